@@ -1,0 +1,1 @@
+"""Importers that turn images into shards, and the built-in phantom cohort."""

@@ -1,0 +1,1 @@
+"""Rank 0's office: sees updates, never an image."""

@@ -1,0 +1,29 @@
+"""The errors that a user can cause and can mend.
+
+Every message names the value, the place (file, key, site, round), what is allowed and what to do next. The command line
+prints it without a traceback and exits with status 2.
+"""
+
+
+class InputError(Exception):
+    """Bad input: a config, a shard, a run directory or a command line that fedhpc cannot accept."""
+
+
+class ConfigError(InputError):
+    """A config that breaks one or more rules; the message lists all of them at once."""
+
+
+class ShardError(InputError):
+    """A shard that is not what DESIGN calls a shard, or not this site's own."""
+
+
+class PrivacyError(InputError):
+    """A privacy guarantee that cannot be given: raised before the step that would break it."""
+
+
+class PayloadError(Exception):
+    """Bytes that came through the door and do not decode to what they claim to be."""
+
+
+class SiteError(Exception):
+    """A failure inside one hospital, with the site, the rank and the round at which it happened."""

@@ -1,0 +1,1 @@
+"""The door: all that crosses the wall goes through here."""
