@@ -14,7 +14,7 @@ class ConfigError(InputError):
 
 
 class ShardError(InputError):
-    """A shard that is not what DESIGN calls a shard, or not this site's own."""
+    """A shard that breaks the shard format, or is not this site's own."""
 
 
 class PrivacyError(InputError):

@@ -1,4 +1,4 @@
-"""Randomness as a function of its purpose: no module-level state, so that a resumed run draws what a straight run draws."""
+"""Randomness as a function of its purpose: no module state, so a resumed run draws what a straight run draws."""
 
 import hashlib
 

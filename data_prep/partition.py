@@ -1,0 +1,126 @@
+"""Which patient goes to which hospital, and into which split: by patient, with label skew, the same for the same seed.
+
+How the hospitals differ:
+
+- in size: four hospitals hold 40, 30, 17.5 and 12.5 % of the patients; with another number, each holds 0.7 times as
+  many as the one before;
+- in their mix of classes: each class is spread over the hospitals by a Dirichlet(`skew`) draw, which is then fitted to
+  the sizes (iterative proportional fitting), so that skew and size do not disturb each other. Without skew all mix alike.
+
+Whatever the draw, every hospital first gets three patients of each of two classes, one for each split. So no split of
+any hospital is empty, and an AUC can be computed everywhere.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedhpc.errors import ShardError
+from fedhpc.rng import generator
+
+Ints = npt.NDArray[np.int64]
+TRAIN, VAL, TEST = 0, 1, 2
+VAL_SHARE, TEST_SHARE = 0.1, 0.2
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How to divide a cohort.
+
+    Attributes:
+        sites: number of hospitals.
+        skew: the Dirichlet concentration, > 0; small is skewed (0.1: nearly one class a hospital); None: no skew.
+        seed: of every draw (public).
+        all_test: no training: everything is in the test split.
+    """
+
+    sites: int = 4
+    skew: float | None = None
+    seed: int = 0
+    all_test: bool = False
+
+
+def partition(labels: Ints, patients: npt.NDArray[Any], plan: Partition) -> tuple[Ints, npt.NDArray[np.uint8]]:
+    """The site (int64[n], 0 to sites - 1) and the split (uint8[n]) of each image; a patient has one of each.
+
+    Args:
+        labels: int64[n], 0 to K - 1 (private).
+        patients: [n], any sortable ids (private).
+        plan: how to divide.
+
+    Raises:
+        ShardError: too few patients for every hospital to get two classes in every split.
+    """
+    _, owner = np.unique(patients, return_inverse=True)
+    votes = np.zeros((owner.max() + 1, labels.max() + 1), np.int64)
+    np.add.at(votes, (owner, labels), 1)
+    main_class = votes.argmax(axis=1)  # a patient with images of several classes counts for the commonest
+    random = generator(plan.seed, "partition", plan.sites)
+    table = site_table(np.bincount(main_class), plan, random)
+    site_of, split_of = np.empty(len(votes), np.int64), np.empty(len(votes), np.uint8)
+    for label, counts in enumerate(table):
+        members = random.permutation(np.flatnonzero(main_class == label))
+        site_of[members] = np.repeat(np.arange(plan.sites), counts)
+        split_of[members] = np.concatenate([_splits(count, plan.all_test) for count in counts])
+    return site_of[owner], split_of[owner]
+
+
+def proportions(sites: int) -> npt.NDArray[np.float64]:
+    """The share of the patients that each of `sites` hospitals holds, largest first; float64[sites], sum 1."""
+    shares = np.array([0.40, 0.30, 0.175, 0.125]) if sites == 4 else 0.7 ** np.arange(sites)
+    return np.asarray(shares / shares.sum())
+
+
+def site_table(counts: Ints, plan: Partition, random: np.random.Generator) -> Ints:
+    """Patients by class and site: int64[K, sites] with rows that sum to `counts` (int64[K], patients a class)."""
+    draw = (
+        np.ones((len(counts), plan.sites))
+        if plan.skew is None
+        else random.gamma(plan.skew, size=(len(counts), plan.sites))
+    )
+    draw = np.maximum(draw, 1e-9)
+    reserved = _reserve(counts, draw, 1 if plan.all_test else 3)
+    left = counts - reserved.sum(axis=1)
+    sizes = np.maximum(proportions(plan.sites) * counts.sum() - reserved.sum(axis=0), 0)
+    return reserved + _round_rows(_fit(draw, left, sizes), left)
+
+
+def _reserve(counts: Ints, draw: npt.NDArray[np.float64], least: int) -> Ints:
+    """`least` patients of two classes for every site, of the classes that it would have most of."""
+    reserved = np.zeros(draw.shape, np.int64)
+    for site in range(draw.shape[1]):
+        left = counts - reserved.sum(axis=1)
+        # By what remains too, so that the first sites do not empty a class that a later one needs.
+        order = [label for label in np.argsort(-draw[:, site] * left, kind="stable") if left[label] >= least]
+        if len(order) < 2:
+            raise ShardError(
+                f"patients per class {counts.tolist()} are too few for {draw.shape[1]} sites; allowed: at least "
+                f"{least} patients of two classes at every site. Remedy: fewer sites, or more images"
+            )
+        reserved[order[:2], site] = least
+    return reserved
+
+
+def _fit(draw: npt.NDArray[np.float64], counts: Ints, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """`draw` scaled to row sums `counts` and, as nearly as 200 rounds bring it, to column sums like `sizes`."""
+    table = draw.copy()
+    wanted = (sizes + 1e-9) / (sizes + 1e-9).sum() * counts.sum()
+    for _ in range(200):
+        table *= wanted / np.maximum(table.sum(axis=0), 1e-300)
+        table *= (counts / np.maximum(table.sum(axis=1), 1e-300))[:, None]
+    return table
+
+
+def _round_rows(table: npt.NDArray[np.float64], counts: Ints) -> Ints:
+    ends = np.rint(np.cumsum(table, axis=1)).astype(np.int64)
+    ends[:, -1] = counts
+    return np.diff(np.minimum(ends, counts[:, None]), axis=1, prepend=0)
+
+
+def _splits(count: int, all_test: bool) -> npt.NDArray[np.uint8]:
+    """Splits for `count` patients of one class at one site: 70/10/20 %, each at least once from three patients on."""
+    test = count if all_test else max(round(TEST_SHARE * count), int(count >= 2))
+    val = 0 if all_test else max(round(VAL_SHARE * count), int(count >= 3))
+    return np.repeat(np.array([TRAIN, VAL, TEST], np.uint8), [count - val - test, val, test])

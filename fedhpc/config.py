@@ -1,0 +1,186 @@
+"""`RunConfig`: the one frozen, strictly validated value that a run depends on, beside its data.
+
+`fedhpc.config_file` reads it from YAML. Paths inside a config are relative to the working directory.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
+Density = Annotated[float, Field(gt=0, le=1)]
+NETWORKS = ("densenet_small", "densenet121", "resnet18", "resnet50")
+
+
+class Section(BaseModel):
+    """A frozen part of the config; a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Site(Section):
+    """One hospital. `weight` is public: its number of training units as declared to the federation.
+
+    With privacy on, the weight is the site's share in the mean *and* the denominator of its private mean gradient,
+    since the true count is private. Without privacy it defaults to the number of training images in the shard.
+    """
+
+    name: SiteName
+    weight: Annotated[int, Field(gt=0)] | None = None
+
+
+class Phantom(Section):
+    """The built-in cohort, made on first use where its shards are missing (`run.py prepare phantom`)."""
+
+    seed: int = 0
+    images: Annotated[int, Field(ge=100, le=1_000_000)] = 8000
+    image_size: Annotated[int, Field(ge=32, le=512)] = 64
+
+
+class Data(Section):
+    """Where the shards lie. `{site}` in `shards` is replaced by the site's name."""
+
+    shards: Annotated[str, Field(pattern=r".*\{site\}.*")]
+    sites: Annotated[tuple[Site, ...], Field(min_length=1)]
+    in_memory: bool | Literal["auto"] = "auto"
+    phantom: Phantom | None = None
+
+    def shard_path(self, site: str) -> Path:
+        """The shard of `site`."""
+        return Path(self.shards.replace("{site}", site))
+
+
+class Model(Section):
+    """The network. `frozen` trains a linear head on the features of a public `backbone`, computed once per shard."""
+
+    name: Literal["densenet_small", "densenet121", "resnet18", "resnet50", "frozen"] = "densenet_small"
+    backbone: str | None = Field(default=None, description="efficientnet_lite0, or the model.pt of another fedhpc run")
+
+
+class Training(Section):
+    """Local training: `local_epochs` epochs a round of SGD or Adam on softmax cross entropy."""
+
+    rounds: Annotated[int, Field(ge=1, le=10_000)] = 20
+    local_epochs: Annotated[int, Field(ge=1, le=100)] = 3
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+
+
+class Privacy(Section):
+    """DP-SGD at each hospital when `epsilon` is set (add-or-remove adjacency of one `unit`)."""
+
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    unit: Literal["patient", "image"] = "patient"
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+    max_images_per_patient: Annotated[int, Field(ge=1)] = 4
+    max_physical_batch: Annotated[int, Field(ge=1)] = 128
+    noise_seed: int | None = Field(default=None, description="for tests only: it voids the guarantee")
+
+
+class Exchange(Section):
+    """What crosses the wall: the share of entries sent up, and down (the same when null)."""
+
+    density: Density = 0.1
+    density_down: Density | None = None
+
+    @property
+    def down(self) -> float:
+        """The density of the server's update."""
+        return self.density if self.density_down is None else self.density_down
+
+
+class Federation(Section):
+    """`colocated`: rank 0 is also the first hospital. `dedicated`: rank 0 has no shard."""
+
+    aggregator: Literal["colocated", "dedicated"] = "colocated"
+
+
+class Evaluation(Section):
+    """How the metrics are made: global ones every `every_rounds` rounds and at the end."""
+
+    every_rounds: Annotated[int, Field(ge=1)] = 1
+    specificity: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    bootstrap: Annotated[int, Field(ge=100, le=10_000)] = 1000
+
+
+class Runtime(Section):
+    """The machine. `threads: auto` is cores / ranks on the node; the resolved number is written to the run's config."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+
+
+class RunConfig(Section):
+    """All that a run depends on, with the data. Public: it holds no secret and no patient data."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    mode: Literal["federated", "local", "centralised"] = "federated"
+    seed: int = 0
+    data: Data
+    model: Model = Model()
+    training: Training = Training()
+    privacy: Privacy = Privacy()
+    exchange: Exchange = Exchange()
+    federation: Federation = Federation()
+    evaluation: Evaluation = Evaluation()
+    runtime: Runtime = Runtime()
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """The hospitals in rank order."""
+        return tuple(site.name for site in self.data.sites)
+
+    @property
+    def private(self) -> bool:
+        """Whether DP-SGD is on."""
+        return self.privacy.epsilon is not None
+
+    @model_validator(mode="after")
+    def _rules(self) -> "RunConfig":
+        problems = [text for broken, text in _cross_field_rules(self) if broken]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON form, 16 hex digits."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule that concerns more than one key."""
+    names, p = config.site_names, config.privacy
+    undeclared = [site.name for site in config.data.sites if site.weight is None]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    frozen = config.model.name == "frozen"
+    return [
+        (bool(twice), f"data.sites: {', '.join(twice)} named twice; give each hospital its own name"),
+        (
+            config.private and bool(undeclared),
+            f"data.sites: no weight for {', '.join(undeclared)}; with privacy.epsilon set the true sample count is "
+            "private: declare a public weight (number of training units) for every site",
+        ),
+        (p.noise_seed is not None and not config.private, "privacy.noise_seed: set without privacy.epsilon; remove it"),
+        (
+            frozen and config.model.backbone is None,
+            "model.backbone: missing; model.name=frozen needs efficientnet_lite0 or the model.pt of a fedhpc run",
+        ),
+        (
+            not frozen and config.model.backbone is not None,
+            f"model.backbone: only model.name=frozen has one, not {config.model.name}; remove one of the two",
+        ),
+        (
+            config.federation.aggregator == "dedicated" and config.mode != "federated",
+            f"federation.aggregator: dedicated needs mode=federated, not mode={config.mode}",
+        ),
+    ]

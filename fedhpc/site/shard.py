@@ -1,0 +1,430 @@
+"""The shard: one hospital's images and labels in one HDF5 file, opened and checked by its own rank only.
+
+| dataset     | dtype                    | shape        | meaning                                        |
+|-------------|--------------------------|--------------|------------------------------------------------|
+| `/images`   | uint8, uint16 or float32 | [n, C, H, W] | one HDF5 chunk an image, no compression        |
+| `/labels`   | int64                    | [n]          | index into the attribute `classes`             |
+| `/patient`  | S16                      | [n]          | pseudonym, never a name                        |
+| `/split`    | uint8                    | [n]          | 0 train, 1 val, 2 test; a patient is in one    |
+| `/modality` | S2                       | [n]          | MR, CT or OT                                   |
+| `/stage`    | uint8                    | [n]          | optional: 1 early (small lesion), 0 otherwise  |
+
+Root attributes: `format_version`, `site`, `classes`, `pixel_range`, `created_by`. Whatever else a file holds is
+refused: a shard must not smuggle names or dates. Columns and images are private, attributes and image shape public.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from fedhpc.errors import ShardError
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "val", "test")
+MODALITIES = ("MR", "CT", "OT")
+IMAGE_DTYPES = (np.dtype("<u1"), np.dtype("<u2"), np.dtype("<f4"))
+COLUMNS = {
+    name: np.dtype(code)
+    for name, code in (("labels", "<i8"), ("patient", "S16"), ("split", "u1"), ("modality", "S2"), ("stage", "u1"))
+}
+OPTIONAL = frozenset({"stage"})
+BLOCK_BYTES = 16 * 2**20
+
+Images = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
+Split = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Identity:
+    site: str
+    classes: tuple[str, ...]
+    pixel_range: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What one pass over the images found: a sha256 of each, problems, and the images themselves where loaded."""
+
+    hashes: list[bytes]
+    problems: list[str]
+    loaded: Images | None
+
+
+class Shard:
+    """One site's shard, checked and open for reading. A context manager; close it or use `with`.
+
+    Attributes (private unless said otherwise):
+        site: the hospital's name (public). classes: the label names in order (public).
+        image_shape: (C, H, W) (public). pixel_range: the two ends of the pixel scale (public). n: number of images.
+        digest: sha256 hex over site, classes, pixel_range, the columns and every image.
+        labels: int64[n]. patient: S16[n]. split: uint8[n]. modality: S2[n].
+        stage: uint8[n], zeros where the file has none; `has_stage` tells the two apart.
+        in_memory: whether the images were loaded at opening.
+    """
+
+    def __init__(self, file: h5py.File, identity: _Identity, columns: dict[str, Images], scan: _Scan) -> None:
+        self.site, self.classes, self.pixel_range = identity.site, identity.classes, identity.pixel_range
+        self._file = file
+        self._dataset: h5py.Dataset = file["images"]
+        self._loaded = scan.loaded
+        self.dtype: np.dtype[Any] = self._dataset.dtype
+        self.n: int = self._dataset.shape[0]
+        self.image_shape: tuple[int, int, int] = self._dataset.shape[1:]
+        self.labels, self.patient, self.split = columns["labels"], columns["patient"], columns["split"]
+        self.modality = columns["modality"]
+        self.has_stage = "stage" in columns
+        self.stage: Split = columns["stage"] if self.has_stage else np.zeros(self.n, np.uint8)
+        self.in_memory = self._loaded is not None
+        self.digest = _digest(identity, columns, scan.hashes, self._dataset)
+
+    @classmethod
+    def open(
+        cls, path: Path, site: str | None, *, in_memory: bool | Literal["auto"] = "auto", need_train: bool = True
+    ) -> Self:
+        """Open `path` and check all of it before anything is trained: every image is read once, a block at a time.
+
+        Args:
+            path: the `.h5` file.
+            site: the rank's own site; None takes the file's own, for tools that look at shards of any site.
+            in_memory: True loads the images, False reads them from the file at each `read`, "auto" loads them if they
+                fill less than a quarter of the available memory. `read` gives the same bytes either way.
+            need_train: False also accepts a shard without a training split, for evaluation.
+
+        Raises:
+            ShardError: the file is missing, damaged, of another site, or breaks the format; lists every problem found.
+        """
+        path = Path(path)
+        file = _open_file(path, site)
+        try:
+            return cls(file, *_check(file, site, in_memory, need_train))
+        except _Problems as found:
+            file.close()
+            raise _refusal(path, site, found.args[0]) from None
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            file.close()
+            text = f"damaged HDF5 content ({error}); allowed: a file that can be read to its end"
+            raise _refusal(path, site, [text]) from error
+        except BaseException:
+            file.close()
+            raise
+
+    def indices(self, split: str) -> Ints:
+        """Row numbers of one split ("train", "val" or "test"), ascending, int64 (private)."""
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r}; allowed: {', '.join(SPLITS)}")
+        return np.flatnonzero(self.split == SPLITS.index(split)).astype(np.int64)
+
+    def read(self, rows: npt.ArrayLike) -> Images:
+        """The images of `rows` (int[k], may repeat, may be empty) in that order, private: [k, C, H, W], stored dtype.
+
+        Streaming, it touches only the chunks of these rows, in file order.
+        """
+        if not self._file:
+            raise ValueError(f"shard of site {self.site!r} is closed")
+        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.n):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()}, site {self.site!r}; allowed: 0 to {self.n - 1}")
+        return _read_chunks(self._dataset, wanted) if self._loaded is None else self._loaded[wanted]
+
+    def close(self) -> None:
+        """Close the file and let go of the images. Closing twice is harmless."""
+        self._loaded = None
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Problems(Exception):
+    """Carries a list of problems from a check to the place that knows the file's name."""
+
+
+def _check(
+    file: h5py.File, site: str | None, in_memory: bool | Literal["auto"], need_train: bool
+) -> tuple[_Identity, dict[str, Images], _Scan]:
+    # In two steps: pixels and labels mean nothing in a file whose layout is wrong.
+    identity, problems = _read_attributes(file, site)
+    problems += _layout_problems(file)
+    if identity is None or problems:
+        raise _Problems(problems)
+    columns = {name: file[name][:] for name in COLUMNS if name in file}
+    load = _fits_in_memory(file["images"]) if in_memory == "auto" else in_memory
+    scan = _scan(file["images"], identity.pixel_range, load)
+    problems = _column_problems(columns, identity, need_train) + scan.problems
+    problems += _leaks(columns["split"], columns["patient"], scan.hashes)
+    if problems:
+        raise _Problems(problems)
+    return identity, columns, scan
+
+
+def _refusal(path: Path, site: str | None, problems: list[str]) -> ShardError:
+    owner = f" of site {site!r}" if site else ""
+    lines = "".join(f"\n  - {problem}" for problem in problems)
+    return ShardError(
+        f"shard {path}{owner} cannot be used:{lines}\n"
+        f"Remedy: make it with `python run.py prepare ...` and look at it with `python run.py prepare check {path}`."
+    )
+
+
+def _open_file(path: Path, site: str | None) -> h5py.File:
+    if not path.is_file():
+        raise _refusal(path, site, ["no such file; allowed: an existing HDF5 shard"])
+    try:
+        # Locks are broken on many parallel file systems, and nobody writes to a finished shard.
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        text = f"not a whole HDF5 file, truncated or of another kind ({error}); allowed: an HDF5 shard"
+        raise _refusal(path, site, [text]) from error
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode()
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, np.ndarray) or value.ndim != 1:
+        raise ValueError
+    return tuple(_text(item) for item in value.tolist())
+
+
+def _site_name(value: Any) -> str:
+    name = _text(value)
+    # The site's name becomes a folder of the run directory.
+    if not name or name.startswith(".") or "/" in name or not name.isprintable():
+        raise ValueError
+    return name
+
+
+def _classes(value: Any) -> tuple[str, ...]:
+    names = _texts(value)
+    if len(names) < 2 or not all(names) or len(set(names)) < len(names):
+        raise ValueError
+    return names
+
+
+def _range(value: Any) -> tuple[float, float]:
+    low, high = (float(end) for end in value)
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError
+    return low, high
+
+
+def _version(value: Any) -> int:
+    if isinstance(value, np.integer) and int(value) == FORMAT_VERSION:
+        return FORMAT_VERSION
+    raise ValueError
+
+
+_ATTRIBUTE_RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "format_version": (_version, f"{FORMAT_VERSION}, the only version that this fedhpc reads"),
+    "site": (_site_name, "a printable name without '/' that does not start with '.'"),
+    "classes": (_classes, "at least two different, non-empty class names"),
+    "pixel_range": (_range, "two finite numbers, the smaller one first"),
+    "created_by": (_text, "the importer's name and version, one text"),
+}
+
+
+def _read_attributes(file: h5py.File, site: str | None) -> tuple[_Identity | None, list[str]]:
+    known = ", ".join(_ATTRIBUTE_RULES)
+    unknown = sorted(set(file.attrs) - set(_ATTRIBUTE_RULES))
+    problems = [f"attribute {name!r} is unknown; allowed: {known}" for name in unknown]
+    values: dict[str, Any] = {}
+    for name, (parse, allowed) in _ATTRIBUTE_RULES.items():
+        if name not in file.attrs:
+            problems.append(f"attribute {name!r} is missing; allowed: {allowed}")
+            continue
+        stored = file.attrs[name]
+        try:
+            values[name] = parse(stored)
+        except (ValueError, TypeError):
+            problems.append(f"attribute {name}={stored!r}; allowed: {allowed}")
+    if site is not None and values.get("site", site) != site:
+        problems.append(f"wrong site: the file belongs to {values['site']!r}; allowed here: {site!r} only")
+    if problems:
+        return None, problems
+    return _Identity(values["site"], values["classes"], values["pixel_range"]), []
+
+
+def _layout_problems(file: h5py.File) -> list[str]:
+    allowed = {"images", *COLUMNS}
+    problems = [f"/{name} is unknown; allowed: {', '.join(sorted(allowed))}" for name in sorted(set(file) - allowed)]
+    problems += [f"/{name} is missing" for name in sorted(allowed - OPTIONAL - set(file))]
+    if file.userblock_size:
+        problems.append(f"a user block of {file.userblock_size} bytes; allowed: none")
+    present = sorted(allowed & set(file))
+    for name in present:
+        if not _is_plain_dataset(file, name):
+            problems.append(
+                f"/{name} is not a plain dataset; allowed: one stored in this very file, without attributes"
+            )
+        else:
+            problems += _image_layout(file["images"]) if name == "images" else _column_layout(file[name], name)
+    if problems:
+        return problems
+    n, lengths = len(file["images"]), {name: len(file[name]) for name in present}
+    return [f"/{name} has length {k}; allowed: {n}, as many as /images" for name, k in lengths.items() if k != n]
+
+
+def _is_plain_dataset(file: h5py.File, name: str) -> bool:
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+        return False
+    dataset = file[name]
+    return not (dataset.is_virtual or dataset.external or len(dataset.attrs))
+
+
+def _column_layout(dataset: h5py.Dataset, name: str) -> list[str]:
+    problems = []
+    if dataset.dtype != COLUMNS[name]:
+        problems.append(f"/{name} has dtype {dataset.dtype}; allowed: {COLUMNS[name]}")
+    if dataset.shape is None or len(dataset.shape) != 1:
+        problems.append(f"/{name} has shape {dataset.shape}; allowed: [n]")
+    return problems
+
+
+def _image_layout(images: h5py.Dataset) -> list[str]:
+    problems = []
+    if images.dtype not in IMAGE_DTYPES:
+        problems.append(f"/images has dtype {images.dtype}; allowed: {', '.join(map(str, IMAGE_DTYPES))}")
+    if images.shape is None or len(images.shape) != 4 or 0 in images.shape:
+        problems.append(f"/images has shape {images.shape}; allowed: [n, C, H, W], none of them 0")
+    elif images.chunks != (1, *images.shape[1:]) or images.id.get_create_plist().get_nfilters():
+        problems.append(f"/images has chunks {images.chunks}; allowed: one uncompressed chunk an image")
+    elif images.id.get_num_chunks() != images.shape[0]:
+        problems.append(f"/images holds {images.id.get_num_chunks()} images of {images.shape[0]}; allowed: all written")
+    return problems
+
+
+def _read_chunks(dataset: h5py.Dataset, rows: Ints) -> Images:
+    # One image is one raw chunk: reading it whole skips HDF5's selection machinery, some 20 times cheaper an image.
+    images = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
+    raw = images.reshape(len(rows), -1).view(np.uint8) if len(rows) else images
+    for position in np.argsort(rows, kind="stable"):
+        dataset.id.read_direct_chunk((int(rows[position]), 0, 0, 0), out=raw[position])
+    return images
+
+
+def _blocks(dataset: h5py.Dataset) -> Iterator[tuple[int, Images]]:
+    step = max(1, BLOCK_BYTES // (dataset.dtype.itemsize * int(np.prod(dataset.shape[1:]))))
+    for first in range(0, dataset.shape[0], step):
+        yield first, _read_chunks(dataset, np.arange(first, min(first + step, dataset.shape[0])))
+
+
+def _scan(dataset: h5py.Dataset, pixel_range: tuple[float, float], load: bool) -> _Scan:
+    loaded: Images | None = np.empty(dataset.shape, dataset.dtype) if load else None
+    hashes: list[bytes] = []
+    not_finite: list[int] = []
+    outside: list[int] = []
+    for first, block in _blocks(dataset):
+        flat = block.reshape(len(block), -1)
+        hashes += [hashlib.sha256(image.data).digest() for image in flat]
+        smallest, largest = flat.min(axis=1), flat.max(axis=1)  # a NaN in the row makes both NaN
+        finite = np.isfinite(smallest) & np.isfinite(largest)
+        beyond = finite & ((smallest < pixel_range[0]) | (largest > pixel_range[1]))
+        not_finite += (first + np.flatnonzero(~finite)).tolist()
+        outside += (first + np.flatnonzero(beyond)).tolist()
+        if loaded is not None:
+            loaded[first : first + len(block)] = block
+    problems = [f"/images has NaN or Inf in {_rows(not_finite)}; allowed: finite pixels"] if not_finite else []
+    if outside:
+        allowed = "{:g} to {:g}".format(*pixel_range)
+        problems.append(f"/images has pixels outside pixel_range in {_rows(outside)}; allowed: {allowed}")
+    return _Scan(hashes, problems, loaded)
+
+
+def _rows(rows: list[int]) -> str:
+    shown = ", ".join(map(str, rows[:3]))
+    return f"row {shown}" + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
+
+
+def _column_problems(columns: dict[str, Images], identity: _Identity, need_train: bool) -> list[str]:
+    last = len(identity.classes) - 1
+    good = {
+        "labels": ((columns["labels"] >= 0) & (columns["labels"] <= last), f"0 to {last}, for {last + 1} classes"),
+        "split": (columns["split"] < len(SPLITS), "0 (train), 1 (val), 2 (test)"),
+        "patient": (columns["patient"] != b"", "a pseudonym of 1 to 16 bytes"),
+        "modality": (np.isin(columns["modality"], np.array(MODALITIES, "S2")), ", ".join(MODALITIES)),
+    }
+    if "stage" in columns:
+        good["stage"] = (columns["stage"] <= 1, "0, or 1 for early")
+    problems = []
+    for name, (fine, allowed) in good.items():
+        rows = np.flatnonzero(~fine).tolist()
+        if rows:
+            problems.append(f"/{name} has {columns[name][rows[0]].item()!r} in {_rows(rows)}; allowed: {allowed}")
+    if need_train and not (columns["split"] == 0).any():
+        problems.append("/split has an empty train split; allowed: at least one training image, except for evaluation")
+    return problems
+
+
+def _leaks(split: Split, patient: Images, hashes: list[bytes]) -> list[str]:
+    """What is shared by two splits: patients, and images with the same bytes."""
+    problems = []
+    for what, keys in (("/patient: patient", patient.tolist()), ("/images: duplicate image", hashes)):
+        first_row: dict[bytes, int] = {}
+        crossing = {
+            key: (first, row)
+            for row, key in enumerate(keys)
+            if split[first := first_row.setdefault(key, row)] != split[row]
+        }
+        if crossing:
+            shown = "; ".join(_crossing(patient, split, *rows) for rows in list(crossing.values())[:3])
+            problems.append(f"{what} in two splits, {len(crossing)} found ({shown}); allowed: each in one split only")
+    return problems
+
+
+def _crossing(patient: Images, split: Split, *rows: int) -> str:
+    return " and ".join(
+        f"row {row} {patient[row].decode(errors='replace')} {SPLITS[split[row]] if split[row] < 3 else '?'}"
+        for row in rows
+    )
+
+
+def _digest(identity: _Identity, columns: dict[str, Images], hashes: list[bytes], dataset: h5py.Dataset) -> str:
+    sha = hashlib.sha256(repr((identity, dataset.dtype.str, dataset.shape)).encode())
+    for name in sorted(columns):
+        sha.update(name.encode() + columns[name].tobytes())
+    sha.update(b"".join(hashes))
+    return sha.hexdigest()
+
+
+def _fits_in_memory(dataset: h5py.Dataset) -> bool:
+    return bool(dataset.size * dataset.dtype.itemsize < _available_bytes() / 4)
+
+
+def _available_bytes() -> int:
+    """Memory that this process may still take: the machine's, or its batch job's where that is less."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    for line in _lines(Path("/proc/self/cgroup")):
+        if line.startswith("0::/"):
+            own = Path("/sys/fs/cgroup") / line[4:]
+            limits = [text for group in (own, *own.parents) for text in _lines(group / "memory.max")]
+            free = min([free, *(int(text) for text in limits if text.isdecimal())])
+    return free
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
