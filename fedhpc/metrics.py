@@ -1,0 +1,176 @@
+"""AUC, F1 and sensitivity from score histograms, the only thing about its predictions that a site releases.
+
+A histogram of logit scores per class is additive over sites, so the global metrics are exact sums of what the sites sent,
+to within one bin of 1/64 logit; no score of a single patient travels. Metrics on validation and test data are outside
+the differential privacy guarantee.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS, LOGIT_RANGE = 2048, 16.0
+NEGATIVE, LATE, EARLY = range(3)
+
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A model's output on n images of one split (private).
+
+    Attributes:
+        logits: f32[n, K], before softmax.
+        labels: int64[n].
+        early: bool[n], small lesion.
+        patient: S16[n].
+    """
+
+    logits: NDArray[np.float32]
+    labels: I64
+    early: NDArray[np.bool_]
+    patient: NDArray[np.bytes_]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Macro one-vs-rest over the classes (for two classes: of the second). None where a split lacks a class."""
+
+    auc: float | None
+    f1: float | None
+    sensitivity: float | None
+    sensitivity_early: float | None
+    n_images: int
+
+
+def score_histogram(predictions: Predictions) -> I64:
+    """int64[T, 3, BINS]: counts of images by one-vs-rest logit, for negatives, late and early positives.
+
+    T is 1 for two classes (the second against the first), else the number of classes.
+    """
+    scores, positive = _one_vs_rest(predictions.logits, predictions.labels)
+    tasks = scores.shape[1]
+    group = np.where(positive, np.where(predictions.early[:, None], EARLY, LATE), NEGATIVE)
+    cell = (np.arange(tasks) * 3 + group) * BINS + _bin(scores)
+    return np.bincount(cell.ravel(), minlength=tasks * 3 * BINS).reshape(tasks, 3, BINS)
+
+
+def _one_vs_rest(logits: NDArray[np.float32], labels: I64) -> tuple[F64, NDArray[np.bool_]]:
+    """(log odds f64[n, T], is positive bool[n, T]) of each class against all the others."""
+    z = logits.astype(np.float64)
+    classes = z.shape[1]
+    odds = np.empty_like(z)
+    for k in range(classes):
+        odds[:, k] = z[:, k] - np.logaddexp.reduce(np.delete(z, k, axis=1), axis=1)
+    positive = labels[:, None] == np.arange(classes)
+    return (odds[:, 1:], positive[:, 1:]) if classes == 2 else (odds, positive)
+
+
+def _bin(scores: F64) -> I64:
+    position = np.floor((scores + LOGIT_RANGE) * (BINS / (2 * LOGIT_RANGE)))
+    return np.clip(position, 0, BINS - 1).astype(np.int64)
+
+
+def auc(histogram: I64) -> float | None:
+    """Macro area under the ROC curve of counts int64[T, 3, BINS]; ties within a bin count half.
+
+    >>> counts = np.zeros((1, 3, BINS), np.int64)
+    >>> counts[0, NEGATIVE, [1, 5]] = 1
+    >>> counts[0, LATE, 5] = 2
+    >>> auc(counts)
+    0.75
+    """
+    negative, positive = histogram[:, NEGATIVE], histogram[:, LATE] + histogram[:, EARLY]
+    below = np.cumsum(negative, axis=1) - negative
+    wins = (positive * (below + negative / 2)).sum(axis=1)
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    return _macro(wins, pairs)
+
+
+def _macro(numerator: F64 | I64, denominator: F64 | I64) -> float | None:
+    """The mean ratio over the tasks; None as soon as one task has no denominator."""
+    if not denominator.all():
+        return None
+    return float((numerator / denominator).mean())
+
+
+def f1_thresholds(histogram: I64) -> I64:
+    """int64[T]: the first bin that counts as positive, chosen to maximise F1 on (validation) counts."""
+    true_positive, false_positive = _tail(histogram, (LATE, EARLY)), _tail(histogram, (NEGATIVE,))
+    positives = true_positive[:, :1]
+    f1 = 2 * true_positive / np.maximum(true_positive + false_positive + positives, 1)
+    return f1.argmax(axis=1)
+
+
+def _tail(histogram: I64, groups: tuple[int, ...]) -> I64:
+    """int64[T, BINS]: how many images of `groups` lie in a bin or above it."""
+    counts = histogram[:, list(groups)].sum(axis=1)
+    return np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
+
+
+def f1(histogram: I64, thresholds: I64) -> float | None:
+    """Macro F1 of (test) counts at thresholds chosen elsewhere."""
+    tasks = np.arange(len(histogram))
+    true_positive = _tail(histogram, (LATE, EARLY))[tasks, thresholds]
+    false_positive = _tail(histogram, (NEGATIVE,))[tasks, thresholds]
+    positives = histogram[:, [LATE, EARLY]].sum(axis=(1, 2))
+    if not positives.all():
+        return None
+    return _macro(2 * true_positive, true_positive + false_positive + positives)
+
+
+def sensitivity_at(histogram: I64, specificity: float, groups: tuple[int, ...] = (LATE, EARLY)) -> float | None:
+    """Macro share of the positives in `groups` found at the lowest threshold with at least this specificity."""
+    false_positive, found = _tail(histogram, (NEGATIVE,)), _tail(histogram, groups)
+    negatives = false_positive[:, :1]
+    # One more threshold, above all bins: there no image is positive and the specificity is 1.
+    false_positive, found = (np.pad(counts, ((0, 0), (0, 1))) for counts in (false_positive, found))
+    allowed = false_positive <= np.floor((1 - specificity) * negatives + 1e-9)
+    return _macro(found[np.arange(len(found)), allowed.argmax(axis=1)], found[:, 0])
+
+
+def metrics(test: I64, thresholds: I64, specificity: float) -> Metrics:
+    """All the metrics of test counts int64[T, 3, BINS]."""
+    return Metrics(
+        auc=auc(test),
+        f1=f1(test, thresholds),
+        sensitivity=sensitivity_at(test, specificity),
+        sensitivity_early=sensitivity_at(test, specificity, (EARLY,)),
+        n_images=int(test[0].sum()),
+    )
+
+
+def bootstrap_histograms(predictions: Predictions, resamples: int, rng: np.random.Generator) -> NDArray[np.uint16]:
+    """uint16[resamples, T, 3, BINS]: score histograms of this site's patients drawn with replacement.
+
+    Patients are drawn, not images: the images of one patient are not independent (cluster bootstrap, Field & Welsh 2007).
+    """
+    patients, owner = np.unique(predictions.patient, return_inverse=True)
+    stack = np.empty((resamples, *score_histogram(predictions).shape), np.uint16)
+    for b in range(resamples):
+        times = np.bincount(rng.integers(len(patients), size=len(patients)), minlength=len(patients))
+        rows = np.repeat(np.arange(len(owner)), times[owner])
+        stack[b] = score_histogram(_rows(predictions, rows))
+    return stack
+
+
+def _rows(predictions: Predictions, rows: I64) -> Predictions:
+    p = predictions
+    return Predictions(p.logits[rows], p.labels[rows], p.early[rows], p.patient[rows])
+
+
+def auc_interval(stacks: Iterable[NDArray[np.uint16]]) -> tuple[float, float] | None:
+    """95 % percentile interval of the pooled AUC from each site's `bootstrap_histograms` (Efron & Tibshirani 1993)."""
+    pooled: NDArray[np.int32] | None = None
+    for stack in stacks:
+        pooled = stack.astype(np.int32) if pooled is None else pooled + stack
+    if pooled is None:
+        return None
+    values = [value for counts in pooled if (value := auc(counts.astype(np.int64))) is not None]
+    if not values:
+        return None
+    low, high = np.quantile(values, (0.025, 0.975))
+    return float(low), float(high)

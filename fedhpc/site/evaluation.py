@@ -1,0 +1,26 @@
+"""A model measured on one site's own splits: predictions stay here, score histograms leave."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedhpc.metrics import Predictions
+from fedhpc.site.samples import Samples
+from fedhpc.site.training import Bench
+
+BATCH = 256
+
+
+@torch.no_grad()
+def predict(model: nn.Module, samples: Samples, split: str, bench: Bench) -> Predictions:
+    """The model's logits on one split (private)."""
+    rows = samples.indices(split)
+    model.eval()
+    blocks = [np.empty((0, 0), np.float32)] if not len(rows) else []
+    for start in range(0, len(rows), BATCH):
+        images = samples.inputs(rows[start : start + BATCH]).to(bench.device)
+        with bench.autocast():
+            blocks.append(model(images).float().cpu().numpy())
+    model.train()
+    return Predictions(np.concatenate(blocks), samples.labels[rows], samples.early[rows], samples.patient[rows])
+

@@ -1,0 +1,104 @@
+"""What the training loop reads: images or cached features of one site, or of all sites pooled, row by row."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedhpc.models import Backbone
+from fedhpc.site.preprocess import harmonise
+from fedhpc.site.shard import Shard
+
+I64 = NDArray[np.int64]
+FEATURE_BATCH = 32
+
+
+class Samples(Protocol):
+    """n labelled inputs (private)."""
+
+    labels: I64
+    patient: NDArray[np.bytes_]
+    early: NDArray[np.bool_]
+
+    def indices(self, split: str) -> I64:
+        """The rows of a split, ascending."""
+
+    def inputs(self, rows: I64) -> Tensor:
+        """float32 [k, ...], ready for the network."""
+
+
+class ImageSamples:
+    """Harmonised images of one shard, read as they are asked for."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self.labels, self.patient, self.early = shard.labels, shard.patient, shard.stage == 1
+
+    def indices(self, split: str) -> I64:
+        """See `Samples`."""
+        return self._shard.indices(split)
+
+    def inputs(self, rows: I64) -> Tensor:
+        """See `Samples`."""
+        return harmonise(self._shard.read(rows))
+
+
+class FeatureSamples(ImageSamples):
+    """Features of a frozen backbone: computed once per shard, kept beside it, read through a memory map."""
+
+    def __init__(self, shard: Shard, backbone: Backbone, cache: Path) -> None:
+        super().__init__(shard)
+        key = hashlib.sha256(f"{shard.digest} {backbone.digest}".encode()).hexdigest()[:16]
+        path = cache / f"{shard.site}.features-{key}.npy"
+        if not path.exists():
+            self._extract(backbone, path)
+        self._features: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def inputs(self, rows: I64) -> Tensor:
+        """See `Samples`."""
+        return torch.from_numpy(self._features[rows])
+
+    def _extract(self, backbone: Backbone, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        out = np.lib.format.open_memmap(temporary, "w+", np.float32, (self._shard.n, backbone.dim))
+        device = next(backbone.parameters()).device
+        for start in range(0, self._shard.n, FEATURE_BATCH):
+            rows = np.arange(start, min(start + FEATURE_BATCH, self._shard.n))
+            out[rows] = backbone(super().inputs(rows).to(device)).cpu().numpy()
+        out.flush()
+        os.replace(temporary, path)
+
+
+class PooledSamples:
+    """All sites' samples as one, for the centralised baseline only: residency is ignored here."""
+
+    def __init__(self, parts: Sequence[Samples]) -> None:
+        self._parts = parts
+        sizes = [len(part.labels) for part in parts]
+        self._starts = np.concatenate(([0], np.cumsum(sizes)))
+        self.labels = np.concatenate([part.labels for part in parts])
+        self.patient = np.concatenate([part.patient for part in parts])
+        self.early = np.concatenate([part.early for part in parts])
+
+    def indices(self, split: str) -> I64:
+        """See `Samples`."""
+        return np.concatenate(
+            [part.indices(split) + start for part, start in zip(self._parts, self._starts, strict=False)]
+        )
+
+    def inputs(self, rows: I64) -> Tensor:
+        """See `Samples`."""
+        owner = np.searchsorted(self._starts, rows, side="right") - 1
+        blocks = [(owner == k).nonzero()[0] for k in range(len(self._parts))]
+        read = [
+            part.inputs(rows[at] - start)
+            for part, at, start in zip(self._parts, blocks, self._starts, strict=False)
+        ]
+        return torch.cat(read)[torch.from_numpy(np.argsort(np.concatenate(blocks)))]

@@ -1,0 +1,111 @@
+"""Local epochs at one hospital, plain and private."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedhpc.config import RunConfig, Training
+from fedhpc.rng import generator
+from fedhpc.site.privacy import Entropy, PrivacyPlan, PrivateStep, Terms, Units, physical_batches
+from fedhpc.site.samples import Samples
+
+OnStep = Callable[[int, int], None]
+"""Called after every step with (steps done, steps in all)."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the training runs: the device, and whether bf16 autocast is on."""
+
+    device: torch.device
+    bf16: bool
+
+    def autocast(self) -> torch.autocast:
+        """The precision context of forward and loss."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def learning_rate(training: Training, round: int) -> float:
+    """The rate of a round: constant, or half a cosine over the run (Loshchilov & Hutter 2017, without restarts)."""
+    if training.lr_schedule == "constant":
+        return training.lr
+    return training.lr * 0.5 * (1 + math.cos(math.pi * round / training.rounds))
+
+
+def make_optimizer(model: nn.Module, training: Training, round: int) -> torch.optim.Optimizer:
+    """A fresh optimiser for one round: momenta do not cross rounds, since the parameters they belong to have moved."""
+    lr = learning_rate(training, round)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if training.optimizer == "adam":
+        return torch.optim.AdamW(parameters, lr, weight_decay=training.weight_decay)
+    return torch.optim.SGD(parameters, lr, momentum=training.momentum, weight_decay=training.weight_decay)
+
+
+def train_plain(
+    model: nn.Module, samples: Samples, config: RunConfig, at: tuple[str, int, Bench], on_step: OnStep
+) -> None:
+    """`local_epochs` epochs of mini-batches, in an order that is a function of (seed, site, round, epoch).
+
+    Args:
+        model: set to the global parameters; left at the local ones.
+        samples: the site's own (private).
+        config: the run's.
+        at: (site, round, where to compute).
+        on_step: told of each step.
+    """
+    site, round, bench = at
+    training, rows = config.training, samples.indices("train")
+    optimizer = make_optimizer(model, training, round)
+    per_epoch = math.ceil(len(rows) / training.batch_size)
+    done = 0
+    for epoch in range(training.local_epochs):
+        order = generator(config.seed, site, round, epoch, "shuffle").permutation(rows)
+        for batch in np.array_split(order, per_epoch):
+            images, labels = samples.inputs(batch).to(bench.device), torch.from_numpy(samples.labels[batch])
+            optimizer.zero_grad()
+            with bench.autocast():
+                loss = nn.functional.cross_entropy(model(images), labels.to(bench.device))
+            loss.backward()
+            optimizer.step()
+            done += 1
+            on_step(done, per_epoch * training.local_epochs)
+
+
+@dataclass(frozen=True)
+class PrivateWork:
+    """One private round: what is sampled, under which plan, with which randomness; `weight` is the declared unit count."""
+
+    units: Units
+    plan: PrivacyPlan
+    entropy: Entropy
+    weight: int
+
+
+def train_private(
+    model: nn.Module, samples: Samples, config: RunConfig, at: tuple[int, Bench, PrivateWork], on_step: OnStep
+) -> None:
+    """The same number of epochs as DP-SGD: `plan.steps_per_round` Poisson batches, clipped per unit, noised.
+
+    Args:
+        model: set to the global parameters; left at the local ones, which are private already.
+        samples: the site's own (private).
+        config: the run's.
+        at: (round, where to compute, the private work).
+        on_step: told of each step.
+    """
+    round, bench, work = at
+    plan, p = work.plan, config.privacy
+    terms = Terms(p.clip_norm, plan.noise_multiplier, plan.sample_rate * work.weight, work.entropy.noise)
+    step = PrivateStep.wrap(model, make_optimizer(model, config.training, round), terms)
+    for done in range(1, plan.steps_per_round + 1):
+        drawn = work.units.draw(plan.sample_rate, work.entropy.sampling)
+        for rows, owner, last in physical_batches(drawn, p.max_physical_batch):
+            images, labels = samples.inputs(rows).to(bench.device), torch.from_numpy(samples.labels[rows])
+            with bench.autocast():
+                step(images, labels.to(bench.device), torch.from_numpy(owner).to(bench.device), last)
+        on_step(done, plan.steps_per_round)
+    step.unwrap()
