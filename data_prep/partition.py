@@ -5,7 +5,7 @@ How the hospitals differ:
 - in size: four hospitals hold 40, 30, 17.5 and 12.5 % of the patients; with another number, each holds 0.7 times as
   many as the one before;
 - in their mix of classes: each class is spread over the hospitals by a Dirichlet(`skew`) draw, which is then fitted to
-  the sizes (iterative proportional fitting), so that skew and size do not disturb each other. Without skew all mix alike.
+  the sizes (iterative proportional fitting), so that skew and size do not disturb each other.
 
 Whatever the draw, every hospital first gets three patients of each of two classes, one for each split. So no split of
 any hospital is empty, and an AUC can be computed everywhere.

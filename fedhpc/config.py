@@ -105,9 +105,8 @@ class Federation(Section):
 
 
 class Evaluation(Section):
-    """How the metrics are made: global ones every `every_rounds` rounds and at the end."""
+    """How the metrics are made: the specificity at which sensitivity is read, and the resamples of the interval."""
 
-    every_rounds: Annotated[int, Field(ge=1)] = 1
     specificity: Annotated[float, Field(gt=0, lt=1)] = 0.9
     bootstrap: Annotated[int, Field(ge=100, le=10_000)] = 1000
 

@@ -162,15 +162,21 @@ def _rows(predictions: Predictions, rows: I64) -> Predictions:
     return Predictions(p.logits[rows], p.labels[rows], p.early[rows], p.patient[rows])
 
 
-def auc_interval(stacks: Iterable[NDArray[np.uint16]]) -> tuple[float, float] | None:
-    """95 % percentile interval of the pooled AUC from each site's `bootstrap_histograms` (Efron & Tibshirani 1993)."""
+def bootstrap_aucs(stacks: Iterable[NDArray[np.uint16]]) -> F64:
+    """f64[resamples]: the pooled AUC of each resample, from every site's `bootstrap_histograms`; NaN where undefined."""
     pooled: NDArray[np.int32] | None = None
     for stack in stacks:
         pooled = stack.astype(np.int32) if pooled is None else pooled + stack
     if pooled is None:
+        raise ValueError("no bootstrap histograms; give those of at least one site")
+    values = [auc(counts.astype(np.int64)) for counts in pooled]
+    return np.array([np.nan if value is None else value for value in values])
+
+
+def interval95(values: F64) -> tuple[float, float] | None:
+    """The 95 % percentile interval (Efron & Tibshirani 1993, ch. 13) of the defined values; None where there are none."""
+    defined = values[~np.isnan(values)]
+    if not defined.size:
         return None
-    values = [value for counts in pooled if (value := auc(counts.astype(np.int64))) is not None]
-    if not values:
-        return None
-    low, high = np.quantile(values, (0.025, 0.975))
+    low, high = np.quantile(defined, (0.025, 0.975))
     return float(low), float(high)

@@ -23,4 +23,3 @@ def predict(model: nn.Module, samples: Samples, split: str, bench: Bench) -> Pre
             blocks.append(model(images).float().cpu().numpy())
     model.train()
     return Predictions(np.concatenate(blocks), samples.labels[rows], samples.early[rows], samples.patient[rows])
-

@@ -98,7 +98,6 @@ class PooledSamples:
         owner = np.searchsorted(self._starts, rows, side="right") - 1
         blocks = [(owner == k).nonzero()[0] for k in range(len(self._parts))]
         read = [
-            part.inputs(rows[at] - start)
-            for part, at, start in zip(self._parts, blocks, self._starts, strict=False)
+            part.inputs(rows[at] - start) for part, at, start in zip(self._parts, blocks, self._starts, strict=False)
         ]
         return torch.cat(read)[torch.from_numpy(np.argsort(np.concatenate(blocks)))]

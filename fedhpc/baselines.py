@@ -1,0 +1,43 @@
+"""The two ways to train that the federation is compared with, by the same site code: local-only and centralised."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from fedhpc.exchange.comm import Transport
+from fedhpc.exchange.update import F32
+from fedhpc.federation import Participant, Stopwatch, agreed
+
+Models = Mapping[str, F32]
+
+
+def train_separately(
+    learners: Sequence[Participant],
+    start: tuple[int, Models],
+    rounds: int,
+    transport: Transport,
+    on_round: Callable[[int, Models, Stopwatch], bool],
+) -> tuple[Models, str]:
+    """Each learner trains its own model for as many rounds of local epochs as a federated run, and exchanges nothing.
+
+    Local-only: the learners are the hospitals. Centralised: there is one, with all samples pooled; residency is ignored.
+
+    Args:
+        learners: those of this rank; may be none.
+        start: (rounds done, {learner: f32[d]}).
+        rounds: of the run.
+        transport: the ranks go from round to round together, so that they report and stop together.
+        on_round: told of (rounds done, models, seconds); returns whether to go on.
+
+    Returns:
+        (the last models, why it ended: "finished", "budget" or "preempted").
+    """
+    done, models = start
+    while done < rounds:
+        if not agreed(transport, all(learner.can_afford(done) for learner in learners)):
+            return models, "budget"
+        watch = Stopwatch()
+        with watch.phase("train"):
+            models = {one.name: models[one.name] + one.train(models[one.name], done) for one in learners}
+        done += 1
+        if not on_round(done, models, watch) and done < rounds:
+            return models, "preempted"
+    return models, "finished"

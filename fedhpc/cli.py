@@ -1,0 +1,161 @@
+"""The verbs of `run.py`. Exit status: 0 finished, 2 bad input, 75 stopped early and can be resumed, 1 anything else."""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedhpc.errors import InputError
+
+FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, run the verb, return the exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        status: int = options.verb(options)
+        return status
+    except InputError as error:
+        if _speaks():
+            print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _speaks() -> bool:
+    """Whether this process prints the message that all ranks share: rank 0, or the only one."""
+    names = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
+    return next((os.environ[name] == "0" for name in names if name in os.environ), True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="run.py", description="Federated learning for diagnostic imaging as a batch job."
+    )
+    verbs = top.add_subparsers(required=True, metavar="VERB")
+    _add_prepare(verbs.add_parser("prepare", help="write shards, or check them"))
+    train = verbs.add_parser("train", help="train as the config says; under mpirun or srun, one hospital a rank")
+    train.add_argument("config", type=Path)
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
+    train.add_argument("--run-dir", type=Path, help="default: runs/<name>")
+    train.add_argument("--stop-after", type=int, metavar="N", help="stop after N more rounds with exit status 75")
+    train.set_defaults(verb=_train)
+    evaluate = verbs.add_parser("evaluate", help="a finished model on a shard that it never saw")
+    evaluate.add_argument("run", type=Path, help="a run directory, or a model.pt")
+    evaluate.add_argument("--shard", type=Path, required=True)
+    evaluate.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    evaluate.set_defaults(verb=_evaluate)
+    return top
+
+
+def _add_prepare(prepare: argparse.ArgumentParser) -> None:
+    kinds = prepare.add_subparsers(required=True, metavar="KIND")
+    phantom = kinds.add_parser("phantom", help="the built-in cohort of four hospitals")
+    phantom.add_argument("-o", "--out", type=Path, required=True)
+    phantom.add_argument("--images", type=int, default=8000)
+    phantom.add_argument("--size", type=int, default=64, help="pixels a side")
+    phantom.add_argument("--seed", type=int, default=0)
+    phantom.set_defaults(verb=_prepare_phantom)
+    images = kinds.add_parser("images", help="class folders of PNG or JPEG files")
+    images.add_argument("source", type=Path)
+    images.add_argument("-o", "--out", type=Path, required=True, help="a folder; with --sites 1 also one .h5 file")
+    images.add_argument("--sites", type=int, default=4)
+    images.add_argument("--skew", type=float, help="Dirichlet alpha of the label skew; none: alike")
+    images.add_argument("--size", type=int, default=64, help="pixels a side")
+    images.add_argument("--seed", type=int, default=0)
+    images.add_argument("--patient-csv", type=Path, help="columns file,patient")
+    images.add_argument("--patient-regex", help="its group is the patient, in the file name")
+    images.add_argument("--all-test", action="store_true", help="no training split")
+    images.set_defaults(verb=_prepare_images)
+    check = kinds.add_parser("check", help="what is in each shard, and whether it can be used")
+    check.add_argument("shards", type=Path, nargs="+")
+    check.add_argument("--png", type=Path, help="write a contact sheet")
+    check.set_defaults(verb=_prepare_check)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from fedhpc.console import Console
+    from fedhpc.exchange.comm import abort_at_exit, connect
+
+    transport = connect()
+    console = Console(speaks=transport.rank == 0)
+    try:
+        return _train_on(transport, console, options)
+    except InputError:
+        raise
+    except BaseException as error:
+        _report_failure(error, transport.rank)
+        abort_at_exit(FAILED)
+        return FAILED
+
+
+def _train_on(transport: Any, console: Any, options: argparse.Namespace) -> int:
+    from fedhpc.launch import run
+    from fedhpc.session import agree_on_config, open_session
+
+    config, directory = agree_on_config(transport, (options.config, options.set), options.run_dir)
+    session = open_session(config, directory, transport, console)
+    stopped = run(session, options.stop_after)
+    return RESUMABLE if stopped == "preempted" else FINISHED
+
+
+def _report_failure(error: BaseException, rank: int) -> None:
+    """One line for the user, naming site and cause; the traceback only where the cause is not a known one."""
+    from fedhpc.errors import PayloadError, SiteError
+
+    print(f"error: rank {rank}: {error or type(error).__name__}", file=sys.stderr, flush=True)
+    if not isinstance(error, SiteError | PayloadError | MemoryError | KeyboardInterrupt):
+        traceback.print_exception(error)
+
+
+def _prepare_phantom(options: argparse.Namespace) -> int:
+    from data_prep.phantom import Cohort, site_names, write_site
+
+    cohort = Cohort(seed=options.seed, images=options.images, image_size=options.size)
+    for site in site_names(cohort):
+        path = options.out / f"{site}.h5"
+        write_site(cohort, site, path)
+        print(path)
+    return FINISHED
+
+
+def _prepare_images(options: argparse.Namespace) -> int:
+    from data_prep.images import ImageImport, import_images
+
+    job = ImageImport(
+        source=options.source,
+        out=options.out,
+        sites=options.sites,
+        skew=options.skew,
+        size=options.size,
+        seed=options.seed,
+        patient_csv=options.patient_csv,
+        patient_regex=options.patient_regex,
+        all_test=options.all_test,
+    )
+    for path in import_images(job):
+        print(path)
+    return FINISHED
+
+
+def _prepare_check(options: argparse.Namespace) -> int:
+    from data_prep.check import check
+
+    return FINISHED if check(options.shards, options.png) else BAD_INPUT
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from fedhpc.evaluate import evaluate
+
+    result = evaluate(options.run, options.shard)
+    if options.json:
+        print(json.dumps(result, allow_nan=False))
+    else:
+        for key, value in result.items():
+            print(f"{key:18} {value if not isinstance(value, float) else round(value, 4)}")
+    return FINISHED

@@ -1,0 +1,172 @@
+"""What the user sees, on rank 0 only: a header, a live bar, one line a round, a closing table."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from fedhpc.config import RunConfig
+
+MB = 1e6
+
+
+def fixed(value: float | None, digits: int = 3) -> str:
+    """A number for a table; a dash where there is none.
+
+    >>> fixed(0.96512), fixed(None)
+    ('0.965', '-')
+    """
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def megabytes(count: float) -> str:
+    """Bytes as MB, with as many digits as are worth reading.
+
+    >>> megabytes(48_000_000), megabytes(52_345)
+    ('48.0 MB', '0.052 MB')
+    """
+    return f"{count / MB:.1f} MB" if count >= MB else f"{count / MB:.3f} MB"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart.
+
+    >>> print(table([("site", "auc"), ("site1", "0.9")]))
+    site   auc
+    site1  0.9
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+class Console:
+    """Prints at rank 0; at other ranks it says nothing. The bar appears only where a person looks at a terminal."""
+
+    def __init__(self, speaks: bool, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._speaks = speaks
+        self._live = speaks and seen_by_a_person(self._out)
+        self._bar: Any = None
+        self._round_started = time.monotonic()
+        self._title = ""
+
+    def say(self, text: str) -> None:
+        """One line or several."""
+        if self._speaks:
+            self._clear()
+            print(text, file=self._out, flush=True)
+
+    def start_round(self, round: int, rounds: int, round_s: float | None) -> None:
+        """Begin the bar of a round; `round_s` is the mean so far, for the time that the whole run still needs."""
+        left = "" if round_s is None else f", about {clock(round_s * (rounds - round))} left"
+        self._title = f"round {round + 1}/{rounds}{left}"
+
+    def step(self, done: int, total: int) -> None:
+        """One optimiser step of a site at this rank is done."""
+        if not self._live:
+            return
+        if self._bar is None or done == 1:
+            self._clear()
+            self._bar = tqdm(total=total, desc=self._title, unit="step", leave=False, file=self._out, mininterval=0.2)
+        self._bar.update()
+
+    def _clear(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> clock(9.4), clock(75), clock(3700)
+    ('9 s', '1 min 15 s', '1 h 01 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def seen_by_a_person(out: TextIO) -> bool:
+    """Whether `out` ends at a terminal. `mpirun` may give its ranks a terminal of its own: then ask where *it* writes."""
+    if not out.isatty():
+        return False
+    launcher = _launcher()
+    return launcher is None or os.path.realpath(f"/proc/{launcher}/fd/1").startswith(("/dev/pts/", "/dev/tty"))
+
+
+def _launcher() -> int | None:
+    """The nearest ancestor that is an MPI launcher; None outside one."""
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+            parent = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+        except OSError:
+            return None
+        if name.startswith(("mpirun", "mpiexec", "prte", "orterun", "hydra")):
+            return pid
+        pid = parent
+    return None
+
+
+def round_line(record: Mapping[str, Any], rounds: int) -> str:
+    """One round, one line."""
+    parts = [
+        f"round {record['round']:>3}/{rounds}",
+        f"AUC {fixed(record['auc'])}",
+        f"F1 {fixed(record['f1'])}",
+        f"up {megabytes(record['bytes_up'])}",
+        f"down {megabytes(record['bytes_down'])}",
+        *([f"epsilon {fixed(record['epsilon'])}"] if record["epsilon"] is not None else []),
+        f"{record['seconds']['total']:.1f} s",
+    ]
+    return "  ".join(parts)
+
+
+def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
+    """What is about to run: sites, devices, model, bytes a round, planned epsilon."""
+    rows = [("site", "rank", "host", "device", "weight")]
+    rows += [tuple(str(site[key]) for key in ("site", "rank", "host", "device", "weight")) for site in sites]
+    lines = [
+        f"fedhpc {config.mode} run {config.name}: {config.training.rounds} rounds x {config.training.local_epochs} "
+        f"local epochs, {facts['threads']} thread(s) a rank, {facts['precision']}",
+        f"model {config.model.name}, {facts['parameters']:,} parameters trained"
+        + (f" on features of {config.model.backbone}" if config.model.backbone else ""),
+    ]
+    if config.mode == "federated":
+        lines.append(
+            f"a round sends {megabytes(facts['sparse_up_bytes'])} up and {megabytes(facts['sparse_down_bytes'])} down "
+            f"over all sites; dense it would be {megabytes(facts['dense_bytes'])} each way"
+        )
+    lines.append(_privacy_line(config, facts))
+    return "\n".join([*lines, table(rows)])
+
+
+def _privacy_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
+    p = config.privacy
+    if p.epsilon is None:
+        return "privacy: none (privacy.epsilon is null): updates may reveal patients"
+    insecure = "" if p.noise_seed is None else "  INSECURE: privacy.noise_seed is set, the guarantee is void"
+    return (
+        f"privacy: epsilon {facts['planned_epsilon']:.3f} planned of {p.epsilon} at delta {p.delta}, unit {p.unit}, "
+        f"noise multiplier {facts['noise_multiplier']:.3f}, sample rate {p.sample_rate}{insecure}"
+    )
+
+
+def closing(summaries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """The result beside the baselines on the same data that lie next to it."""
+    rows = [("run", "mode", "AUC", "95 % interval", "F1", "early sens.", "epsilon", "MB up a round")]
+    for name, s in summaries:
+        ci = "-" if s["auc_ci95"] is None else f"{s['auc_ci95'][0]:.3f} to {s['auc_ci95'][1]:.3f}"
+        up = fixed(s["bytes_up_per_round"] / MB) if s["mode"] == "federated" else "-"
+        cells = (fixed(s["auc"]), ci, fixed(s["f1"]), fixed(s["sensitivity_early"]), fixed(s["epsilon"]), up)
+        rows.append((name, s["mode"], *cells))
+    return table(rows)

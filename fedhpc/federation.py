@@ -1,0 +1,208 @@
+"""The round: Algorithm 1, and nothing else.
+
+    for round t = 0 .. T-1:
+        each site i, from the global parameters x_t:                                             (site_round)
+            u_i = local training from x_t, minus x_t           private under DP; all below is post-processing
+            send the top k of u_i + e_i; keep the rest as e_i                                    (error feedback)
+        the aggregator:                                                                          (server_round)
+            u = sum_i w_i sent_i / sum_i w_i                                      folded in the order of the sites
+            send the top k of u + e to all; keep the rest as e
+        everybody: x_{t+1} = x_t + what the aggregator sent
+
+FedAvg is McMahan et al. 2017, Algorithm 1; sparse exchange both ways with memory is Sattler et al. 2019, Algorithm 2.
+The sequential and the MPI driver run these same functions; only the `Transport` differs. The same seed gives the same
+bits in both at any number of ranks, because payloads are folded in site order by one plain loop.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from fedhpc.aggregator.aggregate import WeightedMean
+from fedhpc.exchange.codec import decode, encode
+from fedhpc.exchange.comm import Transport
+from fedhpc.exchange.sparsify import with_feedback
+from fedhpc.exchange.update import AGGREGATOR, F32, Update
+
+
+class Participant(Protocol):
+    """What the round asks of a hospital (see `fedhpc.site.hospital.Hospital`)."""
+
+    name: str
+    index: int
+
+    def train(self, params: F32, round: int) -> F32:
+        """Local - global, f32[d]."""
+
+    def can_afford(self, round: int) -> bool:
+        """Whether the privacy budget allows one more round."""
+
+
+@dataclass(frozen=True)
+class GlobalState:
+    """The public state before a round: the same bits at every rank.
+
+    Attributes:
+        round: the number of rounds done.
+        params: f32[d].
+    """
+
+    round: int
+    params: F32
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all have agreed on (public): the number of rounds, densities up and down, weight of each site by index."""
+
+    rounds: int
+    density_up: float
+    density_down: float
+    weights: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What crossed the wall in one round, counted at the aggregator: `len` of every payload."""
+
+    up_bytes: tuple[int, ...]
+    down_bytes: int
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by phase of one round, by the monotonic clock."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to `name`."""
+        start = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """One finished round, as its driver hands it on. `traffic` is None where this rank is not the aggregator."""
+
+    state: GlobalState
+    residuals: Mapping[str, F32]
+    server_residual: F32
+    traffic: Traffic | None
+    watch: Stopwatch
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a rank carries from round to round: its sites' residuals by name, and the aggregator's (rank 0)."""
+
+    residuals: Mapping[str, F32]
+    server_residual: F32
+
+
+def site_round(site: Participant, state: GlobalState, residual: F32, density: float) -> tuple[bytes, F32]:
+    """One hospital's part: (payload to send, new residual)."""
+    update = site.train(state.params, state.round)
+    sent, residual = with_feedback(update, residual, density)
+    return encode(Update(site.index, state.round, sent)), residual
+
+
+def server_round(payloads: Sequence[bytes], state: GlobalState, residual: F32, terms: Terms) -> tuple[bytes, F32]:
+    """The aggregator's part: (payload for all, new residual). Payloads come in site order."""
+    mean = WeightedMean(state.params.size)
+    for index, payload in enumerate(payloads):
+        update = decode(payload, sender=index, round=state.round, size=state.params.size)
+        mean.fold(update.entries, terms.weights[index])
+    sent, residual = with_feedback(mean.result(), residual, terms.density_down)
+    return encode(Update(AGGREGATOR, state.round, sent)), residual
+
+
+def next_state(state: GlobalState, payload: bytes) -> GlobalState:
+    """Everybody's part: the global parameters after what the aggregator sent."""
+    update = decode(payload, sender=AGGREGATOR, round=state.round, size=state.params.size)
+    params = state.params.copy()
+    params[update.entries.indices] += update.entries.values
+    return GlobalState(state.round + 1, params)
+
+
+def federate(
+    sites: Sequence[Participant],
+    start: tuple[GlobalState, Memory],
+    terms: Terms,
+    transport: Transport,
+    on_round: Callable[[RoundResult], bool],
+) -> tuple[GlobalState, str]:
+    """Algorithm 1, from `start` to its end, for the sites that this rank plays.
+
+    Args:
+        sites: this rank's hospitals, in site order; ranks hold consecutive ones.
+        start: the global state, the same at all ranks, and this rank's memory.
+        terms: what all have agreed on.
+        transport: the way to the other ranks.
+        on_round: told of each finished round; returns whether to go on (the same answer at every rank).
+
+    Returns:
+        (the last global state, why it ended: "finished", "budget" or "preempted").
+    """
+    state, memory = start
+    while state.round < terms.rounds:
+        if not agreed(transport, all(site.can_afford(state.round) for site in sites)):
+            return state, "budget"
+        result = _one_round(sites, state, memory, terms, transport)
+        state, memory = result.state, Memory(result.residuals, result.server_residual)
+        if not on_round(result) and state.round < terms.rounds:
+            return state, "preempted"
+    return state, "finished"
+
+
+def _one_round(
+    sites: Sequence[Participant], state: GlobalState, memory: Memory, terms: Terms, transport: Transport
+) -> RoundResult:
+    watch, payloads, residuals = Stopwatch(), [], {}
+    with watch.phase("train"):
+        for site in sites:
+            payload, residuals[site.name] = site_round(site, state, memory.residuals[site.name], terms.density_up)
+            payloads.append(payload)
+    with watch.phase("exchange"):
+        received = transport.gather(payloads)
+    down, traffic, server_residual = None, None, memory.server_residual
+    if transport.rank == 0:
+        with watch.phase("aggregate"):
+            down, server_residual = server_round(received, state, server_residual, terms)
+            traffic = Traffic(tuple(map(len, received)), len(down))
+    with watch.phase("exchange"):
+        down = transport.broadcast(down)
+    return RoundResult(next_state(state, down), residuals, server_residual, traffic, watch)
+
+
+def agreed(transport: Transport, vote: bool) -> bool:
+    """Whether every rank votes yes; all learn the same answer."""
+    votes = transport.gather([bytes([vote])])
+    answer = bytes([all(v == b"\x01" for v in votes)]) if transport.rank == 0 else None
+    return transport.broadcast(answer) == b"\x01"
+
+
+def fresh_memory(sites: Sequence[Participant], size: int) -> Memory:
+    """No residuals yet: zeros, f32[size]."""
+    return Memory({site.name: np.zeros(size, np.float32) for site in sites}, np.zeros(size, np.float32))
+
+
+def placement(sites: int, ranks: int, dedicated: bool) -> list[range]:
+    """Which sites each rank plays, by index: consecutive blocks, as equal as can be; none for a dedicated aggregator.
+
+    >>> placement(5, 2, dedicated=False)
+    [range(0, 3), range(3, 5)]
+    >>> placement(2, 3, dedicated=True)
+    [range(0, 0), range(0, 1), range(1, 2)]
+    """
+    if dedicated and ranks > 1:
+        return [range(0), *placement(sites, ranks - 1, dedicated=False)]
+    share, more = divmod(sites, ranks)
+    starts = [rank * share + min(rank, more) for rank in range(ranks + 1)]
+    return [range(starts[rank], starts[rank + 1]) for rank in range(ranks)]

@@ -1,0 +1,101 @@
+"""The end of a run: every model on every site's test split, the interval, `summary.json`, `model.pt`, the closing table."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fedhpc.console import closing
+from fedhpc.exchange.update import F32, pack_arrays, unpack_arrays
+from fedhpc.metrics import F64, bootstrap_aucs, interval95
+from fedhpc.models import from_vector, parameter_count, save_model
+from fedhpc.records import FLOAT32_BYTES, Measured, SiteReport, data_digest, mean_of, measure, summary_of
+from fedhpc.runtime import git_commit
+from fedhpc.session import Session
+
+GLOBAL = "global"
+
+
+@dataclass(frozen=True)
+class Final:
+    """One finished model measured on all sites' test splits; `aucs` are its bootstrap resamples. At rank 0 only."""
+
+    measured: Measured
+    aucs: F64
+
+
+def reports_of(session: Session, params_of: Callable[[str], F32]) -> list[SiteReport]:
+    """Each site's report on the model that `params_of` gives for its name: all of them, in site order, at rank 0."""
+    mine = []
+    pooled = session.config.mode == "centralised"
+    for site in session.sites:
+        measured = site.evaluate(params_of(site.name))
+        spent = (session.learners[0] if pooled else site).epsilon()
+        mine.append(SiteReport(site.name, measured["val"], measured["test"], spent).pack())
+    return [SiteReport.unpack(payload) for payload in session.transport.gather(mine)]
+
+
+def finish(session: Session, models: Mapping[str, F32], records: Sequence[Mapping[str, Any]], stopped: str) -> None:
+    """Measure the final `models` (the same at every rank: one, or one a site), then write and tell at rank 0."""
+    measured = {name: _final(session, params) for name, params in models.items()}
+    finals = {name: final for name, final in measured.items() if final is not None}
+    if session.transport.rank:
+        return
+    config, directory = session.config, session.directory
+    for name, final in finals.items():
+        path = directory.site(name) / "model.pt" if config.mode == "local" else directory.model
+        from_vector(session.place.model, models[name])
+        facts = {
+            "config": config.model_dump(mode="json"),
+            **asdict(session.task),
+            "f1_thresholds": final.measured.thresholds.tolist(),
+        }
+        save_model(path, session.place.model, facts)
+    summary = summary_of(config, records, _more(session, finals, stopped))
+    if config.mode == "local":
+        for name, final in finals.items():
+            summary["per_site"][name]["auc_all_sites"] = final.measured.overall.auc
+    directory.write_json(directory.summary, summary)
+    session.console.say(closing(_beside(session, summary)))
+    session.console.say(f"stopped: {stopped}. Results in {directory.path}")
+
+
+def _final(session: Session, params: F32) -> Final | None:
+    reports = reports_of(session, lambda _: params)
+    mine = [pack_arrays({"stack": site.resample(params)}) for site in session.sites]
+    stacks = session.transport.gather(mine)
+    if session.transport.rank:
+        return None
+    aucs = bootstrap_aucs(unpack_arrays(payload)["stack"].astype(np.uint16, copy=False) for payload in stacks)
+    return Final(measure(reports, session.config.evaluation.specificity), aucs)
+
+
+def _more(session: Session, finals: Mapping[str, Final], stopped: str) -> dict[str, Any]:
+    """What replaces or joins the last record's figures. Several models (local-only): the mean over them."""
+    overall = [final.measured.overall for final in finals.values()]
+    d = parameter_count(session.place.model)
+    return {
+        "auc": mean_of([m.auc for m in overall]),
+        "auc_ci95": interval95(np.mean([final.aucs for final in finals.values()], axis=0)),
+        "f1": mean_of([m.f1 for m in overall]),
+        "sensitivity": mean_of([m.sensitivity for m in overall]),
+        "sensitivity_early": mean_of([m.sensitivity_early for m in overall]),
+        "stopped": stopped,
+        "parameters": d,
+        "dense_bytes_per_round": len(session.config.data.sites) * d * FLOAT32_BYTES,
+        "git": git_commit(),
+    }
+
+
+def _beside(session: Session, summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """This run, and the newest run of each other mode on the same data that lies next to it."""
+    here = session.directory.path
+    found: dict[str, tuple[float, str, Mapping[str, Any]]] = {}
+    for path in sorted(here.resolve().parent.glob("*/summary.json")):
+        other = json.loads(path.read_text(encoding="utf-8"))
+        same = other.get("data") == data_digest(session.config) and other["mode"] != session.config.mode
+        if same and path.stat().st_mtime > found.get(other["mode"], (0.0,))[0]:
+            found[other["mode"]] = (path.stat().st_mtime, path.parent.name, other)
+    return [(here.name, summary), *((name, other) for _, name, other in found.values())]

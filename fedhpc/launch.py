@@ -1,0 +1,221 @@
+"""`train`: open the session, drive the rounds, keep the run directory, finish with `summary.json` and `model.pt`."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedhpc.baselines import train_separately
+from fedhpc.console import header, round_line
+from fedhpc.errors import InputError
+from fedhpc.exchange.codec import encode
+from fedhpc.exchange.sparsify import count_to_send
+from fedhpc.exchange.update import AGGREGATOR, F32, SparseVector, Update, pack_arrays, unpack_arrays
+from fedhpc.federation import GlobalState, Memory, RoundResult, Stopwatch, Terms, federate, fresh_memory
+from fedhpc.finish import GLOBAL, finish, reports_of
+from fedhpc.models import parameter_count, to_vector
+from fedhpc.records import FLOAT32_BYTES, record_of
+from fedhpc.rundir import load_state, save_state, saved_rounds
+from fedhpc.runtime import environment
+from fedhpc.session import POOLED, Session, from_rank_0, open_ledgers, together
+from fedhpc.site.ledger import epsilon_of
+
+
+@dataclass
+class Progress:
+    """What grows while a run goes on; the records are rank 0's."""
+
+    stop_after: int | None
+    records: list[dict[str, Any]] = field(default_factory=list)
+    done_here: int = 0
+    round_started: float = field(default_factory=time.monotonic)
+
+
+def run(session: Session, stop_after: int | None) -> str:
+    """Train from where the run directory stands to the end of the run, or for `stop_after` rounds more.
+
+    Returns:
+        why it ended: "finished", "budget" or "preempted"; the same at every rank.
+
+    Raises:
+        InputError: a run directory that cannot be resumed.
+        SiteError: a site failed while others may wait for it.
+    """
+    open_ledgers(session)
+    progress = Progress(stop_after)
+    first = from_rank_0(session.transport, lambda: _resume_point(session, progress))
+    _introduce(session, first)
+    drive = _federated if session.config.mode == "federated" else _separate
+    models, stopped = drive(session, first, progress)
+    if stopped == "preempted":
+        session.console.say(f"stopped early in {session.directory.path}; the same command goes on from here")
+    elif not from_rank_0(session.transport, lambda: len(progress.records)):
+        raise InputError(f"{session.directory.path}: the privacy budget does not allow one round; no model was made")
+    else:
+        finish(session, models, progress.records, stopped)
+    return stopped
+
+
+def _resume_point(session: Session, progress: Progress) -> int:
+    """The number of rounds done; forgets records of rounds that were not saved."""
+    directory, mode = session.directory, session.config.mode
+    kind, folder = ("round", directory.path / "state") if mode == "federated" else ("model", _first_model(session))
+    rounds = saved_rounds(folder, kind)
+    first = rounds[-1] if rounds else 0
+    progress.records = directory.read_rounds()[:first]
+    if len(progress.records) < first:
+        raise InputError(
+            f"{directory.rounds}: has {len(progress.records)} records, but round {first} is saved; restore the file, or "
+            "start in a new --run-dir"
+        )
+    directory.write_rounds(progress.records)
+    if not first:
+        directory.write_json(directory.environment, environment())
+    return first
+
+
+def _first_model(session: Session) -> Path:
+    learner = POOLED if session.config.mode == "centralised" else session.config.site_names[0]
+    return session.directory.site(learner)
+
+
+def _introduce(session: Session, first: int) -> None:
+    if session.transport.rank:
+        return
+    session.console.say(header(session.config, session.facts, _header_facts(session)))
+    if first:
+        session.console.say(f"resuming after round {first}")
+    session.console.start_round(first, session.config.training.rounds, None)
+
+
+def _header_facts(session: Session) -> dict[str, Any]:
+    config, plan = session.config, session.place.plan
+    d, sites = parameter_count(session.place.model), len(config.data.sites)
+    facts: dict[str, Any] = {
+        "threads": config.runtime.threads,
+        "precision": config.runtime.precision,
+        "parameters": d,
+        "sparse_up_bytes": sites * _payload_bytes(d, config.exchange.density),
+        "sparse_down_bytes": sites * _payload_bytes(d, config.exchange.down),
+        "dense_bytes": sites * d * FLOAT32_BYTES,
+    }
+    if plan is not None:
+        steps = plan.steps_per_round * config.training.rounds
+        history = ((plan.noise_multiplier, plan.sample_rate, steps),)
+        facts |= {
+            "planned_epsilon": epsilon_of(history, config.privacy.delta),
+            "noise_multiplier": plan.noise_multiplier,
+        }
+    return facts
+
+
+def _payload_bytes(size: int, density: float) -> int:
+    """The length of a real payload of this density."""
+    indices = np.arange(count_to_send(size, density), dtype=np.int64)
+    return len(encode(Update(AGGREGATOR, 0, SparseVector(size, indices, np.zeros(len(indices), np.float32)))))
+
+
+def _federated(session: Session, first: int, progress: Progress) -> tuple[Mapping[str, F32], str]:
+    config, directory, transport = session.config, session.directory, session.transport
+    terms = Terms(config.training.rounds, config.exchange.density, config.exchange.down, session.weights)
+    memory = _loaded_memory(session, first)
+    start = transport.broadcast(_start_payload(session, first) if transport.rank == 0 else None)
+    state = GlobalState(first, unpack_arrays(start)["params"].astype(np.float32, copy=False))
+
+    def on_round(result: RoundResult) -> bool:
+        for name, residual in result.residuals.items():
+            save_state(directory.site(name), "residual", result.state.round, {"residual": residual})
+        traffic = (result.traffic.up_bytes, result.traffic.down_bytes) if result.traffic else ((), 0)
+        more = _close_round(
+            session, (result.state.round, lambda _: result.state.params), (traffic, result.watch), progress
+        )
+        if transport.rank == 0:
+            saved = {"params": result.state.params, "server_residual": result.server_residual}
+            save_state(directory.path / "state", "round", result.state.round, saved)
+        return more
+
+    state, stopped = federate(session.sites, (state, memory), terms, transport, on_round)
+    return {GLOBAL: state.params}, stopped
+
+
+def _start_payload(session: Session, first: int) -> bytes:
+    """The global parameters that all start from: rank 0's, sent once, dense."""
+    if first:
+        return pack_arrays({"params": load_state(session.directory.path / "state", "round", first)["params"]})
+    return pack_arrays({"params": to_vector(session.place.model)})
+
+
+def _loaded_memory(session: Session, first: int) -> Memory:
+    fresh = fresh_memory(session.sites, parameter_count(session.place.model))
+    if not first:
+        return fresh
+    return together(session.transport, lambda: _read_memory(session, first, fresh))
+
+
+def _read_memory(session: Session, first: int, fresh: Memory) -> Memory:
+    directory = session.directory
+    residuals = {s.name: load_state(directory.site(s.name), "residual", first)["residual"] for s in session.sites}
+    if session.transport.rank:
+        return replace(fresh, residuals=residuals)
+    return Memory(residuals, load_state(directory.path / "state", "round", first)["server_residual"])
+
+
+def _separate(session: Session, first: int, progress: Progress) -> tuple[Mapping[str, F32], str]:
+    directory = session.directory
+    initial = to_vector(session.place.model)
+
+    def loaded() -> dict[str, F32]:
+        names = [learner.name for learner in session.learners]
+        if not first:
+            return dict.fromkeys(names, initial)
+        return {name: load_state(directory.site(name), "model", first)["params"] for name in names}
+
+    def on_round(done: int, models: Mapping[str, F32], watch: Stopwatch) -> bool:
+        for name, params in models.items():
+            save_state(directory.site(name), "model", done, {"params": params})
+        return _close_round(session, (done, _chooser(session, models)), (((), 0), watch), progress)
+
+    start = together(session.transport, loaded)
+    rounds = session.config.training.rounds
+    models, stopped = train_separately(session.learners, (first, start), rounds, session.transport, on_round)
+    return shared(session, models), stopped
+
+
+def shared(session: Session, models: Mapping[str, F32]) -> dict[str, F32]:
+    """Every learner's final model at every rank, dense: the baselines are measured on all sites' test splits."""
+    packed = session.transport.gather([pack_arrays({name: params}) for name, params in models.items()])
+    merged = {name: params for payload in packed for name, params in unpack_arrays(payload).items()}
+    everybody = unpack_arrays(session.transport.broadcast(pack_arrays(merged) if session.transport.rank == 0 else None))
+    return {name: params.astype(np.float32, copy=False) for name, params in everybody.items()}
+
+
+def _chooser(session: Session, models: Mapping[str, F32]) -> Callable[[str], F32]:
+    """Which model belongs to a site: its own, or the pooled one."""
+    return (lambda _: models[POOLED]) if session.config.mode == "centralised" else (lambda name: models[name])
+
+
+def _close_round(
+    session: Session,
+    at: tuple[int, Callable[[str], F32]],
+    measured: tuple[tuple[Sequence[int], int], Stopwatch],
+    progress: Progress,
+) -> bool:
+    """Evaluate, record, tell; whether to go on (the same answer at every rank)."""
+    (done, params_of), (traffic, watch) = at, measured
+    with watch.phase("evaluate"):
+        reports = reports_of(session, params_of)
+    progress.done_here += 1
+    if session.transport.rank == 0:
+        seconds = {**watch.seconds, "total": time.monotonic() - progress.round_started}
+        record = record_of(done, reports, traffic, session.config, seconds).json()
+        progress.records.append(record)
+        session.directory.write_rounds(progress.records)
+        rounds = session.config.training.rounds
+        session.console.say(round_line(record, rounds))
+        mean_s = float(np.mean([r["seconds"]["total"] for r in progress.records]))
+        session.console.start_round(done, rounds, mean_s)
+    progress.round_started = time.monotonic()
+    return progress.stop_after is None or progress.done_here < progress.stop_after
