@@ -18,7 +18,7 @@ def train_separately(
 ) -> tuple[Models, str]:
     """Each learner trains its own model for as many rounds of local epochs as a federated run, and exchanges nothing.
 
-    Local-only: the learners are the hospitals. Centralised: there is one, with all samples pooled; residency is ignored.
+    Local-only: the learners are the hospitals. Centralised: there is one, with all samples pooled, ignoring residency.
 
     Args:
         learners: those of this rank; may be none.

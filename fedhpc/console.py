@@ -95,7 +95,7 @@ def clock(seconds: float) -> str:
 
 
 def seen_by_a_person(out: TextIO) -> bool:
-    """Whether `out` ends at a terminal. `mpirun` may give its ranks a terminal of its own: then ask where *it* writes."""
+    """Whether `out` ends at a terminal. `mpirun` may give its ranks one of its own: then ask where *it* writes."""
     if not out.isatty():
         return False
     launcher = _launcher()
@@ -133,8 +133,8 @@ def round_line(record: Mapping[str, Any], rounds: int) -> str:
 
 def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
     """What is about to run: sites, devices, model, bytes a round, planned epsilon."""
-    rows = [("site", "rank", "host", "device", "weight")]
-    rows += [tuple(str(site[key]) for key in ("site", "rank", "host", "device", "weight")) for site in sites]
+    columns = ("site", "rank", "host", "device", "weight")
+    rows = [columns, *(tuple(str(site[key]) for key in columns) for site in sites)]
     lines = [
         f"fedhpc {config.mode} run {config.name}: {config.training.rounds} rounds x {config.training.local_epochs} "
         f"local epochs, {facts['threads']} thread(s) a rank, {facts['precision']}",

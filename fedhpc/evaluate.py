@@ -33,7 +33,7 @@ def evaluate(run: Path, shard_path: Path) -> dict[str, Any]:
     with Shard.open(shard_path, None, need_train=False) as shard:
         _check_fit(saved, shard, shard_path)
         bench = prepare(saved.config.runtime.model_copy(update={"device": "auto"}), 0)
-        predictions = predict(saved.network.to(bench.device), _samples(saved, shard), "test", bench)
+        predictions = predict(saved.network.to(bench.device), _samples(saved, shard, shard_path), "test", bench)
     config = saved.config.evaluation
     stack = bootstrap_histograms(predictions, config.bootstrap, generator(saved.config.seed, "evaluate"))
     thresholds = np.array(saved.f1_thresholds, np.int64)
@@ -52,7 +52,7 @@ def _check_fit(saved: SavedModel, shard: Shard, path: Path) -> None:
         raise ShardError(f"{path}: has no test split; prepare it with --all-test")
 
 
-def _samples(saved: SavedModel, shard: Shard) -> Samples:
+def _samples(saved: SavedModel, shard: Shard, path: Path) -> Samples:
     if saved.backbone is None:
         return ImageSamples(shard)
-    return FeatureSamples(shard, saved.backbone, Path(shard.path).parent)
+    return FeatureSamples(shard, saved.backbone, path.parent)

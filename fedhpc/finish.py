@@ -1,4 +1,4 @@
-"""The end of a run: every model on every site's test split, the interval, `summary.json`, `model.pt`, the closing table."""
+"""The end of a run: its models on all sites' test splits, interval, `summary.json`, `model.pt`, closing table."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -68,7 +68,7 @@ def _resume_point(session: Session, progress: Progress) -> int:
     progress.records = directory.read_rounds()[:first]
     if len(progress.records) < first:
         raise InputError(
-            f"{directory.rounds}: has {len(progress.records)} records, but round {first} is saved; restore the file, or "
+            f"{directory.rounds}: has {len(progress.records)} records, but round {first} is saved; restore it, or "
             "start in a new --run-dir"
         )
     directory.write_rounds(progress.records)

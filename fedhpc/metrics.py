@@ -1,8 +1,8 @@
 """AUC, F1 and sensitivity from score histograms, the only thing about its predictions that a site releases.
 
-A histogram of logit scores per class is additive over sites, so the global metrics are exact sums of what the sites sent,
-to within one bin of 1/64 logit; no score of a single patient travels. Metrics on validation and test data are outside
-the differential privacy guarantee.
+A histogram of logit scores per class is additive over sites, so the global metrics come from exact sums of what the
+sites sent, to within one bin of 1/64 logit; no score is tied to a patient. Metrics on validation and test data are
+outside the differential privacy guarantee.
 """
 
 from collections.abc import Iterable
@@ -102,13 +102,15 @@ def f1_thresholds(histogram: I64) -> I64:
     true_positive, false_positive = _tail(histogram, (LATE, EARLY)), _tail(histogram, (NEGATIVE,))
     positives = true_positive[:, :1]
     f1 = 2 * true_positive / np.maximum(true_positive + false_positive + positives, 1)
-    return f1.argmax(axis=1)
+    best: I64 = f1.argmax(axis=1)
+    return best
 
 
 def _tail(histogram: I64, groups: tuple[int, ...]) -> I64:
     """int64[T, BINS]: how many images of `groups` lie in a bin or above it."""
     counts = histogram[:, list(groups)].sum(axis=1)
-    return np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
+    tail: I64 = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]
+    return tail
 
 
 def f1(histogram: I64, thresholds: I64) -> float | None:
@@ -146,7 +148,7 @@ def metrics(test: I64, thresholds: I64, specificity: float) -> Metrics:
 def bootstrap_histograms(predictions: Predictions, resamples: int, rng: np.random.Generator) -> NDArray[np.uint16]:
     """uint16[resamples, T, 3, BINS]: score histograms of this site's patients drawn with replacement.
 
-    Patients are drawn, not images: the images of one patient are not independent (cluster bootstrap, Field & Welsh 2007).
+    Patients are drawn, not images: a patient's images are not independent (cluster bootstrap, Field & Welsh 2007).
     """
     patients, owner = np.unique(predictions.patient, return_inverse=True)
     stack = np.empty((resamples, *score_histogram(predictions).shape), np.uint16)
@@ -163,7 +165,7 @@ def _rows(predictions: Predictions, rows: I64) -> Predictions:
 
 
 def bootstrap_aucs(stacks: Iterable[NDArray[np.uint16]]) -> F64:
-    """f64[resamples]: the pooled AUC of each resample, from every site's `bootstrap_histograms`; NaN where undefined."""
+    """f64[resamples]: the pooled AUC of each resample of every site's `bootstrap_histograms`; NaN where undefined."""
     pooled: NDArray[np.int32] | None = None
     for stack in stacks:
         pooled = stack.astype(np.int32) if pooled is None else pooled + stack
@@ -174,7 +176,7 @@ def bootstrap_aucs(stacks: Iterable[NDArray[np.uint16]]) -> F64:
 
 
 def interval95(values: F64) -> tuple[float, float] | None:
-    """The 95 % percentile interval (Efron & Tibshirani 1993, ch. 13) of the defined values; None where there are none."""
+    """The 95 % percentile interval (Efron & Tibshirani 1993, ch. 13) of the defined values; None if there are none."""
     defined = values[~np.isnan(values)]
     if not defined.size:
         return None

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.networks.nets import DenseNet, DenseNet121, resnet18, resnet50
+from monai.networks.nets.densenet import DenseNet, DenseNet121
+from monai.networks.nets.resnet import resnet18, resnet50
 from monai.networks.utils import replace_modules
 from torch import Tensor, nn
 
@@ -98,7 +99,7 @@ def _head(dim: int, classes: int) -> nn.Module:
 
 
 def load_backbone(source: str) -> Backbone:
-    """The public feature extractor `efficientnet_lite0` (package extra `weights`), or a fedhpc `model.pt` without its head.
+    """The public extractor `efficientnet_lite0` (package extra `weights`), or a fedhpc `model.pt` without its head.
 
     Raises:
         InputError: where there is no such backbone.

@@ -77,7 +77,8 @@ def measure(reports: Sequence[SiteReport], specificity: float) -> Measured:
 
 
 def _total(histograms: Sequence[I64]) -> I64:
-    return np.sum(histograms, axis=0)
+    total: I64 = np.sum(histograms, axis=0)
+    return total
 
 
 def measure_separately(reports: Sequence[SiteReport], specificity: float) -> Measured:

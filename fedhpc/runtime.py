@@ -46,7 +46,7 @@ def _is_bf16(runtime: Runtime) -> bool:
 
 
 def device_name(wanted: str, local_rank: int, visible: int) -> str:
-    """The device of a rank: GPU `local_rank` of those visible, round and round where ranks outnumber them; else the CPU.
+    """The device of a rank: GPU `local_rank` of those visible, counted round where ranks outnumber them; else the CPU.
 
     >>> device_name("auto", 3, 4), device_name("auto", 3, 1), device_name("auto", 0, 0), device_name("cpu", 0, 4)
     ('cuda:3', 'cuda:0', 'cpu', 'cpu')

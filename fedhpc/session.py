@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_prep.phantom import Cohort, write_site
-
 from fedhpc.config import RunConfig
 from fedhpc.config_file import load_config
 from fedhpc.console import Console
@@ -170,6 +168,8 @@ def _make_phantoms(config: RunConfig, indices: Sequence[int], console: Console) 
     missing = [name for i in indices if not config.data.shard_path(name := config.site_names[i]).exists()]
     if wanted is None or not missing:
         return
+    from data_prep.phantom import Cohort, write_site
+
     console.say(f"making the built-in cohort of {wanted.images} images ({wanted.image_size} x {wanted.image_size}) ...")
     cohort = Cohort(seed=wanted.seed, images=wanted.images, image_size=wanted.image_size)
     for name in missing:

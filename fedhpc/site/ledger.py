@@ -33,8 +33,10 @@ def epsilon_of(history: tuple[tuple[float, float, int], ...], delta: float) -> f
 
     PRV (Gopi et al. 2021) and RDP (Mironov 2017) both bound the true epsilon from above. No step costs nothing.
 
-    >>> round(epsilon_of(((1.1, 256 / 60000, 14062),), 1e-5), 1)  # Abadi et al.'s setting; TF Privacy's tutorial: 3.01 by RDP
-    2.6
+    60 epochs of MNIST in batches of 256 at noise 1.1 (2.6 by RDP alone):
+
+    >>> round(epsilon_of(((1.1, 256 / 60000, 14062),), 1e-5), 1)
+    2.4
     """
     if not history:
         return 0.0

@@ -27,7 +27,7 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PrivacyPlan:
-    """The noise that makes a whole run meet its target (public). The same at every site: equal sample rate and steps."""
+    """The noise that makes a whole run meet its target (public); equal at all sites, as sample rate and steps are."""
 
     noise_multiplier: float
     sample_rate: float
@@ -67,7 +67,7 @@ class Entropy:
 def entropy(noise_seed: int | None, site: str, round: int, device: torch.device) -> Entropy:
     """Fresh randomness from the operating system, independent for each site, round and restart.
 
-    A `noise_seed` makes it reproducible, still different at each site and round; it is for tests and voids the guarantee.
+    A `noise_seed` makes it reproducible, though different at each site and round; it is for tests: no guarantee.
     """
     noise = torch.Generator(device)
     if noise_seed is None:
@@ -142,9 +142,11 @@ class PrivateStep:
         """Accumulate the clipped gradients of these images' units; with `last`, add the noise and step."""
         if len(images):
             loss = nn.functional.cross_entropy(self.module(images), labels, reduction="sum")
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         for p in self._trained():
-            p.grad_sample = _mean_by_unit(p.grad_sample, owner) if len(images) else p.new_zeros((0, *p.shape))
+            # Opacus hangs the per-sample gradients [b, ...] on the parameter itself.
+            per_image: Tensor = getattr(p, "grad_sample") if len(images) else p.new_zeros((0, *p.shape))  # noqa: B009
+            p.grad_sample = _mean_by_unit(per_image, owner)  # type: ignore[attr-defined]
         self.optimizer.signal_skip_step(do_skip=not last)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -153,7 +155,7 @@ class PrivateStep:
         """Take the hooks off the model."""
         self.module.remove_hooks()
         for p in self._trained():
-            del p.grad_sample, p.summed_grad
+            p.__dict__.pop("grad_sample", None), p.__dict__.pop("summed_grad", None)
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for p in self.module.parameters() if p.requires_grad]
@@ -161,7 +163,7 @@ class PrivateStep:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a private optimiser needs: clip norm C, sigma / C, the public expected number of units, the noise's source."""
+    """What a private optimiser needs: clip norm C, sigma / C, the public expected unit count, the noise's source."""
 
     clip_norm: float
     noise_multiplier: float

@@ -69,7 +69,7 @@ def train_plain(
             optimizer.zero_grad()
             with bench.autocast():
                 loss = nn.functional.cross_entropy(model(images), labels.to(bench.device))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             done += 1
             on_step(done, per_epoch * training.local_epochs)
@@ -77,7 +77,7 @@ def train_plain(
 
 @dataclass(frozen=True)
 class PrivateWork:
-    """One private round: what is sampled, under which plan, with which randomness; `weight` is the declared unit count."""
+    """One private round: what is sampled, by which plan and randomness; `weight` is the declared unit count."""
 
     units: Units
     plan: PrivacyPlan

@@ -60,7 +60,7 @@ def test_every_image_once_and_every_patient_in_one_place(job: ImageImport, skew:
     paths = import_images(replace(job, skew=skew))
     assert [path.name for path in paths] == ["site1.h5", "site2.h5", "site3.h5", "site4.h5"]
     found = read_all(paths)
-    files = [path for path in job.source.rglob("*") if path.suffix != ".txt" and path.name[0] != "."]
+    files = job.source.rglob("Doe*")
     assert sorted(found["image"]) == sorted(harmonise(read_grey(path), 16).tobytes() for path in files)
     places = set(zip(found["patient"], found["site"], found["split"], strict=True))
     assert len(places) == len(set(found["patient"])) == 36
@@ -128,8 +128,6 @@ def test_without_ids_each_image_is_a_patient_and_that_is_said(
 
 def test_duplicates_are_kept_once_and_named(job: ImageImport, capsys: pytest.CaptureFixture[str]) -> None:
     first = job.source / "benign" / "Doe000_0.png"
-    first = next((job.source / "benign").glob("Doe000_*.png"), first)
-    first = sorted((job.source / "benign").glob("*.png"))[0]
     (job.source / "benign" / "Doe099_a.png").write_bytes(first.read_bytes())
     (job.source / "normal" / "Doe299_b.png").write_bytes(first.read_bytes())
     assert len(read_all(import_images(job))["image"]) == 72
@@ -187,7 +185,7 @@ def test_wrong_patient_tables(job: ImageImport, tmp_path: Path) -> None:
 
 def test_a_class_without_images(job: ImageImport) -> None:
     (job.source / "cyst").mkdir()
-    with pytest.raises(ShardError, match="cyst has no image; allowed: .bmp"):
+    with pytest.raises(ShardError, match=r"cyst has no image; allowed: \.bmp"):
         import_images(job)
 
 

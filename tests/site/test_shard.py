@@ -185,6 +185,11 @@ def images(array: Any, **options: Any) -> Callable[[h5py.File], None]:
     return damage
 
 
+def group(file: h5py.File) -> None:
+    del file["stage"]
+    file.create_group("stage")
+
+
 def hole(file: h5py.File) -> None:
     del file["images"]
     file.create_dataset("images", (N, 1, 8, 8), "u1", chunks=(1, 1, 8, 8))[0] = 1
@@ -228,7 +233,7 @@ DAMAGES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "missing images": (drop("images"), "/images is missing"),
     "unknown dataset": (lambda f: f.__setitem__("birthdate", [1]), "/birthdate is unknown; allowed: images, labels"),
     "note on dataset": (lambda f: f["labels"].attrs.__setitem__("note", "x"), "/labels is not a plain dataset"),
-    "group": (lambda f: (f.__delitem__("stage"), f.create_group("stage")), "/stage is not a plain dataset"),
+    "group": (group, "/stage is not a plain dataset"),
     "external link": (external, "/labels is not a plain dataset; allowed: one stored in this very file"),
     "external storage": (outside_file, "/labels is not a plain dataset"),
     "labels dtype": (put("labels", np.zeros(N, "<i4")), "/labels has dtype int32; allowed: int64"),
