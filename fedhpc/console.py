@@ -123,8 +123,11 @@ def round_line(record: Mapping[str, Any], rounds: int) -> str:
         f"round {record['round']:>3}/{rounds}",
         f"AUC {fixed(record['auc'])}",
         f"F1 {fixed(record['f1'])}",
-        f"up {megabytes(record['bytes_up'])}",
-        f"down {megabytes(record['bytes_down'])}",
+        *(
+            [f"up {megabytes(record['bytes_up'])}", f"down {megabytes(record['bytes_down'])}"]
+            if record["bytes_up"]
+            else []
+        ),
         *([f"epsilon {fixed(record['epsilon'])}"] if record["epsilon"] is not None else []),
         f"{record['seconds']['total']:.1f} s",
     ]

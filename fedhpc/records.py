@@ -9,7 +9,7 @@ import numpy as np
 
 from fedhpc.config import RunConfig
 from fedhpc.exchange.update import Array, pack_arrays, unpack_arrays
-from fedhpc.metrics import I64, Metrics, f1_thresholds, metrics
+from fedhpc.metrics import I64, Metrics, auc, f1_thresholds, metrics
 
 FLOAT32_BYTES = 4
 
@@ -46,6 +46,7 @@ class RoundRecord:
 
     round: int
     auc: float | None
+    auc_val: float | None
     f1: float | None
     sensitivity: float | None
     sensitivity_early: float | None
@@ -62,18 +63,23 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class Measured:
-    """The metrics over all sites and of each, at F1 thresholds chosen on the pooled validation splits."""
+    """The metrics over all sites and of each, at F1 thresholds chosen on the pooled validation splits.
+
+    `auc_val` is on the validation splits: what to choose hyperparameters by.
+    """
 
     overall: Metrics
+    auc_val: float | None
     per_site: dict[str, Metrics]
     thresholds: I64
 
 
 def measure(reports: Sequence[SiteReport], specificity: float) -> Measured:
     """Pool the sites' histograms (exact sums) and measure."""
-    thresholds = f1_thresholds(_total([r.val for r in reports]))
+    val = _total([r.val for r in reports])
+    thresholds = f1_thresholds(val)
     overall = metrics(_total([r.test for r in reports]), thresholds, specificity)
-    return Measured(overall, {r.site: metrics(r.test, thresholds, specificity) for r in reports}, thresholds)
+    return Measured(overall, auc(val), {r.site: metrics(r.test, thresholds, specificity) for r in reports}, thresholds)
 
 
 def _total(histograms: Sequence[I64]) -> I64:
@@ -92,7 +98,8 @@ def measure_separately(reports: Sequence[SiteReport], specificity: float) -> Mea
         sensitivity_early=mean_of([m.sensitivity_early for m in each]),
         n_images=sum(m.n_images for m in each),
     )
-    return Measured(mean, {site: m.overall for site, m in alone.items()}, alone[reports[0].site].thresholds)
+    auc_val = mean_of([m.auc_val for m in alone.values()])
+    return Measured(mean, auc_val, {site: m.overall for site, m in alone.items()}, alone[reports[0].site].thresholds)
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
@@ -110,6 +117,7 @@ def record_of(
     return RoundRecord(
         round=round,
         auc=measured.overall.auc,
+        auc_val=measured.auc_val,
         f1=measured.overall.f1,
         sensitivity=measured.overall.sensitivity,
         sensitivity_early=measured.overall.sensitivity_early,
@@ -166,6 +174,7 @@ def summary_of(config: RunConfig, records: Sequence[Mapping[str, Any]], more: Ma
         "sites": list(config.site_names),
         "rounds": n,
         "auc": last["auc"],
+        "auc_val": last["auc_val"],
         "auc_ci95": None,
         "f1": last["f1"],
         "sensitivity": last["sensitivity"],

@@ -43,8 +43,8 @@ def epsilon_of(history: tuple[tuple[float, float, int], ...], delta: float) -> f
     prv, rdp = PRVAccountant(), RDPAccountant()
     prv.history, rdp.history = list(history), list(history)
     with warnings.catch_warnings():
-        # RDP warns where its best order is at the edge of its grid: its bound is then loose, but still a bound.
-        warnings.simplefilter("ignore", UserWarning)
+        # RDP warns where its best order is at the edge of its list: its bound is then loose, but still a bound.
+        warnings.filterwarnings("ignore", message="Optimal order is the")
         return float(min(prv.get_epsilon(delta), rdp.get_epsilon(delta)))
 
 

@@ -46,15 +46,14 @@ def good(tmp_path: Path) -> Path:
 @given(
     seed=st.integers(0, 99),
     dtype=st.sampled_from(["uint8", "uint16", "float32"]),
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
-    n=st.integers(3, 20),
-    rows=st.lists(st.integers(0, 2), max_size=9),
-    in_memory=st.sampled_from([True, False, "auto"]),
+    extent=st.tuples(st.integers(3, 20), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
+    reading=st.tuples(st.lists(st.integers(0, 2), max_size=9), st.sampled_from([True, False, "auto"])),
 )
 def test_what_is_written_is_read(
-    tmp_path: Path, seed: int, dtype: str, shape: tuple[int, int, int], n: int, rows: list[int], in_memory: Any
+    tmp_path: Path, seed: int, dtype: str, extent: tuple[int, int, int, int], reading: tuple[list[int], Any]
 ) -> None:
-    given_content = content(seed, dtype, n, shape)
+    (n, *shape), (rows, in_memory) = extent, reading
+    given_content = content(seed, dtype, n, extent[1:])
     given_content["images"].reshape(n, -1)[:, 0] = np.arange(n)  # no two images are equal
     write_shard(tmp_path / "s.h5", **given_content)
     with Shard.open(tmp_path / "s.h5", "site1", in_memory=in_memory) as shard:
@@ -62,7 +61,7 @@ def test_what_is_written_is_read(
         some = shard.read(np.array(rows, np.int64))
         assert some.dtype == np.dtype(dtype) and some.shape == (len(rows), *shape)
         assert np.array_equal(some, given_content["images"][rows])
-        assert (shard.n, shard.image_shape, shard.pixel_range) == (n, shape, (0.0, 255.0))
+        assert (shard.n, shard.image_shape, shard.pixel_range) == (n, extent[1:], (0.0, 255.0))
         assert (shard.site, shard.classes) == ("site1", ("benign", "malignant"))
         assert np.array_equal(shard.labels, given_content["labels"]) and shard.labels.dtype == np.int64
         assert [name.decode() for name in shard.patient] == given_content["patient"]

@@ -1,0 +1,133 @@
+"""What all tests share: where things lie, and how to start the real program with a time limit that always holds."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import pytest
+from hypothesis import settings
+
+REPO = Path(__file__).resolve().parents[1]
+ON_CI = os.environ.get("CI", "").lower() == "true"
+TERM_GRACE_S = 5
+
+# The machines are shared and slow at times: no deadline. On CI the same examples every time, so that red stays red.
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if ON_CI else "local")
+
+
+class Outcome(NamedTuple):
+    """What a finished command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def missing(what: str) -> NoReturn:
+    """Skip the test for want of `what`; on CI, where everything has been set up, fail it."""
+    if ON_CI:
+        pytest.fail(f"{what}, and CI=true: a skipped test would look like a passed one")
+    pytest.skip(what)
+
+
+def run_limited(
+    command: Sequence[str | Path], timeout: float, env: Mapping[str, str] | None = None, cwd: Path = REPO
+) -> Outcome:
+    """Run `command` to its end; past `timeout` seconds end it with all its descendants, and fail the test.
+
+    Args:
+        env: variables added to those of the test process.
+    """
+    process = subprocess.Popen(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # mpirun passes it on to its ranks
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(TERM_GRACE_S)
+        kill_session(process.pid)
+        stdout, stderr = process.communicate()
+        pytest.fail(f"{command} ran past timeout={timeout} s\nstdout: {stdout[-4000:]}\nstderr: {stderr[-4000:]}")
+    except BaseException:
+        kill_session(process.pid)
+        raise
+    return Outcome(process.returncode, stdout, stderr)
+
+
+def kill_session(session: int) -> None:
+    """SIGKILL to every process of a session: mpirun gives each rank a process group of its own, but not a session."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                os.kill(int(stat.parent.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The top of the checkout."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def brain_mri() -> Path:
+    """The real brain MRI images: they lie beside the checkout, on machines that have them."""
+    path = REPO.parent / "shared" / "data" / "brain_mri"
+    if not path.is_dir():
+        pytest.skip(f"no real images at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., Outcome]:
+    """`run_python(args, timeout=120, env=None)`: the real command line, `python run.py *args`, one thread each."""
+
+    def run(args: Sequence[str | Path], timeout: float = 120, env: Mapping[str, str] | None = None) -> Outcome:
+        return run_limited([sys.executable, "run.py", *args], timeout, {"OMP_NUM_THREADS": "1", **(env or {})})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mpirun() -> Callable[..., Outcome]:
+    """`mpirun(n, args, timeout=120, env=None)`: `mpirun -n N python *args`, with the mpirun of this environment.
+
+    Args:
+        args: what comes after `python`: a script and its arguments, or `-c` and a program.
+    """
+    beside = Path(sys.executable).parent / "mpirun"
+    launcher = str(beside) if beside.exists() else shutil.which("mpirun")
+    if launcher is None:
+        missing("there is no mpirun")
+    # What setup.sh makes the default of its own mpirun, for others too: oversubscribed, unbound, root allowed.
+    allowed = {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "PRTE_MCA_hwloc_default_binding_policy": "none",
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def run(n: int, args: Sequence[str | Path], timeout: float = 120, env: Mapping[str, str] | None = None) -> Outcome:
+        return run_limited([launcher, "-n", str(n), sys.executable, *args], timeout, {**allowed, **(env or {})})
+
+    return run

@@ -1,0 +1,120 @@
+"""The rules of the house, each checked by a tool or by reading the files themselves."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grimp
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+# Who may import what: a package, and the module (with what is below it) that owns it.
+OWNERS = {
+    "mpi4py": ["fedhpc.exchange.comm"],
+    "h5py": ["fedhpc.site.shard", "data_prep"],
+    "opacus": ["fedhpc.site"],
+    "submitit": ["fedhpc.sweep"],
+}
+NOT_OURS = {"runs", "data", "build", "dist", "__pycache__"}
+BINARY = {".npz", ".npy", ".png", ".pt", ".h5"}
+SHELL_LINE = re.compile(r"#!.*\b(ba|da)?sh\b")
+MACHINE_PATH = re.compile(r"(?<![\w.~])/(work|farm|root|home|Users)/\w")
+REGISTRY = re.compile(
+    r"pypi[.]org|pythonhosted[.]org|download[.]pytorch[.]org|anaconda[.]org|--(extra-)?index-url[ =]\S"
+)
+
+
+def files(top: Path = REPO) -> Iterator[Path]:
+    """Every text file that belongs to the project; of the hidden ones only `.ci` and `.gitignore`."""
+    for path in sorted(top.iterdir()):
+        hidden = path.name.startswith(".") and path.name not in {".ci", ".gitignore"}
+        if hidden or path.name in NOT_OURS or path.name.endswith(".egg-info"):
+            continue
+        if path.is_dir():
+            yield from files(path)
+        elif path.suffix not in BINARY:
+            yield path
+
+
+def complaints(tool: str, *arguments: str | Path) -> str:
+    """What a tool of this environment says of the checkout; empty where it is content."""
+    program = Path(sys.executable).parent / tool
+    done = subprocess.run([program, *arguments], cwd=REPO, capture_output=True, text=True, timeout=240, check=False)
+    return f"exit status {done.returncode}\n{done.stdout}{done.stderr}" if done.returncode else ""
+
+
+def lines_with(pattern: re.Pattern[str]) -> list[str]:
+    return [
+        f"{path.relative_to(REPO)}:{number}: {line.strip()}"
+        for path in files()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(line)
+    ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("ruff", "check"), ("ruff", "format", "--check"), ("mypy",), ("lint-imports", "--no-logo")],
+    ids=" ".join,
+)
+def test_tool_finds_nothing(command: tuple[str, ...]) -> None:
+    assert complaints(*command) == ""
+
+
+def test_shellcheck_finds_nothing() -> None:
+    scripts = [path for path in files() if SHELL_LINE.match(path.read_text(encoding="utf-8").partition("\n")[0])]
+    names = {str(path.relative_to(REPO)) for path in scripts}
+    assert {"setup.sh", ".ci/run", "slurm/fedavg.sbatch"} <= names
+    assert complaints("shellcheck", *scripts) == ""
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    return grimp.build_graph("fedhpc", "data_prep", include_external_packages=True, cache_dir=None)
+
+
+@pytest.mark.parametrize("package", OWNERS)
+def test_package_has_one_owner(imports: grimp.ImportGraph, package: str) -> None:
+    importers = imports.find_modules_that_directly_import(package) if package in imports.modules else set()
+    strangers = {
+        module
+        for module in importers
+        if not any(module == owner or module.startswith(f"{owner}.") for owner in OWNERS[package])
+    }
+    assert not strangers, f"{package} is imported by {sorted(strangers)}, its owner is {OWNERS[package]}"
+
+
+def test_no_machine_paths() -> None:
+    assert not lines_with(MACHINE_PATH)
+
+
+def test_no_registry_hosts() -> None:
+    assert not lines_with(REGISTRY)
+
+
+def test_license_is_apache_2() -> None:
+    text = (REPO / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_ci_runs_the_two_commands_of_the_readme() -> None:
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:sh|bash|shell)\n(.*?)^```", readme, flags=re.DOTALL | re.MULTILINE)
+    commands = [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+    main_job, tests = commands[:2]
+    assert main_job.endswith("mpirun -n 4 python run.py train configs/smoke.yaml")
+    assert "pytest" in tests
+    ci = [line.strip() for line in (REPO / ".ci" / "run").read_text(encoding="utf-8").splitlines()]
+    assert [line for line in ci if line in (main_job, tests)] == [tests, main_job]
+
+
+def test_every_pinned_package_is_pinned_once_and_exactly() -> None:
+    lines = (REPO / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert [pin for pin in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", pin)] == []
+    names = [re.sub(r"[-_.]+", "-", pin.partition("==")[0]).lower() for pin in pins]
+    assert len(names) == len(set(names))
