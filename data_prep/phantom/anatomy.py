@@ -1,0 +1,133 @@
+"""Heads from the MNI152 tissue maps: a section, deformed for each patient.
+
+The maps are the ICBM 152 nonlinear 2009a template (Fonov et al., NeuroImage 54:313, 2011); skull and scalp are layers of
+anatomical thickness around its brain, see assets/PROVENANCE.md.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from data_prep.phantom.fields import Float, Grid, draw_coefficients, smooth_fields
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+#: Columns of a fraction array: the atlas's six tissues, then what a lesion brings. What is left of 1 is air.
+TISSUES = ("scalp", "bone", "marrow", "csf", "grey", "white", "oedema", "solid", "enhancing", "necrosis")
+SCALP, BONE, MARROW, CSF, GREY, WHITE, OEDEMA, SOLID, ENHANCING, NECROSIS = range(len(TISSUES))
+ATLAS_TISSUES = 6
+
+
+@dataclass(frozen=True)
+class AnatomyRange:
+    """How much heads differ: standard deviations, but for the range of slices.
+
+    Attributes:
+        slice_mm: MNI z of the lowest and the highest section, within -24..56.
+        rotation_deg, scale, shear, shift_mm: affine part. elastic_mm: smooth displacement in each direction.
+    """
+
+    slice_mm: tuple[float, float] = (-8.0, 46.0)
+    rotation_deg: float = 6.0
+    scale: float = 0.04
+    shear: float = 0.03
+    shift_mm: float = 3.0
+    elastic_mm: float = 2.5
+
+
+@dataclass(frozen=True, eq=False)
+class Pose:
+    """Template position = matrix @ picture position + shift_mm + elastic field; matrix (2, 2), elastic in mm."""
+
+    matrix: Float
+    shift_mm: Float
+    elastic: Float
+
+
+class Atlas(NamedTuple):
+    """fraction uint8 (slice, y, x, tissue), 255 = 1; z_mm of the slices; spacing of y and x in mm."""
+
+    fraction: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+    z_mm: np.ndarray[tuple[int, ...], np.dtype[np.int16]]
+    grid_mm: float
+
+
+@lru_cache(maxsize=1)
+def load_atlas() -> Atlas:
+    """The packaged tissue maps, read once."""
+    with np.load(ASSETS / "mni152_tissue.npz", allow_pickle=False) as file:
+        return Atlas(file["fraction"], file["z_mm"], float(file["grid_mm"]))
+
+
+def section(z_mm: float) -> Float:
+    """Tissue fractions 0..1 at MNI height z_mm, between two slices by linear interpolation: float32 (y, x, 6)."""
+    atlas = load_atlas()
+    place = np.clip((z_mm - atlas.z_mm[0]) / atlas.grid_mm, 0, len(atlas.z_mm) - 1.001)
+    below, share = int(place), np.float32(place % 1)
+    mixed = atlas.fraction[below] * (1 - share) + atlas.fraction[below + 1] * share
+    return mixed / np.float32(255)
+
+
+def draw_pose(rng: np.random.Generator, spread: AnatomyRange) -> Pose:
+    """A patient's head: affine part about the middle of the picture and elastic part, left and right at random."""
+    turn = np.deg2rad(spread.rotation_deg * rng.standard_normal())
+    stretch = np.exp(spread.scale * rng.standard_normal(2))
+    shear = np.array([[1.0, spread.shear * rng.standard_normal()], [0.0, 1.0]])
+    mirror = np.array([1.0, rng.choice([-1.0, 1.0])])
+    matrix = _rotation(turn) @ shear * (stretch * mirror)
+    shift_mm = spread.shift_mm * rng.standard_normal(2)
+    elastic = spread.elastic_mm * draw_coefficients(rng, 2)
+    return Pose(matrix.astype(np.float32), shift_mm.astype(np.float32), elastic)
+
+
+def reposition(rng: np.random.Generator, pose: Pose) -> Pose:
+    """The same head in another examination: turned by 2 degrees and moved by 1.5 mm (standard deviations)."""
+    turn = _rotation(np.deg2rad(2.0 * rng.standard_normal())).astype(np.float32)
+    shift_mm = pose.shift_mm + (1.5 * rng.standard_normal(2)).astype(np.float32)
+    return replace(pose, matrix=pose.matrix @ turn, shift_mm=shift_mm)
+
+
+def _rotation(angle_rad: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    sine, cosine = np.sin(angle_rad), np.cos(angle_rad)
+    return np.array([[cosine, -sine], [sine, cosine]])
+
+
+def template_points(pose: Pose, grid: Grid) -> Float:
+    """Where each fine pixel lies in the template: float32 (2, fine_size, fine_size), y and x in mm from its middle."""
+    place = grid.fine_positions_mm()
+    rows, columns = place[:, None], place[None, :]
+    affine = [m[0] * rows + m[1] * columns + s for m, s in zip(pose.matrix, pose.shift_mm, strict=True)]
+    return np.stack(affine) + smooth_fields(pose.elastic, grid.fine_size)
+
+
+def warp(tissue: Float, points: Float) -> Float:
+    """Sample a section (y, x, T) bilinearly at template points (2, P, P) in mm -> (P, P, T); outside is air."""
+    size_y, size_x, _ = tissue.shape
+    half = np.array([size_y - 1, size_x - 1], np.float32)[:, None, None] / 2
+    limit = np.array([size_y - 1.001, size_x - 1.001], np.float32)[:, None, None]
+    index = np.clip(points / np.float32(load_atlas().grid_mm) + half, 0, limit)
+    corner = index.astype(np.int32)
+    (share_y, share_x), flat = (index - corner)[..., None], corner[0] * size_x + corner[1]
+    table = tissue.reshape(size_y * size_x, -1)
+    upper = table[flat] * (1 - share_x) + table[flat + 1] * share_x
+    lower = table[flat + size_x] * (1 - share_x) + table[flat + size_x + 1] * share_x
+    warped: Float = upper * (1 - share_y) + lower * share_y
+    return warped
+
+
+def brain_places(tissue: Float, depth_mm: float) -> Float:
+    """Template positions (n, 2) in mm, y and x, in grey or white matter at least depth_mm below the brain's surface.
+
+    Where no place is so deep, the deepest ones.
+    """
+    spacing = load_atlas().grid_mm
+    inside = tissue[..., CSF : WHITE + 1].sum(axis=-1) > 0.5
+    below_mm = ndimage.distance_transform_edt(inside) * spacing
+    solid = tissue[..., GREY] + tissue[..., WHITE] > 0.6
+    deep = min(depth_mm, 0.9 * float(below_mm[solid].max()))
+    places = np.argwhere(solid & (below_mm >= deep)).astype(np.float32)
+    return (places - (np.array(inside.shape, np.float32) - 1) / 2) * np.float32(spacing)
