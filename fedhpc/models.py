@@ -82,14 +82,26 @@ def _network(name: str, task: Task) -> nn.Module:
     if name == "densenet121":
         return DenseNet121(**shape, norm=NORM, act=ACT)
     factory = {"resnet18": resnet18, "resnet50": resnet50}[name]
-    return _without_batch_norm(factory(spatial_dims=2, n_input_channels=channels, num_classes=classes, act=ACT))
+    return _fit_for_privacy(factory(spatial_dims=2, n_input_channels=channels, num_classes=classes, act=ACT))
 
 
-def _without_batch_norm(network: nn.Module) -> nn.Module:
-    """MONAI's resnet factories keep batch normalisation in some layers whatever `norm` says: replace it by groups."""
-    batch_norms = {name: m for name, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    for name, module in batch_norms.items():
-        replace_modules(network, name, nn.GroupNorm(GROUPS, module.num_features))
+class Copy(nn.Module):
+    """Its input, copied: MONAI's residual blocks add in place, which a backward hook on the layer before forbids."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The copy."""
+        return x.clone()
+
+
+def _fit_for_privacy(network: nn.Module) -> nn.Module:
+    """Group norms for MONAI's resnets, whose factories keep batch norm and in-place ReLU whatever the arguments say."""
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            norm = nn.GroupNorm(GROUPS, module.num_features)
+            before_sum = name.endswith(("bn2", "bn3"))
+            replace_modules(network, name, nn.Sequential(norm, Copy()) if before_sum else norm)
+        elif isinstance(module, nn.ReLU):
+            module.inplace = False
     return network
 
 

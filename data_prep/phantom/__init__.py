@@ -1,4 +1,4 @@
-"""The built-in cohort: synthetic head images on real anatomy, real outlines and real physics, in four unlike hospitals."""
+"""The built-in cohort: head images of real anatomy, real outlines and real physics in four unlike hospitals."""
 
 from data_prep.phantom.anatomy import AnatomyRange
 from data_prep.phantom.cohort import CLASSES, PIXEL_RANGE, Cohort, SiteArrays, site_arrays, site_names, write_site

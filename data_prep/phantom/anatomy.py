@@ -1,7 +1,7 @@
 """Heads from the MNI152 tissue maps: a section, deformed for each patient.
 
-The maps are the ICBM 152 nonlinear 2009a template (Fonov et al., NeuroImage 54:313, 2011); skull and scalp are layers of
-anatomical thickness around its brain, see assets/PROVENANCE.md.
+The maps are the ICBM 152 nonlinear 2009a template (Fonov et al., NeuroImage 54:313, 2011); skull and scalp are layers
+of anatomical thickness around its brain, see assets/PROVENANCE.md.
 """
 
 from dataclasses import dataclass, replace
@@ -49,7 +49,7 @@ class Pose:
 
 
 class Atlas(NamedTuple):
-    """fraction uint8 (slice, y, x, tissue), 255 = 1; z_mm of the slices; spacing of y and x in mm."""
+    """fraction uint8 (slice, tissue, y, x), 255 = 1; z_mm of the slices; spacing of y and x in mm."""
 
     fraction: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
     z_mm: np.ndarray[tuple[int, ...], np.dtype[np.int16]]
@@ -60,16 +60,17 @@ class Atlas(NamedTuple):
 def load_atlas() -> Atlas:
     """The packaged tissue maps, read once."""
     with np.load(ASSETS / "mni152_tissue.npz", allow_pickle=False) as file:
-        return Atlas(file["fraction"], file["z_mm"], float(file["grid_mm"]))
+        return Atlas(np.ascontiguousarray(file["fraction"].transpose(0, 3, 1, 2)), file["z_mm"], float(file["grid_mm"]))
 
 
 def section(z_mm: float) -> Float:
-    """Tissue fractions 0..1 at MNI height z_mm, between two slices by linear interpolation: float32 (y, x, 6)."""
+    """Tissue fractions 0..1 at MNI height z_mm, between two slices by linear interpolation: float32 (6, y, x)."""
     atlas = load_atlas()
     place = np.clip((z_mm - atlas.z_mm[0]) / atlas.grid_mm, 0, len(atlas.z_mm) - 1.001)
     below, share = int(place), np.float32(place % 1)
     mixed = atlas.fraction[below] * (1 - share) + atlas.fraction[below + 1] * share
-    return mixed / np.float32(255)
+    fraction: Float = (mixed / np.float32(255)).astype(np.float32)
+    return fraction
 
 
 def draw_pose(rng: np.random.Generator, spread: AnatomyRange) -> Pose:
@@ -105,17 +106,18 @@ def template_points(pose: Pose, grid: Grid) -> Float:
 
 
 def warp(tissue: Float, points: Float) -> Float:
-    """Sample a section (y, x, T) bilinearly at template points (2, P, P) in mm -> (P, P, T); outside is air."""
-    size_y, size_x, _ = tissue.shape
+    """Sample a section (6, y, x) bilinearly at template points (2, P, P) in mm -> (6, P, P); outside is air."""
+    _, size_y, size_x = tissue.shape
     half = np.array([size_y - 1, size_x - 1], np.float32)[:, None, None] / 2
     limit = np.array([size_y - 1.001, size_x - 1.001], np.float32)[:, None, None]
     index = np.clip(points / np.float32(load_atlas().grid_mm) + half, 0, limit)
     corner = index.astype(np.int32)
-    (share_y, share_x), flat = (index - corner)[..., None], corner[0] * size_x + corner[1]
-    table = tissue.reshape(size_y * size_x, -1)
-    upper = table[flat] * (1 - share_x) + table[flat + 1] * share_x
-    lower = table[flat + size_x] * (1 - share_x) + table[flat + size_x + 1] * share_x
-    warped: Float = upper * (1 - share_y) + lower * share_y
+    (share_y, share_x), flat = index - corner, corner[0] * size_x + corner[1]
+    table = tissue.reshape(len(tissue), -1)
+    upper, upper_right, lower, lower_right = (table.take(flat + step, axis=1) for step in (0, 1, size_x, size_x + 1))
+    upper += share_x * (upper_right - upper)
+    lower += share_x * (lower_right - lower)
+    warped: Float = upper + share_y * (lower - upper)
     return warped
 
 
@@ -125,9 +127,10 @@ def brain_places(tissue: Float, depth_mm: float) -> Float:
     Where no place is so deep, the deepest ones.
     """
     spacing = load_atlas().grid_mm
-    inside = tissue[..., CSF : WHITE + 1].sum(axis=-1) > 0.5
+    inside = tissue[CSF : WHITE + 1].sum(axis=0) > 0.5
     below_mm = ndimage.distance_transform_edt(inside) * spacing
-    solid = tissue[..., GREY] + tissue[..., WHITE] > 0.6
+    solid = tissue[GREY] + tissue[WHITE] > 0.6
     deep = min(depth_mm, 0.9 * float(below_mm[solid].max()))
     places = np.argwhere(solid & (below_mm >= deep)).astype(np.float32)
-    return (places - (np.array(inside.shape, np.float32) - 1) / 2) * np.float32(spacing)
+    middle = (np.array(inside.shape, np.float32) - 1) / 2
+    return ((places - middle) * spacing).astype(np.float32)

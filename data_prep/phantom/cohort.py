@@ -89,23 +89,23 @@ def site_names(cohort: Cohort) -> tuple[str, ...]:
 def site_arrays(cohort: Cohort, site: str) -> SiteArrays:
     """All images of one site, a function of (cohort, site) alone, whichever process draws it."""
     plan = site_plan(cohort, site)
-    starts = np.cumsum(plan.count) - plan.count
+    starts = np.cumsum(plan.pictures) - plan.pictures
     images = np.empty((len(plan.is_ct), 1, cohort.image_size, cohort.image_size), np.uint8)
-    early = np.empty(len(plan.count), np.uint8)
-    for number, (start, count) in enumerate(zip(starts, plan.count, strict=True)):
+    early = np.empty(len(plan.pictures), np.uint8)
+    for number, (start, count) in enumerate(zip(starts, plan.pictures, strict=True)):
         rng = generator(cohort.seed, site, number, "phantom")
         patient = draw_patient(rng, cohort, int(plan.label[number]))
         early[number] = patient.lesion.diameter_mm < lesions.EARLY_MM
         mine = slice(start, start + count)
         images[mine, 0] = list(patient_images(rng, cohort, site, patient, plan.is_ct[mine]))
-    pseudonyms = np.array([_pseudonym(cohort.seed, site, n) for n in range(len(plan.count))], "S16")
+    pseudonyms = np.array([_pseudonym(cohort.seed, site, n) for n in range(len(plan.pictures))], "S16")
     return SiteArrays(
         images,
-        np.repeat(plan.label, plan.count),
-        np.repeat(pseudonyms, plan.count),
-        np.repeat(plan.split, plan.count),
+        np.repeat(plan.label, plan.pictures),
+        np.repeat(pseudonyms, plan.pictures),
+        np.repeat(plan.split, plan.pictures),
         np.where(plan.is_ct, b"CT", b"MR").astype("S2"),
-        np.repeat(early, plan.count),
+        np.repeat(early, plan.pictures),
     )
 
 
@@ -130,7 +130,7 @@ def draw_patient(rng: np.random.Generator, cohort: Cohort, label: int) -> Patien
 
 
 def patient_fractions(rng: np.random.Generator, patient: Patient, grid: Grid, number: int) -> Float:
-    """Tissue fractions (fine_size, fine_size, 10) in the patient's picture `number`: a section within 3 mm."""
+    """Tissue fractions (10, fine_size, fine_size) in the patient's picture `number`: a section within 3 mm."""
     points = anatomy.template_points(anatomy.reposition(rng, patient.pose), grid)
     healthy = anatomy.warp(anatomy.section(patient.z_mm + float(rng.uniform(-3, 3))), points)
     distance_mm = lesions.outline_distance_mm(points, patient.lesion, number)

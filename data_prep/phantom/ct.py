@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.phantom.anatomy import ENHANCING, TISSUES
-from data_prep.phantom.fields import Float, Grid, detect, to_uint8
+from data_prep.phantom.fields import Float, Grid, detect, mix, to_uint8
 
 AIR_HU = -1000.0
 TISSUE_HU = {
@@ -54,9 +54,9 @@ def tissue_hu(protocol: CtProtocol) -> NDArray[np.float64]:
 
 
 def attenuation_hu(fractions: Float, grid: Grid, protocol: CtProtocol) -> Float:
-    """Noise-free image in HU, (size, size), of tissue fractions (fine_size, fine_size, 10); the rest is air."""
-    above_air = (tissue_hu(protocol) - AIR_HU).astype(np.float32)
-    return detect(fractions @ above_air + np.float32(AIR_HU), grid, protocol.psf_fwhm_mm)
+    """Noise-free image in HU, (size, size), of tissue fractions (10, fine_size, fine_size); the rest is air."""
+    above_air = mix(tissue_hu(protocol) - AIR_HU, fractions)
+    return detect(above_air + np.float32(AIR_HU), grid, protocol.psf_fwhm_mm)
 
 
 def noise_hu(rng: np.random.Generator, grid: Grid, protocol: CtProtocol) -> Float:
@@ -71,11 +71,12 @@ def noise_hu(rng: np.random.Generator, grid: Grid, protocol: CtProtocol) -> Floa
     if grid.size % 2 == 0:
         weight[:, -1] = 1.0
     deviation = np.sqrt(np.sum(weight * power) / white.size)
-    return (coloured * (protocol.noise_hu / deviation)).astype(np.float32)
+    noise: Float = (coloured * (protocol.noise_hu / deviation)).astype(np.float32)
+    return noise
 
 
 def ct_image(rng: np.random.Generator, fractions: Float, grid: Grid, protocol: CtProtocol) -> NDArray[np.uint8]:
-    """Windowed picture uint8 (size, size) of tissue fractions (fine_size, fine_size, 10)."""
+    """Windowed picture uint8 (size, size) of tissue fractions (10, fine_size, fine_size)."""
     image = attenuation_hu(fractions, grid, protocol) + noise_hu(rng, grid, protocol)
     half = protocol.window_hu / 2
     return to_uint8(image, protocol.level_hu - half, protocol.level_hu + half)

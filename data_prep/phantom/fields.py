@@ -57,7 +57,8 @@ def draw_coefficients(rng: np.random.Generator, fields: int) -> Float:
 def smooth_fields(coefficients: Float, size: int) -> Float:
     """Evaluate cosine fields on a square: (fields, ORDER, ORDER) -> (fields, size, size)."""
     basis = cosine_basis(size)
-    return basis @ coefficients @ basis.T
+    fields = basis @ coefficients @ basis.T
+    return fields.astype(np.float32, copy=False)
 
 
 def speckle(rng: np.random.Generator, grid: Grid, sigma_mm: float) -> Float:
@@ -65,7 +66,14 @@ def speckle(rng: np.random.Generator, grid: Grid, sigma_mm: float) -> Float:
     white = rng.standard_normal((grid.fine_size, grid.fine_size), dtype=np.float32)
     sigma = sigma_mm / grid.fine_pixel_mm
     smooth: Float = ndimage.gaussian_filter(white, sigma, mode="wrap", truncate=3.0)
-    return smooth / np.float32(smooth.std())
+    unit: Float = smooth / np.float32(smooth.std())
+    return unit
+
+
+def mix(values: NDArray[np.float64], fractions: Float) -> Float:
+    """Partial volume: the sum of tissue values (T,) weighted by fractions (T, P, P) -> float32 (P, P)."""
+    mixed: Float = (values.astype(np.float32) @ fractions.reshape(len(values), -1)).reshape(fractions.shape[1:])
+    return mixed
 
 
 def detect(fine: Float, grid: Grid, psf_fwhm_mm: float) -> Float:
@@ -83,4 +91,5 @@ def detect(fine: Float, grid: Grid, psf_fwhm_mm: float) -> Float:
 def to_uint8(image: Float, low: float, high: float) -> NDArray[np.uint8]:
     """Map [low, high] to [0, 255] by rounding, clipping what lies outside."""
     scaled = (image - np.float32(low)) * np.float32(255.0 / (high - low))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return grey

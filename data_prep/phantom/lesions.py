@@ -1,8 +1,8 @@
 """Lesions with outlines drawn by radiologists: the label enters a picture through `Lesion.aggressiveness` alone.
 
 Outlines: LIDC-IDRI (Armato et al., Med Phys 38:915, 2011), nodules rated 1 or 2 (unlikely malignant) and 4 or 5
-(suspicious). The signs are those by which gliomas and metastases are told from benign masses: irregular outline, blurred
-margin, ring enhancement around necrosis, uneven texture, vasogenic oedema that follows the white matter.
+(suspicious). The signs are those by which gliomas and metastases are told from benign masses: irregular outline,
+blurred margin, ring enhancement around necrosis, uneven texture, vasogenic oedema that follows the white matter.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from scipy.special import expit
 from data_prep.phantom.anatomy import ASSETS, ENHANCING, GREY, NECROSIS, OEDEMA, SOLID, TISSUES, WHITE
 from data_prep.phantom.fields import Float, Grid, speckle
 
-EARLY_MM = 20.0  # a lesion of smaller diameter is in the early stage
-DIAMETER_MM = (10.0, 50.0)
+EARLY_MM = 25.0  # a lesion of smaller diameter is in the early stage
+DIAMETER_MM = (10.0, 60.0)
 MAX_SEPARATION = 8.0  # distance of the classes in standard deviations of aggressiveness at difficulty 0
 
 
 class Outlines(NamedTuple):
-    """log_profile float32 (n, 64): log radius by angle, of unit equal-area radius; first and count of each nodule."""
+    """log_profile float32 (n, 64): log radius by angle, of unit area radius; first and sections of each nodule."""
 
     log_profile: Float
     first: NDArray[np.int64]
-    count: NDArray[np.int64]
+    sections: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +73,15 @@ def draw_aggressiveness(rng: np.random.Generator, label: int, difficulty: float)
 
 
 def draw_diameter_mm(rng: np.random.Generator, aggressiveness: float) -> float:
-    """Log-normal, median 25 mm for the mildest and 30 mm for the most aggressive, clipped to DIAMETER_MM."""
-    return float(np.clip((25.0 + 5.0 * aggressiveness) * np.exp(0.3 * rng.standard_normal()), *DIAMETER_MM))
+    """Log-normal, median 29 mm for the mildest and 33 mm for the most aggressive, clipped to DIAMETER_MM."""
+    return float(np.clip((29.0 + 4.0 * aggressiveness) * np.exp(0.33 * rng.standard_normal()), *DIAMETER_MM))
 
 
 def draw_lesion(rng: np.random.Generator, aggressiveness: float, diameter_mm: float, places_mm: Float) -> Lesion:
     """A lesion of given aggressiveness and size at one of places_mm (n, 2)."""
     outlines = load_outlines(bool(rng.random() < aggressiveness))
     nodule = rng.integers(len(outlines.first))
-    sections = outlines.log_profile[outlines.first[nodule] :][: outlines.count[nodule]]
+    sections = outlines.log_profile[outlines.first[nodule] :][: outlines.sections[nodule]]
     turned = np.roll(sections, rng.integers(sections.shape[1]), axis=1)
     wobble = rng.standard_normal(4)
     return Lesion(
@@ -90,11 +90,11 @@ def draw_lesion(rng: np.random.Generator, aggressiveness: float, diameter_mm: fl
         aggressiveness=aggressiveness,
         log_profiles=turned * np.float32(0.5 + 1.1 * aggressiveness),
         margin_mm=float(0.7 + 0.9 * aggressiveness + 0.2 * rng.random()),
-        rim_mm=float(np.clip(0.2 * diameter_mm, 2.5, 5.0)),
-        necrosis=float(np.clip(0.05 + 0.75 * aggressiveness + 0.15 * wobble[0], 0, 1)),
-        enhancement=float(rng.uniform(0.25, 0.95)),
+        rim_mm=float(np.clip(0.17 * diameter_mm, 3.0, 6.0)),
+        necrosis=float(np.clip(0.9 * aggressiveness + 0.12 * wobble[0], 0, 1)),
+        enhancement=float(rng.uniform(0.5, 1.0)),
         texture=float(np.clip(0.05 + 0.3 * aggressiveness + 0.06 * wobble[1], 0, 0.6)),
-        oedema_mm=float(np.clip(2.0 + 10.0 * aggressiveness + 2.5 * wobble[2], 0, 16)),
+        oedema_mm=float(np.clip(1.0 + 15.0 * aggressiveness + 2.5 * wobble[2], 0, 22)),
     )
 
 
@@ -114,27 +114,27 @@ def add_lesion(fractions: Float, distance_mm: Float, lesion: Lesion, texture: Fl
     """Replace healthy tissue by lesion and oedema.
 
     Args:
-        fractions: (P, P, 6), atlas tissues. distance_mm: (P, P) from `outline_distance_mm`.
+        fractions: (6, P, P), atlas tissues. distance_mm: (P, P) from `outline_distance_mm`.
         texture: (P, P), unit variance, smooth.
 
     Returns:
-        (P, P, len(TISSUES)); each pixel's sum is as before where it was 1.
+        (len(TISSUES), P, P); each pixel's sum is as before where it was 1.
     """
     mass = expit(-distance_mm / np.float32(lesion.margin_mm))
     living = expit((distance_mm + np.float32(lesion.rim_mm)) / np.float32(0.8))
     dead = np.clip(lesion.necrosis + lesion.texture * texture, 0, 1) * (1 - living)
     uptake = np.clip(lesion.enhancement * (1 + lesion.texture * texture), 0, 1)
-    result = np.zeros((*fractions.shape[:2], len(TISSUES)), np.float32)
-    result[..., : fractions.shape[2]] = fractions * (1 - mass)[..., None]
+    result = np.zeros((len(TISSUES), *mass.shape), np.float32)
+    np.multiply(fractions, 1 - mass, out=result[: len(fractions)])
     reach = np.float32(lesion.oedema_mm) * (1 + np.float32(0.35) * texture)
     wet = expit((reach - distance_mm) / np.float32(1.5)) * min(1.0, lesion.oedema_mm / 4)
     for tissue, share in ((WHITE, 0.85), (GREY, 0.25)):  # oedema follows the white matter
-        soaked = result[..., tissue] * wet * np.float32(share)
-        result[..., tissue] -= soaked
-        result[..., OEDEMA] += soaked
-    result[..., NECROSIS] = mass * dead
-    result[..., ENHANCING] = mass * (1 - dead) * uptake
-    result[..., SOLID] = mass * (1 - dead) * (1 - uptake)
+        soaked = result[tissue] * wet * np.float32(share)
+        result[tissue] -= soaked
+        result[OEDEMA] += soaked
+    result[NECROSIS] = mass * dead
+    result[ENHANCING] = mass * (1 - dead) * uptake
+    result[SOLID] = mass * (1 - dead) * (1 - uptake)
     return result
 
 

@@ -2,9 +2,10 @@
 
 Sources:
     Signal: S = PD (1 - exp(-TR / T1)) exp(-TE / T2), the spin echo for TE << TR.
-    T1 of grey and white matter and CSF at 1.5 T and their growth with the field, T1 ~ B0^0.38: Rooney et al., Magn Reson
-    Med 57:308 (2007). T2 of grey and white matter: Stanisz et al., Magn Reson Med 54:507 (2005). Proton density of
-    grey, white, CSF and fat, T1 and T2 of fat: the BrainWeb phantom, Kwan et al., IEEE Trans Med Imaging 18:1085 (1999).
+    T1 of grey and white matter and CSF at 1.5 T and their growth with the field, T1 ~ B0^0.38: Rooney et al., Magn
+    Reson Med 57:308 (2007). T2 of grey and white matter: Stanisz et al., Magn Reson Med 54:507 (2005). Proton density
+    of grey, white, CSF and fat, T1 and T2 of fat: the BrainWeb phantom, Kwan et al., IEEE Trans Med Imaging 18:1085
+    (1999).
     Oedema and tumour: rounded from Just and Thelen, Radiology 169:779 (1988).
     Contrast agent: 1/T1' = 1/T1 + r1 C and the same for T2, r1 = 4.5 and r2 = 5.5 per s per mmol/l.
     Noise: Gudbjartsson and Patz, Magn Reson Med 34:910 (1995): the magnitude of a complex Gaussian is Rician.
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.phantom.anatomy import TISSUES, WHITE
-from data_prep.phantom.fields import Float, Grid, detect, draw_coefficients, smooth_fields, to_uint8
+from data_prep.phantom.fields import Float, Grid, detect, draw_coefficients, mix, smooth_fields, to_uint8
 
 Column = NDArray[np.float64]
 
@@ -91,14 +92,12 @@ def bias_field(rng: np.random.Generator, size: int, strength: float) -> Float:
     return field
 
 
-def mri_image(
-    rng: np.random.Generator, fractions: Float, grid: Grid, protocol: MriProtocol
-) -> NDArray[np.uint8]:
-    """Picture uint8 (size, size) of tissue fractions (fine_size, fine_size, 10); TR and TE vary by 5 % between scans."""
+def mri_image(rng: np.random.Generator, fractions: Float, grid: Grid, protocol: MriProtocol) -> NDArray[np.uint8]:
+    """Picture uint8 (size, size) of tissue fractions (10, fine_size, fine_size); TR and TE vary by 5 %."""
     jitter = np.exp(0.05 * rng.standard_normal(2))
     scan = replace(protocol, tr_ms=protocol.tr_ms * jitter[0], te_ms=protocol.te_ms * jitter[1])
     signals = tissue_signals(scan)
-    received = detect(fractions @ signals.astype(np.float32), grid, scan.psf_fwhm_mm)
+    received = detect(mix(signals, fractions), grid, scan.psf_fwhm_mm)
     received = received * bias_field(rng, grid.size, scan.bias)
     noisy = rician(rng, received, float(signals[WHITE]) / scan.snr)
     return to_uint8(noisy, 0.0, float(np.percentile(noisy, scan.level_percentile)))

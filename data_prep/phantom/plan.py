@@ -11,9 +11,9 @@ VAL_SHARE, TEST_SHARE = 0.10, 0.20
 
 
 class Plan(NamedTuple):
-    """By patient: count int64, label int64, split uint8. By image, patients in order: is_ct bool."""
+    """By patient: pictures int64, label int64, split uint8. By image, patients in order: is_ct bool."""
 
-    count: NDArray[np.int64]
+    pictures: NDArray[np.int64]
     label: NDArray[np.int64]
     split: NDArray[np.uint8]
     is_ct: NDArray[np.bool_]

@@ -1,0 +1,131 @@
+"""Config: every error at once, with key, value and what is allowed; inheritance and overrides."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedhpc.config import RunConfig
+from fedhpc.config_file import _merged, load_config
+from fedhpc.errors import ConfigError
+
+REPO = Path(__file__).resolve().parents[1]
+GOOD = {
+    "name": "a",
+    "data": {"shards": "x/{site}.h5", "sites": [{"name": "site1", "weight": 3}, {"name": "site2", "weight": 2}]},
+}
+
+
+def write(path: Path, tree: object) -> Path:
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_loads_and_is_named_after_its_file(path: Path) -> None:
+    assert load_config(path).name == path.stem
+
+
+def test_fedavg_is_the_papers_set_up() -> None:
+    config = load_config(REPO / "configs" / "fedavg.yaml")
+    assert (config.data.phantom and config.data.phantom.images, len(config.data.sites)) == (8000, 4)
+    assert (config.training.local_epochs, config.exchange.density, config.privacy.epsilon) == (3, 0.1, 1.0)
+
+
+def test_all_errors_at_once_with_value_and_suggestion(tmp_path: Path) -> None:
+    bad = {
+        **GOOD,
+        "traning": {},
+        "training": {"rounds": 0, "batchsize": 3},
+        "privacy": {"epsilon": -1},
+        "exchange": {"density": 2},
+        "runtime": {"threads": "many"},
+    }
+    with pytest.raises(ConfigError) as error:
+        load_config(write(tmp_path / "bad.yaml", bad))
+    text = str(error.value)
+    assert "6 problem(s)" in text
+    for expected in (
+        "traning: unknown key; did you mean training?",
+        "training.rounds=0: input should be greater than or equal to 1",
+        "training.batchsize: unknown key; did you mean batch_size?",
+        "privacy.epsilon=-1:",
+        "exchange.density=2: input should be less than or equal to 1",
+        "runtime.threads='many':",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"data": {**GOOD["data"], "sites": [{"name": "a"}, {"name": "a"}]}}, "data.sites: a named twice"),
+        ({"privacy": {"epsilon": 1}, "data": {**GOOD["data"], "sites": [{"name": "a"}]}}, "no weight for a"),
+        ({"privacy": {"noise_seed": 1}}, "privacy.noise_seed: set without"),
+        ({"model": {"name": "frozen"}}, "model.backbone: missing"),
+        ({"model": {"backbone": "efficientnet_lite0"}}, "model.backbone: only model.name=frozen"),
+        ({"mode": "local", "federation": {"aggregator": "dedicated"}}, "federation.aggregator: dedicated needs"),
+    ],
+)
+def test_rules_over_several_keys(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
+        load_config(write(tmp_path / "c.yaml", {**GOOD, **change}))
+
+
+def test_extends_and_set(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", {**GOOD, "training": {"rounds": 7, "lr": 0.5}})
+    child = write(tmp_path / "child.yaml", {"extends": "base.yaml", "name": "child", "training": {"rounds": 3}})
+    config = load_config(child, ["training.lr=1e-3", "privacy.epsilon=null", "exchange.density=0.5"])
+    assert (config.name, config.training.rounds, config.training.lr) == ("child", 3, 0.001)
+    assert (config.privacy.epsilon, config.exchange.density) == (None, 0.5)
+
+
+@pytest.mark.parametrize("override", ["training.rounds", "=3", "training..lr=1", "name.x=1", "training.lr=["])
+def test_malformed_set_is_named(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(write(tmp_path / "c.yaml", GOOD), [override])
+
+
+def test_extends_in_a_circle(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", {"extends": "b.yaml"})
+    write(tmp_path / "b.yaml", {"extends": "a.yaml"})
+    with pytest.raises(ConfigError, match="circle"):
+        load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"a: [", b"\xff\xfe\x00"])
+def test_not_a_config(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        load_config(tmp_path / "c.yaml")
+
+
+def test_missing_file_lists_its_neighbours(tmp_path: Path) -> None:
+    write(tmp_path / "there.yaml", GOOD)
+    with pytest.raises(ConfigError, match=r"there\.yaml"):
+        load_config(tmp_path / "missing.yaml")
+
+
+def test_frozen_and_round_trip() -> None:
+    config = RunConfig.model_validate(GOOD)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+    assert config.digest() != config.model_copy(update={"seed": 1}).digest()
+
+
+trees = st.recursive(
+    st.integers(), lambda kids: st.dictionaries(st.sampled_from("abc"), kids, max_size=3), max_leaves=8
+)
+maps = st.dictionaries(st.sampled_from("abc"), trees, max_size=3)
+
+
+@given(maps, maps)
+def test_merge_keeps_the_upper_and_changes_nothing_else(base: dict[str, object], over: dict[str, object]) -> None:
+    merged = _merged(base, over)
+    assert _merged(merged, over) == merged
+    assert set(merged) == set(base) | set(over)
+    assert all(merged[key] == base[key] for key in set(base) - set(over))
+    assert _merged(base, {}) == base

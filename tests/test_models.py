@@ -1,0 +1,103 @@
+"""Networks: accepted for DP, the same weights for the same seed, flat vector and file round trips."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from opacus.validators import ModuleValidator
+
+from fedhpc.config import NETWORKS, RunConfig
+from fedhpc.errors import InputError
+from fedhpc.models import (
+    Task,
+    build_model,
+    from_vector,
+    load_backbone,
+    load_model,
+    parameter_count,
+    save_model,
+    to_vector,
+)
+from fedhpc.runtime import device_name
+
+TASK = Task(("benign", "malignant"), (1, 64, 64))
+DATA = {"shards": "{site}.h5", "sites": [{"name": "a"}]}
+
+
+def config(name: str, seed: int = 0) -> RunConfig:
+    return RunConfig.model_validate({"name": "x", "seed": seed, "data": DATA, "model": {"name": name}})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_is_fit_for_privacy_and_free_of_batch_statistics(name: str) -> None:
+    model = build_model(config(name), TASK)
+    assert ModuleValidator.validate(model, strict=False) == []
+    model.train()
+    images = torch.randn(3, 1, 64, 64)
+    together, alone = model(images), torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_small_densenet_is_small() -> None:
+    assert 30_000 < parameter_count(build_model(config("densenet_small"), TASK)) < 50_000
+
+
+def test_initial_weights_are_a_function_of_the_seed_alone() -> None:
+    first = to_vector(build_model(config("densenet_small"), TASK))
+    torch.manual_seed(99)
+    np.testing.assert_array_equal(first, to_vector(build_model(config("densenet_small"), TASK)))
+    assert (first != to_vector(build_model(config("densenet_small", seed=1), TASK))).any()
+
+
+def test_vector_round_trip() -> None:
+    model = build_model(config("densenet_small"), TASK)
+    vector = np.random.default_rng(0).normal(size=parameter_count(model)).astype(np.float32)
+    from_vector(model, vector)
+    np.testing.assert_array_equal(to_vector(model), vector)
+    with pytest.raises(ValueError, match="parameters"):
+        from_vector(model, vector[:-1])
+
+
+def saved(tmp_path: Path) -> Path:
+    model = build_model(config("densenet_small", seed=5), TASK)
+    facts = {
+        "config": config("densenet_small").model_dump(mode="json"),
+        "classes": TASK.classes,
+        "image_shape": TASK.image_shape,
+        "f1_thresholds": [7],
+    }
+    save_model(tmp_path / "model.pt", model, facts)
+    return tmp_path / "model.pt"
+
+
+def test_saved_model_gives_the_same_output(tmp_path: Path) -> None:
+    loaded = load_model(saved(tmp_path))
+    images = torch.randn(2, 1, 64, 64)
+    model = build_model(config("densenet_small", seed=5), TASK).eval()
+    torch.testing.assert_close(loaded.network(images), model(images))
+    assert (loaded.task, loaded.f1_thresholds) == (TASK, (7,))
+
+
+def test_a_trained_model_serves_as_backbone(tmp_path: Path) -> None:
+    backbone = load_backbone(str(saved(tmp_path)))
+    features = backbone(torch.randn(2, 1, 64, 64))
+    assert features.shape == (2, backbone.dim)
+    assert not any(p.requires_grad for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("content", [b"", b"no model"])
+def test_not_a_model(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.pt"):
+        load_model(tmp_path / "model.pt")
+
+
+def test_unknown_backbone() -> None:
+    with pytest.raises(InputError, match="allowed: efficientnet_lite0"):
+        load_backbone("resnet9000")
+
+
+def test_gpu_is_demanded_and_not_there() -> None:
+    with pytest.raises(InputError, match="no GPU is visible"):
+        device_name("cuda", 0, 0)
