@@ -1,0 +1,247 @@
+"""The real program under mpirun: the same bits as in one process, resume, baselines, and ends that are quick and clear."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from data_prep.shard_writer import write_shard
+from fedhpc.exchange.codec import HEADER
+from fedhpc.rng import generator
+
+pytestmark = pytest.mark.mpi
+SITES = ("site1", "site2", "site3", "site4")
+ROUNDS = 3
+Run = Callable[..., tuple[int, str, str]]
+
+
+def make_shard(folder: Path, site: str, images: int) -> None:
+    """Images of noise; those of the second class have a bright square. Two images a patient."""
+    rng = generator(0, site, "test shard")
+    labels = np.repeat(np.arange(images // 2) % 2, 2).astype(np.int64)
+    pixels = rng.integers(0, 120, (images, 1, 32, 32), dtype=np.uint8)
+    pixels[labels == 1, :, 8:20, 8:20] += 60
+    write_shard(
+        folder / f"{site}.h5",
+        site=site,
+        classes=("benign", "malignant"),
+        images=pixels,
+        labels=labels,
+        patient=np.array([f"{site}-{i // 2}".encode() for i in range(images)], "S16"),
+        split=np.repeat(np.resize([0, 0, 0, 0, 1, 1, 2, 2, 0, 0], images // 2), 2).astype(np.uint8),
+        modality=np.full(images, b"MR", "S2"),
+        stage=(np.arange(images) % 3 == 0).astype(np.uint8),
+        pixel_range=(0, 255),
+        created_by="tests",
+    )
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four unequal shards and a config in one folder."""
+    folder = tmp_path_factory.mktemp("cohort")
+    for number, site in enumerate(SITES):
+        make_shard(folder, site, 60 - 8 * number)
+    tree = {
+        "name": "tiny",
+        "data": {"shards": str(folder / "{site}.h5"), "sites": [{"name": name} for name in SITES]},
+        "training": {"rounds": ROUNDS, "local_epochs": 2, "batch_size": 16},
+        "evaluation": {"bootstrap": 100},
+        "runtime": {"threads": 1, "device": "cpu"},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return folder
+
+
+def train(start: Run, cohort: Path, run_dir: Path, *sets: str, more: tuple[str, ...] = ()) -> tuple[int, str, str]:
+    overrides = [word for pair in sets for word in ("--set", pair)]
+    return start(["train", cohort / "tiny.yaml", "--run-dir", run_dir, *overrides, *more])
+
+
+def under(mpirun: Callable[..., tuple[int, str, str]], ranks: int) -> Run:
+    return lambda args: mpirun(ranks, ["run.py", *args])
+
+
+def params(run_dir: Path, round: int = ROUNDS) -> np.ndarray:
+    with np.load(run_dir / "state" / f"round-{round:04d}.npz") as saved:
+        return saved["params"]
+
+
+def summary(run_dir: Path) -> dict[str, object]:
+    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def sequential(cohort: Path, run_python: Run) -> tuple[Path, str]:
+    """The run that the others must equal: (run directory, standard output)."""
+    status, out, err = train(run_python, cohort, cohort / "sequential")
+    assert status == 0, err
+    return cohort / "sequential", out
+
+
+@pytest.mark.parametrize(
+    ("ranks", "aggregator"), [(1, "colocated"), (2, "colocated"), (3, "dedicated"), (4, "colocated"), (5, "dedicated")]
+)
+def test_mpi_run_equals_sequential_run_bitwise(
+    cohort: Path, sequential: tuple[Path, str], mpirun: Run, ranks: int, aggregator: str
+) -> None:
+    run_dir = cohort / f"mpi{ranks}"
+    status, out, err = train(under(mpirun, ranks), cohort, run_dir, f"federation.aggregator={aggregator}")
+    assert status == 0, err
+    for round in range(1, ROUNDS + 1):
+        np.testing.assert_array_equal(params(run_dir, round), params(sequential[0], round))
+    ours, theirs = summary(run_dir), summary(sequential[0])
+    for key in ("auc", "auc_ci95", "f1", "per_site", "bytes_up_per_round", "bytes_down_per_round"):
+        assert ours[key] == theirs[key], key
+    assert out.count("AUC 0.") + out.count("AUC 1.") == ROUNDS, "one line a round, from rank 0 only"
+
+
+def test_it_learns_and_says_so(sequential: tuple[Path, str]) -> None:
+    run_dir, out = sequential
+    found = summary(run_dir)
+    assert found["mode"] == "federated"
+    assert found["stopped"] == "finished"
+    assert found["auc"] > 0.9  # type: ignore[operator]
+    assert "\r" not in out, "no progress bar where standard output is no terminal"
+    assert [line.split("/")[0].split()[-1] for line in out.splitlines() if line.startswith("round ")] == ["1", "2", "3"]
+
+
+def test_run_directory_has_what_is_promised(sequential: tuple[Path, str]) -> None:
+    run_dir, _ = sequential
+    for name in ("config.yaml", "environment.json", "rounds.jsonl", "summary.json", "model.pt", "state/round-0003.npz"):
+        assert (run_dir / name).is_file(), name
+    assert {path.name for path in (run_dir / "sites").iterdir()} == set(SITES)
+    assert not [path for path in run_dir.rglob("*.tmp")]
+    needed = {
+        "mode", "sites", "rounds", "auc", "auc_ci95", "f1", "sensitivity_early", "per_site", "epsilon", "delta", "unit",
+        "bytes_up_per_round", "bytes_down_per_round", "dense_bytes_per_round", "seconds", "stopped", "git", "config_digest",
+    }  # fmt: skip
+    found = summary(run_dir)
+    assert needed <= set(found)
+    assert set(found["seconds"]) == {"train", "exchange", "aggregate", "evaluate", "total"}  # type: ignore[call-overload]
+
+
+def test_bytes_are_those_of_the_payloads(sequential: tuple[Path, str]) -> None:
+    run_dir, _ = sequential
+    d = params(run_dir).size
+    k = -(-d // 10)
+    payload = HEADER.size + -(-d // 8) + 4 * k + 4
+    found = summary(run_dir)
+    assert found["bytes_up_per_round"] == found["bytes_down_per_round"] == 4 * payload
+    assert found["dense_bytes_per_round"] == 4 * 4 * d
+
+
+def test_stop_and_resume_equals_the_straight_run(
+    cohort: Path, sequential: tuple[Path, str], run_python: Run, mpirun: Run
+) -> None:
+    """At another number of ranks, too."""
+    run_dir = cohort / "resumed"
+    status, out, _ = train(run_python, cohort, run_dir, more=("--stop-after", "1"))
+    assert status == 75
+    assert "the same command goes on" in out
+    assert not (run_dir / "summary.json").exists()
+    status, out, err = train(under(mpirun, 2), cohort, run_dir)
+    assert status == 0, err
+    assert "resuming after round 1" in out
+    np.testing.assert_array_equal(params(run_dir), params(sequential[0]))
+    assert summary(run_dir)["auc_ci95"] == summary(sequential[0])["auc_ci95"]
+
+
+def test_another_config_may_not_resume(cohort: Path, sequential: tuple[Path, str], run_python: Run) -> None:
+    status, _, err = train(run_python, cohort, sequential[0], "training.lr=0.9")
+    assert status == 2
+    assert "training.lr (0.05 there, 0.9 here)" in err
+
+
+@pytest.mark.parametrize("mode", ["local", "centralised"])
+def test_baseline_under_mpi_equals_baseline_in_one_process(
+    cohort: Path, run_python: Run, mpirun: Run, mode: str
+) -> None:
+    results = []
+    for name, start in (("one", run_python), ("two", under(mpirun, 2))):
+        run_dir = cohort / f"{mode}-{name}"
+        status, _, err = train(start, cohort, run_dir, f"mode={mode}", f"name={mode}", "training.rounds=2")
+        assert status == 0, err
+        results.append(summary(run_dir))
+    keys = ("mode", "auc", "auc_ci95", "f1", "per_site")
+    assert [results[0][key] for key in keys] == [results[1][key] for key in keys]
+    assert results[0]["mode"] == mode
+    assert results[0]["bytes_up_per_round"] == 0
+    if mode == "local":
+        assert all("auc_all_sites" in site for site in results[0]["per_site"].values())  # type: ignore[attr-defined]
+
+
+def test_private_run_under_mpi_equals_sequential_and_keeps_ledgers(cohort: Path, run_python: Run, mpirun: Run) -> None:
+    """With the test seed of the noise; the epsilon of the summary is that of the steps really taken."""
+    sites = [{"name": name, "weight": 20} for name in SITES]
+    sets = (
+        f"data.sites={json.dumps(sites)}", "privacy.epsilon=8", "privacy.sample_rate=0.25", "privacy.noise_seed=1",
+        "training.rounds=2",
+    )  # fmt: skip
+    dirs = [cohort / "private-one", cohort / "private-four"]
+    for run_dir, start in zip(dirs, (run_python, under(mpirun, 4)), strict=True):
+        status, out, err = train(start, cohort, run_dir, *sets)
+        assert status == 0, err
+        assert "INSECURE" in out
+    np.testing.assert_array_equal(params(dirs[0], 2), params(dirs[1], 2))
+    found = summary(dirs[1])
+    assert 7.9 < found["epsilon"] <= 8  # type: ignore[operator]
+    assert found["unit"] == "patient"
+    for site in SITES:
+        charges = [json.loads(line) for line in (dirs[1] / "sites" / site / "ledger.jsonl").read_text().splitlines()]
+        assert [(c["round"], c["steps"]) for c in charges] == [(0, 8), (1, 8)]
+
+
+def test_finished_model_on_another_shard(cohort: Path, sequential: tuple[Path, str], run_python: Run) -> None:
+    make_shard(cohort, "elsewhere", 60)
+    status, out, err = run_python(["evaluate", sequential[0], "--shard", cohort / "elsewhere.h5", "--json"])
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["site"] == "elsewhere"
+    assert found["auc_ci95"][0] <= found["auc"] <= found["auc_ci95"][1]
+
+
+def damaged(cohort: Path, tmp_path: Path, damage: Callable[[Path], object]) -> Path:
+    """A copy of the cohort whose site3 is damaged."""
+    copy = tmp_path / "cohort"
+    shutil.copytree(
+        cohort, copy, ignore=shutil.ignore_patterns("mpi*", "local*", "centralised*", "private*", "sequential")
+    )
+    text = (copy / "tiny.yaml").read_text(encoding="utf-8")
+    (copy / "tiny.yaml").write_text(text.replace(str(cohort), str(copy)), encoding="utf-8")
+    damage(copy / "site3.h5")
+    return copy
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_bad_shard_ends_all_ranks_with_one_message(cohort: Path, tmp_path: Path, mpirun: Run) -> None:
+    copy = damaged(cohort, tmp_path, cut)
+    started = time.monotonic()
+    status, _, err = train(under(mpirun, 4), copy, tmp_path / "run")
+    assert status == 2
+    assert time.monotonic() - started < 60
+    assert err.count("error: ") == 1
+    assert "site3" in err
+    assert "Traceback" not in err
+
+
+def test_failure_in_training_ends_all_ranks_within_10_s(cohort: Path, tmp_path: Path, mpirun: Run) -> None:
+    status, out, err = train(under(mpirun, 4), cohort, tmp_path / "run", "training.lr=1e30", "training.optimizer=sgd")
+    assert status not in (0, 2, 75)
+    assert "round 0" in err
+    assert "site site" in err
+    assert "Traceback" not in err
+
+
+def test_too_many_ranks(cohort: Path, tmp_path: Path, mpirun: Run) -> None:
+    status, _, err = train(under(mpirun, 5), cohort, tmp_path / "run")
+    assert status == 2
+    assert "5 ranks for 4 sites: use at most 4" in err
