@@ -60,6 +60,7 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
     phantom.add_argument("--images", type=int, default=8000)
     phantom.add_argument("--size", type=int, default=64, help="pixels a side")
     phantom.add_argument("--seed", type=int, default=0)
+    phantom.add_argument("--difficulty", type=float, help="0 easy to 1 impossible; default: as the study's")
     phantom.set_defaults(verb=_prepare_phantom)
     images = kinds.add_parser("images", help="class folders of PNG or JPEG files")
     images.add_argument("source", type=Path)
@@ -116,7 +117,8 @@ def _report_failure(error: BaseException, rank: int) -> None:
 def _prepare_phantom(options: argparse.Namespace) -> int:
     from data_prep.phantom import Cohort, site_names, write_site
 
-    cohort = Cohort(seed=options.seed, images=options.images, image_size=options.size)
+    chosen = {} if options.difficulty is None else {"difficulty": options.difficulty}
+    cohort = Cohort(seed=options.seed, images=options.images, image_size=options.size, **chosen)
     for site in site_names(cohort):
         path = options.out / f"{site}.h5"
         write_site(cohort, site, path)

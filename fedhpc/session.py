@@ -171,7 +171,7 @@ def _make_phantoms(config: RunConfig, indices: Sequence[int], console: Console) 
     from data_prep.phantom import Cohort, write_site
 
     console.say(f"making the built-in cohort of {wanted.images} images ({wanted.image_size} x {wanted.image_size}) ...")
-    cohort = Cohort(seed=wanted.seed, images=wanted.images, image_size=wanted.image_size)
+    cohort = Cohort(seed=wanted.seed, images=wanted.images, image_size=wanted.image_size, difficulty=wanted.difficulty)
     for name in missing:
         write_site(cohort, name, config.data.shard_path(name))
 

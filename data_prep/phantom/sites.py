@@ -43,7 +43,7 @@ def default_sites() -> Mapping[str, SiteProtocol]:
                 2400,
                 0.35,
                 0.20,
-                MriProtocol(3.0, tr_ms=4500, te_ms=95, gadolinium_mmol=0.0, snr=45, psf_fwhm_mm=1.5, bias=0.25),
+                MriProtocol(3.0, tr_ms=4500, te_ms=95, gadolinium_mmol=0.0, snr=45, psf_fwhm_mm=1.5, bias=0.18),
                 CtProtocol(15, noise_hu=2.0, kernel_per_mm=0.07, psf_fwhm_mm=2.5, window_hu=100, level_hu=35),
             ),
             "site3": SiteProtocol(
