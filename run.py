@@ -6,7 +6,7 @@ import sys
 # Read by OpenMP when torch is imported: a thread that waits must not spin, since other ranks may share its core.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from fedhpc.cli import main  # noqa: E402
+from fedhpc.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

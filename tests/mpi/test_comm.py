@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,26 @@ def test_gather_and_broadcast(mpirun: Callable[..., tuple[int, str, str]], tmp_p
         assert rank == 0 or result["lengths"] == []
         # A rank that spun would have burnt most of the two seconds.
         assert result["cpu_s"] < 1
+
+
+FAILING = """
+import sys, time
+from pathlib import Path
+from fedhpc.exchange.comm import abort_at_exit, connect
+t = connect()
+if t.rank == 1:
+    Path(sys.argv[1]).write_text(str(time.time()))
+    abort_at_exit(1)
+    sys.exit(1)
+t.gather([b""])
+t.broadcast(b"" if t.rank == 0 else None)
+"""
+
+
+def test_all_ranks_end_within_10_s_of_a_failure(mpirun: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    status, _, _ = mpirun(4, ["-c", FAILING, tmp_path / "failed_at"])
+    assert status != 0
+    assert time.time() - float((tmp_path / "failed_at").read_text()) < 10
 
 
 def test_alone() -> None:

@@ -1,4 +1,4 @@
-"""The real program under mpirun: the same bits as in one process, resume, baselines, and ends that are quick and clear."""
+"""The real program under mpirun: the same bits as in one process, resume, baselines, quick and clear ends."""
 
 import json
 import shutil
@@ -119,7 +119,8 @@ def test_run_directory_has_what_is_promised(sequential: tuple[Path, str]) -> Non
     assert not [path for path in run_dir.rglob("*.tmp")]
     needed = {
         "mode", "sites", "rounds", "auc", "auc_ci95", "f1", "sensitivity_early", "per_site", "epsilon", "delta", "unit",
-        "bytes_up_per_round", "bytes_down_per_round", "dense_bytes_per_round", "seconds", "stopped", "git", "config_digest",
+        "bytes_up_per_round", "bytes_down_per_round", "dense_bytes_per_round", "seconds", "stopped", "git",
+        "config_digest",
     }  # fmt: skip
     found = summary(run_dir)
     assert needed <= set(found)
@@ -233,8 +234,8 @@ def test_bad_shard_ends_all_ranks_with_one_message(cohort: Path, tmp_path: Path,
     assert "Traceback" not in err
 
 
-def test_failure_in_training_ends_all_ranks_within_10_s(cohort: Path, tmp_path: Path, mpirun: Run) -> None:
-    status, out, err = train(under(mpirun, 4), cohort, tmp_path / "run", "training.lr=1e30", "training.optimizer=sgd")
+def test_failure_in_training_ends_all_ranks(cohort: Path, tmp_path: Path, mpirun: Run) -> None:
+    status, _, err = train(under(mpirun, 4), cohort, tmp_path / "run", "training.lr=1e30", "training.optimizer=sgd")
     assert status not in (0, 2, 75)
     assert "round 0" in err
     assert "site site" in err
