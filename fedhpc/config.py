@@ -72,6 +72,7 @@ class Training(Section):
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    random_flip: bool = Field(default=False, description="mirror each training image left to right with chance 1/2")
 
 
 class Privacy(Section):
@@ -178,6 +179,10 @@ def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
         (
             not frozen and config.model.backbone is not None,
             f"model.backbone: only model.name=frozen has one, not {config.model.name}; remove one of the two",
+        ),
+        (
+            frozen and config.training.random_flip,
+            "training.random_flip: the features of model.name=frozen are computed once; remove it or train a network",
         ),
         (
             config.federation.aggregator == "dedicated" and config.mode != "federated",

@@ -20,10 +20,14 @@ GLOBAL = "global"
 
 @dataclass(frozen=True)
 class Final:
-    """One finished model measured on all sites' test splits; `aucs` are its bootstrap resamples. At rank 0 only."""
+    """One finished model measured on all sites' test splits, at rank 0 only.
+
+    `aucs` are its bootstrap resamples; `epsilons` what each site has spent by its ledger, replayed rounds included.
+    """
 
     measured: Measured
     aucs: F64
+    epsilons: Mapping[str, float | None]
 
 
 def reports_of(session: Session, params_of: Callable[[str], F32]) -> list[SiteReport]:
@@ -54,6 +58,9 @@ def finish(session: Session, models: Mapping[str, F32], records: Sequence[Mappin
         }
         save_model(path, session.place.model, facts)
     summary = summary_of(config, records, _more(session, finals, stopped))
+    for final in finals.values():
+        for site, spent in final.epsilons.items():
+            summary["per_site"][site]["epsilon"] = spent
     if config.mode == "local":
         for name, final in finals.items():
             summary["per_site"][name]["auc_all_sites"] = final.measured.overall.auc
@@ -69,7 +76,7 @@ def _final(session: Session, params: F32) -> Final | None:
     if session.transport.rank:
         return None
     aucs = bootstrap_aucs(unpack_arrays(payload)["stack"].astype(np.uint16, copy=False) for payload in stacks)
-    return Final(measure(reports, session.config.evaluation.specificity), aucs)
+    return Final(measure(reports, session.config.evaluation.specificity), aucs, {r.site: r.epsilon for r in reports})
 
 
 def _more(session: Session, finals: Mapping[str, Final], stopped: str) -> dict[str, Any]:
@@ -82,6 +89,9 @@ def _more(session: Session, finals: Mapping[str, Final], stopped: str) -> dict[s
         "f1": mean_of([m.f1 for m in overall]),
         "sensitivity": mean_of([m.sensitivity for m in overall]),
         "sensitivity_early": mean_of([m.sensitivity_early for m in overall]),
+        "epsilon": max(
+            (e for final in finals.values() for e in final.epsilons.values() if e is not None), default=None
+        ),
         "stopped": stopped,
         "parameters": d,
         "dense_bytes_per_round": len(session.config.data.sites) * d * FLOAT32_BYTES,

@@ -60,17 +60,20 @@ def run(session: Session, stop_after: int | None) -> str:
 
 
 def _resume_point(session: Session, progress: Progress) -> int:
-    """The number of rounds done; forgets records of rounds that were not saved."""
+    """The number of rounds that are both recorded and saved; forgets records beyond them.
+
+    A crash can fall between the two, so one of them may be a round ahead of the other, never more.
+    """
     directory, mode = session.directory, session.config.mode
     kind, folder = ("round", directory.path / "state") if mode == "federated" else ("model", _first_model(session))
-    rounds = saved_rounds(folder, kind)
-    first = rounds[-1] if rounds else 0
-    progress.records = directory.read_rounds()[:first]
-    if len(progress.records) < first:
+    records, saved = directory.read_rounds(), saved_rounds(folder, kind)
+    first = max((done for done in saved if done <= len(records)), default=0)
+    if saved and abs(saved[-1] - len(records)) > 1:
         raise InputError(
-            f"{directory.rounds}: has {len(progress.records)} records, but round {first} is saved; restore it, or "
-            "start in a new --run-dir"
+            f"{directory.rounds}: has {len(records)} records, but round {saved[-1]} is the last one saved in {folder}; "
+            "restore what is missing, or start in a new --run-dir"
         )
+    progress.records = records[:first]
     directory.write_rounds(progress.records)
     if not first:
         directory.write_json(directory.environment, environment())

@@ -198,6 +198,25 @@ def test_private_run_under_mpi_equals_sequential_and_keeps_ledgers(cohort: Path,
         assert [(c["round"], c["steps"]) for c in charges] == [(0, 8), (1, 8)]
 
 
+def test_a_replayed_round_is_charged_and_the_run_stops_at_its_budget(cohort: Path, run_python: Run) -> None:
+    """What a crash in the second round leaves behind: a charge in the ledger of a round that was never saved."""
+    sites = [{"name": name, "weight": 20} for name in SITES]
+    sets = (f"data.sites={json.dumps(sites)}", "privacy.epsilon=4", "privacy.sample_rate=0.25", "training.rounds=3")
+    run_dir = cohort / "private-budget"
+    assert train(run_python, cohort, run_dir, *sets, more=("--stop-after", "1"))[0] == 75
+    ledger = run_dir / "sites" / "site2" / "ledger.jsonl"
+    charge = json.loads(ledger.read_text(encoding="utf-8"))
+    with ledger.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**charge, "round": 1}) + "\n")
+    status, _, err = train(run_python, cohort, run_dir, *sets)
+    assert status == 0, err
+    found = summary(run_dir)
+    assert (found["stopped"], found["rounds"]) == ("budget", 2)
+    spent = {site: values["epsilon"] for site, values in found["per_site"].items()}  # type: ignore[attr-defined]
+    assert spent["site1"] < spent["site2"] == found["epsilon"] <= 4
+    assert (run_dir / "model.pt").is_file()
+
+
 def test_finished_model_on_another_shard(cohort: Path, sequential: tuple[Path, str], run_python: Run) -> None:
     make_shard(cohort, "elsewhere", 60)
     status, out, err = run_python(["evaluate", sequential[0], "--shard", cohort / "elsewhere.h5", "--json"])
