@@ -38,7 +38,7 @@ class Phantom(Section):
     seed: int = 0
     images: Annotated[int, Field(ge=100, le=1_000_000)] = 8000
     image_size: Annotated[int, Field(ge=32, le=512)] = 64
-    difficulty: Annotated[float, Field(ge=0, le=1)] = 0.3
+    difficulty: Annotated[float, Field(ge=0, le=1)] = 0.26
 
 
 class Data(Section):

@@ -1,0 +1,136 @@
+"""The training loop: the same bits streamed or from memory, pooled rows, mirrored images, cached features."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.shard_writer import write_shard
+from fedhpc.config import RunConfig, Training
+from fedhpc.models import Backbone, Task, build_model, to_vector
+from fedhpc.rng import generator
+from fedhpc.site.preprocess import harmonise
+from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples
+from fedhpc.site.shard import Shard
+from fedhpc.site.training import Bench, learning_rate, mirrored, train_plain
+
+BENCH = Bench(torch.device("cpu"), bf16=False)
+
+
+def shard_file(folder: Path, site: str = "a", images: int = 40) -> Path:
+    rng = generator(0, site, "test")
+    write_shard(
+        folder / f"{site}.h5",
+        site=site,
+        classes=("no", "yes"),
+        images=rng.integers(0, 256, (images, 1, 32, 32), dtype=np.uint8),
+        labels=np.arange(images) % 2,
+        patient=np.array([f"{site}{i}".encode() for i in range(images)], "S16"),
+        split=np.resize([0, 0, 0, 1, 2], images).astype(np.uint8),
+        modality=np.full(images, b"CT", "S2"),
+        pixel_range=(0, 255),
+        created_by="tests",
+    )
+    return folder / f"{site}.h5"
+
+
+def config(**training: object) -> RunConfig:
+    tree = {
+        "name": "x",
+        "data": {"shards": "{site}.h5", "sites": [{"name": "a"}]},
+        "training": {"batch_size": 8, **training},
+    }
+    return RunConfig.model_validate(tree)
+
+
+def trained(samples: ImageSamples, **training: object) -> np.ndarray:
+    model = build_model(config(), Task(("no", "yes"), (1, 32, 32)))
+    steps: list[tuple[int, int]] = []
+    train_plain(model, samples, config(local_epochs=2, **training), ("a", 0, BENCH), lambda *at: steps.append(at))
+    assert steps == [(n, 6) for n in range(1, 7)]
+    return to_vector(model)
+
+
+def test_streaming_and_memory_train_the_same_bits(tmp_path: Path) -> None:
+    path = shard_file(tmp_path)
+    with Shard.open(path, "a", in_memory=True) as loaded, Shard.open(path, "a", in_memory=False) as streamed:
+        assert (loaded.in_memory, streamed.in_memory) == (True, False)
+        np.testing.assert_array_equal(trained(ImageSamples(loaded)), trained(ImageSamples(streamed)))
+
+
+@pytest.mark.parametrize("change", [{"optimizer": "adam"}, {"random_flip": True}, {"momentum": 0.0}, {"lr": 0.01}])
+def test_every_option_of_training_changes_the_result(tmp_path: Path, change: dict[str, object]) -> None:
+    with Shard.open(shard_file(tmp_path), "a") as shard:
+        assert (trained(ImageSamples(shard)) != trained(ImageSamples(shard), **change)).any()
+
+
+def test_pooled_rows_are_the_sites_rows_in_the_order_asked(tmp_path: Path) -> None:
+    with Shard.open(shard_file(tmp_path, "a", 40), "a") as a, Shard.open(shard_file(tmp_path, "b", 25), "b") as b:
+        parts = [ImageSamples(a), ImageSamples(b)]
+        pooled = PooledSamples(parts)
+        rows = np.array([64, 3, 39, 40, 3, 0])
+        one_by_one = [parts[0], parts[0], parts[0], parts[1], parts[0], parts[0]]
+        local = [24, 3, 39, 0, 3, 0]
+        expected = torch.cat([p.inputs(np.array([r])) for p, r in zip([parts[1], *one_by_one[1:]], local, strict=True)])
+        torch.testing.assert_close(pooled.inputs(rows), expected, rtol=0, atol=0)
+        for split in ("train", "val", "test"):
+            assert len(pooled.indices(split)) == len(a.indices(split)) + len(b.indices(split))
+        np.testing.assert_array_equal(pooled.labels, np.concatenate([a.labels, b.labels]))
+
+
+def test_mirrored_images_are_the_image_or_its_mirror() -> None:
+    images = torch.arange(64 * 12, dtype=torch.float32).view(64, 1, 3, 4)
+    out = mirrored(images, np.random.default_rng(0))
+    same = (out == images).all(dim=(1, 2, 3))
+    turned = (out == images.flip(3)).all(dim=(1, 2, 3))
+    assert (same ^ turned).all()
+    assert 16 < same.sum() < 48
+
+
+def test_harmonise_each_image_by_itself() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 2, 8, 8), dtype=np.uint8)
+    images[4, 1] = 7
+    out = harmonise(images)
+    torch.testing.assert_close(out.mean(dim=(2, 3)), torch.zeros(5, 2), atol=1e-5, rtol=0)
+    spread = out.square().mean(dim=(2, 3))
+    assert (spread[4, 1], (out[4, 1] == 0).all()) == (0, True)
+    torch.testing.assert_close(spread.flatten()[:-1], torch.ones(9))
+    torch.testing.assert_close(harmonise(images[2:3]), out[2:3], rtol=0, atol=0)
+    stretched = images[:4].astype(np.uint16) * 200 + 50
+    torch.testing.assert_close(harmonise(stretched), out[:4], rtol=1e-4, atol=1e-4)
+
+
+def test_features_are_computed_once_and_follow_shard_and_weights(tmp_path: Path) -> None:
+    class Counting(torch.nn.Module):
+        calls = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Counting.calls += 1
+            return x.mean(dim=(1, 2, 3))[:, None] * self.weight + x.amax(dim=(1, 2, 3))[:, None]
+
+    network = Counting()
+    with Shard.open(shard_file(tmp_path), "a") as shard:
+        first = FeatureSamples(shard, Backbone(network, 3, None), tmp_path)
+        calls = Counting.calls
+        again = FeatureSamples(shard, Backbone(network, 3, None), tmp_path)
+        assert Counting.calls == calls > 0
+        rows = np.array([7, 0])
+        torch.testing.assert_close(first.inputs(rows), again.inputs(rows), rtol=0, atol=0)
+        torch.testing.assert_close(first.inputs(rows), network(ImageSamples(shard).inputs(rows)))
+        with torch.no_grad():
+            network.weight += 1
+        FeatureSamples(shard, Backbone(network, 3, None), tmp_path)
+        assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+def test_learning_rate_schedules() -> None:
+    cosine, constant = Training(rounds=10, lr=0.5), Training(rounds=10, lr=0.5, lr_schedule="constant")
+    assert [learning_rate(constant, t) for t in (0, 9)] == [0.5, 0.5]
+    assert learning_rate(cosine, 0) == 0.5
+    assert learning_rate(cosine, 5) == pytest.approx(0.25)
+    assert 0 < learning_rate(cosine, 9) < 0.02
