@@ -7,7 +7,7 @@ runs/<name>/
     summary.json         the result
     model.pt             the final model, weights only
     state/round-0007.npz the global parameters after 7 rounds; the last three are kept
-    sites/<site>/        ledger.jsonl, residual-0007.npz or model-0007.npz, log.txt
+    sites/<site>/        ledger.jsonl, residual-0007.npz or model-0007.npz
 """
 
 import io
@@ -54,10 +54,6 @@ class RunDirectory:
     def ledger(self, site: str) -> Path:
         """The site's privacy ledger."""
         return self.site(site) / "ledger.jsonl"
-
-    def log(self, site: str) -> Path:
-        """The site's log."""
-        return self.site(site) / "log.txt"
 
     def write_config(self, config: RunConfig) -> None:
         """The resolved config."""

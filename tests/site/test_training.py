@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from data_prep.shard_writer import write_shard
-from fedhpc.config import RunConfig, Training
+from fedhpc.config import RunConfig, Runtime, Training
 from fedhpc.models import Backbone, Task, build_model, to_vector
 from fedhpc.rng import generator
+from fedhpc.runtime import prepare
 from fedhpc.site.preprocess import harmonise
 from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples
 from fedhpc.site.shard import Shard
@@ -63,6 +64,28 @@ def test_streaming_and_memory_train_the_same_bits(tmp_path: Path) -> None:
 def test_every_option_of_training_changes_the_result(tmp_path: Path, change: dict[str, object]) -> None:
     with Shard.open(shard_file(tmp_path), "a") as shard:
         assert (trained(ImageSamples(shard)) != trained(ImageSamples(shard), **change)).any()
+
+
+def test_bf16_is_near_fp32_and_not_the_same(tmp_path: Path) -> None:
+    vectors = []
+    with Shard.open(shard_file(tmp_path), "a") as shard:
+        for bf16 in (False, True):
+            model = build_model(config(), Task(("no", "yes"), (1, 32, 32)))
+            at = ("a", 0, Bench(torch.device("cpu"), bf16))
+            train_plain(model, ImageSamples(shard), config(local_epochs=1), at, lambda *_: None)
+            vectors.append(to_vector(model))
+    assert (vectors[0] != vectors[1]).any()
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=0.2)
+
+
+def test_tf32_is_asked_of_torch() -> None:
+    before = torch.get_num_threads()
+    try:
+        for precision, expected in (("tf32", "high"), ("fp32", "highest"), ("bf16", "highest")):
+            bench = prepare(Runtime(device="cpu", threads=1, precision=precision), 0)
+            assert (torch.get_float32_matmul_precision(), bench.bf16) == (expected, precision == "bf16")
+    finally:
+        prepare(Runtime(device="cpu", threads=before), 0)
 
 
 def test_pooled_rows_are_the_sites_rows_in_the_order_asked(tmp_path: Path) -> None:
