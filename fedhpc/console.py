@@ -1,6 +1,7 @@
 """What the user sees, on rank 0 only: a header, a live bar, one line a round, a closing table."""
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -71,7 +72,10 @@ class Console:
             return
         if self._bar is None or done == 1:
             self._clear()
-            self._bar = tqdm(total=total, desc=self._title, unit="step", leave=False, file=self._out, mininterval=0.2)
+            # mpirun may give its ranks a terminal without a size, where tqdm would draw nothing.
+            size = shutil.get_terminal_size()
+            shape = {"ncols": min(100, size.columns), "nrows": size.lines}
+            self._bar = tqdm(total=total, desc=self._title, unit="step", leave=False, file=self._out, **shape)
         self._bar.update()
 
     def _clear(self) -> None:
