@@ -125,7 +125,8 @@ def _federated(session: Session, first: int, progress: Progress) -> tuple[Mappin
     config, directory, transport = session.config, session.directory, session.transport
     terms = Terms(config.training.rounds, config.exchange.density, config.exchange.down, session.weights)
     memory = _loaded_memory(session, first)
-    start = transport.broadcast(_start_payload(session, first) if transport.rank == 0 else None)
+    payload = together(transport, lambda: None if transport.rank else _start_payload(session, first))
+    start = transport.broadcast(payload)
     state = GlobalState(first, unpack_arrays(start)["params"].astype(np.float32, copy=False))
 
     def on_round(result: RoundResult) -> bool:
