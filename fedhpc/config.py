@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
 Density = Annotated[float, Field(gt=0, le=1)]
-NETWORKS = ("densenet_small", "densenet121", "resnet18", "resnet50")
 
 
 class Section(BaseModel):

@@ -1,13 +1,14 @@
 """Networks: accepted for DP, the same weights for the same seed, flat vector and file round trips."""
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from opacus.validators import ModuleValidator
 
-from fedhpc.config import NETWORKS, RunConfig
+from fedhpc.config import Model, RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models import (
     Task,
@@ -21,6 +22,8 @@ from fedhpc.models import (
 )
 from fedhpc.runtime import device_name
 
+# Every name that a config may give, but for the one that has no network of its own.
+NETWORKS = [name for name in get_args(Model.model_fields["name"].annotation) if name != "frozen"]
 TASK = Task(("benign", "malignant"), (1, 64, 64))
 DATA = {"shards": "{site}.h5", "sites": [{"name": "a"}]}
 
