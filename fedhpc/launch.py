@@ -12,6 +12,7 @@ from fedhpc.baselines import train_separately
 from fedhpc.console import header, round_line
 from fedhpc.errors import InputError
 from fedhpc.exchange.codec import encode
+from fedhpc.exchange.secure_sum import round_bytes
 from fedhpc.exchange.sparsify import count_to_send
 from fedhpc.exchange.update import AGGREGATOR, F32, SparseVector, Update, pack_arrays, unpack_arrays
 from fedhpc.federation import GlobalState, Memory, RoundResult, Stopwatch, Terms, federate, fresh_memory
@@ -20,8 +21,8 @@ from fedhpc.models import parameter_count, to_vector
 from fedhpc.records import FLOAT32_BYTES, record_of
 from fedhpc.rundir import load_state, save_state, saved_rounds
 from fedhpc.runtime import environment
+from fedhpc.secure_round import secure_mean
 from fedhpc.session import POOLED, Session, from_rank_0, open_ledgers, together
-from fedhpc.site.ledger import epsilon_of
 
 
 @dataclass
@@ -32,6 +33,15 @@ class Progress:
     records: list[dict[str, Any]] = field(default_factory=list)
     done_here: int = 0
     round_started: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a round took: bytes up by site and down, seconds by phase, and the sites that are not in its mean."""
+
+    traffic: tuple[Sequence[int], int]
+    watch: Stopwatch
+    dropped: tuple[str, ...] = ()
 
 
 def run(session: Session, stop_after: int | None) -> str:
@@ -97,19 +107,20 @@ def _introduce(session: Session, first: int) -> None:
 def _header_facts(session: Session) -> dict[str, Any]:
     config, plan = session.config, session.place.plan
     d, sites = parameter_count(session.place.model), len(config.data.sites)
+    secure = secure_mean(session)
+    up, more_down = (_payload_bytes(d, config.exchange.density), 0) if secure is None else round_bytes(secure.terms)
     facts: dict[str, Any] = {
         "threads": config.runtime.threads,
         "precision": config.runtime.precision,
         "parameters": d,
-        "sparse_up_bytes": sites * _payload_bytes(d, config.exchange.density),
-        "sparse_down_bytes": sites * _payload_bytes(d, config.exchange.down),
+        "sparse_up_bytes": sites * up,
+        "sparse_down_bytes": sites * (_payload_bytes(d, config.exchange.down) + more_down),
         "dense_bytes": sites * d * FLOAT32_BYTES,
+        "with_aggregator": sum(fact["rank"] == 0 for fact in session.facts),
     }
     if plan is not None:
-        steps = plan.steps_per_round * config.training.rounds
-        history = ((plan.noise_multiplier, plan.sample_rate, steps),)
         facts |= {
-            "planned_epsilon": epsilon_of(history, config.privacy.delta),
+            "planned_epsilon": plan.epsilon(config.training.rounds, config.privacy.delta),
             "noise_multiplier": plan.noise_multiplier,
         }
     return facts
@@ -123,7 +134,8 @@ def _payload_bytes(size: int, density: float) -> int:
 
 def _federated(session: Session, first: int, progress: Progress) -> tuple[Mapping[str, F32], str]:
     config, directory, transport = session.config, session.directory, session.transport
-    terms = Terms(config.training.rounds, config.exchange.density, config.exchange.down, session.weights)
+    densities = (config.exchange.density, config.exchange.down)
+    terms = Terms(config.training.rounds, *densities, session.weights, secure_mean(session))
     memory = _loaded_memory(session, first)
     payload = together(transport, lambda: None if transport.rank else _start_payload(session, first))
     start = transport.broadcast(payload)
@@ -133,9 +145,8 @@ def _federated(session: Session, first: int, progress: Progress) -> tuple[Mappin
         for name, residual in result.residuals.items():
             save_state(directory.site(name), "residual", result.state.round, {"residual": residual})
         traffic = (result.traffic.up_bytes, result.traffic.down_bytes) if result.traffic else ((), 0)
-        more = _close_round(
-            session, (result.state.round, lambda _: result.state.params), (traffic, result.watch), progress
-        )
+        ran = Ran(traffic, result.watch, result.dropped)
+        more = _close_round(session, (result.state.round, lambda _: result.state.params), ran, progress)
         if transport.rank == 0:
             saved = {"params": result.state.params, "server_residual": result.server_residual}
             save_state(directory.path / "state", "round", result.state.round, saved)
@@ -180,7 +191,7 @@ def _separate(session: Session, first: int, progress: Progress) -> tuple[Mapping
     def on_round(done: int, models: Mapping[str, F32], watch: Stopwatch) -> bool:
         for name, params in models.items():
             save_state(directory.site(name), "model", done, {"params": params})
-        return _close_round(session, (done, _chooser(session, models)), (((), 0), watch), progress)
+        return _close_round(session, (done, _chooser(session, models)), Ran(((), 0), watch), progress)
 
     start = together(session.transport, loaded)
     rounds = session.config.training.rounds
@@ -201,20 +212,15 @@ def _chooser(session: Session, models: Mapping[str, F32]) -> Callable[[str], F32
     return (lambda _: models[POOLED]) if session.config.mode == "centralised" else (lambda name: models[name])
 
 
-def _close_round(
-    session: Session,
-    at: tuple[int, Callable[[str], F32]],
-    measured: tuple[tuple[Sequence[int], int], Stopwatch],
-    progress: Progress,
-) -> bool:
+def _close_round(session: Session, at: tuple[int, Callable[[str], F32]], ran: Ran, progress: Progress) -> bool:
     """Evaluate, record, tell; whether to go on (the same answer at every rank)."""
-    (done, params_of), (traffic, watch) = at, measured
+    (done, params_of), watch = at, ran.watch
     with watch.phase("evaluate"):
         reports = reports_of(session, params_of)
     progress.done_here += 1
     if session.transport.rank == 0:
         seconds = {**watch.seconds, "total": time.monotonic() - progress.round_started}
-        record = record_of(done, reports, traffic, session.config, seconds).json()
+        record = replace(record_of(done, reports, ran.traffic, session.config, seconds), dropped=ran.dropped).json()
         progress.records.append(record)
         session.directory.write_rounds(progress.records)
         rounds = session.config.training.rounds

@@ -41,7 +41,8 @@ class SiteReport:
 class RoundRecord:
     """One line of rounds.jsonl. Bytes are sums over the sites of what was really sent; metrics are on the test splits.
 
-    `bytes_down` counts the aggregator's payload once for every site that receives it.
+    `bytes_down` counts the aggregator's payload once for every site that receives it; `dropped` names the sites whose
+    update is not in the round's mean.
     """
 
     round: int
@@ -55,6 +56,7 @@ class RoundRecord:
     bytes_up: int
     bytes_down: int
     seconds: dict[str, float]
+    dropped: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
         """As plain values."""

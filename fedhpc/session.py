@@ -16,10 +16,11 @@ from fedhpc.console import Console
 from fedhpc.errors import InputError, ShardError
 from fedhpc.exchange.comm import Transport
 from fedhpc.federation import placement
-from fedhpc.models import Backbone, Task, build_model, load_backbone
+from fedhpc.models import Backbone, Task, build_model, load_backbone, parameter_count
 from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import prepare, resolved
 from fedhpc.site.hospital import Hospital, Workplace
+from fedhpc.site.integer_sum import Grid, plan_grid
 from fedhpc.site.privacy import plan_privacy
 from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples, Samples
 from fedhpc.site.shard import Shard
@@ -39,6 +40,7 @@ class Session:
         learners: who trains here: the hospitals, or at rank 0 of a centralised run all of them pooled.
         weights: public weight of every site, by index.
         facts: of every site: name, rank, host, device, weight; only at rank 0.
+        grid: of the integers of a secure sum; None where privacy.trust asks for none.
     """
 
     config: RunConfig
@@ -51,6 +53,7 @@ class Session:
     learners: tuple[Hospital, ...]
     weights: tuple[int, ...]
     facts: tuple[Mapping[str, Any], ...]
+    grid: Grid | None
 
 
 def together(transport: Transport, work: Callable[[], T]) -> T:
@@ -146,13 +149,14 @@ def open_session(config: RunConfig, directory: RunDirectory, transport: Transpor
     task = Task(tuple(common["classes"]), tuple(common["image_shape"]))
     backbone = together(transport, lambda: load_backbone(config.model.backbone) if config.model.backbone else None)
     place = together(transport, lambda: _workplace(config, task, backbone, bench, console))
-    samples = [_samples(config, shard, backbone, bench) for shard in shards]
     weights = tuple(common["weights"])
+    grid = together(transport, lambda: _grid(config, place, weights))
+    samples = [_samples(config, shard, backbone, bench) for shard in shards]
     sites = tuple(
         Hospital(config.site_names[i], i, weights[i], mine, place) for i, mine in zip(indices, samples, strict=True)
     )
     learners = _learners(config, sites, samples, sum(weights), place)
-    return Session(config, transport, directory, console, place, task, sites, learners, weights, facts)
+    return Session(config, transport, directory, console, place, task, sites, learners, weights, facts, grid)
 
 
 def my_sites(config: RunConfig, transport: Transport) -> range:
@@ -225,6 +229,13 @@ def _workplace(config: RunConfig, task: Task, backbone: Backbone | None, bench: 
     model = build_model(config, task, backbone).to(bench.device)
     plan = plan_privacy(config) if config.private else None
     return Workplace(config, model, bench, plan, console.step)
+
+
+def _grid(config: RunConfig, place: Workplace, weights: Sequence[int]) -> Grid | None:
+    if config.privacy.trust != "sites" or place.plan is None:
+        return None
+    size, rounds = parameter_count(place.model), config.training.rounds
+    return plan_grid(place.plan.noise_multiplier, size, weights, config.honest_sites, rounds)
 
 
 def _samples(config: RunConfig, shard: Shard, backbone: Backbone | None, bench: Bench) -> Samples:

@@ -15,11 +15,15 @@ from fedhpc.metrics import bootstrap_histograms, score_histogram
 from fedhpc.models import from_vector, to_vector
 from fedhpc.rng import generator
 from fedhpc.site.evaluation import predict
+from fedhpc.site.integer_sum import I64, Grid, contribution
 from fedhpc.site.ledger import Charge, Ledger
 from fedhpc.site.privacy import PrivacyPlan, Units, entropy
 from fedhpc.site.samples import Samples
+from fedhpc.site.skellam import source
 from fedhpc.site.training import Bench, OnStep, PrivateWork, train_plain, train_private
 
+FAILURES = (RuntimeError, MemoryError, OSError, ValueError)
+"""What training may fail with: a device, the memory, the disk under a streamed shard, values that are not finite."""
 Histograms = Mapping[str, NDArray[np.int64]]
 
 
@@ -71,7 +75,7 @@ class Hospital:
                 train_plain(place.model, self._samples, place.config, at, place.on_step)
             else:
                 self._train_private(place.plan, round)
-        except (RuntimeError, MemoryError, OSError, ValueError) as error:
+        except FAILURES as error:
             raise SiteError(f"site {self.name}, round {round}: training failed: {error}") from error
         update = to_vector(place.model) - params
         if not np.isfinite(update).all():
@@ -79,16 +83,54 @@ class Hospital:
         return update
 
     def _train_private(self, plan: PrivacyPlan, round: int) -> None:
-        if self._ledger is None or self._units is None:
-            raise ValueError("no privacy ledger is open; call keep_ledger first")
-        place = self._place
-        self._ledger.charge(self._next_charge(plan, round))
-        fresh = entropy(place.config.privacy.noise_seed, self.name, round, place.bench.device)
-        work = PrivateWork(self._units, plan, fresh, self.weight)
+        place, work = self._place, self._private_work(plan, round)
+        self._charge(plan, round)
         train_private(place.model, self._samples, place.config, (round, place.bench, work), place.on_step)
 
+    def _private_work(self, plan: PrivacyPlan, round: int) -> PrivateWork:
+        if self._units is None:
+            raise ValueError("no privacy ledger is open; call keep_ledger first")
+        fresh = entropy(self._place.config.privacy.noise_seed, self.name, round, self._place.bench.device)
+        return PrivateWork(self._units, plan, fresh, self.weight)
+
+    def _charge(self, plan: PrivacyPlan, round: int) -> None:
+        if self._ledger is None:
+            raise ValueError("no privacy ledger is open; call keep_ledger first")
+        self._ledger.charge(self._next_charge(plan, round))
+
     def _next_charge(self, plan: PrivacyPlan, round: int) -> Charge:
-        return Charge(self.name, round, plan.noise_multiplier, plan.sample_rate, plan.steps_per_round)
+        steps = plan.steps_per_round
+        return Charge(self.name, round, plan.noise_multiplier, plan.sample_rate, steps, plan.mechanism)
+
+    def enter(self, round: int) -> None:
+        """Charge a round of a secure sum; it is paid for from here on, whether this site stays to its end or not.
+
+        Raises:
+            SiteError: where the ledger cannot be written: without it this site takes no part.
+        """
+        if self._place.plan is None:
+            raise ValueError("a secure sum needs a privacy plan")
+        try:
+            self._charge(self._place.plan, round)
+        except OSError as error:
+            raise SiteError(f"site {self.name}, round {round}: the ledger cannot be written: {error}") from error
+
+    def contribute(self, params: F32, round: int, grid: Grid) -> I64:
+        """This site's vector for the secure sum of a round that it has entered, int64[d]: private until it is masked.
+
+        Raises:
+            SiteError: where training fails; names the site and the round.
+        """
+        place = self._place
+        if place.plan is None:
+            raise ValueError("a secure sum needs a privacy plan")
+        from_vector(place.model, params)
+        at = (round, place.bench, self._private_work(place.plan, round))
+        noise = (grid, source(place.config.privacy.noise_seed, self.name, round), place.on_step)
+        try:
+            return contribution(place.model, self._samples, place.config, at, noise)
+        except FAILURES as error:
+            raise SiteError(f"site {self.name}, round {round}: training failed: {error}") from error
 
     def can_afford(self, round: int) -> bool:
         """Whether one more round stays within the target epsilon; always without privacy."""

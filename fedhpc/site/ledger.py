@@ -14,17 +14,19 @@ from pathlib import Path
 from opacus.accountants import PRVAccountant, RDPAccountant
 
 from fedhpc.errors import PrivacyError
+from fedhpc.site.skellam import epsilon_by_rdp
 
 
 @dataclass(frozen=True)
 class Charge:
-    """`steps` Poisson-subsampled Gaussian steps (public)."""
+    """`steps` Poisson-subsampled Gaussian steps, or Skellam releases of sample rate 1 (public)."""
 
     site: str
     round: int
     noise_multiplier: float
     sample_rate: float
     steps: int
+    mechanism: str = "gaussian"
 
 
 @lru_cache(maxsize=4096)
@@ -76,10 +78,12 @@ class Ledger:
     def epsilon(self, delta: float, planned: Charge | None = None) -> float:
         """What is spent at `delta`, with one more planned charge if given."""
         merged: dict[tuple[float, float], int] = {}
-        for c in [*self._charges, *([planned] if planned else [])]:
+        charges = [*self._charges, *([planned] if planned else [])]
+        for c in charges:
             key = (c.noise_multiplier, c.sample_rate)
             merged[key] = merged.get(key, 0) + c.steps
-        return epsilon_of(tuple((*key, steps) for key, steps in merged.items()), delta)
+        account = epsilon_by_rdp if any(c.mechanism == "skellam" for c in charges) else epsilon_of
+        return account(tuple((*key, steps) for key, steps in merged.items()), delta)
 
     def charge(self, charge: Charge) -> None:
         """Write `charge` to the disk; it counts from here on, whether its steps end or not."""

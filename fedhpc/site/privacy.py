@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from fedhpc.config import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.rng import seed_of
+from fedhpc.site.ledger import epsilon_of
 from fedhpc.site.samples import Samples
+from fedhpc.site.skellam import calibrate, epsilon_by_rdp
 
 I64 = NDArray[np.int64]
 
@@ -33,15 +35,25 @@ class PrivacyPlan:
     noise_multiplier: float
     sample_rate: float
     steps_per_round: int
+    mechanism: str = "gaussian"
+
+    def epsilon(self, rounds: int, delta: float) -> float:
+        """What so many rounds will have cost."""
+        account = epsilon_by_rdp if self.mechanism == "skellam" else epsilon_of
+        return account(((self.noise_multiplier, self.sample_rate, self.steps_per_round * rounds),), delta)
 
 
 def plan_privacy(config: RunConfig) -> PrivacyPlan:
     """Calibrate the noise multiplier by PRV for all rounds of the run (Gopi et al. 2021).
 
+    With privacy.trust=sites it is that of the honest sites' Skellam noise together, one release a round, by RDP.
+
     Raises:
         PrivacyError: where no noise reaches the target.
     """
     p = config.privacy
+    if p.trust == "sites" and p.epsilon is not None:
+        return PrivacyPlan(calibrate(p.epsilon, p.delta, config.training.rounds), 1.0, 1, "skellam")
     steps = config.training.local_epochs * max(1, round(1 / p.sample_rate))
     try:
         with warnings.catch_warnings():
