@@ -89,6 +89,9 @@ class Privacy(Section):
 
     epsilon: Annotated[float, Field(gt=0)] | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    lifetime_epsilon: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="what all runs on a shard may spend together, by the ledger beside it"
+    )
     unit: Literal["patient", "image"] = "patient"
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.05

@@ -54,10 +54,9 @@ def run(session: Session, stop_after: int | None) -> str:
         InputError: a run directory that cannot be resumed.
         SiteError: a site failed while others may wait for it.
     """
-    open_ledgers(session)
     progress = Progress(stop_after)
-    first = from_rank_0(session.transport, lambda: _resume_point(session, progress))
-    _introduce(session, first)
+    first, heads = from_rank_0(session.transport, lambda: _resume_point(session, progress))
+    _introduce(session, first, open_ledgers(session, heads))
     drive = _federated if session.config.mode == "federated" else _separate
     models, stopped = drive(session, first, progress)
     if stopped == "preempted":
@@ -69,8 +68,10 @@ def run(session: Session, stop_after: int | None) -> str:
     return stopped
 
 
-def _resume_point(session: Session, progress: Progress) -> int:
-    """The number of rounds that are both recorded and saved; forgets records beyond them.
+def _resume_point(session: Session, progress: Progress) -> tuple[int, dict[str, str]]:
+    """(the number of rounds that are both recorded and saved, the heads of the ledgers as last recorded).
+
+    It forgets records beyond those rounds, but not their heads: what was charged stays charged.
 
     A crash can fall between the two, so one of them may be a round ahead of the other, never more.
     """
@@ -87,7 +88,8 @@ def _resume_point(session: Session, progress: Progress) -> int:
     directory.write_rounds(progress.records)
     if not first:
         directory.write_json(directory.environment, environment())
-    return first
+    heads = records[-1]["ledger_heads"] if records else {}
+    return first, heads
 
 
 def _first_model(session: Session) -> Path:
@@ -95,10 +97,12 @@ def _first_model(session: Session) -> Path:
     return session.directory.site(learner)
 
 
-def _introduce(session: Session, first: int) -> None:
+def _introduce(session: Session, first: int, lifetimes: Sequence[str]) -> None:
     if session.transport.rank:
         return
     session.console.say(header(session.config, session.facts, _header_facts(session)))
+    for line in lifetimes:
+        session.console.say(line)
     if first:
         session.console.say(f"resuming after round {first}")
     session.console.start_round(first, session.config.training.rounds, None)
@@ -120,7 +124,7 @@ def _header_facts(session: Session) -> dict[str, Any]:
     }
     if plan is not None:
         facts |= {
-            "planned_epsilon": plan.epsilon(config.training.rounds, config.privacy.delta),
+            "planned_epsilon": plan.bounds(config.training.rounds, config.privacy.delta).epsilon,
             "noise_multiplier": plan.noise_multiplier,
         }
     return facts

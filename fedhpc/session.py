@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 from fedhpc.config import RunConfig
 from fedhpc.config_file import load_config
 from fedhpc.console import Console
-from fedhpc.errors import InputError, ShardError
+from fedhpc.errors import InputError, PrivacyError, ShardError
 from fedhpc.exchange.comm import Transport
 from fedhpc.federation import placement
 from fedhpc.models import Backbone, Task, build_model, load_backbone, parameter_count
-from fedhpc.rundir import RunDirectory
+from fedhpc.rundir import RunDirectory, saved_rounds
 from fedhpc.runtime import prepare, resolved
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.integer_sum import Grid, plan_grid
@@ -253,12 +253,35 @@ def _learners(
     return (Hospital(POOLED, 0, weight, PooledSamples(samples), place),)
 
 
-def open_ledgers(session: Session) -> None:
-    """Read back what the learners have spent in this run; nothing to do without privacy."""
-    if session.config.private:
-        together(session.transport, lambda: _keep_ledgers(session))
+def open_ledgers(session: Session, heads: Mapping[str, str]) -> tuple[str, ...]:
+    """Read back what the learners have spent; nothing to do without privacy.
+
+    Args:
+        session: this rank's.
+        heads: of each learner's ledger, by the record of the round that the run goes on from; empty at its start.
+
+    Returns:
+        what the user must know before the first step, one line a shard; only at rank 0.
+
+    Raises:
+        PrivacyError: at every rank, where any ledger is not as it must be.
+    """
+    if not session.config.private:
+        return ()
+    together(session.transport, lambda: _keep_ledgers(session, heads))
+    told = ["\n".join(learner.forecast()).encode() for learner in session.learners]
+    return tuple(payload.decode() for payload in session.transport.gather(told) if payload)
 
 
-def _keep_ledgers(session: Session) -> None:
+def _keep_ledgers(session: Session, heads: Mapping[str, str]) -> None:
     for learner in session.learners:
-        learner.keep_ledger(session.directory.ledger(learner.name))
+        path, folder = session.directory.ledger(learner.name), session.directory.site(learner.name)
+        trained = max(saved_rounds(folder, "residual") + saved_rounds(folder, "model"), default=0)
+        if (trained or learner.name in heads) and not path.exists():
+            raise PrivacyError(
+                f"{path}: is missing beside a checkpoint of round {trained}: what was spent is not known; restore it "
+                "from a backup, or start a new run, to which the lifetime ledger beside the shard still counts it"
+            )
+        learner.keep_ledger(path, session.directory.path.resolve().name)
+        if learner.name in heads:
+            learner.ledger.check_head(heads[learner.name])
