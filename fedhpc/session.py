@@ -3,7 +3,7 @@
 import json
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedhpc.agreement import from_rank_0, together
@@ -19,7 +19,7 @@ from fedhpc.rundir import RunDirectory, saved_rounds
 from fedhpc.runtime import prepare
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.integer_sum import Grid, plan_grid
-from fedhpc.site.privacy import plan_privacy
+from fedhpc.site.privacy import PrivacyPlan, plan_privacy
 from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples, Samples
 from fedhpc.site.shard import Shard
 from fedhpc.site.training import Bench
@@ -70,7 +70,9 @@ def open_session(config: RunConfig, directory: RunDirectory, transport: Transpor
     common = from_rank_0(transport, lambda: _agreement(facts))
     task = Task(tuple(common["classes"]), tuple(common["image_shape"]))
     backbone = together(transport, lambda: load_backbone(config.model.backbone) if config.model.backbone else None)
-    place = together(transport, lambda: _workplace(config, task, backbone, bench, console))
+    plan = _agreed_plan(config, transport)
+    model = build_model(config, task, backbone).to(bench.device)
+    place = Workplace(config, model, bench, plan, console.step)
     if backbone is not None and config.model.features is not None:
         agreed_map(config, backbone.to(bench.device), shards, transport).load_into(place.model)
     weights = tuple(common["weights"])
@@ -149,10 +151,11 @@ def _agreement(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"classes": first["classes"], "image_shape": first["image_shape"], "weights": [f["weight"] for f in facts]}
 
 
-def _workplace(config: RunConfig, task: Task, backbone: Backbone | None, bench: Bench, console: Console) -> Workplace:
-    model = build_model(config, task, backbone).to(bench.device)
-    plan = plan_privacy(config) if config.private else None
-    return Workplace(config, model, bench, plan, console.step)
+def _agreed_plan(config: RunConfig, transport: Transport) -> PrivacyPlan | None:
+    """The noise of the run, calibrated at rank 0 alone: it takes seconds of a core that the others' ranks may share."""
+    if not config.private:
+        return None
+    return PrivacyPlan(**from_rank_0(transport, lambda: asdict(plan_privacy(config))))
 
 
 def _grid(config: RunConfig, place: Workplace, weights: Sequence[int]) -> Grid | None:

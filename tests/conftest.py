@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -107,18 +108,24 @@ def run_python() -> Callable[..., Outcome]:
     return run
 
 
-@pytest.fixture(scope="session")
-def mpirun() -> Callable[..., Outcome]:
-    """`mpirun(n, args, timeout=120, env=None)`: `mpirun -n N python *args`, with the mpirun of this environment.
+class Mpi(NamedTuple):
+    """The mpirun of this environment, and what setup.sh makes its default, for others too."""
 
-    Args:
-        args: what comes after `python`: a script and its arguments, or `-c` and a program.
-    """
+    launcher: str
+    env: Mapping[str, str]
+
+    def command(self, n: int, args: Sequence[str | Path]) -> list[str]:
+        """`mpirun -n N python *args`."""
+        return [self.launcher, "-n", str(n), sys.executable, *map(str, args)]
+
+
+@pytest.fixture(scope="session")
+def mpi() -> Mpi:
+    """How this environment starts MPI programs: oversubscribed, unbound, root allowed."""
     beside = Path(sys.executable).parent / "mpirun"
     launcher = str(beside) if beside.exists() else shutil.which("mpirun")
     if launcher is None:
         missing("there is no mpirun")
-    # What setup.sh makes the default of its own mpirun, for others too: oversubscribed, unbound, root allowed.
     allowed = {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
@@ -126,8 +133,44 @@ def mpirun() -> Callable[..., Outcome]:
         "PRTE_MCA_hwloc_default_binding_policy": "none",
         "OMP_NUM_THREADS": "1",
     }
+    return Mpi(launcher, allowed)
+
+
+@pytest.fixture(scope="session")
+def mpirun(mpi: Mpi) -> Callable[..., Outcome]:
+    """`mpirun(n, args, timeout=120, env=None)`: `mpirun -n N python *args`, with the mpirun of this environment.
+
+    Args:
+        args: what comes after `python`: a script and its arguments, or `-c` and a program.
+    """
 
     def run(n: int, args: Sequence[str | Path], timeout: float = 120, env: Mapping[str, str] | None = None) -> Outcome:
-        return run_limited([launcher, "-n", str(n), sys.executable, *args], timeout, {**allowed, **(env or {})})
+        return run_limited(mpi.command(n, args), timeout, {**mpi.env, **(env or {})})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mpirun_killed_when(mpi: Mpi) -> Callable[..., None]:
+    """`mpirun_killed_when(reached, n, args)`: start it, and SIGKILL every process of it as soon as `reached()`."""
+
+    def run(reached: Callable[[], bool], n: int, args: Sequence[str | Path], timeout: float = 120) -> None:
+        process = subprocess.Popen(
+            mpi.command(n, args),
+            cwd=REPO,
+            env={**os.environ, **mpi.env},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        until = time.monotonic() + timeout
+        try:
+            while not reached():
+                if process.poll() is not None or time.monotonic() > until:
+                    pytest.fail(f"{args} ended ({process.returncode}) or took {timeout} s before it came so far")
+                time.sleep(0.002)
+        finally:
+            kill_session(process.pid)
+            process.wait()
 
     return run

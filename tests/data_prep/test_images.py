@@ -306,3 +306,45 @@ def test_real_brain_mri(tmp_path: Path) -> None:
     assert np.bincount(np.unique(found["site"], return_inverse=True)[1]) / len(found["site"]) == pytest.approx(
         [0.4, 0.3, 0.175, 0.125], abs=0.01
     )
+
+
+def test_folds_test_every_patient_once_and_share_a_reference(job: ImageImport) -> None:
+    tested: list[bytes] = []
+    aside: set[frozenset[bytes]] = set()
+    for number in (1, 2, 3):
+        folder = job.out / str(number)
+        *paths, reference = import_images(replace(job, out=folder, sites=2, fold=(number, 3), reference=6))
+        parts = read_all(paths)
+        tested += [image for image, split in zip(parts["image"], parts["split"], strict=True) if split == 2]
+        with Shard.open(reference, "reference", need_train=False) as shard:
+            assert (shard.n, shard.labels.any(), len(set(shard.patient.tolist()))) == (12, False, 6)
+            aside.add(shard.image_hashes)
+            assert not {hashlib.sha256(image).digest() for image in parts["image"]} & shard.image_hashes
+        assert len(parts["image"]) == 72 - 12
+        for site in set(parts["site"]):
+            assert {split for split, of in zip(parts["split"], parts["site"], strict=True) if of == site} == {0, 1, 2}
+    assert len(tested) == len(set(tested)) == 72 - 12
+    assert len(aside) == 1
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_val_share(share: float) -> None:
+    labels = np.repeat(np.arange(2), 500)
+    _, split = partition(labels, np.arange(1000), Partition(2, val_share=share))
+    assert (split == 1).sum() == pytest.approx(1000 * share, abs=2)
+    assert (split == 2).sum() == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fold": (6, 5)}, r"fold=\(6, 5\)"),
+        ({"fold": (1, 5), "all_test": True}, "fold and all_test"),
+        ({"val_share": 1.0}, "val_share=1.0"),
+        ({"reference": 36}, "reference=36 of 36 patients"),
+        ({"reference": -1}, "reference=-1"),
+    ],
+)
+def test_bad_splits_are_refused(job: ImageImport, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShardError, match=message):
+        import_images(replace(job, **change))

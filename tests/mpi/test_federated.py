@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import yaml
 from data_prep.shard_writer import write_shard
 from fedhpc.exchange.codec import HEADER
 from fedhpc.rng import generator
+from fedhpc.site.ledger import read_ledger
 
 pytestmark = pytest.mark.mpi
 SITES = ("site1", "site2", "site3", "site4")
@@ -194,27 +196,77 @@ def test_private_run_under_mpi_equals_sequential_and_keeps_ledgers(cohort: Path,
     assert 7.9 < found["epsilon"] <= 8  # type: ignore[operator]
     assert found["unit"] == "patient"
     for site in SITES:
-        charges = [json.loads(line) for line in (dirs[1] / "sites" / site / "ledger.jsonl").read_text().splitlines()]
-        assert [(c["round"], c["steps"]) for c in charges] == [(0, 8), (1, 8)]
+        charged = read_ledger(dirs[1] / "sites" / site / "ledger.jsonl")[1]
+        assert [(c.round, c.steps, c.insecure) for c in charged] == [(0, 8, True), (1, 8, True)]
 
 
-def test_a_replayed_round_is_charged_and_the_run_stops_at_its_budget(cohort: Path, run_python: Run) -> None:
-    """What a crash in the second round leaves behind: a charge in the ledger of a round that was never saved."""
+def charges(run_dir: Path, site: str) -> list[int]:
+    """The rounds that a site's ledger has charged, in order."""
+    return [charge.round for charge in read_ledger(run_dir / "sites" / site / "ledger.jsonl")[1]]
+
+
+def test_kill_9_in_the_third_round_is_charged_and_the_budget_holds(
+    cohort: Path, mpirun: Run, mpirun_killed_when: Callable[..., None]
+) -> None:
+    """All ranks die by SIGKILL while they train; the same command again charges round 3 anew and stops in time."""
     sites = [{"name": name, "weight": 20} for name in SITES]
-    sets = (f"data.sites={json.dumps(sites)}", "privacy.epsilon=4", "privacy.sample_rate=0.25", "training.rounds=3")
-    run_dir = cohort / "private-budget"
-    assert train(run_python, cohort, run_dir, *sets, more=("--stop-after", "1"))[0] == 75
-    ledger = run_dir / "sites" / "site2" / "ledger.jsonl"
-    charge = json.loads(ledger.read_text(encoding="utf-8"))
-    with ledger.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({**charge, "round": 1}) + "\n")
-    status, _, err = train(run_python, cohort, run_dir, *sets)
+    sets = ("privacy.epsilon=4", "privacy.sample_rate=0.25", "training.rounds=5", f"data.sites={json.dumps(sites)}")
+    words = [word for pair in sets for word in ("--set", pair)]
+    records = {}
+    for name, kill in (("unbroken", False), ("killed", True)):
+        run_dir = cohort / f"private-{name}"
+        command = ["run.py", "train", cohort / "tiny.yaml", "--run-dir", run_dir, *words]
+        if kill:
+            mpirun_killed_when(partial(third_round_is_charged, run_dir), 4, command)
+            assert [charges(run_dir, site) for site in SITES] == [[0, 1, 2]] * 4
+            assert len((run_dir / "rounds.jsonl").read_text().splitlines()) == 2
+        status, _, err = mpirun(4, command)
+        assert status == 0, err
+        records[name] = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
+    unbroken, killed = summary(cohort / "private-unbroken"), summary(cohort / "private-killed")
+    assert (unbroken["stopped"], unbroken["rounds"]) == ("finished", 5)
+    assert (killed["stopped"], killed["rounds"]) == ("budget", 4)
+    assert charges(cohort / "private-killed", "site1") == [0, 1, 2, 2, 3]
+    spent = {name: [record["epsilon"] for record in kept] for name, kept in records.items()}
+    print(f"epsilon after each round: unbroken {spent['unbroken']}, killed in round 3 {spent['killed']}, target 4")
+    assert spent["killed"][:2] == spent["unbroken"][:2]
+    assert spent["killed"][2] == spent["unbroken"][3] > spent["unbroken"][2]
+    assert max(spent["killed"]) == killed["epsilon"] == unbroken["epsilon"] <= 4
+    assert (cohort / "private-killed" / "model.pt").is_file()
+
+
+def third_round_is_charged(run_dir: Path) -> bool:
+    """At all four sites; the first line of a ledger is its start."""
+    paths = [run_dir / "sites" / site / "ledger.jsonl" for site in SITES]
+    return all(path.exists() and path.read_bytes().count(b"\n") == 4 for path in paths)
+
+
+def test_what_was_spent_is_told_and_what_was_changed_is_refused(cohort: Path, run_python: Run) -> None:
+    """After the runs above: `run.py privacy` on a run and a shard; a ledger that was cut, lost, or another site's."""
+    run_dir = cohort / "private-killed"
+    status, out, err = run_python(["privacy", run_dir, "--json"])
     assert status == 0, err
-    found = summary(run_dir)
-    assert (found["stopped"], found["rounds"]) == ("budget", 2)
-    spent = {site: values["epsilon"] for site, values in found["per_site"].items()}  # type: ignore[attr-defined]
-    assert spent["site1"] < spent["site2"] == found["epsilon"] <= 4
-    assert (run_dir / "model.pt").is_file()
+    found = {site["site"]: site for site in json.loads(out)["sites"]}
+    assert found["site1"]["charges"] == 5
+    assert found["site1"]["replayed"] == 1
+    assert found["site1"]["epsilon"] == summary(run_dir)["epsilon"]
+    status, out, err = run_python(["privacy", cohort / "site1.h5", "--json"])
+    assert status == 0, err
+    assert {"private-killed", "private-unbroken"} <= {run["run"] for run in json.loads(out)["runs"]}
+    ledger = run_dir / "sites" / "site1" / "ledger.jsonl"
+    whole = ledger.read_text(encoding="utf-8")
+    other = (run_dir / "sites" / "site2" / "ledger.jsonl").read_text(encoding="utf-8")
+    cut = "".join(whole.splitlines(True)[:-1])
+    for content, message in ((cut, "lacks the line"), (other, "ledger of site site2"), (None, "is missing beside")):
+        ledger.unlink(missing_ok=True)
+        if content is not None:
+            ledger.write_text(content, encoding="utf-8")
+        sites = [{"name": name, "weight": 20} for name in SITES]
+        sets = ("privacy.epsilon=4", "privacy.sample_rate=0.25", "training.rounds=5", f"data.sites={json.dumps(sites)}")
+        status, _, err = train(run_python, cohort, run_dir, *sets)
+        assert (status, err.count("error: "), "Traceback" in err) == (2, 1, False)
+        assert message in err
+    ledger.write_text(whole, encoding="utf-8")
 
 
 def test_finished_model_on_another_shard(cohort: Path, sequential: tuple[Path, str], run_python: Run) -> None:

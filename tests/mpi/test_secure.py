@@ -12,6 +12,7 @@ import yaml
 from data_prep.shard_writer import write_shard
 from fedhpc.cli import main
 from fedhpc.rng import generator
+from fedhpc.site.ledger import read_ledger
 
 pytestmark = pytest.mark.mpi
 SITES = ("site1", "site2", "site3", "site4")
@@ -131,9 +132,8 @@ def test_mpi_run_resumed_from_one_process_equals_the_straight_run(
     assert_same_run(straight, resumed)
     assert [record["dropped"] for record in records(resumed)] == [[], [], []]
     for site in SITES:
-        ledger = (resumed / "sites" / site / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
-        charges = [json.loads(line) for line in ledger]
-        assert [(c["round"], c["steps"], c["mechanism"]) for c in charges] == [(t, 1, "skellam") for t in range(ROUNDS)]
+        charges = read_ledger(resumed / "sites" / site / "ledger.jsonl")[1]
+        assert [(c.round, c.steps, c.mechanism) for c in charges] == [(t, 1, "skellam") for t in range(ROUNDS)]
 
 
 def test_a_site_that_fails_in_training_is_left_out_and_the_run_goes_on(
@@ -153,8 +153,7 @@ def test_a_site_that_fails_in_training_is_left_out_and_the_run_goes_on(
     assert out.count("without site3") == ROUNDS
     assert err.count("rank 1: site site3, round ") == ROUNDS
     assert "training failed: the gradient of a unit is not finite" in err
-    ledger = (two / "sites" / "site3" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(ledger) == ROUNDS
+    assert len(read_ledger(two / "sites" / "site3" / "ledger.jsonl")[1]) == ROUNDS
 
 
 def test_too_many_dropouts_end_all_ranks_with_one_cause(secure_cohort: Path, mpirun: Mpirun) -> None:
