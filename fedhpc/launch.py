@@ -12,16 +12,20 @@ from fedhpc.baselines import train_separately
 from fedhpc.console import header, round_line
 from fedhpc.errors import InputError
 from fedhpc.exchange.codec import encode
-from fedhpc.exchange.sparsify import count_to_send
-from fedhpc.exchange.update import AGGREGATOR, F32, SparseVector, Update, pack_arrays, unpack_arrays
+from fedhpc.exchange.sparsify import Coding, with_feedback
+from fedhpc.exchange.update import AGGREGATOR, F32, Update, pack_arrays, unpack_arrays
 from fedhpc.federation import GlobalState, Memory, RoundResult, Stopwatch, Terms, federate, fresh_memory
 from fedhpc.finish import GLOBAL, finish, reports_of
-from fedhpc.models import parameter_count, to_vector
+from fedhpc.models import layers_of, parameter_count, to_vector
 from fedhpc.records import FLOAT32_BYTES, record_of
+from fedhpc.rng import generator
 from fedhpc.rundir import load_state, save_state, saved_rounds
 from fedhpc.runtime import environment
 from fedhpc.session import POOLED, Session, from_rank_0, open_ledgers, together
 from fedhpc.site.ledger import epsilon_of
+
+LIKE_ALL = 1 << 20
+"""How many entries of an update are drawn to tell how small it will be."""
 
 
 @dataclass
@@ -95,14 +99,14 @@ def _introduce(session: Session, first: int) -> None:
 
 
 def _header_facts(session: Session) -> dict[str, Any]:
-    config, plan = session.config, session.place.plan
+    config, plan, terms = session.config, session.place.plan, _terms(session)
     d, sites = parameter_count(session.place.model), len(config.data.sites)
     facts: dict[str, Any] = {
         "threads": config.runtime.threads,
         "precision": config.runtime.precision,
         "parameters": d,
-        "sparse_up_bytes": sites * _payload_bytes(d, config.exchange.density),
-        "sparse_down_bytes": sites * _payload_bytes(d, config.exchange.down),
+        "sparse_up_bytes": sites * _payload_bytes(d, terms.up),
+        "sparse_down_bytes": sites * _payload_bytes(d, terms.down),
         "dense_bytes": sites * d * FLOAT32_BYTES,
     }
     if plan is not None:
@@ -115,15 +119,27 @@ def _header_facts(session: Session) -> dict[str, Any]:
     return facts
 
 
-def _payload_bytes(size: int, density: float) -> int:
-    """The length of a real payload of this density."""
-    indices = np.arange(count_to_send(size, density), dtype=np.int64)
-    return len(encode(Update(AGGREGATOR, 0, SparseVector(size, indices, np.zeros(len(indices), np.float32)))))
+def _payload_bytes(size: int, coding: Coding) -> int:
+    """About what a payload will take: one of Gaussian numbers does, a million of which stand for all."""
+    drawn = min(size, LIKE_ALL)
+    update = generator(0, "like an update").standard_normal(drawn, np.float32)
+    sent, _ = with_feedback(update, np.zeros_like(update), Coding(coding.density, coding.value_bits))
+    return len(encode(Update(AGGREGATOR, 0, sent))) * size // drawn
+
+
+def _terms(session: Session) -> Terms:
+    config = session.config
+    exchange, layers = config.exchange, layers_of(session.place.model)
+    up, down = (
+        Coding(density, exchange.value_bits, layers, exchange.selection == "per_tensor")
+        for density in (exchange.density, exchange.down)
+    )
+    seed = config.seed if exchange.rounding == "stochastic" else None
+    return Terms(config.training.rounds, up, down, config.site_names, session.weights, seed)
 
 
 def _federated(session: Session, first: int, progress: Progress) -> tuple[Mapping[str, F32], str]:
-    config, directory, transport = session.config, session.directory, session.transport
-    terms = Terms(config.training.rounds, config.exchange.density, config.exchange.down, session.weights)
+    directory, transport, terms = session.directory, session.transport, _terms(session)
     memory = _loaded_memory(session, first)
     payload = together(transport, lambda: None if transport.rank else _start_payload(session, first))
     start = transport.broadcast(payload)
