@@ -53,6 +53,9 @@ def encode(update: Update) -> bytes:
     """The payload of `update`; its length is what the round is charged.
 
     Guarantee: `decode` gives the same update, bit for bit, if the magnitudes of its values are on its grid.
+
+    Raises:
+        ValueError: where the indices are not ascending or out of range.
     """
     entries = update.entries
     kind, index_planes = encode_indices(entries)
@@ -73,7 +76,7 @@ def encode_indices(entries: SparseVector) -> tuple[int, list[bytes]]:
     size, k = entries.size, entries.indices.size
     if k == size:
         return EVERY, []
-    gaps = _gap_planes(entries.indices)
+    gaps = _gap_planes(entries)
     if k * BITMASK_FROM >= size:
         mask = np.zeros(size, np.bool_)
         mask[entries.indices] = True
@@ -83,8 +86,13 @@ def encode_indices(entries: SparseVector) -> tuple[int, list[bytes]]:
     return GAPS, gaps
 
 
-def _gap_planes(indices: I64) -> list[bytes]:
-    largest = max((int(_skipped(indices, block).max()) for block in blocks(indices.size)), default=0)
+def _gap_planes(entries: SparseVector) -> list[bytes]:
+    indices, largest = entries.indices, 0
+    for block in blocks(indices.size):
+        gaps = _skipped(indices, block)
+        if gaps.min() < 0 or indices[block][-1] >= entries.size:
+            raise ValueError(f"indices are not ascending from 0 to below {entries.size}")
+        largest = max(largest, int(gaps.max()))
     skipped = np.empty(indices.size, container(width_of(largest)))
     for block in blocks(indices.size):
         skipped[block] = _skipped(indices, block)
