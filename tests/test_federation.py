@@ -147,6 +147,18 @@ def test_traffic_is_what_passed_and_follows_each_density_by_itself() -> None:
     assert traffic(1, 0.1)[0] == dense_up
 
 
+@pytest.mark.parametrize("seed", [None, 5])
+def test_a_run_goes_on_from_its_memory_with_the_same_bits(seed: int | None) -> None:
+    """Rounding errors that were kept are sent after the restart, and the draws are those of the round."""
+    terms, sites = terms_of(4, Coding(0.1, 3), Coding(0.2, 3), (1, 2), seed), random_targets(500)
+    straight, _, _ = run(sites, terms, 500)
+    _, _, results = run(sites, terms, 500, go_on=1)
+    memory = Memory(results[0].residuals, results[0].server_residual)
+    resumed, _ = federate(sites, (results[0].state, memory), terms, AloneTransport(), lambda _: True)
+    assert memory.residuals["a"].any()
+    assert resumed.params.tobytes() == straight.params.tobytes()
+
+
 def test_rounding_is_another_at_each_site_and_round() -> None:
     """The same update at both: what is rounded up at one would otherwise be rounded up at all, and in every round."""
     update = np.random.default_rng(0).standard_normal(300, np.float32)
