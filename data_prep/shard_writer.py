@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhpc.errors import ShardError
+from fedhpc.site.chain import sync
 from fedhpc.site.shard import COLUMNS, FORMAT_VERSION, IMAGE_DTYPES
 
 Images = npt.NDArray[Any]
@@ -66,9 +67,9 @@ def write_content(path: Path, content: ShardContent) -> None:
             for name, values in columns.items():
                 file.create_dataset(name, data=values, track_times=False)
             _write_attributes(file, content)
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -134,11 +135,3 @@ def _write_attributes(file: h5py.File, content: ShardContent) -> None:
     file.attrs["classes"] = np.array(list(content.classes), dtype=h5py.string_dtype())
     file.attrs["pixel_range"] = np.array(content.pixel_range, dtype="<f8")
     file.attrs["created_by"] = content.created_by
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -75,16 +75,36 @@ class Training(Section):
 
 
 class Privacy(Section):
-    """DP-SGD at each hospital when `epsilon` is set (add-or-remove adjacency of one `unit`)."""
+    """DP-SGD at each hospital when `epsilon` is set (add-or-remove adjacency of one `unit`).
+
+    `trust` says from whom the guarantee protects, and so how much noise a site adds:
+
+    - `aggregator`: from an aggregator that sees every site's update. Each carries its full noise; no site is trusted.
+    - `sites`: the aggregator sees only the sum over the n sites (secure aggregation), and they share the noise: each
+      adds the variance of the full noise divided by n - colluding_sites - tolerated_dropouts. Each site trusts that of
+      those that took part at least so many, itself among them, added their share and kept it to themselves. A site
+      that may use its own share to learn about the others counts as colluding, and so does the first hospital where
+      the aggregator is colocated.
+    """
 
     epsilon: Annotated[float, Field(gt=0)] | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    lifetime_epsilon: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="what all runs on a shard may spend together, by the ledger beside it"
+    )
     unit: Literal["patient", "image"] = "patient"
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
     max_images_per_patient: Annotated[int, Field(ge=1)] = 4
     max_physical_batch: Annotated[int, Field(ge=1)] = 128
     noise_seed: int | None = Field(default=None, description="for tests only: it voids the guarantee")
+    trust: Literal["aggregator", "sites"] = "aggregator"
+    colluding_sites: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="how many sites may tell the aggregator all they know; required with trust=sites"
+    )
+    tolerated_dropouts: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="how many sites may fail in a round without ending the run; only with trust=sites"
+    )
 
 
 class Exchange(Section):
@@ -152,9 +172,15 @@ class RunConfig(Section):
         """Whether DP-SGD is on."""
         return self.privacy.epsilon is not None
 
+    @property
+    def honest_sites(self) -> int:
+        """With privacy.trust=sites: how many sites' noise counts. All other noise is more than was promised."""
+        return len(self.data.sites) - (self.privacy.colluding_sites or 0) - self.privacy.tolerated_dropouts
+
     @model_validator(mode="after")
     def _rules(self) -> "RunConfig":
-        problems = [text for broken, text in _cross_field_rules(self) if broken]
+        rules = [*_cross_field_rules(self), *(_secure_sum_rules(self) if self.privacy.trust == "sites" else [])]
+        problems = [text for broken, text in rules if broken]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -193,5 +219,58 @@ def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
         (
             config.federation.aggregator == "dedicated" and config.mode != "federated",
             f"federation.aggregator: dedicated needs mode=federated, not mode={config.mode}",
+        ),
+        (
+            p.trust == "aggregator" and (p.colluding_sites is not None or p.tolerated_dropouts > 0),
+            "privacy.colluding_sites, privacy.tolerated_dropouts: belong to privacy.trust=sites; with trust=aggregator "
+            "each site carries its full noise and trusts no other: remove them",
+        ),
+    ]
+
+
+def _secure_sum_rules(config: RunConfig) -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule of privacy.trust=sites.
+
+    An option that needs to see one site's update by itself belongs here: the aggregator sees only the sum.
+    """
+    p, t, n = config.privacy, config.training, len(config.data.sites)
+    colluding = p.colluding_sites or 0
+    return [
+        (
+            config.mode != "federated",
+            f"privacy.trust: sites needs mode=federated; mode={config.mode} has no sum of sites",
+        ),
+        (p.epsilon is None, "privacy.trust: sites shares the noise of privacy.epsilon, which is null; set it"),
+        (
+            p.colluding_sites is None,
+            "privacy.colluding_sites: missing; trust=sites rests on a number of sites that may tell the aggregator all "
+            "they know: say which (0 protects from the aggregator alone, 1 also from each single site)",
+        ),
+        (
+            config.honest_sites < 2,
+            f"privacy.colluding_sites={colluding}, privacy.tolerated_dropouts={p.tolerated_dropouts}: of {n} sites "
+            f"that leaves {max(0, config.honest_sites)} to share the noise; with fewer than 2 each site must carry all "
+            "of it, as with trust=aggregator: lower them, or use that",
+        ),
+        (
+            config.federation.aggregator == "colocated" and p.colluding_sites == 0,
+            "privacy.colluding_sites=0: a colocated aggregator is the first hospital too and knows its share of the "
+            "noise; set colluding_sites=1 or more, or federation.aggregator=dedicated",
+        ),
+        (
+            config.exchange.density < 1,
+            f"exchange.density={config.exchange.density}: each site would choose its own top-k entries, and the choice "
+            "alone reveals its own vector, which trust=sites hides; a sum needs the same entries of all: set density=1",
+        ),
+        (
+            t.local_epochs != 1 or p.sample_rate != 1,
+            f"training.local_epochs={t.local_epochs}, privacy.sample_rate={p.sample_rate}: with trust=sites a round is "
+            "one private step over all units, since the noise is complete only in the sum and no site may step on its "
+            "own share; set both to 1 and raise training.rounds",
+        ),
+        (
+            t.optimizer != "sgd",
+            f"training.optimizer={t.optimizer}: its step is not linear in the gradient, so that the mean of the sites' "
+            "steps would not be the step of their mean gradient; trust=sites needs sgd",
         ),
     ]

@@ -134,6 +134,7 @@ def round_line(record: Mapping[str, Any], rounds: int) -> str:
         ),
         *([f"epsilon {fixed(record['epsilon'])}"] if record["epsilon"] is not None else []),
         f"{record['seconds']['total']:.1f} s",
+        *([f"without {', '.join(record['dropped'])}"] if record["dropped"] else []),
     ]
     return "  ".join(parts)
 
@@ -166,6 +167,21 @@ def _privacy_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
     return (
         f"privacy: epsilon {facts['planned_epsilon']:.3f} planned of {p.epsilon} at delta {p.delta}, unit {p.unit}, "
         f"noise multiplier {facts['noise_multiplier']:.3f}, sample rate {p.sample_rate}{insecure}"
+        f"{_trust_line(config, facts) if p.trust == 'sites' else ''}"
+    )
+
+
+def _trust_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
+    p, rehearsal = config.privacy, ""
+    if facts["with_aggregator"] > (p.colluding_sites or 0):
+        rehearsal = (
+            f"\nREHEARSAL: {facts['with_aggregator']} sites run in the aggregator's own process, "
+            f"privacy.colluding_sites allows for {p.colluding_sites}: from that process nothing is hidden"
+        )
+    n = len(config.data.sites)
+    return (
+        f"\ntrust: the aggregator sees only the sum over the {n} sites; each adds 1/{config.honest_sites} of the noise "
+        f"variance: {p.colluding_sites} may collude with it, {p.tolerated_dropouts} may drop out of a round{rehearsal}"
     )
 
 

@@ -4,7 +4,7 @@
         each site i, from the global parameters x_t:                                             (site_round)
             u_i = local training from x_t, minus x_t           private under DP; all below is post-processing
             send the top k of u_i + e_i, rounded; keep the rest as e_i                           (error feedback)
-        the aggregator:                                                                          (server_round)
+        the aggregator:                                                             (mean_update, server_round)
             u = sum_i w_i sent_i / sum_i w_i                                      folded in the order of the sites
             send the top k of u + e to all, rounded; keep the rest as e
         everybody: x_{t+1} = x_t + what the aggregator sent
@@ -12,6 +12,9 @@
 FedAvg is McMahan et al. 2017, Algorithm 1; sparse exchange both ways with memory is Sattler et al. 2019, Algorithm 2.
 The sequential and the MPI driver run these same functions; only the `Transport` differs. The same seed gives the same
 bits in both at any number of ranks, because payloads are folded in site order by one plain loop.
+
+With `privacy.trust: sites` the aggregator gets u without any u_i: `Terms.secure` then stands in for `in_the_open`, and
+the rest of the round is the same (see `fedhpc.secure_round`).
 """
 
 import time
@@ -58,6 +61,25 @@ class GlobalState:
 
 
 @dataclass(frozen=True)
+class Collected:
+    """What one round of the sites gave at this rank.
+
+    Attributes:
+        mean: the weighted mean of the updates, f32[d]; None where this rank is not the aggregator.
+        residuals: what error feedback keeps, by the name of this rank's sites.
+        up_bytes: of each site, by index; empty where this rank is not the aggregator.
+        down_bytes: what the aggregator sent to every site before the mean.
+        dropped: the names of the sites that are not in the mean, in site order (the same at every rank).
+    """
+
+    mean: F32 | None
+    residuals: Mapping[str, F32]
+    up_bytes: tuple[int, ...]
+    down_bytes: int = 0
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Terms:
     """What all have agreed on (public).
 
@@ -66,6 +88,7 @@ class Terms:
         up, down: how updates are made small, those of the sites and that of the aggregator.
         sites, weights: name and weight of each site, by index.
         rounding_seed: of stochastic rounding; None rounds to nearest.
+        secure: how the mean is formed where no update may be seen by itself; None: in the open.
     """
 
     rounds: int
@@ -74,6 +97,7 @@ class Terms:
     sites: tuple[str, ...]
     weights: tuple[int, ...]
     rounding_seed: int | None = None
+    secure: "Collector | None" = None
 
     def draws(self, round: int, sender: int) -> np.random.Generator | None:
         """What a sender's stochastic rounding of a round draws from."""
@@ -104,13 +128,31 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """One finished round, as its driver hands it on. `traffic` is None where this rank is not the aggregator."""
+    """One finished round, as its driver hands it on. `traffic` is None where this rank is not the aggregator.
+
+    `dropped` names the sites that are not in the mean.
+    """
 
     state: GlobalState
     residuals: Mapping[str, F32]
     server_residual: F32
     traffic: Traffic | None
     watch: Stopwatch
+    dropped: tuple[str, ...] = ()
+
+
+class Collector(Protocol):
+    """How the sites of all ranks train and their updates become one mean: `in_the_open`, or by a secure sum."""
+
+    def __call__(
+        self,
+        sites: Sequence[Participant],
+        state: GlobalState,
+        residuals: Mapping[str, F32],
+        transport: Transport,
+        watch: Stopwatch,
+    ) -> Collected:
+        """One round of this rank's `sites`, in site order, from the global `state` and their residuals."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +171,20 @@ def site_round(site: Participant, state: GlobalState, residual: F32, terms: Term
     return encode(Update(site.index, state.round, sent)), residual
 
 
-def server_round(payloads: Sequence[bytes], state: GlobalState, residual: F32, terms: Terms) -> tuple[bytes, F32]:
-    """The aggregator's part: (payload for all, new residual). Payloads come in site order."""
+def mean_update(payloads: Sequence[bytes], state: GlobalState, terms: Terms) -> F32:
+    """The aggregator's view of the sites: the weighted mean of their updates. Payloads come in site order."""
     mean = WeightedMean(state.params.size)
     for index, payload in enumerate(payloads):
         with at(f"site {terms.sites[index]}"):
             update = decode(payload, sender=index, round=state.round, size=state.params.size)
         mean.fold(update.entries, terms.weights[index])
+    return mean.result()
+
+
+def server_round(mean: F32, state: GlobalState, residual: F32, terms: Terms) -> tuple[bytes, F32]:
+    """The aggregator's part: (payload for all, new residual)."""
     with at(f"aggregator, round {state.round}"):
-        sent, residual = with_feedback(mean.result(), residual, terms.down, terms.draws(state.round, AGGREGATOR))
+        sent, residual = with_feedback(mean, residual, terms.down, terms.draws(state.round, AGGREGATOR))
     return encode(Update(AGGREGATOR, state.round, sent)), residual
 
 
@@ -182,21 +229,42 @@ def federate(
 def _one_round(
     sites: Sequence[Participant], state: GlobalState, memory: Memory, terms: Terms, transport: Transport
 ) -> RoundResult:
-    watch, payloads, residuals = Stopwatch(), [], {}
-    with watch.phase("train"):
-        for site in sites:
-            payload, residuals[site.name] = site_round(site, state, memory.residuals[site.name], terms)
-            payloads.append(payload)
-    with watch.phase("exchange"):
-        received = transport.gather(payloads)
+    watch = Stopwatch()
+    collect = terms.secure or in_the_open(terms)
+    got = collect(sites, state, memory.residuals, transport, watch)
     down, traffic, server_residual = None, None, memory.server_residual
-    if transport.rank == 0:
+    if got.mean is not None:
         with watch.phase("aggregate"):
-            down, server_residual = server_round(received, state, server_residual, terms)
-            traffic = Traffic(tuple(map(len, received)), len(down))
+            down, server_residual = server_round(got.mean, state, server_residual, terms)
+            traffic = Traffic(got.up_bytes, got.down_bytes + len(down))
     with watch.phase("exchange"):
         down = transport.broadcast(down)
-    return RoundResult(next_state(state, down), residuals, server_residual, traffic, watch)
+    return RoundResult(next_state(state, down), got.residuals, server_residual, traffic, watch, got.dropped)
+
+
+def in_the_open(terms: Terms) -> "Collector":
+    """Every site's update comes to the aggregator as it is."""
+
+    def collect(
+        sites: Sequence[Participant],
+        state: GlobalState,
+        residuals: Mapping[str, F32],
+        transport: Transport,
+        watch: Stopwatch,
+    ) -> Collected:
+        payloads, kept = [], {}
+        with watch.phase("train"):
+            for site in sites:
+                payload, kept[site.name] = site_round(site, state, residuals[site.name], terms)
+                payloads.append(payload)
+        with watch.phase("exchange"):
+            received = transport.gather(payloads)
+        if transport.rank:
+            return Collected(None, kept, ())
+        with watch.phase("aggregate"):
+            return Collected(mean_update(received, state, terms), kept, tuple(map(len, received)))
+
+    return collect
 
 
 def agreed(transport: Transport, vote: bool) -> bool:

@@ -36,8 +36,9 @@ def reports_of(session: Session, params_of: Callable[[str], F32]) -> list[SiteRe
     pooled = session.config.mode == "centralised"
     for site in session.sites:
         measured = site.evaluate(params_of(site.name))
-        spent = (session.learners[0] if pooled else site).epsilon()
-        mine.append(SiteReport(site.name, measured["val"], measured["test"], spent).pack())
+        learner = session.learners[0] if pooled else site
+        ledger = (learner.name, learner.ledger.head) if session.config.private else ("", "")
+        mine.append(SiteReport(site.name, measured["val"], measured["test"], learner.epsilon(), ledger).pack())
     return [SiteReport.unpack(payload) for payload in session.transport.gather(mine)]
 
 

@@ -12,6 +12,7 @@ from fedhpc.baselines import train_separately
 from fedhpc.console import header, round_line
 from fedhpc.errors import InputError
 from fedhpc.exchange.codec import encode
+from fedhpc.exchange.secure_sum import round_bytes
 from fedhpc.exchange.sparsify import Coding, with_feedback
 from fedhpc.exchange.update import AGGREGATOR, F32, Update, pack_arrays, unpack_arrays
 from fedhpc.federation import GlobalState, Memory, RoundResult, Stopwatch, Terms, federate, fresh_memory
@@ -21,8 +22,8 @@ from fedhpc.records import FLOAT32_BYTES, record_of
 from fedhpc.rng import generator
 from fedhpc.rundir import load_state, save_state, saved_rounds
 from fedhpc.runtime import environment
+from fedhpc.secure_round import secure_mean
 from fedhpc.session import POOLED, Session, from_rank_0, open_ledgers, together
-from fedhpc.site.ledger import epsilon_of
 
 LIKE_ALL = 1 << 20
 """How many entries of an update are drawn to tell how small it will be."""
@@ -38,6 +39,15 @@ class Progress:
     round_started: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True)
+class Ran:
+    """What a round took: bytes up by site and down, seconds by phase, and the sites that are not in its mean."""
+
+    traffic: tuple[Sequence[int], int]
+    watch: Stopwatch
+    dropped: tuple[str, ...] = ()
+
+
 def run(session: Session, stop_after: int | None) -> str:
     """Train from where the run directory stands to the end of the run, or for `stop_after` rounds more.
 
@@ -48,10 +58,9 @@ def run(session: Session, stop_after: int | None) -> str:
         InputError: a run directory that cannot be resumed.
         SiteError: a site failed while others may wait for it.
     """
-    open_ledgers(session)
     progress = Progress(stop_after)
-    first = from_rank_0(session.transport, lambda: _resume_point(session, progress))
-    _introduce(session, first)
+    first, heads = from_rank_0(session.transport, lambda: _resume_point(session, progress))
+    _introduce(session, first, open_ledgers(session, heads))
     drive = _federated if session.config.mode == "federated" else _separate
     models, stopped = drive(session, first, progress)
     if stopped == "preempted":
@@ -63,8 +72,10 @@ def run(session: Session, stop_after: int | None) -> str:
     return stopped
 
 
-def _resume_point(session: Session, progress: Progress) -> int:
-    """The number of rounds that are both recorded and saved; forgets records beyond them.
+def _resume_point(session: Session, progress: Progress) -> tuple[int, dict[str, str]]:
+    """(the number of rounds that are both recorded and saved, the heads of the ledgers as last recorded).
+
+    It forgets records beyond those rounds, but not their heads: what was charged stays charged.
 
     A crash can fall between the two, so one of them may be a round ahead of the other, never more.
     """
@@ -81,7 +92,8 @@ def _resume_point(session: Session, progress: Progress) -> int:
     directory.write_rounds(progress.records)
     if not first:
         directory.write_json(directory.environment, environment())
-    return first
+    heads = records[-1]["ledger_heads"] if records else {}
+    return first, heads
 
 
 def _first_model(session: Session) -> Path:
@@ -89,10 +101,12 @@ def _first_model(session: Session) -> Path:
     return session.directory.site(learner)
 
 
-def _introduce(session: Session, first: int) -> None:
+def _introduce(session: Session, first: int, lifetimes: Sequence[str]) -> None:
     if session.transport.rank:
         return
     session.console.say(header(session.config, session.facts, _header_facts(session)))
+    for line in lifetimes:
+        session.console.say(line)
     if first:
         session.console.say(f"resuming after round {first}")
     session.console.start_round(first, session.config.training.rounds, None)
@@ -101,19 +115,20 @@ def _introduce(session: Session, first: int) -> None:
 def _header_facts(session: Session) -> dict[str, Any]:
     config, plan, terms = session.config, session.place.plan, _terms(session)
     d, sites = parameter_count(session.place.model), len(config.data.sites)
+    secure = secure_mean(session)
+    up, more_down = (_payload_bytes(d, terms.up), 0) if secure is None else round_bytes(secure.terms)
     facts: dict[str, Any] = {
         "threads": config.runtime.threads,
         "precision": config.runtime.precision,
         "parameters": d,
-        "sparse_up_bytes": sites * _payload_bytes(d, terms.up),
-        "sparse_down_bytes": sites * _payload_bytes(d, terms.down),
+        "sparse_up_bytes": sites * up,
+        "sparse_down_bytes": sites * (_payload_bytes(d, terms.down) + more_down),
         "dense_bytes": sites * d * FLOAT32_BYTES,
+        "with_aggregator": sum(fact["rank"] == 0 for fact in session.facts),
     }
     if plan is not None:
-        steps = plan.steps_per_round * config.training.rounds
-        history = ((plan.noise_multiplier, plan.sample_rate, steps),)
         facts |= {
-            "planned_epsilon": epsilon_of(history, config.privacy.delta),
+            "planned_epsilon": plan.bounds(config.training.rounds, config.privacy.delta).epsilon,
             "noise_multiplier": plan.noise_multiplier,
         }
     return facts
@@ -135,7 +150,7 @@ def _terms(session: Session) -> Terms:
         for density in (exchange.density, exchange.down)
     )
     seed = config.seed if exchange.rounding == "stochastic" else None
-    return Terms(config.training.rounds, up, down, config.site_names, session.weights, seed)
+    return Terms(config.training.rounds, up, down, config.site_names, session.weights, seed, secure_mean(session))
 
 
 def _federated(session: Session, first: int, progress: Progress) -> tuple[Mapping[str, F32], str]:
@@ -149,9 +164,8 @@ def _federated(session: Session, first: int, progress: Progress) -> tuple[Mappin
         for name, residual in result.residuals.items():
             save_state(directory.site(name), "residual", result.state.round, {"residual": residual})
         traffic = (result.traffic.up_bytes, result.traffic.down_bytes) if result.traffic else ((), 0)
-        more = _close_round(
-            session, (result.state.round, lambda _: result.state.params), (traffic, result.watch), progress
-        )
+        ran = Ran(traffic, result.watch, result.dropped)
+        more = _close_round(session, (result.state.round, lambda _: result.state.params), ran, progress)
         if transport.rank == 0:
             saved = {"params": result.state.params, "server_residual": result.server_residual}
             save_state(directory.path / "state", "round", result.state.round, saved)
@@ -196,7 +210,7 @@ def _separate(session: Session, first: int, progress: Progress) -> tuple[Mapping
     def on_round(done: int, models: Mapping[str, F32], watch: Stopwatch) -> bool:
         for name, params in models.items():
             save_state(directory.site(name), "model", done, {"params": params})
-        return _close_round(session, (done, _chooser(session, models)), (((), 0), watch), progress)
+        return _close_round(session, (done, _chooser(session, models)), Ran(((), 0), watch), progress)
 
     start = together(session.transport, loaded)
     rounds = session.config.training.rounds
@@ -217,20 +231,15 @@ def _chooser(session: Session, models: Mapping[str, F32]) -> Callable[[str], F32
     return (lambda _: models[POOLED]) if session.config.mode == "centralised" else (lambda name: models[name])
 
 
-def _close_round(
-    session: Session,
-    at: tuple[int, Callable[[str], F32]],
-    measured: tuple[tuple[Sequence[int], int], Stopwatch],
-    progress: Progress,
-) -> bool:
+def _close_round(session: Session, at: tuple[int, Callable[[str], F32]], ran: Ran, progress: Progress) -> bool:
     """Evaluate, record, tell; whether to go on (the same answer at every rank)."""
-    (done, params_of), (traffic, watch) = at, measured
+    (done, params_of), watch = at, ran.watch
     with watch.phase("evaluate"):
         reports = reports_of(session, params_of)
     progress.done_here += 1
     if session.transport.rank == 0:
         seconds = {**watch.seconds, "total": time.monotonic() - progress.round_started}
-        record = record_of(done, reports, traffic, session.config, seconds).json()
+        record = replace(record_of(done, reports, ran.traffic, session.config, seconds), dropped=ran.dropped).json()
         progress.records.append(record)
         session.directory.write_rounds(progress.records)
         rounds = session.config.training.rounds

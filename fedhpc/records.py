@@ -16,17 +16,22 @@ FLOAT32_BYTES = 4
 
 @dataclass(frozen=True)
 class SiteReport:
-    """What a site releases after a round: two score histograms, and the epsilon that it has spent (public)."""
+    """What a site releases after a round: two score histograms, what it has spent, and the head of its ledger (public).
+
+    `ledger` is the learner's name and its ledger's head; empty without privacy.
+    """
 
     site: str
     val: I64
     test: I64
     epsilon: float | None
+    ledger: tuple[str, str] = ("", "")
 
     def pack(self) -> bytes:
         """As bytes."""
         spent = np.array([np.nan if self.epsilon is None else self.epsilon])
         arrays: dict[str, Array] = {"site": np.array(self.site), "val": self.val, "test": self.test, "epsilon": spent}
+        arrays["ledger"] = np.array(self.ledger)
         return pack_arrays(arrays)
 
     @classmethod
@@ -34,14 +39,17 @@ class SiteReport:
         """The inverse of `pack`."""
         arrays: Mapping[str, Any] = unpack_arrays(payload)
         epsilon = float(arrays["epsilon"][0])
-        return cls(str(arrays["site"]), arrays["val"], arrays["test"], None if np.isnan(epsilon) else epsilon)
+        learner, head = arrays["ledger"]
+        spent = None if np.isnan(epsilon) else epsilon
+        return cls(str(arrays["site"]), arrays["val"], arrays["test"], spent, (str(learner), str(head)))
 
 
 @dataclass(frozen=True)
 class RoundRecord:
     """One line of rounds.jsonl. Bytes are sums over the sites of what was really sent; metrics are on the test splits.
 
-    `bytes_down` counts the aggregator's payload once for every site that receives it.
+    `bytes_down` counts the aggregator's payload once for every site that receives it; `dropped` names the sites whose
+    update is not in the round's mean; `ledger_heads` stand for the learners' whole ledgers (`fedhpc.site.ledger`).
     """
 
     round: int
@@ -55,6 +63,8 @@ class RoundRecord:
     bytes_up: int
     bytes_down: int
     seconds: dict[str, float]
+    ledger_heads: dict[str, str]
+    dropped: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
         """As plain values."""
@@ -126,6 +136,7 @@ def record_of(
         bytes_up=sum(traffic[0]),
         bytes_down=traffic[1] * len(traffic[0]),
         seconds={name: round_seconds(value) for name, value in seconds.items()},
+        ledger_heads={learner: head for learner, head in (r.ledger for r in reports) if head},
     )
 
 

@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 from fedhpc.config import RunConfig
 from fedhpc.config_file import load_config
 from fedhpc.console import Console
-from fedhpc.errors import InputError, ShardError
+from fedhpc.errors import InputError, PrivacyError, ShardError
 from fedhpc.exchange.comm import Transport
 from fedhpc.federation import placement
-from fedhpc.models import Backbone, Task, build_model, load_backbone
-from fedhpc.rundir import RunDirectory
+from fedhpc.models import Backbone, Task, build_model, load_backbone, parameter_count
+from fedhpc.rundir import RunDirectory, saved_rounds
 from fedhpc.runtime import prepare, resolved
 from fedhpc.site.hospital import Hospital, Workplace
+from fedhpc.site.integer_sum import Grid, plan_grid
 from fedhpc.site.privacy import plan_privacy
 from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples, Samples
 from fedhpc.site.shard import Shard
@@ -39,6 +40,7 @@ class Session:
         learners: who trains here: the hospitals, or at rank 0 of a centralised run all of them pooled.
         weights: public weight of every site, by index.
         facts: of every site: name, rank, host, device, weight; only at rank 0.
+        grid: of the integers of a secure sum; None where privacy.trust asks for none.
     """
 
     config: RunConfig
@@ -51,6 +53,7 @@ class Session:
     learners: tuple[Hospital, ...]
     weights: tuple[int, ...]
     facts: tuple[Mapping[str, Any], ...]
+    grid: Grid | None
 
 
 def together(transport: Transport, work: Callable[[], T]) -> T:
@@ -146,13 +149,14 @@ def open_session(config: RunConfig, directory: RunDirectory, transport: Transpor
     task = Task(tuple(common["classes"]), tuple(common["image_shape"]))
     backbone = together(transport, lambda: load_backbone(config.model.backbone) if config.model.backbone else None)
     place = together(transport, lambda: _workplace(config, task, backbone, bench, console))
-    samples = [_samples(config, shard, backbone, bench) for shard in shards]
     weights = tuple(common["weights"])
+    grid = together(transport, lambda: _grid(config, place, weights))
+    samples = [_samples(config, shard, backbone, bench) for shard in shards]
     sites = tuple(
         Hospital(config.site_names[i], i, weights[i], mine, place) for i, mine in zip(indices, samples, strict=True)
     )
     learners = _learners(config, sites, samples, sum(weights), place)
-    return Session(config, transport, directory, console, place, task, sites, learners, weights, facts)
+    return Session(config, transport, directory, console, place, task, sites, learners, weights, facts, grid)
 
 
 def my_sites(config: RunConfig, transport: Transport) -> range:
@@ -227,6 +231,13 @@ def _workplace(config: RunConfig, task: Task, backbone: Backbone | None, bench: 
     return Workplace(config, model, bench, plan, console.step)
 
 
+def _grid(config: RunConfig, place: Workplace, weights: Sequence[int]) -> Grid | None:
+    if config.privacy.trust != "sites" or place.plan is None:
+        return None
+    size, rounds = parameter_count(place.model), config.training.rounds
+    return plan_grid(place.plan.noise_multiplier, size, weights, config.honest_sites, rounds)
+
+
 def _samples(config: RunConfig, shard: Shard, backbone: Backbone | None, bench: Bench) -> Samples:
     if backbone is None:
         return ImageSamples(shard)
@@ -242,12 +253,35 @@ def _learners(
     return (Hospital(POOLED, 0, weight, PooledSamples(samples), place),)
 
 
-def open_ledgers(session: Session) -> None:
-    """Read back what the learners have spent in this run; nothing to do without privacy."""
-    if session.config.private:
-        together(session.transport, lambda: _keep_ledgers(session))
+def open_ledgers(session: Session, heads: Mapping[str, str]) -> tuple[str, ...]:
+    """Read back what the learners have spent; nothing to do without privacy.
+
+    Args:
+        session: this rank's.
+        heads: of each learner's ledger, by the record of the round that the run goes on from; empty at its start.
+
+    Returns:
+        what the user must know before the first step, one line a shard; only at rank 0.
+
+    Raises:
+        PrivacyError: at every rank, where any ledger is not as it must be.
+    """
+    if not session.config.private:
+        return ()
+    together(session.transport, lambda: _keep_ledgers(session, heads))
+    told = ["\n".join(learner.forecast()).encode() for learner in session.learners]
+    return tuple(payload.decode() for payload in session.transport.gather(told) if payload)
 
 
-def _keep_ledgers(session: Session) -> None:
+def _keep_ledgers(session: Session, heads: Mapping[str, str]) -> None:
     for learner in session.learners:
-        learner.keep_ledger(session.directory.ledger(learner.name))
+        path, folder = session.directory.ledger(learner.name), session.directory.site(learner.name)
+        trained = max(saved_rounds(folder, "residual") + saved_rounds(folder, "model"), default=0)
+        if (trained or learner.name in heads) and not path.exists():
+            raise PrivacyError(
+                f"{path}: is missing beside a checkpoint of round {trained}: what was spent is not known; restore it "
+                "from a backup, or start a new run, to which the lifetime ledger beside the shard still counts it"
+            )
+        learner.keep_ledger(path, session.directory.path.resolve().name)
+        if learner.name in heads:
+            learner.ledger.check_head(heads[learner.name])

@@ -18,8 +18,8 @@ from fedhpc.federation import (
     Terms,
     federate,
     fresh_memory,
+    mean_update,
     placement,
-    server_round,
     site_round,
 )
 
@@ -176,7 +176,7 @@ def test_who_sent_it_is_named_where_a_payload_is_damaged() -> None:
     payloads = [site_round(site, state, np.zeros(3, np.float32), terms)[0] for site in pullers()]
     payloads[1] = payloads[1][:-1]
     with pytest.raises(PayloadError, match="site b: payload of sender 1 in round 4: checksum"):
-        server_round(payloads, state, np.zeros(3, np.float32), terms)
+        mean_update(payloads, state, terms)
 
 
 def test_site_and_layer_are_named_where_what_is_kept_overflows() -> None:

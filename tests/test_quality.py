@@ -12,6 +12,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 # Who may import what: a package, and the module (with what is below it) that owns it.
 OWNERS = {
+    "cryptography": ["fedhpc.exchange"],
     "mpi4py": ["fedhpc.exchange.comm"],
     "h5py": ["fedhpc.site.shard", "data_prep"],
     "opacus": ["fedhpc.site"],

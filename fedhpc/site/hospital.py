@@ -1,7 +1,7 @@
 """One hospital: it owns its shard and its ledger, and gives out updates and score histograms, nothing else."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +9,23 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedhpc.config import RunConfig
-from fedhpc.errors import SiteError
+from fedhpc.errors import PrivacyError, SiteError
 from fedhpc.exchange.selection import refusal
 from fedhpc.exchange.update import F32
 from fedhpc.metrics import bootstrap_histograms, score_histogram
 from fedhpc.models import from_vector, layers_of, to_vector
 from fedhpc.rng import generator
+from fedhpc.site.accountant import Charge, total_of
 from fedhpc.site.evaluation import predict
-from fedhpc.site.ledger import Charge, Ledger
+from fedhpc.site.integer_sum import I64, Grid, contribution
+from fedhpc.site.ledger import Ledger, Lifetime, lifetime_path
 from fedhpc.site.privacy import PrivacyPlan, Units, entropy
 from fedhpc.site.samples import Samples
+from fedhpc.site.skellam import source
 from fedhpc.site.training import Bench, OnStep, PrivateWork, train_plain, train_private
 
+FAILURES = (RuntimeError, MemoryError, OSError, ValueError)
+"""What training may fail with: a device, the memory, the disk under a streamed shard, values that are not finite."""
 Histograms = Mapping[str, NDArray[np.int64]]
 
 
@@ -50,10 +55,17 @@ class Hospital:
         self._ledger: Ledger | None = None
         self._units: Units | None = None
 
-    def keep_ledger(self, path: Path) -> None:
-        """Open the privacy ledger; a private round is impossible without one."""
-        p = self._place.config.privacy
-        self._ledger = Ledger(path, self.name)
+    def keep_ledger(self, path: Path, run: str) -> None:
+        """Open the privacy ledger of a run, and those beside the shards; a private round is impossible without.
+
+        Raises:
+            PrivacyError: where they are not as they must be; see `fedhpc.site.ledger`.
+        """
+        config = self._place.config
+        p = config.privacy
+        owners = config.site_names if self.name not in config.site_names else (self.name,)
+        lifetimes = [Lifetime(lifetime_path(config.data.shard_path(site)), site) for site in owners]
+        self._ledger = Ledger(path, (self.name, run), lifetimes, (p.lifetime_epsilon, p.delta))
         self._units = Units.of(self._samples, p.unit, p.max_images_per_patient)
 
     def train(self, params: F32, round: int) -> F32:
@@ -72,7 +84,7 @@ class Hospital:
                 train_plain(place.model, self._samples, place.config, at, place.on_step)
             else:
                 self._train_private(place.plan, round)
-        except (RuntimeError, MemoryError, OSError, ValueError) as error:
+        except (*FAILURES, PrivacyError) as error:
             raise SiteError(f"site {self.name}, round {round}: training failed: {error}") from error
         update = to_vector(place.model) - params
         refused = refusal(update, layers_of(place.model))
@@ -81,23 +93,82 @@ class Hospital:
         return update
 
     def _train_private(self, plan: PrivacyPlan, round: int) -> None:
-        if self._ledger is None or self._units is None:
-            raise ValueError("no privacy ledger is open; call keep_ledger first")
-        place = self._place
-        self._ledger.charge(self._next_charge(plan, round))
-        fresh = entropy(place.config.privacy.noise_seed, self.name, round, place.bench.device)
-        work = PrivateWork(self._units, plan, fresh, self.weight)
+        place, work = self._place, self._private_work(plan, round)
+        self._charge(plan, round)
         train_private(place.model, self._samples, place.config, (round, place.bench, work), place.on_step)
 
+    def _private_work(self, plan: PrivacyPlan, round: int) -> PrivateWork:
+        if self._units is None:
+            raise ValueError("no privacy ledger is open; call keep_ledger first")
+        fresh = entropy(self._place.config.privacy.noise_seed, self.name, round, self._place.bench.device)
+        return PrivateWork(self._units, plan, fresh, self.weight)
+
+    def _charge(self, plan: PrivacyPlan, round: int) -> None:
+        self.ledger.charge(self._next_charge(plan, round))
+
     def _next_charge(self, plan: PrivacyPlan, round: int) -> Charge:
-        return Charge(self.name, round, plan.noise_multiplier, plan.sample_rate, plan.steps_per_round)
+        p = self._place.config.privacy
+        return replace(plan.charge(round), unit=p.unit, insecure=p.noise_seed is not None)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The open privacy ledger; ValueError before `keep_ledger`."""
+        if self._ledger is None:
+            raise ValueError("no privacy ledger is open; call keep_ledger first")
+        return self._ledger
+
+    def enter(self, round: int) -> None:
+        """Charge a round of a secure sum; it is paid for from here on, whether this site stays to its end or not.
+
+        Raises:
+            SiteError: where the ledger cannot be written: without it this site takes no part.
+        """
+        if self._place.plan is None:
+            raise ValueError("a secure sum needs a privacy plan")
+        try:
+            self._charge(self._place.plan, round)
+        except (OSError, PrivacyError) as error:
+            raise SiteError(f"site {self.name}, round {round}: the ledger cannot be charged: {error}") from error
+
+    def contribute(self, params: F32, round: int, grid: Grid) -> I64:
+        """This site's vector for the secure sum of a round that it has entered, int64[d]: private until it is masked.
+
+        Raises:
+            SiteError: where training fails; names the site and the round.
+        """
+        place = self._place
+        if place.plan is None:
+            raise ValueError("a secure sum needs a privacy plan")
+        from_vector(place.model, params)
+        at = (round, place.bench, self._private_work(place.plan, round))
+        noise = (grid, source(place.config.privacy.noise_seed, self.name, round), place.on_step)
+        try:
+            return contribution(place.model, self._samples, place.config, at, noise)
+        except FAILURES as error:
+            raise SiteError(f"site {self.name}, round {round}: training failed: {error}") from error
 
     def can_afford(self, round: int) -> bool:
-        """Whether one more round stays within the target epsilon; always without privacy."""
-        plan, p = self._place.plan, self._place.config.privacy
-        if plan is None or self._ledger is None or p.epsilon is None:
-            return True
-        return self._ledger.epsilon(p.delta, self._next_charge(plan, round)) <= p.epsilon
+        """Whether one more round stays within the target epsilon and the lifetime cap; always without privacy."""
+        plan, target = self._place.plan, self._place.config.privacy.epsilon
+        return plan is None or target is None or self.ledger.affords(self._next_charge(plan, round), target)
+
+    def forecast(self) -> list[str]:
+        """What the user must know before the first step of a private run: one line a shard that has spent before."""
+        plan, p, rounds = self._place.plan, self._place.config.privacy, self._place.config.training.rounds
+        if plan is None:
+            return []
+        planned = [replace(plan.charge(round), unit=p.unit) for round in range(rounds)]
+        lines = []
+        for lifetime in self.ledger.lifetimes:
+            earlier = [spent for spent in lifetime.spendings() if spent.ledger != self.ledger.id]
+            if earlier or p.lifetime_epsilon is not None:
+                total = total_of([*(c for spent in earlier for c in spent.charges), *planned], p.delta)
+                cap = "no privacy.lifetime_epsilon set" if p.lifetime_epsilon is None else f"cap {p.lifetime_epsilon:g}"
+                lines.append(
+                    f"lifetime of {lifetime.site}: {len(earlier)} runs before this one; with it these patients will "
+                    f"have spent {total.text} ({cap})"
+                )
+        return lines
 
     def epsilon(self) -> float | None:
         """What this site has spent in the run's directory, by its ledger; None without privacy."""

@@ -1,91 +1,242 @@
-"""The write-ahead privacy ledger of one site: what its patients have spent, on disk before it is spent.
+"""The write-ahead privacy ledgers of one site: what its patients have spent, on disk before it is spent.
 
-One JSON line a charge, in `sites/<site>/ledger.jsonl`. A charge is fsynced before the steps that it pays for run, so a
-crash, a requeue or a replayed round can only make the reported epsilon larger, never smaller than the truth.
+Two files, both hash chains (`fedhpc.site.chain`) of one JSON line a charge:
+
+- `sites/<site>/ledger.jsonl` in the run directory: what this run has spent;
+- `<site>.ledger.jsonl` beside the shard: what every run has spent on these patients, for the shard's whole life.
+
+A charge goes to the lifetime ledger first, then to the run's, each fsynced, and only then do the steps run that it pays
+for. So a crash, a requeue or a replayed round can only make the reported epsilon larger, never smaller than the truth.
+After a crash between the two writes the run's ledger is completed from the lifetime's; any other difference between
+the two is refused. The last seal of the run's ledger goes into every round's record at the aggregator, outside the
+hospital: a ledger that was cut or swapped afterwards does not hold it any more. What this cannot see: somebody who
+rewrites both files and the aggregator's records.
 """
 
-import json
-import os
-import warnings
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
-
-from opacus.accountants import PRVAccountant, RDPAccountant
+from typing import Any
 
 from fedhpc.errors import PrivacyError
+from fedhpc.site.accountant import Bounds, Charge, bounds_of
+from fedhpc.site.chain import REMEDY, Chain
+
+SEAL_DIGITS = 16
+"""How much of a seal goes into a round's record."""
+
+
+def lifetime_path(shard: Path) -> Path:
+    """The lifetime ledger of a shard.
+
+    >>> str(lifetime_path(Path("data/site1.h5")))
+    'data/site1.ledger.jsonl'
+    """
+    return shard.with_suffix(".ledger.jsonl")
 
 
 @dataclass(frozen=True)
-class Charge:
-    """`steps` Poisson-subsampled Gaussian steps (public)."""
+class Spending:
+    """What one run, by its name and the id of its ledger, has charged to a shard, in the order of the charges."""
 
-    site: str
-    round: int
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
+    run: str
+    ledger: str
+    charges: tuple[Charge, ...]
 
 
-@lru_cache(maxsize=4096)
-def epsilon_of(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
-    """The epsilon of a history of (noise multiplier, sample rate, steps) at `delta`: the tighter of two upper bounds.
+class Lifetime:
+    """The lifetime ledger of one shard. Many runs may append to it, from any number of processes."""
 
-    PRV (Gopi et al. 2021) and RDP (Mironov 2017) both bound the true epsilon from above. No step costs nothing.
+    def __init__(self, path: Path, site: str) -> None:
+        self._chain, self.site = Chain(path), site
+        _check_owner(self._chain, site)
 
-    60 epochs of MNIST in batches of 256 at noise 1.1 (2.6 by RDP alone):
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self._chain.path
 
-    >>> round(epsilon_of(((1.1, 256 / 60000, 14062),), 1e-5), 1)
-    2.4
-    """
-    if not history:
-        return 0.0
-    prv, rdp = PRVAccountant(), RDPAccountant()
-    prv.history, rdp.history = list(history), list(history)
-    with warnings.catch_warnings():
-        # RDP warns where its best order is at the edge of its list: its bound is then loose, but still a bound.
-        warnings.filterwarnings("ignore", message="Optimal order is the")
-        return float(min(prv.get_epsilon(delta), rdp.get_epsilon(delta)))
+    def spendings(self) -> tuple[Spending, ...]:
+        """By run, oldest first."""
+        names: dict[str, str] = {}
+        by_run: dict[str, list[Charge]] = {}
+        for entry in self._chain.entries[1:]:
+            names[entry["ledger"]] = entry["run"]
+            by_run.setdefault(entry["ledger"], []).append(_charge_of(entry))
+        return tuple(Spending(names[key], key, tuple(charges)) for key, charges in by_run.items())
+
+    def charges(self, ledger: str | None = None) -> tuple[Charge, ...]:
+        """All charges, or those of one run's ledger by its id."""
+        chosen = (e for e in self._chain.entries[1:] if ledger is None or e["ledger"] == ledger)
+        return tuple(_charge_of(entry) for entry in chosen)
+
+    def open(self) -> None:
+        """Make the file where there is none, and find out that it can be written."""
+        with self._chain.locked():
+            if not self._chain.entries:
+                self._chain.append({"lifetime_ledger_of": self.site, "time": _now()})
+
+    def charge(self, charge: Charge, owner: tuple[str, str], cap: tuple[float | None, float]) -> None:
+        """Write a charge of a run, `owner` = (its ledger's id, its name), within `cap` = (lifetime epsilon, delta).
+
+        Raises:
+            PrivacyError: where the cap would be passed, for instance by what another run has spent meanwhile.
+        """
+        with self._chain.locked():
+            if cap[0] is not None and self.with_planned(charge, cap[1]).epsilon > cap[0]:
+                raise PrivacyError(f"{self.path}: one more charge would pass privacy.lifetime_epsilon={cap[0]}")
+            self._chain.append({"ledger": owner[0], "run": owner[1], **_entry_of(charge)})
+
+    def with_planned(self, planned: Charge, delta: float) -> Bounds:
+        """What all runs have spent together, and one more charge.
+
+        Raises:
+            PrivacyError: where no sum can be formed: runs with different units, or with noise from a fixed seed.
+        """
+        self._chain.refresh()
+        charges = (*self.charges(), planned)
+        if len({charge.unit for charge in charges}) > 1:
+            raise PrivacyError(
+                f"{self.path}: charged for patients by some runs and for images by others; privacy.lifetime_epsilon "
+                "has no one sum for that: use the same privacy.unit for all runs on a shard, or set no cap"
+            )
+        if any(charge.insecure for charge in charges[:-1]):
+            raise PrivacyError(
+                f"{self.path}: a run with privacy.noise_seed was charged here, which voids all guarantees: "
+                "privacy.lifetime_epsilon cannot hold for this shard; set no cap"
+            )
+        return bounds_of(charges, delta)
 
 
 class Ledger:
-    """Append-only record of charges, read back at opening."""
+    """The ledger of one site in one run, checked against the lifetime ledgers of its shards and kept equal to them.
 
-    def __init__(self, path: Path, site: str) -> None:
-        self._path, self._site = path, site
-        self._charges = self._read()
+    Args:
+        path: of the run's ledger.
+        owner: (the site's name, the run's name).
+        lifetimes: of the shards whose patients it trains on: one, but for the pooled learner of the centralised mode.
+        cap: (privacy.lifetime_epsilon, delta).
 
-    def _read(self) -> list[Charge]:
-        if not self._path.exists():
-            return []
-        lines = self._path.read_text(encoding="utf-8").splitlines()
-        return [self._parsed(line, number) for number, line in enumerate(lines, 1)]
+    Raises:
+        PrivacyError: a ledger that was changed or cut, of another site, or not what the lifetime ledger says.
+    """
 
-    def _parsed(self, line: str, number: int) -> Charge:
-        try:
-            charge = Charge(**json.loads(line))
-        except (json.JSONDecodeError, TypeError) as error:
+    def __init__(
+        self,
+        path: Path,
+        owner: tuple[str, str],
+        lifetimes: Sequence[Lifetime] = (),
+        cap: tuple[float | None, float] = (None, 1e-5),
+    ) -> None:
+        self._chain, self.lifetimes, self._cap = Chain(path), tuple(lifetimes), cap
+        site, run = owner
+        _check_owner(self._chain, site)
+        for lifetime in self.lifetimes:
+            lifetime.open()
+        if not self._chain.entries:
+            with self._chain.locked():
+                self._chain.append({"ledger_of": site, "ledger": secrets.token_hex(16), "run": run, "time": _now()})
+        self._owner: tuple[str, str] = (self._chain.entries[0]["ledger"], self._chain.entries[0]["run"])
+        self._reconcile()
+
+    def _reconcile(self) -> None:
+        mine = self.charges
+        found = {lifetime: lifetime.charges(self._owner[0]) for lifetime in self.lifetimes}
+        longest = max([mine, *found.values()], key=len)
+        for lifetime, charges in found.items():
+            if charges != longest[: len(charges)] or len(charges) < len(mine):
+                raise PrivacyError(
+                    f"{lifetime.path}: does not hold the {len(mine)} charges of {self._chain.path}; {REMEDY}"
+                )
+        if mine != longest[: len(mine)] or len(mine) < len(longest) - 1:
             raise PrivacyError(
-                f"{self._path} line {number}: is no charge ({error}); the ledger was changed or cut: restore it from a "
-                "backup, or start a new run, whose epsilon adds to what was spent before"
-            ) from None
-        if charge.site != self._site:
-            raise PrivacyError(f"{self._path} line {number}: belongs to site {charge.site}, this is {self._site}")
-        return charge
+                f"{self._chain.path}: has {len(mine)} charges, {len(longest)} were written beside the shard: it was "
+                f"cut or swapped; {REMEDY}"
+            )
+        # A crash fell between the writes of one charge: it was about to be spent, so it counts everywhere.
+        for charge in longest[len(mine) :]:
+            for lifetime in (lifetime for lifetime, charges in found.items() if len(charges) < len(longest)):
+                lifetime.charge(charge, self._owner, (None, self._cap[1]))
+            self._append(charge)
+
+    @property
+    def id(self) -> str:
+        """What its charges are found by in a lifetime ledger."""
+        return self._owner[0]
+
+    @property
+    def charges(self) -> tuple[Charge, ...]:
+        """All charges of this run."""
+        return tuple(_charge_of(entry) for entry in self._chain.entries[1:])
+
+    @property
+    def head(self) -> str:
+        """What stands for the whole ledger in a round's record: the beginning of its last seal."""
+        return self._chain.head[:SEAL_DIGITS]
+
+    def check_head(self, head: str) -> None:
+        """Raises PrivacyError where this ledger never had the `head` that a round's record tells of."""
+        if not any(seal.startswith(head) for seal in self._chain.seals):
+            raise PrivacyError(
+                f"{self._chain.path}: lacks the line {head} that the record of an earlier round tells of: it was cut "
+                f"or swapped; {REMEDY}"
+            )
+
+    def bounds(self, delta: float, planned: Charge | None = None) -> Bounds:
+        """What this run has spent at `delta`, with one more planned charge if given."""
+        return bounds_of((*self.charges, *([planned] if planned else [])), delta)
 
     def epsilon(self, delta: float, planned: Charge | None = None) -> float:
-        """What is spent at `delta`, with one more planned charge if given."""
-        merged: dict[tuple[float, float], int] = {}
-        for c in [*self._charges, *([planned] if planned else [])]:
-            key = (c.noise_multiplier, c.sample_rate)
-            merged[key] = merged.get(key, 0) + c.steps
-        return epsilon_of(tuple((*key, steps) for key, steps in merged.items()), delta)
+        """The tighter of `bounds`."""
+        return self.bounds(delta, planned).epsilon
+
+    def affords(self, planned: Charge, target: float) -> bool:
+        """Whether one more charge stays within the run's `target` epsilon, and every shard within its lifetime cap."""
+        cap, delta = self._cap
+        if self.epsilon(delta, planned) > target:
+            return False
+        return cap is None or all(life.with_planned(planned, delta).epsilon <= cap for life in self.lifetimes)
 
     def charge(self, charge: Charge) -> None:
-        """Write `charge` to the disk; it counts from here on, whether its steps end or not."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(charge)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._charges.append(charge)
+        """Write `charge` to the disk, first beside the shard; it counts from here on, whether its steps end or not."""
+        for lifetime in self.lifetimes:
+            lifetime.charge(charge, self._owner, self._cap)
+        self._append(charge)
+
+    def _append(self, charge: Charge) -> None:
+        attempt = sum(earlier.round == charge.round for earlier in self.charges)
+        with self._chain.locked():
+            self._chain.append({**_entry_of(charge), "attempt": attempt})
+
+
+def read_ledger(path: Path) -> tuple[str, tuple[Charge, ...]]:
+    """(site, charges) of a run's ledger, only looked at.
+
+    Raises:
+        PrivacyError: where it is missing, or not intact.
+    """
+    chain = Chain(path)
+    if not chain.entries:
+        raise PrivacyError(f"{path}: no such ledger, or an empty one; {REMEDY}")
+    return chain.entries[0]["ledger_of"], tuple(_charge_of(entry) for entry in chain.entries[1:])
+
+
+def _check_owner(chain: Chain, site: str) -> None:
+    first = chain.entries[0] if chain.entries else {"ledger_of": site}
+    owner = first.get("ledger_of", first.get("lifetime_ledger_of"))
+    if owner != site:
+        raise PrivacyError(f"{chain.path}: is the ledger of site {owner}, this is {site}; each keeps its own")
+
+
+def _entry_of(charge: Charge) -> dict[str, Any]:
+    return {**asdict(charge), "time": _now()}
+
+
+def _charge_of(entry: dict[str, Any]) -> Charge:
+    return Charge(**{field.name: entry[field.name] for field in fields(Charge)})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

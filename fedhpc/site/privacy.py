@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from opacus import GradSampleModule
-from opacus.accountants.utils import get_noise_multiplier
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from fedhpc.config import RunConfig
-from fedhpc.errors import PrivacyError
 from fedhpc.rng import seed_of
+from fedhpc.site.accountant import Bounds, Charge, Mechanism, bounds_of, calibrate_gaussian
 from fedhpc.site.samples import Samples
+from fedhpc.site.skellam import calibrate
 
 I64 = NDArray[np.int64]
 
@@ -33,31 +33,33 @@ class PrivacyPlan:
     noise_multiplier: float
     sample_rate: float
     steps_per_round: int
+    mechanism: Mechanism = "gaussian"
+
+    def charge(self, round: int) -> Charge:
+        """What one round costs."""
+        return Charge(round, self.noise_multiplier, self.sample_rate, self.steps_per_round, self.mechanism)
+
+    def bounds(self, rounds: int, delta: float) -> Bounds:
+        """What so many rounds will have cost."""
+        return bounds_of(map(self.charge, range(rounds)), delta)
 
 
 def plan_privacy(config: RunConfig) -> PrivacyPlan:
     """Calibrate the noise multiplier by PRV for all rounds of the run (Gopi et al. 2021).
 
+    With privacy.trust=sites it is that of the honest sites' Skellam noise together, one release a round, by RDP.
+
     Raises:
         PrivacyError: where no noise reaches the target.
     """
     p = config.privacy
+    if p.epsilon is None:
+        raise ValueError("privacy.epsilon=null: a run without privacy has no plan")
+    if p.trust == "sites":
+        return PrivacyPlan(calibrate(p.epsilon, p.delta, config.training.rounds), 1.0, 1, "skellam")
     steps = config.training.local_epochs * max(1, round(1 / p.sample_rate))
-    try:
-        with warnings.catch_warnings():
-            # PRV sizes its grid by RDP, which warns of an order at the edge of its list; the PRV bound is not touched.
-            warnings.filterwarnings("ignore", message="Optimal order is the")
-            sigma = get_noise_multiplier(
-                target_epsilon=p.epsilon,
-                target_delta=p.delta,
-                sample_rate=p.sample_rate,
-                steps=steps * config.training.rounds,
-                accountant="prv",
-                epsilon_tolerance=0.002,
-            )
-    except ValueError as error:
-        raise PrivacyError(f"privacy.epsilon={p.epsilon}, delta={p.delta}: {error}; raise epsilon or delta") from None
-    return PrivacyPlan(float(sigma), p.sample_rate, steps)
+    sigma = calibrate_gaussian(p.epsilon, p.delta, p.sample_rate, steps * config.training.rounds)
+    return PrivacyPlan(sigma, p.sample_rate, steps)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from fedhpc.config import RunConfig, Training
+from fedhpc.exchange.update import F32
+from fedhpc.models import from_vector, to_vector
 from fedhpc.rng import generator
 from fedhpc.site.privacy import Entropy, PrivacyPlan, PrivateStep, Terms, Units, physical_batches
 from fedhpc.site.samples import Samples
@@ -80,6 +82,27 @@ def train_plain(
             optimizer.step()
             done += 1
             on_step(done, per_epoch * training.local_epochs)
+
+
+def one_step(model: nn.Module, training: Training, at: tuple[int, F32], gradient: F32) -> F32:
+    """What one step of the round's fresh optimiser along a mean gradient f32[d] adds to the parameters, f32[d].
+
+    Args:
+        model: whose parameters are used for the arithmetic, and left changed.
+        training: names optimiser, rate and weight decay.
+        at: (round, the global parameters f32[d]).
+        gradient: private already; all here is post-processing.
+    """
+    round, params = at
+    from_vector(model, gradient)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = [p.detach().clone() for p in trained]
+    from_vector(model, params)
+    for p, g in zip(trained, gradients, strict=True):
+        p.grad = g
+    make_optimizer(model, training, round).step()
+    model.zero_grad()
+    return to_vector(model) - params
 
 
 @dataclass(frozen=True)

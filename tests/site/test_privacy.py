@@ -1,17 +1,13 @@
 """DP-SGD: bounded sensitivity, noise that differs, epsilon that is planned, charged and never passed."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fedhpc.config import RunConfig
-from fedhpc.errors import PrivacyError
 from fedhpc.models import Task, build_model
-from fedhpc.site.ledger import Charge, Ledger, epsilon_of
+from fedhpc.site.accountant import epsilon_of
 from fedhpc.site.privacy import PrivateStep, Terms, Units, entropy, physical_batches, plan_privacy
 
 CPU = torch.device("cpu")
@@ -140,22 +136,3 @@ def test_planned_epsilon_is_just_below_the_target(epsilon: float) -> None:
     assert plan.steps_per_round == 2 * 10
     spent = epsilon_of(((plan.noise_multiplier, plan.sample_rate, 4 * plan.steps_per_round),), 1e-5)
     assert epsilon - 0.01 <= spent <= epsilon
-
-
-def test_ledger_survives_and_adds_up(tmp_path: Path) -> None:
-    path = tmp_path / "sites" / "a" / "ledger.jsonl"
-    first = Ledger(path, "a")
-    assert first.epsilon(1e-5) == 0
-    for round in range(2):
-        first.charge(Charge("a", round, 2.0, 0.1, 20))
-    again = Ledger(path, "a")
-    assert again.epsilon(1e-5) == first.epsilon(1e-5) == epsilon_of(((2.0, 0.1, 40),), 1e-5)
-    again.charge(Charge("a", 1, 2.0, 0.1, 20))
-    assert again.epsilon(1e-5) > first.epsilon(1e-5)
-
-
-@pytest.mark.parametrize("line", ["", "{", '{"site": "a"}', json.dumps(Charge("b", 0, 1.0, 0.1, 1).__dict__)])
-def test_ledger_that_was_changed_is_refused(tmp_path: Path, line: str) -> None:
-    (tmp_path / "ledger.jsonl").write_text(f"{line}\n", encoding="utf-8")
-    with pytest.raises(PrivacyError, match=r"ledger\.jsonl line 1"):
-        Ledger(tmp_path / "ledger.jsonl", "a")

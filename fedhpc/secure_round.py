@@ -1,0 +1,175 @@
+"""The sites' part of a round when the aggregator may see only their sum: `privacy.trust: sites`.
+
+    each site: charge the ledger, make keys, share their secrets among all          a site that cannot is absent
+    each site: sum the clipped gradients of its units, add its share of the noise,  a site that fails here drops out;
+               mask the integers, send them                                         the others' shares free its masks
+    the aggregator: too few sites left -> refuse the round, before any mask is removed
+    each site: reveal its shares of the survivors' self-masks and of the mask keys of those that dropped out
+    the aggregator: sum -> mean gradient -> one step of the optimiser = the mean update
+
+Protocol and guarantee: `fedhpc.exchange.secure_sum`; integers and noise: `fedhpc.site.integer_sum`. The masks cancel
+exactly, so with a `noise_seed` the result is the same, bit for bit, at any number of ranks, though every key is fresh.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar, cast
+
+from fedhpc.config import Privacy
+from fedhpc.errors import SiteError
+from fedhpc.exchange.comm import Transport
+from fedhpc.exchange.secure_sum import MaskedSite, SumOffice, SumTerms
+from fedhpc.exchange.sum_wire import KEYS, MASKED, REVEALED, SHARES, split_broadcast
+from fedhpc.exchange.update import F32, I64
+from fedhpc.federation import Collected, GlobalState, Participant, Stopwatch
+from fedhpc.models import parameter_count
+from fedhpc.session import Session
+from fedhpc.site.integer_sum import Grid
+from fedhpc.site.training import one_step
+
+T = TypeVar("T")
+
+
+class SecureParticipant(Participant, Protocol):
+    """What a secure round asks of a hospital (see `fedhpc.site.hospital.Hospital`)."""
+
+    def enter(self, round: int) -> None:
+        """Charge the ledger for the round; raises SiteError where it cannot."""
+
+    def contribute(self, params: F32, round: int, grid: Grid) -> I64:
+        """The clipped sum with the share of the noise, int64[d]; raises SiteError where training fails."""
+
+
+@dataclass(frozen=True)
+class SecureMean:
+    """A `fedhpc.federation.Collector` by secure sums.
+
+    Attributes:
+        terms: of the protocol; its threshold is the number of sites less the dropouts that are tolerated.
+        grid: of the integers.
+        sites: (name, declared weight) of all sites, by index.
+        privacy: what has been agreed on.
+        step: (global state, private mean gradient f32[d]) -> the mean update f32[d].
+        tell: told of a failure of a site at this rank that the round survives.
+    """
+
+    terms: SumTerms
+    grid: Grid
+    sites: tuple[tuple[str, int], ...]
+    privacy: Privacy
+    step: Callable[[GlobalState, F32], F32]
+    tell: Callable[[str], None]
+
+    def __call__(
+        self,
+        sites: Sequence[Participant],
+        state: GlobalState,
+        residuals: Mapping[str, F32],
+        transport: Transport,
+        watch: Stopwatch,
+    ) -> Collected:
+        """See `Collector`. All of the sum is sent, so residuals stay as they are.
+
+        Raises:
+            SiteError: one site failed and none may, or (at rank 0) more dropped out than are tolerated.
+        """
+        seats = {site.index: _Seat(cast(SecureParticipant, site), self, state) for site in sites}
+        office = SumOffice(self.terms, state.round) if transport.rank == 0 else None
+        relay = _Relay(transport, office, [name for name, _ in self.sites], tuple(seats))
+        with watch.phase("exchange"):
+            keys = self._attempt(seats, _Seat.enter)
+            roster = relay(KEYS, keys)
+            shares = relay(SHARES, {index: seats[index].masks.share(roster) for index in keys})
+        with watch.phase("train"):
+            masked = self._attempt({index: seats[index] for index in keys}, lambda seat: seat.train(shares))
+        with watch.phase("exchange"):
+            survivors = relay(MASKED, masked)
+            relay(REVEALED, {index: seats[index].masks.reveal(survivors) for index in masked})
+        stayed = split_broadcast(MASKED, state.round, survivors, 0)
+        dropped = tuple(name for index, (name, _) in enumerate(self.sites) if index not in stayed)
+        if office is None:
+            return Collected(None, residuals, (), dropped=dropped)
+        with watch.phase("aggregate"):
+            weight = sum(self.sites[index][1] for index in stayed)
+            mean = self.step(state, self.grid.mean_gradient(office.total(), weight, self.privacy))
+        return Collected(mean, residuals, tuple(relay.up_bytes), relay.down_bytes, dropped)
+
+    def _attempt(self, seats: Mapping[int, "_Seat"], work: Callable[["_Seat"], T]) -> dict[int, T]:
+        """What `work` gives for each site; where dropouts are tolerated, without the sites that fail."""
+        done = {}
+        for index, seat in seats.items():
+            try:
+                done[index] = work(seat)
+            except SiteError as error:
+                if not self.privacy.tolerated_dropouts:
+                    raise
+                self.tell(str(error))
+        return done
+
+
+class _Seat:
+    """One site of this rank in one round, with its secrets."""
+
+    def __init__(self, site: SecureParticipant, mean: SecureMean, state: GlobalState) -> None:
+        self._site, self._grid, self._state = site, mean.grid, state
+        self.masks = MaskedSite(mean.terms, site.index, state.round)
+
+    def enter(self) -> bytes:
+        self._site.enter(self._state.round)
+        return self.masks.advertise()
+
+    def train(self, shares: bytes) -> bytes:
+        return self.masks.mask(shares, self._site.contribute(self._state.params, self._state.round, self._grid))
+
+
+@dataclass
+class _Relay:
+    """Messages of one kind from all ranks' sites to the aggregator, and its answer to all. Counts every byte."""
+
+    transport: Transport
+    office: SumOffice | None
+    names: Sequence[str]
+    mine: tuple[int, ...]
+    down_bytes: int = 0
+    up_bytes: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.up_bytes = [0] * len(self.names)
+
+    def __call__(self, kind: int, messages: Mapping[int, bytes]) -> bytes:
+        payloads = self.transport.gather([messages.get(index, b"") for index in self.mine])
+        answer = None
+        if self.office is not None:
+            self.up_bytes = [sent + len(more) for sent, more in zip(self.up_bytes, payloads, strict=True)]
+            answer = self._answered(self.office, kind, payloads)
+            self.down_bytes += len(answer)
+        return self.transport.broadcast(answer)
+
+    def _answered(self, office: SumOffice, kind: int, payloads: Sequence[bytes]) -> bytes:
+        missing = [name for name, payload in zip(self.names, payloads, strict=True) if not payload]
+        if len(payloads) - len(missing) < office.terms.threshold:
+            allowed = len(self.names) - office.terms.threshold
+            raise SiteError(
+                f"round {office.round}: {', '.join(missing)} dropped out, {len(missing)} of {len(self.names)} sites; "
+                f"privacy.tolerated_dropouts={allowed}. The round was refused before any mask was removed"
+            )
+        answer = office.answer(kind, payloads)
+        # Nobody waits for what was revealed: it is the aggregator's own.
+        return b"" if kind == REVEALED else answer
+
+
+def secure_mean(session: Session) -> SecureMean | None:
+    """How a session forms the mean with `privacy.trust: sites`; None where it does so in the open."""
+    config, place, weights = session.config, session.place, session.weights
+    if session.grid is None:
+        return None
+    n, d = len(weights), parameter_count(place.model)
+    return SecureMean(
+        terms=SumTerms(n, n - config.privacy.tolerated_dropouts, d, session.grid.width_bytes),
+        grid=session.grid,
+        sites=tuple(zip(config.site_names, weights, strict=True)),
+        privacy=config.privacy,
+        step=lambda state, gradient: one_step(place.model, config.training, (state.round, state.params), gradient),
+        tell=lambda text: print(f"rank {session.transport.rank}: {text}", file=sys.stderr, flush=True),
+    )

@@ -1,0 +1,147 @@
+"""An append-only file of JSON lines, each sealed by a SHA-256 that covers the one before: what was written stays.
+
+A line is `{"previous": <seal of the line before>, ..., "seal": <SHA-256 of this line without its seal>}`. A line that
+was edited, inserted or taken from the middle breaks the chain. That lines are missing at the *end* a chain cannot tell
+by itself: whoever must know keeps the last seal elsewhere (see `fedhpc.site.ledger`).
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedhpc.errors import PrivacyError
+
+FIRST = "0" * 64
+REMEDY = (
+    "restore it from a backup. Without one, what these patients have spent is not known: no run may be charged to them"
+)
+
+
+class Chain:
+    """One file; its whole lines, checked.
+
+    Attributes:
+        path: the file; it need not exist.
+        entries: what the lines say, without `previous` and `seal`.
+        seals: of each line, 64 hex digits.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: list[dict[str, Any]] = []
+        self.seals: list[str] = []
+        self._read_bytes = 0
+        self._held = False
+        self.refresh()
+
+    @property
+    def head(self) -> str:
+        """The last seal; it stands for the whole file."""
+        return self.seals[-1] if self.seals else FIRST
+
+    def refresh(self) -> None:
+        """Read and check what others have appended.
+
+        A last line without its end is left aside: a crash cut it while it was being written, so it was never on disk
+        when `append` returned.
+
+        Raises:
+            PrivacyError: a line that is not what was written, or a file that became shorter.
+        """
+        if not self.path.exists():
+            if self.entries:
+                raise PrivacyError(f"{self.path}: is gone; {REMEDY}")
+            return
+        with self.path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._read_bytes:
+                raise PrivacyError(f"{self.path}: has become shorter; {REMEDY}")
+            file.seek(self._read_bytes)
+            whole, end, _ = file.read().rpartition(b"\n")
+        for line in whole.split(b"\n") if end else []:
+            self._take(line)
+
+    def _take(self, line: bytes) -> None:
+        number = len(self.entries) + 1
+        try:
+            entry = json.loads(line)
+            seal, previous = entry.pop("seal"), entry["previous"]
+            intact = seal == sealed(entry)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise PrivacyError(f"{self.path} line {number}: is no line of a ledger; {REMEDY}") from None
+        if not intact:
+            raise PrivacyError(f"{self.path} line {number}: was changed after it was written; {REMEDY}")
+        if previous != self.head:
+            raise PrivacyError(f"{self.path} line {number}: does not follow the line before it; {REMEDY}")
+        del entry["previous"]
+        self.entries.append(entry)
+        self.seals.append(seal)
+        self._read_bytes += len(line) + 1
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Put one line to the end, within `locked`; on disk when this returns.
+
+        What a crash left of an unfinished line is cut off.
+        """
+        if not self._held:
+            raise ValueError(f"{self.path}: append without `locked`, which keeps other processes' lines")
+        new = not self.path.exists()
+        whole = {"previous": self.head, **entry}
+        line = json.dumps({**whole, "seal": sealed(whole)}).encode()
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            os.ftruncate(descriptor, self._read_bytes)
+            os.pwrite(descriptor, line + b"\n", self._read_bytes)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if new:
+            sync(self.path.parent)
+        self._take(line)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone among all processes that append to this file, and up to date.
+
+        Raises:
+            PrivacyError: where the file cannot be opened for writing, or its file system knows no locks.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise PrivacyError(
+                f"{self.path}: cannot be written ({error.strerror}); a private run must charge it: make its folder "
+                "writable for the account that trains"
+            ) from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self.refresh()
+            self._held = True
+            yield
+        except OSError as error:
+            raise PrivacyError(
+                f"{self.path}: cannot be locked or written ({error.strerror}); free the disk, or put it on a file "
+                "system with locks (Lustre: mount with flock)"
+            ) from None
+        finally:
+            self._held = False
+            os.close(descriptor)
+
+
+def sealed(entry: Mapping[str, Any]) -> str:
+    """The seal of a line: SHA-256 of its canonical JSON, 64 hex digits."""
+    return hashlib.sha256(json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to the disk: a new file is safe only when both are."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,168 @@
+"""Secure aggregation in the real program under mpirun: the bits of one process, through dropouts and a resume."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from data_prep.shard_writer import write_shard
+from fedhpc.cli import main
+from fedhpc.rng import generator
+
+pytestmark = pytest.mark.mpi
+SITES = ("site1", "site2", "site3", "site4")
+ROUNDS = 3
+Mpirun = Callable[..., tuple[int, str, str]]
+
+
+def make_shard(folder: Path, site: str, broken: bool) -> None:
+    """Images of noise with a bright square in the second class; a broken shard has one training image of huge pixels.
+
+    Such an image is finite and within its pixel range, so it passes the checks; in float32 its mean is infinite.
+    """
+    rng, n = generator(0, site, "test shard"), 60
+    labels = np.arange(n) % 2
+    pixels = rng.uniform(0, 120, (n, 1, 32, 32)).astype(np.float32)
+    pixels[labels == 1, :, 8:20, 8:20] += 60
+    pixels[0] = np.float32(3e38) if broken else pixels[0]
+    write_shard(
+        folder / f"{site}.h5",
+        site=site,
+        classes=("benign", "malignant"),
+        images=pixels,
+        labels=labels.astype(np.int64),
+        patient=np.array([f"{site}-{i}".encode() for i in range(n)], "S16"),
+        split=np.repeat([0, 1, 2], [40, 8, 12]).astype(np.uint8),
+        modality=np.full(n, b"MR", "S2"),
+        pixel_range=(0, 3.4e38),
+        created_by="tests",
+    )
+
+
+@pytest.fixture(scope="session")
+def secure_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four sites and a config in one folder; `broken/` has two shards that fail in training."""
+    folder = tmp_path_factory.mktemp("secure")
+    for site in SITES:
+        make_shard(folder, site, broken=False)
+    (folder / "broken").mkdir()
+    for site in ("site2", "site3"):
+        make_shard(folder / "broken", site, broken=True)
+    tree = {
+        "name": "secure",
+        "data": {"shards": str(folder / "{site}.h5"), "sites": [{"name": name, "weight": 40} for name in SITES]},
+        "training": {"rounds": ROUNDS, "local_epochs": 1, "lr": 0.5},
+        "privacy": {"epsilon": 8, "sample_rate": 1, "noise_seed": 1, "trust": "sites", "colluding_sites": 1},
+        "exchange": {"density": 1},
+        "evaluation": {"bootstrap": 100},
+        "runtime": {"threads": 1, "device": "cpu"},
+    }
+    (folder / "secure.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return folder
+
+
+def with_broken(cohort: Path, *broken: str) -> Path:
+    """A folder of its own in which these sites' shards are the broken ones."""
+    folder = cohort / f"with-broken-{'-'.join(broken)}"
+    folder.mkdir(exist_ok=True)
+    for site in SITES:
+        (folder / f"{site}.h5").unlink(missing_ok=True)
+        (folder / f"{site}.h5").symlink_to((cohort / "broken" if site in broken else cohort) / f"{site}.h5")
+    return folder
+
+
+def arguments(cohort: Path, run_dir: Path, *sets: str) -> list[str]:
+    overrides = [word for pair in sets for word in ("--set", pair)]
+    return ["train", str(cohort / "secure.yaml"), "--run-dir", str(run_dir), *overrides]
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
+    """The sequential driver without a new process; gives torch its threads back."""
+    threads = torch.get_num_threads()
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(args: list[str]) -> int:
+        try:
+            return main(args)
+        finally:
+            torch.set_num_threads(threads)
+
+    return run
+
+
+def params(run_dir: Path, round: int) -> np.ndarray:
+    with np.load(run_dir / "state" / f"round-{round:04d}.npz") as saved:
+        return saved["params"]
+
+
+def records(run_dir: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    for round in range(1, ROUNDS + 1):
+        np.testing.assert_array_equal(params(one, round), params(two, round))
+    summaries = [json.loads((path / "summary.json").read_text(encoding="utf-8")) for path in (one, two)]
+    for key in ("auc", "auc_ci95", "per_site", "epsilon", "bytes_up_per_round", "bytes_down_per_round"):
+        assert summaries[0][key] == summaries[1][key], key
+    assert 7.9 < summaries[0]["epsilon"] <= 8
+
+
+def test_mpi_run_resumed_from_one_process_equals_the_straight_run(
+    secure_cohort: Path, mpirun: Mpirun, in_this_process: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every key is fresh in both, and of another number of ranks: the masks leave no trace in the model."""
+    straight, resumed = secure_cohort / "straight", secure_cohort / "resumed"
+    assert in_this_process(arguments(secure_cohort, straight)) == 0
+    told = capsys.readouterr().out
+    assert "each adds 1/3 of the noise variance: 1 may collude with it, 0 may drop out" in told
+    assert "REHEARSAL: 4 sites run in the aggregator's own process" in told
+    assert in_this_process([*arguments(secure_cohort, resumed), "--stop-after", "1"]) == 75
+    status, out, err = mpirun(4, ["run.py", *arguments(secure_cohort, resumed)])
+    assert status == 0, err
+    assert "resuming after round 1" in out
+    assert "REHEARSAL" not in out
+    assert_same_run(straight, resumed)
+    assert [record["dropped"] for record in records(resumed)] == [[], [], []]
+    for site in SITES:
+        ledger = (resumed / "sites" / site / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
+        charges = [json.loads(line) for line in ledger]
+        assert [(c["round"], c["steps"], c["mechanism"]) for c in charges] == [(t, 1, "skellam") for t in range(ROUNDS)]
+
+
+def test_a_site_that_fails_in_training_is_left_out_and_the_run_goes_on(
+    secure_cohort: Path, mpirun: Mpirun, in_this_process: Callable[[list[str]], int]
+) -> None:
+    shards = f"data.shards={with_broken(secure_cohort, 'site3')}/{{site}}.h5"
+    sets = (shards, "privacy.tolerated_dropouts=1")
+    one, two = secure_cohort / "dropout-one", secure_cohort / "dropout-two"
+    assert in_this_process(arguments(secure_cohort, one, *sets)) == 0
+    status, out, err = mpirun(2, ["run.py", *arguments(secure_cohort, two, *sets)])
+    assert status == 0, err
+    assert_same_run(one, two)
+    for record in records(two):
+        assert record["dropped"] == ["site3"]
+        sent = record["per_site"]["site3"]["bytes_up"], record["per_site"]["site1"]["bytes_up"]  # type: ignore[index]
+        assert sent[0] < 0.01 * sent[1]
+    assert out.count("without site3") == ROUNDS
+    assert err.count("rank 1: site site3, round ") == ROUNDS
+    assert "training failed: the gradient of a unit is not finite" in err
+    ledger = (two / "sites" / "site3" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(ledger) == ROUNDS
+
+
+def test_too_many_dropouts_end_all_ranks_with_one_cause(secure_cohort: Path, mpirun: Mpirun) -> None:
+    shards = f"data.shards={with_broken(secure_cohort, 'site2', 'site3')}/{{site}}.h5"
+    run_dir = secure_cohort / "refused"
+    sets = (shards, "privacy.tolerated_dropouts=1")
+    status, _, err = mpirun(2, ["run.py", *arguments(secure_cohort, run_dir, *sets)])
+    assert status not in (0, 2, 75)
+    assert "round 0: site2, site3 dropped out, 2 of 4 sites; privacy.tolerated_dropouts=1" in err
+    assert "Traceback" not in err
+    assert not (run_dir / "state").exists()
