@@ -176,13 +176,13 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _bench_codec(options: argparse.Namespace) -> int:
-    from fedhpc.bench.codec import Job, bench, report
-
     if options.size < 1 or not 0 < options.density <= 1 or options.threads < 1:
         raise InputError(
             f"--size {options.size} --density {options.density} --threads {options.threads}: sizes and threads are at "
             "least 1, densities above 0 and at most 1"
         )
+    from fedhpc.bench.codec import Job, bench, report
+
     figures = bench(Job(options.size, options.density, options.value_bits, options.threads))
     print(json.dumps(figures, allow_nan=False) if options.json else report(figures))
     return FINISHED

@@ -63,6 +63,23 @@ def measured(update: F32, coding: Coding) -> dict[str, Any]:
     """The figures of one update f32[d]."""
     sent = quantised(select(update, coding), coding.value_bits, None)
     payload = encode(Update(0, 0, sent))
+    index, value = entropy_bytes(sent)
+    dense_bytes = update.size * FLOAT32_BYTES
+    return {
+        "size": update.size,
+        "entries": int(sent.indices.size),
+        "dense_bytes": dense_bytes,
+        "payload_bytes": len(payload),
+        "entropy_bound_bytes": math.ceil(index + value),
+        "index_bytes": sum(map(len, encode_indices(sent)[1])),
+        "index_entropy_bytes": math.ceil(index),
+        **_timed(update, coding, payload),
+        "peak_extra_over_dense": _peak_bytes(lambda: _site_step(update, coding)) / dense_bytes,
+    }
+
+
+def _timed(update: F32, coding: Coding, payload: bytes) -> dict[str, Any]:
+    """Seconds of ours, of `torch.topk` alone, and of others' ways to send what it has chosen."""
     magnitudes = torch.from_numpy(np.abs(update))
     k = count_to_send(update.size, coding.density)
     rivals = _rivals(update, torch.topk(magnitudes, k, sorted=False).indices.numpy())
@@ -73,31 +90,23 @@ def measured(update: F32, coding: Coding) -> dict[str, Any]:
             "encode": lambda: encode(Update(0, 0, quantised(select(update, coding), coding.value_bits, None))),
             "feedback_and_encode": lambda: _site_step(update, coding),
             "decode": lambda: decode(payload, sender=0, round=0, size=update.size),
-            **{name: pack for name, (pack, _) in rivals.items()},
-            **{f"{name} back": unpack for name, (_, unpack) in rivals.items()},
+            **{f"{name} there": there for name, (there, _) in rivals.items()},
+            **{f"{name} back": back for name, (_, back) in rivals.items()},
         }
     )
-    index, value = entropy_bytes(sent)
+    others = {
+        name: {
+            "payload_bytes": len(there()),
+            "encode_s": seconds["topk"] + seconds[f"{name} there"],
+            "decode_s": seconds[f"{name} back"],
+        }
+        for name, (there, _) in rivals.items()
+    }
     return {
-        "size": update.size,
-        "entries": int(sent.indices.size),
-        "dense_bytes": update.size * FLOAT32_BYTES,
-        "payload_bytes": len(payload),
-        "entropy_bound_bytes": math.ceil(index + value),
-        "index_bytes": sum(map(len, encode_indices(sent)[1])),
-        "index_entropy_bytes": math.ceil(index),
         **{f"{name}_s": seconds[name] for name in ("encode", "decode", "feedback_and_encode", "topk", "topk_sorted")},
         "encode_over_topk": seconds["encode"] / seconds["topk"],
         "encode_over_topk_sorted": seconds["encode"] / seconds["topk_sorted"],
-        "peak_extra_over_dense": _peak_bytes(lambda: _site_step(update, coding)) / (update.size * FLOAT32_BYTES),
-        "rivals": {
-            name: {
-                "payload_bytes": len(pack()),
-                "encode_s": seconds["topk"] + seconds[name],
-                "decode_s": seconds[f"{name} back"],
-            }
-            for name, (pack, _) in rivals.items()
-        },
+        "rivals": others,
     }
 
 
