@@ -18,7 +18,7 @@ Whole = NDArray[np.unsignedinteger]
 RAW_DEFLATE = -15
 STRATEGIES = ((zlib.Z_DEFAULT_STRATEGY, 0), (zlib.Z_HUFFMAN_ONLY, 1), (zlib.Z_RLE, 1), (zlib.Z_FILTERED, 4))
 """(strategy, level) to choose from: stored, Huffman alone, runs of one byte, long repetitions. All decode alike."""
-SAMPLE_SLICES, SLICE_BYTES = 16, 1 << 13
+SAMPLE_SLICES, SLICE_BYTES = 16, 1 << 12
 MAX_PLANES = 4
 
 
@@ -56,7 +56,7 @@ def join(planes: list[memoryview], count: int) -> Whole:
 
 
 def deflated(plane: U8) -> bytes:
-    """The plane by the strategy that makes a sample of it smallest; a plane of up to 128 KiB is its own sample."""
+    """The plane by the strategy that makes a sample of it smallest; a plane of up to 64 KiB is its own sample."""
     if plane.size <= SAMPLE_SLICES * SLICE_BYTES:
         return min((_deflate(plane, *strategy) for strategy in STRATEGIES), key=len)
     starts = np.linspace(0, plane.size - SLICE_BYTES, SAMPLE_SLICES).astype(np.int64)

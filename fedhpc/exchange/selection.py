@@ -18,7 +18,7 @@ Layers = Sequence[tuple[str, int]]
 """Name and number of entries of every parameter tensor, in the order in which they make up the vector (public)."""
 
 SAMPLE = 1 << 18
-DEVIATIONS = 4
+DEVIATIONS = 5
 """How many standard deviations of the sample's count the floor is made lower, so that k entries do reach it."""
 ANY = 1
 """The bits of the smallest magnitude above zero."""

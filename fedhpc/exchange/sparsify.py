@@ -18,7 +18,7 @@ class Coding:
 
     Attributes:
         density: the share of the entries to send, in (0, 1].
-        value_bits: 32 (as they are), 16, or 8 to 3 (log-scaled): see `fedhpc.exchange.grid`.
+        value_bits: 32 (as they are), 16 (as exact as fp16), or 8 to 3 (log-scaled): see `fedhpc.exchange.grid`.
         layers: the split of the vector, to name an entry and for `per_tensor`; empty where neither matters.
         per_tensor: send the density of every tensor by itself, not of the whole.
     """
