@@ -100,7 +100,7 @@ def rounded(values: F32, grid: Grid, draws: np.random.Generator | None) -> F32:
         values: f32[k], magnitudes at or above the grid's lowest and below 2**127.
         grid: as of `grid_for`.
         draws: None: to the nearer one, and to the smaller where both are equally near. A generator: to the larger one
-            with the chance that makes the expected result the value, to one part in 2**24 of a step.
+            with the chance that makes the expected result the value, to one part in 2**52 of a step.
     """
     if grid == EXACT:
         return values
@@ -108,9 +108,9 @@ def rounded(values: F32, grid: Grid, draws: np.random.Generator | None) -> F32:
     for block in blocks(values.size):
         bits = magnitude_bits(values[block])
         below = grid.levels(bits) * np.uint32(grid.step) + np.uint32(grid.lowest)
-        low, high = below.view(np.float32), (below + np.uint32(grid.step)).view(np.float32)
-        at = np.float32(0.5) if draws is None else draws.random(bits.size, np.float32)
-        rises = bits.view(np.float32) - low > at * (high - low)
+        value, low, high = (b.view(np.float32) for b in (bits, below, below + np.uint32(grid.step)))
+        # All three differences are exact, for the reason that the guarantee is true.
+        rises = value - low > (high - value if draws is None else draws.random(bits.size) * (high - low))
         below += rises * np.uint32(grid.step)
         out[block] = (below | values[block].view(np.uint32) & SIGN).view(np.float32)
     return out
