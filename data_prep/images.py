@@ -25,9 +25,10 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from data_prep.partition import Partition, partition
+from data_prep.partition import VAL_SHARE, Partition, partition
 from data_prep.shard_writer import write_shard
 from fedhpc.errors import ShardError
+from fedhpc.rng import generator
 from fedhpc.site.shard import MODALITIES
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff")
@@ -47,7 +48,9 @@ class ImageImport:
         source: a folder with one folder of images per class, nested as deep as you like.
         out: the folder for site1.h5, site2.h5, ...; with one site it may be a file that ends in .h5, whose stem is the
             site's name.
-        sites, skew, seed, all_test: see `data_prep.partition`.
+        sites, skew, seed, all_test, val_share, fold: see `data_prep.partition`.
+        reference: how many patients are set aside for good, in `reference.h5` and without their labels, as public
+            images to fit `model.features` to; the same for the same seed, whatever the fold.
         size: pixels a side of the stored square.
         patient_csv: a table with the columns file (relative to source, or the bare name) and patient.
         patient_regex: searched in the file's name; its group `patient`, or else its first group, is the patient.
@@ -64,6 +67,9 @@ class ImageImport:
     patient_regex: str | None = None
     all_test: bool = False
     modality: str = "OT"
+    val_share: float = VAL_SHARE
+    fold: tuple[int, int] | None = None
+    reference: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,24 +98,50 @@ def import_images(job: ImageImport) -> list[Path]:
         images = np.memmap(spool, np.uint8, "w+", shape=(len(found.files), 1, job.size, job.size))
         kept = _decode(job, found, images)
         ids = np.array([pseudonym(patients[row], job.seed) for row in kept], "S16")
-        plan = Partition(job.sites, job.skew, job.seed, job.all_test)
+        aside = _set_aside(ids, job)
+        if job.reference:
+            # Unlabelled: every label is 0, and no split means anything.
+            unknown = np.zeros(aside.sum(), np.int64)
+            targets.append(targets[0].with_name("reference.h5"))
+            _write(job, found, (targets[-1], images), (kept[aside], unknown, ids[aside], unknown))
+        kept, ids = kept[~aside], ids[~aside]
+        plan = Partition(job.sites, job.skew, job.seed, job.all_test, job.val_share, job.fold)
         site_of, split = partition(found.labels[kept], ids, plan)
-        for site, path in enumerate(targets):
+        for site, path in enumerate(targets[: job.sites]):
             mine = np.flatnonzero(site_of == site)
-            write_shard(
-                path,
-                site=path.stem,
-                classes=found.classes,
-                images=_blocks(images, kept[mine]),
-                labels=found.labels[kept[mine]],
-                patient=ids[mine],
-                split=split[mine],
-                modality=[job.modality] * len(mine),
-                pixel_range=(0.0, 255.0),
-                created_by="fedhpc prepare images",
-            )
+            _write(job, found, (path, images), (kept[mine], found.labels[kept[mine]], ids[mine], split[mine]))
         del images
     return targets
+
+
+def _write(
+    job: ImageImport, found: _Found, place: tuple[Path, npt.NDArray[Any]], columns: tuple[npt.NDArray[Any], ...]
+) -> None:
+    (path, images), (rows, labels, ids, split) = place, columns
+    write_shard(
+        path,
+        site=path.stem,
+        classes=found.classes,
+        images=_blocks(images, rows),
+        labels=labels,
+        patient=ids,
+        split=split,
+        modality=[job.modality] * len(rows),
+        pixel_range=(0.0, 255.0),
+        created_by="fedhpc prepare images",
+    )
+
+
+def _set_aside(ids: npt.NDArray[np.bytes_], job: ImageImport) -> npt.NDArray[np.bool_]:
+    """Which images belong to the patients of the public reference."""
+    patients = np.unique(ids)
+    if job.reference >= len(patients):
+        raise ShardError(
+            f"reference={job.reference} of {len(patients)} patients; allowed: fewer, so that some are left"
+        )
+    chosen = generator(job.seed, "reference").choice(patients, job.reference, replace=False)
+    aside: npt.NDArray[np.bool_] = np.isin(ids, chosen)
+    return aside
 
 
 def pseudonym(patient: str, seed: int) -> str:
@@ -158,6 +190,14 @@ def _option_problems(job: ImageImport) -> list[str]:
         (
             job.sites == 1 or job.out.suffix != ".h5",
             f"out={job.out} is one file; allowed for {job.sites} sites: a folder",
+        ),
+        (0 < job.val_share < 1, f"val_share={job.val_share}; allowed: between 0 and 1"),
+        (job.fold is None or 1 <= job.fold[0] <= job.fold[1] >= 2, f"fold={job.fold}; allowed: 1/5 to 5/5, or alike"),
+        (not (job.fold and job.all_test), "fold and all_test; allowed: one of them"),
+        (job.reference >= 0, f"reference={job.reference}; allowed: 0 or more patients"),
+        (
+            not job.reference or job.out.suffix != ".h5",
+            f"out={job.out} is one file, reference={job.reference} needs another beside it; allowed: a folder",
         ),
         (not (job.patient_csv and job.patient_regex), "patient_csv and patient_regex; allowed: one of them"),
     )

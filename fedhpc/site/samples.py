@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
-from fedhpc.models import Backbone
+from fedhpc.backbones import Backbone
 from fedhpc.site.preprocess import harmonise
 from fedhpc.site.shard import Shard
 
@@ -69,7 +70,8 @@ class FeatureSamples(ImageSamples):
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         out = np.lib.format.open_memmap(temporary, "w+", np.float32, (self._shard.n, backbone.dim))
         device = next(backbone.parameters()).device
-        for start in range(0, self._shard.n, FEATURE_BATCH):
+        starts = range(0, self._shard.n, FEATURE_BATCH)
+        for start in tqdm(starts, desc=f"features of {self._shard.site}", unit="batch", leave=False, disable=None):
             rows = np.arange(start, min(start + FEATURE_BATCH, self._shard.n))
             out[rows] = backbone(super().inputs(rows).to(device)).cpu().numpy()
         out.flush()

@@ -69,6 +69,7 @@ class Shard:
         labels: int64[n]. patient: S16[n]. split: uint8[n]. modality: S2[n].
         stage: uint8[n], zeros where the file has none; `has_stage` tells the two apart.
         in_memory: whether the images were loaded at opening.
+        image_hashes: the sha256 of each image.
     """
 
     def __init__(self, file: h5py.File, identity: _Identity, columns: dict[str, Images], scan: _Scan) -> None:
@@ -84,6 +85,7 @@ class Shard:
         self.has_stage = "stage" in columns
         self.stage: Split = columns["stage"] if self.has_stage else np.zeros(self.n, np.uint8)
         self.in_memory = self._loaded is not None
+        self.image_hashes = frozenset(scan.hashes)
         self.digest = _digest(identity, columns, scan.hashes, self._dataset)
 
     @classmethod

@@ -1,0 +1,92 @@
+"""How ranks agree: every step that can fail on one rank is done `together`, so that all learn of all problems and end
+with the same message; and what they agree on first, the config and the run directory."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fedhpc.config import RunConfig
+from fedhpc.config_file import load_config
+from fedhpc.errors import InputError
+from fedhpc.exchange.comm import Transport
+from fedhpc.rundir import RunDirectory
+from fedhpc.runtime import resolved
+
+T = TypeVar("T")
+
+
+def together(transport: Transport, work: Callable[[], T]) -> T:
+    """Do `work` at every rank; if it raises InputError at any, raise one at all, with every distinct message.
+
+    A rank that failed alone would leave the others waiting for ever.
+    """
+    result, problem = None, ""
+    try:
+        result = work()
+    except InputError as error:
+        problem = str(error)
+    told = [payload.decode() for payload in transport.gather([problem.encode()])]
+    problems = transport.broadcast("\n".join(dict.fromkeys(filter(None, told))).encode() if told else None)
+    if problems:
+        raise InputError(problems.decode())
+    return result  # type: ignore[return-value]
+
+
+def from_rank_0(transport: Transport, make: Callable[[], T]) -> T:
+    """What `make` gives at rank 0, as JSON to all."""
+    text = together(transport, lambda: json.dumps(make()) if transport.rank == 0 else "")
+    value: T = json.loads(transport.broadcast(text.encode() if transport.rank == 0 else None))
+    return value
+
+
+def agree_on_config(
+    transport: Transport, source: tuple[Path, list[str]], run_dir: Path | None
+) -> tuple[RunConfig, RunDirectory]:
+    """Load at every rank, settle threads and run directory at rank 0; the config of a run that is resumed must fit.
+
+    Raises:
+        InputError: bad config, too many ranks, or a run directory of another config.
+    """
+    config = together(transport, lambda: load_config(*source))
+    directory = RunDirectory(run_dir or Path("runs") / config.name)
+    plain = from_rank_0(transport, lambda: _settled(config, directory, transport).model_dump(mode="json"))
+    return RunConfig.model_validate(plain), directory
+
+
+def _settled(config: RunConfig, directory: RunDirectory, transport: Transport) -> RunConfig:
+    _check_ranks(config, transport.size)
+    earlier = directory.read_config()
+    if earlier is None:
+        config = resolved(config, transport)
+        directory.write_config(config)
+        return config
+    if config.runtime.threads == "auto":
+        config = config.model_copy(
+            update={"runtime": config.runtime.model_copy(update={"threads": earlier.runtime.threads})}
+        )
+    changed = _differences(earlier.model_dump(mode="json"), config.model_dump(mode="json"))
+    if changed:
+        raise InputError(
+            f"{directory.path}: holds a run of another config; different: {', '.join(changed)}. Go on with its own "
+            "config, or start in a new --run-dir"
+        )
+    return config
+
+
+def _check_ranks(config: RunConfig, ranks: int) -> None:
+    dedicated = config.federation.aggregator == "dedicated"
+    most = len(config.data.sites) + dedicated
+    if config.mode != "centralised" and ranks > most:
+        raise InputError(f"{ranks} ranks for {len(config.data.sites)} sites: use at most {most} (mpirun -n {most})")
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} ({a!r} there, {b!r} here)")
+    return found

