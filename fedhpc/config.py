@@ -122,10 +122,17 @@ class Privacy(Section):
 
 
 class Exchange(Section):
-    """What crosses the wall: the share of entries sent up, and down (the same when null)."""
+    """What crosses the wall: the share of entries sent up, and down (the same when null), and how exactly.
+
+    `selection` is of the largest entries of the whole update, or of that share of each parameter tensor. `value_bits`
+    is 32 (as they are), 16 (as exact as fp16), or 8 to 3 (log-scaled); what is rounded away is sent later.
+    """
 
     density: Density = 0.1
     density_down: Density | None = None
+    selection: Literal["global", "per_tensor"] = "global"
+    value_bits: Literal[32, 16, 8, 7, 6, 5, 4, 3] = 4
+    rounding: Literal["nearest", "stochastic"] = "nearest"
 
     @property
     def down(self) -> float:

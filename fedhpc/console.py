@@ -151,8 +151,9 @@ def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping
     ]
     if config.mode == "federated":
         lines.append(
-            f"a round sends {megabytes(facts['sparse_up_bytes'])} up and {megabytes(facts['sparse_down_bytes'])} down "
-            f"over all sites; dense it would be {megabytes(facts['dense_bytes'])} each way"
+            f"a round sends about {megabytes(facts['sparse_up_bytes'])} up and "
+            f"{megabytes(facts['sparse_down_bytes'])} down over all sites; dense fp32 would be "
+            f"{megabytes(facts['dense_bytes'])} each way"
         )
     lines.append(_privacy_line(config, facts))
     return "\n".join([*lines, table(rows)])

@@ -4,6 +4,9 @@ Every message names the value, the place (file, key, site, round), what is allow
 prints it without a traceback and exits with status 2.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(Exception):
     """Bad input: a config, a shard, a run directory or a command line that fedhpc cannot accept."""
@@ -22,8 +25,17 @@ class PrivacyError(InputError):
 
 
 class PayloadError(Exception):
-    """Bytes that came through the door and do not decode to what they claim to be."""
+    """An update that must not go through the door, or bytes that came through it and are not what they claim to be."""
 
 
 class SiteError(Exception):
     """A failure inside one hospital, with the site, the rank and the round at which it happened."""
+
+
+@contextmanager
+def at(place: str) -> Iterator[None]:
+    """Put `place` before the message of a PayloadError that is raised inside."""
+    try:
+        yield
+    except PayloadError as error:
+        raise PayloadError(f"{place}: {error}") from None

@@ -3,10 +3,10 @@
     for round t = 0 .. T-1:
         each site i, from the global parameters x_t:                                             (site_round)
             u_i = local training from x_t, minus x_t           private under DP; all below is post-processing
-            send the top k of u_i + e_i; keep the rest as e_i                                    (error feedback)
+            send the top k of u_i + e_i, rounded; keep the rest as e_i                           (error feedback)
         the aggregator:                                                             (mean_update, server_round)
             u = sum_i w_i sent_i / sum_i w_i                                      folded in the order of the sites
-            send the top k of u + e to all; keep the rest as e
+            send the top k of u + e to all, rounded; keep the rest as e
         everybody: x_{t+1} = x_t + what the aggregator sent
 
 FedAvg is McMahan et al. 2017, Algorithm 1; sparse exchange both ways with memory is Sattler et al. 2019, Algorithm 2.
@@ -26,10 +26,12 @@ from typing import Protocol
 import numpy as np
 
 from fedhpc.aggregator.aggregate import WeightedMean
+from fedhpc.errors import at
 from fedhpc.exchange.codec import decode, encode
 from fedhpc.exchange.comm import Transport
-from fedhpc.exchange.sparsify import with_feedback
+from fedhpc.exchange.sparsify import Coding, with_feedback
 from fedhpc.exchange.update import AGGREGATOR, F32, Update
+from fedhpc.rng import generator
 
 
 class Participant(Protocol):
@@ -79,16 +81,27 @@ class Collected:
 
 @dataclass(frozen=True)
 class Terms:
-    """What all have agreed on (public): the number of rounds, densities up and down, weight of each site by index.
+    """What all have agreed on (public).
 
-    `secure` is how the mean is formed where no update may be seen by itself; None: in the open.
+    Attributes:
+        rounds: how many in all.
+        up, down: how updates are made small, those of the sites and that of the aggregator.
+        sites, weights: name and weight of each site, by index.
+        rounding_seed: of stochastic rounding; None rounds to nearest.
+        secure: how the mean is formed where no update may be seen by itself; None: in the open.
     """
 
     rounds: int
-    density_up: float
-    density_down: float
+    up: Coding
+    down: Coding
+    sites: tuple[str, ...]
     weights: tuple[int, ...]
+    rounding_seed: int | None = None
     secure: "Collector | None" = None
+
+    def draws(self, round: int, sender: int) -> np.random.Generator | None:
+        """What a sender's stochastic rounding of a round draws from."""
+        return None if self.rounding_seed is None else generator(self.rounding_seed, round, sender, "rounding")
 
 
 @dataclass(frozen=True)
@@ -150,10 +163,11 @@ class Memory:
     server_residual: F32
 
 
-def site_round(site: Participant, state: GlobalState, residual: F32, density: float) -> tuple[bytes, F32]:
+def site_round(site: Participant, state: GlobalState, residual: F32, terms: Terms) -> tuple[bytes, F32]:
     """One hospital's part: (payload to send, new residual)."""
     update = site.train(state.params, state.round)
-    sent, residual = with_feedback(update, residual, density)
+    with at(f"site {site.name}, round {state.round}"):
+        sent, residual = with_feedback(update, residual, terms.up, terms.draws(state.round, site.index))
     return encode(Update(site.index, state.round, sent)), residual
 
 
@@ -161,14 +175,16 @@ def mean_update(payloads: Sequence[bytes], state: GlobalState, terms: Terms) -> 
     """The aggregator's view of the sites: the weighted mean of their updates. Payloads come in site order."""
     mean = WeightedMean(state.params.size)
     for index, payload in enumerate(payloads):
-        update = decode(payload, sender=index, round=state.round, size=state.params.size)
+        with at(f"site {terms.sites[index]}"):
+            update = decode(payload, sender=index, round=state.round, size=state.params.size)
         mean.fold(update.entries, terms.weights[index])
     return mean.result()
 
 
 def server_round(mean: F32, state: GlobalState, residual: F32, terms: Terms) -> tuple[bytes, F32]:
     """The aggregator's part: (payload for all, new residual)."""
-    sent, residual = with_feedback(mean, residual, terms.density_down)
+    with at(f"aggregator, round {state.round}"):
+        sent, residual = with_feedback(mean, residual, terms.down, terms.draws(state.round, AGGREGATOR))
     return encode(Update(AGGREGATOR, state.round, sent)), residual
 
 
@@ -239,7 +255,7 @@ def in_the_open(terms: Terms) -> "Collector":
         payloads, kept = [], {}
         with watch.phase("train"):
             for site in sites:
-                payload, kept[site.name] = site_round(site, state, residuals[site.name], terms.density_up)
+                payload, kept[site.name] = site_round(site, state, residuals[site.name], terms)
                 payloads.append(payload)
         with watch.phase("exchange"):
             received = transport.gather(payloads)

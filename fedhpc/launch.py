@@ -15,16 +15,20 @@ from fedhpc.console import header, round_line
 from fedhpc.errors import InputError
 from fedhpc.exchange.codec import encode
 from fedhpc.exchange.secure_sum import round_bytes
-from fedhpc.exchange.sparsify import count_to_send
-from fedhpc.exchange.update import AGGREGATOR, F32, Array, SparseVector, Update, pack_arrays, unpack_arrays
+from fedhpc.exchange.sparsify import Coding, with_feedback
+from fedhpc.exchange.update import AGGREGATOR, F32, Array, Update, pack_arrays, unpack_arrays
 from fedhpc.federation import GlobalState, Memory, RoundResult, Stopwatch, Terms, federate, fresh_memory
 from fedhpc.finish import GLOBAL, finish, reports_of
-from fedhpc.models import parameter_count, to_vector
+from fedhpc.models import layers_of, parameter_count, to_vector
 from fedhpc.records import FLOAT32_BYTES, record_of
+from fedhpc.rng import generator
 from fedhpc.rundir import load_state, save_state, saved_rounds
 from fedhpc.runtime import environment
 from fedhpc.secure_round import secure_mean
 from fedhpc.session import POOLED, Session, open_ledgers
+
+LIKE_ALL = 1 << 20
+"""How many entries of an update are drawn to tell how small it will be."""
 
 
 @dataclass
@@ -111,16 +115,16 @@ def _introduce(session: Session, first: int, lifetimes: Sequence[str]) -> None:
 
 
 def _header_facts(session: Session) -> dict[str, Any]:
-    config, plan = session.config, session.place.plan
+    config, plan, terms = session.config, session.place.plan, _terms(session)
     d, sites = parameter_count(session.place.model), len(config.data.sites)
     secure = secure_mean(session)
-    up, more_down = (_payload_bytes(d, config.exchange.density), 0) if secure is None else round_bytes(secure.terms)
+    up, more_down = (_payload_bytes(d, terms.up), 0) if secure is None else round_bytes(secure.terms)
     facts: dict[str, Any] = {
         "threads": config.runtime.threads,
         "precision": config.runtime.precision,
         "parameters": d,
         "sparse_up_bytes": sites * up,
-        "sparse_down_bytes": sites * (_payload_bytes(d, config.exchange.down) + more_down),
+        "sparse_down_bytes": sites * (_payload_bytes(d, terms.down) + more_down),
         "dense_bytes": sites * d * FLOAT32_BYTES,
         "with_aggregator": sum(fact["rank"] == 0 for fact in session.facts),
     }
@@ -132,16 +136,27 @@ def _header_facts(session: Session) -> dict[str, Any]:
     return facts
 
 
-def _payload_bytes(size: int, density: float) -> int:
-    """The length of a real payload of this density."""
-    indices = np.arange(count_to_send(size, density), dtype=np.int64)
-    return len(encode(Update(AGGREGATOR, 0, SparseVector(size, indices, np.zeros(len(indices), np.float32)))))
+def _payload_bytes(size: int, coding: Coding) -> int:
+    """About what a payload will take: one of Gaussian numbers does, a million of which stand for all."""
+    drawn = min(size, LIKE_ALL)
+    update = generator(0, "like an update").standard_normal(drawn, np.float32)
+    sent, _ = with_feedback(update, np.zeros_like(update), Coding(coding.density, coding.value_bits))
+    return len(encode(Update(AGGREGATOR, 0, sent))) * size // drawn
+
+
+def _terms(session: Session) -> Terms:
+    config = session.config
+    exchange, layers = config.exchange, layers_of(session.place.model)
+    up, down = (
+        Coding(density, exchange.value_bits, layers, exchange.selection == "per_tensor")
+        for density in (exchange.density, exchange.down)
+    )
+    seed = config.seed if exchange.rounding == "stochastic" else None
+    return Terms(config.training.rounds, up, down, config.site_names, session.weights, seed, secure_mean(session))
 
 
 def _federated(session: Session, first: int, progress: Progress) -> tuple[Mapping[str, F32], str]:
-    config, directory, transport = session.config, session.directory, session.transport
-    densities = (config.exchange.density, config.exchange.down)
-    terms = Terms(config.training.rounds, *densities, session.weights, secure_mean(session))
+    directory, transport, terms = session.directory, session.transport, _terms(session)
     memory = _loaded_memory(session, first)
     payload = together(transport, lambda: None if transport.rank else _start_payload(session, first))
     start = unpack_arrays(transport.broadcast(payload))

@@ -110,6 +110,11 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def layers_of(model: nn.Module) -> tuple[tuple[str, int], ...]:
+    """Name and size of every trained parameter tensor, in the order in which they make up the vector (public)."""
+    return tuple((name, p.numel()) for name, p in model.named_parameters() if p.requires_grad)
+
+
 def to_vector(model: nn.Module) -> F32:
     """The trained parameters as one f32[d], in the module's own order."""
     parts = [p.detach().reshape(-1).cpu() for p in model.parameters() if p.requires_grad]

@@ -40,19 +40,21 @@ def test_all_errors_at_once_with_value_and_suggestion(tmp_path: Path) -> None:
         "traning": {},
         "training": {"rounds": 0, "batchsize": 3},
         "privacy": {"epsilon": -1},
-        "exchange": {"density": 2},
+        "exchange": {"density": 2, "value_bits": 9, "rounding": "up"},
         "runtime": {"threads": "many"},
     }
     with pytest.raises(ConfigError) as error:
         load_config(write(tmp_path / "bad.yaml", bad))
     text = str(error.value)
-    assert "6 problem(s)" in text
+    assert "8 problem(s)" in text
     for expected in (
         "traning: unknown key; did you mean training?",
         "training.rounds=0: input should be greater than or equal to 1",
         "training.batchsize: unknown key; did you mean batch_size?",
         "privacy.epsilon=-1:",
         "exchange.density=2: input should be less than or equal to 1",
+        "exchange.value_bits=9: input should be 32, 16, 8, 7, 6, 5, 4 or 3",
+        "exchange.rounding='up': input should be 'nearest' or 'stochastic'",
         "runtime.threads='many':",
     ):
         assert expected in text

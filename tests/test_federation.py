@@ -1,4 +1,4 @@
-"""The round as pure functions: three numbers by hand, and what each density does."""
+"""The round as pure functions: three numbers by hand, what each density does, and who is named where it fails."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +6,22 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from fedhpc.errors import PayloadError
 from fedhpc.exchange.comm import AloneTransport
+from fedhpc.exchange.sparsify import Coding
 from fedhpc.exchange.update import F32
-from fedhpc.federation import GlobalState, Participant, RoundResult, Terms, federate, fresh_memory, placement
+from fedhpc.federation import (
+    GlobalState,
+    Memory,
+    Participant,
+    RoundResult,
+    Terms,
+    federate,
+    fresh_memory,
+    mean_update,
+    placement,
+    site_round,
+)
 
 
 @dataclass
@@ -41,13 +54,21 @@ def run(
     return state, stopped, results
 
 
+def terms_of(
+    rounds: int, up: float | Coding, down: float | Coding, weights: tuple[int, ...], seed: int | None = None
+) -> Terms:
+    """A density stands for that share of the entries as they are."""
+    codings = [coding if isinstance(coding, Coding) else Coding(coding) for coding in (up, down)]
+    return Terms(rounds, *codings, tuple("abc"[: len(weights)]), weights, seed)
+
+
 def pullers(d: int = 3) -> list[Puller]:
     return [Puller("a", 0, np.full(d, 4, np.float32)), Puller("b", 1, np.full(d, 8, np.float32))]
 
 
 def test_one_dense_round_by_hand() -> None:
     """From 0: updates 2 and 4 with weights 1 and 3 give (2 + 12) / 4 = 3.5."""
-    state, stopped, results = run(pullers(), Terms(1, 1, 1, (1, 3)), 3)
+    state, stopped, results = run(pullers(), terms_of(1, 1, 1, (1, 3)), 3)
     assert state.params.tolist() == [3.5, 3.5, 3.5]
     assert (state.round, stopped) == (1, "finished")
     assert not any(residual.any() for residual in results[0].residuals.values())
@@ -56,48 +77,124 @@ def test_one_dense_round_by_hand() -> None:
 def test_dense_rounds_reach_the_weighted_mean_of_the_targets() -> None:
     rng = np.random.default_rng(0)
     sites = [Puller(n, i, rng.normal(size=40).astype(np.float32)) for i, n in enumerate("abc")]
-    state, _, _ = run(sites, Terms(40, 1, 1, (1, 2, 3)), 40)
+    state, _, _ = run(sites, terms_of(40, 1, 1, (1, 2, 3)), 40)
     expected = np.average([site.target for site in sites], axis=0, weights=(1, 2, 3))
     np.testing.assert_allclose(state.params, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("up", "down"), [(0.5, 1), (1, 0.1), (0.1, 0.1)])
-def test_nothing_is_lost_on_the_way(up: float, down: float) -> None:
+@dataclass
+class Fixed(Puller):
+    """A hospital whose update is always the same."""
+
+    def train(self, params: F32, round: int) -> F32:
+        return self.target
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "seed"),
+    [
+        (0.5, 1, None),
+        (1, 0.1, None),
+        (0.1, 0.1, None),
+        (Coding(0.1, 4), Coding(0.2, 3), None),
+        (Coding(1, 5), Coding(1, 4), 1),
+        (Coding(0.2, 4, (("x", 10), ("y", 30)), per_tensor=True), Coding(1, 16), 1),
+    ],
+)
+def test_nothing_is_lost_on_the_way(up: float | Coding, down: float | Coding, seed: int | None) -> None:
     """What all sites trained equals what arrived plus what sites and server still keep (weights equal)."""
-
-    @dataclass
-    class Fixed(Puller):
-        def train(self, params: F32, round: int) -> F32:
-            return self.target
-
     sites = [Fixed(n, i, np.arange(i, i + 40, dtype=np.float32)) for i, n in enumerate("ab")]
-    state, _, results = run(sites, Terms(7, up, down, (1, 1)), 40)
+    state, _, results = run(sites, terms_of(7, up, down, (1, 1), seed), 40)
     kept = np.mean([results[-1].residuals[name] for name in "ab"], axis=0) + results[-1].server_residual
     trained = 7 * np.mean([site.target for site in sites], axis=0)
     np.testing.assert_allclose(state.params + kept, trained, rtol=1e-6)
 
 
-def test_bytes_follow_each_density_by_itself() -> None:
+def random_targets(d: int) -> list[Puller]:
+    rng = np.random.default_rng(0)
+    return [Puller(name, i, rng.standard_normal(d, np.float32)) for i, name in enumerate("ab")]
+
+
+class Weighing(AloneTransport):
+    """Notes the length of all that passes."""
+
+    def __init__(self) -> None:
+        self.up: list[int] = []
+        self.down = 0
+
+    def gather(self, payloads: Sequence[bytes]) -> list[bytes]:
+        self.up = [len(payload) for payload in payloads]
+        return super().gather(payloads)
+
+    def broadcast(self, payload: bytes | None) -> bytes:
+        self.down = len(payload or b"")
+        return super().broadcast(payload)
+
+
+def test_traffic_is_what_passed_and_follows_each_density_by_itself() -> None:
     def traffic(up: float, down: float) -> tuple[int, int]:
-        found = run(pullers(1000), Terms(1, up, down, (1, 1)), 1000)[2][0].traffic
-        assert found is not None
+        sites, transport, results = random_targets(1000), Weighing(), []
+        start = (GlobalState(0, np.zeros(1000, np.float32)), fresh_memory(sites, 1000))
+        federate(sites, start, terms_of(1, up, down, (1, 1)), transport, lambda result: results.append(result) or True)
+        found = results[0].traffic
+        assert (found.up_bytes, found.down_bytes) == (tuple(transport.up), transport.down)
         return found.up_bytes[0], found.down_bytes
 
     dense_up, dense_down = traffic(1, 1)
     assert traffic(0.1, 1)[0] < 0.2 * dense_up
-    assert traffic(0.1, 1)[1] == dense_down
+    assert traffic(0.1, 1)[1] > 1.5 * traffic(0.1, 0.1)[1], "twice as many entries as one site sent are not zero"
     assert traffic(1, 0.1)[1] < 0.2 * dense_down
     assert traffic(1, 0.1)[0] == dense_up
+
+
+@pytest.mark.parametrize("seed", [None, 5])
+def test_a_run_goes_on_from_its_memory_with_the_same_bits(seed: int | None) -> None:
+    """Rounding errors that were kept are sent after the restart, and the draws are those of the round."""
+    terms, sites = terms_of(4, Coding(0.1, 3), Coding(0.2, 3), (1, 2), seed), random_targets(500)
+    straight, _, _ = run(sites, terms, 500)
+    _, _, results = run(sites, terms, 500, go_on=1)
+    memory = Memory(results[0].residuals, results[0].server_residual)
+    resumed, _ = federate(sites, (results[0].state, memory), terms, AloneTransport(), lambda _: True)
+    assert memory.residuals["a"].any()
+    assert resumed.params.tobytes() == straight.params.tobytes()
+
+
+def test_rounding_is_another_at_each_site_and_round() -> None:
+    """The same update at both: what is rounded up at one would otherwise be rounded up at all, and in every round."""
+    update = np.random.default_rng(0).standard_normal(300, np.float32)
+    sites = [Fixed(name, i, update) for i, name in enumerate("ab")]
+    terms, nothing = terms_of(2, Coding(1, 4), 1, (1, 1), seed=3), np.zeros(300, np.float32)
+    kept = [
+        site_round(site, GlobalState(round, nothing), nothing, terms)[1].tobytes() for site in sites for round in (0, 1)
+    ]
+    assert len(set(kept)) == 4
+    assert site_round(sites[0], GlobalState(0, nothing), nothing, terms)[1].tobytes() == kept[0]
+
+
+def test_who_sent_it_is_named_where_a_payload_is_damaged() -> None:
+    state, terms = GlobalState(4, np.zeros(3, np.float32)), terms_of(9, 1, 1, (1, 1))
+    payloads = [site_round(site, state, np.zeros(3, np.float32), terms)[0] for site in pullers()]
+    payloads[1] = payloads[1][:-1]
+    with pytest.raises(PayloadError, match="site b: payload of sender 1 in round 4: checksum"):
+        mean_update(payloads, state, terms)
+
+
+def test_site_and_layer_are_named_where_what_is_kept_overflows() -> None:
+    site = Fixed("a", 0, np.array([1, 2, 3e38], np.float32))
+    memory = Memory({"a": site.target}, np.zeros(3, np.float32))
+    terms = terms_of(1, Coding(1, layers=(("conv", 2), ("head", 1))), 1, (1,))
+    with pytest.raises(PayloadError, match="site a, round 0: entry 0 of layer head is inf"):
+        site_round(site, GlobalState(0, np.zeros(3, np.float32)), memory.residuals["a"], terms)
 
 
 def test_budget_and_preemption_end_the_run() -> None:
     sites = pullers()
     sites[1].budget = 2
-    state, stopped, _ = run(sites, Terms(5, 1, 1, (1, 1)), 3)
+    state, stopped, _ = run(sites, terms_of(5, 1, 1, (1, 1)), 3)
     assert (state.round, stopped) == (2, "budget")
-    state, stopped, _ = run(pullers(), Terms(5, 1, 1, (1, 1)), 3, go_on=1)
+    state, stopped, _ = run(pullers(), terms_of(5, 1, 1, (1, 1)), 3, go_on=1)
     assert (state.round, stopped) == (1, "preempted")
-    assert run(pullers(), Terms(1, 1, 1, (1, 1)), 3, go_on=1)[1] == "finished"
+    assert run(pullers(), terms_of(1, 1, 1, (1, 1)), 3, go_on=1)[1] == "finished"
 
 
 @pytest.mark.parametrize("sites", [1, 4, 64])

@@ -14,6 +14,7 @@ from fedhpc.models import (
     Task,
     build_model,
     from_vector,
+    layers_of,
     load_backbone,
     load_model,
     parameter_count,
@@ -60,6 +61,17 @@ def test_vector_round_trip() -> None:
     np.testing.assert_array_equal(to_vector(model), vector)
     with pytest.raises(ValueError, match="parameters"):
         from_vector(model, vector[:-1])
+
+
+@pytest.mark.parametrize("name", ["densenet_small", "resnet18"])
+def test_layers_make_up_the_vector_in_their_order(name: str) -> None:
+    model = build_model(config(name), TASK)
+    vector, start = to_vector(model), 0
+    for layer, size in layers_of(model):
+        tensor = model.get_parameter(layer).detach().numpy().ravel()
+        np.testing.assert_array_equal(vector[start : start + size], tensor)
+        start += size
+    assert start == vector.size
 
 
 def saved(tmp_path: Path) -> Path:

@@ -11,8 +11,10 @@ import yaml
 from fedhpc.config import Privacy
 from fedhpc.config_file import load_config
 from fedhpc.errors import ConfigError, SiteError
+from fedhpc.exchange.codec import FIXED
 from fedhpc.exchange.comm import AloneTransport
 from fedhpc.exchange.secure_sum import SumTerms, round_bytes
+from fedhpc.exchange.sparsify import Coding
 from fedhpc.exchange.update import F32, I64
 from fedhpc.federation import GlobalState, RoundResult, Terms, federate, fresh_memory
 from fedhpc.secure_round import SecureMean
@@ -61,7 +63,7 @@ def secure_terms(rounds: int, tolerated: int, told: list[str]) -> Terms:
         step=lambda state, gradient: -gradient,
         tell=told.append,
     )
-    return Terms(rounds, 1, 1, WEIGHTS, mean)
+    return Terms(rounds, Coding(1), Coding(1), NAMES, WEIGHTS, secure=mean)
 
 
 def run(sites: list[Giver], rounds: int, tolerated: int) -> tuple[list[RoundResult], list[str]]:
@@ -129,10 +131,9 @@ def test_traffic_is_what_was_sent() -> None:
     assert first is not None
     assert second is not None
     assert first.up_bytes == (up,) * 4
-    model_bytes = first.down_bytes - down
-    assert 4 * D < model_bytes < 4 * D + 60
+    for traffic, before_the_mean in ((first, down), (second, down - 2)):
+        assert FIXED.size < traffic.down_bytes - before_the_mean < FIXED.size + 4 * D + 60
     assert second.up_bytes[2] < up - D * GRID.width_bytes
-    assert second.down_bytes == first.down_bytes - 2
 
 
 def test_a_hospital_that_cannot_write_its_ledger_does_not_enter(tmp_path: Path) -> None:

@@ -1,102 +1,210 @@
 """`Update` <-> bytes: one binary payload, little-endian, versioned, checked; no pickle.
 
-header   magic "FHPC", version, sender, round, size d, entries k, codec of the index block, CRC-32 of all the rest
-indices  nothing (k == d) | a bitmask of ceil(d / 8) bytes | k x uint32, whichever is smallest
-values   k x float32
+    header    magic "FHPC", version 2, `Header`, and the length of each plane
+    indices   every: no plane, k == d | bitmask: one of ceil(d / 8) bytes | gaps to the entry before: 1 to 4 of k bytes
+    signs     one plane of ceil(k / 8) bytes; a bit is set where the value is negative
+    levels    of the values on the grid: 1 to 4 planes of k bytes
+    CRC-32    of all before it
+
+A plane is a raw deflate stream (`fedhpc.exchange.planes`). Of bitmask and gaps the smaller is sent. Where the density p
+is the same everywhere, it takes up to 1.3 % more than the entropy of the index set, d * H(p) bits (4.4 % near p = 0.01,
+where some gaps begin to need a second byte); where p changes along the vector, as from layer to layer, it takes less.
 """
 
+import itertools
 import struct
 import zlib
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.update import I64, SparseVector, Update
+from fedhpc.exchange.float_bits import LARGEST_BITS, blocks, magnitude_bits
+from fedhpc.exchange.grid import OCTAVE, Grid
+from fedhpc.exchange.planes import MAX_PLANES, U8, container, deflated, inflated, join, split, width_of
+from fedhpc.exchange.update import F32, I64, SparseVector, Update
 
 MAGIC = b"FHPC"
-VERSION = 1
-HEADER = struct.Struct("<4sHHIQQI")
+VERSION = 2
+FIXED = struct.Struct("<4sHHIQQBBBII")
 CRC = struct.Struct("<I")
-DENSE, BITMASK, UINT32 = range(3)
-MAX_SIZE = 2**32
+EVERY, BITMASK, GAPS = range(3)
+MAX_SIZE = 2**31
+BITMASK_FROM = 8
+"""A bitmask is tried where one entry in so many, or more, is sent: else its plane has more bytes than the gaps'."""
+
+
+class Header(NamedTuple):
+    """What a payload says of itself: d = size, k = entries, which index block, how many planes, the values' grid."""
+
+    sender: int
+    round: int
+    size: int
+    entries: int
+    index_kind: int
+    index_planes: int
+    level_planes: int
+    lowest: int
+    step: int
 
 
 def encode(update: Update) -> bytes:
-    """The payload of `update`; its length is what the round is charged."""
+    """The payload of `update`; its length is what the round is charged.
+
+    Guarantee: `decode` gives the same update, bit for bit, if the magnitudes of its values are on its grid.
+
+    Raises:
+        ValueError: where the indices are not ascending or out of range.
+    """
     entries = update.entries
-    kind, index_block = _encode_indices(entries)
-    header = HEADER.pack(MAGIC, VERSION, update.sender, update.round, entries.size, entries.indices.size, kind)
-    body = header + index_block + entries.values.astype("<f4", copy=False).tobytes()
-    return body + CRC.pack(zlib.crc32(body))
+    kind, index_planes = encode_indices(entries)
+    signs = deflated(np.packbits(np.signbit(entries.values), bitorder="little"))
+    level_planes = _level_planes(entries)
+    planes = [*index_planes, signs, *level_planes]
+    counts = (entries.size, entries.indices.size, kind, len(index_planes), len(level_planes))
+    header = Header(update.sender, update.round, *counts, entries.grid.lowest, entries.grid.step)
+    parts = [FIXED.pack(MAGIC, VERSION, *header), struct.pack(f"<{len(planes)}Q", *map(len, planes)), *planes]
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return b"".join([*parts, CRC.pack(crc)])
+
+
+def encode_indices(entries: SparseVector) -> tuple[int, list[bytes]]:
+    """(kind of the index block, its planes): the smaller of bitmask and gaps, or nothing where every entry is sent."""
+    size, k = entries.size, entries.indices.size
+    if k == size:
+        return EVERY, []
+    gaps = _gap_planes(entries)
+    if k * BITMASK_FROM >= size:
+        mask = np.zeros(size, np.bool_)
+        mask[entries.indices] = True
+        bitmask = deflated(np.packbits(mask, bitorder="little"))
+        if len(bitmask) < sum(map(len, gaps)):
+            return BITMASK, [bitmask]
+    return GAPS, gaps
+
+
+def _gap_planes(entries: SparseVector) -> list[bytes]:
+    indices, largest = entries.indices, 0
+    for block in blocks(indices.size):
+        gaps = _skipped(indices, block)
+        if gaps.min() < 0 or indices[block][-1] >= entries.size:
+            raise ValueError(f"indices are not ascending from 0 to below {entries.size}")
+        largest = max(largest, int(gaps.max()))
+    skipped = np.empty(indices.size, container(width_of(largest)))
+    for block in blocks(indices.size):
+        skipped[block] = _skipped(indices, block)
+    return split(skipped, width_of(largest))
+
+
+def _skipped(indices: I64, block: slice) -> I64:
+    """How many entries lie between each index of the block and the one before it."""
+    before = indices[block.start - 1] if block.start else -1
+    return np.diff(indices[block], prepend=before) - 1
+
+
+def _level_planes(entries: SparseVector) -> list[bytes]:
+    values, grid = entries.values, entries.grid
+    largest = max((int(magnitude_bits(values[block]).max()) for block in blocks(values.size)), default=grid.lowest)
+    width = width_of((largest - grid.lowest) // grid.step)
+    levels = np.empty(values.size, container(width))
+    for block in blocks(values.size):
+        levels[block] = grid.levels(magnitude_bits(values[block]))
+    return split(levels, width)
 
 
 def decode(payload: bytes, *, sender: int, round: int, size: int) -> Update:
     """The update that `payload` claims to be.
 
+    Nothing that it says is trusted: its lengths must add up to its own, and before a plane is inflated it is known how
+    long it must be. So no payload makes this take more memory than an honest one of the same size and density 1.
+
     Args:
         payload: bytes of `encode`.
         sender: who must have sent it (index of the site, or AGGREGATOR).
         round: the round that it must belong to.
-        size: the number d of parameters that it must speak of.
+        size: the number d of parameters that it must speak of, at most MAX_SIZE.
 
     Raises:
         PayloadError: naming the sender and the round, where anything is not as it must be.
     """
     try:
-        kind, k = _checked_header(payload, (sender, round, size))
-        block = memoryview(payload)[HEADER.size : len(payload) - CRC.size]
-        index_bytes = _index_bytes(kind, size, k)
-        if len(block) != index_bytes + 4 * k:
-            raise PayloadError(f"{len(payload)} bytes for {k} entries; expected {index_bytes + 4 * k} in the blocks")
-        indices = _decode_indices(kind, block[:index_bytes], size, k)
-        values = np.frombuffer(block[index_bytes:], "<f4").astype(np.float32)
-        if not np.isfinite(values).all():
-            raise PayloadError("holds values that are not finite")
+        header = _checked_header(payload, (sender, round, size))
+        planes = _planes(payload, header)
+        indices = _indices(header, planes[: header.index_planes])
+        values = _values(header, planes[header.index_planes :])
     except PayloadError as error:
         raise PayloadError(f"payload of sender {sender} in round {round}: {error}") from None
-    return Update(sender, round, SparseVector(size, indices, values))
+    return Update(sender, round, SparseVector(size, indices, values, Grid(header.lowest, header.step)))
 
 
-def _checked_header(payload: bytes, expected: tuple[int, int, int]) -> tuple[int, int]:
-    """(codec of the index block, number of entries) after all that needs no body has been checked."""
-    if len(payload) < HEADER.size + CRC.size:
+def _checked_header(payload: bytes, expected: tuple[int, int, int]) -> Header:
+    """The header, after all has been checked that can be without inflating a plane."""
+    if len(payload) < FIXED.size + CRC.size:
         raise PayloadError(f"{len(payload)} bytes are fewer than a header")
-    magic, version, sender, round, size, k, kind = HEADER.unpack_from(payload)
+    magic, version, *fields = FIXED.unpack_from(payload)
     if magic != MAGIC or version != VERSION:
         raise PayloadError(f"magic {magic!r} version {version}; expected {MAGIC!r} version {VERSION}")
     if CRC.unpack_from(payload, len(payload) - CRC.size)[0] != zlib.crc32(memoryview(payload)[: -CRC.size]):
         raise PayloadError("checksum does not match: bytes were changed on the way")
-    if (sender, round, size) != expected:
-        raise PayloadError(f"claims (sender, round, size) = {(sender, round, size)}, expected {expected}")
-    if not 0 < k <= size <= MAX_SIZE or kind not in (DENSE, BITMASK, UINT32):
-        raise PayloadError(f"{k} entries of {size} in index codec {kind} cannot be")
-    return kind, k
+    header = Header(*fields)
+    if header[:3] != expected:
+        raise PayloadError(f"claims (sender, round, size) = {header[:3]}, expected {expected}")
+    planes_allowed = {EVERY: range(1), BITMASK: range(1, 2), GAPS: range(1, MAX_PLANES + 1)}
+    if not (
+        header.entries <= header.size <= MAX_SIZE
+        and header.index_planes in planes_allowed.get(header.index_kind, ())
+        and (header.index_kind != EVERY or header.entries == header.size)
+        and 1 <= header.level_planes <= MAX_PLANES
+        and 1 <= header.lowest <= LARGEST_BITS
+        and 1 <= header.step <= OCTAVE
+    ):
+        raise PayloadError(f"{header} cannot be")
+    return header
 
 
-def _index_bytes(kind: int, size: int, k: int) -> int:
-    if kind == DENSE and k != size:
-        raise PayloadError(f"dense, but {k} entries of {size}")
-    return {DENSE: 0, BITMASK: (size + 7) // 8, UINT32: 4 * k}[kind]
+def _planes(payload: bytes, header: Header) -> list[memoryview]:
+    """The blocks after the header, whose lengths must be all there is."""
+    count = header.index_planes + 1 + header.level_planes
+    first, last = FIXED.size + 8 * count, len(payload) - CRC.size
+    lengths = struct.unpack_from(f"<{count}Q", payload, FIXED.size) if first <= last else ()
+    ends = [*itertools.accumulate(lengths, initial=first)]
+    if ends[-1] != last or len(lengths) != count:
+        raise PayloadError(f"{len(payload)} bytes, but its {count} planes would end at {ends[-1]} of {last}")
+    return [memoryview(payload)[start:end] for start, end in itertools.pairwise(ends)]
 
 
-def _encode_indices(entries: SparseVector) -> tuple[int, bytes]:
-    size, k = entries.size, entries.indices.size
-    if k == size:
-        return DENSE, b""
-    if 4 * k <= (size + 7) // 8:
-        return UINT32, entries.indices.astype("<u4").tobytes()
-    mask = np.zeros(size, np.bool_)
-    mask[entries.indices] = True
-    return BITMASK, np.packbits(mask, bitorder="little").tobytes()
-
-
-def _decode_indices(kind: int, block: memoryview, size: int, k: int) -> I64:
-    if kind == DENSE:
+def _indices(header: Header, planes: list[memoryview]) -> I64:
+    """int64[k], strictly ascending, below size."""
+    size, k = header.size, header.entries
+    if header.index_kind == EVERY:
         return np.arange(size, dtype=np.int64)
-    if kind == UINT32:
-        indices = np.frombuffer(block, "<u4").astype(np.int64)
-    else:
-        indices = np.flatnonzero(np.unpackbits(np.frombuffer(block, np.uint8), bitorder="little")).astype(np.int64)
-    if indices.size != k or indices[-1] >= size or (np.diff(indices) <= 0).any():
-        raise PayloadError(f"index block is not {k} ascending indices below {size}")
+    if header.index_kind == BITMASK:
+        mask = np.unpackbits(inflated(planes[0], (size + 7) // 8), count=size, bitorder="little")
+        if np.count_nonzero(mask) != k:
+            raise PayloadError(f"the bitmask has {np.count_nonzero(mask)} entries, the header {k}")
+        return np.flatnonzero(mask).astype(np.int64, copy=False)
+    indices = join(planes, k).astype(np.int64)
+    indices += 1
+    np.cumsum(indices, out=indices)
+    indices -= 1
+    if k and indices[-1] >= size:
+        raise PayloadError(f"the gaps lead to entry {indices[-1]} of {size}")
     return indices
+
+
+def _values(header: Header, planes: list[memoryview]) -> F32:
+    """f32[k], finite and not zero, from one plane of signs and those of the levels."""
+    k, grid = header.entries, Grid(header.lowest, header.step)
+    negative: U8 = np.unpackbits(inflated(planes[0], (k + 7) // 8), count=k, bitorder="little")
+    levels = join(planes[1:], k)
+    largest = int(levels.max(initial=0))
+    if grid.lowest + grid.step * largest > LARGEST_BITS:
+        raise PayloadError(f"level {largest} of {grid} is not a finite value")
+    values: NDArray[np.float32] = np.empty(k, np.float32)
+    for block in blocks(k):
+        magnitudes = grid.magnitudes(levels[block].astype(np.uint32))
+        values[block] = np.where(negative[block], -magnitudes, magnitudes)
+    return values

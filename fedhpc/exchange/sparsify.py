@@ -1,10 +1,32 @@
 """Top-k by magnitude with error feedback (Stich et al. 2018, "Sparsified SGD with Memory", Algorithm 1)."""
 
+import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from fedhpc.exchange.update import F32, I64, SparseVector
+from fedhpc.exchange.float_bits import blocks
+from fedhpc.exchange.grid import grid_for, rounded
+from fedhpc.exchange.selection import Layers, top_k
+from fedhpc.exchange.update import F32, SparseVector
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How an update is made small; all of it is public.
+
+    Attributes:
+        density: the share of the entries to send, in (0, 1].
+        value_bits: 32 (as they are), 16 (as exact as fp16), or 8 to 3 (log-scaled): see `fedhpc.exchange.grid`.
+        layers: the split of the vector, to name an entry and for `per_tensor`; empty where neither matters.
+        per_tensor: send the density of every tensor by itself, not of the whole.
+    """
+
+    density: float
+    value_bits: int = 32
+    layers: Layers = ()
+    per_tensor: bool = False
 
 
 def count_to_send(size: int, density: float) -> int:
@@ -16,42 +38,54 @@ def count_to_send(size: int, density: float) -> int:
     return max(1, math.ceil(round(size * density, 6)))
 
 
-def top_k(vector: F32, k: int) -> SparseVector:
-    """The k entries of largest magnitude; of equal ones those with the lowest index, so that it is reproducible.
+def select(vector: F32, coding: Coding) -> SparseVector:
+    """What `coding` chooses of f32[d], the values as they are: `top_k` of the whole, or of each tensor.
 
-    Args:
-        vector: f32[d], finite.
-        k: 1 <= k <= d.
-
-    >>> top_k(np.array([1, -3, 3, 0, 3], np.float32), 2).indices.tolist()
-    [1, 2]
+    Raises:
+        PayloadError: as `top_k`.
+        ValueError: where the layers do not make up the vector.
     """
-    if k >= vector.size:
-        return SparseVector(vector.size, np.arange(vector.size, dtype=np.int64), vector.copy())
-    indices = _largest(np.abs(vector), k)
-    return SparseVector(vector.size, indices, vector[indices])
+    if not coding.per_tensor:
+        return top_k(vector, count_to_send(vector.size, coding.density), coding.layers)
+    ends = list(itertools.accumulate((size for _, size in coding.layers), initial=0))
+    if ends[-1] != vector.size:
+        raise ValueError(f"layers of {ends[-1]} entries for a vector of {vector.size}")
+    parts = [
+        top_k(vector[start:end], count_to_send(end - start, coding.density), [layer])
+        for layer, (start, end) in zip(coding.layers, itertools.pairwise(ends), strict=True)
+    ]
+    indices = np.concatenate([part.indices + start for part, start in zip(parts, ends, strict=False)])
+    return SparseVector(vector.size, indices, np.concatenate([part.values for part in parts]))
 
 
-def _largest(magnitude: F32, k: int) -> I64:
-    threshold = np.partition(magnitude, magnitude.size - k)[magnitude.size - k]
-    above = np.flatnonzero(magnitude > threshold)
-    ties = np.flatnonzero(magnitude == threshold)[: k - above.size]
-    return np.union1d(above, ties).astype(np.int64)
+def quantised(entries: SparseVector, value_bits: int, draws: np.random.Generator | None) -> SparseVector:
+    """The entries with their values rounded to a grid for `value_bits`, by `fedhpc.exchange.grid.rounded`."""
+    grid = grid_for(entries.values, value_bits)
+    return SparseVector(entries.size, entries.indices, rounded(entries.values, grid, draws), grid)
 
 
-def with_feedback(update: F32, residual: F32, density: float) -> tuple[SparseVector, F32]:
+def with_feedback(
+    update: F32, residual: F32, coding: Coding, draws: np.random.Generator | None = None
+) -> tuple[SparseVector, F32]:
     """One step of error feedback.
 
     Args:
         update: f32[d], what this round would send.
         residual: f32[d], what earlier rounds kept.
-        density: share of the entries to send.
+        coding: how much to send, and how exactly.
+        draws: for stochastic rounding; None rounds to nearest.
 
     Returns:
-        (sent, new residual). Guarantee: sent.dense() + new residual == update + residual, bit for bit, since the two
-        have no entry in common.
+        (sent, new residual). Guarantee: sent.dense() + new residual == update + residual, bit for bit (if the residual
+        holds no -0.0, and none that is made here does): an entry that is not sent is kept as it is; of one that is sent
+        `fedhpc.exchange.grid` proves it.
+
+    Raises:
+        PayloadError: as `top_k`.
     """
-    corrected = update + residual
-    sent = top_k(corrected, count_to_send(corrected.size, density))
-    corrected[sent.indices] = 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        corrected = update + residual
+    sent = quantised(select(corrected, coding), coding.value_bits, draws)
+    for block in blocks(sent.indices.size):
+        corrected[sent.indices[block]] -= sent.values[block]
     return sent, corrected

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import PayloadError
+from fedhpc.exchange.grid import EXACT, Grid
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
@@ -25,12 +26,14 @@ class SparseVector:
     Attributes:
         size: the length of the dense vector.
         indices: int64[k], strictly ascending, in [0, size).
-        values: f32[k].
+        values: f32[k], not zero.
+        grid: where the magnitudes of the values are; with EXACT they are any.
     """
 
     size: int
     indices: I64
     values: F32
+    grid: Grid = EXACT
 
     def dense(self) -> F32:
         """The vector with its zeros, f32[size]."""

@@ -10,9 +10,10 @@ from torch import nn
 
 from fedhpc.config import RunConfig
 from fedhpc.errors import PrivacyError, SiteError
+from fedhpc.exchange.selection import refusal
 from fedhpc.exchange.update import F32
 from fedhpc.metrics import bootstrap_histograms, score_histogram
-from fedhpc.models import from_vector, to_vector
+from fedhpc.models import from_vector, layers_of, to_vector
 from fedhpc.rng import generator
 from fedhpc.site.accountant import Charge, total_of
 from fedhpc.site.evaluation import predict
@@ -73,7 +74,7 @@ class Hospital:
         With privacy on the result is already private: clipped, noised and charged to the ledger before the first step.
 
         Raises:
-            SiteError: where training fails or gives values that are not finite; names the site and the round.
+            SiteError: where training fails or gives values that are not finite; names site, round and layer.
         """
         place = self._place
         from_vector(place.model, params)
@@ -86,8 +87,9 @@ class Hospital:
         except (*FAILURES, PrivacyError) as error:
             raise SiteError(f"site {self.name}, round {round}: training failed: {error}") from error
         update = to_vector(place.model) - params
-        if not np.isfinite(update).all():
-            raise SiteError(f"site {self.name}, round {round}: the update is not finite; lower training.lr")
+        refused = refusal(update, layers_of(place.model))
+        if refused is not None:
+            raise SiteError(f"site {self.name}, round {round}: {refused}; lower training.lr")
         return update
 
     def _train_private(self, plan: PrivacyPlan, round: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from data_prep.shard_writer import write_shard
-from fedhpc.exchange.codec import HEADER
+from fedhpc.exchange.codec import FIXED
 from fedhpc.rng import generator
 from fedhpc.site.ledger import read_ledger
 
@@ -129,14 +129,40 @@ def test_run_directory_has_what_is_promised(sequential: tuple[Path, str]) -> Non
     assert set(found["seconds"]) == {"train", "exchange", "aggregate", "evaluate", "total"}  # type: ignore[call-overload]
 
 
-def test_bytes_are_those_of_the_payloads(sequential: tuple[Path, str]) -> None:
+def test_bytes_are_counted_for_each_site_and_add_up(sequential: tuple[Path, str]) -> None:
+    """That they are the payloads' own lengths, tests/test_federation.py shows; here, that they reach the records."""
     run_dir, _ = sequential
     d = params(run_dir).size
     k = -(-d // 10)
-    payload = HEADER.size + -(-d // 8) + 4 * k + 4
+    records = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        sites = record["per_site"].values()
+        assert record["bytes_up"] == sum(site["bytes_up"] for site in sites)
+        assert record["bytes_down"] == sum(site["bytes_down"] for site in sites)
+        for site in sites:
+            for sent in (site["bytes_up"], site["bytes_down"]):
+                assert FIXED.size + k / 4 < sent < 12 / 450 * 4 * d, "between 2 bits an entry and the target"
     found = summary(run_dir)
-    assert found["bytes_up_per_round"] == found["bytes_down_per_round"] == 4 * payload
+    assert found["bytes_up_per_round"] == pytest.approx(np.mean([record["bytes_up"] for record in records]))
+    assert found["bytes_down_per_round"] == pytest.approx(np.mean([record["bytes_down"] for record in records]))
     assert found["dense_bytes_per_round"] == 4 * 4 * d
+
+
+def test_every_coding_gives_the_same_bits_under_mpi(cohort: Path, run_python: Run, mpirun: Run) -> None:
+    """Stochastic rounding draws by (seed, round, site), at whichever rank the site is."""
+    sets = tuple(
+        f"exchange.{key}" for key in ("rounding=stochastic", "selection=per_tensor", "value_bits=3", "density_down=0.3")
+    )
+    dirs = [cohort / "coded-one", cohort / "coded-four"]
+    for run_dir, start in zip(dirs, (run_python, under(mpirun, 4)), strict=True):
+        status, _, err = train(start, cohort, run_dir, *sets, "training.rounds=2")
+        assert status == 0, err
+    np.testing.assert_array_equal(params(dirs[0], 2), params(dirs[1], 2))
+    for site in SITES:
+        name = f"sites/{site}/residual-0002.npz"
+        with np.load(dirs[0] / name) as one, np.load(dirs[1] / name) as four:
+            assert one["residual"].any()
+            np.testing.assert_array_equal(one["residual"], four["residual"])
 
 
 def test_stop_and_resume_equals_the_straight_run(
@@ -310,6 +336,7 @@ def test_failure_in_training_ends_all_ranks(cohort: Path, tmp_path: Path, mpirun
     assert status not in (0, 2, 75)
     assert "round 0" in err
     assert "site site" in err
+    assert "of layer " in err
     assert "Traceback" not in err
 
 
