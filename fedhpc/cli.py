@@ -55,8 +55,33 @@ def parser() -> argparse.ArgumentParser:
     privacy.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
     privacy.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     privacy.set_defaults(verb=_privacy)
+    _add_pki(verbs.add_parser("pki", help="the certificates of the hospitals and of rank 0"))
+    egress = verbs.add_parser("egress", help="what left each hospital in a run, and why no image is among it")
+    egress.add_argument("run", type=Path, help="a run directory")
+    egress.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    egress.set_defaults(verb=_egress)
     _add_bench(verbs.add_parser("bench", help="the project's own benchmarks, with ratios"))
     return top
+
+
+def _add_pki(pki: argparse.ArgumentParser) -> None:
+    kinds = pki.add_subparsers(required=True, metavar="KIND")
+    texts = {
+        "init": "a CA, and a certificate for the aggregator and each site of the config",
+        "issue": "a new key and certificate for one name, in place of its old ones",
+        "revoke": "refuse the certificate of one name from now on",
+        "show": "all certificates, their expiry, and which are revoked",
+    }
+    for kind, text in texts.items():
+        verb = kinds.add_parser(kind, help=text)
+        verb.add_argument("config", type=Path)
+        if kind in ("issue", "revoke"):
+            verb.add_argument("name", help="a site, or aggregator")
+        if kind in ("init", "issue"):
+            verb.add_argument("--days", type=int, default=365, help="until it expires")
+        verb.add_argument("-o", "--out", type=Path, help="the folder; default: exchange.pki of the config")
+        verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
+        verb.set_defaults(verb=_pki, kind=kind)
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
@@ -190,6 +215,36 @@ def _privacy(options: argparse.Namespace) -> int:
     found = report(options.targets, options.set)
     print(json.dumps(found.facts, allow_nan=False) if options.json else found.text)
     return FINISHED
+
+
+def _pki(options: argparse.Namespace) -> int:
+    from fedhpc import pki
+    from fedhpc.config_file import load_config
+    from fedhpc.console import table
+    from fedhpc.exchange.tls import AGGREGATOR_NAME
+
+    config = load_config(options.config, options.set)
+    folder = options.out or config.exchange.pki_folder(config.data, AGGREGATOR_NAME)
+    names = (AGGREGATOR_NAME, *config.site_names)
+    if options.kind in ("issue", "revoke") and options.name not in names:
+        raise InputError(f"{options.name}: no site of {options.config}; allowed: {', '.join(names)}")
+    if options.kind == "init":
+        pki.init(folder, config.site_names, options.days)
+    elif options.kind == "issue":
+        pki.issue(folder, options.name, options.days)
+    elif options.kind == "revoke":
+        print(f"revoked {pki.revoke(folder, options.name)}; give {folder / 'crl.pem'} to every site and to rank 0")
+    rows = [(one.name, one.serial, one.expires, one.state) for one in pki.show(folder)]
+    print(f"{folder}\n{table([('name', 'serial', 'expires', 'state'), *rows])}")
+    return FINISHED
+
+
+def _egress(options: argparse.Namespace) -> int:
+    from fedhpc.egress_report import report
+
+    found = report(options.run)
+    print(json.dumps(found.facts, allow_nan=False) if options.json else found.text)
+    return FINISHED if found.facts["holds"] else FAILED
 
 
 def _evaluate(options: argparse.Namespace) -> int:

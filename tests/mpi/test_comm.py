@@ -17,14 +17,14 @@ import json, sys, time
 from pathlib import Path
 from fedhpc.exchange.comm import connect
 t = connect()
-gathered = t.gather([bytes([t.rank]) * (n * 1000) for n in range(t.rank + 1)])
-nothing = t.gather([])
-word = t.broadcast(b"from 0" if t.rank == 0 else None)
-empty = t.broadcast(b"" if t.rank == 0 else None)
+gathered = t.gather([bytes([t.rank]) * (n * 1000) for n in range(t.rank + 1)], "hello")
+nothing = t.gather([], "hello")
+word = t.broadcast(b"from 0" if t.rank == 0 else None, "hello")
+empty = t.broadcast(b"" if t.rank == 0 else None, "hello")
 start_cpu = time.process_time()
 if t.rank == 0:
     time.sleep(2)
-t.broadcast(b"late" if t.rank == 0 else None)
+t.broadcast(b"late" if t.rank == 0 else None, "hello")
 cpu_s = time.process_time() - start_cpu
 result = {"rank": t.rank, "size": t.size, "local": [t.local_rank, t.local_size], "lengths": [len(p) for p in gathered],
           "firsts": [p[0] for p in gathered if p], "nothing": len(nothing), "word": word.decode(), "empty": len(empty),
@@ -57,8 +57,8 @@ if t.rank == 1:
     Path(sys.argv[1]).write_text(str(time.time()))
     abort_at_exit(1)
     sys.exit(1)
-t.gather([b""])
-t.broadcast(b"" if t.rank == 0 else None)
+t.gather([b""], "control")
+t.broadcast(b"" if t.rank == 0 else None, "control")
 """
 
 
@@ -70,10 +70,11 @@ def test_all_ranks_end_within_10_s_of_a_failure(mpirun: Callable[..., tuple[int,
 
 def test_alone() -> None:
     transport = AloneTransport()
-    assert transport.gather([b"a", b"b"]) == [b"a", b"b"]
-    assert transport.broadcast(b"x") == b"x"
+    assert transport.gather([b"a", b"b"], "update") == [b"a", b"b"]
+    assert list(transport.stream([b"a", b"b"], "update")) == [b"a", b"b"]
+    assert transport.broadcast(b"x", "update") == b"x"
     with pytest.raises(ValueError, match="rank 0 must pass"):
-        transport.broadcast(None)
+        transport.broadcast(None, "update")
 
 
 @pytest.mark.skipif("OMPI_COMM_WORLD_SIZE" in os.environ, reason="already under mpirun")
