@@ -17,6 +17,7 @@ def released(seed: int | None, site: str, round: int) -> np.ndarray:
     """The updates of the steps of one round, float32[STEPS * SIZE]."""
     device = torch.device("cpu")
     model = nn.Linear(SIZE, 1, bias=False)
+    nn.init.zeros_(model.weight)
     fresh = entropy(seed, site, round, device)
     step = PrivateStep.wrap(model, torch.optim.SGD(model.parameters(), lr=1.0), Terms(1.0, 1.0, 1.0, fresh.noise))
     updates = []
