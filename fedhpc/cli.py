@@ -50,7 +50,19 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--shard", type=Path, required=True)
     evaluate.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     evaluate.set_defaults(verb=_evaluate)
+    _add_audit(verbs.add_parser("audit", help="attack what left the door, and see that broken privacy is noticed"))
     return top
+
+
+def _add_audit(audit: argparse.ArgumentParser) -> None:
+    audit.add_argument("target", type=Path, metavar="RUN|CONFIG", help="a run directory, or a config")
+    audit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of a config")
+    audit.add_argument("--site", metavar="NAME", help="default: the config's first")
+    audit.add_argument("--quick", action="store_true", help="fewer trials, shorter training: about a minute")
+    audit.add_argument("--seed", type=int, default=0, help="of coins and searches; noise is the system's")
+    audit.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/audit, pictures in RUN/sites/NAME/audit")
+    audit.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    audit.set_defaults(verb=_audit)
 
 
 def _add_prepare(prepare: argparse.ArgumentParser) -> None:
@@ -161,3 +173,18 @@ def _evaluate(options: argparse.Namespace) -> int:
         for key, value in result.items():
             print(f"{key:18} {value if not isinstance(value, float) else round(value, 4)}")
     return FINISHED
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from fedhpc.audit.verb import Options, audit
+
+    asked = Options(
+        path=options.target,
+        overrides=options.set,
+        site=options.site,
+        quick=options.quick,
+        seed=options.seed,
+        out=options.out,
+        json=options.json,
+    )
+    return audit(asked)
