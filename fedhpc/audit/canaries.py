@@ -5,8 +5,8 @@ of the mechanism the best test for canary i is the projection of the update on u
 canary is told from a patient by its number, in one more channel (or column) of the input: 0 for a patient.
 """
 
-import math
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,16 +18,28 @@ from fedhpc.site.samples import I64, Samples
 
 F64 = NDArray[np.float64]
 OVER_CLIP = 10.0
-"""A canary's gradient is that many clip norms long before it is clipped."""
+LONGEST_BIAS = 1.0
 
 
-class CanaryModel(Protocol):
-    """A network with canaries."""
+def canary_norm(clip_norm: float, head: bool) -> float:
+    """The norm of a canary's gradient before it is clipped: OVER_CLIP clip norms.
 
-    count: int
+    In a `head` it is also OVER_CLIP times what the bias may have in it, or little of it would be the canary's own.
+    """
+    return OVER_CLIP * max(clip_norm, LONGEST_BIAS if head else 0.0)
 
-    def scores(self, update: F32) -> F64:
-        """The projection of an update f32[d] on each canary's direction [count], positive where the canary pushes."""
+
+@dataclass(frozen=True)
+class Canaries:
+    """A network with canaries.
+
+    Attributes:
+        module: what is trained.
+        scores: the projection of an update f32[d] on each canary's direction [count], positive where the canary pushes.
+    """
+
+    module: nn.Module
+    scores: Callable[[F32], F64]
 
 
 def _number(inputs: Tensor) -> Tensor:
@@ -53,7 +65,7 @@ class Blank(nn.Module):
         return inputs.new_zeros(len(inputs), self._classes)
 
 
-class NetworkCanaries(nn.Module):
+class WithCanaries(nn.Module):
     """A `network` with a linear layer beside it that canaries alone reach, one weight for each.
 
     The layer adds exactly 0 to the logits whatever its weights are, so a canary's gradient stays as long as it was in
@@ -61,9 +73,8 @@ class NetworkCanaries(nn.Module):
     """
 
     def __init__(self, network: nn.Module, count: int, classes: int, gradient_norm: float) -> None:
-        """`gradient_norm`: of a canary's gradient before it is clipped."""
         super().__init__()
-        self.network, self.count, self._classes = network, count, classes
+        self.network, self._count, self._classes = network, count, classes
         self.canaries = nn.Linear(count, 1, bias=False)
         nn.init.zeros_(self.canaries.weight)
         # With logits of 0, cross entropy of class 0 has the gradient 1 / classes - 1 for its logit.
@@ -72,14 +83,18 @@ class NetworkCanaries(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits [b, classes] of inputs [b, C + 1, H, W] or [b, features + 1]."""
         number = _number(inputs)
-        pushed = self.canaries(self._scale * _codes(number, self.count))
+        pushed = self.canaries(self._scale * _codes(number, self._count))
         nothing = nn.functional.pad(pushed - pushed.detach(), (0, self._classes - 1))
         logits: Tensor = self.network(inputs[:, :-1]) * (number == 0)[:, None] + nothing
         return logits
 
-    def scores(self, update: F32) -> F64:
-        """See `CanaryModel`: the canaries' own weights are the last ones."""
-        return update[-self.count :].astype(np.float64)
+
+def network_canaries(network: nn.Module, count: int, classes: int, gradient_norm: float) -> Canaries:
+    """`count` canaries beside a network, with gradients of `gradient_norm` before they are clipped."""
+    # The canaries' own weights are the last ones of the vector.
+    return Canaries(
+        WithCanaries(network, count, classes, gradient_norm), lambda update: update[-count:].astype(np.float64)
+    )
 
 
 class HeadInput(nn.Module):
@@ -98,34 +113,34 @@ class HeadInput(nn.Module):
         return torch.cat([real, self._scale * _codes(number, self._count)], dim=1)
 
 
-class HeadCanaries(nn.Sequential):
-    """A frozen backbone's head, a single linear layer, with more columns: one for each canary.
+def head_canaries(head: nn.Linear | None, count: int, classes: int, gradient_norm: float) -> Canaries:
+    """A frozen backbone's head, a single linear layer, with `count` more columns: one for each canary.
 
-    A canary's gradient lies in its own column, but for the bias, which has 1 / OVER_CLIP^2 of its square or less.
+    A canary's gradient lies in its own column, along e_0 - p for the class probabilities p, here 1 / classes. Only the
+    bias has a part in it that all canaries share, less than 1 / gradient_norm^2 of its square.
+
+    Args:
+        head: the run's own, [classes, features]; None for no features, canaries alone.
+        count, classes: numbers of them.
+        gradient_norm: before clipping.
     """
+    features = 0 if head is None else head.in_features
+    direction = np.eye(classes)[0] - 1 / classes
+    length = float(np.linalg.norm(direction))
+    linear = nn.Linear(features + count, classes)
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.bias.zero_()
+        if head is not None:
+            linear.weight[:, :features] = head.weight
+            linear.bias.copy_(head.bias)
 
-    def __init__(self, head: nn.Linear | None, count: int, classes: int, gradient_norm: float) -> None:
-        """`head`: the run's own, [classes, features]; None for no features, canaries alone."""
-        features = 0 if head is None else head.in_features
-        # |p - e_0| for the class probabilities p = 1 / classes.
-        residual_norm = math.sqrt(1 - 1 / classes)
-        linear = nn.Linear(features + count, classes)
-        with torch.no_grad():
-            linear.weight.zero_()
-            linear.bias.zero_()
-            if head is not None:
-                linear.weight[:, :features] = head.weight
-                linear.bias.copy_(head.bias)
-        super().__init__(HeadInput(features, count, gradient_norm / residual_norm), linear)
-        self.count, self._shape = count, (classes, features + count)
+    def scores(update: F32) -> F64:
+        weight = update[:-classes].reshape(classes, features + count)[:, features:].astype(np.float64)
+        found: F64 = direction / length @ weight
+        return found
 
-    def scores(self, update: F32) -> F64:
-        """See `CanaryModel`: along e_0 - p, at p = 1 / classes."""
-        weight = update[: math.prod(self._shape)].reshape(self._shape)[:, -self.count :].astype(np.float64)
-        classes = self._shape[0]
-        direction = np.eye(classes)[0] - 1 / classes
-        scores: F64 = direction / np.linalg.norm(direction) @ weight
-        return scores
+    return Canaries(nn.Sequential(HeadInput(features, count, gradient_norm / length), linear), scores)
 
 
 class CanarySamples:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from fedhpc.audit.bounds import (
-    CEILING_CONFIDENCE,
+    CLAIM_CONFIDENCE,
     CONFIDENCE,
     LOW_FPR,
     Bound,
@@ -32,7 +32,7 @@ class Finding:
         setting: to what: "with DP", or how privacy was mutilated.
         quantity: what `measured` is.
         measured: the best estimate.
-        proven: what is compared with the limit: the lower end of an interval, or `measured` itself.
+        proven: what is compared with the limit: a lower end of CLAIM_CONFIDENCE, or `measured` itself.
         limit: the claim, ceiling or criterion, which `limit_name` says.
         kind: a "claim" holds if `proven` is not above the limit, a "control" is caught if it is; "shown" is not judged.
         details: more numbers for audit.json.
@@ -71,7 +71,7 @@ class Finding:
     @property
     def cells(self) -> tuple[str, ...]:
         """One line of a table, for CELL_NAMES."""
-        interval = "" if self.proven == self.measured else f" (at least {self.proven:.3f})"
+        interval = "" if self.proven == self.measured else f" ({self.proven:.3f} at {CLAIM_CONFIDENCE:.1%})"
         measured = f"{self.quantity} {self.measured:.3f}{interval}"
         return self.attack, self.setting, measured, f"{self.limit_name} {self.limit:.3g}", self.verdict
 
@@ -81,13 +81,17 @@ class Finding:
 
 
 def epsilon_finding(attack: str, setting: str, scores: Scores, claim: tuple[float, float]) -> Finding:
-    """The lower bound from `scores` beside the `claim` (epsilon, delta); any setting but WITH_DP is a control."""
+    """The lower bound from `scores` beside the `claim` (epsilon, delta); any setting but WITH_DP is a control.
+
+    A control is caught by the bound itself, a claim is violated by the one of CLAIM_CONFIDENCE.
+    """
     epsilon, delta = claim
     bound = lower_bound(scores, delta)
     kind: Kind = "claim" if setting == WITH_DP else "control"
     sharper = {"epsilon_lower_bound_if_gaussian": gaussian_lower_bound(scores, delta)}
     details = {**_bound_details(bound), **sharper, **_membership_details(membership(scores))}
-    return Finding(attack, setting, EPSILON, bound.epsilon, bound.epsilon, epsilon, "claimed", kind, details)
+    proven = bound.epsilon_sure if kind == "claim" else bound.epsilon
+    return Finding(attack, setting, EPSILON, bound.epsilon, proven, epsilon, "claimed", kind, details)
 
 
 def membership_findings(attack: str, scores: Scores, ceiling: Ceilings) -> list[Finding]:
@@ -106,6 +110,7 @@ def membership_findings(attack: str, scores: Scores, ceiling: Ceilings) -> list[
 def _bound_details(bound: Bound) -> dict[str, Any]:
     return {
         "epsilon_lower_bound": bound.epsilon,
+        "epsilon_lower_bound_sure": bound.epsilon_sure,
         "delta": bound.delta,
         "confidence": CONFIDENCE,
         "canaries": bound.canaries,
@@ -121,6 +126,6 @@ def _membership_details(found: Membership) -> dict[str, Any]:
         "tpr_at_fpr_1_percent": found.tpr,
         "tpr_low": found.tpr_low,
         "fpr_high": found.fpr_high,
-        "ceiling_confidence": CEILING_CONFIDENCE,
+        "claim_confidence": CLAIM_CONFIDENCE,
         "identified_of_100": found.identified,
     }

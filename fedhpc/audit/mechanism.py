@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.audit.canaries import F64, OVER_CLIP, Blank, CanarySamples, HeadCanaries, NetworkCanaries
+from fedhpc.audit.canaries import F64, Blank, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
 from fedhpc.audit.door import WORST_CASE, AuditedSite, changed, released
 from fedhpc.config import RunConfig
 from fedhpc.models import to_vector
@@ -61,12 +61,12 @@ class Mechanism:
     head: bool
     bench: Bench
 
-    def model(self, count: int) -> HeadCanaries | NetworkCanaries:
-        """Canaries alone, with gradients OVER_CLIP times `clip_norm` long."""
-        norm = OVER_CLIP * self.clip_norm
+    def canaries(self, count: int) -> Canaries:
+        """Canaries alone."""
+        norm = canary_norm(self.clip_norm, self.head)
         if self.head:
-            return HeadCanaries(None, count, CLASSES, norm).to(self.bench.device)
-        return NetworkCanaries(Blank(CLASSES), count, CLASSES, norm).to(self.bench.device)
+            return head_canaries(None, count, CLASSES, norm)
+        return network_canaries(Blank(CLASSES), count, CLASSES, norm)
 
     def in_clip_norms(self, scores: F64, count: int) -> F64:
         """Scores as multiples of one clipped gradient: noise in them has the noise multiplier per step.
@@ -78,7 +78,8 @@ class Mechanism:
     def one_round(self, included: NDArray[np.bool_], name: str = "audited") -> F64:
         """The scores f64[canaries] of one round of a hospital of that name which has the `included` canaries."""
         count = len(included)
-        model = self.model(count)
+        canaries = self.canaries(count)
+        model = canaries.module.to(self.bench.device)
         site = AuditedSite(name, 0, model, CanarySamples(included), self.config, self.plan, count, self.bench)
         update = released(site, to_vector(model), 0, WORST_CASE)
-        return self.in_clip_norms(model.scores(update), count)
+        return self.in_clip_norms(canaries.scores(update), count)

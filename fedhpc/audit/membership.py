@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedhpc.audit.bounds import History, Scores, ceilings
-from fedhpc.audit.canaries import F64, OVER_CLIP, CanarySamples, HeadCanaries, NetworkCanaries
+from fedhpc.audit.canaries import F64, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
 from fedhpc.audit.controls import NO_NOISE
 from fedhpc.audit.door import WORST_CASE, AuditedSite, changed, released, with_memory
 from fedhpc.audit.findings import WITH_DP, Finding, epsilon_finding, membership_findings
@@ -83,7 +83,8 @@ def _one_whole_run(
     t, sample_rate = subject.config.training, subject.config.privacy.sample_rate
     config = mechanism_config(subject.config, rounds=t.rounds, local_epochs=t.local_epochs, sample_rate=sample_rate)
     mechanism = Mechanism(config, subject.plan, config.privacy.clip_norm, subject.frozen, subject.bench)
-    model = mechanism.model(len(included))
+    canaries = mechanism.canaries(len(included))
+    model = canaries.module.to(subject.bench.device)
     start = to_vector(model)
     params, residual = start, np.zeros_like(start)
     with hospital_with(subject, config, model, CanarySamples(included), len(included)) as hospital:
@@ -92,7 +93,7 @@ def _one_whole_run(
             params = params + update
             on_round()
         spent = ledger_epsilon(hospital)
-    return mechanism.in_clip_norms(model.scores(params - start), len(included)), spent
+    return mechanism.in_clip_norms(canaries.scores(params - start), len(included)), spent
 
 
 def ledger_epsilon(hospital: Hospital) -> float:
@@ -101,35 +102,37 @@ def ledger_epsilon(hospital: Hospital) -> float:
         return hospital.epsilon() or 0.0
 
 
-def real_training(subject: Subject, canaries: int, seed: int) -> Iterator[Finding]:
-    """One round of the run's network on the site's patients and `canaries` more units, as the config says it.
+def real_training(subject: Subject, count: int, seed: int) -> Iterator[Finding]:
+    """One round of the run's network on the site's patients and `count` more units, canaries, as the config trains it.
 
     A round has a small epsilon, so the bound is near 0; without noise the same canaries must stand out of what left.
+    All entries are sent: what top-k keeps back in one round goes out in a later one.
     """
-    included = coins(seed, canaries, REAL_TRAINING)
+    included = coins(seed, count, REAL_TRAINING)
     samples = CanarySamples(included, subject.samples)
     config = changed(subject.config, privacy={"noise_seed": None})
-    model = _with_canaries(subject, canaries)
+    canaries = _with_canaries(subject, count)
+    model = canaries.module.to(subject.bench.device)
     start = to_vector(model)
     with hospital_with(subject, config, model, samples, subject.weight) as hospital:
-        update = released(hospital, start, subject.round, config.exchange)
+        update = released(hospital, start, subject.round, WORST_CASE)
         claim = (ledger_epsilon(hospital), config.privacy.delta)
-    yield epsilon_finding(REAL_TRAINING, WITH_DP, Scores(model.scores(update), included), claim)
+    yield epsilon_finding(REAL_TRAINING, WITH_DP, Scores(canaries.scores(update), included), claim)
     quiet = replace(subject.plan, noise_multiplier=0.0)
     site = AuditedSite(subject.site, subject.index, model, samples, config, quiet, subject.weight, subject.bench)
-    update = released(site, start, subject.round, config.exchange)
-    yield epsilon_finding(REAL_TRAINING, NO_NOISE, Scores(model.scores(update), included), claim)
+    update = released(site, start, subject.round, WORST_CASE)
+    yield epsilon_finding(REAL_TRAINING, NO_NOISE, Scores(canaries.scores(update), included), claim)
 
 
-def _with_canaries(subject: Subject, count: int) -> HeadCanaries | NetworkCanaries:
+def _with_canaries(subject: Subject, count: int) -> Canaries:
     """The run's network at the released parameters, and canaries that start at zero."""
     from_vector(subject.model, subject.params)
-    classes, norm = len(subject.task.classes), OVER_CLIP * subject.config.privacy.clip_norm
+    classes, norm = len(subject.task.classes), canary_norm(subject.config.privacy.clip_norm, subject.frozen)
     network = copy.deepcopy(subject.model)
     if not subject.frozen:
-        return NetworkCanaries(network, count, classes, norm).to(subject.bench.device)
+        return network_canaries(network, count, classes, norm)
     head = next(module for module in network.modules() if isinstance(module, nn.Linear))
-    return HeadCanaries(head, count, classes, norm).to(subject.bench.device)
+    return head_canaries(head, count, classes, norm)
 
 
 def released_model(subject: Subject) -> list[Finding]:

@@ -9,10 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from fedhpc.audit.bounds import CEILING_CONFIDENCE, CONFIDENCE
+from fedhpc.audit.bounds import CLAIM_CONFIDENCE, CONFIDENCE
 from fedhpc.audit.findings import CELL_NAMES, Finding
-from fedhpc.audit.inversion import SETTINGS, Row
+from fedhpc.audit.guesses import Row
 from fedhpc.audit.pictures import Strip, contact_sheet
+from fedhpc.audit.releases import SETTINGS
 from fedhpc.audit.subject import Subject
 from fedhpc.console import table
 from fedhpc.rundir import write_atomically
@@ -37,7 +38,9 @@ noticed, or the row above it proves nothing. A dash marks what is shown and not 
 canaries that took part or not by the toss of a coin; the limit is what the ledger's accountant claims for the same
 steps.</li>
 <li><b>AUC</b> and <b>TPR</b>: of telling who took part. The ceilings follow from the accountant's whole privacy curve:
-no attack can pass them. In brackets the lower end of an interval of {sure:.1%} confidence.</li>
+no attack can pass them.</li>
+<li>In brackets the lower end at {sure:.1%} confidence, by which claims and ceilings are judged: there are several, and
+a false alarm in one is an alarm.</li>
 <li><b>one step, two sites</b>: at a plan of the audit's own (epsilon 1 at delta 1e-5, one step, all units), since to
 tell half the noise from the whole needs many trials. <b>whole run</b>, <b>one round</b>, <b>real training</b>: at the
 run's own noise, sample rate and steps.</li>
@@ -54,7 +57,10 @@ privacy, which is luck and no guarantee: the first two rows show what an update 
 
 def terminal_table(findings: Sequence[Finding]) -> str:
     """One line a finding, and what the signs mean."""
-    legend = f"epsilon >=: a lower bound, with {CONFIDENCE:.0%} confidence.   -: shown, not judged."
+    legend = (
+        f"epsilon >=: a lower bound with {CONFIDENCE:.0%} confidence; in brackets the lower end by which a claim is "
+        "judged. -: shown, not judged."
+    )
     return f"{table([CELL_NAMES, *(finding.cells for finding in findings)])}\n\n{legend}"
 
 
@@ -104,7 +110,7 @@ def page(content: Mapping[str, Any], findings: Sequence[Finding], sheet: Image.I
     """One self-contained HTML page (private: it shows a patient)."""
     title = html.escape(f"Privacy audit of {content['name']}, site {content['site']}")
     head = "".join(f"<th>{name}</th>" for name in CELL_NAMES)
-    explanation = EXPLANATION.format(confidence=CONFIDENCE, sure=CEILING_CONFIDENCE)
+    explanation = EXPLANATION.format(confidence=CONFIDENCE, sure=CLAIM_CONFIDENCE)
     picture = base64.b64encode(png(sheet)).decode()
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body>
@@ -129,6 +135,7 @@ def _summary(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
         f"Result: {verdict}. Claimed: epsilon {c['epsilon']:g} at delta {c['delta']:g} for one {c['unit']}, by noise "
         f"multiplier {c['noise_multiplier']:.3f}, sample rate {c['sample_rate']:g} and {c['steps']:,} steps. "
         + (_noise_line(noise.details) if noise else "")
+        + (" A quick audit: fewer trials and rounds, of one local epoch each." if content["settings"]["quick"] else "")
     )
 
 

@@ -14,7 +14,8 @@ from fedhpc.audit.bounds import auditing
 from fedhpc.audit.controls import Trials, one_step, sampling, two_sites
 from fedhpc.audit.door import changed
 from fedhpc.audit.findings import WITH_DP, Finding
-from fedhpc.audit.inversion import Effort, Row, rows
+from fedhpc.audit.guesses import Row
+from fedhpc.audit.inversion import Effort, rows
 from fedhpc.audit.membership import WholeRun, real_training, released_model, whole_run
 from fedhpc.audit.report import as_json, inversion_sheet, page, png, terminal_table, write_bytes
 from fedhpc.audit.subject import Subject, Target, find_target, open_subject

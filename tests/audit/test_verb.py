@@ -12,7 +12,8 @@ from PIL import Image
 
 from fedhpc.audit import verb
 from fedhpc.audit.controls import Trials
-from fedhpc.audit.inversion import Effort, Row, linear_row
+from fedhpc.audit.guesses import Row
+from fedhpc.audit.inversion import Effort, linear_row
 from fedhpc.audit.membership import WholeRun
 from fedhpc.audit.subject import Subject, Target, find_target, open_subject
 from fedhpc.config import RunConfig
