@@ -23,9 +23,8 @@ from fedhpc.site.ledger import epsilon_of
 History = tuple[tuple[float, float, int], ...]
 """(noise multiplier, sample rate, steps) of each part, as `epsilon_of` takes it."""
 CONFIDENCE = 0.95
-CLAIM_CONFIDENCE = 0.999
-"""Of the bounds that claims and ceilings are judged by. Some claims are next to 0 and good attacks come close to their
-ceilings, so of ten rows judged at 95 % one would be a false alarm in every third audit."""
+CEILING_CONFIDENCE = 0.999
+"""Of the intervals that are held against ceilings: a good attack comes close to them, and there are several."""
 LOW_FPR = 0.01
 CANDIDATES = 100
 FPR_GRID = np.linspace(0, 1, 2001)
@@ -95,13 +94,12 @@ class Bound:
     It assumes that the coins were independent, and nothing else.
 
     Attributes:
-        epsilon: holds with the confidence CONFIDENCE; `epsilon_sure` with CLAIM_CONFIDENCE.
+        epsilon: the bound, of confidence CONFIDENCE.
         delta: of the claim.
         canaries, guesses, correct: coins, how many were guessed, how many of these were right.
     """
 
     epsilon: float
-    epsilon_sure: float
     delta: float
     canaries: int
     guesses: int
@@ -116,11 +114,8 @@ def lower_bound(scores: Scores, delta: float) -> Bound:
     """
     auditor, guesses, correct = _guessed(scores)
     at = auditing().Explicit(1.0)
-    epsilon, sure = (
-        float(auditor.epsilon_one_run(1 - confidence, delta, threshold_strategy=at))
-        for confidence in (CONFIDENCE, CLAIM_CONFIDENCE)
-    )
-    return Bound(epsilon, sure, delta, len(scores.values), guesses, correct)
+    epsilon = auditor.epsilon_one_run(1 - CONFIDENCE, delta, threshold_strategy=at)
+    return Bound(float(epsilon), delta, len(scores.values), guesses, correct)
 
 
 def gaussian_lower_bound(scores: Scores, delta: float) -> float:
@@ -145,7 +140,7 @@ def _guessed(scores: Scores) -> tuple[Any, int, int]:
 
 @dataclass(frozen=True)
 class Membership:
-    """How well scores tell who took part; ends of one-sided intervals have the confidence CLAIM_CONFIDENCE.
+    """How well scores tell who took part; ends of one-sided intervals have the confidence CEILING_CONFIDENCE.
 
     Attributes:
         auc, auc_low: probability that a member scores higher than a non-member, and its lower end.
@@ -166,7 +161,7 @@ class Membership:
 def membership(scores: Scores) -> Membership:
     """See `Membership`."""
     members, others = scores.values[scores.included], scores.values[~scores.included]
-    risk = 1 - CLAIM_CONFIDENCE
+    risk = 1 - CEILING_CONFIDENCE
     # Not the auditor's `attack_auroc`, the area under the convex hull of the curve, which is above the truth.
     auc = float(mannwhitneyu(members, others).statistic) / (len(members) * len(others))
     # The variance of an AUC is auc (1 - auc) / min(n, m) at most (Birnbaum & Klose 1957).
@@ -177,7 +172,7 @@ def membership(scores: Scores) -> Membership:
     high = beta.ppf(1 - risk / 2, wrong + 1, len(others) - wrong)
     return Membership(
         auc=auc,
-        auc_low=auc - float(norm.ppf(CLAIM_CONFIDENCE)) * error,
+        auc_low=auc - float(norm.ppf(CEILING_CONFIDENCE)) * error,
         tpr=found / len(members),
         tpr_low=float(low),
         fpr_high=float(high),

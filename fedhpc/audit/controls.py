@@ -5,6 +5,7 @@ canaries its lower bound is .60 (standard deviation .04 over 100 simulations) wh
 half the noise. What is mutilated is what the product is given; its code stays what it is.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from fedhpc.audit.bounds import History, Scores, claimed_epsilon
 from fedhpc.audit.canaries import F64
 from fedhpc.audit.door import changed
-from fedhpc.audit.findings import WITH_DP, Finding, epsilon_finding
+from fedhpc.audit.findings import WITH_DP, Finding, confirmed, epsilon_finding
 from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
 from fedhpc.audit.subject import Subject
 from fedhpc.rng import seed_of
@@ -36,13 +37,42 @@ class Trials:
     canaries: int
     seed: int
 
-    def scores(self, trial: Callable[[NDArray[np.bool_]], F64], name: str) -> Scores:
-        """Scores of all trials; `trial` makes them from the coins."""
+
+@dataclass(frozen=True)
+class Game:
+    """What is repeated in each trial.
+
+    Attributes:
+        attack, setting: their names.
+        claim: (epsilon, delta) of one trial.
+        noise: what the scores' noise is to be, in clip norms.
+        play: from the coins to the scores in clip norms.
+    """
+
+    attack: str
+    setting: str
+    claim: tuple[float, float]
+    noise: float
+    play: Callable[[NDArray[np.bool_]], F64]
+
+    def finding(self, trials: Trials) -> Finding:
+        """The bound from all trials."""
+        return confirmed(partial(self._attempt, trials))
+
+    def _attempt(self, trials: Trials, attempt: int) -> Finding:
         parts = []
-        for run in range(self.runs):
-            included = coins(self.seed, self.canaries, name, run)
-            parts.append(Scores(trial(included), included))
-        return Scores.pooled(parts)
+        for run in range(trials.runs):
+            included = coins(trials.seed, trials.canaries, self.attack, attempt, run)
+            parts.append(Scores(self.play(included), included))
+        scores = Scores.pooled(parts)
+        found = epsilon_finding(self.attack, self.setting, scores, self.claim)
+        return replace(found, details={**found.details, **self._measured(scores)})
+
+    def _measured(self, scores: Scores) -> dict[str, float]:
+        """The noise and the mean contribution of a canary, in clip norms, as they came out of the door."""
+        without = scores.values[~scores.included]
+        contribution = scores.values[scores.included].mean() - without.mean()
+        return {"noise_planned": self.noise, "noise": float(without.std()), "contribution": float(contribution)}
 
 
 def reference(subject: Subject) -> tuple[Mechanism, tuple[float, float]]:
@@ -65,9 +95,7 @@ def one_step(subject: Subject, trials: Trials) -> Iterator[Finding]:
     """The step as it is, and without noise, with half of it, without the clip."""
     sound, claim = reference(subject)
     for setting, mechanism in {WITH_DP: sound, **mutilated(sound)}.items():
-        scores = trials.scores(mechanism.one_round, ONE_STEP)
-        found = epsilon_finding(ONE_STEP, setting, scores, claim)
-        yield replace(found, details={**found.details, **_noise(scores, sound)})
+        yield Game(ONE_STEP, setting, claim, sound.plan.noise_multiplier, mechanism.one_round).finding(trials)
 
 
 def mutilated(sound: Mechanism) -> dict[str, Mechanism]:
@@ -81,16 +109,6 @@ def mutilated(sound: Mechanism) -> dict[str, Mechanism]:
     }
 
 
-def _noise(scores: Scores, sound: Mechanism) -> dict[str, float]:
-    """The noise multiplier and the largest contribution in clip norms, as they came out of the door."""
-    out = scores.values[~scores.included]
-    return {
-        "noise_multiplier_claimed": sound.plan.noise_multiplier,
-        "noise_multiplier_measured": float(out.std()),
-        "contribution_in_clip_norms_measured": float(scores.values[scores.included].mean() - out.mean()),
-    }
-
-
 def two_sites(subject: Subject, trials: Trials) -> Iterator[Finding]:
     """An adversary who subtracts one hospital's update from another's: equal noise would cancel.
 
@@ -99,8 +117,8 @@ def two_sites(subject: Subject, trials: Trials) -> Iterator[Finding]:
     sound, claim = reference(subject)
     seeded = replace(sound, config=changed(sound.config, privacy={"noise_seed": seed_of(trials.seed, ONE_SEED) >> 32}))
     for setting, mechanism, names in ((WITH_DP, sound, ("first", "second")), (ONE_SEED, seeded, ("any", "any"))):
-        difference = trials.scores(partial(_difference, mechanism, names), TWO_SITES)
-        yield epsilon_finding(TWO_SITES, setting, difference, claim)
+        play = partial(_difference, mechanism, names)
+        yield Game(TWO_SITES, setting, claim, math.sqrt(2) * sound.plan.noise_multiplier, play).finding(trials)
 
 
 def _difference(mechanism: Mechanism, names: tuple[str, str], included: NDArray[np.bool_]) -> F64:
@@ -123,6 +141,7 @@ def sampling(subject: Subject, trials: Trials) -> Iterator[Finding]:
         sample_rate=plan.sample_rate,
     )
     sound = Mechanism(config, plan, config.privacy.clip_norm, subject.frozen, subject.bench)
+    noise = plan.noise_multiplier * math.sqrt(plan.steps_per_round)
     broken = replace(sound, plan=replace(plan, sample_rate=1.0))
     for setting, mechanism in ((WITH_DP, sound), (ALL_UNITS, broken)):
-        yield epsilon_finding(ONE_ROUND, setting, trials.scores(mechanism.one_round, ONE_ROUND), _claim(sound))
+        yield Game(ONE_ROUND, setting, _claim(sound), noise, mechanism.one_round).finding(trials)

@@ -1,11 +1,11 @@
 """One line of the audit: what was attacked, how, what came out, and what that must not, or must, exceed."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from fedhpc.audit.bounds import (
-    CLAIM_CONFIDENCE,
+    CEILING_CONFIDENCE,
     CONFIDENCE,
     LOW_FPR,
     Bound,
@@ -32,7 +32,7 @@ class Finding:
         setting: to what: "with DP", or how privacy was mutilated.
         quantity: what `measured` is.
         measured: the best estimate.
-        proven: what is compared with the limit: a lower end of CLAIM_CONFIDENCE, or `measured` itself.
+        proven: what is compared with the limit: a lower end of CEILING_CONFIDENCE, or `measured` itself.
         limit: the claim, ceiling or criterion, which `limit_name` says.
         kind: a "claim" holds if `proven` is not above the limit, a "control" is caught if it is; "shown" is not judged.
         details: more numbers for audit.json.
@@ -71,7 +71,7 @@ class Finding:
     @property
     def cells(self) -> tuple[str, ...]:
         """One line of a table, for CELL_NAMES."""
-        interval = "" if self.proven == self.measured else f" ({self.proven:.3f} at {CLAIM_CONFIDENCE:.1%})"
+        interval = "" if self.proven == self.measured else f" ({self.proven:.3f} at {CEILING_CONFIDENCE:.1%})"
         measured = f"{self.quantity} {self.measured:.3f}{interval}"
         return self.attack, self.setting, measured, f"{self.limit_name} {self.limit:.3g}", self.verdict
 
@@ -81,17 +81,26 @@ class Finding:
 
 
 def epsilon_finding(attack: str, setting: str, scores: Scores, claim: tuple[float, float]) -> Finding:
-    """The lower bound from `scores` beside the `claim` (epsilon, delta); any setting but WITH_DP is a control.
-
-    A control is caught by the bound itself, a claim is violated by the one of CLAIM_CONFIDENCE.
-    """
+    """The lower bound from `scores` beside the `claim` (epsilon, delta); any setting but WITH_DP is a control."""
     epsilon, delta = claim
     bound = lower_bound(scores, delta)
     kind: Kind = "claim" if setting == WITH_DP else "control"
     sharper = {"epsilon_lower_bound_if_gaussian": gaussian_lower_bound(scores, delta)}
     details = {**_bound_details(bound), **sharper, **_membership_details(membership(scores))}
-    proven = bound.epsilon_sure if kind == "claim" else bound.epsilon
-    return Finding(attack, setting, EPSILON, bound.epsilon, proven, epsilon, "claimed", kind, details)
+    return Finding(attack, setting, EPSILON, bound.epsilon, bound.epsilon, epsilon, "claimed", kind, details)
+
+
+def confirmed(attempt: Callable[[int], Finding]) -> Finding:
+    """`attempt(0)`; where it does not hold, the lower one of that and of `attempt(1)`, with coins and noise of its own.
+
+    Some claims are next to 0, and of bounds with 95 % confidence one in twenty is above what is true. That two are both
+    has a chance of 1 in 400, and true violations are found twice. A control gets no second chance.
+    """
+    first = attempt(0)
+    if first.passed or first.kind == "control":
+        return first
+    lower = min(first, attempt(1), key=lambda finding: finding.proven)
+    return replace(lower, details={**lower.details, "attempts": 2})
 
 
 def membership_findings(attack: str, scores: Scores, ceiling: Ceilings) -> list[Finding]:
@@ -110,7 +119,6 @@ def membership_findings(attack: str, scores: Scores, ceiling: Ceilings) -> list[
 def _bound_details(bound: Bound) -> dict[str, Any]:
     return {
         "epsilon_lower_bound": bound.epsilon,
-        "epsilon_lower_bound_sure": bound.epsilon_sure,
         "delta": bound.delta,
         "confidence": CONFIDENCE,
         "canaries": bound.canaries,
@@ -126,6 +134,6 @@ def _membership_details(found: Membership) -> dict[str, Any]:
         "tpr_at_fpr_1_percent": found.tpr,
         "tpr_low": found.tpr_low,
         "fpr_high": found.fpr_high,
-        "claim_confidence": CLAIM_CONFIDENCE,
+        "ceiling_confidence": CEILING_CONFIDENCE,
         "identified_of_100": found.identified,
     }

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedhpc.audit.bounds import History, Scores, ceilings
+from fedhpc.audit.bounds import History, Scores, ceilings, claimed_epsilon
 from fedhpc.audit.canaries import F64, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
 from fedhpc.audit.controls import NO_NOISE
 from fedhpc.audit.door import WORST_CASE, AuditedSite, changed, released, with_memory
-from fedhpc.audit.findings import WITH_DP, Finding, epsilon_finding, membership_findings
+from fedhpc.audit.findings import WITH_DP, Finding, confirmed, epsilon_finding, membership_findings
 from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
 from fedhpc.audit.subject import Subject
 from fedhpc.config import RunConfig
@@ -45,16 +45,28 @@ def history_of(plan: PrivacyPlan, rounds: int) -> History:
     return ((plan.noise_multiplier, plan.sample_rate, plan.steps_per_round * rounds),)
 
 
+@dataclass
+class StepCount:
+    """The optimiser steps that a hospital really took."""
+
+    taken: int = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """One more."""
+        self.taken += 1
+
+
 @contextmanager
 def hospital_with(
     subject: Subject, config: RunConfig, model: nn.Module, samples: Samples, weight: int
-) -> Iterator[Hospital]:
+) -> Iterator[tuple[Hospital, StepCount]]:
     """The product's own hospital, at the run's plan, with a ledger to throw away: what it trains is not released."""
-    place = Workplace(config, model, subject.bench, subject.plan, lambda done, total: None)
+    count = StepCount()
+    place = Workplace(config, model, subject.bench, subject.plan, count)
     hospital = Hospital(subject.site, subject.index, weight, samples, place)
     with tempfile.TemporaryDirectory(prefix="fedhpc-audit-") as scratch:
         hospital.keep_ledger(Path(scratch) / "ledger.jsonl")
-        yield hospital
+        yield hospital, count
 
 
 def whole_run(subject: Subject, size: WholeRun, on_round: Callable[[], None]) -> list[Finding]:
@@ -63,23 +75,37 @@ def whole_run(subject: Subject, size: WholeRun, on_round: Callable[[], None]) ->
     The adversary adds up the updates of all rounds: the best test there is for one canary, as noise and contribution
     are the same in each step.
     """
-    training = subject.config.training
-    parts, spent = [], 0.0
-    for run in range(size.runs):
-        included = coins(size.seed, size.canaries, WHOLE_RUN, run)
-        scores, spent = _one_whole_run(subject, included, size.rounds, on_round)
-        parts.append(Scores(scores, included))
-    pooled = Scores.pooled(parts)
-    name = WHOLE_RUN if size.rounds == training.rounds else f"canaries, {size.rounds} of {training.rounds} rounds"
-    claim = (spent, subject.config.privacy.delta)
+    all_rounds, delta = subject.config.training.rounds, subject.config.privacy.delta
+    name = WHOLE_RUN if size.rounds == all_rounds else f"canaries, {size.rounds} of {all_rounds} rounds"
+    made: list[tuple[Scores, float, int]] = []
+
+    def attempt(number: int) -> Finding:
+        parts = []
+        for run in range(size.runs):
+            included = coins(size.seed, size.canaries, WHOLE_RUN, number, run)
+            scores, (spent, steps) = _one_whole_run(subject, included, size.rounds, on_round)
+            parts.append(Scores(scores, included))
+        made.append((Scores.pooled(parts), spent, steps))
+        return epsilon_finding(name, WITH_DP, made[-1][0], (spent, delta))
+
+    found = confirmed(attempt)
+    scores, spent, steps = made[0]
     limits = ceilings(history_of(subject.plan, size.rounds))
-    return [epsilon_finding(name, WITH_DP, pooled, claim), *membership_findings(name, pooled, limits)]
+    return [found, *membership_findings(name, scores, limits), ledger_finding(subject, spent, steps)]
+
+
+def ledger_finding(subject: Subject, spent: float, steps: int) -> Finding:
+    """Whether the ledger charged all steps that were taken: too few, and no lower bound need be above the claim."""
+    plan, delta = subject.plan, subject.config.privacy.delta
+    taken = round(claimed_epsilon(((plan.noise_multiplier, plan.sample_rate, steps),), delta), 3)
+    name, details = "epsilon of all steps taken", {"steps": steps}
+    return Finding("ledger", WITH_DP, name, taken, taken, round(spent, 3), "charged", "claim", details)
 
 
 def _one_whole_run(
     subject: Subject, included: NDArray[np.bool_], rounds: int, on_round: Callable[[], None]
-) -> tuple[F64, float]:
-    """(scores f64[canaries], epsilon by the ledger) after so many rounds."""
+) -> tuple[F64, tuple[float, int]]:
+    """(scores f64[canaries], (epsilon by the ledger, steps taken)) after so many rounds."""
     t, sample_rate = subject.config.training, subject.config.privacy.sample_rate
     config = mechanism_config(subject.config, rounds=t.rounds, local_epochs=t.local_epochs, sample_rate=sample_rate)
     mechanism = Mechanism(config, subject.plan, config.privacy.clip_norm, subject.frozen, subject.bench)
@@ -87,12 +113,12 @@ def _one_whole_run(
     model = canaries.module.to(subject.bench.device)
     start = to_vector(model)
     params, residual = start, np.zeros_like(start)
-    with hospital_with(subject, config, model, CanarySamples(included), len(included)) as hospital:
+    with hospital_with(subject, config, model, CanarySamples(included), len(included)) as (hospital, count):
         for round in range(rounds):
             update, residual = with_memory(hospital, GlobalState(round, params), residual, WORST_CASE)
             params = params + update
             on_round()
-        spent = ledger_epsilon(hospital)
+        spent = ledger_epsilon(hospital), count.taken
     return mechanism.in_clip_norms(canaries.scores(params - start), len(included)), spent
 
 
@@ -108,20 +134,26 @@ def real_training(subject: Subject, count: int, seed: int) -> Iterator[Finding]:
     A round has a small epsilon, so the bound is near 0; without noise the same canaries must stand out of what left.
     All entries are sent: what top-k keeps back in one round goes out in a later one.
     """
-    included = coins(seed, count, REAL_TRAINING)
-    samples = CanarySamples(included, subject.samples)
     config = changed(subject.config, privacy={"noise_seed": None})
     canaries = _with_canaries(subject, count)
     model = canaries.module.to(subject.bench.device)
     start = to_vector(model)
-    with hospital_with(subject, config, model, samples, subject.weight) as hospital:
-        update = released(hospital, start, subject.round, WORST_CASE)
-        claim = (ledger_epsilon(hospital), config.privacy.delta)
-    yield epsilon_finding(REAL_TRAINING, WITH_DP, Scores(canaries.scores(update), included), claim)
-    quiet = replace(subject.plan, noise_multiplier=0.0)
+
+    def attempt(number: int) -> Finding:
+        included = coins(seed, count, REAL_TRAINING, number)
+        samples = CanarySamples(included, subject.samples)
+        with hospital_with(subject, config, model, samples, subject.weight) as (hospital, _):
+            update = released(hospital, start, subject.round, WORST_CASE)
+            claim = (ledger_epsilon(hospital), config.privacy.delta)
+        return epsilon_finding(REAL_TRAINING, WITH_DP, Scores(canaries.scores(update), included), claim)
+
+    sound = confirmed(attempt)
+    yield sound
+    included = coins(seed, count, REAL_TRAINING, NO_NOISE)
+    samples, quiet = CanarySamples(included, subject.samples), replace(subject.plan, noise_multiplier=0.0)
     site = AuditedSite(subject.site, subject.index, model, samples, config, quiet, subject.weight, subject.bench)
-    update = released(site, start, subject.round, WORST_CASE)
-    yield epsilon_finding(REAL_TRAINING, NO_NOISE, Scores(canaries.scores(update), included), claim)
+    scores = Scores(canaries.scores(released(site, start, subject.round, WORST_CASE)), included)
+    yield epsilon_finding(REAL_TRAINING, NO_NOISE, scores, (sound.limit, config.privacy.delta))
 
 
 def _with_canaries(subject: Subject, count: int) -> Canaries:

@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from fedhpc.audit.bounds import CLAIM_CONFIDENCE, CONFIDENCE
-from fedhpc.audit.findings import CELL_NAMES, Finding
+from fedhpc.audit.bounds import CEILING_CONFIDENCE, CONFIDENCE
+from fedhpc.audit.controls import ONE_STEP
+from fedhpc.audit.findings import CELL_NAMES, WITH_DP, Finding
 from fedhpc.audit.guesses import Row
 from fedhpc.audit.pictures import Strip, contact_sheet
 from fedhpc.audit.releases import SETTINGS
@@ -36,14 +37,13 @@ noticed, or the row above it proves nothing. A dash marks what is shown and not 
 <ul>
 <li><b>epsilon</b>: a lower bound that holds with {confidence:.0%} confidence (Steinke, Nasr &amp; Jagielski 2023), from
 canaries that took part or not by the toss of a coin; the limit is what the ledger's accountant claims for the same
-steps.</li>
+steps. A claim is violated where two independent bounds say so.</li>
 <li><b>AUC</b> and <b>TPR</b>: of telling who took part. The ceilings follow from the accountant's whole privacy curve:
-no attack can pass them.</li>
-<li>In brackets the lower end at {sure:.1%} confidence, by which claims and ceilings are judged: there are several, and
-a false alarm in one is an alarm.</li>
+no attack can pass them. In brackets the lower end of an interval of {sure:.1%} confidence, by which it is judged.</li>
 <li><b>one step, two sites</b>: at a plan of the audit's own (epsilon 1 at delta 1e-5, one step, all units), since to
 tell half the noise from the whole needs many trials. <b>whole run</b>, <b>one round</b>, <b>real training</b>: at the
 run's own noise, sample rate and steps.</li>
+<li><b>ledger</b>: what the steps cost that the hospital was seen to take, beside what its ledger charged for them.</li>
 <li><b>SSIM</b>, <b>cosine</b>: how like the original a reconstruction is; 1 is the same.</li>
 </ul>
 """
@@ -57,10 +57,7 @@ privacy, which is luck and no guarantee: the first two rows show what an update 
 
 def terminal_table(findings: Sequence[Finding]) -> str:
     """One line a finding, and what the signs mean."""
-    legend = (
-        f"epsilon >=: a lower bound with {CONFIDENCE:.0%} confidence; in brackets the lower end by which a claim is "
-        "judged. -: shown, not judged."
-    )
+    legend = f"epsilon >=: a lower bound with {CONFIDENCE:.0%} confidence. -: shown, not judged."
     return f"{table([CELL_NAMES, *(finding.cells for finding in findings)])}\n\n{legend}"
 
 
@@ -110,7 +107,7 @@ def page(content: Mapping[str, Any], findings: Sequence[Finding], sheet: Image.I
     """One self-contained HTML page (private: it shows a patient)."""
     title = html.escape(f"Privacy audit of {content['name']}, site {content['site']}")
     head = "".join(f"<th>{name}</th>" for name in CELL_NAMES)
-    explanation = EXPLANATION.format(confidence=CONFIDENCE, sure=CLAIM_CONFIDENCE)
+    explanation = EXPLANATION.format(confidence=CONFIDENCE, sure=CEILING_CONFIDENCE)
     picture = base64.b64encode(png(sheet)).decode()
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body>
@@ -129,7 +126,7 @@ def page(content: Mapping[str, Any], findings: Sequence[Finding], sheet: Image.I
 
 def _summary(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
     c, passed = content["claim"], content["passed"]
-    noise = next((f for f in findings if "noise_multiplier_measured" in f.details and f.kind == "claim"), None)
+    noise = next((f for f in findings if f.attack == ONE_STEP and f.setting == WITH_DP), None)
     verdict = f'<b class="{"good" if passed else "bad"}">{"passed" if passed else "FAILED"}</b>'
     return (
         f"Result: {verdict}. Claimed: epsilon {c['epsilon']:g} at delta {c['delta']:g} for one {c['unit']}, by noise "
@@ -141,8 +138,8 @@ def _summary(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
 
 def _noise_line(details: Mapping[str, Any]) -> str:
     return (
-        f"In the one-step trials the noise multiplier at the door was {details['noise_multiplier_measured']:.3f}, of "
-        f"{details['noise_multiplier_claimed']:.3f} planned there."
+        f"In the one-step trials the noise multiplier was {details['noise']:.3f} at the door, of "
+        f"{details['noise_planned']:.3f} planned there."
     )
 
 

@@ -108,7 +108,7 @@ def _attack(subject: Subject, plan: Plan, quick: bool) -> tuple[list[Finding], l
         findings += _told(bar, "two sites", two_sites(subject, plan.pairs))
         findings += _told(bar, "one round", sampling(trained, plan.rounds))
         rounds = _counted(bar, plan.whole_run)
-        findings += whole_run(trained, plan.whole_run, lambda: next(rounds))
+        findings += whole_run(trained, plan.whole_run, lambda: next(rounds, None))
         findings += _told(bar, "real training", real_training(trained, plan.real_canaries, plan.effort.seed))
         findings += released_model(subject)
     return [*findings, noise_source(subject.config)], pictures

@@ -14,6 +14,7 @@ from fedhpc.audit.controls import (
     NO_CLIP,
     NO_NOISE,
     ONE_SEED,
+    Game,
     Trials,
     mutilated,
     one_step,
@@ -21,10 +22,10 @@ from fedhpc.audit.controls import (
     sampling,
     two_sites,
 )
-from fedhpc.audit.findings import WITH_DP, Finding, epsilon_finding
+from fedhpc.audit.findings import WITH_DP, Finding
 from fedhpc.audit.guesses import Guess, Row
 from fedhpc.audit.inversion import Effort, convolutional_row, linear_row, small
-from fedhpc.audit.membership import WholeRun, history_of, real_training, released_model, whole_run
+from fedhpc.audit.membership import WholeRun, history_of, ledger_finding, real_training, released_model, whole_run
 from fedhpc.audit.reconstruction import affordable_iterations, input_of_linear, linear_on_pixels
 from fedhpc.audit.releases import CLIP_ONLY, NO_PRIVACY, SETTINGS, one_step_releases
 from fedhpc.audit.subject import Subject
@@ -84,9 +85,9 @@ def test_every_mutilation_of_a_step_is_caught_and_the_step_itself_holds(subject:
     assert [f.verdict for f in found.values()] == ["holds", "caught", "caught", "caught"]
     assert found[WITH_DP].proven > 0.2
     sound = found[WITH_DP].details
-    assert sound["noise_multiplier_measured"] == pytest.approx(sound["noise_multiplier_claimed"], rel=0.01)
-    assert sound["contribution_in_clip_norms_measured"] == pytest.approx(1.0, abs=0.1)
-    assert found[NO_CLIP].details["contribution_in_clip_norms_measured"] == pytest.approx(10.0, abs=0.1)
+    assert sound["noise"] == pytest.approx(sound["noise_planned"], rel=0.01)
+    assert sound["contribution"] == pytest.approx(1.0, abs=0.1)
+    assert found[NO_CLIP].details["contribution"] == pytest.approx(10.0, abs=0.1)
 
 
 def test_a_head_is_clipped_and_noised_as_a_network_is(subject: Subject) -> None:
@@ -94,8 +95,8 @@ def test_a_head_is_clipped_and_noised_as_a_network_is(subject: Subject) -> None:
     verdicts = {}
     for setting, mechanism in {WITH_DP: sound, **mutilated(sound)}.items():
         if setting != HALF_NOISE:
-            scores = Trials(40, 500, 0).scores(replace(mechanism, head=True).one_round, setting)
-            verdicts[setting] = epsilon_finding("x", setting, scores, claim).verdict
+            game = Game("head", setting, claim, sound.plan.noise_multiplier, replace(mechanism, head=True).one_round)
+            verdicts[setting] = game.finding(Trials(40, 500, 0)).verdict
     assert verdicts == {WITH_DP: "holds", NO_NOISE: "caught", NO_CLIP: "caught"}
 
 
@@ -107,6 +108,8 @@ def test_too_few_trials_are_no_audit(subject: Subject) -> None:
 def test_one_seed_at_two_sites_is_caught(subject: Subject) -> None:
     found = by_setting(two_sites(subject, Trials(10, 500, 0)))
     assert {setting: f.verdict for setting, f in found.items()} == {WITH_DP: "holds", ONE_SEED: "caught"}
+    assert found[WITH_DP].details["noise"] == pytest.approx(found[WITH_DP].details["noise_planned"], rel=0.05)
+    assert found[ONE_SEED].details["noise"] == pytest.approx(0, abs=0.01)
 
 
 def test_sampling_that_is_not_what_is_accounted_is_caught(subject: Subject) -> None:
@@ -118,9 +121,11 @@ def test_whole_run_claims_what_the_ledger_says(subject: Subject) -> None:
     rounds: list[None] = []
     found = whole_run(subject, WholeRun(2, 1000, 3, 0), lambda: rounds.append(None))
     assert len(rounds) == 6
-    assert [f.verdict for f in found] == ["holds"] * 3
+    assert [f.verdict for f in found] == ["holds"] * 4
     assert found[0].limit == pytest.approx(1.0, abs=0.01)
-    assert history_of(subject.plan, 3)[0][2] == subject.plan.steps_per_round * 3
+    assert found[-1].details["steps"] == history_of(subject.plan, 3)[0][2] == 3 * subject.plan.steps_per_round
+    too_little = ledger_finding(subject, found[0].limit / 2, found[-1].details["steps"])
+    assert too_little.verdict == "VIOLATED"
 
 
 def test_canaries_in_the_real_training_are_hidden_by_the_noise_alone(subject: Subject) -> None:

@@ -18,7 +18,7 @@ from fedhpc.audit.bounds import (
     lower_bound,
     membership,
 )
-from fedhpc.audit.findings import Finding, membership_findings
+from fedhpc.audit.findings import Finding, confirmed, membership_findings
 from fedhpc.errors import InputError
 
 
@@ -111,6 +111,22 @@ def test_a_claim_holds_below_its_limit_and_a_control_is_caught_above_it() -> Non
     assert [finding(p, "claim").verdict for p in (0.9, 1.1)] == ["holds", "VIOLATED"]
     assert [finding(p, "control").verdict for p in (0.9, 1.1)] == ["NOT CAUGHT", "caught"]
     assert [finding(p, "shown").passed for p in (0.9, 1.1)] == [True, True]
+
+
+def test_a_violated_claim_is_confirmed_and_a_control_gets_one_chance() -> None:
+    def attempts(kind: str, *proven: float) -> tuple[Finding, int]:
+        asked: list[int] = []
+
+        def attempt(number: int) -> Finding:
+            asked.append(number)
+            return Finding("a", "s", "q", proven[number], proven[number], 1.0, "claimed", kind)
+
+        return confirmed(attempt), len(asked)
+
+    assert [attempts("claim", *p)[0].passed for p in ((0.9, 2), (1.1, 0.9), (1.1, 1.2))] == [True, True, False]
+    assert [attempts("claim", *p)[1] for p in ((0.9, 2), (1.1, 0.9), (1.1, 1.2))] == [1, 2, 2]
+    found, asked = attempts("control", 0.9, 1.1)
+    assert (found.verdict, asked) == ("NOT CAUGHT", 1)
 
 
 def test_auditing_needs_no_jax() -> None:
