@@ -7,8 +7,9 @@ It runs inside one hospital, on its own shard, and sends nothing. Which attack a
   run's own network; and in a real round of the run. Each without privacy, with the clip alone, and with DP.
 - **Canaries over a whole run** (`membership`): one-run audits (Steinke, Nasr & Jagielski 2023) of as many steps as the
   run takes, at its own noise, sample rate and clip norm, through `Hospital` and its ledger. Canaries are units whose
-  clipped gradients are orthogonal, the worst that the guarantee allows for (Nasr et al. 2023, "Tight auditing", section
-  4, "Dirac canaries"); the adversary sees every update and parameter, and chooses the network.
+  clipped gradients are orthogonal, the worst that the guarantee allows for (the "Dirac canaries" of Nasr et al. 2023,
+  "Tight auditing of differentially private machine learning"); the adversary sees every update and parameter, and
+  chooses the network.
 - **Canaries in the real training** (`membership`): one round of the run's own network on the site's own patients.
 - **One step in many trials** (`controls`): to tell half the noise from the whole, a lower bound needs 100,000 canaries
   and more. One step in which every unit takes part costs milliseconds, so there they are affordable, at a plan of the

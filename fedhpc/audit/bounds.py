@@ -219,7 +219,7 @@ def ceilings(history: History) -> Ceilings:
     """From the accountant's whole curve, not from one point of it.
 
     An attack on an (epsilon, delta) release has TPR <= e^epsilon FPR + delta, and 1 - FPR <= e^epsilon (1 - TPR) +
-    delta (Kairouz, Oh & Viswanath 2015, Theorem 2.1). It holds at every delta; the lowest line bounds the ROC curve.
+    delta (Kairouz, Oh & Viswanath 2015). It holds at every delta, and the lowest of these lines bounds the ROC curve.
 
     A single Gaussian step at mu = 1 / 3.73 (exactly: .575 and 1.98 %):
 

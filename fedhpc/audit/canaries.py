@@ -1,7 +1,7 @@
 """Canaries: units of training data that the adversary made, each with a parameter (or a few) that only it can move.
 
 The clipped gradient of canary i is clip_norm along a direction u_i, and the u_i are orthogonal: with isotropic noise
-of the mechanism the best test for canary i is the projection of the update on u_i (Nasr et al. 2023, section 4). A
+of the mechanism the best test for canary i is the projection of the update on u_i (Nasr et al. 2023). A
 canary is told from a patient by its number, in one more channel (or column) of the input: 0 for a patient.
 """
 

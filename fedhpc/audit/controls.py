@@ -24,8 +24,8 @@ from fedhpc.site.privacy import plan_privacy
 
 REFERENCE = {"epsilon": 1.0, "delta": 1e-5}
 NO_NOISE, HALF_NOISE, NO_CLIP = "no noise", "half the noise", "no clipping"
-ONE_SEED, ALL_UNITS = "one seed at all sites", "all units at every step"
-ONE_STEP, TWO_SITES, ONE_ROUND = "canaries, one step", "canaries, two sites' difference", "canaries, one round"
+ONE_SEED, ALL_UNITS = "one seed at all sites", "all units each step"
+ONE_STEP, TWO_SITES, ONE_ROUND = "canaries, one step", "canaries, two sites", "canaries, one round"
 FAR = 1000.0
 
 

@@ -77,7 +77,7 @@ def _seeded(make: Callable[[], nn.Module], seed: int, subject: Subject) -> nn.Mo
 
 def _image_guess(guess: Tensor, original: Tensor) -> Guess:
     """Beside the one original [1, C, H, W]."""
-    (alike,), _ = likeness(guess.cpu(), original)
+    (alike,) = likeness(guess.cpu(), original)
     return _captioned(guess, alike)
 
 
@@ -157,7 +157,7 @@ def real_row(subject: Subject, effort: Effort) -> Row:
 
 def _best(found: Tensor, originals: Tensor) -> tuple[Guess, int]:
     """(the guess that is most like any original, that original's place)."""
-    alike = [likeness(guess, originals)[0] for guess in found]
+    alike = [likeness(guess, originals) for guess in found]
     table = np.array([[one.ssim for one in each] for each in alike])
     g, o = np.unravel_index(table.argmax(), table.shape)
     return _captioned(found[g], alike[g][o]), int(o)

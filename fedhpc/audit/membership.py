@@ -168,7 +168,7 @@ def _with_canaries(subject: Subject, count: int) -> Canaries:
 
 
 def released_model(subject: Subject) -> list[Finding]:
-    """Whether the released model gives away its site's training patients by a lower loss (Yeom et al. 2018, section 3).
+    """Whether the released model gives away its site's training patients by a lower loss (Yeom et al. 2018).
 
     Members are the site's training patients, others those of its validation and test splits. The weakest attack here
     but the one that needs the model alone. An initial model knows nobody: no finding.

@@ -28,14 +28,11 @@ class Likeness:
     psnr_db: float
 
 
-def likeness(guess: Tensor, originals: Tensor) -> tuple[list[Likeness], Tensor]:
+def likeness(guess: Tensor, originals: Tensor) -> list[Likeness]:
     """One reconstruction [C, H, W] beside each of n originals [n, C, H, W].
 
     Sites harmonise their images, and an adversary cannot know the scale they had. So each original is scaled to [0, 1],
     and the reconstruction to that by the best affine fit, in every setting alike.
-
-    Returns:
-        (n likenesses, the fitted reconstructions [n, C, H, W] in [0, 1]).
     """
     wanted = unit_scaled(originals)
     flat, guessed = wanted.flatten(1), guess.flatten()
@@ -45,7 +42,7 @@ def likeness(guess: Tensor, originals: Tensor) -> tuple[list[Likeness], Tensor]:
     fitted = (slope[:, None] * centred + flat.mean(dim=1, keepdim=True)).clamp(0, 1).view_as(wanted)
     ssim, psnr = _ssim(fitted, wanted), PSNRMetric(1.0, reduction=MetricReduction.NONE)(fitted, wanted)
     pairs = zip(ssim.flatten().tolist(), torch.as_tensor(psnr).flatten().tolist(), strict=True)
-    return [Likeness(s, min(p, HIGHEST_PSNR_DB)) for s, p in pairs], fitted
+    return [Likeness(s, min(p, HIGHEST_PSNR_DB)) for s, p in pairs]
 
 
 def _ssim(fitted: Tensor, wanted: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ def linear_on_pixels(shape: tuple[int, ...], classes: int) -> nn.Sequential:
 def smooth_convolutional(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
     """Three convolutions without kinks and without pooling: each pixel has its own smooth effect on the gradient.
 
-    Such a network is inverted almost exactly (Zhu, Liu & Han 2019, section 4), one with ReLU, max pooling or global
+    Such a network is inverted almost exactly (Zhu, Liu & Han 2019), one with ReLU, max pooling or global
     pooling hardly: what is to be shown is that noise protects, not that a search is hard.
     """
     channels, height, width = shape
@@ -46,8 +46,8 @@ def smooth_convolutional(shape: tuple[int, int, int], classes: int) -> nn.Sequen
 def input_of_linear(update: F32, classes: int) -> F32:
     """The input f32[inputs] of a linear layer from the update of its weight [classes, inputs] and bias [classes].
 
-    The gradient of the weight's row k is that of bias k times the input (Phong et al. 2018, section III; Geiping et al.
-    2020, Proposition 3.1): exact for one image and one step, else a weighted mean of inputs. Row k with the largest
+    The gradient of the weight's row k is that of bias k times the input (Phong et al. 2018; Geiping et al. 2020,
+    Proposition 3.1): exact for one image and one step, else a weighted mean of inputs. Row k with the largest
     bias gradient loses least to rounding.
     """
     bias = update[-classes:]

@@ -1,5 +1,6 @@
 """What is audited: one site of a run or of a config, with the model that was released last."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,7 +76,6 @@ class Subject:
         params: f32[d], the global parameters that were released last, or the initial ones.
         rounds_done: how many rounds made them.
         plan: the noise that the run claims.
-        epsilon: of the claim.
         bench: where to compute.
     """
 
@@ -90,7 +90,6 @@ class Subject:
     params: F32
     rounds_done: int
     plan: PrivacyPlan
-    epsilon: float
     bench: Bench
 
     @property
@@ -115,7 +114,7 @@ def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
     name = site or config.site_names[0]
     if name not in config.site_names:
         raise InputError(f"--site {name}: unknown; allowed: {', '.join(config.site_names)}")
-    make_phantoms(config, [name], Console(speaks=False))
+    make_phantoms(config, [name], Console(speaks=True, out=sys.stderr))
     # An audit may run on another machine than the run did.
     bench = prepare(config.runtime.model_copy(update={"device": "auto"}), 0)
     with Shard.open(config.data.shard_path(name), name, in_memory=config.data.in_memory) as shard:
@@ -136,7 +135,6 @@ def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
             params=params,
             rounds_done=rounds_done,
             plan=plan_privacy(config),
-            epsilon=config.privacy.epsilon or 0.0,
             bench=bench,
         )
 
