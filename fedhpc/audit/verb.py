@@ -1,6 +1,7 @@
 """`run.py audit`: open the site, attack, tell, write."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -100,8 +101,10 @@ def shortened(subject: Subject) -> Subject:
 
 def _attack(subject: Subject, plan: Plan, quick: bool) -> tuple[list[Finding], list[Row]]:
     trained = shortened(subject) if quick else subject
-    # tqdm draws nothing where no person looks.
-    with tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False, file=sys.stderr) as bar:
+    # tqdm draws nothing where no person looks (disable=None), nor on a terminal that does not tell its size.
+    size = shutil.get_terminal_size()
+    shape = {"ncols": min(100, size.columns), "nrows": size.lines}
+    with tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False, file=sys.stderr, **shape) as bar:
         pictures = list(_told(bar, "inversion", rows(trained, plan.effort)))
         findings = [finding for row in pictures for finding in row.findings()]
         findings += _told(bar, "one step", one_step(subject, plan.trials))
