@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     egress.add_argument("run", type=Path, help="a run directory")
     egress.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     egress.set_defaults(verb=_egress)
+    _add_audit(verbs.add_parser("audit", help="attack what left the door, and see that broken privacy is noticed"))
     _add_bench(verbs.add_parser("bench", help="the project's own benchmarks, with ratios"))
     return top
 
@@ -93,6 +94,17 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     codec.add_argument("--threads", type=int, default=1)
     codec.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     codec.set_defaults(verb=_bench_codec)
+
+
+def _add_audit(audit: argparse.ArgumentParser) -> None:
+    audit.add_argument("target", type=Path, metavar="RUN|CONFIG", help="a run directory, or a config")
+    audit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of a config")
+    audit.add_argument("--site", metavar="NAME", help="default: the config's first")
+    audit.add_argument("--quick", action="store_true", help="fewer trials, shorter training: about a minute")
+    audit.add_argument("--seed", type=int, default=0, help="of coins and searches; noise is the system's")
+    audit.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/audit, pictures in RUN/sites/NAME/audit")
+    audit.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    audit.set_defaults(verb=_audit)
 
 
 def _add_prepare(prepare: argparse.ArgumentParser) -> None:
@@ -270,3 +282,18 @@ def _bench_codec(options: argparse.Namespace) -> int:
     figures = bench(Job(options.size, options.density, options.value_bits, options.threads))
     print(json.dumps(figures, allow_nan=False) if options.json else report(figures))
     return FINISHED
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from fedhpc.audit.verb import Options, audit
+
+    asked = Options(
+        path=options.target,
+        overrides=options.set,
+        site=options.site,
+        quick=options.quick,
+        seed=options.seed,
+        out=options.out,
+        json=options.json,
+    )
+    return audit(asked)

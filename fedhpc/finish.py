@@ -11,7 +11,16 @@ from fedhpc.console import closing
 from fedhpc.exchange.update import F32, pack_arrays, unpack_arrays
 from fedhpc.metrics import F64, bootstrap_aucs, interval95
 from fedhpc.models import from_vector, parameter_count, save_model
-from fedhpc.records import FLOAT32_BYTES, Measured, SiteReport, data_digest, mean_of, measure, summary_of
+from fedhpc.records import (
+    FLOAT32_BYTES,
+    OUTSIDE_GUARANTEE,
+    Measured,
+    SiteReport,
+    data_digest,
+    mean_of,
+    measure,
+    summary_of,
+)
 from fedhpc.runtime import git_commit
 from fedhpc.session import Session
 
@@ -70,6 +79,11 @@ def finish(session: Session, models: Mapping[str, F32], records: Sequence[Mappin
             summary["per_site"][name]["auc_all_sites"] = final.measured.overall.auc
     directory.write_json(directory.summary, summary)
     session.console.say(closing(_beside(session, summary)))
+    if config.private:
+        session.console.say(
+            f"epsilon protects the training patients; {', '.join(OUTSIDE_GUARANTEE)} "
+            "are measured on validation and test patients, whom it does not protect"
+        )
     session.console.say(f"stopped: {stopped}. Results in {directory.path}")
 
 

@@ -20,7 +20,7 @@ from fedhpc.site.ledger import Lifetime, Spending, lifetime_path, read_ledger
 from fedhpc.site.privacy import PrivacyPlan, plan_privacy
 
 SHOWN_ROUNDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
-OTHER_ROUNDS, OTHER_RATES = (1, 5, 20, 100), (0.01, 0.05, 0.2, 1.0)
+OTHER_ROUNDS, OTHER_RATES = (1, 20, 100), (0.05, 0.2, 1.0)
 
 
 @dataclass(frozen=True)

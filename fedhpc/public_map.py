@@ -38,6 +38,12 @@ def agreed_map(config: RunConfig, backbone: Backbone, shards: Sequence[Shard], t
     return PublicMap(arrays["mean"].astype(np.float32), arrays["projection"].astype(np.float32))
 
 
+def public_map(config: RunConfig, backbone: Backbone) -> PublicMap:
+    """The map alone, for a process by itself."""
+    arrays = _fitted(config, backbone)
+    return PublicMap(arrays["mean"].astype(np.float32), arrays["projection"].astype(np.float32))
+
+
 def _fitted(config: RunConfig, backbone: Backbone) -> dict[str, Array]:
     path, kept = Path(str(config.data.public_reference)), config.model.features
     with Shard.open(path, None, need_train=False) as shard:

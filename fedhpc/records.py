@@ -12,6 +12,8 @@ from fedhpc.exchange.update import Array, pack_arrays, unpack_arrays
 from fedhpc.metrics import I64, Metrics, auc, f1_thresholds, metrics
 
 FLOAT32_BYTES = 4
+OUTSIDE_GUARANTEE = ("auc", "auc_val", "auc_ci95", "f1", "sensitivity", "sensitivity_early", "n_test", "f1_thresholds")
+"""What is measured on validation and test patients, whom differential privacy does not protect."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def summary_of(config: RunConfig, records: Sequence[Mapping[str, Any]], more: Ma
         "unit": config.privacy.unit if config.private else None,
         "epsilon_target": config.privacy.epsilon,
         "insecure_noise_seed": config.privacy.noise_seed,
+        "outside_guarantee": list(OUTSIDE_GUARANTEE) if config.private else [],
         "bytes_up_per_round": sum(r["bytes_up"] for r in records) / n,
         "bytes_down_per_round": sum(r["bytes_down"] for r in records) / n,
         "seconds": _seconds(records),

@@ -63,7 +63,7 @@ def open_session(config: RunConfig, directory: RunDirectory, wire: Transport, co
     """
     transport = open_door(config, directory, wire, console)
     indices = my_sites(config, transport)
-    together(transport, lambda: _make_phantoms(config, indices, console))
+    together(transport, lambda: make_phantoms(config, [config.site_names[i] for i in indices], console))
     together(transport, lambda: make_reference(config, console) if transport.rank == 0 else None)
     shards = together(transport, lambda: _open_shards(config, indices))
     if config.exchange.search:
@@ -96,9 +96,10 @@ def my_sites(config: RunConfig, transport: Transport) -> range:
     return seats(config, transport.size)[transport.rank]
 
 
-def _make_phantoms(config: RunConfig, indices: Sequence[int], console: Console) -> None:
+def make_phantoms(config: RunConfig, sites: Sequence[str], console: Console) -> None:
+    """Make the shards of these sites that are missing, where the config has them from the built-in cohort."""
     wanted = config.data.phantom
-    missing = [name for i in indices if not config.data.shard_path(name := config.site_names[i]).exists()]
+    missing = [name for name in sites if not config.data.shard_path(name).exists()]
     if wanted is None or not missing:
         return
     from data_prep.phantom import Cohort, write_site

@@ -31,7 +31,10 @@ def test_every_config_loads_and_is_named_after_its_file(path: Path) -> None:
 def test_fedavg_is_the_papers_set_up() -> None:
     config = load_config(REPO / "configs" / "fedavg.yaml")
     assert (config.data.phantom and config.data.phantom.images, len(config.data.sites)) == (8000, 4)
-    assert (config.training.local_epochs, config.exchange.density, config.privacy.epsilon) == (3, 0.1, 1.0)
+    assert (config.training.local_epochs, config.privacy.epsilon, config.privacy.unit) == (3, 1.0, "patient")
+    network = load_config(REPO / "configs" / "network.yaml")
+    assert network.data.sites == config.data.sites
+    assert (network.training.local_epochs, network.exchange.density, network.private) == (3, 0.1, False)
 
 
 def test_all_errors_at_once_with_value_and_suggestion(tmp_path: Path) -> None:
@@ -68,6 +71,13 @@ def test_all_errors_at_once_with_value_and_suggestion(tmp_path: Path) -> None:
         ({"privacy": {"noise_seed": 1}}, "privacy.noise_seed: set without"),
         ({"model": {"name": "frozen"}}, "model.backbone: missing"),
         ({"model": {"backbone": "efficientnet_lite0"}}, "model.backbone: only model.name=frozen"),
+        (
+            {"model": {"features": 5}, "data": {**GOOD["data"], "public_reference": "r.h5"}},
+            "model.features: only",
+        ),
+        ({"model": {"name": "frozen", "backbone": "phantom", "features": 5}}, "each needs the other"),
+        ({"data": {**GOOD["data"], "public_reference": "r.h5"}}, "each needs the other"),
+        ({"mode": "local", "training": {"average_last": 0.5}}, "training.average_last: averages global models"),
         ({"mode": "local", "federation": {"aggregator": "dedicated"}}, "federation.aggregator: dedicated needs"),
     ],
 )

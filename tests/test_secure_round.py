@@ -145,15 +145,15 @@ def test_a_hospital_that_cannot_write_its_ledger_does_not_enter(tmp_path: Path) 
         def indices(self, split: str) -> np.ndarray:
             return np.empty(0, np.int64)
 
-    config = load_config(write(tmp_path / "c.yaml", GOOD))
+    config = load_config(write(tmp_path / "c.yaml", GOOD), [f"data.shards={tmp_path}/{{site}}.h5"])
     place = Workplace(config, None, None, PrivacyPlan(1.0, 1.0, 1, "skellam"), lambda *_: None)  # type: ignore[arg-type]
     hospital = Hospital("a", 0, 3, NoSamples(), place)  # type: ignore[arg-type]
-    hospital.keep_ledger(tmp_path / "ledger.jsonl")
+    hospital.keep_ledger(tmp_path / "ledger.jsonl", "run")
     hospital.enter(0)
     assert '"mechanism": "skellam"' in (tmp_path / "ledger.jsonl").read_text()
     (tmp_path / "ledger.jsonl").unlink()
     (tmp_path / "ledger.jsonl").mkdir()
-    with pytest.raises(SiteError, match="site a, round 1: the ledger cannot be written"):
+    with pytest.raises(SiteError, match=r"round 1: the ledger cannot be charged: .*cannot be locked or written"):
         hospital.enter(1)
 
 

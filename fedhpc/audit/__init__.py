@@ -1,0 +1,21 @@
+"""The privacy audit: attacks on what really left the door, and mutilated privacy that those attacks must notice.
+
+It runs inside one hospital, on its own shard, and sends nothing. Which attack answers which question:
+
+- **Gradient inversion** (`inversion`): can a picture be read out of an update? In the worst case (one image, one step,
+  every entry sent) on a linear layer, where the answer is exact, on a convolutional network without kinks, and on the
+  run's own network; and in a real round of the run. Each without privacy, with the clip alone, and with DP.
+- **Canaries over a whole run** (`membership`): one-run audits (Steinke, Nasr & Jagielski 2023) of as many steps as the
+  run takes, at its own noise, sample rate and clip norm, through `Hospital` and its ledger. Canaries are units whose
+  clipped gradients are orthogonal, the worst that the guarantee allows for (the "Dirac canaries" of Nasr et al. 2023,
+  "Tight auditing of differentially private machine learning"); the adversary sees every update and parameter, and
+  chooses the network.
+- **Canaries in the real training** (`membership`): one round of the run's own network on the site's own patients.
+- **One step in many trials** (`controls`): to tell half the noise from the whole, a lower bound needs 100,000 canaries
+  and more. One step in which every unit takes part costs milliseconds, so there they are affordable, at a plan of the
+  audit's own that the product calibrates to epsilon 1 at delta 1e-5. The controls are made there: no noise, half the
+  noise, no clip, one seed at all sites; and in one round of the run's plan: every unit at every step.
+
+Every trial goes through `site_round`, `train_private` and `entropy` as they are. A control alters what is handed to
+them (a plan, a clip norm, a seed), never the code, and no code outside of this package knows of it.
+"""

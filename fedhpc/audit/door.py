@@ -1,0 +1,92 @@
+"""What leaves the door of a hospital that trains as the audit says: the payload of `site_round`, decoded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fedhpc.config import Exchange, RunConfig
+from fedhpc.exchange.codec import decode
+from fedhpc.exchange.sparsify import Coding
+from fedhpc.exchange.update import F32
+from fedhpc.federation import GlobalState, Participant, Terms, site_round
+from fedhpc.models import from_vector, to_vector
+from fedhpc.site.privacy import PrivacyPlan, Units, entropy
+from fedhpc.site.samples import Samples
+from fedhpc.site.training import Bench, PrivateWork, train_plain, train_private
+
+WORST_CASE = Exchange(density=1.0, value_bits=32)
+"""All entries are sent as they are: nothing is hidden from the adversary but by privacy."""
+
+
+@dataclass
+class AuditedSite:
+    """A hospital without a ledger, which trains by the product's code at whatever plan it is given.
+
+    Attributes:
+        name, index: as of a `Hospital` (public).
+        model: set to the global parameters at each round.
+        samples: what it trains on (private).
+        config: how it trains; `privacy.noise_seed` is for the control of one seed at all sites.
+        plan: the noise really added, in a control less than the plan that is claimed; None trains without privacy.
+        weight: the declared number of units.
+        bench: where to compute.
+    """
+
+    name: str
+    index: int
+    model: nn.Module
+    samples: Samples
+    config: RunConfig
+    plan: PrivacyPlan | None
+    weight: int
+    bench: Bench
+
+    def train(self, params: F32, round: int) -> F32:
+        """Local - global, f32[d], as `Hospital.train` makes it."""
+        from_vector(self.model, params)
+        if self.plan is None:
+            train_plain(self.model, self.samples, self.config, (self.name, round, self.bench), _ignore)
+        else:
+            p = self.config.privacy
+            units = Units.of(self.samples, p.unit, p.max_images_per_patient)
+            fresh = entropy(p.noise_seed, self.name, round, self.bench.device)
+            work = PrivateWork(units, self.plan, fresh, self.weight)
+            train_private(self.model, self.samples, self.config, (round, self.bench, work), _ignore)
+        return to_vector(self.model) - params
+
+    def can_afford(self, round: int) -> bool:
+        """Always: nothing that an audit trains is released."""
+        return True
+
+
+def _ignore(done: int, total: int) -> None:
+    """Steps of the audit's own trainings are not shown."""
+
+
+def released(site: Participant, params: F32, round: int, exchange: Exchange) -> F32:
+    """The aggregator's view of one round of `site` from the global `params`, with no residual yet: f32[d]."""
+    return with_memory(site, GlobalState(round, params), np.zeros_like(params), exchange)[0]
+
+
+def with_memory(site: Participant, state: GlobalState, residual: F32, exchange: Exchange) -> tuple[F32, F32]:
+    """(the aggregator's view, what error feedback keeps) of one round, each f32[d]."""
+    coding = Coding(exchange.density, exchange.value_bits)
+    terms = Terms(state.round + 1, coding, coding, (site.name,), (1,))
+    payload, residual = site_round(site, state, residual, terms)
+    update = decode(payload, sender=site.index, round=state.round, size=state.params.size)
+    return update.entries.dense(), residual
+
+
+def changed(config: RunConfig, **sections: Mapping[str, Any]) -> RunConfig:
+    """`config` with some keys of some sections replaced, checked like any config.
+
+    >>> from fedhpc.config import Exchange, RunConfig
+    >>> tree = {"name": "x", "data": {"shards": "{site}.h5", "sites": [{"name": "a"}]}}
+    >>> changed(RunConfig.model_validate(tree), training={"lr": 1.0}).training.lr
+    1.0
+    """
+    tree = config.model_dump(mode="json")
+    return RunConfig.model_validate({**tree, **{name: {**tree[name], **keys} for name, keys in sections.items()}})

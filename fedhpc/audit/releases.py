@@ -1,0 +1,71 @@
+"""What the inversions start from: updates that left the door without privacy, with the clip alone, and with DP."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedhpc.audit.door import WORST_CASE, AuditedSite, changed, released
+from fedhpc.audit.findings import WITH_DP
+from fedhpc.audit.mechanism import mechanism_config
+from fedhpc.audit.subject import Subject
+from fedhpc.exchange.update import F32
+from fedhpc.models import from_vector, to_vector
+from fedhpc.site.privacy import PrivacyPlan
+from fedhpc.site.samples import I64
+
+NO_PRIVACY, CLIP_ONLY = "without privacy", "clip only"
+SETTINGS = (NO_PRIVACY, CLIP_ONLY, WITH_DP)
+
+
+class OneUnit:
+    """One image, or the features of one, as a whole training split."""
+
+    def __init__(self, inputs: Tensor, label: int) -> None:
+        """`inputs` [1, ...], ready for the network (private)."""
+        self._inputs = inputs
+        self.labels: I64 = np.array([label], np.int64)
+        self.patient: NDArray[np.bytes_] = np.array([b"audited"], "S16")
+        self.early = np.zeros(1, np.bool_)
+
+    def indices(self, split: str) -> I64:
+        """See `Samples`."""
+        return np.arange(1 if split == "train" else 0)
+
+    def inputs(self, rows: I64) -> Tensor:
+        """See `Samples`."""
+        return self._inputs[torch.from_numpy(rows)]
+
+
+def one_step_releases(subject: Subject, model: nn.Module, inputs: Tensor, label: int) -> dict[str, F32]:
+    """What leaves the door after one step on one unit, in each of SETTINGS: `model` keeps its parameters.
+
+    With a learning rate of 1, no momentum and all entries sent, the update is minus the gradient.
+    """
+    config = mechanism_config(subject.config, rounds=1, local_epochs=1, sample_rate=1.0)
+    config = changed(config, training={"lr": 1.0, "batch_size": 1})
+    params, samples, found = to_vector(model), OneUnit(inputs, label), {}
+    for setting, plan in _plans(replace(subject.plan, sample_rate=1.0, steps_per_round=1)).items():
+        site = AuditedSite(subject.site, subject.index, model, samples, config, plan, 1, subject.bench)
+        found[setting] = released(site, params, 0, WORST_CASE)
+    from_vector(model, params)
+    return found
+
+
+def _plans(plan: PrivacyPlan) -> dict[str, PrivacyPlan | None]:
+    return {NO_PRIVACY: None, CLIP_ONLY: replace(plan, noise_multiplier=0.0), WITH_DP: plan}
+
+
+def real_releases(subject: Subject) -> dict[str, F32]:
+    """What leaves the door after one round as the config has it, in each of SETTINGS, from the released parameters."""
+    config = changed(subject.config, privacy={"noise_seed": None})
+    found = {}
+    for setting, plan in _plans(subject.plan).items():
+        site = AuditedSite(
+            subject.site, subject.index, subject.model, subject.samples, config, plan, subject.weight, subject.bench
+        )
+        found[setting] = released(site, subject.params, subject.round, config.exchange)
+    from_vector(subject.model, subject.params)
+    return found

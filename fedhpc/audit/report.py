@@ -1,0 +1,166 @@
+"""The audit as a table, as audit.json, and as one page with the pictures."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fedhpc.audit.bounds import CEILING_CONFIDENCE, CONFIDENCE
+from fedhpc.audit.controls import ONE_STEP
+from fedhpc.audit.findings import CELL_NAMES, WITH_DP, Finding
+from fedhpc.audit.guesses import Row
+from fedhpc.audit.pictures import Strip, contact_sheet
+from fedhpc.audit.releases import SETTINGS
+from fedhpc.audit.subject import Subject
+from fedhpc.console import table
+from fedhpc.rundir import write_atomically
+from fedhpc.runtime import git_commit
+
+FORMAT_VERSION = 1
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 68rem; margin: 2rem auto;
+  padding: 0 1.5rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
+.bad { color: #b00020; font-weight: 600; } .good { color: #1b6e3c; } .note { color: #555; }
+img { max-width: 100%; border: 1px solid #ddd; }
+"""
+EXPLANATION = """
+<p>Every trial went through the code that trains and sends: what is attacked is the decoded payload, as the aggregator
+sees it. A row <em>with DP</em> must stay below its limit; every other setting breaks privacy on purpose and must be
+noticed, or the row above it proves nothing. A dash marks what is shown and not judged.</p>
+<ul>
+<li><b>epsilon</b>: a lower bound that holds with {confidence:.0%} confidence (Steinke, Nasr &amp; Jagielski 2023), from
+canaries that took part or not by the toss of a coin; the limit is what the ledger's accountant claims for the same
+steps. A claim is violated where two independent bounds say so.</li>
+<li><b>AUC</b> and <b>TPR</b>: of telling who took part. The ceilings follow from the accountant's whole privacy curve:
+no attack can pass them. In brackets the lower end of an interval of {sure:.1%} confidence, by which it is judged.</li>
+<li><b>one step, two sites</b>: at a plan of the audit's own (epsilon 1 at delta 1e-5, one step, all units), since to
+tell half the noise from the whole needs many trials. <b>whole run</b>, <b>one round</b>, <b>real training</b>: at the
+run's own noise, sample rate and steps.</li>
+<li><b>ledger</b>: what the steps cost that the hospital was seen to take, beside what its ledger charged for them.</li>
+<li><b>SSIM</b>, <b>cosine</b>: how like the original a reconstruction is; 1 is the same.</li>
+</ul>
+"""
+READING = """
+<p class="note">For SSIM and PSNR each original is scaled to [0, 1] and each reconstruction brought to that scale by the
+best affine fit. The tiles show reconstructions as they came, from their 1st to their 99th percentile. A clip scales an
+update and hides nothing; only the noise does. A network with ReLU and pooling is hard to search through even without
+privacy, which is luck and no guarantee: the first two rows show what an update can hold.</p>
+"""
+
+
+def terminal_table(findings: Sequence[Finding]) -> str:
+    """One line a finding, and what the signs mean."""
+    legend = f"epsilon >=: a lower bound with {CONFIDENCE:.0%} confidence. -: shown, not judged."
+    return f"{table([CELL_NAMES, *(finding.cells for finding in findings)])}\n\n{legend}"
+
+
+def as_json(subject: Subject, findings: Sequence[Finding], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """audit.json: the claim, all findings with their details, and how the audit was made."""
+    p, plan = subject.config.privacy, subject.plan
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": subject.config.name,
+        "site": subject.site,
+        "rounds_done": subject.rounds_done,
+        "claim": {
+            "epsilon": p.epsilon,
+            "delta": p.delta,
+            "unit": p.unit,
+            "clip_norm": p.clip_norm,
+            "noise_multiplier": plan.noise_multiplier,
+            "sample_rate": plan.sample_rate,
+            "steps": plan.steps_per_round * subject.config.training.rounds,
+        },
+        "confidence": CONFIDENCE,
+        "passed": all(finding.passed for finding in findings),
+        "findings": [finding.json() for finding in findings],
+        "settings": dict(settings),
+        "config_digest": subject.config.digest(),
+        "git": git_commit(),
+    }
+
+
+def inversion_sheet(rows: Sequence[Row]) -> Image.Image:
+    """The contact sheet of all inversions (private)."""
+    strips = [
+        Strip(
+            row.attack,
+            row.note,
+            [
+                (row.original, [row.original_caption]),
+                *((row.guesses[setting].image, row.guesses[setting].caption) for setting in SETTINGS),
+            ],
+        )
+        for row in rows
+    ]
+    return contact_sheet(["original", *SETTINGS], strips)
+
+
+def page(content: Mapping[str, Any], findings: Sequence[Finding], sheet: Image.Image) -> str:
+    """One self-contained HTML page (private: it shows a patient)."""
+    title = html.escape(f"Privacy audit of {content['name']}, site {content['site']}")
+    head = "".join(f"<th>{name}</th>" for name in CELL_NAMES)
+    explanation = EXPLANATION.format(confidence=CONFIDENCE, sure=CEILING_CONFIDENCE)
+    picture = base64.b64encode(png(sheet)).decode()
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body>
+<h1>{title}</h1>
+<p>{_summary(content, findings)}</p>
+<p class="note">This page shows an image of a patient: keep it as private as the shard.</p>
+<h2>What was measured</h2>
+<table><tr>{head}</tr>{"".join(map(_table_row, findings))}</table>
+{explanation}
+<h2>What can be read out of an update</h2>
+<p><img alt="original and reconstructions" src="data:image/png;base64,{picture}"></p>
+{READING}
+</body></html>
+"""
+
+
+def _summary(content: Mapping[str, Any], findings: Sequence[Finding]) -> str:
+    c, passed = content["claim"], content["passed"]
+    noise = next((f for f in findings if f.attack == ONE_STEP and f.setting == WITH_DP), None)
+    verdict = f'<b class="{"good" if passed else "bad"}">{"passed" if passed else "FAILED"}</b>'
+    return (
+        f"Result: {verdict}. Claimed: epsilon {c['epsilon']:g} at delta {c['delta']:g} for one {c['unit']}, by noise "
+        f"multiplier {c['noise_multiplier']:.3f}, sample rate {c['sample_rate']:g} and {c['steps']:,} steps. "
+        + (_noise_line(noise.details) if noise else "")
+        + (" A quick audit: fewer trials and rounds, of one local epoch each." if content["settings"]["quick"] else "")
+    )
+
+
+def _noise_line(details: Mapping[str, Any]) -> str:
+    return (
+        f"In the one-step trials the noise multiplier was {details['noise']:.3f} at the door, of "
+        f"{details['noise_planned']:.3f} planned there."
+    )
+
+
+def _table_row(finding: Finding) -> str:
+    *cells, verdict = finding.cells
+    kind = "note" if finding.kind == "shown" else "good" if finding.passed else "bad"
+    told = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+    return f'<tr>{told}<td class="{kind}">{verdict}</td></tr>'
+
+
+def png(image: Image.Image) -> bytes:
+    """The bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    write_atomically(path, lambda file: _put(file, content))
+
+
+def _put(file: Any, content: bytes) -> None:
+    file.write(content)

@@ -1,0 +1,171 @@
+"""What is audited: one site of a run or of a config, with the model that was released last."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from fedhpc.backbones import Backbone
+from fedhpc.config import RunConfig
+from fedhpc.config_file import load_config
+from fedhpc.console import Console
+from fedhpc.errors import InputError
+from fedhpc.exchange.update import F32
+from fedhpc.models import Task, build_model, load_backbone, to_vector
+from fedhpc.public_map import make_reference, public_map
+from fedhpc.rundir import RunDirectory, load_state, saved_rounds
+from fedhpc.runtime import prepare
+from fedhpc.session import make_phantoms
+from fedhpc.site.privacy import PrivacyPlan, plan_privacy
+from fedhpc.site.samples import FeatureSamples, ImageSamples, Samples
+from fedhpc.site.shard import Shard
+from fedhpc.site.training import Bench
+
+
+@dataclass(frozen=True)
+class Target:
+    """A config, and the run directory that it came from (None for a config alone)."""
+
+    config: RunConfig
+    run: Path | None
+
+    @property
+    def directory(self) -> Path:
+        """Where the run is, or would be by default."""
+        return Path("runs") / self.config.name if self.run is None else self.run
+
+
+def find_target(path: Path, overrides: list[str]) -> Target:
+    """A run directory or a YAML file, and `--set` overrides for the latter.
+
+    Raises:
+        InputError: neither, or nothing that an audit could be of.
+    """
+    target = _of_run(path, overrides) if path.is_dir() else Target(load_config(path, overrides), None)
+    config = target.config
+    if config.mode != "federated":
+        raise InputError(f"{path}: mode={config.mode}: no update leaves a hospital there; audit a federated run")
+    if config.privacy.trust == "sites":
+        raise InputError(
+            f"{path}: privacy.trust=sites: no update of one site is ever seen, and such are what the audit attacks; "
+            "audit the same config with privacy.trust=aggregator"
+        )
+    if not config.private:
+        how = "--set privacy.epsilon=1 shows what it would do" if target.run is None else "audit its config with --set"
+        raise InputError(f"{path}: privacy.epsilon is null, so there is no claim to audit; {how}")
+    return target
+
+
+def _of_run(path: Path, overrides: list[str]) -> Target:
+    config = RunDirectory(path).read_config()
+    if config is None:
+        raise InputError(f"{path}: holds no config.yaml; give a run directory, or a config file")
+    if overrides:
+        raise InputError(f"--set {overrides[0]}: {path} is a run and has its config; audit a config file to change it")
+    if not saved_rounds(path / "state", "round"):
+        raise InputError(f"{path}: holds no saved round in state/; train it first, or audit its config file")
+    return Target(config, path)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One site, open.
+
+    Attributes:
+        config: the run's.
+        site, index, weight: its public name, place and declared number of units.
+        shard, samples: private.
+        model: of the run, with `params` set.
+        params: f32[d], the global parameters that were released last, or the initial ones.
+        rounds_done: how many rounds made them.
+        plan: the noise that the run claims.
+        bench: where to compute.
+    """
+
+    config: RunConfig
+    site: str
+    index: int
+    weight: int
+    shard: Shard
+    samples: Samples
+    task: Task
+    model: nn.Module
+    params: F32
+    rounds_done: int
+    plan: PrivacyPlan
+    bench: Bench
+
+    @property
+    def frozen(self) -> bool:
+        """Whether a linear head on fixed features is all that is trained."""
+        return self.config.model.backbone is not None
+
+    @property
+    def round(self) -> int:
+        """The round whose learning rate is used: the last one done, or the first one."""
+        return max(self.rounds_done - 1, 0)
+
+
+@contextmanager
+def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
+    """Open the shard of `site` (None: the first), make a missing phantom shard, load the model.
+
+    Raises:
+        InputError: an unknown site, a bad shard, parameters of another model, noise that cannot be planned.
+    """
+    config = target.config
+    name = site or config.site_names[0]
+    if name not in config.site_names:
+        raise InputError(f"--site {name}: unknown; allowed: {', '.join(config.site_names)}")
+    console = Console(speaks=True, out=sys.stderr)
+    make_phantoms(config, [name], console)
+    make_reference(config, console)
+    # An audit may run on another machine than the run did.
+    bench = prepare(config.runtime.model_copy(update={"device": "auto"}), 0)
+    with Shard.open(config.data.shard_path(name), name, in_memory=config.data.in_memory) as shard:
+        backbone = load_backbone(config.model.backbone) if config.model.backbone else None
+        task = Task(shard.classes, shard.image_shape)
+        model = build_model(config, task, backbone).to(bench.device)
+        if backbone is not None and config.model.features is not None:
+            public_map(config, backbone.to(bench.device)).load_into(model)
+        params, rounds_done = _params(target, model)
+        index = config.site_names.index(name)
+        yield Subject(
+            config=config,
+            site=name,
+            index=index,
+            weight=config.data.sites[index].weight or 1,
+            shard=shard,
+            samples=_samples(config, shard, backbone, bench),
+            task=task,
+            model=model,
+            params=params,
+            rounds_done=rounds_done,
+            plan=plan_privacy(config),
+            bench=bench,
+        )
+
+
+def _params(target: Target, model: nn.Module) -> tuple[F32, int]:
+    initial = to_vector(model)
+    if target.run is None:
+        return initial, 0
+    folder = target.run / "state"
+    last = saved_rounds(folder, "round")[-1]
+    params = load_state(folder, "round", last)["params"].astype(np.float32, copy=False)
+    if params.size != initial.size:
+        raise InputError(
+            f"{folder}: round {last} has {params.size} parameters, the model of its config has {initial.size}; "
+            "restore the run directory, or the shard that it was trained on"
+        )
+    return params, last
+
+
+def _samples(config: RunConfig, shard: Shard, backbone: Backbone | None, bench: Bench) -> Samples:
+    if backbone is None:
+        return ImageSamples(shard)
+    return FeatureSamples(shard, backbone.to(bench.device), config.data.shard_path(shard.site).parent)

@@ -1,0 +1,164 @@
+"""`run.py audit`: open the site, attack, tell, write."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from fedhpc.audit.bounds import auditing
+from fedhpc.audit.controls import Trials, one_step, sampling, two_sites
+from fedhpc.audit.door import changed
+from fedhpc.audit.findings import WITH_DP, Finding
+from fedhpc.audit.guesses import Row
+from fedhpc.audit.inversion import Effort, rows
+from fedhpc.audit.membership import WholeRun, real_training, released_model, whole_run
+from fedhpc.audit.report import as_json, inversion_sheet, page, png, terminal_table, write_bytes
+from fedhpc.audit.subject import Subject, Target, find_target, open_subject
+from fedhpc.config import RunConfig
+from fedhpc.rundir import RunDirectory
+
+PASSED, FAILED = 0, 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for: a run directory or a config (with overrides), a site, how much, and where to write."""
+
+    path: Path
+    overrides: list[str]
+    site: str | None
+    quick: bool
+    seed: int
+    out: Path | None
+    json: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is done. `trials` are of one step, `pairs` of two sites, `rounds` of one round with subsampling."""
+
+    trials: Trials
+    pairs: Trials
+    rounds: Trials
+    whole_run: WholeRun
+    real_canaries: int
+    effort: Effort
+
+
+def plan_of(quick: bool, seed: int, rounds: int) -> Plan:
+    """A few minutes on two cores; `quick`: about one, with fewer canaries, rounds and iterations."""
+    if quick:
+        return Plan(
+            trials=Trials(200, 500, seed),
+            pairs=Trials(40, 500, seed),
+            rounds=Trials(4, 1000, seed),
+            whole_run=WholeRun(1, 2000, min(rounds, 5), seed),
+            real_canaries=500,
+            effort=Effort(20, 5.0, seed),
+        )
+    return Plan(
+        trials=Trials(400, 500, seed),
+        pairs=Trials(100, 500, seed),
+        rounds=Trials(8, 1000, seed),
+        whole_run=WholeRun(2, 4000, rounds, seed),
+        real_canaries=500,
+        effort=Effort(200, 20.0, seed),
+    )
+
+
+def audit(options: Options) -> int:
+    """Run the audit; the exit status.
+
+    Raises:
+        InputError: nothing that can be audited, or a library that is missing.
+    """
+    auditing()
+    target = find_target(options.path, options.overrides)
+    plan = plan_of(options.quick, options.seed, target.config.training.rounds)
+    start = time.monotonic()
+    with open_subject(target, options.site) as subject:
+        findings, pictures = _attack(subject, plan, options.quick)
+        settings = {**asdict(plan), "quick": options.quick, "seconds": round(time.monotonic() - start, 1)}
+        content = as_json(subject, findings, settings)
+        _write(target, options, (content, findings, pictures))
+    return _concluded(findings)
+
+
+def shortened(subject: Subject) -> Subject:
+    """With one local epoch a round."""
+    epochs = subject.config.training.local_epochs
+    config = changed(subject.config, training={"local_epochs": 1})
+    plan = replace(subject.plan, steps_per_round=subject.plan.steps_per_round // epochs)
+    return replace(subject, config=config, plan=plan)
+
+
+def _attack(subject: Subject, plan: Plan, quick: bool) -> tuple[list[Finding], list[Row]]:
+    trained = shortened(subject) if quick else subject
+    # tqdm draws nothing where no person looks (disable=None), nor on a terminal that does not tell its size.
+    size = shutil.get_terminal_size()
+    shape = {"ncols": min(100, size.columns), "nrows": size.lines}
+    with tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False, file=sys.stderr, **shape) as bar:
+        pictures = list(_told(bar, "inversion", rows(trained, plan.effort)))
+        findings = [finding for row in pictures for finding in row.findings()]
+        findings += _told(bar, "one step", one_step(subject, plan.trials))
+        findings += _told(bar, "two sites", two_sites(subject, plan.pairs))
+        findings += _told(bar, "one round", sampling(trained, plan.rounds))
+        rounds = _counted(bar, plan.whole_run)
+        findings += whole_run(trained, plan.whole_run, lambda: next(rounds, None))
+        findings += _told(bar, "real training", real_training(trained, plan.real_canaries, plan.effort.seed))
+        findings += released_model(subject)
+    return [*findings, noise_source(subject.config)], pictures
+
+
+def _told(bar: Any, name: str, parts: Iterable[T]) -> Iterator[T]:
+    """`parts`, while the bar says how many of them are done."""
+    bar.set_description_str(f"audit: {name}")
+    for done, part in enumerate(parts, 1):
+        yield part
+        bar.set_description_str(f"audit: {name}, {done} done")
+
+
+def _counted(bar: Any, size: WholeRun) -> Iterator[None]:
+    total = size.runs * size.rounds
+    for done in range(1, total + 1):
+        bar.set_description_str(f"audit: whole run, round {done} of {total}")
+        yield
+
+
+def noise_source(config: RunConfig) -> Finding:
+    """A noise seed in the config is known to everybody who has the config, and the noise with it."""
+    seeds = float(config.privacy.noise_seed is not None)
+    return Finding("noise of the run", WITH_DP, "seeds in the config", seeds, seeds, 0.0, "allowed", "claim")
+
+
+def _write(target: Target, options: Options, made: tuple[dict[str, Any], list[Finding], list[Row]]) -> None:
+    """audit.json beside the run; the pictures of patients into the site's own folder. Then the table."""
+    content, findings, pictures = made
+    site = content["site"]
+    numbers = options.out or target.directory / "audit"
+    private = options.out / "sites" / site if options.out else RunDirectory(target.directory).site(site) / "audit"
+    text = json.dumps(content, indent=2, allow_nan=False)
+    sheet = inversion_sheet(pictures)
+    write_bytes(numbers / "audit.json", f"{text}\n".encode())
+    write_bytes(private / "inversion.png", png(sheet))
+    write_bytes(private / "audit.html", page(content, findings, sheet).encode())
+    if options.json:
+        print(json.dumps(content, allow_nan=False))
+        return
+    print(terminal_table(findings))
+    print(f"\nnumbers: {numbers / 'audit.json'}")
+    print(f"pictures: {private}/audit.html and inversion.png show a patient: keep them as private as the shard")
+
+
+def _concluded(findings: list[Finding]) -> int:
+    failed = [f for f in findings if not f.passed]
+    for f in failed:
+        print(f"error: audit: {f.attack}, {f.setting}: {f.verdict}; {f.cells[2]}, {f.cells[3]}", file=sys.stderr)
+    return FAILED if failed else PASSED

@@ -1,0 +1,120 @@
+"""`run.py audit`: its files, its exit status, and what it refuses."""
+
+import html
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from fedhpc.audit import verb
+from fedhpc.audit.controls import Trials
+from fedhpc.audit.guesses import Row
+from fedhpc.audit.inversion import Effort, linear_row
+from fedhpc.audit.membership import WholeRun
+from fedhpc.audit.subject import Subject, Target, find_target, open_subject
+from fedhpc.config import RunConfig
+from fedhpc.errors import InputError
+from fedhpc.models import to_vector
+from fedhpc.rundir import RunDirectory, save_state
+
+
+def options(path: Path, **changes: Any) -> verb.Options:
+    plain = {"overrides": [], "site": None, "quick": True, "seed": 0, "out": None, "json": False}
+    return verb.Options(path=path, **{**plain, **changes})
+
+
+def one_row(subject: Subject, effort: Effort) -> Iterator[Row]:
+    yield linear_row(subject, subject.samples.indices("train")[:1], effort)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As little as there can be, of inversions the exact one alone: too little to catch half the noise."""
+    few = Trials(1, 100, 0)
+    plan = verb.Plan(few, few, few, WholeRun(1, 100, 1, 0), 50, Effort(1, 1.0, 0))
+    monkeypatch.setattr(verb, "plan_of", lambda quick, seed, rounds: plan)
+    monkeypatch.setattr(verb, "rows", one_row)
+
+
+def test_quick_audit_of_a_config(run_python: Callable[..., Any], config_file: Path, tmp_path: Path) -> None:
+    done = run_python(["audit", config_file, "--quick", "--out", tmp_path, "--json"], timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert told == json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
+    assert told["passed"] and told["site"] == "site1" and told["rounds_done"] == 0
+    verdicts = {finding["verdict"] for finding in told["findings"]}
+    assert verdicts == {"holds", "caught", "-"}
+    private = tmp_path / "sites" / "site1"
+    page = (private / "audit.html").read_text(encoding="utf-8")
+    assert "data:image/png;base64," in page and "http" not in page
+    for finding in told["findings"]:
+        assert html.escape(finding["attack"]) in page
+    with Image.open(private / "inversion.png") as sheet:
+        assert sheet.width > 900
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_control_that_is_not_caught_is_told_and_ends_with_1(
+    audited_config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run this time: its config and last saved round; pictures go into the site's own folder."""
+    run = tmp_path / "run"
+    directory = RunDirectory(run)
+    directory.write_config(audited_config)
+    with open_subject(Target(audited_config, None), None) as initial:
+        save_state(run / "state", "round", 2, {"params": to_vector(initial.model) + 1})
+    assert verb.audit(options(run)) == 1
+    out, err = capsys.readouterr()
+    assert "half the noise: NOT CAUGHT" in err
+    assert "NOT CAUGHT" in out and str(run / "sites" / "site1" / "audit") in out
+    told = json.loads((run / "audit" / "audit.json").read_text(encoding="utf-8"))
+    assert told["rounds_done"] == 2 and not told["passed"]
+    assert "released model's loss" in {finding["attack"] for finding in told["findings"]}
+    assert (run / "sites" / "site1" / "audit" / "inversion.png").exists()
+    assert not (run / "sites" / "site1" / "ledger.jsonl").exists()
+
+
+def test_a_public_noise_seed_is_a_violation(audited_config: RunConfig) -> None:
+    assert verb.noise_source(audited_config).verdict == "holds"
+    privacy = audited_config.privacy.model_copy(update={"noise_seed": 1})
+    assert verb.noise_source(audited_config.model_copy(update={"privacy": privacy})).verdict == "VIOLATED"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("privacy.epsilon=null", "no claim to audit"),
+        ("mode=local", "no update leaves a hospital"),
+        ("training.rounds=0", "training.rounds"),
+    ],
+)
+def test_what_cannot_be_audited_is_refused(config_file: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        find_target(config_file, [override])
+
+
+def test_runs_that_cannot_be_audited_are_refused(audited_config: RunConfig, config_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.yaml"):
+        find_target(tmp_path, [])
+    RunDirectory(tmp_path).write_config(audited_config)
+    with pytest.raises(InputError, match="no saved round"):
+        find_target(tmp_path, [])
+    with pytest.raises(InputError, match="is a run and has its config"):
+        find_target(tmp_path, ["seed=1"])
+    save_state(tmp_path / "state", "round", 1, {"params": np.zeros(5, np.float32)})
+    with pytest.raises(InputError, match="has 5 parameters"), open_subject(find_target(tmp_path, []), None):
+        pass
+    with (
+        pytest.raises(InputError, match="--site nowhere: unknown"),
+        open_subject(find_target(config_file, []), "nowhere"),
+    ):
+        pass
+
+
+def test_config_of_the_fixture_is_what_the_file_says(audited_config: RunConfig, config_file: Path) -> None:
+    assert RunConfig.model_validate(yaml.safe_load(config_file.read_text(encoding="utf-8"))) == audited_config

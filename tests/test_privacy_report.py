@@ -1,0 +1,101 @@
+"""`run.py privacy`: the plan before any training agrees with the ledger after it; runs add up; errors are told."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedhpc.cli import main
+from fedhpc.config_file import load_config
+from fedhpc.errors import InputError, PrivacyError
+from fedhpc.privacy_report import planned_charges, report
+from fedhpc.site.accountant import bounds_of
+from fedhpc.site.ledger import Ledger, Lifetime, lifetime_path
+from fedhpc.site.privacy import plan_privacy
+
+NAMES = ("site1", "site2")
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    tree = {
+        "name": "x",
+        "data": {"shards": f"{tmp_path}/{{site}}.h5", "sites": [{"name": n, "weight": 100} for n in NAMES]},
+        "training": {"rounds": 3, "local_epochs": 2},
+        "privacy": {"epsilon": 2.0, "sample_rate": 0.5},
+    }
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return tmp_path / "x.yaml"
+
+
+def spend(config_file: Path, run: str) -> None:
+    """Charge the shard of site1 as a whole run does."""
+    config = load_config(config_file)
+    folder = config_file.parent
+    lifetime = Lifetime(lifetime_path(folder / "site1.h5"), "site1")
+    ledger = Ledger(folder / run / "sites" / "site1" / "ledger.jsonl", ("site1", run), [lifetime])
+    for charge in planned_charges(config, plan_privacy(config)):
+        ledger.charge(charge)
+
+
+def test_plan_of_a_config(config_file: Path) -> None:
+    config = load_config(config_file)
+    facts = report([config_file], []).facts
+    plan = plan_privacy(config)
+    assert (facts["steps_per_round"], facts["steps"], facts["noise_multiplier"]) == (4, 12, plan.noise_multiplier)
+    assert [site["expected_batch"] for site in facts["sites"]] == [50, 50]
+    whole = bounds_of(planned_charges(config, plan), 1e-5)
+    assert {(site["epsilon_prv"], site["epsilon_rdp"]) for site in facts["sites"]} == {(whole.prv, whole.rdp)}
+    epsilons = [entry["epsilon"] for entry in facts["by_round"]]
+    assert epsilons == sorted(epsilons)
+    assert [entry["round"] for entry in facts["by_round"]] == [1, 2, 3]
+    assert 1.98 < epsilons[-1] <= 2.0
+    rates = {entry["privacy.sample_rate"]: entry["noise_per_signal"] for entry in facts["other_sample_rates"]}
+    assert rates[1.0] < rates[0.2] < rates[0.05], "the larger the rate, the less noise for the same epsilon"
+
+
+def test_what_earlier_runs_spent_is_added(config_file: Path) -> None:
+    spend(config_file, "one")
+    first, second = report([config_file], []).facts["sites"]
+    assert (first["runs_before"], second["runs_before"]) == (1, 0)
+    alone, both = (float(site["spent_after"].split()[1]) for site in (second, first))
+    assert alone < both < 2 * alone
+
+
+def test_a_sweep_spends_the_sum(config_file: Path) -> None:
+    """Two configs on the same patients: more than either, less than their plain sum."""
+    other = config_file.with_name("y.yaml")
+    other.write_text("extends: x.yaml\nname: y\nprivacy: {epsilon: 1.0}\n", encoding="utf-8")
+    found = report([config_file, other], [])
+    assert [facts["name"] for facts in found.facts["configs"]] == ["x", "y"]
+    assert 2.0 < float(found.facts["together"]["site1"].split()[1]) < 3.0
+    assert "add up" in found.text
+
+
+def test_a_shard_tells_its_whole_life(config_file: Path) -> None:
+    shard = config_file.with_name("site1.h5")
+    with pytest.raises(PrivacyError, match="no private run was charged"):
+        report([shard], [])
+    spend(config_file, "one")
+    spend(config_file, "two")
+    found = report([shard], [])
+    assert [(run["run"], run["charges"]) for run in found.facts["runs"]] == [("one", 3), ("two", 3)]
+    config = load_config(config_file)
+    twice = planned_charges(config, plan_privacy(config)) * 2
+    assert found.facts["epsilon"] == {"patient": bounds_of(twice, 1e-5).epsilon}
+    assert "over 2 runs" in found.text
+
+
+def test_json_is_all_there_is(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["privacy", str(config_file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "x"
+
+
+def test_what_cannot_be_reported(config_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(PrivacyError, match=r"privacy\.epsilon is null"):
+        report([config_file], ["privacy.epsilon=null"])
+    with pytest.raises(InputError, match="is no config"):
+        report([tmp_path / "nothing"], [])
+    with pytest.raises(InputError, match="with configs only"):
+        report([tmp_path / "site1.h5", config_file], [])
