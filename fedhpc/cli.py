@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedhpc.bench import add_benchmarks
 from fedhpc.errors import InputError
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
@@ -50,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--shard", type=Path, required=True)
     evaluate.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     evaluate.set_defaults(verb=_evaluate)
+    add_benchmarks(verbs.add_parser("bench", help="the project's own benchmarks, with ratios"))
     return top
 
 
