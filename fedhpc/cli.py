@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedhpc.bench import add_benchmarks
 from fedhpc.errors import InputError
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
@@ -56,19 +57,8 @@ def parser() -> argparse.ArgumentParser:
     privacy.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     privacy.set_defaults(verb=_privacy)
     _add_audit(verbs.add_parser("audit", help="attack what left the door, and see that broken privacy is noticed"))
-    _add_bench(verbs.add_parser("bench", help="the project's own benchmarks, with ratios"))
+    add_benchmarks(verbs.add_parser("bench", help="the project's own benchmarks, with ratios"))
     return top
-
-
-def _add_bench(bench: argparse.ArgumentParser) -> None:
-    kinds = bench.add_subparsers(required=True, metavar="KIND")
-    codec = kinds.add_parser("codec", help="bytes, seconds and memory of selecting and coding an update")
-    codec.add_argument("--size", type=int, default=112_500_000, help="entries of the Gaussian update")
-    codec.add_argument("--density", type=float, default=0.1)
-    codec.add_argument("--value-bits", type=int, choices=(32, 16, 8, 7, 6, 5, 4, 3), default=4)
-    codec.add_argument("--threads", type=int, default=1)
-    codec.add_argument("--json", action="store_true", help="one JSON object and nothing else")
-    codec.set_defaults(verb=_bench_codec)
 
 
 def _add_audit(audit: argparse.ArgumentParser) -> None:
@@ -213,19 +203,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     else:
         for key, value in result.items():
             print(f"{key:18} {value if not isinstance(value, float) else round(value, 4)}")
-    return FINISHED
-
-
-def _bench_codec(options: argparse.Namespace) -> int:
-    if options.size < 1 or not 0 < options.density <= 1 or options.threads < 1:
-        raise InputError(
-            f"--size {options.size} --density {options.density} --threads {options.threads}: sizes and threads are at "
-            "least 1, densities above 0 and at most 1"
-        )
-    from fedhpc.bench.codec import Job, bench, report
-
-    figures = bench(Job(options.size, options.density, options.value_bits, options.threads))
-    print(json.dumps(figures, allow_nan=False) if options.json else report(figures))
     return FINISHED
 
 
