@@ -136,7 +136,8 @@ class ClippedSum:
         sums = dict(zip(tape.slots, torch.split(weighted, [p.numel() for p in tape.slots]), strict=True))
         for p, (layer, way) in tape.ways.items():
             sums[p] = way.natural(layer, sums[p]).reshape(-1)
-        torch._foreach_add_([self._parts[p] for p in sums], list(sums.values()))
+        if sums:  # not where every layer is taken by Gram matrices
+            torch._foreach_add_([self._parts[p] for p in sums], list(sums.values()))
 
     def _workspace(self, n: int, entries: int) -> Tensor:
         """Memory for [n, entries], the same for all batches: fresh pages would cost more than what is written there."""
