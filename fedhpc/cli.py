@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fedhpc.bench import add_benchmarks
+from fedhpc.door_verbs import add_egress, add_pki
 from fedhpc.errors import InputError
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
@@ -55,45 +57,11 @@ def parser() -> argparse.ArgumentParser:
     privacy.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
     privacy.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     privacy.set_defaults(verb=_privacy)
-    _add_pki(verbs.add_parser("pki", help="the certificates of the hospitals and of rank 0"))
-    egress = verbs.add_parser("egress", help="what left each hospital in a run, and why no image is among it")
-    egress.add_argument("run", type=Path, help="a run directory")
-    egress.add_argument("--json", action="store_true", help="one JSON object and nothing else")
-    egress.set_defaults(verb=_egress)
+    add_pki(verbs.add_parser("pki", help="the certificates of the hospitals and of rank 0"))
+    add_egress(verbs.add_parser("egress", help="what left each hospital in a run, and why no image is among it"))
     _add_audit(verbs.add_parser("audit", help="attack what left the door, and see that broken privacy is noticed"))
-    _add_bench(verbs.add_parser("bench", help="the project's own benchmarks, with ratios"))
+    add_benchmarks(verbs.add_parser("bench", help="the project's own benchmarks, with ratios"))
     return top
-
-
-def _add_pki(pki: argparse.ArgumentParser) -> None:
-    kinds = pki.add_subparsers(required=True, metavar="KIND")
-    texts = {
-        "init": "a CA, and a certificate for the aggregator and each site of the config",
-        "issue": "a new key and certificate for one name, in place of its old ones",
-        "revoke": "refuse the certificate of one name from now on",
-        "show": "all certificates, their expiry, and which are revoked",
-    }
-    for kind, text in texts.items():
-        verb = kinds.add_parser(kind, help=text)
-        verb.add_argument("config", type=Path)
-        if kind in ("issue", "revoke"):
-            verb.add_argument("name", help="a site, or aggregator")
-        if kind in ("init", "issue"):
-            verb.add_argument("--days", type=int, default=365, help="until it expires")
-        verb.add_argument("-o", "--out", type=Path, help="the folder; default: exchange.pki of the config")
-        verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
-        verb.set_defaults(verb=_pki, kind=kind)
-
-
-def _add_bench(bench: argparse.ArgumentParser) -> None:
-    kinds = bench.add_subparsers(required=True, metavar="KIND")
-    codec = kinds.add_parser("codec", help="bytes, seconds and memory of selecting and coding an update")
-    codec.add_argument("--size", type=int, default=112_500_000, help="entries of the Gaussian update")
-    codec.add_argument("--density", type=float, default=0.1)
-    codec.add_argument("--value-bits", type=int, choices=(32, 16, 8, 7, 6, 5, 4, 3), default=4)
-    codec.add_argument("--threads", type=int, default=1)
-    codec.add_argument("--json", action="store_true", help="one JSON object and nothing else")
-    codec.set_defaults(verb=_bench_codec)
 
 
 def _add_audit(audit: argparse.ArgumentParser) -> None:
@@ -229,36 +197,6 @@ def _privacy(options: argparse.Namespace) -> int:
     return FINISHED
 
 
-def _pki(options: argparse.Namespace) -> int:
-    from fedhpc import pki
-    from fedhpc.config_file import load_config
-    from fedhpc.console import table
-    from fedhpc.exchange.tls import AGGREGATOR_NAME
-
-    config = load_config(options.config, options.set)
-    folder = options.out or config.exchange.pki_folder(config.data, AGGREGATOR_NAME)
-    names = (AGGREGATOR_NAME, *config.site_names)
-    if options.kind in ("issue", "revoke") and options.name not in names:
-        raise InputError(f"{options.name}: no site of {options.config}; allowed: {', '.join(names)}")
-    if options.kind == "init":
-        pki.init(folder, config.site_names, options.days)
-    elif options.kind == "issue":
-        pki.issue(folder, options.name, options.days)
-    elif options.kind == "revoke":
-        print(f"revoked {pki.revoke(folder, options.name)}; give {folder / 'crl.pem'} to every site and to rank 0")
-    rows = [(one.name, one.serial, one.expires, one.state) for one in pki.show(folder)]
-    print(f"{folder}\n{table([('name', 'serial', 'expires', 'state'), *rows])}")
-    return FINISHED
-
-
-def _egress(options: argparse.Namespace) -> int:
-    from fedhpc.egress_report import report
-
-    found = report(options.run)
-    print(json.dumps(found.facts, allow_nan=False) if options.json else found.text)
-    return FINISHED if found.facts["holds"] else FAILED
-
-
 def _evaluate(options: argparse.Namespace) -> int:
     from fedhpc.evaluate import evaluate
 
@@ -268,19 +206,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     else:
         for key, value in result.items():
             print(f"{key:18} {value if not isinstance(value, float) else round(value, 4)}")
-    return FINISHED
-
-
-def _bench_codec(options: argparse.Namespace) -> int:
-    if options.size < 1 or not 0 < options.density <= 1 or options.threads < 1:
-        raise InputError(
-            f"--size {options.size} --density {options.density} --threads {options.threads}: sizes and threads are at "
-            "least 1, densities above 0 and at most 1"
-        )
-    from fedhpc.bench.codec import Job, bench, report
-
-    figures = bench(Job(options.size, options.density, options.value_bits, options.threads))
-    print(json.dumps(figures, allow_nan=False) if options.json else report(figures))
     return FINISHED
 
 

@@ -1,1 +1,57 @@
-"""`run.py bench`: the project's own benchmarks, each beside something that is run in the same process."""
+"""The project's own benchmarks (`run.py bench ...`): each gives a ratio to something run beside it.
+
+What a benchmark needs is imported when it runs, so that `run.py --help` stays quick.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+from fedhpc.errors import InputError
+
+
+def add_benchmarks(bench: argparse.ArgumentParser) -> None:
+    """One sub-verb for each benchmark, each with `--json`."""
+    kinds = bench.add_subparsers(required=True, metavar="KIND")
+    dp = kinds.add_parser("dp", help="time and memory of a private step: plain SGD, Opacus's modes and ours")
+    dp.add_argument("--models", nargs="+", metavar="MODEL", help="default: densenet_small conv4 head")
+    dp.add_argument("--ways", nargs="+", metavar="WAY", help="default: all; plain SGD is always among them")
+    dp.add_argument("--batch", type=int, default=64, help="images a step")
+    dp.add_argument("--image-size", type=int, default=64, help="pixels a side")
+    dp.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    dp.add_argument("--threads", type=int, default=1)
+    dp.add_argument("--seconds", type=float, default=20, help="how long to time each model")
+    dp.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    dp.set_defaults(verb=_dp)
+    codec = kinds.add_parser("codec", help="bytes, seconds and memory of selecting and coding an update")
+    codec.add_argument("--size", type=int, default=112_500_000, help="entries of the Gaussian update")
+    codec.add_argument("--density", type=float, default=0.1)
+    codec.add_argument("--value-bits", type=int, choices=(32, 16, 8, 7, 6, 5, 4, 3), default=4)
+    codec.add_argument("--threads", type=int, default=1)
+    codec.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    codec.set_defaults(verb=_codec)
+
+
+def _dp(options: argparse.Namespace) -> int:
+    from fedhpc.bench import dp
+
+    place = dp.Place(options.device, options.threads, options.batch, options.image_size)
+    models, ways = options.models or dp.DEFAULT_MODELS, options.ways or dp.WAYS
+    return _print(dp.run(models, ways, place, options.seconds), dp.table, options.json)
+
+
+def _print(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> int:
+    print(json.dumps(result, allow_nan=False) if as_json else table(result))
+    return 0
+
+
+def _codec(options: argparse.Namespace) -> int:
+    if options.size < 1 or not 0 < options.density <= 1 or options.threads < 1:
+        raise InputError(
+            f"--size {options.size} --density {options.density} --threads {options.threads}: sizes and threads are at "
+            "least 1, densities above 0 and at most 1"
+        )
+    from fedhpc.bench.codec import Job, bench, report
+
+    return _print(bench(Job(options.size, options.density, options.value_bits, options.threads)), report, options.json)

@@ -1,4 +1,4 @@
-"""DP-SGD at one hospital (Abadi et al. 2016, Algorithm 1), by Opacus: calibration, Poisson sampling, clipping, noise.
+"""DP-SGD at one hospital (Abadi et al. 2016, Algorithm 1): calibration by Opacus, Poisson sampling, clipping, noise.
 
 Formal guarantee: the sequence of updates that a site releases is (epsilon, delta)-differentially private for adding or
 removing one unit (a patient with all images, or one image), by the ledger's accountant. What is sampled is what is
@@ -6,20 +6,18 @@ accounted: every step draws each unit independently with probability `sample_rat
 """
 
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus import GradSampleModule
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from fedhpc.config import RunConfig
 from fedhpc.rng import seed_of
 from fedhpc.site.accountant import Bounds, Charge, Mechanism, bounds_of, calibrate_gaussian
+from fedhpc.site.clipping import ClippedSum
 from fedhpc.site.samples import Samples
 from fedhpc.site.skellam import calibrate
 
@@ -125,51 +123,6 @@ def physical_batches(drawn: list[I64], limit: int) -> Iterator[tuple[I64, I64, b
 
 
 @dataclass(frozen=True)
-class PrivateStep:
-    """One clipped and noised optimiser step after another, on a wrapped model."""
-
-    module: GradSampleModule
-    optimizer: DPOptimizer
-
-    @classmethod
-    def wrap(cls, model: nn.Module, optimizer: torch.optim.Optimizer, terms: "Terms") -> "PrivateStep":
-        """Hook `model` for per-sample gradients; call `unwrap` when done."""
-        dp = DPOptimizer(
-            optimizer,
-            noise_multiplier=terms.noise_multiplier,
-            max_grad_norm=terms.clip_norm,
-            expected_batch_size=terms.expected_units,
-            loss_reduction="mean",
-            generator=terms.noise,
-        )
-        return cls(GradSampleModule(model, loss_reduction="sum"), dp)
-
-    def __call__(self, images: Tensor, labels: Tensor, owner: Tensor, last: bool) -> None:
-        """Accumulate the clipped gradients of these images' units; with `last`, add the noise and step."""
-        if len(images):
-            # torch tells that images need no gradient of their own; Opacus's hooks don't use it.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            loss = nn.functional.cross_entropy(self.module(images), labels, reduction="sum")
-            loss.backward()  # type: ignore[no-untyped-call]
-        for p in self._trained():
-            # Opacus hangs the per-sample gradients [b, ...] on the parameter itself.
-            per_image: Tensor = getattr(p, "grad_sample") if len(images) else p.new_zeros((0, *p.shape))  # noqa: B009
-            p.grad_sample = _mean_by_unit(per_image, owner)  # type: ignore[attr-defined]
-        self.optimizer.signal_skip_step(do_skip=not last)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def unwrap(self) -> None:
-        """Take the hooks off the model."""
-        self.module.remove_hooks()
-        for p in self._trained():
-            p.__dict__.pop("grad_sample", None), p.__dict__.pop("summed_grad", None)
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [p for p in self.module.parameters() if p.requires_grad]
-
-
-@dataclass(frozen=True)
 class Terms:
     """What a private optimiser needs: clip norm C, sigma / C, the public expected unit count, the noise's source."""
 
@@ -179,10 +132,47 @@ class Terms:
     noise: torch.Generator
 
 
-def _mean_by_unit(grad_sample: Tensor, owner: Tensor) -> Tensor:
-    """Per-image gradients [b, ...] -> per-unit means [units, ...]: what is clipped is the unit's contribution."""
-    counts = torch.bincount(owner)
-    if len(counts) == len(owner):
-        return grad_sample
-    sums = grad_sample.new_zeros((len(counts), *grad_sample.shape[1:])).index_add_(0, owner, grad_sample)
-    return sums / counts.view(-1, *[1] * (grad_sample.ndim - 1))
+@dataclass(frozen=True)
+class PrivateStep:
+    """One clipped and noised optimiser step after another, on a wrapped model."""
+
+    clipped: ClippedSum
+    optimizer: torch.optim.Optimizer
+    terms: Terms
+
+    @classmethod
+    def wrap(cls, model: nn.Module, optimizer: torch.optim.Optimizer, terms: Terms) -> "PrivateStep":
+        """Attach to `model`, whose trained parameters `optimizer` steps; call `unwrap` when done.
+
+        Raises:
+            PrivacyError: where the model cannot be trained with privacy.
+        """
+        return cls(ClippedSum(model, terms.clip_norm), optimizer, terms)
+
+    def __call__(self, images: Tensor, labels: Tensor, owner: Tensor, last: bool) -> None:
+        """Accumulate the clipped gradients of these images' units; with `last`, add the noise and step.
+
+        Args:
+            images: [n, ...], n may be 0 (private).
+            labels: int64 [n] (private).
+            owner: int64 [n], the unit of each image, from 0 on with none left out; no unit is cut (private).
+            last: whether the drawn batch is complete with these.
+        """
+        self.clipped.add(images, labels, owner)
+        if last:
+            self._step()
+
+    def unwrap(self) -> None:
+        """Leave the model as it was."""
+        self.clipped.close()
+
+    def _step(self) -> None:
+        """The one place where noise is added: once for each drawn batch, to the whole sum."""
+        total, terms = self.clipped.take(), self.terms
+        std = terms.noise_multiplier * terms.clip_norm
+        noise = torch.normal(0.0, std, total.shape, generator=terms.noise, dtype=total.dtype, device=total.device)
+        mean = (total + noise) / terms.expected_units
+        for p, part in zip(self.clipped.trained, self.clipped.split(mean), strict=True):
+            p.grad = part.view_as(p)
+        self.optimizer.step()
+        self.optimizer.zero_grad()

@@ -192,7 +192,7 @@ def test_the_gain_over_local_noise() -> None:
 def test_the_plan_is_skellam_and_meets_the_target() -> None:
     plan = plan_privacy(config(epsilon=2.0))
     assert plan == PrivacyPlan(calibrate(2.0, 1e-5, 10), 1.0, 1, "skellam")
-    assert 1.999 < plan.epsilon(10, 1e-5) <= 2
+    assert 1.999 < plan.bounds(10, 1e-5).epsilon <= 2
 
 
 def test_mean_gradient_undoes_the_grid() -> None:

@@ -14,7 +14,7 @@ from scipy.special import ive, logsumexp
 
 from fedhpc.errors import PrivacyError
 from fedhpc.site import skellam
-from fedhpc.site.ledger import epsilon_of
+from fedhpc.site.accountant import epsilon_of
 from fedhpc.site.skellam import ORDERS, calibrate, draw, epsilon_by_rdp, rdp, source, variance_for
 
 

@@ -1,0 +1,256 @@
+"""`run.py bench dp`: what privacy costs in a training step, against plain SGD and every mode of Opacus.
+
+Time: all ways take turns, one step each, by the wall clock and by the CPU time that the process was given; ratios are
+of minima, which a busy machine disturbs least, and of medians. Memory: each way in a process of its own, after a first
+step on a few images (which loads code and makes the optimiser's state): the most that is resident during three steps,
+less what was resident before them. On a GPU it is what PyTorch's allocator held.
+"""
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedhpc.backbones import Backbone
+from fedhpc.config import RunConfig
+from fedhpc.errors import InputError
+from fedhpc.models import Task, build_model, parameter_count
+from fedhpc.runtime import device_name
+from fedhpc.site.opacus_modes import MODES, Step, opacus_step
+from fedhpc.site.privacy import PrivateStep, Terms
+
+DEFAULT_MODELS = ("densenet_small", "conv4", "head")
+SHIPPED = ("densenet_small", "densenet121", "resnet18", "resnet50")
+FEATURES = 1280
+IMAGES_A_PATIENT = 3
+WAYS = ("plain", *MODES, "fedhpc", "fedhpc-patients")
+LABELS = {
+    "plain": "plain SGD",
+    **{mode: f"Opacus {mode}" for mode in MODES},
+    "hooks+": "Opacus hooks, our samplers",
+    "fedhpc": "fedhpc",
+    "fedhpc-patients": f"fedhpc, {IMAGES_A_PATIENT} images a patient",
+}
+WARM_UP, MEMORY_STEPS, LEAST_STEPS = 2, 3, 3
+EW_LEAST = 32  # PyTorch's expanded weights fail on a densenet for fewer images
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and on what a step runs."""
+
+    device: str
+    threads: int
+    batch: int
+    image_size: int
+
+
+def run(models: Sequence[str], ways: Sequence[str], place: Place, seconds: float) -> dict[str, Any]:
+    """The whole benchmark as a JSON object: for each model, the figures of each way.
+
+    Raises:
+        InputError: for a model, way or device that there is not.
+    """
+    _check("models", models, (*SHIPPED, "conv4", "head"))
+    _check("ways", ways, WAYS)
+    device_name(place.device, 0, torch.cuda.device_count())
+    torch.set_num_threads(place.threads)
+    chosen = [way for way in WAYS if way == "plain" or way in ways]
+    return {
+        **asdict(place),
+        "torch": torch.__version__,
+        "models": {name: _run_model(name, chosen, place, seconds) for name in models},
+    }
+
+
+def _check(option: str, given: Sequence[str], allowed: Sequence[str]) -> None:
+    unknown = [name for name in given if name not in allowed]
+    if unknown:
+        raise InputError(f"--{option} {' '.join(unknown)}: there is no such; allowed: {', '.join(allowed)}")
+
+
+def _run_model(name: str, ways: Sequence[str], place: Place, seconds: float) -> dict[str, Any]:
+    times, failed = _times(name, ways, place, seconds)
+    memory = {way: _memory_mb(name, way, place) for way in times}
+    figures = {way: _figures(way, times, memory) for way in times}
+    return {"parameters": parameter_count(network(name, place)), "ways": figures, "failed": failed}
+
+
+def network(name: str, place: Place) -> nn.Module:
+    """A network by name: one that is shipped, `head` (linear, on 1280 features) or `conv4`."""
+    torch.manual_seed(0)
+    if name == "conv4":
+        return conv4()
+    tree: dict[str, Any] = {"name": name}
+    backbone = None
+    if name == "head":
+        tree, backbone = {"name": "frozen", "backbone": "efficientnet_lite0"}, Backbone(nn.Identity(), FEATURES, None)
+    shards = {"shards": "{site}.h5", "sites": [{"name": "a"}]}
+    config = RunConfig.model_validate({"name": "bench", "data": shards, "model": tree})
+    return build_model(config, Task(("no", "yes"), (1, place.image_size, place.image_size)), backbone)
+
+
+def conv4() -> nn.Module:
+    """Four 3x3 convolutions of stride 2 with group norm, 16 to 128 channels: 97,890 parameters."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((1, 16), (16, 32), (32, 64), (64, 128)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 2))
+
+
+def step_of(way: str, name: str, place: Place) -> Step:
+    """A fresh model with its optimiser, as a function that takes one step."""
+    model = network(name, place).to(place.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    if way == "plain":
+        return _plain_step(model, optimizer)
+    terms = Terms(1.0, 1.0, place.batch, torch.Generator(place.device).manual_seed(0))
+    if way in MODES:
+        return opacus_step(way, model, optimizer, terms)
+    private, images_a_unit = PrivateStep.wrap(model, optimizer, terms), IMAGES_A_PATIENT if "patients" in way else 1
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        owner = torch.arange(len(images), device=images.device) // images_a_unit
+        private(images, labels, owner, last=True)
+
+    return step
+
+
+def _plain_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
+    def step(images: Tensor, labels: Tensor) -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def _batch(name: str, place: Place, images: int) -> tuple[Tensor, Tensor]:
+    shape = (images, FEATURES) if name == "head" else (images, 1, place.image_size, place.image_size)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 2, (images,), generator=generator)
+    return torch.randn(shape, generator=generator).to(place.device), labels.to(place.device)
+
+
+Times = dict[str, list[tuple[float, float]]]
+"""(wall, CPU) seconds of each step, by way."""
+
+
+def _times(name: str, ways: Sequence[str], place: Place, seconds: float) -> tuple[Times, dict[str, str]]:
+    """Of all ways that work, and why a way failed where one did."""
+    batch = _batch(name, place, place.batch)
+    steps, failed = {}, {}
+    for way in ways:
+        try:
+            step = step_of(way, name, place)
+            for _ in range(WARM_UP):
+                step(*batch)
+            steps[way] = step
+        except (RuntimeError, NotImplementedError) as error:
+            failed[way] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    times: Times = {way: [] for way in steps}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times["plain"]) < LEAST_STEPS:
+        for way, step in steps.items():
+            times[way].append(_seconds(partial(step, *batch), place.device))
+    return times, failed
+
+
+def _seconds(work: Callable[[], None], device: str) -> tuple[float, float]:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _memory_mb(name: str, way: str, place: Place) -> float | None:
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as fresh:
+        return fresh.submit(extra_memory_mb, name, way, place).result()
+
+
+def extra_memory_mb(name: str, way: str, place: Place) -> float | None:
+    """The most memory that steps need above what is there before them; None where the system does not tell.
+
+    Only in a process of its own: memory that was freed earlier would be used again unseen.
+    """
+    torch.set_num_threads(place.threads)
+    step, batch = step_of(way, name, place), _batch(name, place, place.batch)
+    step(*_batch(name, place, EW_LEAST if way == "ew" else 2))
+    gc.collect()
+    if place.device == "cuda":
+        return _extra_cuda_mb(partial(step, *batch))
+    clear = Path("/proc/self/clear_refs")
+    try:
+        clear.write_text("5", encoding="ascii")
+    except OSError:
+        return None
+    # Freed memory that the C library has kept would be used again unseen.
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status_mb("VmRSS")
+    for _ in range(MEMORY_STEPS):
+        step(*batch)
+    return _status_mb("VmHWM") - before
+
+
+def _extra_cuda_mb(work: Callable[[], None]) -> float:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    for _ in range(MEMORY_STEPS):
+        work()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+def _status_mb(key: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{key}:"))
+
+
+def _figures(way: str, times: Times, memory: dict[str, float | None]) -> dict[str, float | None]:
+    wall, cpu = zip(*times[way], strict=True)
+    plain_wall, plain_cpu = zip(*times["plain"], strict=True)
+    mb, plain_mb = memory[way], memory["plain"]
+    return {
+        "steps": len(wall),
+        "min_s": min(wall),
+        "median_s": statistics.median(wall),
+        "time_over_plain": min(wall) / min(plain_wall),
+        "median_over_plain": statistics.median(wall) / statistics.median(plain_wall),
+        "cpu_over_plain": min(cpu) / min(plain_cpu),
+        "memory_mb": mb,
+        "memory_over_plain": mb / plain_mb if mb is not None and plain_mb else None,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `run` for people."""
+    lines = [f"batch {result['batch']}, {result['device']}, {result['threads']} thread(s), torch {result['torch']}"]
+    for name, model in result["models"].items():
+        size = f"{FEATURES} features" if name == "head" else f"{result['image_size']}x{result['image_size']} pixels"
+        steps = model["ways"]["plain"]["steps"]
+        lines += ["", f"{name}: {model['parameters']:,} parameters, {size}, {steps} steps each"]
+        lines += [f"{'':28}{'ms a step':>10}{'/ plain':>9}{'medians':>9}{'CPU':>7}{'extra MB':>10}{'/ plain':>9}"]
+        lines += [_line(way, row) for way, row in model["ways"].items()]
+        lines += [f"{LABELS[way]:28}{why}" for way, why in model["failed"].items()]
+    return "\n".join(lines)
+
+
+def _line(way: str, row: dict[str, Any]) -> str:
+    times = f"{1e3 * row['min_s']:10.2f}{row['time_over_plain']:9.2f}{row['median_over_plain']:9.2f}"
+    mb, over = row["memory_mb"], row["memory_over_plain"]
+    memory = f"{'-':>10}{'-':>9}" if mb is None else f"{mb:10.1f}{over:9.2f}"
+    return f"{LABELS[way]:28}{times}{row['cpu_over_plain']:7.2f}{memory}"

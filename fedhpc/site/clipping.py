@@ -1,0 +1,169 @@
+"""The sum of clipped unit gradients, exactly, in one forward and one backward pass.
+
+Formal guarantee: for any images, labels and parameters, to add one unit to a batch moves the sum by at most `clip_norm`
+in L2 norm, up to rounding (Abadi et al. 2016, Algorithm 1, with a unit's gradient in place of an image's).
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedhpc.errors import PrivacyError
+from fedhpc.site.grad_samplers import inner_products, weighted_sum
+from fedhpc.site.linear_head import LinearHead
+from fedhpc.site.recording import Recorder, Tape
+from fedhpc.site.turns import Turns
+
+
+class ClippedSum:
+    """Adds up the clipped gradients of units, over one or more physical batches, for a model's trained parameters.
+
+    A unit's gradient is that of the mean cross entropy of its images. A unit whose gradient is not finite adds nothing,
+    since no factor would bound it.
+    """
+
+    def __init__(self, model: nn.Module, clip_norm: float) -> None:
+        """Attach to `model` until `close`.
+
+        Raises:
+            PrivacyError: where the model cannot be trained with privacy.
+        """
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not named:
+            raise PrivacyError("the network has no trained parameter: unfreeze one, or train without privacy")
+        self._names, self.trained = tuple(named), tuple(named.values())
+        self._clip_norm = clip_norm
+        self._recorder, self._head = Recorder(model), LinearHead.of(model)
+        self._total = torch.cat([torch.zeros_like(p).reshape(-1) for p in self.trained])
+        self._parts: dict[Tensor, Tensor] = dict(zip(self.trained, self.split(self._total), strict=True))
+        self._memory = self._total.new_empty(0)
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        self._recorder.detach()
+
+    def split(self, vector: Tensor) -> tuple[Tensor, ...]:
+        """One part of [d] for each of `trained`, flat."""
+        return torch.split(vector, [p.numel() for p in self.trained])
+
+    def take(self) -> Tensor:
+        """The sum [d] of all that was added since the last `take` (private until noise is added)."""
+        total = self._total.clone()
+        self._total.zero_()
+        return total
+
+    def add(self, images: Tensor, labels: Tensor, owner: Tensor) -> None:
+        """Add the units of one physical batch.
+
+        Args:
+            images: [n, ...] on the model's device (private).
+            labels: int64 [n] (private).
+            owner: int64 [n], the unit of each image, from 0 on with none left out; no unit is cut (private).
+
+        Raises:
+            PrivacyError: names the layer or the parameter whose gradient would escape the clipping.
+        """
+        while len(images):
+            finite = self._add_if_finite(images, labels, owner)
+            if finite is None:
+                return
+            images, labels = images[finite], labels[finite]
+            owner = torch.unique(owner[finite], return_inverse=True)[1]
+
+    def _add_if_finite(self, images: Tensor, labels: Tensor, owner: Tensor) -> Tensor | None:
+        """Add the batch; or where some unit's gradient is not finite add nothing, and tell whose is, bool [n]."""
+        if self._head is not None:
+            with torch.no_grad(), _full_precision(images.device):
+                return self._add_head(self._head, images, labels, owner)
+        turns = Turns.of(owner)
+        tape = self._record(turns.arrange(images), turns.arrange(labels), turns)
+        with torch.no_grad(), _full_precision(images.device):
+            finite = self._add_recorded(tape, turns)
+        return None if finite is None else turns.in_batch(finite)
+
+    def _add_head(self, head: LinearHead, images: Tensor, labels: Tensor, owner: Tensor) -> Tensor | None:
+        x = head.features(images)
+        r = head.residuals(x, labels, owner)
+        factor, finite = self._factors(head.squared_norms(x, r, owner))
+        if finite is None:
+            for p, part in zip(self.trained, head.weighted_sums(x, r, factor), strict=True):
+                self._parts[p].add_(part.reshape(-1))
+        return finite
+
+    def _record(self, images: Tensor, labels: Tensor, turns: Turns) -> Tape:
+        """Both passes."""
+        for p in self.trained:
+            p.grad = None
+        out, tape = self._recorder.record(images, turns.pair_count)
+        losses = F.cross_entropy(out, labels, reduction="none")
+        tape.plan(self._workspace)
+        with torch.autocast(images.device.type, enabled=False):
+            losses.backward(1 / turns.of_images(turns.sizes).to(losses.dtype))  # type: ignore[no-untyped-call]
+        escaped = [name for name, p in zip(self._names, self.trained, strict=True) if p.grad is not None]
+        if escaped:
+            raise PrivacyError(
+                f"parameter {', '.join(escaped)}: used outside of its own layer's forward, where its gradient cannot "
+                "be clipped; call the layer instead, or freeze the parameter"
+            )
+        tape.finish()
+        return tape
+
+    def _add_recorded(self, tape: Tape, turns: Turns) -> Tensor | None:
+        """The same as `_add_if_finite`, but bool [units]."""
+        units = turns.unit_sums(tape.kept)
+        squares = squared_norms(units)
+        for use in tape.by_gram:
+            # Where the terms cancel, rounding can leave less than nothing.
+            squares += turns.pair_sums(inner_products(use.layer, use.x, use.g, turns.pairs())).clamp_(min=0)
+        factor, finite = self._factors(squares)
+        if finite is None:
+            self._add_kept(tape, torch.mv(units.t(), factor))
+            for use in tape.by_gram:
+                part = weighted_sum(use.layer, use.x, use.g, turns.of_images(factor))
+                self._parts[use.layer.weight].add_(part.reshape(-1))
+        return finite
+
+    def _factors(self, squares: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What gradients of these squared norms are multiplied by; and which are finite, unless all are."""
+        finite = torch.isfinite(squares)
+        # For a gradient of zero the quotient is infinite before it is bounded.
+        return (self._clip_norm / squares.sqrt()).clamp(max=1), None if finite.all() else finite
+
+    def _add_kept(self, tape: Tape, weighted: Tensor) -> None:
+        sums = dict(zip(tape.slots, torch.split(weighted, [p.numel() for p in tape.slots]), strict=True))
+        for p, (layer, way) in tape.ways.items():
+            sums[p] = way.natural(layer, sums[p]).reshape(-1)
+        if sums:  # not where every layer is taken by Gram matrices
+            torch._foreach_add_([self._parts[p] for p in sums], list(sums.values()))
+
+    def _workspace(self, n: int, entries: int) -> Tensor:
+        """Memory for [n, entries], the same for all batches: fresh pages would cost more than what is written there."""
+        if self._memory.numel() < n * entries:
+            self._memory = self._total.new_empty(n * entries)
+        return self._memory[: n * entries].view(n, entries)
+
+
+def squared_norms(rows: Tensor) -> Tensor:
+    """[k, entries] -> [k], in pieces: over 3e6 entries at once, float32 loses all digits of a norm but four."""
+    piece = 1024
+    whole = rows.shape[1] - rows.shape[1] % piece
+    pieces = rows[:, :whole].view(len(rows), -1, piece)
+    squares: Tensor = torch.linalg.vector_norm(rows[:, whole:], dim=1).square_()
+    return squares.add_(torch.linalg.vector_norm(pieces, dim=2).square_().sum(1))
+
+
+@contextlib.contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """No bf16 and no TF32: norm and sum of a gradient are computed apart, and must be of the same one."""
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32

@@ -1,0 +1,58 @@
+"""A trained linear layer at the end of a fixed network: unit gradients in closed form, without a backward pass.
+
+The gradient of the loss at the logits of image i is its residual r_i = softmax(logits) - one-hot(label). The bias's is
+r_i too, and the weight's is the outer product of r_i and the features x_i; so the inner product of the gradients of two
+images is <r, r'> (<x, x'> + 1).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A linear layer whose weight and bias are all that is trained, on what the fixed `body` makes of an image."""
+
+    body: nn.Module
+    linear: nn.Linear
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "LinearHead | None":
+        """The head of a Sequential that ends in it; None for any other model."""
+        if type(model) is not nn.Sequential or not len(model):
+            return None
+        last = model[-1]
+        if type(last) is not nn.Linear or last.bias is None:
+            return None
+        trained = {p for p in model.parameters() if p.requires_grad}
+        return cls(model[:-1], last) if trained == {last.weight, last.bias} else None
+
+    def features(self, images: Tensor) -> Tensor:
+        """x [n, d] of images [n, ...], in the precision of the weight."""
+        x: Tensor = self.body(images)
+        return x.to(self.linear.weight.dtype)
+
+    def residuals(self, x: Tensor, labels: Tensor, owner: Tensor) -> Tensor:
+        """r [n, classes] of the mean cross entropy of each unit: an image's own, divided by the images of its unit."""
+        r = torch.softmax(self.linear(x).to(x.dtype), dim=1)
+        r[torch.arange(len(r), device=r.device), labels] -= 1
+        sizes = torch.bincount(owner)
+        return r if len(sizes) == len(owner) else r / sizes[owner, None]
+
+    def squared_norms(self, x: Tensor, r: Tensor, owner: Tensor) -> Tensor:
+        """For each image [n], that of its unit's gradient."""
+        if int(owner.max()) == len(owner) - 1:
+            squares: Tensor = torch.linalg.vecdot(r, r) * (torch.linalg.vecdot(x, x) + 1)
+            return squares
+        together = owner[:, None] == owner
+        # Not by a product with 0 or 1: what is not finite in one unit has to stay there.
+        products = torch.where(together, (r @ r.t()) * (x @ x.t() + 1), 0).sum(1)
+        of_units: Tensor = torch.where(together, products, 0).sum(1)
+        return of_units
+
+    def weighted_sums(self, x: Tensor, r: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """The sums over images of factor [n] times the gradient, of weight and bias."""
+        r = r * factor[:, None]
+        return r.t() @ x, r.sum(0)

@@ -1,0 +1,300 @@
+"""A forward pass that is recorded, so that one backward pass leaves each image's gradients or what their norms need.
+
+"Book-keeping" (Bu et al. 2023, "Differentially private optimization on large model at small cost", section 3): layers
+run as ever but with their parameters detached, so that autograd computes no summed weight gradient only to throw it
+away; a hook on each layer's output takes the gradient there as the backward pass goes by. Conv2d, Linear and GroupNorm
+have rules here. Any other layer goes by Opacus's functorch sampler: it is slower, and differentiates the layer itself.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
+from opacus.validators import ModuleValidator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedhpc.errors import PrivacyError
+from fedhpc.site.grad_samplers import Layer, Way, bias_by_image, handles, is_pointwise, prefers_gram, way_of
+
+
+@dataclass
+class Use:
+    """One use of a layer in a forward pass, with its input [n, ...] until the backward pass comes by."""
+
+    name: str
+    layer: nn.Module
+    inputs: list[Tensor]
+    version: int
+    by_gram: bool = False
+
+    def pop(self) -> Tensor:
+        """The input; only once, so that its memory is free afterwards.
+
+        Raises:
+            PrivacyError: where it has been changed in place since.
+        """
+        x = self.inputs.pop()
+        if x._version != self.version:
+            raise PrivacyError(
+                f"layer {self.name}: its input was changed in place after it had been used, so the gradients of images "
+                "cannot be told; change the network (inplace=False)"
+            )
+        return x
+
+
+@dataclass(frozen=True)
+class GramUse:
+    """Input and output gradient of a layer whose weight gradients are not made."""
+
+    layer: Layer
+    x: Tensor
+    g: Tensor
+
+
+@dataclass
+class Tape:
+    """What a forward pass recorded and its backward pass left (private).
+
+    `kept` [n, entries] holds the images' gradients of all parameters but the weights in `by_gram`. Those of parameter p
+    are the columns `slots[p]`, in the order of `ways[p]` where there is one, and in the parameter's own elsewhere.
+    """
+
+    images: int
+    pairs: int
+    uses: list[Use] = field(default_factory=list)
+    affine: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    kept: Tensor = field(default_factory=lambda: torch.empty(0))
+    slots: dict[Tensor, Tensor] = field(default_factory=dict)
+    ways: dict[Tensor, tuple[Layer, Way]] = field(default_factory=dict)
+    shared: set[Tensor] = field(default_factory=set)
+    written: set[Tensor] = field(default_factory=set)
+    by_gram: list[GramUse] = field(default_factory=list)
+
+    def plan(self, workspace: Callable[[int, int], Tensor]) -> None:
+        """Between the two passes: decide what is kept, and where in `workspace(n, entries)`."""
+        times = Counter[Tensor](p for use in self.uses for p in use.layer.parameters() if p.requires_grad)
+        times.update(p for p, _ in self.affine)
+        self.shared = {p for p, count in times.items() if count > 1}
+        for use in self.uses:
+            # The norm of a sum over uses is not told by the norms of its terms.
+            use.by_gram = use.by_gram and use.layer.weight not in self.shared
+        not_kept = {use.layer.weight for use in self.uses if use.by_gram}
+        kept = [p for p in times if p not in not_kept]
+        sizes = [p.numel() for p in kept]
+        self.kept = workspace(self.images, sum(sizes))
+        self.slots = dict(zip(kept, torch.split(self.kept, sizes, dim=1), strict=True))
+
+    def keep(self, p: Tensor, grads: Tensor) -> None:
+        """Take the images' gradients [n, *p.shape] from one use of a parameter."""
+        slot = self.slots[p]
+        grads = grads.reshape(slot.shape)
+        slot.add_(grads) if p in self.written else slot.copy_(grads)
+        self.written.add(p)
+
+    def keep_weight(self, layer: Layer, x: Tensor, g: Tensor) -> None:
+        """The same for the weight of a layer, written in place where one use is all there is."""
+        way, slot = way_of(layer, x, g), self.slots[layer.weight]
+        if layer.weight in self.shared or g.dtype != slot.dtype:
+            out = torch.empty_like(slot, dtype=g.dtype)
+            way.write(layer, x, g, out)
+            self.keep(layer.weight, way.natural(layer, out))
+        else:
+            way.write(layer, x, g, slot)
+            self.ways[layer.weight] = layer, way
+            self.written.add(layer.weight)
+
+    def finish(self) -> None:
+        """After the backward pass: collect from the leaves for scales and shifts; zero what nothing came to."""
+        for p, leaf in self.affine:
+            if leaf.grad is not None:
+                self.keep(p, leaf.grad)
+        for p in self.slots.keys() - self.written:
+            self.slots[p].zero_()
+
+
+class _Start(torch.autograd.Function):
+    """Makes the backward pass reach an output that no trained layer comes before, and end there."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, anchor: Tensor) -> Tensor:
+        ctx.mark_dirty(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        return None, None
+
+
+Rule = Callable[[Tape, Any, Tensor], Tensor]
+
+
+class Recorder:
+    """Stands before the forward of each trained layer of a model until `detach`; does nothing outside of `record`.
+
+    The model must treat each image by itself. Of layers that do not, batch norm is found out, as are layers that see or
+    give anything but one row an image; arithmetic across rows in a module's own forward is not.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Attach to `model`.
+
+        Raises:
+            PrivacyError: names the layers that mix images, or whose images' gradients cannot be told apart.
+        """
+        refused = [f"{name or 'model'}: {why}" for name, module in model.named_modules() for why in _refusals(module)]
+        if refused:
+            raise PrivacyError("the network cannot be trained with privacy: " + "; ".join(refused))
+        self._model = model
+        self._tape: Tape | None = None
+        self._names: dict[nn.Module, str] = {}
+        try:
+            self._attach(model, "")
+        except PrivacyError:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        """Give the layers their own forward back."""
+        for layer in self._names:
+            layer.__dict__.pop("forward", None)
+            layer.__dict__.pop("ft_compute_sample_grad", None)
+        self._names.clear()
+
+    def record(self, images: Tensor, pairs: int) -> tuple[Tensor, Tape]:
+        """The model's output for images [n, ...], and the tape; `pairs` as in `prefers_gram`.
+
+        Raises:
+            PrivacyError: where a trained layer sees anything but one row an image.
+        """
+        tape = self._tape = Tape(len(images), pairs)
+        try:
+            return self._model(images), tape
+        finally:
+            self._tape = None
+
+    def _attach(self, module: nn.Module, name: str) -> None:
+        if module in self._names:
+            return
+        rule = self._rule(module) if _own_trained(module) else None
+        if rule is not None:
+            self._names[module] = name or "model"
+            if rule == self._other:
+                self._prepare(module)
+            module.__dict__["forward"] = partial(self._forward, rule, module, module.forward)
+        if rule != self._other:
+            for below, child in module.named_children():
+                self._attach(child, f"{name}.{below}".lstrip("."))
+
+    def _prepare(self, module: nn.Module) -> None:
+        try:
+            prepare_layer(module)
+        except RuntimeError as error:
+            raise PrivacyError(f"layer {self._names[module]}: {error}; change the network") from None
+
+    def _rule(self, module: nn.Module) -> Rule:
+        if type(module) is nn.GroupNorm:
+            return self._group_norm
+        return self._matrix_product if handles(module) else self._other
+
+    def _forward(self, rule: Rule, layer: nn.Module, own: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        tape = self._tape
+        if tape is None or not torch.is_grad_enabled():
+            return own(*args, **options)
+        inputs = [*args, *options.values()]
+        self._check_rows(layer, "takes", inputs, tape.images)
+        return rule(tape, layer, inputs[0])
+
+    def _check_rows(self, layer: nn.Module, does: str, values: list[Any], images: int) -> None:
+        if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].shape[:1] != (images,):
+            got = ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in values)
+            raise PrivacyError(
+                f"layer {self._names[layer]} {does} {got}: with privacy a trained layer takes and gives one tensor "
+                f"with a row for each of the {images} images; change the network"
+            )
+
+    def _group_norm(self, tape: Tape, layer: nn.GroupNorm, x: Tensor) -> Tensor:
+        """The batch as one image of n times as many channels and groups, so with a scale and shift for each image."""
+        n, channels = x.shape[:2]
+        parameters = (layer.weight, layer.bias)
+        leaves = [p.detach().expand(n, -1).reshape(-1).requires_grad_(p.requires_grad) for p in parameters]
+        joined = x.reshape(1, n * channels, *x.shape[2:])
+        out = torch.group_norm(joined, n * layer.num_groups, leaves[0], leaves[1], layer.eps)
+        tape.affine += [(p, leaf) for p, leaf in zip(parameters, leaves, strict=True) if p.requires_grad]
+        return out.reshape(x.shape)
+
+    def _matrix_product(self, tape: Tape, layer: Layer, x: Tensor) -> Tensor:
+        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+        if isinstance(layer, nn.Linear):
+            out = F.linear(x, weight, bias)
+        elif is_pointwise(layer) and layer.stride == (1, 1) and x.device.type == "cpu":
+            # On a CPU a matrix product takes half the time of a 1x1 convolution, which re-orders its input first.
+            out = (weight.flatten(1) @ x.flatten(2)).view(len(x), -1, *x.shape[2:])
+            out = out if bias is None else out + bias[:, None, None]
+        else:
+            out = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        by_gram = layer.weight.requires_grad and prefers_gram(layer, x, out, tape.pairs)
+        return self._watched(tape, self._use(layer, x, by_gram), out, _take_matrix_product)
+
+    def _other(self, tape: Tape, layer: nn.Module, x: Tensor) -> Tensor:
+        self._tape = None
+        try:
+            out = torch.func.functional_call(layer, {name: p.detach() for name, p in layer.named_parameters()}, x)
+        finally:
+            self._tape = tape
+        return self._watched(tape, self._use(layer, x, False), out, _take_other)
+
+    def _use(self, layer: nn.Module, x: Tensor, by_gram: bool) -> Use:
+        return Use(self._names[layer], layer, [x.detach()], x._version, by_gram)
+
+    def _watched(self, tape: Tape, use: Use, out: Tensor, take: Callable[[Tape, Use, Tensor], None]) -> Tensor:
+        self._check_rows(use.layer, "gives", [out], tape.images)
+        tape.uses.append(use)
+        if not out.requires_grad:
+            anchor = torch.zeros((), device=out.device, requires_grad=True)
+            out = _Start.apply(out, anchor)  # type: ignore[no-untyped-call]
+        out.register_hook(partial(take, tape, use))  # type: ignore[no-untyped-call]
+        return out
+
+
+def _take_matrix_product(tape: Tape, use: Use, g: Tensor) -> None:
+    layer: Any = use.layer
+    x = use.pop()
+    if layer.bias is not None and layer.bias.requires_grad:
+        tape.keep(layer.bias, bias_by_image(layer, g))
+    if use.by_gram:
+        # Norm and sum are computed apart: both in the weight's precision, so that they are of the same gradient.
+        tape.by_gram.append(GramUse(layer, x.to(layer.weight.dtype), g.to(layer.weight.dtype)))
+    elif layer.weight.requires_grad:
+        tape.keep_weight(layer, x.to(g.dtype), g)
+
+
+def _take_other(tape: Tape, use: Use, g: Tensor) -> None:
+    # Not by Opacus's sampler for the layer's type: for a Conv2d with circular padding, say, that one is silently wrong.
+    for p, grads in ft_compute_per_sample_gradient(use.layer, [use.pop()], g).items():
+        if p.requires_grad:
+            tape.keep(p, grads)
+
+
+def _own_trained(module: nn.Module) -> list[nn.Parameter]:
+    """The trained parameters that are the module's own, not its children's."""
+    return [p for p in module.parameters(recurse=False) if p.requires_grad]
+
+
+def _refusals(module: nn.Module) -> list[str]:
+    """Why a module, by itself, cannot be part of a network that is trained with privacy."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+        return ["batch norm mixes the images of a batch; use group norm"]
+    if not _own_trained(module):
+        return []
+    validate = ModuleValidator.VALIDATORS.get(type(module))
+    problems = [str(problem) for problem in validate(module)] if validate else []
+    if any(True for _ in module.buffers()):
+        problems.append("it is trained and has buffers, which would carry statistics of images outside the guarantee")
+    if not getattr(module, "batch_first", True):
+        problems.append("its rows are not images; set batch_first=True")
+    return problems

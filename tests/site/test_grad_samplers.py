@@ -1,0 +1,122 @@
+"""Every way to a layer's per-image gradients, norms and weighted sums, against one image at a time."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fedhpc.site import grad_samplers
+from fedhpc.site.grad_samplers import Layer, handles, inner_products, prefers_gram, way_of, weighted_sum
+
+
+def one_by_one(layer: Layer, x: Tensor, g: Tensor) -> Tensor:
+    """[n, *weight.shape] by autograd."""
+    grads = []
+    for i in range(len(x)):
+        out = layer(x[i : i + 1])
+        grads.append(torch.autograd.grad((out * g[i : i + 1]).sum(), layer.weight)[0])
+    return torch.stack(grads)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, Tensor, Tensor]:
+    """Layers with their inputs and output gradients, in float64."""
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    inputs, outputs = groups * draw(st.integers(1, 9)), groups * draw(st.integers(1, 9))
+    kernel = draw(st.tuples(st.sampled_from([1, 2, 3, 7]), st.sampled_from([1, 3])))
+    stride, padding, dilation = draw(st.integers(1, 3)), draw(st.integers(0, 3)), draw(st.integers(1, 2))
+    size = [max(1, dilation * (k - 1) + 1 - 2 * padding) + draw(st.integers(0, 6)) for k in kernel]
+    torch.manual_seed(draw(st.integers(0, 99)))
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=draw(st.booleans())).double()
+    x = torch.randn(draw(st.integers(1, 5)), inputs, *size, dtype=torch.float64)
+    return layer, x, torch.randn_like(layer(x).detach())
+
+
+@settings(max_examples=60)
+@given(convolutions())
+def test_convolution_gradients_are_those_of_each_image(case: tuple[nn.Conv2d, Tensor, Tensor]) -> None:
+    layer, x, g = case
+    expected = one_by_one(layer, x, g)
+    for way in ways_for(layer):
+        out = torch.full((len(x), layer.weight.numel()), torch.nan, dtype=x.dtype)
+        way.write(layer, x, g, out)
+        torch.testing.assert_close(way.natural(layer, out), expected, rtol=1e-10, atol=1e-10)
+
+
+def ways_for(layer: nn.Conv2d) -> list[grad_samplers.Way]:
+    """Those that are valid for a layer, whatever they cost."""
+    ways = [grad_samplers.UNFOLDED_INPUT, grad_samplers.BATCH_AS_GROUPS]
+    if grad_samplers.is_pointwise(layer):
+        ways.append(grad_samplers.POINTWISE)
+    if grad_samplers.can_unfold_gradient(layer):
+        ways.append(grad_samplers.UNFOLDED_GRADIENT)
+    return ways
+
+
+@settings(max_examples=60)
+@given(convolutions())
+def test_inner_products_and_weighted_sums_agree_with_the_gradients(case: tuple[nn.Conv2d, Tensor, Tensor]) -> None:
+    layer, x, g = case
+    grads = one_by_one(layer, x, g).flatten(1)
+    factor = torch.rand(len(x), dtype=x.dtype)
+    total = weighted_sum(layer, x, g, factor)
+    torch.testing.assert_close(total.flatten(), factor @ grads, rtol=1e-10, atol=1e-10)
+    if layer.groups == 1:
+        ends = [(slice(0, k), slice(len(x) - k, len(x))) for k in range(1, len(x) + 1)]
+        expected = torch.cat([(grads[a] * grads[b]).sum(1) for a, b in ends])
+        torch.testing.assert_close(inner_products(layer, x, g, ends), expected, rtol=1e-9, atol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (5, 3, 6), (5, 2, 3, 6)], ids=str)
+def test_linear_layers_on_vectors_and_on_sequences(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(6, 4).double(), torch.randn(shape, dtype=torch.float64)
+    g = torch.randn_like(layer(x).detach())
+    grads = one_by_one(layer, x, g)
+    way, out = way_of(layer, x, g), torch.empty(5, 24, dtype=torch.float64)
+    way.write(layer, x, g, out)
+    torch.testing.assert_close(way.natural(layer, out), grads)
+    torch.testing.assert_close(inner_products(layer, x, g, [(slice(0, 5),) * 2]), grads.flatten(1).square().sum(1))
+    factor = torch.rand(5, dtype=torch.float64)
+    torch.testing.assert_close(weighted_sum(layer, x, g, factor), torch.einsum("n,n...->...", factor, grads))
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "way"),
+    [
+        (nn.Conv2d(32, 16, 1), 8, grad_samplers.POINTWISE),
+        (nn.Conv2d(16, 16, 3, padding=1), 16, grad_samplers.BATCH_AS_GROUPS),
+        (nn.Conv2d(1, 16, 7, 2, 3), 64, grad_samplers.UNFOLDED_INPUT),
+        (nn.Conv2d(16, 64, 3, padding=1), 4, grad_samplers.UNFOLDED_INPUT),
+        (nn.Conv2d(32, 8, 3, padding=1), 8, grad_samplers.UNFOLDED_GRADIENT),
+    ],
+)
+def test_shapes_choose_the_way(layer: nn.Conv2d, size: int, way: grad_samplers.Way) -> None:
+    x = torch.zeros(2, layer.in_channels, size, size)
+    assert way_of(layer, x, layer(x)) is way
+
+
+def test_gram_matrices_are_for_many_weights_at_few_positions() -> None:
+    def preferred(layer: Layer, *shape: int) -> bool:
+        x = torch.zeros(64, *shape)
+        return prefers_gram(layer, x, layer(x), pairs=64)
+
+    assert preferred(nn.Conv2d(64, 128, 3, 2, 1), 64, 8, 8)
+    assert preferred(nn.Linear(1280, 4), 1280)
+    assert not preferred(nn.Conv2d(8, 8, 3, padding=1), 8, 32, 32)
+    assert not preferred(nn.Conv2d(256, 256, 3, padding=1, groups=2), 256, 2, 2)
+
+
+def test_only_exact_types_with_zero_padding_are_handled() -> None:
+    class Scaled(nn.Linear):
+        """Not what it seems."""
+
+    assert handles(nn.Linear(2, 2))
+    assert handles(nn.Conv2d(2, 2, 3, padding=1))
+    others = [
+        nn.Conv2d(2, 2, 3, padding="same"),
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
+        nn.Conv1d(2, 2, 3),
+    ]
+    assert not any(handles(layer) for layer in [*others, Scaled(2, 2)])
