@@ -1,5 +1,6 @@
 """`train`: open the session, drive the rounds, keep the run directory, finish with `summary.json` and `model.pt`."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -208,8 +209,13 @@ def _loaded_memory(session: Session, first: int) -> Memory:
 
 
 def _read_memory(session: Session, first: int, fresh: Memory) -> Memory:
-    directory = session.directory
-    residuals = {s.name: load_state(directory.site(s.name), "residual", first)["residual"] for s in session.sites}
+    directory, residuals = session.directory, dict(fresh.residuals)
+    for site in session.sites:
+        folder = directory.site(site.name)
+        if saved_rounds(folder, "residual"):
+            residuals[site.name] = load_state(folder, "residual", first)["residual"]
+        else:
+            print(f"site {site.name}: nothing of this run is here; it joins with the full model", file=sys.stderr)
     if session.transport.rank:
         return replace(fresh, residuals=residuals)
     return Memory(residuals, load_state(directory.path / "state", "round", first)["server_residual"])
