@@ -103,8 +103,11 @@ def test_revoked_stays_revoked_through_the_next_one(folder: Path) -> None:
     pki.revoke(folder, "st_mary-2")
     pki.revoke(folder, "st_mary-2")
     assert {one.name: one.state for one in pki.show(folder)} == {
-        "fedhpc CA": "good for 3649 days", AGGREGATOR_NAME: "good for 364 days", "site1": "revoked", "st_mary-2": "revoked"
-    }  # fmt: skip
+        "fedhpc CA": "good for 3649 days",
+        AGGREGATOR_NAME: "good for 364 days",
+        "site1": "revoked",
+        "st_mary-2": "revoked",
+    }
 
 
 @pytest.fixture

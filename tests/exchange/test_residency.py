@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from data_prep.shard_writer import write_shard
 from fedhpc.errors import PayloadError
 from fedhpc.exchange.codec import encode
+from fedhpc.exchange.grid import EXACT
 from fedhpc.exchange.residency import DISTINCT, STRIDE_BYTES, ImageSearch
 from fedhpc.exchange.update import SparseVector, Update, pack_arrays
 from fedhpc.site.pixels import image_blocks
@@ -75,7 +76,7 @@ def test_what_is_deflated_in_a_payload_is_looked_into() -> None:
     rng, size = np.random.default_rng(2), 16_000
     pixels = rng.integers(0, 12, size).astype(np.uint8)
     search = ImageSearch(pixels.view("<u8").reshape(-1, 2))
-    values = (0x3F800000 + pixels.astype(np.uint32)).view(np.float32)
+    values = (EXACT.lowest + 0x3F800000 + pixels.astype(np.uint32)).astype(np.uint32).view(np.float32)
     for payload in (pack_arrays({"val": pixels}), encode(Update(0, 0, SparseVector(size, np.arange(size), values)))):
         assert not any(pixels[at : at + 16].tobytes() in payload for at in range(0, size, 16))
         assert finds(payload, search)
