@@ -172,6 +172,9 @@ class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    patience_s: Annotated[float, Field(ge=0)] = Field(
+        default=60.0, description="how long, once told to stop, a site goes on with its round before it leaves it"
+    )
 
 
 class RunConfig(Section):

@@ -180,6 +180,12 @@ def connect() -> Transport:
     return transport
 
 
+def world_size() -> int:
+    """How many ranks the MPI library sees; it starts MPI, whoever started this process."""
+    size: int = _mpi().COMM_WORLD.Get_size()
+    return size
+
+
 def abort_at_exit(status: int) -> None:
     """Make this process end the whole MPI job with `status` when it exits: the others may wait for it in a collective.
 
