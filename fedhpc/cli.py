@@ -13,6 +13,7 @@ from fedhpc.bench import add_benchmarks
 from fedhpc.door_verbs import add_egress, add_pki
 from fedhpc.errors import InputError
 from fedhpc.preemption import Notice
+from fedhpc.preflight.verb import add_preflight
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
 
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--stop-after", type=int, metavar="N", help="stop after N more rounds with exit status 75")
     train.add_argument("--mark", type=Path, metavar="FILE", help="made where the run stopped early and can be resumed")
     train.set_defaults(verb=_train)
+    add_preflight(verbs.add_parser("preflight", help="the checks of every run alone; --report: what to send for help"))
     world = verbs.add_parser("world", help="how many ranks MPI sees, from each of them: does this launcher fit it?")
     world.set_defaults(verb=_world)
     evaluate = verbs.add_parser("evaluate", help="a finished model on a shard that it never saw")
@@ -121,13 +123,11 @@ def _train(options: argparse.Namespace) -> int:
     # Before all that takes seconds to import: until then a signal ends this process.
     notice = Notice()
     notice.listen()
-    from fedhpc.console import Console
     from fedhpc.exchange.comm import abort_at_exit, connect
 
     transport = connect()
-    console = Console(speaks=transport.rank == 0)
     try:
-        return _train_on(transport, console, notice, options)
+        return _train_on(transport, notice, options)
     except InputError:
         raise
     except BaseException as error:
@@ -136,12 +136,19 @@ def _train(options: argparse.Namespace) -> int:
         return FAILED
 
 
-def _train_on(transport: Any, console: Any, notice: Notice, options: argparse.Namespace) -> int:
+def _train_on(transport: Any, notice: Notice, options: argparse.Namespace) -> int:
     from fedhpc.agreement import agree_on_config
+    from fedhpc.console import Console
     from fedhpc.launch import run
+    from fedhpc.preflight.check import preflight
+    from fedhpc.seating import seated
     from fedhpc.session import open_session
 
     config, directory = agree_on_config(transport, (options.config, options.set), options.run_dir)
+    transport = seated(config, transport)
+    console = Console(speaks=transport.rank == 0)
+    found, _ = preflight(config, directory, transport)
+    console.say(found)
     session = open_session(config, directory, transport, console, notice)
     stopped = run(session, options.stop_after)
     if stopped == "preempted" and options.mark and transport.rank == 0:
