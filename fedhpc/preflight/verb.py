@@ -1,4 +1,4 @@
-"""`run.py preflight`: the checks alone, before a job waits in a queue for them; and what to send when asking for help."""
+"""`run.py preflight`: the checks alone, before a job waits for them in a queue; and what to send for help."""
 
 import argparse
 from pathlib import Path
