@@ -23,11 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         status: int = options.verb(options)
-        return status
     except InputError as error:
         if _speaks():
             print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        status = BAD_INPUT
+    if getattr(options, "status", None) and _speaks():
+        # Launchers lose it: as the first rank ends with 75, srun ends the others and says 143.
+        options.status.write_text(f"{status}\n", encoding="utf-8")
+    return status
 
 
 def _speaks() -> bool:
@@ -48,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
     train.add_argument("--run-dir", type=Path, help="default: runs/<name>")
     train.add_argument("--stop-after", type=int, metavar="N", help="stop after N more rounds with exit status 75")
-    train.add_argument("--mark", type=Path, metavar="FILE", help="made where the run stopped early and can be resumed")
+    train.add_argument("--status", type=Path, metavar="FILE", help="write the exit status there, too")
     train.set_defaults(verb=_train)
     add_preflight(verbs.add_parser("preflight", help="the checks of every run alone; --report: what to send for help"))
     world = verbs.add_parser("world", help="how many ranks MPI sees, from each of them: does this launcher fit it?")
@@ -151,9 +154,6 @@ def _train_on(transport: Any, notice: Notice, options: argparse.Namespace) -> in
     console.say(found)
     session = open_session(config, directory, transport, console, notice)
     stopped = run(session, options.stop_after)
-    if stopped == "preempted" and options.mark and transport.rank == 0:
-        # Exit statuses get lost: as one rank ends with 75, srun ends the others and says 143.
-        options.mark.touch()
     return RESUMABLE if stopped == "preempted" else FINISHED
 
 

@@ -90,8 +90,8 @@ def test_a_signal_in_any_phase_ends_the_run_after_that_round(
 ) -> None:
     words = command(config, tmp_path)
     with on_entering(phase, 2, signal_myself(signal.SIGUSR1)):
-        assert main([*words, "--mark", str(tmp_path / "mark")]) == RESUMABLE
-    assert (tmp_path / "mark").exists()
+        assert main([*words, "--status", str(tmp_path / "status")]) == RESUMABLE
+    assert (tmp_path / "status").read_text(encoding="utf-8") == "75\n"
     assert rounds_done(tmp_path) == 2
     assert main(words) == FINISHED
     same(state(tmp_path, ROUNDS), state(unbroken(), ROUNDS))
