@@ -14,6 +14,7 @@ from fedhpc.door_verbs import add_egress, add_pki
 from fedhpc.errors import InputError
 from fedhpc.preemption import Notice
 from fedhpc.preflight.verb import add_preflight
+from fedhpc.startup import Startup
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
 
@@ -126,11 +127,13 @@ def _train(options: argparse.Namespace) -> int:
     # Before all that takes seconds to import: until then a signal ends this process.
     notice = Notice()
     notice.listen()
+    startup = Startup()
     from fedhpc.exchange.comm import abort_at_exit, connect
 
     transport = connect()
+    startup.mark("MPI")
     try:
-        return _train_on(transport, notice, options)
+        return _train_on(transport, (notice, startup), options)
     except InputError:
         raise
     except BaseException as error:
@@ -139,7 +142,7 @@ def _train(options: argparse.Namespace) -> int:
         return FAILED
 
 
-def _train_on(transport: Any, notice: Notice, options: argparse.Namespace) -> int:
+def _train_on(transport: Any, watch: tuple[Notice, Startup], options: argparse.Namespace) -> int:
     from fedhpc.agreement import agree_on_config
     from fedhpc.console import Console
     from fedhpc.launch import run
@@ -147,12 +150,17 @@ def _train_on(transport: Any, notice: Notice, options: argparse.Namespace) -> in
     from fedhpc.seating import seated
     from fedhpc.session import open_session
 
+    notice, startup = watch
+    startup.mark("imports")
     config, directory = agree_on_config(transport, (options.config, options.set), options.run_dir)
     transport = seated(config, transport)
     console = Console(speaks=transport.rank == 0)
     found, _ = preflight(config, directory, transport)
     console.say(found)
+    startup.mark("config and preflight")
     session = open_session(config, directory, transport, console, notice)
+    startup.mark("certificates, shards and network")
+    console.say(startup.line)
     stopped = run(session, options.stop_after)
     return RESUMABLE if stopped == "preempted" else FINISHED
 

@@ -10,7 +10,7 @@ most_restarts=${most_restarts:-50}
 told_to_stop=
 child=
 
-say() { echo "launch: $*"; }
+say() { echo "launch: $* ($SECONDS s)"; }
 
 fail() {
     echo "launch: $1" >&2

@@ -1,7 +1,10 @@
 """Runs that are stopped or killed on purpose, in a chosen phase of a chosen round.
 
-As a script it is killed: `python -m tests.broken_runs PHASE ROUND train CONFIG ...` runs `run.py train` in a child that
-ends by SIGKILL there; several cases, separated by `--`, share the import of torch.
+As a script, `python -m tests.broken_runs`:
+
+- `signal RANK PHASE ROUND train CONFIG ...`, under mpirun: of all ranks this one gets SIGUSR1 there;
+- `kill PHASE ROUND train CONFIG ...`: runs it in a child that ends by SIGKILL there; several cases, separated by `--`,
+  share the import of torch.
 """
 
 import os
@@ -10,6 +13,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import fedhpc.launch
+import fedhpc.preflight.check  # noqa: F401  (before the first fork, so that each child has it)
 from fedhpc.cli import main
 from fedhpc.federation import Stopwatch
 
@@ -65,9 +70,10 @@ def cases(words: list[str]) -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    # Both are imported before the first fork, so that each child has them.
-    from fedhpc import launch as launch
-    from fedhpc.preflight import check as check
-
-    for case in cases(sys.argv[1:]):
+    how, *words = sys.argv[1:]
+    if how == "signal":
+        mine = os.environ["OMPI_COMM_WORLD_RANK"] == words[0]
+        with on_entering(words[1], int(words[2]), signal_myself(signal.SIGUSR1) if mine else lambda: None):
+            sys.exit(main(words[3:]))
+    for case in cases(words):
         killed(case[0], int(case[1]), case[2:])

@@ -157,12 +157,28 @@ def test_killed_in_any_phase(config: Path, unbroken: Callable[..., Path], tmp_pa
     words: list[str] = []
     for phase in PHASES:
         words += [phase, "3", *command(config, tmp_path / phase), "--"]
-    done = run_limited([sys.executable, "-m", "tests.broken_runs", *words], 120, {"OMP_NUM_THREADS": "1"})
+    done = run_limited([sys.executable, "-m", "tests.broken_runs", "kill", *words], 120, {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     for phase in PHASES:
         assert rounds_done(tmp_path / phase) == 2, phase
         assert main(command(config, tmp_path / phase)) == FINISHED
         same(state(tmp_path / phase, ROUNDS), state(unbroken(), ROUNDS))
+
+
+@pytest.mark.mpi
+def test_one_rank_that_is_told_takes_the_others_along(
+    config: Path, unbroken: Callable[..., Path], tmp_path: Path, mpirun: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Rank 1 leaves its training; rank 0, which was told nothing, has trained to the end and leaves the round too."""
+    words = command(config, tmp_path, "runtime.patience_s=0")
+    status, out, err = mpirun(2, ["-m", "tests.broken_runs", "signal", "1", "train", "2", *words])
+    assert status == RESUMABLE, err
+    assert err.count("leaving the round after step 1 of") == 1
+    assert "stopped early in" in out
+    assert rounds_done(tmp_path) == 1
+    status, _, err = mpirun(2, ["run.py", *words])
+    assert status == FINISHED, err
+    same(state(tmp_path, ROUNDS), state(unbroken(), ROUNDS))
 
 
 def torn(path: Path) -> None:
