@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+#!/usr/bin/env bash
 # What the sbatch files share; they source it. Two functions are of use elsewhere: `launch CONFIG ARGUMENTS...` runs
 # `run.py train` over the tasks of this allocation, and `hold_for_restart` queues the job again if it stopped early.
 #

@@ -102,6 +102,17 @@ def test_an_error_on_one_rank_ends_the_job_and_is_on_record(slurm: Slurm, cohort
     assert "queued again" not in job.text
 
 
+def test_what_is_cancelled_stays_cancelled(slurm: Slurm, cohort: Path) -> None:
+    """SIGTERM comes then as well; the ranks save their round, and the job does not queue itself again."""
+    arguments = (cohort, "--run-dir", slurm.folder / "unwanted", *AT_ONCE)
+    with cancelled(slurm.submit("unwanted", "--ntasks=1", script="fedavg.sbatch", arguments=arguments)) as job:
+        job.wait_until_it_says(r"round +1/", 90)
+    assert job.wait_for(ENDED, 30) == "CANCELLED", job.text
+    time.sleep(2)
+    assert job.state == "CANCELLED"
+    assert job.facts()["Restarts"] == "0"
+
+
 def test_the_other_files_run_as_well(slurm: Slurm, cohort: Path) -> None:
     """Both baselines, and two elements of the sweep, on fewer ranks and for one round."""
     short = ("--set", "training.rounds=1")
