@@ -1,7 +1,7 @@
 """`run.py bench wire CONFIG`: what exchanging less costs in AUC, for each density and number of value bits.
 
-Every cell is a whole run of the config, for every seed one, in a process of its own: the same that `run.py train` does.
-Cells are compared with the dense float32 run of the same seed, so what the seed changes in both drops out. A run that is
+Every cell is a whole run of the config for every seed, in a process of its own, just as `run.py train` does it. Cells
+are compared with the dense float32 run of the same seed, so what the seed changes in both drops out. A run that is
 finished in the output folder is not done again, and one that was broken off goes on.
 """
 
@@ -69,17 +69,9 @@ def _trained(grid: Grid, cell: tuple[float, int], seed: int, out: Path) -> dict[
     directory = out / f"density{cell[0]:g}-bits{cell[1]}-seed{seed}"
     if not (directory / "summary.json").exists():
         words = [word for override in grid.overrides(cell, seed) for word in ("--set", override)]
-        command = [
-            sys.executable,
-            str(CHECKOUT / "run.py"),
-            "train",
-            str(grid.config),
-            "--run-dir",
-            str(directory),
-            *words,
-        ]
+        train = [str(CHECKOUT / "run.py"), "train", str(grid.config), "--run-dir", str(directory)]
         print(directory, file=sys.stderr, flush=True)
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        done = subprocess.run([sys.executable, *train, *words], stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
             raise InputError(f"{directory}: the run ended with status {done.returncode}; see what it said above")
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))

@@ -62,7 +62,7 @@ def test_a_value_that_cannot_be_ends_it_before_the_first_run(grid: list[str], tm
 
 def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(
-        yaml.safe_dump({"name": "x", "data": {"shards": "none", "sites": [{"name": "a"}]}})
+        yaml.safe_dump({"name": "x", "data": {"shards": f"{tmp_path}/none/{{site}}.h5", "sites": [{"name": "a"}]}})
     )
     with pytest.raises(InputError, match="density1-bits32-seed7: the run ended with status 2"):
         wire.run(wire.Grid(tmp_path / "c.yaml", (), (1,), (32,), (7,)), tmp_path / "out")
