@@ -26,8 +26,9 @@ def together(transport: Transport, work: Callable[[], T]) -> T:
         result = work()
     except InputError as error:
         problem = str(error)
-    told = [payload.decode() for payload in transport.gather([problem.encode()])]
-    problems = transport.broadcast("\n".join(dict.fromkeys(filter(None, told))).encode() if told else None)
+    told = [payload.decode() for payload in transport.gather([problem.encode()], "control")]
+    said = "\n".join(dict.fromkeys(filter(None, told))).encode() if told else None
+    problems = transport.broadcast(said, "control")
     if problems:
         raise InputError(problems.decode())
     return result  # type: ignore[return-value]
@@ -36,7 +37,7 @@ def together(transport: Transport, work: Callable[[], T]) -> T:
 def from_rank_0(transport: Transport, make: Callable[[], T]) -> T:
     """What `make` gives at rank 0, as JSON to all."""
     text = together(transport, lambda: json.dumps(make()) if transport.rank == 0 else "")
-    value: T = json.loads(transport.broadcast(text.encode() if transport.rank == 0 else None))
+    value: T = json.loads(transport.broadcast(text.encode() if transport.rank == 0 else None, "control"))
     return value
 
 
@@ -46,12 +47,24 @@ def agree_on_config(
     """Load at every rank, settle threads and run directory at rank 0; the config of a run that is resumed must fit.
 
     Raises:
-        InputError: bad config, too many ranks, or a run directory of another config.
+        InputError: bad config, too many ranks, a run directory of another config, or a rank that read another config
+            than rank 0: a hospital runs under the terms that it has read itself.
     """
     config = together(transport, lambda: load_config(*source))
     directory = RunDirectory(run_dir or Path("runs") / config.name)
     plain = from_rank_0(transport, lambda: _settled(config, directory, transport).model_dump(mode="json"))
-    return RunConfig.model_validate(plain), directory
+    agreed = RunConfig.model_validate(plain)
+    together(transport, lambda: _refuse_other(config, agreed, transport.rank))
+    return agreed, directory
+
+
+def _refuse_other(own: RunConfig, agreed: RunConfig, rank: int) -> None:
+    there, here = (one.model_dump(mode="json", exclude={"runtime": {"threads"}}) for one in (agreed, own))
+    changed = _differences(there, here)
+    if changed:
+        raise InputError(
+            f"rank {rank} has read another config than rank 0: {', '.join(changed)}; give all ranks the same file"
+        )
 
 
 def _settled(config: RunConfig, directory: RunDirectory, transport: Transport) -> RunConfig:

@@ -32,7 +32,7 @@ def train_separately(
     """
     done, models = start
     while done < rounds:
-        if not agreed(transport, all(learner.can_afford(done) for learner in learners)):
+        if not agreed(transport, all(learner.can_afford(done) for learner in learners), done + 1):
             return models, "budget"
         watch = Stopwatch()
         with watch.phase("train"):

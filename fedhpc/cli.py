@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.bench import add_benchmarks
+from fedhpc.door_verbs import add_egress, add_pki
 from fedhpc.errors import InputError
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
@@ -56,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     privacy.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
     privacy.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     privacy.set_defaults(verb=_privacy)
+    add_pki(verbs.add_parser("pki", help="the certificates of the hospitals and of rank 0"))
+    add_egress(verbs.add_parser("egress", help="what left each hospital in a run, and why no image is among it"))
     _add_audit(verbs.add_parser("audit", help="attack what left the door, and see that broken privacy is noticed"))
     add_benchmarks(verbs.add_parser("bench", help="the project's own benchmarks, with ratios"))
     return top

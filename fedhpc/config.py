@@ -126,6 +126,11 @@ class Exchange(Section):
 
     `selection` is of the largest entries of the whole update, or of that share of each parameter tensor. `value_bits`
     is 32 (as they are), 16 (as exact as fp16), or 8 to 3 (log-scaled); what is rounded away is sent later.
+
+    `tls` encrypts all that crosses a wire between a hospital and rank 0, and checks who is at its ends; where one
+    process plays all sites there is no wire. `pki` is the folder of the certificates (`run.py pki`), `{site}` in it
+    replaced by the site's name, or by `aggregator`; null: `pki` beside the shards. `search` looks for the site's own
+    pixels in every payload before it leaves.
     """
 
     density: Density = 0.1
@@ -133,11 +138,19 @@ class Exchange(Section):
     selection: Literal["global", "per_tensor"] = "global"
     value_bits: Literal[32, 16, 8, 7, 6, 5, 4, 3] = 4
     rounding: Literal["nearest", "stochastic"] = "nearest"
+    tls: bool = True
+    pki: str | None = None
+    search: bool = True
 
     @property
     def down(self) -> float:
         """The density of the server's update."""
         return self.density if self.density_down is None else self.density_down
+
+    def pki_folder(self, data: Data, name: str) -> Path:
+        """Where the certificate and the key of a site, or of the aggregator, lie."""
+        beside = data.shard_path(name).parent / "pki"
+        return beside if self.pki is None else Path(self.pki.replace("{site}", name))
 
 
 class Federation(Section):
@@ -212,6 +225,7 @@ def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
     frozen = config.model.name == "frozen"
     return [
         (bool(twice), f"data.sites: {', '.join(twice)} named twice; give each hospital its own name"),
+        ("aggregator" in names, "data.sites: aggregator is the name of rank 0; give the hospital another"),
         (
             config.private and bool(undeclared),
             f"data.sites: no weight for {', '.join(undeclared)}; with privacy.epsilon set the true sample count is "

@@ -155,6 +155,7 @@ def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping
             f"{megabytes(facts['sparse_down_bytes'])} down over all sites; dense fp32 would be "
             f"{megabytes(facts['dense_bytes'])} each way"
         )
+    lines.append(facts["wire"])
     lines.append(_privacy_line(config, facts))
     return "\n".join([*lines, table(rows)])
 

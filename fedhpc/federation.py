@@ -7,7 +7,7 @@
         the aggregator:                                                             (mean_update, server_round)
             u = sum_i w_i sent_i / sum_i w_i                                      folded in the order of the sites
             send the top k of u + e to all, rounded; keep the rest as e
-        everybody: x_{t+1} = x_t + what the aggregator sent
+        everybody: x_{t+1} = x_t + what the aggregator sent                  (next_state, compared by same_everywhere)
 
 FedAvg is McMahan et al. 2017, Algorithm 1; sparse exchange both ways with memory is Sattler et al. 2019, Algorithm 2.
 The sequential and the MPI driver run these same functions; only the `Transport` differs. The same seed gives the same
@@ -17,8 +17,9 @@ With `privacy.trust: sites` the aggregator gets u without any u_i: `Terms.secure
 the rest of the round is the same (see `fedhpc.secure_round`).
 """
 
+import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -26,7 +27,7 @@ from typing import Protocol
 import numpy as np
 
 from fedhpc.aggregator.aggregate import WeightedMean
-from fedhpc.errors import at
+from fedhpc.errors import SiteError, at
 from fedhpc.exchange.codec import decode, encode
 from fedhpc.exchange.comm import Transport
 from fedhpc.exchange.sparsify import Coding, with_feedback
@@ -114,16 +115,20 @@ class Traffic:
 
 @dataclass
 class Stopwatch:
-    """Seconds by phase of one round, by the monotonic clock."""
+    """Seconds by phase of one round, by the monotonic clock; those of a phase inside another are not the outer's."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _inner_s: float = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the time spent inside to `name`."""
-        start = time.monotonic()
+        start, before_s = time.monotonic(), self._inner_s
+        self._inner_s = 0.0
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
+        spent_s = time.monotonic() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + spent_s - self._inner_s
+        self._inner_s = before_s + spent_s
 
 
 @dataclass(frozen=True)
@@ -171,8 +176,11 @@ def site_round(site: Participant, state: GlobalState, residual: F32, terms: Term
     return encode(Update(site.index, state.round, sent)), residual
 
 
-def mean_update(payloads: Sequence[bytes], state: GlobalState, terms: Terms) -> F32:
-    """The aggregator's view of the sites: the weighted mean of their updates. Payloads come in site order."""
+def mean_update(payloads: Iterable[bytes], state: GlobalState, terms: Terms) -> F32:
+    """The aggregator's view of the sites: the weighted mean of their updates.
+
+    Payloads come in site order; each is folded before the next is taken, so that memory does not grow with the sites.
+    """
     mean = WeightedMean(state.params.size)
     for index, payload in enumerate(payloads):
         with at(f"site {terms.sites[index]}"):
@@ -217,7 +225,7 @@ def federate(
     """
     state, memory = start
     while state.round < terms.rounds:
-        if not agreed(transport, all(site.can_afford(state.round) for site in sites)):
+        if not agreed(transport, all(site.can_afford(state.round) for site in sites), state.round + 1):
             return state, "budget"
         result = _one_round(sites, state, memory, terms, transport)
         state, memory = result.state, Memory(result.residuals, result.server_residual)
@@ -238,8 +246,10 @@ def _one_round(
             down, server_residual = server_round(got.mean, state, server_residual, terms)
             traffic = Traffic(got.up_bytes, got.down_bytes + len(down))
     with watch.phase("exchange"):
-        down = transport.broadcast(down)
-    return RoundResult(next_state(state, down), got.residuals, server_residual, traffic, watch, got.dropped)
+        down = transport.broadcast(down, "update", state.round + 1)
+        after = next_state(state, down)
+        same_everywhere(transport, after, [site.name for site in sites])
+    return RoundResult(after, got.residuals, server_residual, traffic, watch, got.dropped)
 
 
 def in_the_open(terms: Terms) -> "Collector":
@@ -258,20 +268,53 @@ def in_the_open(terms: Terms) -> "Collector":
                 payload, kept[site.name] = site_round(site, state, residuals[site.name], terms)
                 payloads.append(payload)
         with watch.phase("exchange"):
-            received = transport.gather(payloads)
+            received = transport.stream(payloads, "update", state.round + 1)
         if transport.rank:
             return Collected(None, kept, ())
+        up_bytes: list[int] = []
         with watch.phase("aggregate"):
-            return Collected(mean_update(received, state, terms), kept, tuple(map(len, received)))
+            mean = mean_update(_weighed(received, up_bytes, watch), state, terms)
+        return Collected(mean, kept, tuple(up_bytes))
 
     return collect
 
 
-def agreed(transport: Transport, vote: bool) -> bool:
-    """Whether every rank votes yes; all learn the same answer."""
-    votes = transport.gather([bytes([vote])])
+def _weighed(received: Iterator[bytes], up_bytes: list[int], watch: Stopwatch) -> Iterator[bytes]:
+    """The payloads as they come; waiting for one is exchange, whatever is done with it in between."""
+    while True:
+        with watch.phase("exchange"):
+            payload = next(received, None)
+        if payload is None:
+            return
+        up_bytes.append(len(payload))
+        yield payload
+
+
+def same_everywhere(transport: Transport, state: GlobalState, names: Sequence[str]) -> None:
+    """Compare a digest of the global state over all ranks.
+
+    Args:
+        names: of this rank's sites.
+
+    Raises:
+        SiteError: at rank 0, naming the sites whose state is not the aggregator's.
+    """
+    digest = hashlib.sha256(state.params.data).digest()
+    told = transport.gather([digest + ", ".join(names).encode()], "control", state.round)
+    others = {rank: said[len(digest) :].decode() for rank, said in enumerate(told) if said[: len(digest)] != digest}
+    if others:
+        where = "; ".join(f"rank {rank} ({sites or 'no site'})" for rank, sites in others.items())
+        raise SiteError(
+            f"round {state.round}: the global state at {where} is not the aggregator's: memory or code changed it. "
+            "This round was not recorded; the same command goes on from the one before"
+        )
+
+
+def agreed(transport: Transport, vote: bool, round: int | None = None) -> bool:
+    """Whether every rank votes yes; all learn the same answer. `round`: the one that the vote is about."""
+    votes = transport.gather([bytes([vote])], "control", round)
     answer = bytes([all(v == b"\x01" for v in votes)]) if transport.rank == 0 else None
-    return transport.broadcast(answer) == b"\x01"
+    return transport.broadcast(answer, "control", round) == b"\x01"
 
 
 def fresh_memory(sites: Sequence[Participant], size: int) -> Memory:

@@ -39,8 +39,11 @@ class Final:
     epsilons: Mapping[str, float | None]
 
 
-def reports_of(session: Session, params_of: Callable[[str], F32]) -> list[SiteReport]:
-    """Each site's report on the model that `params_of` gives for its name: all of them, in site order, at rank 0."""
+def reports_of(session: Session, params_of: Callable[[str], F32], round: int | None = None) -> list[SiteReport]:
+    """Each site's report on the model that `params_of` gives for its name: all of them, in site order, at rank 0.
+
+    `round`: the one just done; None after the last.
+    """
     mine = []
     pooled = session.config.mode == "centralised"
     for site in session.sites:
@@ -48,7 +51,7 @@ def reports_of(session: Session, params_of: Callable[[str], F32]) -> list[SiteRe
         learner = session.learners[0] if pooled else site
         ledger = (learner.name, learner.ledger.head) if session.config.private else ("", "")
         mine.append(SiteReport(site.name, measured["val"], measured["test"], learner.epsilon(), ledger).pack())
-    return [SiteReport.unpack(payload) for payload in session.transport.gather(mine)]
+    return [SiteReport.unpack(payload) for payload in session.transport.gather(mine, "metrics", round)]
 
 
 def finish(session: Session, models: Mapping[str, F32], records: Sequence[Mapping[str, Any]], stopped: str) -> None:
@@ -87,7 +90,7 @@ def finish(session: Session, models: Mapping[str, F32], records: Sequence[Mappin
 def _final(session: Session, params: F32) -> Final | None:
     reports = reports_of(session, lambda _: params)
     mine = [pack_arrays({"stack": site.resample(params)}) for site in session.sites]
-    stacks = session.transport.gather(mine)
+    stacks = session.transport.gather(mine, "metrics")
     if session.transport.rank:
         return None
     aucs = bootstrap_aucs(unpack_arrays(payload)["stack"].astype(np.uint16, copy=False) for payload in stacks)

@@ -1,5 +1,6 @@
 """`train`: open the session, drive the rounds, keep the run directory, finish with `summary.json` and `model.pt`."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from fedhpc.agreement import from_rank_0, together
 from fedhpc.averaging import IterateAverage
 from fedhpc.baselines import train_separately
 from fedhpc.console import header, round_line
+from fedhpc.door import wire_line
 from fedhpc.errors import InputError
 from fedhpc.exchange.codec import encode
 from fedhpc.exchange.secure_sum import round_bytes
@@ -126,6 +128,7 @@ def _header_facts(session: Session) -> dict[str, Any]:
         "sparse_up_bytes": sites * up,
         "sparse_down_bytes": sites * (_payload_bytes(d, terms.down) + more_down),
         "dense_bytes": sites * d * FLOAT32_BYTES,
+        "wire": wire_line(config, session.transport.size),
         "with_aggregator": sum(fact["rank"] == 0 for fact in session.facts),
     }
     if plan is not None:
@@ -159,7 +162,7 @@ def _federated(session: Session, first: int, progress: Progress) -> tuple[Mappin
     directory, transport, terms = session.directory, session.transport, _terms(session)
     memory = _loaded_memory(session, first)
     payload = together(transport, lambda: None if transport.rank else _start_payload(session, first))
-    start = unpack_arrays(transport.broadcast(payload))
+    start = unpack_arrays(transport.broadcast(payload, "update"))
     state = GlobalState(first, start["params"].astype(np.float32, copy=False))
     average = _resumed_average(session, start)
 
@@ -206,8 +209,13 @@ def _loaded_memory(session: Session, first: int) -> Memory:
 
 
 def _read_memory(session: Session, first: int, fresh: Memory) -> Memory:
-    directory = session.directory
-    residuals = {s.name: load_state(directory.site(s.name), "residual", first)["residual"] for s in session.sites}
+    directory, residuals = session.directory, dict(fresh.residuals)
+    for site in session.sites:
+        folder = directory.site(site.name)
+        if saved_rounds(folder, "residual"):
+            residuals[site.name] = load_state(folder, "residual", first)["residual"]
+        else:
+            print(f"site {site.name}: nothing of this run is here; it joins with the full model", file=sys.stderr)
     if session.transport.rank:
         return replace(fresh, residuals=residuals)
     return Memory(residuals, load_state(directory.path / "state", "round", first)["server_residual"])
@@ -236,9 +244,10 @@ def _separate(session: Session, first: int, progress: Progress) -> tuple[Mapping
 
 def shared(session: Session, models: Mapping[str, F32]) -> dict[str, F32]:
     """Every learner's final model at every rank, dense: the baselines are measured on all sites' test splits."""
-    packed = session.transport.gather([pack_arrays({name: params}) for name, params in models.items()])
+    packed = session.transport.gather([pack_arrays({name: params}) for name, params in models.items()], "update")
     merged = {name: params for payload in packed for name, params in unpack_arrays(payload).items()}
-    everybody = unpack_arrays(session.transport.broadcast(pack_arrays(merged) if session.transport.rank == 0 else None))
+    payload = pack_arrays(merged) if session.transport.rank == 0 else None
+    everybody = unpack_arrays(session.transport.broadcast(payload, "update"))
     return {name: params.astype(np.float32, copy=False) for name, params in everybody.items()}
 
 
@@ -251,7 +260,7 @@ def _close_round(session: Session, at: tuple[int, Callable[[str], F32]], ran: Ra
     """Evaluate, record, tell; whether to go on (the same answer at every rank)."""
     (done, params_of), watch = at, ran.watch
     with watch.phase("evaluate"):
-        reports = reports_of(session, params_of)
+        reports = reports_of(session, params_of, done)
     progress.done_here += 1
     if session.transport.rank == 0:
         seconds = {**watch.seconds, "total": time.monotonic() - progress.round_started}

@@ -32,7 +32,7 @@ def make_reference(config: RunConfig, console: Console) -> None:
 def agreed_map(config: RunConfig, backbone: Backbone, shards: Sequence[Shard], transport: Transport) -> PublicMap:
     """Fitted at rank 0 to the public reference, sent to all; every rank checks that none of its images are in it."""
     fitted = together(transport, lambda: _fitted(config, backbone) if transport.rank == 0 else None)
-    arrays = unpack_arrays(transport.broadcast(pack_arrays(fitted) if fitted else None))
+    arrays = unpack_arrays(transport.broadcast(pack_arrays(fitted) if fitted else None, "hello"))
     public = {row.tobytes() for row in arrays["hashes"]}
     together(transport, lambda: _refuse_private_reference(config, shards, public))
     return PublicMap(arrays["mean"].astype(np.float32), arrays["projection"].astype(np.float32))

@@ -7,7 +7,8 @@ runs/<name>/
     summary.json         the result
     model.pt             the final model, weights only
     state/round-0007.npz the global parameters after 7 rounds; the last three are kept
-    sites/<site>/        ledger.jsonl, residual-0007.npz or model-0007.npz
+    egress.jsonl         what the aggregator sent, a line a payload
+    sites/<site>/        ledger.jsonl, egress.jsonl, residual-0007.npz or model-0007.npz
 """
 
 import io
@@ -46,6 +47,7 @@ class RunDirectory:
         self.path = path
         self.config, self.summary, self.model = path / "config.yaml", path / "summary.json", path / "model.pt"
         self.rounds, self.environment = path / "rounds.jsonl", path / "environment.json"
+        self.office_egress = path / "egress.jsonl"
 
     def site(self, name: str) -> Path:
         """The folder of one site."""
@@ -54,6 +56,10 @@ class RunDirectory:
     def ledger(self, site: str) -> Path:
         """The site's privacy ledger."""
         return self.site(site) / "ledger.jsonl"
+
+    def egress(self, site: str) -> Path:
+        """The log of all that has left the site."""
+        return self.site(site) / "egress.jsonl"
 
     def write_config(self, config: RunConfig) -> None:
         """The resolved config."""

@@ -76,7 +76,7 @@ class SecureMean:
         """
         seats = {site.index: _Seat(cast(SecureParticipant, site), self, state) for site in sites}
         office = SumOffice(self.terms, state.round) if transport.rank == 0 else None
-        relay = _Relay(transport, office, [name for name, _ in self.sites], tuple(seats))
+        relay = _Relay(transport, state.round + 1, office, [name for name, _ in self.sites], tuple(seats))
         with watch.phase("exchange"):
             keys = self._attempt(seats, _Seat.enter)
             roster = relay(KEYS, keys)
@@ -128,6 +128,7 @@ class _Relay:
     """Messages of one kind from all ranks' sites to the aggregator, and its answer to all. Counts every byte."""
 
     transport: Transport
+    round: int
     office: SumOffice | None
     names: Sequence[str]
     mine: tuple[int, ...]
@@ -138,13 +139,14 @@ class _Relay:
         self.up_bytes = [0] * len(self.names)
 
     def __call__(self, kind: int, messages: Mapping[int, bytes]) -> bytes:
-        payloads = self.transport.gather([messages.get(index, b"") for index in self.mine])
+        sent = [messages.get(index, b"") for index in self.mine]
+        payloads = self.transport.gather(sent, "update", self.round)
         answer = None
         if self.office is not None:
             self.up_bytes = [sent + len(more) for sent, more in zip(self.up_bytes, payloads, strict=True)]
             answer = self._answered(self.office, kind, payloads)
             self.down_bytes += len(answer)
-        return self.transport.broadcast(answer)
+        return self.transport.broadcast(answer, "update", self.round)
 
     def _answered(self, office: SumOffice, kind: int, payloads: Sequence[bytes]) -> bytes:
         missing = [name for name, payload in zip(self.names, payloads, strict=True) if not payload]

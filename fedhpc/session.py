@@ -10,15 +10,16 @@ from fedhpc.agreement import from_rank_0, together
 from fedhpc.backbones import Backbone
 from fedhpc.config import RunConfig
 from fedhpc.console import Console
+from fedhpc.door import open_door, seats
 from fedhpc.errors import InputError, PrivacyError, ShardError
 from fedhpc.exchange.comm import Transport
-from fedhpc.federation import placement
 from fedhpc.models import Task, build_model, load_backbone, parameter_count
 from fedhpc.public_map import agreed_map, make_reference
 from fedhpc.rundir import RunDirectory, saved_rounds
 from fedhpc.runtime import prepare
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.integer_sum import Grid, plan_grid
+from fedhpc.site.pixels import image_blocks
 from fedhpc.site.privacy import PrivacyPlan, plan_privacy
 from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples, Samples
 from fedhpc.site.shard import Shard
@@ -53,19 +54,24 @@ class Session:
     grid: Grid | None
 
 
-def open_session(config: RunConfig, directory: RunDirectory, transport: Transport, console: Console) -> Session:
-    """Make missing phantom shards, open and check this rank's own, agree on task and weights, build the network.
+def open_session(config: RunConfig, directory: RunDirectory, wire: Transport, console: Console) -> Session:
+    """Open the door, make missing phantom shards, open and check this rank's own, agree on task and weights, build the
+    network.
 
     Raises:
         InputError: at every rank, with the problems of all.
     """
+    transport = open_door(config, directory, wire, console)
     indices = my_sites(config, transport)
     together(transport, lambda: make_phantoms(config, [config.site_names[i] for i in indices], console))
     together(transport, lambda: make_reference(config, console) if transport.rank == 0 else None)
     shards = together(transport, lambda: _open_shards(config, indices))
+    if config.exchange.search:
+        for shard in shards:
+            transport.search_for(shard.site, image_blocks(shard))
     bench = together(transport, lambda: prepare(config.runtime, transport.local_rank))
     hello = [_facts(config, shard, transport, bench) for shard in shards]
-    gathered = transport.gather([json.dumps(fact).encode() for fact in hello])
+    gathered = transport.gather([json.dumps(fact).encode() for fact in hello], "hello")
     facts = tuple(json.loads(payload) for payload in gathered)
     common = from_rank_0(transport, lambda: _agreement(facts))
     task = Task(tuple(common["classes"]), tuple(common["image_shape"]))
@@ -87,10 +93,7 @@ def open_session(config: RunConfig, directory: RunDirectory, transport: Transpor
 
 def my_sites(config: RunConfig, transport: Transport) -> range:
     """The indices of the sites that this rank plays; a centralised run is rank 0's alone."""
-    count = len(config.data.sites)
-    if config.mode == "centralised":
-        return range(count) if transport.rank == 0 else range(0)
-    return placement(count, transport.size, config.federation.aggregator == "dedicated")[transport.rank]
+    return seats(config, transport.size)[transport.rank]
 
 
 def make_phantoms(config: RunConfig, sites: Sequence[str], console: Console) -> None:
@@ -198,7 +201,7 @@ def open_ledgers(session: Session, heads: Mapping[str, str]) -> tuple[str, ...]:
         return ()
     together(session.transport, lambda: _keep_ledgers(session, heads))
     told = ["\n".join(learner.forecast()).encode() for learner in session.learners]
-    return tuple(payload.decode() for payload in session.transport.gather(told) if payload)
+    return tuple(payload.decode() for payload in session.transport.gather(told, "hello") if payload)
 
 
 def _keep_ledgers(session: Session, heads: Mapping[str, str]) -> None:

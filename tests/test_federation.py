@@ -1,6 +1,6 @@
 """The round as pure functions: three numbers by hand, what each density does, and who is named where it fails."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ import pytest
 
 from fedhpc.errors import PayloadError
 from fedhpc.exchange.comm import AloneTransport
+from fedhpc.exchange.egress import Kind
 from fedhpc.exchange.sparsify import Coding
 from fedhpc.exchange.update import F32
 from fedhpc.federation import (
@@ -122,13 +123,14 @@ class Weighing(AloneTransport):
         self.up: list[int] = []
         self.down = 0
 
-    def gather(self, payloads: Sequence[bytes]) -> list[bytes]:
+    def stream(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> Iterator[bytes]:
         self.up = [len(payload) for payload in payloads]
-        return super().gather(payloads)
+        return super().stream(payloads, kind, round)
 
-    def broadcast(self, payload: bytes | None) -> bytes:
-        self.down = len(payload or b"")
-        return super().broadcast(payload)
+    def broadcast(self, payload: bytes | None, kind: Kind, round: int | None = None) -> bytes:
+        if kind == "update":
+            self.down = len(payload or b"")
+        return super().broadcast(payload, kind, round)
 
 
 def test_traffic_is_what_passed_and_follows_each_density_by_itself() -> None:

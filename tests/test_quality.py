@@ -12,8 +12,9 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 # Who may import what: a package, and the module (with what is below it) that owns it.
 OWNERS = {
-    "cryptography": ["fedhpc.exchange"],
+    "cryptography": ["fedhpc.exchange", "fedhpc.pki"],
     "mpi4py": ["fedhpc.exchange.comm"],
+    "ssl": ["fedhpc.exchange.tls"],
     "h5py": ["fedhpc.site.shard", "data_prep"],
     "opacus": ["fedhpc.site"],
     "submitit": ["fedhpc.sweep"],

@@ -165,6 +165,17 @@ def _checked_header(payload: bytes, expected: tuple[int, int, int]) -> Header:
     return header
 
 
+def deflated_planes(payload: bytes) -> list[memoryview]:
+    """The planes of a payload of `encode`, still deflated, for whoever must look into it without decoding it.
+
+    Raises:
+        PayloadError: where it is too short to be one.
+    """
+    if len(payload) < FIXED.size + CRC.size:
+        raise PayloadError(f"{len(payload)} bytes are fewer than a header")
+    return _planes(payload, Header(*FIXED.unpack_from(payload)[2:]))
+
+
 def _planes(payload: bytes, header: Header) -> list[memoryview]:
     """The blocks after the header, whose lengths must be all there is."""
     count = header.index_planes + 1 + header.level_planes

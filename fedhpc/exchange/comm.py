@@ -2,40 +2,65 @@
 
 No rank ever waits inside a blocking MPI call: a rank that spins there steals the core from those that train. Every wait
 goes through `MpiTransport._wait`, the one place where a time-out belongs.
+
+What all ranks have to send is one long stream, in rank order. It comes to rank 0 in waves of at most WAVE_BYTES, each
+one `Igatherv`; so no count ever reaches the 2 GiB of MPI's ints, and rank 0 holds two waves and one payload, however
+many hospitals there are. From TREE_FROM ranks on a wave comes by way of group leaders, which changes no byte of it.
 """
 
-import itertools
+import math
 import os
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedhpc.errors import InputError
+from fedhpc.errors import InputError, PayloadError
+from fedhpc.exchange.egress import Kind
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 FIRST_SLEEP_S, LONGEST_SLEEP_S = 50e-6, 5e-3
 LAUNCHER_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
+WAVE_BYTES = 32 * 2**20
+BROADCAST_BYTES = 2**30
+"""The most that one broadcast call carries: MPI counts in ints, of which 2^31 - 1 is the largest."""
+TREE_FROM = 64
+"""From so many ranks on the gather is a tree: a linear one makes rank 0 take size - 1 messages a wave, this one about
+2 sqrt(size)."""
+COUNT = struct.Struct("<Q")
+Bytes = bytes | memoryview
+Counts = NDArray[np.int64]
 
 
 class Transport(Protocol):
-    """What the round needs of the ranks. `rank` 0 is the aggregator's."""
+    """What the round needs of the ranks. `rank` 0 is the aggregator's.
+
+    Every payload is of a kind on the whitelist (`fedhpc.exchange.egress`): of control there is one payload a rank, of
+    all other kinds one a site. `round` is numbered as in rounds.jsonl; None outside the rounds.
+    """
 
     rank: int
     size: int
     local_rank: int
     local_size: int
 
-    def gather(self, payloads: Sequence[bytes]) -> list[bytes]:
-        """All ranks' payloads in rank order at rank 0; an empty list elsewhere."""
+    def stream(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> Iterator[bytes]:
+        """All ranks' payloads in rank order at rank 0, each as it arrives; nothing elsewhere.
 
-    def broadcast(self, payload: bytes | None) -> bytes:
+        Rank 0 must take them all before its next call: the others are held until it does.
+        """
+
+    def gather(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> list[bytes]:
+        """The same, all at once; an empty list elsewhere."""
+
+    def broadcast(self, payload: bytes | None, kind: Kind, round: int | None = None) -> bytes:
         """Rank 0's payload, at every rank; the others pass None."""
 
 
@@ -44,11 +69,15 @@ class AloneTransport:
 
     rank, size, local_rank, local_size = 0, 1, 0, 1
 
-    def gather(self, payloads: Sequence[bytes]) -> list[bytes]:
+    def stream(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> Iterator[bytes]:
+        """See `Transport`."""
+        return iter(payloads)
+
+    def gather(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> list[bytes]:
         """See `Transport`."""
         return list(payloads)
 
-    def broadcast(self, payload: bytes | None) -> bytes:
+    def broadcast(self, payload: bytes | None, kind: Kind, round: int | None = None) -> bytes:
         """See `Transport`."""
         if payload is None:
             raise ValueError("payload=None: rank 0 must pass the payload that it broadcasts")
@@ -56,37 +85,75 @@ class AloneTransport:
 
 
 class MpiTransport:
-    """Collectives over an MPI communicator: sizes by Igather, bytes by Igatherv and Ibcast."""
+    """Collectives over an MPI communicator: sizes by Igather and Ibcast, bytes by Igatherv and Ibcast."""
 
-    def __init__(self, comm: "MPI.Comm") -> None:
+    def __init__(self, comm: "MPI.Comm", tree_from: int = TREE_FROM, wave_bytes: int = WAVE_BYTES) -> None:
         self._mpi = _mpi()
-        self._comm = comm
+        self._comm, self._wave_bytes = comm, wave_bytes
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         node = comm.Split_type(self._mpi.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = node.Get_rank(), node.Get_size()
         node.Free()
+        self._group_size = math.isqrt(self.size - 1) + 1 if self.size >= tree_from else 0
+        if self._group_size:
+            self._group = comm.Split(self.rank // self._group_size, self.rank)
+            self._leaders = comm.Split(int(self.rank % self._group_size != 0), self.rank)
 
-    def gather(self, payloads: Sequence[bytes]) -> list[bytes]:
+    def gather(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> list[bytes]:
         """See `Transport`."""
-        mine = _pack(payloads)
-        sizes = np.zeros(self.size, np.int64)
-        self._wait(self._comm.Igather(np.array([len(mine)], np.int64), sizes, root=0))
-        if self.rank != 0:
-            self._wait(self._comm.Igatherv([mine, self._mpi.BYTE], None, root=0))
-            return []
-        starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
-        received = np.empty(int(sizes.sum()), np.uint8)
-        self._wait(self._comm.Igatherv([mine, self._mpi.BYTE], [received, sizes, starts, self._mpi.BYTE], root=0))
-        blocks = [received[start : start + size] for start, size in zip(starts, sizes, strict=True)]
-        return [payload for block in blocks for payload in _unpack(block.data)]
+        return list(self.stream(payloads, kind, round))
 
-    def broadcast(self, payload: bytes | None) -> bytes:
+    def stream(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> Iterator[bytes]:
+        """See `Transport`."""
+        mine = Pieces([frame_header(payloads), *payloads])
+        sizes = np.zeros(self.size, np.int64)
+        self._wait(self._comm.Igather(np.array([mine.size], np.int64), sizes, root=0))
+        self._wait(self._comm.Ibcast(sizes, root=0))
+        waves = self._waves(mine, sizes)
+        if self.rank == 0:
+            return carved(waves, self.size)
+        for _ in waves:
+            continue
+        return iter(())
+
+    def broadcast(self, payload: bytes | None, kind: Kind, round: int | None = None) -> bytes:
         """See `Transport`."""
         size = np.array([0 if payload is None else len(payload)], np.int64)
         self._wait(self._comm.Ibcast(size, root=0))
         buffer = bytearray(int(size[0])) if payload is None else payload
-        self._wait(self._comm.Ibcast([buffer, self._mpi.BYTE], root=0))
+        view = memoryview(buffer)
+        for at in range(0, len(buffer), BROADCAST_BYTES):
+            self._wait(self._comm.Ibcast([view[at : at + BROADCAST_BYTES], self._mpi.BYTE], root=0))
         return bytes(buffer)
+
+    def _waves(self, mine: "Pieces", sizes: Counts) -> Iterator[Bytes]:
+        """The stream of all ranks, a wave at a time; empty ones elsewhere than at rank 0."""
+        ends = np.cumsum(sizes)
+        starts = ends - sizes
+        for at in range(0, int(ends[-1]), self._wave_bytes):
+            lows = np.clip(at - starts, 0, sizes)
+            highs = np.clip(at + self._wave_bytes - starts, 0, sizes)
+            piece = mine.between(int(lows[self.rank]), int(highs[self.rank]))
+            yield self._wave(piece, highs - lows)
+
+    def _wave(self, piece: Bytes, counts: Counts) -> Bytes:
+        """`counts` bytes of each rank, in rank order, at rank 0."""
+        if not self._group_size:
+            return self._gatherv(self._comm, piece, counts)
+        first = self.rank - self.rank % self._group_size
+        block = self._gatherv(self._group, piece, counts[first : first + self._group_size])
+        if self.rank != first:
+            return b""
+        return self._gatherv(self._leaders, block, np.add.reduceat(counts, np.arange(0, self.size, self._group_size)))
+
+    def _gatherv(self, comm: "MPI.Comm", piece: Bytes, counts: Counts) -> Bytes:
+        if comm.Get_rank() != 0:
+            self._wait(comm.Igatherv([piece, self._mpi.BYTE], None, root=0))
+            return b""
+        received = np.empty(int(counts.sum()), np.uint8)
+        starts = np.cumsum(counts) - counts
+        self._wait(comm.Igatherv([piece, self._mpi.BYTE], [received, counts, starts, self._mpi.BYTE], root=0))
+        return received.data
 
     def _wait(self, request: "MPI.Request") -> None:
         pause_s = FIRST_SLEEP_S
@@ -130,18 +197,73 @@ def _mpi() -> ModuleType:
     return MPI
 
 
-def _pack(payloads: Sequence[bytes]) -> bytes:
-    """Several payloads -> one.
+class Pieces:
+    """Several byte strings as one long one that is never put together.
 
-    >>> [bytes(p) for p in _unpack(memoryview(_pack([b"ab", b"", b"c"])))]
+    >>> pieces = Pieces([b"ab", b"", b"cde"])
+    >>> pieces.size, bytes(pieces.between(1, 4)), bytes(pieces.between(3, 5)), bytes(pieces.between(5, 5))
+    (5, b'bcd', b'de', b'')
+    """
+
+    def __init__(self, parts: Sequence[bytes]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        self.size = int(self._ends[-1])
+
+    def between(self, low: int, high: int) -> Bytes:
+        """The bytes from `low` to before `high`; of one part, without a copy."""
+        inside = []
+        for part, end in zip(self._parts, self._ends.tolist(), strict=True):
+            start = end - len(part)
+            if low < end and start < high:
+                inside.append(memoryview(part)[max(low - start, 0) : high - start])
+        return inside[0] if len(inside) == 1 else b"".join(inside)
+
+
+def frame_header(payloads: Sequence[bytes]) -> bytes:
+    """What goes before a rank's payloads in the stream: how many there are, and the length of each."""
+    return COUNT.pack(len(payloads)) + struct.pack(f"<{len(payloads)}Q", *map(len, payloads))
+
+
+def carved(waves: Iterable[Bytes], ranks: int) -> Iterator[bytes]:
+    """The payloads of `ranks` ranks from the waves of their stream, each as soon as its last byte is there.
+
+    >>> stream = frame_header([b"ab", b""]) + b"ab" + frame_header([]) + frame_header([b"c"]) + b"c"
+    >>> list(carved([stream[:30], stream[30:]], 3))
     [b'ab', b'', b'c']
     """
-    lengths = struct.pack(f"<{1 + len(payloads)}Q", len(payloads), *map(len, payloads))
-    return b"".join((lengths, *payloads))
+    stream = _Stream(waves)
+    for _ in range(ranks):
+        (count,) = COUNT.unpack(stream.read(COUNT.size))
+        for length in struct.unpack(f"<{count}Q", stream.read(COUNT.size * count)):
+            yield stream.read(length)
+    stream.end()
 
 
-def _unpack(block: memoryview) -> list[bytes]:
-    (count,) = struct.unpack_from("<Q", block)
-    lengths = struct.unpack_from(f"<{count}Q", block, 8)
-    ends = np.cumsum((8 + 8 * count, *lengths)).tolist()
-    return [bytes(block[start:end]) for start, end in itertools.pairwise(ends)]
+class _Stream:
+    """Reads a given number of bytes at a time from waves of any length."""
+
+    def __init__(self, waves: Iterable[Bytes]) -> None:
+        self._waves = iter(waves)
+        self._rest = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        parts, missing = [], size
+        while missing:
+            if not self._rest:
+                self._rest = memoryview(self._next())
+            parts.append(self._rest[:missing])
+            self._rest = self._rest[len(parts[-1]) :]
+            missing -= len(parts[-1])
+        return b"".join(parts)
+
+    def end(self) -> None:
+        """Raises PayloadError where bytes are left over."""
+        if self._rest or next(self._waves, None) is not None:
+            raise PayloadError("the ranks sent more bytes than their lengths add up to")
+
+    def _next(self) -> Bytes:
+        wave = next(self._waves, None)
+        if wave is None:
+            raise PayloadError("the ranks sent fewer bytes than their lengths add up to")
+        return wave

@@ -35,7 +35,7 @@ def main() -> None:
     rows = []
     for seed in json.loads(sys.argv[1]):
         mine = [released(seed, f"site{transport.rank + 1}", round).tobytes() for round in range(ROUNDS)]
-        rows.append([np.frombuffer(payload, np.float32).tolist() for payload in transport.gather(mine)])
+        rows.append([np.frombuffer(payload, np.float32).tolist() for payload in transport.gather(mine, "update")])
     if transport.rank == 0:
         print(json.dumps(rows))
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from data_prep.shard_writer import write_shard
+from fedhpc import pki
 from fedhpc.exchange.codec import FIXED
 from fedhpc.rng import generator
 from fedhpc.site.ledger import read_ledger
@@ -45,8 +46,9 @@ def make_shard(folder: Path, site: str, images: int) -> None:
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four unequal shards and a config in one folder."""
+    """Four unequal shards, their certificates and a config in one folder."""
     folder = tmp_path_factory.mktemp("cohort")
+    pki.init(folder / "pki", SITES)
     for number, site in enumerate(SITES):
         make_shard(folder, site, 60 - 8 * number)
     tree = {

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from data_prep.shard_writer import write_shard
+from fedhpc import pki
 from fedhpc.cli import main
 from fedhpc.rng import generator
 from fedhpc.site.ledger import read_ledger
@@ -46,8 +47,9 @@ def make_shard(folder: Path, site: str, broken: bool) -> None:
 
 @pytest.fixture(scope="session")
 def secure_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four sites and a config in one folder; `broken/` has two shards that fail in training."""
+    """Four sites, their certificates and a config in one folder; `broken/` has two shards that fail in training."""
     folder = tmp_path_factory.mktemp("secure")
+    pki.init(folder / "pki", SITES)
     for site in SITES:
         make_shard(folder, site, broken=False)
     (folder / "broken").mkdir()
@@ -58,7 +60,7 @@ def secure_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"shards": str(folder / "{site}.h5"), "sites": [{"name": name, "weight": 40} for name in SITES]},
         "training": {"rounds": ROUNDS, "local_epochs": 1, "lr": 0.5},
         "privacy": {"epsilon": 8, "sample_rate": 1, "noise_seed": 1, "trust": "sites", "colluding_sites": 1},
-        "exchange": {"density": 1},
+        "exchange": {"density": 1, "pki": str(folder / "pki")},
         "evaluation": {"bootstrap": 100},
         "runtime": {"threads": 1, "device": "cpu"},
     }

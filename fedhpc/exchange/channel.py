@@ -1,0 +1,146 @@
+"""The door itself: a `Transport` that searches, logs and encrypts all that passes, over one that only carries bytes.
+
+    a site's payload:   searched for pixels of the site -> written into its egress log -> sealed in its TLS session
+    rank 0's broadcast: written into rank 0's log -> sealed once, the key in every site's session (`exchange.seal`)
+
+Sites that rank 0 plays itself have a log and no session: nothing of theirs crosses a wire. The payloads that come out
+at the other end are the same bytes with and without TLS.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fedhpc.errors import PayloadError, at
+from fedhpc.exchange.comm import Transport
+from fedhpc.exchange.egress import EgressLog, Kind, Via, checked_kind
+from fedhpc.exchange.residency import U64, ImageSearch
+from fedhpc.exchange.seal import open_sealed, seal
+from fedhpc.exchange.tls import TlsSession
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """The TLS sessions of one rank with the sites, or the aggregator, at the other end.
+
+    Attributes:
+        names: of all sites at other ranks than 0, in site order: the order of the tickets of a broadcast.
+        speakers: of each such rank the first site: control payloads of the rank go through its session.
+        by_site: this rank's end of each of its sessions, in site order; at rank 0 one for every name.
+    """
+
+    names: tuple[str, ...]
+    speakers: tuple[str, ...]
+    by_site: Mapping[str, TlsSession]
+
+
+@dataclass
+class Channel:
+    """See the module. It is the `Transport` of a whole run, once its ranks know who they are.
+
+    Attributes:
+        wire: what carries the bytes.
+        logs: the egress logs of this rank's sites, in site order.
+        office: the log of what the aggregator sends; None elsewhere than at rank 0.
+        sessions: None: in the clear.
+    """
+
+    wire: Transport
+    logs: Mapping[str, EgressLog]
+    office: EgressLog | None
+    sessions: Sessions | None = None
+    _searches: dict[str, ImageSearch] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rank, self.size = self.wire.rank, self.wire.size
+        self.local_rank, self.local_size = self.wire.local_rank, self.wire.local_size
+
+    def search_for(self, site: str, blocks: U64) -> None:
+        """From now on search all payloads of `site` for these blocks of its images, uint64[m, 2] (private)."""
+        self._searches[site] = ImageSearch(blocks)
+
+    def gather(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> list[bytes]:
+        """See `Transport`."""
+        return list(self.stream(payloads, kind, round))
+
+    def stream(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> Iterator[bytes]:
+        """See `Transport`.
+
+        Raises:
+            PayloadError: what must not leave (nothing has, then), or at rank 0 what is not what a site has sent.
+        """
+        self._write_down(payloads, kind, round)
+        if self.rank == 0:
+            return self._received(payloads, kind, round)
+        return self.wire.stream(self._sealed(payloads, kind), kind, round)
+
+    def broadcast(self, payload: bytes | None, kind: Kind, round: int | None = None) -> bytes:
+        """See `Transport`.
+
+        Raises:
+            PayloadError: naming this rank's sites, where what came is not what rank 0 has sent.
+        """
+        if self.office is not None:
+            if payload is None:
+                raise ValueError("payload=None: rank 0 must pass the payload that it broadcasts")
+            self.office.write_down(payload, kind, round, via=self._via())
+            sealed = payload if self.sessions is None else seal(payload, kind, self.sessions.by_site)
+            self.wire.broadcast(sealed, kind, round)
+            return payload
+        sealed = self.wire.broadcast(None, kind, round)
+        if self.sessions is None:
+            return sealed
+        places = {self.sessions.names.index(name): session for name, session in self.sessions.by_site.items()}
+        with at(f"site {', '.join(self.logs)}"):
+            return open_sealed(sealed, kind, places)
+
+    def _via(self) -> Via:
+        if self.size == 1:
+            return "process"
+        return "clear" if self.sessions is None else "tls"
+
+    def _write_down(self, payloads: Sequence[bytes], kind: Kind, round: int | None) -> None:
+        checked_kind(kind)
+        via: Via = "process" if self.rank == 0 else self._via()
+        for names, payload in _senders(tuple(self.logs), payloads, kind):
+            for name in names:
+                search = self._searches.get(name)
+                if search is not None:
+                    search.refuse(payload, f"site {name}, {kind} payload of {len(payload)} bytes")
+                searched = None if search is None else search.count
+                self.logs[name].write_down(payload, kind, round, via=via, searched=searched)
+
+    def _sealed(self, payloads: Sequence[bytes], kind: Kind) -> list[bytes]:
+        if self.sessions is None:
+            return list(payloads)
+        mine = list(self.sessions.by_site.values())
+        speaking = mine[:1] if kind == "control" else mine
+        return [session.seal(payload, kind) for session, payload in zip(speaking, payloads, strict=True)]
+
+    def _received(self, own: Sequence[bytes], kind: Kind, round: int | None) -> Iterator[bytes]:
+        yield from own
+        arriving = self.wire.stream([], kind, round)
+        if self.sessions is None:
+            yield from arriving
+            return
+        expected = self.sessions.speakers if kind == "control" else self.sessions.names
+        for name in expected:
+            sealed = next(arriving, None)
+            if sealed is None:
+                raise PayloadError(f"site {name}: its {kind} message did not come")
+            yield self.sessions.by_site[name].open(sealed, kind)
+        if next(arriving, None) is not None:
+            raise PayloadError(f"{len(expected)} {kind} messages were expected, and more came")
+
+
+def _senders(names: tuple[str, ...], payloads: Sequence[bytes], kind: Kind) -> Iterator[tuple[tuple[str, ...], bytes]]:
+    """(the sites that a payload leaves, the payload): a site's own, or one for all of a rank's.
+
+    >>> list(_senders(("a", "b"), [b"x", b"y"], "update")), list(_senders(("a", "b"), [b"x"], "control"))
+    ([(('a',), b'x'), (('b',), b'y')], [(('a', 'b'), b'x')])
+    """
+    if len(payloads) == 1:
+        yield names, payloads[0]
+    elif kind != "control" and len(payloads) == len(names):
+        yield from (((name,), payload) for name, payload in zip(names, payloads, strict=True))
+    elif payloads:
+        raise ValueError(f"{len(payloads)} {kind} payloads of {len(names)} sites: one of each, or one of all")

@@ -1,0 +1,124 @@
+"""The egress log: every payload that leaves a site is written down before it is sent, and no other kind may leave.
+
+One JSON object a line, appended, never rewritten:
+
+    {"time": "2026-11-24T09:12:44.125Z", "round": 3, "kind": "update", "bytes": 58231, "sha256": "...",
+     "to": "aggregator", "via": "tls", "searched": 215040}
+
+`round` is numbered as in rounds.jsonl and null outside the rounds; `bytes` and `sha256` are of the payload before
+encryption; `via` is `tls`, `clear`, or `process` where sender and receiver are one process; `searched` says for how
+many blocks of the site's images the payload was searched (`fedhpc.exchange.residency`), null where it was not.
+
+A line is with the operating system before its payload is with MPI, so the death of the process loses none. It is not
+fsynced: on a disk that is 5 ms a line, and only the machine's own crash would show the difference.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fedhpc.errors import InputError, PayloadError
+
+Kind = Literal["update", "metrics", "hello", "control"]
+Via = Literal["tls", "clear", "process"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+"""All that may leave a site:
+
+- update: what becomes the mean of a round (a coded update, a message of the secure sum), or a baseline's own model.
+- metrics: score histograms.
+- hello: what a site says of itself before the first round: the TLS handshake, names, shapes, weight, device, what its
+  ledger has spent.
+- control: votes, digests of the global state, and what went wrong. One payload a rank, for all its sites.
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the log; see the module's docstring."""
+
+    time: str
+    round: int | None
+    kind: str
+    bytes: int
+    sha256: str
+    to: str
+    via: str
+    searched: int | None
+
+
+FIELDS = set(Entry.__dataclass_fields__)
+
+
+def checked_kind(kind: str) -> Kind:
+    """`kind`, if it is on the whitelist.
+
+    >>> checked_kind("update")
+    'update'
+
+    Raises:
+        PayloadError: where it is not: such a payload must not leave.
+    """
+    for allowed in KINDS:
+        if kind == allowed:
+            return allowed
+    raise PayloadError(f"kind={kind!r} must not leave a site; allowed: {', '.join(KINDS)}")
+
+
+class EgressLog:
+    """The log of one sender, open for appending."""
+
+    def __init__(self, path: Path, to: str) -> None:
+        """`to`: where all payloads of this sender go."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self._to = path, to
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def write_down(
+        self, payload: bytes, kind: str, round: int | None, *, via: Via = "process", searched: int | None = None
+    ) -> Entry:
+        """Append the entry of a payload that is about to leave.
+
+        Raises:
+            PayloadError: a kind that is not on the whitelist.
+            OSError: the log cannot be written, so the payload must not leave.
+        """
+        allowed = checked_kind(kind)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        digest = hashlib.sha256(payload).hexdigest()
+        entry = Entry(now, round, allowed, len(payload), digest, self._to, via, searched)
+        line = json.dumps(asdict(entry)).encode() + b"\n"
+        written = os.write(self._file, line)
+        if written != len(line):
+            raise OSError(f"{self.path}: {written} of {len(line)} bytes written: the disk is full")
+        return entry
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def read_log(path: Path) -> list[Entry]:
+    """All entries of a log.
+
+    Raises:
+        InputError: where it is missing, or a line is not an entry.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); what left this sender is not known") from None
+    return [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def _parsed(line: str, place: str) -> Entry:
+    try:
+        fields: Any = json.loads(line)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict) or set(fields) != FIELDS:
+        raise InputError(f"{place}: is not an entry of an egress log; it was cut or changed")
+    return Entry(**fields)

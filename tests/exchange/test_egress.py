@@ -1,0 +1,136 @@
+"""The log says what left, the whitelist what may, and the channel sees to it that both come before the sending."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedhpc.errors import InputError, PayloadError
+from fedhpc.exchange.channel import Channel
+from fedhpc.exchange.comm import AloneTransport
+from fedhpc.exchange.egress import KINDS, EgressLog, Kind, read_log
+from fedhpc.exchange.update import pack_arrays
+
+
+class Reading(AloneTransport):
+    """Stands for the wire of a rank that is not 0; notes what the logs say when the payloads come to it."""
+
+    rank, size = 1, 2
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.passed: list[tuple[list[bytes], list[int]]] = []
+
+    def stream(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> object:  # type: ignore[override]
+        lines = [len(read_log(path)) for path in sorted(self.folder.glob("*.jsonl"))]
+        self.passed.append((list(payloads), lines))
+        return iter(())
+
+
+def opened(folder: Path) -> tuple[Channel, Reading]:
+    wire = Reading(folder)
+    return Channel(wire, {name: EgressLog(folder / f"{name}.jsonl", "aggregator") for name in "ab"}, None), wire
+
+
+def test_an_entry_says_all_that_is_promised(tmp_path: Path) -> None:
+    log = EgressLog(tmp_path / "new" / "log.jsonl", "aggregator")
+    log.write_down(b"payload", "update", 3, via="tls", searched=12)
+    log.write_down(b"", "control", None)
+    log.close()
+    first, second = read_log(tmp_path / "new" / "log.jsonl")
+    assert datetime.fromisoformat(first.time).tzinfo is not None
+    assert (first.round, first.kind, first.bytes, first.to, first.via, first.searched) == (
+        3, "update", 7, "aggregator", "tls", 12
+    )  # fmt: skip
+    assert first.sha256 == hashlib.sha256(b"payload").hexdigest()
+    assert (second.round, second.bytes, second.via, second.searched) == (None, 0, "process", None)
+
+
+def test_it_is_only_ever_added_to(tmp_path: Path) -> None:
+    for round in (1, 2):
+        EgressLog(tmp_path / "log.jsonl", "aggregator").write_down(b"x", "update", round)
+    assert [entry.round for entry in read_log(tmp_path / "log.jsonl")] == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["image", "", "Update", "updates", "residual"])
+def test_no_other_kind_may_leave(tmp_path: Path, kind: str) -> None:
+    channel, wire = opened(tmp_path)
+    with pytest.raises(
+        PayloadError, match=f"kind='{kind}' must not leave a site; allowed: update, metrics, hello, con"
+    ):
+        channel.gather([b"x", b"y"], kind)  # type: ignore[arg-type]
+    assert wire.passed == []
+    assert read_log(tmp_path / "a.jsonl") == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_written_down_before_it_is_sent(tmp_path: Path, kind: Kind) -> None:
+    channel, wire = opened(tmp_path)
+    payloads = [b"of both"] if kind == "control" else [b"of a", b"of b"]
+    channel.gather(payloads, kind, 4)
+    assert wire.passed == [(payloads, [1, 1])]
+    logged = {name: read_log(tmp_path / f"{name}.jsonl")[0] for name in "ab"}
+    assert [logged[name].sha256 for name in "ab"] == [
+        hashlib.sha256(payloads[min(i, len(payloads) - 1)]).hexdigest() for i in range(2)
+    ]
+    assert {(entry.kind, entry.round, entry.via) for entry in logged.values()} == {(kind, 4, "clear")}
+
+
+def test_payloads_that_belong_to_nobody_are_refused(tmp_path: Path) -> None:
+    channel, wire = opened(tmp_path)
+    for payloads, kind in (([b"x"] * 3, "update"), ([b"x"] * 2, "control")):
+        with pytest.raises(ValueError, match="one of each, or one of all"):
+            channel.gather(payloads, kind)  # type: ignore[arg-type]
+    assert wire.passed == []
+
+
+def test_where_the_log_cannot_be_written_nothing_is_sent(tmp_path: Path) -> None:
+    channel, wire = opened(tmp_path)
+    channel.logs["b"].close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        channel.gather([b"x", b"y"], "update")
+    assert wire.passed == []
+
+
+def test_a_payload_with_pixels_is_neither_sent_nor_logged(tmp_path: Path) -> None:
+    channel, wire = opened(tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, 64, np.uint8)
+    channel.search_for("b", image.view("<u8").reshape(-1, 2))
+    channel.gather([image.tobytes(), b"of b"], "update")  # of another site: a does not know this image
+    for leak in (image.tobytes(), b"before" + image[16:32].tobytes(), pack_arrays({"histogram": image})):
+        with pytest.raises(PayloadError, match=r"site b, metrics payload of \d+ bytes: 16 bytes from \d+ on are those"):
+            channel.gather([b"of a", leak], "metrics")
+    assert len(wire.passed) == 1
+    assert [entry.searched for entry in read_log(tmp_path / "b.jsonl")] == [4]
+
+
+def test_in_one_process_all_is_logged_and_comes_back_as_it_is(tmp_path: Path) -> None:
+    logs = {name: EgressLog(tmp_path / f"{name}.jsonl", "aggregator") for name in "ab"}
+    channel = Channel(AloneTransport(), logs, EgressLog(tmp_path / "office.jsonl", "all sites"))
+    assert channel.gather([b"1", b"2"], "update", 1) == [b"1", b"2"]
+    assert channel.broadcast(b"down", "update", 1) == b"down"
+    assert [(entry.bytes, entry.to, entry.via) for entry in read_log(tmp_path / "office.jsonl")] == [
+        (4, "all sites", "process")
+    ]
+    with pytest.raises(ValueError, match="rank 0 must pass"):
+        channel.broadcast(None, "update")
+
+
+@pytest.mark.parametrize("damage", [b'{"time": "now"}\n', b"[]\n", b'{"time": "2026', b"\xff\xfe\n"])
+def test_a_damaged_log_is_refused(tmp_path: Path, damage: bytes) -> None:
+    EgressLog(tmp_path / "log.jsonl", "aggregator").write_down(b"x", "update", 1)
+    with (tmp_path / "log.jsonl").open("ab") as file:
+        file.write(damage)
+    with pytest.raises(InputError, match=r"log\.jsonl"):
+        read_log(tmp_path / "log.jsonl")
+
+
+def test_a_line_is_json(tmp_path: Path) -> None:
+    EgressLog(tmp_path / "log.jsonl", "aggregator").write_down(b"x", "update", 1)
+    assert set(json.loads((tmp_path / "log.jsonl").read_text())) == {
+        "time", "round", "kind", "bytes", "sha256", "to", "via", "searched"
+    }  # fmt: skip
