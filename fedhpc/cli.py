@@ -12,6 +12,9 @@ from typing import Any
 from fedhpc.bench import add_benchmarks
 from fedhpc.door_verbs import add_egress, add_pki
 from fedhpc.errors import InputError
+from fedhpc.preemption import Notice
+from fedhpc.preflight.verb import add_preflight
+from fedhpc.startup import Startup
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
 
@@ -21,11 +24,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         status: int = options.verb(options)
-        return status
     except InputError as error:
         if _speaks():
             print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        status = BAD_INPUT
+    if getattr(options, "status", None) and (_speaks() or status == FAILED):
+        # Launchers lose it: as the first rank ends with 75, srun ends the others and says 143.
+        options.status.write_text(f"{status}\n", encoding="utf-8")
+    return status
 
 
 def _speaks() -> bool:
@@ -46,7 +52,11 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
     train.add_argument("--run-dir", type=Path, help="default: runs/<name>")
     train.add_argument("--stop-after", type=int, metavar="N", help="stop after N more rounds with exit status 75")
+    train.add_argument("--status", type=Path, metavar="FILE", help="write the exit status there, too")
     train.set_defaults(verb=_train)
+    add_preflight(verbs.add_parser("preflight", help="the checks of every run alone; --report: what to send for help"))
+    world = verbs.add_parser("world", help="how many ranks MPI sees, from each of them: does this launcher fit it?")
+    world.set_defaults(verb=_world)
     evaluate = verbs.add_parser("evaluate", help="a finished model on a shard that it never saw")
     evaluate.add_argument("run", type=Path, help="a run directory, or a model.pt")
     evaluate.add_argument("--shard", type=Path, required=True)
@@ -114,13 +124,16 @@ def _fold(text: str) -> tuple[int, int]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from fedhpc.console import Console
+    # Before all that takes seconds to import: until then a signal ends this process.
+    notice = Notice()
+    notice.listen()
+    startup = Startup()
     from fedhpc.exchange.comm import abort_at_exit, connect
 
     transport = connect()
-    console = Console(speaks=transport.rank == 0)
+    startup.mark("MPI")
     try:
-        return _train_on(transport, console, options)
+        return _train_on(transport, (notice, startup), options)
     except InputError:
         raise
     except BaseException as error:
@@ -129,15 +142,34 @@ def _train(options: argparse.Namespace) -> int:
         return FAILED
 
 
-def _train_on(transport: Any, console: Any, options: argparse.Namespace) -> int:
+def _train_on(transport: Any, watch: tuple[Notice, Startup], options: argparse.Namespace) -> int:
     from fedhpc.agreement import agree_on_config
+    from fedhpc.console import Console
     from fedhpc.launch import run
+    from fedhpc.preflight.check import preflight
+    from fedhpc.seating import seated
     from fedhpc.session import open_session
 
+    notice, startup = watch
+    startup.mark("imports")
     config, directory = agree_on_config(transport, (options.config, options.set), options.run_dir)
-    session = open_session(config, directory, transport, console)
+    transport = seated(config, transport)
+    console = Console(speaks=transport.rank == 0)
+    found, _ = preflight(config, directory, transport)
+    console.say(found)
+    startup.mark("config and preflight")
+    session = open_session(config, directory, transport, console, notice)
+    startup.mark("certificates, shards and network")
+    console.say(startup.line)
     stopped = run(session, options.stop_after)
     return RESUMABLE if stopped == "preempted" else FINISHED
+
+
+def _world(options: argparse.Namespace) -> int:
+    from fedhpc.exchange.comm import world_size
+
+    print(world_size(), flush=True)
+    return FINISHED
 
 
 def _report_failure(error: BaseException, rank: int) -> None:
