@@ -12,6 +12,7 @@ from typing import Any
 from fedhpc.bench import add_benchmarks
 from fedhpc.door_verbs import add_egress, add_pki
 from fedhpc.errors import InputError
+from fedhpc.sweep_verbs import add_report, add_sweep
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
 
@@ -60,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
     add_pki(verbs.add_parser("pki", help="the certificates of the hospitals and of rank 0"))
     add_egress(verbs.add_parser("egress", help="what left each hospital in a run, and why no image is among it"))
     _add_audit(verbs.add_parser("audit", help="attack what left the door, and see that broken privacy is noticed"))
+    add_sweep(verbs.add_parser("sweep", help="many configs as one SLURM array, or a few at a time on this machine"))
+    add_report(verbs.add_parser("report", help="one page about a sweep, or about several runs"))
     add_benchmarks(verbs.add_parser("bench", help="the project's own benchmarks, with ratios"))
     return top
 

@@ -1,0 +1,202 @@
+"""A sweep on SLURM, by submitit: one array of MPI jobs, and a job after it that makes the report.
+
+submitit's tasks are the MPI ranks. What it does badly for MPI is done otherwise here (`fedhpc.sweep.element`): an
+exception at one rank ends all of them, SIGTERM ends a cancelled job at once, and the bound on requeues is SLURM's own
+count of restarts.
+"""
+
+import math
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from fedhpc.errors import InputError
+from fedhpc.sweep.config import Slurm, Sweep, ranks_of
+from fedhpc.sweep.local import command_of
+from fedhpc.sweep.store import ElementDirectory, SweepDirectory, beginning
+
+ROOT = Path(__file__).resolve().parents[2]
+REPORT_MIN = 15
+MB_PER_GB = 1024
+ASK_S = 30
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Ranks that wait must not take the core of those that train.
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    # With SLURM's default fence Open MPI 5 crashed in one start of four over several nodes; with this one in none.
+    "SLURM_PMIX_FENCE": "ring",
+}
+
+
+class _Executor(submitit.SlurmExecutor):
+    """submitit's, which can also be made where there is no SLURM, to look at its scripts."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def script(self, jobs: int) -> str:
+        """What sbatch would be given for so many jobs."""
+        if jobs > 1:
+            self.parameters["map_count"] = jobs
+        return self._make_submission_file_text(self._submitit_command_str, "")
+
+
+def scripts(directory: SweepDirectory, sweep: Sweep, count: int) -> dict[str, str]:
+    """The scripts of `count` elements and of the report, as they would be given to sbatch."""
+    after = f"afterany:{{job id of {sweep.name}}}"
+    return {
+        sweep.name: _executor(directory, element_parameters(sweep)).script(count),
+        f"{sweep.name}-report": _executor(directory, report_parameters(sweep, after)).script(1),
+    }
+
+
+def submit(directory: SweepDirectory, sweep: Sweep, names: Sequence[str]) -> tuple[dict[str, str], str]:
+    """Hand the named elements over as one array, and after it the report.
+
+    Returns:
+        ({element: job id}, the report's job id).
+
+    Raises:
+        InputError: where there is no SLURM, or it refuses.
+    """
+    if shutil.which("sbatch") is None:
+        raise InputError("there is no sbatch here: log in to the cluster, or use --cluster local on this machine")
+    executor = _executor(directory, element_parameters(sweep))
+    paths = [str(directory.element(name).path.resolve()) for name in names]
+    try:
+        with executor.batch():
+            jobs = [_submitted(executor, sweep, path) for path in paths]
+        ids = {name: str(job.job_id) for name, job in zip(names, jobs, strict=True)}
+        array = next(iter(ids.values())).partition("_")[0]
+        after = _executor(directory, report_parameters(sweep, f"afterany:{array}"))
+        return ids, str(after.submit(make_report, str(directory.path.resolve())).job_id)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise InputError(f"sbatch refused the sweep: {str(error).strip()}; mend the section slurm of it") from None
+
+
+def _submitted(executor: _Executor, sweep: Sweep, path: str) -> Any:
+    if sweep.slurm.mpi == "mpirun":
+        return executor.submit(run_by_mpirun, path, ranks_of(sweep))
+    return executor.submit(run_under_srun, path, sweep.slurm.requeues)
+
+
+def _executor(directory: SweepDirectory, parameters: Mapping[str, Any]) -> _Executor:
+    executor = _Executor(folder=directory.logs.resolve())
+    executor.update_parameters(**parameters)
+    return executor
+
+
+def element_parameters(sweep: Sweep) -> dict[str, Any]:
+    """submitit's parameters of the array."""
+    slurm, ranks = sweep.slurm, ranks_of(sweep)
+    by_srun = slurm.mpi != "mpirun"
+    memory = slurm.memory_gb_per_rank
+    return {
+        **_common(slurm),
+        "job_name": sweep.name,
+        "time": slurm.time_min,
+        "nodes": slurm.nodes,
+        "ntasks_per_node": ranks // slurm.nodes,
+        "cpus_per_task": slurm.cpus_per_rank,
+        "gpus_per_task": slurm.gpus_per_rank or None,
+        "mem_per_cpu": memory and f"{math.ceil(memory * MB_PER_GB / slurm.cpus_per_rank)}M",
+        "constraint": slurm.constraint,
+        "gres": slurm.gres,
+        "array_parallelism": slurm.at_once or len(sweep.elements),
+        "signal_delay_s": slurm.signal_s,
+        "use_srun": by_srun,
+        "srun_args": [f"--mpi={slurm.mpi}", "--kill-on-bad-exit=1"] if by_srun else None,
+    }
+
+
+def report_parameters(sweep: Sweep, dependency: str) -> dict[str, Any]:
+    """submitit's parameters of the job that makes the report, on one core."""
+    return {
+        **_common(sweep.slurm),
+        "job_name": f"{sweep.name}-report",
+        "time": REPORT_MIN,
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": 1,
+        "dependency": dependency,
+        "use_srun": False,
+    }
+
+
+def _common(slurm: Slurm) -> dict[str, Any]:
+    variables = {**ENVIRONMENT, "OMP_NUM_THREADS": slurm.cpus_per_rank, "SRUN_CPUS_PER_TASK": slurm.cpus_per_rank}
+    exports = [f"export {name}={value}" for name, value in variables.items()]
+    return {
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "qos": slurm.qos,
+        # submitit's own would be refused by clusters that check it.
+        "wckey": None,
+        # One log for standard output and error, in the order of what happened.
+        "stderr_to_stdout": True,
+        "setup": [*exports, f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"', *slurm.setup],
+        "additional_parameters": {"requeue": True, **slurm.extra},
+    }
+
+
+def run_under_srun(path: str, requeues: int) -> str:
+    """One rank of an element, in a task of submitit's; see `fedhpc.sweep.element.run_element`."""
+    # It imports torch, which submitting needs not.
+    from fedhpc.sweep.element import run_element
+
+    return run_element(path, requeues)
+
+
+def run_by_mpirun(path: str, ranks: int) -> None:
+    """One element by mpirun over the job's allocation, for an MPI that SLURM cannot start.
+
+    Raises:
+        RuntimeError: where it failed.
+    """
+    status = subprocess.run(command_of(Path(path), ranks), check=False).returncode
+    if status:
+        message = f"mpirun ended with status {status}; its log is in the folder jobs of the sweep"
+        ElementDirectory(Path(path)).note_death(beginning(os.environ.get("SLURM_JOB_ID", "")), message)
+        raise RuntimeError(message)
+
+
+def make_report(path: str) -> None:
+    """The last job of a sweep."""
+    from fedhpc.report.build import report_sweep
+
+    report_sweep(Path(path))
+
+
+def queue(ids: Sequence[str]) -> dict[str, str] | None:
+    """SLURM's states of those of these jobs that it still knows; None where it does not answer."""
+    if not ids or shutil.which("squeue") is None:
+        return None if ids else {}
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ASK_S).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    known = dict(line.split("|", 1) for line in answer.splitlines() if "|" in line)
+    return {job: known[job] for job in ids if job in known}
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """End these jobs, waiting or running.
+
+    Raises:
+        InputError: where SLURM does not answer.
+    """
+    try:
+        subprocess.run(["scancel", *ids], capture_output=True, text=True, check=True, timeout=ASK_S)
+    except FileNotFoundError:
+        raise InputError("there is no scancel here: cancel the sweep where it was submitted") from None
+    except subprocess.CalledProcessError as error:
+        raise InputError(f"scancel: {error.stderr.strip()}; try again, or see `squeue --me`") from None
