@@ -23,7 +23,7 @@ def config_file(tmp_path: Path) -> Path:
         "name": "x",
         "data": {"shards": f"{tmp_path}/{{site}}.h5", "sites": [{"name": n, "weight": 100} for n in NAMES]},
         "training": {"rounds": 3, "local_epochs": 2},
-        "privacy": {"epsilon": 2.0, "sample_rate": 0.5},
+        "privacy": {"epsilon": 2.0, "sample_rate": 1.0},
     }
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     return tmp_path / "x.yaml"
@@ -43,8 +43,8 @@ def test_plan_of_a_config(config_file: Path) -> None:
     config = load_config(config_file)
     facts = report([config_file], []).facts
     plan = plan_privacy(config)
-    assert (facts["steps_per_round"], facts["steps"], facts["noise_multiplier"]) == (4, 12, plan.noise_multiplier)
-    assert [site["expected_batch"] for site in facts["sites"]] == [50, 50]
+    assert (facts["steps_per_round"], facts["steps"], facts["noise_multiplier"]) == (2, 6, plan.noise_multiplier)
+    assert [site["expected_batch"] for site in facts["sites"]] == [100, 100]
     whole = bounds_of(planned_charges(config, plan), 1e-5)
     assert {(site["epsilon_prv"], site["epsilon_rdp"]) for site in facts["sites"]} == {(whole.prv, whole.rdp)}
     epsilons = [entry["epsilon"] for entry in facts["by_round"]]

@@ -2,6 +2,8 @@
 
 PRV: Gopi, Lee and Wutschitz 2021, "Numerical composition of differential privacy" (tight; Gaussian noise only). RDP:
 Mironov 2017, with the conversion of Balle et al. 2020. All of this is public: no function here sees data.
+
+Opacus is imported where it is called: it takes a second of every rank, which a run without privacy need not wait for.
 """
 
 import warnings
@@ -12,8 +14,6 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from opacus.accountants import PRVAccountant, RDPAccountant
-from opacus.accountants.utils import get_noise_multiplier
 
 from fedhpc.errors import PrivacyError
 from fedhpc.site.skellam import epsilon_by_rdp
@@ -117,6 +117,8 @@ def gaussian_bounds(history: History, delta: float) -> Bounds:
     """
     if not history:
         return Bounds(0.0, 0.0)
+    from opacus.accountants import PRVAccountant, RDPAccountant
+
     prv, rdp = PRVAccountant(), RDPAccountant()
     prv.history, rdp.history = list(history), list(history)
     with _without_noise_of_opacus():
@@ -141,6 +143,8 @@ def calibrate_gaussian(epsilon: float, delta: float, sample_rate: float, steps: 
     >>> round(calibrate_gaussian(1.0, 1e-5, 1.0, 1), 2)
     3.75
     """
+    from opacus.accountants.utils import get_noise_multiplier
+
     target = {"target_epsilon": epsilon, "target_delta": delta, "sample_rate": sample_rate, "steps": steps}
     try:
         with _without_noise_of_opacus():

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus import GradSampleModule
 from torch import Tensor, nn
 
 from fedhpc.config import Privacy, RunConfig
@@ -163,6 +162,8 @@ def per_image_gradients(model: nn.Module, bench: Bench) -> Iterator[Callable[[Te
 
     The hooks are off the model again at the end, also where a site fails and the round goes on without it.
     """
+    from opacus import GradSampleModule
+
     module = GradSampleModule(model, loss_reduction="sum")
     trained = [p for p in module.parameters() if p.requires_grad]
 

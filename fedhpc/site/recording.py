@@ -13,8 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from opacus.grad_sample.functorch import ft_compute_per_sample_gradient, prepare_layer
-from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -191,6 +189,8 @@ class Recorder:
                 self._attach(child, f"{name}.{below}".lstrip("."))
 
     def _prepare(self, module: nn.Module) -> None:
+        from opacus.grad_sample.functorch import prepare_layer
+
         try:
             prepare_layer(module)
         except RuntimeError as error:
@@ -274,6 +274,8 @@ def _take_matrix_product(tape: Tape, use: Use, g: Tensor) -> None:
 
 
 def _take_other(tape: Tape, use: Use, g: Tensor) -> None:
+    from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
+
     # Not by Opacus's sampler for the layer's type: for a Conv2d with circular padding, say, that one is silently wrong.
     for p, grads in ft_compute_per_sample_gradient(use.layer, [use.pop()], g).items():
         if p.requires_grad:
@@ -291,6 +293,8 @@ def _refusals(module: nn.Module) -> list[str]:
         return ["batch norm mixes the images of a batch; use group norm"]
     if not _own_trained(module):
         return []
+    from opacus.validators import ModuleValidator
+
     validate = ModuleValidator.VALIDATORS.get(type(module))
     problems = [str(problem) for problem in validate(module)] if validate else []
     if any(True for _ in module.buffers()):

@@ -20,7 +20,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
 from fedhpc.errors import PrivacyError
 from fedhpc.rng import seed_of
@@ -61,6 +60,8 @@ def epsilon_by_rdp(history: tuple[tuple[float, float, int], ...], delta: float) 
     """
     if not history:
         return 0.0
+    from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+
     total = np.zeros(len(ORDERS))
     for noise_multiplier, sample_rate, steps in history:
         total += compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=steps, orders=list(ORDERS))

@@ -128,9 +128,7 @@ def test_another_ca_is_refused_by_either_end(folder: Path, tmp_path: Path) -> No
     pki.init(tmp_path / "pki", NAMES)
     foreign = tmp_path / "pki"
     trusting = Credentials(folder / "ca.pem", folder / "crl.pem", foreign / "site1.pem", foreign / "site1.key")
-    with pytest.raises(
-        TlsError, match="TLS with site1 refused: unable to get local issuer|TLS with site1 refused: self"
-    ):
+    with pytest.raises(TlsError, match=r"TLS with site1 refused: (unable to get local issuer|self-signed) certificate"):
         shaken(trusting.context(server=False), files(folder, AGGREGATOR_NAME).context(server=True))
     with pytest.raises(TlsError, match="TLS with aggregator refused"):
         shaken(files(foreign, "site1").context(server=False), files(folder, AGGREGATOR_NAME).context(server=True))

@@ -1,5 +1,6 @@
 """The transport on a real communicator: values as functions of (rank, size); waiting does not burn a core."""
 
+import hashlib
 import json
 import os
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedhpc.exchange.comm import AloneTransport, connect
+from tests.conftest import missing
 
 pytestmark = pytest.mark.mpi
 
@@ -99,3 +101,92 @@ def test_without_a_launcher_there_is_no_mpi(monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     assert isinstance(connect(), AloneTransport)
+
+
+WAYS = """
+import hashlib, json, sys
+from pathlib import Path
+from mpi4py import MPI
+from fedhpc.exchange.comm import MpiTransport
+rank = MPI.COMM_WORLD.Get_rank()
+payloads = [bytes([rank, n]) * (rank * 700 + n) for n in range(rank % 3)]
+told = {}
+for name, how in {"flat": {}, "waves": {"wave_bytes": 999}, "tree": {"tree_from": 2}, "both": {"tree_from": 2, "wave_bytes": 100}}.items():
+    transport = MpiTransport(MPI.COMM_WORLD, **how)
+    got = [transport.gather(payloads, "update"), transport.gather([b"x"], "control")]
+    told[name] = hashlib.sha256(repr(got).encode()).hexdigest() if rank == 0 else [len(part) for part in got]
+Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(told))
+"""
+
+
+def test_tree_and_waves_bring_the_bytes_of_the_flat_gather(
+    mpirun: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Seven ranks are groups of three, three and one; payloads of none to two a rank, longer than many waves."""
+    status, _, err = mpirun(7, ["-c", WAYS, tmp_path])
+    assert status == 0, err
+    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(7)]
+    expected = [[bytes([rank, n]) * (rank * 700 + n) for rank in range(7) for n in range(rank % 3)], [b"x"] * 7]
+    assert set(results[0].values()) == {hashlib.sha256(repr(expected).encode()).hexdigest()}
+    assert all(result == dict.fromkeys(("flat", "waves", "tree", "both"), [0, 0]) for result in results[1:])
+
+
+BIG = """
+import sys, zlib
+from pathlib import Path
+import numpy as np
+from fedhpc.exchange.comm import connect
+transport, size = connect(), int(sys.argv[2])
+here = np.resize(np.arange(251, dtype=np.uint8), size if transport.rank else 0).tobytes()
+crc = zlib.crc32(here)
+got = [(len(p), zlib.crc32(p)) for p in transport.stream([here] if transport.rank else [], "update")]
+Path(sys.argv[1], str(transport.rank)).write_text(repr(got if transport.rank == 0 else [(size, crc)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_message_of_2_5_gib(mpirun: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """More than the 2^31 - 1 bytes that a count of MPI can say."""
+    free_gb = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    if free_gb < 10:
+        missing(f"{free_gb:.1f} GB of memory are free, and 2.5 GiB at both ends take 10")
+    status, _, err = mpirun(2, ["-c", BIG, tmp_path, str(5 * 2**29)], timeout=280)
+    assert status == 0, err
+    assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text()
+    assert (tmp_path / "0").read_text().startswith("[(2684354560, ")
+
+
+PEAK = """
+import json, resource, sys
+import numpy as np
+from fedhpc.exchange.codec import encode
+from fedhpc.exchange.comm import connect
+from fedhpc.exchange.sparsify import Coding
+from fedhpc.exchange.update import SparseVector, Update
+from fedhpc.federation import GlobalState, Terms, mean_update
+
+transport, d, each = connect(), 4_000_000, int(sys.argv[1])
+names = tuple(f"site{i}" for i in range(2 * each))
+terms = Terms(1, Coding(1), Coding(1), names, (1,) * len(names))
+values = np.random.default_rng(transport.rank).standard_normal(d, np.float32)
+mine = range((transport.rank - 1) * each, transport.rank * each) if transport.rank else ()
+before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+payloads = [encode(Update(i, 0, SparseVector(d, np.arange(d), values))) for i in mine]
+received = transport.stream(payloads, "update")
+if transport.rank == 0:
+    mean = mean_update(received, GlobalState(0, np.zeros(d, np.float32)), terms)
+    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"mb": (peak_kb - before_kb) / 1024, "mean": float(mean[:1000].astype(np.float64).sum())}))
+"""
+
+
+def test_memory_of_rank_0_does_not_grow_with_the_hospitals(mpirun: Callable[..., tuple[int, str, str]]) -> None:
+    """Dense updates of 4 M entries, 16 MB each: those of 16 hospitals take 224 MB more than those of 2."""
+    found = {}
+    for hospitals in (2, 16):
+        status, out, err = mpirun(3, ["-c", PEAK, str(hospitals // 2)])
+        assert status == 0, err
+        found[hospitals] = json.loads(out)
+    print(found)
+    assert found[16]["mb"] < found[2]["mb"] + 20
+    assert found[2]["mean"] == pytest.approx(found[16]["mean"], abs=1e-3)

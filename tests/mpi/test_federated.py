@@ -155,16 +155,16 @@ def test_every_coding_gives_the_same_bits_under_mpi(cohort: Path, run_python: Ru
     sets = tuple(
         f"exchange.{key}" for key in ("rounding=stochastic", "selection=per_tensor", "value_bits=3", "density_down=0.3")
     )
-    dirs = [cohort / "coded-one", cohort / "coded-four"]
-    for run_dir, start in zip(dirs, (run_python, under(mpirun, 4)), strict=True):
+    dirs = [cohort / "coded-one", cohort / "coded-two"]
+    for run_dir, start in zip(dirs, (run_python, under(mpirun, 2)), strict=True):
         status, _, err = train(start, cohort, run_dir, *sets, "training.rounds=2")
         assert status == 0, err
     np.testing.assert_array_equal(params(dirs[0], 2), params(dirs[1], 2))
     for site in SITES:
         name = f"sites/{site}/residual-0002.npz"
-        with np.load(dirs[0] / name) as one, np.load(dirs[1] / name) as four:
+        with np.load(dirs[0] / name) as one, np.load(dirs[1] / name) as two:
             assert one["residual"].any()
-            np.testing.assert_array_equal(one["residual"], four["residual"])
+            np.testing.assert_array_equal(one["residual"], two["residual"])
 
 
 def test_stop_and_resume_equals_the_straight_run(
@@ -245,10 +245,10 @@ def test_kill_9_in_the_third_round_is_charged_and_the_budget_holds(
         run_dir = cohort / f"private-{name}"
         command = ["run.py", "train", cohort / "tiny.yaml", "--run-dir", run_dir, *words]
         if kill:
-            mpirun_killed_when(partial(third_round_is_charged, run_dir), 4, command)
+            mpirun_killed_when(partial(third_round_is_charged, run_dir), 2, command)
             assert [charges(run_dir, site) for site in SITES] == [[0, 1, 2]] * 4
             assert len((run_dir / "rounds.jsonl").read_text().splitlines()) == 2
-        status, _, err = mpirun(4, command)
+        status, _, err = mpirun(2, command)
         assert status == 0, err
         records[name] = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
     unbroken, killed = summary(cohort / "private-unbroken"), summary(cohort / "private-killed")
@@ -325,7 +325,7 @@ def cut(path: Path) -> None:
 def test_bad_shard_ends_all_ranks_with_one_message(cohort: Path, tmp_path: Path, mpirun: Run) -> None:
     copy = damaged(cohort, tmp_path, cut)
     started = time.monotonic()
-    status, _, err = train(under(mpirun, 4), copy, tmp_path / "run")
+    status, _, err = train(under(mpirun, 2), copy, tmp_path / "run")
     assert status == 2
     assert time.monotonic() - started < 60
     assert err.count("error: ") == 1
@@ -334,7 +334,7 @@ def test_bad_shard_ends_all_ranks_with_one_message(cohort: Path, tmp_path: Path,
 
 
 def test_failure_in_training_ends_all_ranks(cohort: Path, tmp_path: Path, mpirun: Run) -> None:
-    status, _, err = train(under(mpirun, 4), cohort, tmp_path / "run", "training.lr=1e30", "training.optimizer=sgd")
+    status, _, err = train(under(mpirun, 2), cohort, tmp_path / "run", "training.lr=1e30", "training.optimizer=sgd")
     assert status not in (0, 2, 75)
     assert "round 0" in err
     assert "site site" in err
