@@ -17,7 +17,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
   padding: 0 1.5rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
+th, td { text-align: left; white-space: nowrap; padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
 th { font-weight: 600; } td.n, th.n { text-align: right; }
 .bad { color: #b00020; font-weight: 600; } .note { color: #555; max-width: 60rem; }
 svg { width: 100%; max-width: 860px; height: auto; } .wide { overflow-x: auto; }
@@ -35,7 +35,7 @@ def page(name: str, keys: Sequence[str], rows: Sequence[Row], groups: Sequence[G
     if chart is not None:
         parts += ["<h2>Diagnostic quality</h2>", draw(chart), f'<p class="note">{_caption(chart, rows)}</p>']
     parts += ["<h2>Settings, means over seeds</h2>", _table(*_group_table(keys, groups))]
-    failed = [row for row in rows if row.message and row.state != FINISHED]
+    failed = [row for row in rows if row.message]
     if failed:
         items = (f"<li><b>{html.escape(row.name)}</b>: {html.escape(row.message)}</li>" for row in failed)
         parts += ["<h2>What failed</h2>", f"<ul>{''.join(items)}</ul>"]
@@ -50,7 +50,8 @@ def _summary(rows: Sequence[Row], made: str) -> str:
     counts = Counter(row.state for row in rows)
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     commits = ", ".join(sorted({row.git for row in rows if row.git}))
-    return f"{len(rows)} runs: {states}. Made {made}" + (f", code {commits}." if commits else ".")
+    when = made[:16].replace("T", " ")
+    return f"{len(rows)} runs: {states}. Made {when} UTC" + (f", code {commits}." if commits else ".")
 
 
 def chart_of(keys: Sequence[str], groups: Sequence[Group]) -> Chart | None:
@@ -91,7 +92,7 @@ def _group_table(keys: Sequence[str], groups: Sequence[Group]) -> tuple[list[str
     head = [*map(_title, own), "runs", "AUC", "lowest to highest", "early sensitivity", "epsilon spent", "up a round"]
     body = []
     for group in groups:
-        reach = "-" if group.auc is None else f"{fixed(group.auc_lowest)} to {fixed(group.auc_highest)}"
+        reach = "-" if len(group.aucs) < 2 else f"{fixed(group.auc_lowest)} to {fixed(group.auc_highest)}"
         complete = "n" if group.finished == group.runs else "n bad"
         body.append(
             [

@@ -35,7 +35,7 @@ class Row:
     epsilon_target: float | None
     epsilon: float | None
     delta: float | None
-    density: float
+    density: float | None
     seed: int
     auc: float | None = None
     auc_low: float | None = None
@@ -83,7 +83,7 @@ def row_of(config: RunConfig, directory: RunDirectory, state: tuple[str, str], w
         "mode": config.mode,
         "epsilon_target": config.privacy.epsilon,
         "delta": config.privacy.delta if private else None,
-        "density": config.exchange.density,
+        "density": config.exchange.density if config.mode == "federated" else None,
         "seed": config.seed,
         "rounds": len(directory.read_rounds()),
     }

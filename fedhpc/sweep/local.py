@@ -140,7 +140,7 @@ def _ended(directory: SweepDirectory, sweep: Sweep, one: Running) -> Line:
 
 def _told(line: Line, counted: str) -> str:
     parts = [f"{counted} {line.name}", line.described, line.state, f"AUC {fixed(line.auc)}", clock(line.seconds)]
-    return "  ".join([*parts, *([line.message.splitlines()[0]] if line.state == "failed" else [])])
+    return "  ".join([*parts, *([line.message.splitlines()[0]] if line.message else [])])
 
 
 def _kill(one: Running) -> None:

@@ -1,5 +1,6 @@
 """How a sweep stands: from its files, and for what waits or was killed from SLURM's queue or the processes here."""
 
+import json
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -108,6 +109,8 @@ def line_of(element: Element, folder: ElementDirectory, known: Known | None) -> 
     """The line of an element; without `known` its outcome is taken at its word."""
     outcome, records = folder.outcome(), folder.run.read_rounds()
     last = records[-1] if records else {}
+    if folder.run.summary.exists():
+        last = {**last, **json.loads(folder.run.summary.read_text(encoding="utf-8"))}
     state: State = judged(outcome, known) if known else outcome.state if outcome else "missing"
     return Line(
         name=element.name,
@@ -120,8 +123,15 @@ def line_of(element: Element, folder: ElementDirectory, known: Known | None) -> 
         auc=last.get("auc"),
         epsilon=last.get("epsilon"),
         seconds=sum(record["seconds"]["total"] for record in records),
-        message=outcome.message if outcome and state in ("failed", "finished") else "",
+        message=_message(state, outcome, known),
     )
+
+
+def _message(state: State, outcome: Outcome | None, known: Known | None) -> str:
+    if state == "lost":
+        said = f" (SLURM: {known.queue})" if known and known.queue else ""
+        return f"ended without a word: killed, out of memory or time, or its node was lost{said}; see its log"
+    return outcome.message if outcome and state == "failed" else ""
 
 
 def lines(directory: SweepDirectory, sweep: Sweep, queue: Mapping[str, str] | None) -> list[Line]:
@@ -156,7 +166,7 @@ def status_text(sweep: Sweep, found: Sequence[Line]) -> str:
     keys = list(sweep.grid)
     rows = [("element", *(key.rpartition(".")[2] for key in keys), "state", "job", "rounds", "AUC", "epsilon", "time")]
     rows += [_row(line, keys) for line in found]
-    failed = [f"{line.name}: {line.message.splitlines()[0]}" for line in found if line.state == "failed"]
+    failed = [f"{line.name}: {line.message.splitlines()[0]}" for line in found if line.message]
     counts = Counter(line.state for line in found)
     summary = ", ".join(f"{counts[state]} {state}" for state in sorted(counts))
     return "\n".join([table(rows), *(["", *failed] if failed else []), "", f"{sweep.name}: {len(found)}: {summary}"])

@@ -183,9 +183,9 @@ def _hand_over(
         return _run_here(directory, sweep, names, console)
     ids, report = slurm.submit(directory, sweep, names)
     directory.add(submission(cluster, ids, report))
-    first, last = ids[names[0]], ids[names[-1]]
+    jobs = f"jobs {ids[names[0]]} to {ids[names[-1]]}" if len(names) > 1 else f"job {ids[names[0]]}"
     console.say(
-        f"submitted {len(ids)} elements as jobs {first} to {last}, and job {report}, which then makes the report\n"
+        f"submitted {len(names)} element(s) as {jobs}, and job {report}, which then makes the report\n"
         f"see how they stand: python run.py sweep status {directory.path}"
     )
     return FINISHED
