@@ -1,4 +1,8 @@
-"""Opening the door of a run: who sits at which rank, the handshakes with them, and each one's egress log."""
+"""Opening the door of a run: who sits at which rank, the handshakes with them, and each one's egress log.
+
+The handshakes are written down too, as hello, in the clear: from here on nothing leaves a hospital that is not in its
+log. Before it, while the ranks agree on the config, there is no run directory to log to and no shard is open.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,6 +10,7 @@ from fedhpc import pki
 from fedhpc.agreement import together
 from fedhpc.config import RunConfig
 from fedhpc.console import Console
+from fedhpc.errors import InputError
 from fedhpc.exchange.channel import Channel, Sessions
 from fedhpc.exchange.comm import Transport, carved, frame_header
 from fedhpc.exchange.egress import EgressLog
@@ -31,7 +36,8 @@ def open_door(config: RunConfig, directory: RunDirectory, wire: Transport, conso
     placed = [tuple(config.site_names[i] for i in block) for block in seats(config, wire.size)]
     logs = {name: EgressLog(directory.egress(name), AGGREGATOR_NAME) for name in placed[wire.rank]}
     office = None if wire.rank else EgressLog(directory.office_egress, "all sites")
-    return Channel(wire, logs, office, _sessions(config, placed, wire, console))
+    plain = Channel(wire, logs, office)
+    return Channel(wire, logs, office, _sessions(config, placed, plain, console))
 
 
 def wire_line(config: RunConfig, ranks: int) -> str:
@@ -44,25 +50,35 @@ def wire_line(config: RunConfig, ranks: int) -> str:
 
 
 def _sessions(
-    config: RunConfig, placed: Sequence[tuple[str, ...]], wire: Transport, console: Console
+    config: RunConfig, placed: Sequence[tuple[str, ...]], plain: Channel, console: Console
 ) -> Sessions | None:
     away = [names for names in placed[1:] if names]
     if not away or not config.exchange.tls:
         return None
-    together(wire, lambda: None if wire.rank else make_demo(config, console))
+    together(plain, lambda: None if plain.rank else make_demo(config, console))
     everybody = tuple(name for names in away for name in names)
-    here = everybody if wire.rank == 0 else placed[wire.rank]
-    by_site = together(wire, lambda: _started(config, here, server=wire.rank == 0))
-    _shake_hands(by_site, everybody, wire)
+    here = everybody if plain.rank == 0 else placed[plain.rank]
+    by_site = together(plain, lambda: _started(config, here, server=plain.rank == 0))
+    _shake_hands(by_site, everybody, plain)
     return Sessions(everybody, tuple(names[0] for names in away), by_site)
 
 
 def make_demo(config: RunConfig, console: Console) -> None:
     """Certificates for the built-in cohort on first use; those of real hospitals are made by a person."""
     folder = config.exchange.pki_folder(config.data, AGGREGATOR_NAME)
-    if config.data.phantom is None or (folder / "ca.pem").exists():
+    if config.data.phantom is None:
         return
-    pki.init(folder, config.site_names)
+    if (folder / "ca.key").exists():
+        for name in config.site_names:
+            if not (folder / f"{name}.pem").exists():
+                pki.issue(folder, name)
+        return
+    try:
+        pki.init(folder, config.site_names)
+    except InputError:
+        if not (folder / "ca.pem").exists():
+            raise
+        return  # another run on these shards has just made them, or they were given to this rank without the CA's key
     console.say(
         f"DEMO CERTIFICATES made in {folder} for the built-in cohort: the keys of all sites and of the CA lie in one "
         "folder. For real hospitals: `run.py pki init`"
@@ -91,19 +107,19 @@ def _started(config: RunConfig, names: Sequence[str], *, server: bool) -> dict[s
     }
 
 
-def _shake_hands(by_site: Mapping[str, TlsSession], everybody: Sequence[str], wire: Transport) -> None:
+def _shake_hands(by_site: Mapping[str, TlsSession], everybody: Sequence[str], plain: Channel) -> None:
     """TLS 1.3 in one round trip: hello up, hello and certificate down, certificate up. Then all know whether all did.
 
     Raises:
         InputError: at every rank, naming every site that was refused or that refused the aggregator.
     """
-    at_rank_0 = wire.rank == 0
-    hellos = wire.gather([] if at_rank_0 else _advanced(by_site, [b""] * len(by_site)), "control")
-    answers = together(wire, lambda: _advanced(by_site, hellos) if at_rank_0 else [])
-    told = wire.broadcast(frame_header(answers) + b"".join(answers) if at_rank_0 else None, "control")
+    at_rank_0 = plain.rank == 0
+    hellos = plain.gather([] if at_rank_0 else _advanced(by_site, [b""] * len(by_site)), "hello")
+    answers = together(plain, lambda: _advanced(by_site, hellos) if at_rank_0 else [])
+    told = plain.broadcast(frame_header(answers) + b"".join(answers) if at_rank_0 else None, "hello")
     mine = [answer for name, answer in zip(everybody, carved([told], 1), strict=True) if name in by_site]
-    proofs = wire.gather(together(wire, lambda: [] if at_rank_0 else _advanced(by_site, mine)), "control")
-    together(wire, lambda: _advanced(by_site, proofs) if at_rank_0 else [])
+    proofs = plain.gather(together(plain, lambda: [] if at_rank_0 else _advanced(by_site, mine)), "hello")
+    together(plain, lambda: _advanced(by_site, proofs) if at_rank_0 else [])
 
 
 def _advanced(by_site: Mapping[str, TlsSession], received: Sequence[bytes]) -> list[bytes]:

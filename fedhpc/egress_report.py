@@ -50,7 +50,7 @@ def report(run: Path) -> Report:
         raise InputError(f"{run}: is no run directory; give the one that `run.py train` wrote to")
     logs = {name: read_log(directory.egress(name)) for name in config.site_names}
     office, records = read_log(directory.office_egress), directory.read_rounds()
-    checks = [_kinds(logs), _counts(logs, records), _contracts(), _search(config, logs)]
+    checks = [_kinds(logs), _counts(logs, records), _wire(config, logs), _contracts(), _search(config, logs)]
     rounds = _rounds(logs, office, len(config.site_names))
     facts = {
         "run": str(run),
@@ -115,6 +115,27 @@ def _counts(logs: Logs, records: Sequence[Mapping[str, Any]]) -> Check:
         return Check("counts", False, f"log and aggregator differ: {'; '.join(wrong[:5])}")
     again = f"; {replayed} times an update was sent again after a restart" if replayed else ""
     return Check("counts", True, f"the update bytes of all {len(records)} rounds are those that rank 0 counted{again}")
+
+
+def _wire(config: RunConfig, logs: Logs) -> Check:
+    """Of what went over a wire unencrypted there must be no more than the handshakes, which a TLS session begins with.
+
+    They are over before a shard is open: what went in the clear must not have been searched either.
+    """
+    crossed = [entry for entries in logs.values() for entry in entries if entry.via != "process"]
+    clear = [entry for entry in crossed if entry.via == "clear"]
+    if not crossed:
+        return Check("wire", None, "no payload crossed a wire: one process plays all sites")
+    if not config.exchange.tls:
+        return Check("wire", None, f"not encrypted: exchange.tls is off; {len(clear)} payloads went in the clear")
+    late = [entry for entry in clear if entry.kind not in ("control", "hello") or entry.searched is not None]
+    if late:
+        return Check("wire", False, f"{len(late)} payloads went in the clear, the first at {late[0].time}")
+    text = (
+        f"{len(crossed) - len(clear)} payloads went by TLS; before it the handshakes, {len(clear)} payloads of "
+        f"{sum(entry.bytes for entry in clear)} bytes in all"
+    )
+    return Check("wire", True, text)
 
 
 def _contracts() -> Check:

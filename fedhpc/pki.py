@@ -140,11 +140,6 @@ def credentials(folder: Path, name: str) -> Credentials:
     return found
 
 
-def expiry(path: Path) -> datetime:
-    """When a certificate ends, in UTC."""
-    return _certificate(path).not_valid_after_utc
-
-
 def _make_ca(folder: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, CA_NAME)])

@@ -10,7 +10,7 @@ at the other end are the same bytes with and without TLS.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedhpc.errors import PayloadError
+from fedhpc.errors import PayloadError, at
 from fedhpc.exchange.comm import Transport
 from fedhpc.exchange.egress import EgressLog, Kind, Via, checked_kind
 from fedhpc.exchange.residency import U64, ImageSearch
@@ -74,7 +74,11 @@ class Channel:
         return self.wire.stream(self._sealed(payloads, kind), kind, round)
 
     def broadcast(self, payload: bytes | None, kind: Kind, round: int | None = None) -> bytes:
-        """See `Transport`."""
+        """See `Transport`.
+
+        Raises:
+            PayloadError: naming this rank's sites, where what came is not what rank 0 has sent.
+        """
         if self.office is not None:
             if payload is None:
                 raise ValueError("payload=None: rank 0 must pass the payload that it broadcasts")
@@ -86,7 +90,8 @@ class Channel:
         if self.sessions is None:
             return sealed
         places = {self.sessions.names.index(name): session for name, session in self.sessions.by_site.items()}
-        return open_sealed(sealed, kind, places)
+        with at(f"site {', '.join(self.logs)}"):
+            return open_sealed(sealed, kind, places)
 
     def _via(self) -> Via:
         if self.size == 1:

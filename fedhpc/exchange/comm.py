@@ -4,7 +4,7 @@ No rank ever waits inside a blocking MPI call: a rank that spins there steals th
 goes through `MpiTransport._wait`, the one place where a time-out belongs.
 
 What all ranks have to send is one long stream, in rank order. It comes to rank 0 in waves of at most WAVE_BYTES, each
-one `Igatherv`; so no count ever reaches the 2 GiB of MPI's ints, and rank 0 holds one wave and one payload, however
+one `Igatherv`; so no count ever reaches the 2 GiB of MPI's ints, and rank 0 holds two waves and one payload, however
 many hospitals there are. From TREE_FROM ranks on a wave comes by way of group leaders, which changes no byte of it.
 """
 

@@ -30,7 +30,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 - update: what becomes the mean of a round (a coded update, a message of the secure sum), or a baseline's own model.
 - metrics: score histograms.
-- hello: what a site says of itself before the first round: names, shapes, weight, device, what its ledger has spent.
+- hello: what a site says of itself before the first round: the TLS handshake, names, shapes, weight, device, what its
+  ledger has spent.
 - control: votes, digests of the global state, and what went wrong. One payload a rank, for all its sites.
 """
 

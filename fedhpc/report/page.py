@@ -17,7 +17,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
   padding: 0 1.5rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; white-space: nowrap; padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
+th, td { text-align: left; white-space: nowrap; padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid #ddd;
+  vertical-align: top; }
 th { font-weight: 600; } td.n, th.n { text-align: right; }
 .bad { color: #b00020; font-weight: 600; } .note { color: #555; max-width: 60rem; }
 svg { width: 100%; max-width: 860px; height: auto; } .wide { overflow-x: auto; }
