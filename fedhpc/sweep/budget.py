@@ -16,11 +16,14 @@ from fedhpc.sweep.config import Element
 
 @dataclass
 class Account:
-    """One site's shard: what was spent on it, and with the elements that fit so far."""
+    """One site's shard: what was spent on it before, and what the elements that fit so far add.
+
+    `delta` is the largest of the elements.
+    """
 
     before: list[Charge]
+    delta: float
     charges: list[Charge] = field(default_factory=list)
-    delta: float = 0.0
 
     def with_more(self, more: Sequence[Charge], delta: float) -> Total:
         """All of it and `more`."""
@@ -57,7 +60,6 @@ def budget_of(elements: Iterable[Element], own: Collection[str] = ()) -> Budget:
         if not problems:
             for account in mine:
                 account.charges += planned
-                account.delta = max(account.delta, element.config.privacy.delta)
     return Budget(_told(private, accounts), tuple(refused))
 
 
@@ -65,8 +67,11 @@ def _account(accounts: dict[tuple[str, str], Account], config: RunConfig, site: 
     shard = config.data.shard_path(site)
     if (site, str(shard)) not in accounts:
         others = [spent for spent in spendings(shard, site) if spent.ledger not in own]
-        accounts[site, str(shard)] = Account([charge for spent in others for charge in spent.charges])
-    return accounts[site, str(shard)]
+        charges = [charge for spent in others for charge in spent.charges]
+        accounts[site, str(shard)] = Account(charges, config.privacy.delta)
+    account = accounts[site, str(shard)]
+    account.delta = max(account.delta, config.privacy.delta)
+    return account
 
 
 def _over(account: Account, element: Element, planned: Sequence[Charge]) -> str:

@@ -1,0 +1,151 @@
+"""A real sweep on this machine: what ends, what fails and harms no other, what is run again, what is cancelled."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedhpc.cli import main
+from fedhpc.config_file import load_config
+from fedhpc.site.ledger import Lifetime, lifetime_path
+from fedhpc.sweep.config import Local
+from fedhpc.sweep.local import at_once
+from fedhpc.sweep.status import Line, lines
+from fedhpc.sweep.store import SweepDirectory
+from tests.sweep.conftest import Ran
+from tests.sweep.tiny import SITES, write_sweep
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def found(path: Path) -> dict[str, Line]:
+    directory = SweepDirectory(path)
+    return {line.name: line for line in lines(directory, directory.read(), {})}
+
+
+def summary(path: Path, name: str) -> dict[str, object]:
+    return json.loads((path / "elements" / name / "summary.json").read_text(encoding="utf-8"))
+
+
+def test_one_element_fails_and_all_others_finish(local_sweep: Ran) -> None:
+    assert local_sweep.status == 1, local_sweep.out
+    states = {name: line.state for name, line in found(local_sweep.directory).items()}
+    assert states == {f"tiny-{n:03d}": "failed" if n == 1 else "finished" for n in range(6)}
+    assert "6/6" in local_sweep.out
+    assert "holds a run of another config; different: " in found(local_sweep.directory)["tiny-001"].message
+
+
+def test_each_element_is_a_run_with_its_own_config(local_sweep: Ran) -> None:
+    for element in SweepDirectory(local_sweep.directory).read().elements:
+        if element.name != "tiny-001":
+            directory = SweepDirectory(local_sweep.directory).element(element.name)
+            assert directory.run.read_config() == element.config == load_config(directory.config)
+            assert element.config.runtime.threads == 1, "a number: several elements share the machine"
+            assert summary(local_sweep.directory, element.name)["config_digest"] == element.config.digest()
+    assert summary(local_sweep.directory, "tiny-000")["epsilon"] <= 8.0  # type: ignore[operator]
+    assert summary(local_sweep.directory, "tiny-004")["mode"] == "centralised"
+
+
+def test_an_element_is_the_run_that_train_makes(local_sweep: Ran, run_python: Run, tmp_path: Path) -> None:
+    element = local_sweep.directory / "elements" / "tiny-003"
+    status, _, err = run_python(["train", element / "element.yaml", "--run-dir", tmp_path / "alone"])
+    assert status == 0, err
+    ours, theirs = summary(local_sweep.directory, "tiny-003"), json.loads((tmp_path / "alone/summary.json").read_text())
+    assert all(ours[key] == theirs[key] for key in ("auc", "auc_ci95", "per_site", "bytes_up_per_round"))
+
+
+def test_what_was_told_of_privacy_is_what_the_ledgers_hold(local_sweep: Ran) -> None:
+    config = SweepDirectory(local_sweep.directory).read().elements[0].config
+    assert "2 private runs on the same patients" in local_sweep.out
+    for site in SITES:
+        runs = [spent.run for spent in Lifetime(lifetime_path(config.data.shard_path(site)), site).spendings()]
+        assert runs == ["tiny-000"], "001 never began, the others are not private"
+
+
+def test_the_report_is_there_and_tells_of_the_failure(local_sweep: Ran) -> None:
+    facts = json.loads((local_sweep.directory / "report.json").read_text(encoding="utf-8"))
+    assert facts["states"] == {"finished": 5, "failed": 1}
+    assert "holds a run of another config" in (local_sweep.directory / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_second_sweep_there_is_refused(local_sweep: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sweep", str(local_sweep.config), "--cluster", "local", "--run-dir", str(local_sweep.directory)]
+    assert main(words) == 2
+    assert "holds a sweep already" in capsys.readouterr().err
+
+
+def test_status_is_a_table_and_json(local_sweep: Ran, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "status", str(local_sweep.directory)]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "tiny: 6: 1 failed, 5 finished"
+    assert main(["sweep", "status", str(local_sweep.directory), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [line["auc"] for line in told["elements"] if line["state"] == "finished"] == [
+        summary(local_sweep.directory, line["name"])["auc"] for line in told["elements"] if line["state"] == "finished"
+    ]
+
+
+def test_resume_runs_what_failed_and_nothing_else(local_sweep: Ran, run_python: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(local_sweep.directory, copy)
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("summary.json")}
+    (copy / "elements" / "tiny-001" / "config.yaml").unlink()
+    status, out, err = run_python(["sweep", "resume", copy], timeout=120)
+    assert status == 0, out + err
+    assert "1 of 6 elements run again: tiny-001" in out
+    assert {line.state for line in found(copy).values()} == {"finished"}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    status, out, _ = run_python(["sweep", "resume", copy])
+    assert (status, out.splitlines()[-1]) == (0, "nothing to resume")
+
+
+@pytest.mark.parametrize("how", ["cancel", "SIGINT", "SIGKILL of an element"])
+def test_what_is_stopped_is_told_and_leaves_no_process(tmp_path: Path, how: str) -> None:
+    config, run = (
+        write_sweep(tmp_path, grid={"seed": [0, 1, 2]}, baselines={}, training={"rounds": 500}),
+        tmp_path / "run",
+    )
+    process = subprocess.Popen(
+        [sys.executable, "run.py", "sweep", config, "--cluster", "local", "--run-dir", run, "--set", "local.at_once=1"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        first = run / "elements" / "tiny-000"
+        until = time.monotonic() + 90
+        while not (first / "config.yaml").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        trained = json.loads((first / "outcome.json").read_text(encoding="utf-8"))["pid"]
+        states = {name: line.state for name, line in found(run).items()}
+        assert states == {"tiny-000": "running", "tiny-001": "pending", "tiny-002": "pending"}
+        if how == "SIGKILL of an element":
+            os.kill(trained, signal.SIGKILL)
+            while found(run)["tiny-000"].state == "running" and time.monotonic() < until:
+                time.sleep(0.1)
+            assert "status -9" in found(run)["tiny-000"].message
+            assert found(run)["tiny-001"].state in ("pending", "running"), "the others go on"
+            process.terminate()
+        elif how == "cancel":
+            assert main(["sweep", "cancel", str(run)]) == 0
+        else:
+            process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 75, out
+    assert "sweep resume" in out
+    assert not Path(f"/proc/{trained}").exists()
+    left = {line.state for line in found(run).values()}
+    assert left == {"cancel": {"cancelled"}, "SIGINT": {"lost"}, "SIGKILL of an element": {"failed", "lost"}}[how]
+
+
+def test_cores_decide_how_many_run_at_once() -> None:
+    cores = len(os.sched_getaffinity(0))
+    sections: tuple[dict[str, int], ...] = ({}, {"cpus_per_rank": cores + 1}, {"at_once": 7}, {"ranks": 2})
+    assert [at_once(Local(**section)) for section in sections] == [cores, 1, 7, max(1, cores // 2)]
