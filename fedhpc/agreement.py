@@ -68,7 +68,7 @@ def _refuse_other(own: RunConfig, agreed: RunConfig, rank: int) -> None:
 
 
 def _settled(config: RunConfig, directory: RunDirectory, transport: Transport) -> RunConfig:
-    _check_ranks(config, transport.size)
+    check_ranks(config, transport.size)
     earlier = directory.read_config()
     if earlier is None:
         config = resolved(config, transport)
@@ -78,7 +78,10 @@ def _settled(config: RunConfig, directory: RunDirectory, transport: Transport) -
         config = config.model_copy(
             update={"runtime": config.runtime.model_copy(update={"threads": earlier.runtime.threads})}
         )
-    changed = _differences(earlier.model_dump(mode="json"), config.model_dump(mode="json"))
+    # A hospital may have moved to another node since.
+    moved: Any = {"data": {"sites": {"__all__": {"node"}}}}
+    there, here = (one.model_dump(mode="json", exclude=moved) for one in (earlier, config))
+    changed = _differences(there, here)
     if changed:
         raise InputError(
             f"{directory.path}: holds a run of another config; different: {', '.join(changed)}. Go on with its own "
@@ -87,11 +90,14 @@ def _settled(config: RunConfig, directory: RunDirectory, transport: Transport) -
     return config
 
 
-def _check_ranks(config: RunConfig, ranks: int) -> None:
+def check_ranks(config: RunConfig, ranks: int) -> None:
+    """Raises InputError where there are more ranks than hospitals to play."""
     dedicated = config.federation.aggregator == "dedicated"
     most = len(config.data.sites) + dedicated
     if config.mode != "centralised" and ranks > most:
-        raise InputError(f"{ranks} ranks for {len(config.data.sites)} sites: use at most {most} (mpirun -n {most})")
+        raise InputError(
+            f"{ranks} ranks for {len(config.data.sites)} sites: use at most {most} (mpirun -n {most}, --ntasks={most})"
+        )
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -1,10 +1,12 @@
 """The two ways to train that the federation is compared with, by the same site code: local-only and centralised."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+from fedhpc.errors import Interrupted
 from fedhpc.exchange.comm import Transport
 from fedhpc.exchange.update import F32
-from fedhpc.federation import Participant, Stopwatch, agreed
+from fedhpc.federation import Participant, Stopwatch, agreed, nobody_left, unless_interrupted
 
 Models = Mapping[str, F32]
 
@@ -36,8 +38,16 @@ def train_separately(
             return models, "budget"
         watch = Stopwatch()
         with watch.phase("train"):
-            models = {one.name: models[one.name] + one.train(models[one.name], done) for one in learners}
+            trained = unless_interrupted(partial(_one_round, learners, models, done))
+            try:
+                models = nobody_left(transport, trained, done + 1)
+            except Interrupted:
+                return models, "preempted"
         done += 1
         if not on_round(done, models, watch) and done < rounds:
             return models, "preempted"
     return models, "finished"
+
+
+def _one_round(learners: Sequence[Participant], models: Models, done: int) -> Models:
+    return {one.name: models[one.name] + one.train(models[one.name], done) for one in learners}

@@ -12,6 +12,8 @@ from typing import Any
 from fedhpc.bench import add_benchmarks
 from fedhpc.door_verbs import add_egress, add_pki
 from fedhpc.errors import InputError
+from fedhpc.preemption import Notice
+from fedhpc.preflight.verb import add_preflight
 from fedhpc.sweep_verbs import add_report, add_sweep
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
@@ -47,7 +49,11 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
     train.add_argument("--run-dir", type=Path, help="default: runs/<name>")
     train.add_argument("--stop-after", type=int, metavar="N", help="stop after N more rounds with exit status 75")
+    train.add_argument("--mark", type=Path, metavar="FILE", help="made where the run stopped early and can be resumed")
     train.set_defaults(verb=_train)
+    add_preflight(verbs.add_parser("preflight", help="the checks of every run alone; --report: what to send for help"))
+    world = verbs.add_parser("world", help="how many ranks MPI sees, from each of them: does this launcher fit it?")
+    world.set_defaults(verb=_world)
     evaluate = verbs.add_parser("evaluate", help="a finished model on a shard that it never saw")
     evaluate.add_argument("run", type=Path, help="a run directory, or a model.pt")
     evaluate.add_argument("--shard", type=Path, required=True)
@@ -117,13 +123,14 @@ def _fold(text: str) -> tuple[int, int]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from fedhpc.console import Console
+    # Before all that takes seconds to import: until then a signal ends this process.
+    notice = Notice()
+    notice.listen()
     from fedhpc.exchange.comm import abort_at_exit, connect
 
     transport = connect()
-    console = Console(speaks=transport.rank == 0)
     try:
-        return _train_on(transport, console, options)
+        return _train_on(transport, notice, options)
     except InputError:
         raise
     except BaseException as error:
@@ -132,15 +139,21 @@ def _train(options: argparse.Namespace) -> int:
         return FAILED
 
 
-def _train_on(transport: Any, console: Any, options: argparse.Namespace) -> int:
-    from fedhpc.agreement import agree_on_config
-    from fedhpc.launch import run
-    from fedhpc.session import open_session
+def _train_on(transport: Any, notice: Notice, options: argparse.Namespace) -> int:
+    from fedhpc.train import Work, train
 
-    config, directory = agree_on_config(transport, (options.config, options.set), options.run_dir)
-    session = open_session(config, directory, transport, console)
-    stopped = run(session, options.stop_after)
+    stopped = train(Work(options.config, options.set, options.run_dir, options.stop_after), transport, notice)
+    if stopped == "preempted" and options.mark and transport.rank == 0:
+        # Exit statuses get lost: as one rank ends with 75, srun ends the others and says 143.
+        options.mark.touch()
     return RESUMABLE if stopped == "preempted" else FINISHED
+
+
+def _world(options: argparse.Namespace) -> int:
+    from fedhpc.exchange.comm import world_size
+
+    print(world_size(), flush=True)
+    return FINISHED
 
 
 def _report_failure(error: BaseException, rank: int) -> None:

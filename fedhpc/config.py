@@ -5,13 +5,33 @@
 
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedhpc.errors import ConfigError
+
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
 Density = Annotated[float, Field(gt=0, le=1)]
+
+
+def placed(key: str, template: str, site: str) -> Path:
+    """The path that `template`, the value of `key`, stands for at this rank.
+
+    Raises:
+        ConfigError: an environment variable that is not set here.
+    """
+    node = os.uname().nodename.partition(".")[0]
+    path = os.path.expandvars(template.replace("{site}", site).replace("{hostname}", node))
+    unset = re.findall(r"\$\{?(\w+)", path)
+    if unset:
+        raise ConfigError(
+            f"{key}={template}: {', '.join(unset)} is not set on {node}; export it there, or write the path"
+        )
+    return Path(path)
 
 
 class Section(BaseModel):
@@ -29,6 +49,7 @@ class Site(Section):
 
     name: SiteName
     weight: Annotated[int, Field(gt=0)] | None = None
+    node: str | None = Field(default=None, description="the node that has its shard: its rank must run there")
 
 
 class Phantom(Section):
@@ -41,7 +62,10 @@ class Phantom(Section):
 
 
 class Data(Section):
-    """Where the shards lie. `{site}` in `shards` is replaced by the site's name."""
+    """Where the shards lie, as the rank that reads one sees it.
+
+    In `shards`, `{site}` stands for the site's name, `{hostname}` for its node's, `$NAME` for an environment variable.
+    """
 
     shards: Annotated[str, Field(pattern=r".*\{site\}.*")]
     sites: Annotated[tuple[Site, ...], Field(min_length=1)]
@@ -53,7 +77,7 @@ class Data(Section):
 
     def shard_path(self, site: str) -> Path:
         """The shard of `site`."""
-        return Path(self.shards.replace("{site}", site))
+        return placed("data.shards", self.shards, site)
 
 
 class Model(Section):
@@ -150,7 +174,7 @@ class Exchange(Section):
     def pki_folder(self, data: Data, name: str) -> Path:
         """Where the certificate and the key of a site, or of the aggregator, lie."""
         beside = data.shard_path(name).parent / "pki"
-        return beside if self.pki is None else Path(self.pki.replace("{site}", name))
+        return beside if self.pki is None else placed("exchange.pki", self.pki, name)
 
 
 class Federation(Section):
@@ -172,6 +196,9 @@ class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    patience_s: Annotated[float, Field(ge=0)] = Field(
+        default=60.0, description="how long, once told to stop, a site goes on with its round before it leaves it"
+    )
 
 
 class RunConfig(Section):

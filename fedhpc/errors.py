@@ -32,6 +32,10 @@ class SiteError(Exception):
     """A failure inside one hospital, with the site, the rank and the round at which it happened."""
 
 
+class Interrupted(Exception):
+    """Told to stop (`fedhpc.preemption`): the round that was begun is left, and will be done again."""
+
+
 @contextmanager
 def at(place: str) -> Iterator[None]:
     """Put `place` before the message of a PayloadError that is raised inside."""

@@ -22,17 +22,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from fedhpc.aggregator.aggregate import WeightedMean
-from fedhpc.errors import SiteError, at
+from fedhpc.errors import Interrupted, SiteError, at
 from fedhpc.exchange.codec import decode, encode
 from fedhpc.exchange.comm import Transport
 from fedhpc.exchange.sparsify import Coding, with_feedback
 from fedhpc.exchange.update import AGGREGATOR, F32, Update
 from fedhpc.rng import generator
+
+T = TypeVar("T")
 
 
 class Participant(Protocol):
@@ -221,13 +223,16 @@ def federate(
         on_round: told of each finished round; returns whether to go on (the same answer at every rank).
 
     Returns:
-        (the last global state, why it ended: "finished", "budget" or "preempted").
+        (the last global state, why it ended: "finished", "budget" or "preempted"; a round that was left is not in it).
     """
     state, memory = start
     while state.round < terms.rounds:
         if not agreed(transport, all(site.can_afford(state.round) for site in sites), state.round + 1):
             return state, "budget"
-        result = _one_round(sites, state, memory, terms, transport)
+        try:
+            result = _one_round(sites, state, memory, terms, transport)
+        except Interrupted:
+            return state, "preempted"
         state, memory = result.state, Memory(result.residuals, result.server_residual)
         if not on_round(result) and state.round < terms.rounds:
             return state, "preempted"
@@ -262,13 +267,12 @@ def in_the_open(terms: Terms) -> "Collector":
         transport: Transport,
         watch: Stopwatch,
     ) -> Collected:
-        payloads, kept = [], {}
         with watch.phase("train"):
-            for site in sites:
-                payload, kept[site.name] = site_round(site, state, residuals[site.name], terms)
-                payloads.append(payload)
+            trained = unless_interrupted(lambda: [site_round(s, state, residuals[s.name], terms) for s in sites])
         with watch.phase("exchange"):
-            received = transport.stream(payloads, "update", state.round + 1)
+            done = nobody_left(transport, trained, state.round + 1)
+            received = transport.stream([payload for payload, _ in done], "update", state.round + 1)
+        kept = {site.name: residual for site, (_, residual) in zip(sites, done, strict=True)}
         if transport.rank:
             return Collected(None, kept, ())
         up_bytes: list[int] = []
@@ -315,6 +319,22 @@ def agreed(transport: Transport, vote: bool, round: int | None = None) -> bool:
     votes = transport.gather([bytes([vote])], "control", round)
     answer = bytes([all(v == b"\x01" for v in votes)]) if transport.rank == 0 else None
     return transport.broadcast(answer, "control", round) == b"\x01"
+
+
+def unless_interrupted(train: Callable[[], T]) -> T | None:
+    """What `train` gives; None where this rank was told to stop and left it."""
+    try:
+        return train()
+    except Interrupted:
+        return None
+
+
+def nobody_left(transport: Transport, trained: T | None, round: int) -> T:
+    """`trained`, if every rank has trained; else all leave the round together: Interrupted at every rank."""
+    everybody = agreed(transport, trained is not None, round)
+    if trained is None or not everybody:
+        raise Interrupted(f"round {round}: a site left it")
+    return trained
 
 
 def fresh_memory(sites: Sequence[Participant], size: int) -> Memory:

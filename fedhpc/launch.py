@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from fedhpc.agreement import from_rank_0, together
 from fedhpc.averaging import IterateAverage
 from fedhpc.baselines import train_separately
+from fedhpc.checkpoint import load_state, save_state, saved_rounds
 from fedhpc.console import header, round_line
 from fedhpc.door import wire_line
 from fedhpc.errors import InputError
@@ -19,18 +19,21 @@ from fedhpc.exchange.codec import encode
 from fedhpc.exchange.secure_sum import round_bytes
 from fedhpc.exchange.sparsify import Coding, with_feedback
 from fedhpc.exchange.update import AGGREGATOR, F32, Array, Update, pack_arrays, unpack_arrays
-from fedhpc.federation import GlobalState, Memory, RoundResult, Stopwatch, Terms, federate, fresh_memory
+from fedhpc.federation import GlobalState, Memory, RoundResult, Stopwatch, Terms, agreed, federate, fresh_memory
 from fedhpc.finish import GLOBAL, finish, reports_of
 from fedhpc.models import layers_of, parameter_count, to_vector
 from fedhpc.records import FLOAT32_BYTES, record_of
+from fedhpc.resume import resume_point
 from fedhpc.rng import generator
-from fedhpc.rundir import load_state, save_state, saved_rounds
-from fedhpc.runtime import environment
 from fedhpc.secure_round import secure_mean
 from fedhpc.session import POOLED, Session, open_ledgers
 
 LIKE_ALL = 1 << 20
 """How many entries of an update are drawn to tell how small it will be."""
+
+
+Closing = tuple[int, Callable[[str], F32], Callable[[], None]]
+"""How a round is closed: its number, the model of each site by name, and what saves it at this rank."""
 
 
 @dataclass
@@ -62,47 +65,19 @@ def run(session: Session, stop_after: int | None) -> str:
         InputError: a run directory that cannot be resumed.
         SiteError: a site failed while others may wait for it.
     """
-    progress = Progress(stop_after)
-    first, heads = from_rank_0(session.transport, lambda: _resume_point(session, progress))
+    first, records, heads = resume_point(session)
+    progress = Progress(stop_after, records)
     _introduce(session, first, open_ledgers(session, heads))
     drive = _federated if session.config.mode == "federated" else _separate
     models, stopped = drive(session, first, progress)
     if stopped == "preempted":
-        session.console.say(f"stopped early in {session.directory.path}; the same command goes on from here")
+        by = f" ({session.notice.by})" if session.notice.given else ""
+        session.console.say(f"stopped early{by} in {session.directory.path}; the same command goes on from here")
     elif not from_rank_0(session.transport, lambda: len(progress.records)):
         raise InputError(f"{session.directory.path}: the privacy budget does not allow one round; no model was made")
     else:
         finish(session, models, progress.records, stopped)
     return stopped
-
-
-def _resume_point(session: Session, progress: Progress) -> tuple[int, dict[str, str]]:
-    """(the number of rounds that are both recorded and saved, the heads of the ledgers as last recorded).
-
-    It forgets records beyond those rounds, but not their heads: what was charged stays charged.
-
-    A crash can fall between the two, so one of them may be a round ahead of the other, never more.
-    """
-    directory, mode = session.directory, session.config.mode
-    kind, folder = ("round", directory.path / "state") if mode == "federated" else ("model", _first_model(session))
-    records, saved = directory.read_rounds(), saved_rounds(folder, kind)
-    first = max((done for done in saved if done <= len(records)), default=0)
-    if saved and abs(saved[-1] - len(records)) > 1:
-        raise InputError(
-            f"{directory.rounds}: has {len(records)} records, but round {saved[-1]} is the last one saved in {folder}; "
-            "restore what is missing, or start in a new --run-dir"
-        )
-    progress.records = records[:first]
-    directory.write_rounds(progress.records)
-    if not first:
-        directory.write_json(directory.environment, environment())
-    heads = records[-1]["ledger_heads"] if records else {}
-    return first, heads
-
-
-def _first_model(session: Session) -> Path:
-    learner = POOLED if session.config.mode == "centralised" else session.config.site_names[0]
-    return session.directory.site(learner)
 
 
 def _introduce(session: Session, first: int, lifetimes: Sequence[str]) -> None:
@@ -170,16 +145,18 @@ def _federated(session: Session, first: int, progress: Progress) -> tuple[Mappin
         nonlocal average
         average = average.after(result.state.round, result.state.params)
         released = average.released(result.state.params)
-        for name, residual in result.residuals.items():
-            save_state(directory.site(name), "residual", result.state.round, {"residual": residual})
         traffic = (result.traffic.up_bytes, result.traffic.down_bytes) if result.traffic else ((), 0)
         ran = Ran(traffic, result.watch, result.dropped)
-        more = _close_round(session, (result.state.round, lambda _: released), ran, progress)
-        if transport.rank == 0:
-            saved: dict[str, Array] = {"params": result.state.params, "server_residual": result.server_residual}
-            saved |= {"average_total": average.total, "average_count": np.array(average.count)}
-            save_state(directory.path / "state", "round", result.state.round, saved)
-        return more
+
+        def save() -> None:
+            for name, residual in result.residuals.items():
+                save_state(directory.site(name), "residual", result.state.round, {"residual": residual})
+            if transport.rank == 0:
+                saved: dict[str, Array] = {"params": result.state.params, "server_residual": result.server_residual}
+                saved |= {"average_total": average.total, "average_count": np.array(average.count)}
+                save_state(directory.path / "state", "round", result.state.round, saved)
+
+        return _close_round(session, (result.state.round, lambda _: released, save), ran, progress)
 
     state, stopped = federate(session.sites, (state, memory), terms, transport, on_round)
     return {GLOBAL: average.released(state.params)}, stopped
@@ -232,9 +209,11 @@ def _separate(session: Session, first: int, progress: Progress) -> tuple[Mapping
         return {name: load_state(directory.site(name), "model", first)["params"] for name in names}
 
     def on_round(done: int, models: Mapping[str, F32], watch: Stopwatch) -> bool:
-        for name, params in models.items():
-            save_state(directory.site(name), "model", done, {"params": params})
-        return _close_round(session, (done, _chooser(session, models)), Ran(((), 0), watch), progress)
+        def save() -> None:
+            for name, params in models.items():
+                save_state(directory.site(name), "model", done, {"params": params})
+
+        return _close_round(session, (done, _chooser(session, models), save), Ran(((), 0), watch), progress)
 
     start = together(session.transport, loaded)
     rounds = session.config.training.rounds
@@ -256,11 +235,16 @@ def _chooser(session: Session, models: Mapping[str, F32]) -> Callable[[str], F32
     return (lambda _: models[POOLED]) if session.config.mode == "centralised" else (lambda name: models[name])
 
 
-def _close_round(session: Session, at: tuple[int, Callable[[str], F32]], ran: Ran, progress: Progress) -> bool:
-    """Evaluate, record, tell; whether to go on (the same answer at every rank)."""
-    (done, params_of), watch = at, ran.watch
+def _close_round(session: Session, at: Closing, ran: Ran, progress: Progress) -> bool:
+    """Evaluate, save, record, tell; whether to go on (the same answer at every rank).
+
+    Saved comes before recorded: of a round that is recorded, every file was written, at this rank.
+    """
+    (done, params_of, save), watch = at, ran.watch
     with watch.phase("evaluate"):
         reports = reports_of(session, params_of, done)
+    with watch.phase("checkpoint"):
+        save()
     progress.done_here += 1
     if session.transport.rank == 0:
         seconds = {**watch.seconds, "total": time.monotonic() - progress.round_started}
@@ -272,4 +256,5 @@ def _close_round(session: Session, at: tuple[int, Callable[[str], F32]], ran: Ra
         mean_s = float(np.mean([r["seconds"]["total"] for r in progress.records]))
         session.console.start_round(done, rounds, mean_s)
     progress.round_started = time.monotonic()
-    return progress.stop_after is None or progress.done_here < progress.stop_after
+    more = progress.stop_after is None or progress.done_here < progress.stop_after
+    return agreed(session.transport, more and not session.notice.given, done)

@@ -212,5 +212,5 @@ def summary_of(config: RunConfig, records: Sequence[Mapping[str, Any]], more: Ma
 
 
 def _seconds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    phases = ("train", "exchange", "aggregate", "evaluate", "total")
+    phases = ("train", "exchange", "aggregate", "evaluate", "checkpoint", "total")
     return {phase: round_seconds(sum(r["seconds"].get(phase, 0.0) for r in records)) for phase in phases}

@@ -11,22 +11,15 @@ runs/<name>/
     sites/<site>/        ledger.jsonl, egress.jsonl, residual-0007.npz or model-0007.npz
 """
 
-import io
 import json
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import yaml
 
 from fedhpc.config import RunConfig
-from fedhpc.errors import InputError
-
-KEPT_STATES = 3
-Arrays = Mapping[str, np.ndarray]
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -95,37 +88,3 @@ class RunDirectory:
 
 def _put(file: BinaryIO, text: str) -> None:
     file.write(text.encode())
-
-
-def save_state(folder: Path, kind: str, round: int, arrays: Arrays) -> None:
-    """Write `<kind>-<round>.npz` and remove the oldest beyond the last three."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **dict(arrays))
-    write_atomically(folder / f"{kind}-{round:04d}.npz", lambda file: _dump(file, buffer))
-    for old in saved_rounds(folder, kind)[:-KEPT_STATES]:
-        (folder / f"{kind}-{old:04d}.npz").unlink()
-
-
-def _dump(file: BinaryIO, buffer: io.BytesIO) -> None:
-    file.write(buffer.getbuffer())
-
-
-def saved_rounds(folder: Path, kind: str) -> list[int]:
-    """The rounds of which a state of this kind is saved, ascending."""
-    pattern = re.compile(rf"{kind}-(\d+)\.npz")
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(found[1]) for name in names if (found := pattern.fullmatch(name)))
-
-
-def load_state(folder: Path, kind: str, round: int) -> dict[str, np.ndarray]:
-    """Read a saved state.
-
-    Raises:
-        InputError: where it is missing or damaged.
-    """
-    path = folder / f"{kind}-{round:04d}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); restore it, or start in a new --run-dir") from None

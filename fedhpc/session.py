@@ -3,19 +3,21 @@
 import json
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedhpc.agreement import from_rank_0, together
 from fedhpc.backbones import Backbone
+from fedhpc.checkpoint import saved_rounds
 from fedhpc.config import RunConfig
 from fedhpc.console import Console
 from fedhpc.door import open_door, seats
 from fedhpc.errors import InputError, PrivacyError, ShardError
 from fedhpc.exchange.comm import Transport
 from fedhpc.models import Task, build_model, load_backbone, parameter_count
+from fedhpc.preemption import Notice
 from fedhpc.public_map import agreed_map, make_reference
-from fedhpc.rundir import RunDirectory, saved_rounds
+from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import prepare
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.integer_sum import Grid, plan_grid
@@ -23,7 +25,7 @@ from fedhpc.site.pixels import image_blocks
 from fedhpc.site.privacy import PrivacyPlan, plan_privacy
 from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples, Samples
 from fedhpc.site.shard import Shard
-from fedhpc.site.training import Bench
+from fedhpc.site.training import Bench, OnStep
 
 POOLED = "pooled"
 
@@ -39,6 +41,7 @@ class Session:
         weights: public weight of every site, by index.
         facts: of every site: name, rank, host, device, weight; only at rank 0.
         grid: of the integers of a secure sum; None where privacy.trust asks for none.
+        notice: whether this rank has been told to stop.
     """
 
     config: RunConfig
@@ -52,9 +55,12 @@ class Session:
     weights: tuple[int, ...]
     facts: tuple[Mapping[str, Any], ...]
     grid: Grid | None
+    notice: Notice = field(default_factory=Notice)
 
 
-def open_session(config: RunConfig, directory: RunDirectory, wire: Transport, console: Console) -> Session:
+def open_session(
+    config: RunConfig, directory: RunDirectory, wire: Transport, console: Console, notice: Notice
+) -> Session:
     """Open the door, make missing phantom shards, open and check this rank's own, agree on task and weights, build the
     network.
 
@@ -78,7 +84,7 @@ def open_session(config: RunConfig, directory: RunDirectory, wire: Transport, co
     backbone = together(transport, lambda: load_backbone(config.model.backbone) if config.model.backbone else None)
     plan = _agreed_plan(config, transport)
     model = build_model(config, task, backbone).to(bench.device)
-    place = Workplace(config, model, bench, plan, console.step)
+    place = Workplace(config, model, bench, plan, _on_step(config, console, notice))
     if backbone is not None and config.model.features is not None:
         agreed_map(config, backbone.to(bench.device), shards, transport).load_into(place.model)
     weights = tuple(common["weights"])
@@ -88,7 +94,12 @@ def open_session(config: RunConfig, directory: RunDirectory, wire: Transport, co
         Hospital(config.site_names[i], i, weights[i], mine, place) for i, mine in zip(indices, samples, strict=True)
     )
     learners = _learners(config, sites, samples, sum(weights), place)
-    return Session(config, transport, directory, console, place, task, sites, learners, weights, facts, grid)
+    return Session(config, transport, directory, console, place, task, sites, learners, weights, facts, grid, notice)
+
+
+def _on_step(config: RunConfig, console: Console, notice: Notice) -> OnStep:
+    """A secure sum is one step, which cannot be left in the middle; all other training can."""
+    return console.step if config.privacy.trust == "sites" else notice.watched(console.step, config.runtime.patience_s)
 
 
 def my_sites(config: RunConfig, transport: Transport) -> range:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from fedhpc.backbones import Backbone
+from fedhpc.checkpoint import load_state, saved_rounds
 from fedhpc.config import RunConfig
 from fedhpc.config_file import load_config
 from fedhpc.console import Console
@@ -17,7 +18,7 @@ from fedhpc.errors import InputError
 from fedhpc.exchange.update import F32
 from fedhpc.models import Task, build_model, load_backbone, to_vector
 from fedhpc.public_map import make_reference, public_map
-from fedhpc.rundir import RunDirectory, load_state, saved_rounds
+from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import prepare
 from fedhpc.session import make_phantoms
 from fedhpc.site.privacy import PrivacyPlan, plan_privacy

@@ -64,6 +64,13 @@ class Transport(Protocol):
         """Rank 0's payload, at every rank; the others pass None."""
 
 
+class Wire(Transport, Protocol):
+    """What carries the bytes of a `Transport`."""
+
+    def reordered(self, rank: int) -> "Wire":
+        """The same processes with other numbers: this one is `rank` from now on. Every rank must call it."""
+
+
 class AloneTransport:
     """The sequential driver's: one process is all there is."""
 
@@ -82,6 +89,10 @@ class AloneTransport:
         if payload is None:
             raise ValueError("payload=None: rank 0 must pass the payload that it broadcasts")
         return payload
+
+    def reordered(self, rank: int) -> "AloneTransport":
+        """See `Wire`."""
+        return self
 
 
 class MpiTransport:
@@ -126,6 +137,10 @@ class MpiTransport:
             self._wait(self._comm.Ibcast([view[at : at + BROADCAST_BYTES], self._mpi.BYTE], root=0))
         return bytes(buffer)
 
+    def reordered(self, rank: int) -> "MpiTransport":
+        """See `Wire`."""
+        return MpiTransport(self._comm.Split(0, rank), wave_bytes=self._wave_bytes)
+
     def _waves(self, mine: "Pieces", sizes: Counts) -> Iterator[Bytes]:
         """The stream of all ranks, a wave at a time; empty ones elsewhere than at rank 0."""
         ends = np.cumsum(sizes)
@@ -162,7 +177,7 @@ class MpiTransport:
             pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
 
 
-def connect() -> Transport:
+def connect() -> Wire:
     """The transport of this process: MPI's world where a launcher started it, else one process alone.
 
     Raises:
@@ -178,6 +193,18 @@ def connect() -> Transport:
             "fit the MPI library. See `srun --mpi=list`; Open MPI 5 wants --mpi=pmix, MPICH --mpi=pmi2"
         )
     return transport
+
+
+def world_size() -> int:
+    """How many ranks the MPI library sees; it starts MPI, whoever started this process."""
+    size: int = _mpi().COMM_WORLD.Get_size()
+    return size
+
+
+def library_version() -> str:
+    """The MPI library's name and version, in short."""
+    said: str = _mpi().Get_library_version()
+    return said.strip("\0").splitlines()[0].partition(",")[0]
 
 
 def abort_at_exit(status: int) -> None:

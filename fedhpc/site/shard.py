@@ -193,6 +193,17 @@ def _open_file(path: Path, site: str | None) -> h5py.File:
         raise _refusal(path, site, [text]) from error
 
 
+def shard_problem(path: Path) -> str:
+    """Why the file of a shard cannot even be opened on this node; empty where it can. It is not looked into."""
+    if not path.is_file():
+        return "no such file"
+    try:
+        h5py.File(path, "r", locking=False).close()
+    except OSError as error:
+        return f"not a whole HDF5 file ({error})"
+    return ""
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode()

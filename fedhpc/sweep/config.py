@@ -48,9 +48,9 @@ class Slurm(Section):
         default="pmix", description="srun --mpi=..., or mpirun inside the element's allocation"
     )
     requeues: Annotated[int, Field(ge=0, le=100)] = Field(
-        default=3, description="how often an element that runs out of time is queued again by itself"
+        default=3, description="how often an element that runs out of time, or is preempted, is queued again by itself"
     )
-    signal_s: Annotated[int, Field(ge=10)] = Field(default=90, description="how long before its end it is told so")
+    signal_s: Annotated[int, Field(ge=1)] = Field(default=120, description="how long before its end it is told so")
     setup: tuple[str, ...] = Field(default=(), description="shell lines before the program, such as module load")
     extra: dict[Flag, str | int | Literal[True]] = Field(
         default={}, description="any other flag of sbatch, without its dashes: {reservation: night}"
@@ -228,6 +228,12 @@ def _misfits(elements: Sequence[Element], slurm: Slurm, local: Local) -> list[st
             problems.append(
                 f"data.{key}: differs between elements: {'; '.join(different)}; their results would not compare"
             )
+    patience_s = max((element.config.runtime.patience_s for element in elements), default=0.0)
+    if slurm.signal_s <= patience_s:
+        problems.append(
+            f"slurm.signal_s={slurm.signal_s}: a site may go on for runtime.patience_s={patience_s:g} after it was "
+            "told to stop, and must then still save; make it longer than that"
+        )
     limits = {element.name: most_ranks(element.config) for element in elements}
     for key, ranks in (("slurm.ranks", slurm.ranks), ("local.ranks", local.ranks)):
         over = [name for name, most in limits.items() if ranks != "auto" and ranks > most]

@@ -5,25 +5,16 @@ trains as `run.py train DIRECTORY/element.yaml --run-dir DIRECTORY` would, which
 """
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
 
-from fedhpc.agreement import agree_on_config
-from fedhpc.console import Console
 from fedhpc.errors import InputError
-from fedhpc.exchange.comm import Transport, abort_at_exit, connect
-from fedhpc.launch import run
-from fedhpc.session import open_session
+from fedhpc.preemption import Notice
 from fedhpc.sweep.store import ElementDirectory, Outcome, beginning
 
 FAILED, BAD_INPUT, RESUMABLE = 1, 2, 75
-
-
-class OutOfTimeError(Exception):
-    """An element that ran out of time more often than it may."""
+ASK_S = 60
 
 
 def run_element(path: str, requeues: int) -> str:
@@ -31,7 +22,7 @@ def run_element(path: str, requeues: int) -> str:
 
     Args:
         path: absolute.
-        requeues: how often SLURM may be asked to queue it again when its time is up.
+        requeues: how often SLURM may be asked to queue it again when it was told to stop.
 
     Returns:
         why it ended: "finished", "budget" or "preempted".
@@ -39,15 +30,21 @@ def run_element(path: str, requeues: int) -> str:
     Raises:
         Exception: whatever went wrong at this rank, after it was written down; the other ranks are ended too.
     """
+    # Before all that takes seconds to import. It takes the place of submitit's handlers, which at rank 0 raise in the
+    # middle of a round and elsewhere do nothing.
+    notice = Notice()
+    notice.listen()
+    from fedhpc.exchange.comm import abort_at_exit, connect
+    from fedhpc.train import Work, train
+
     folder, rank = ElementDirectory(Path(path)), int(os.environ.get("SLURM_PROCID", "0"))
     begun = beginning(_job_id())
     try:
-        transport = connect()
-        rank = transport.rank
+        wire = connect()
+        rank = wire.rank
         if rank == 0:
             folder.write_outcome(begun)
-        _heed_signals(rank, requeues)
-        stopped = _train(folder, transport)
+        stopped = train(Work(folder.config, [], folder.path), wire, notice)
     except InputError as error:
         # All ranks raise it, with the same message.
         if rank == 0:
@@ -58,54 +55,37 @@ def run_element(path: str, requeues: int) -> str:
         abort_at_exit(FAILED)
         raise
     if rank == 0:
-        _end(folder, begun, stopped)
+        _end(folder, begun, stopped, requeues)
     return stopped
 
 
-def _train(folder: ElementDirectory, transport: Transport) -> str:
-    console = Console(speaks=transport.rank == 0)
-    config, directory = agree_on_config(transport, (folder.config, []), folder.path)
-    return run(open_session(config, directory, transport, console), None)
-
-
-def _end(folder: ElementDirectory, begun: Outcome, stopped: str) -> None:
-    if stopped == "preempted":
-        folder.end(begun, "failed", "stopped before its last round; resume goes on from there")
-    else:
+def _end(folder: ElementDirectory, begun: Outcome, stopped: str, requeues: int) -> None:
+    if stopped != "preempted":
         folder.end(begun, "finished", stopped)
+        return
+    restarts, why = int(os.environ.get("SLURM_RESTART_COUNT", "0")), "told to stop before its last round"
+    if restarts >= requeues:
+        why += f", after {restarts} restarts (slurm.requeues={requeues})"
+    folder.end(begun, "stopped", why)
+    if restarts < requeues and _still_wanted(os.environ["SLURM_JOB_ID"]):
+        _requeue(os.environ["SLURM_JOB_ID"])
+
+
+def _still_wanted(job: str) -> bool:
+    """Whether nobody has ended the job: SIGTERM also comes from scancel."""
+    ask = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
+    return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=ASK_S).stdout.strip() == "RUNNING"
+
+
+def _requeue(job: str) -> None:
+    """Ask SLURM, once and at rank 0 only, to queue this job again; every rank has saved its round by now."""
+    print(f"job {job}: told to stop, asks to be queued again", file=sys.stderr, flush=True)
+    subprocess.run(["scontrol", "requeue", job], check=True, timeout=ASK_S)
 
 
 def _job_id() -> str:
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
-
-
-def _heed_signals(rank: int, requeues: int) -> None:
-    """In place of submitit's handlers, which would outlive a cancelled job and count preemptions as time-outs.
-
-    Every round that is over is saved at every rank, so that nothing needs to be saved in a handler.
-    """
-    if "SUBMITIT_EXECUTOR" not in os.environ:
-        return
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def out_of_time(number: int, frame: FrameType | None) -> None:
-        if rank == 0:
-            _requeue(requeues)
-
-    signal.signal(signal.SIGUSR2, out_of_time)
-
-
-def _requeue(requeues: int) -> None:
-    """Ask SLURM, once, to queue this job again; it then ends all ranks."""
-    restarts, job = int(os.environ.get("SLURM_RESTART_COUNT", "0")), os.environ["SLURM_JOB_ID"]
-    if restarts >= requeues:
-        raise OutOfTimeError(
-            f"out of time for the {restarts + 1}. time, and slurm.requeues={requeues}; `run.py sweep resume` goes on "
-            "from the last round; raise slurm.time_min for the next sweep"
-        )
-    print(f"job {job}: out of time, asks to be queued again ({restarts + 1} of {requeues})", file=sys.stderr)
-    subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
 
 
 def main() -> int:

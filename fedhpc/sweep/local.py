@@ -20,7 +20,8 @@ from fedhpc.sweep.store import Outcome, SweepDirectory, beginning
 
 GB = 1e9
 POLL_S = 0.1
-GRACE_S = 10
+RESUMABLE = 75
+GRACE_S = 20
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -132,7 +133,7 @@ def _start(directory: SweepDirectory, sweep: Sweep, name: str) -> Running:
 
 def _ended(directory: SweepDirectory, sweep: Sweep, one: Running) -> Line:
     folder, status = directory.element(one.name), one.process.returncode
-    if status:
+    if status not in (0, RESUMABLE):
         folder.note_death(one.begun, f"ended with status {status} without a word; see {folder.log}")
     element = next(element for element in sweep.elements if element.name == one.name)
     return line_of(element, folder, None)
@@ -144,7 +145,7 @@ def _told(line: Line, counted: str) -> str:
 
 
 def _kill(one: Running) -> None:
-    """End an element with all its ranks: mpirun passes SIGTERM on, and what is left after a while is killed."""
+    """End an element with all its ranks: told to stop, they save a whole round; what is left after a while is killed."""
     one.process.terminate()
     try:
         one.process.wait(GRACE_S)

@@ -1,8 +1,8 @@
 """A sweep on SLURM, by submitit: one array of MPI jobs, and a job after it that makes the report.
 
 submitit's tasks are the MPI ranks. What it does badly for MPI is done otherwise here (`fedhpc.sweep.element`): an
-exception at one rank ends all of them, SIGTERM ends a cancelled job at once, and the bound on requeues is SLURM's own
-count of restarts.
+exception at one rank ends all of them, all ranks save a whole round before rank 0 alone asks to be queued again, and
+the bound on that is SLURM's own count of restarts.
 """
 
 import math
@@ -111,7 +111,6 @@ def element_parameters(sweep: Sweep) -> dict[str, Any]:
         "constraint": slurm.constraint,
         "gres": slurm.gres,
         "array_parallelism": slurm.at_once or len(sweep.elements),
-        "signal_delay_s": slurm.signal_s,
         "use_srun": by_srun,
         "srun_args": [f"--mpi={slurm.mpi}", "--kill-on-bad-exit=1"] if by_srun else None,
     }
@@ -143,7 +142,8 @@ def _common(slurm: Slurm) -> dict[str, Any]:
         # One log for standard output and error, in the order of what happened.
         "stderr_to_stdout": True,
         "setup": [*exports, f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"', *slurm.setup],
-        "additional_parameters": {"requeue": True, **slurm.extra},
+        # Not submitit's SIGUSR2: the one that `run.py train` heeds.
+        "additional_parameters": {"requeue": True, "signal": f"USR1@{slurm.signal_s}", **slurm.extra},
     }
 
 

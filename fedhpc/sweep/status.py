@@ -11,8 +11,8 @@ from fedhpc.console import clock, fixed, table
 from fedhpc.sweep.config import Element, Sweep
 from fedhpc.sweep.store import ElementDirectory, Outcome, Submission, SweepDirectory, born
 
-State = Literal["missing", "pending", "running", "finished", "failed", "cancelled", "lost", "unknown"]
-AT_REST: frozenset[State] = frozenset({"missing", "failed", "cancelled", "lost"})
+State = Literal["missing", "pending", "running", "finished", "failed", "stopped", "cancelled", "lost", "unknown"]
+AT_REST: frozenset[State] = frozenset({"missing", "failed", "stopped", "cancelled", "lost"})
 """What `sweep resume` runs again."""
 WAITING = {
     *("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"),
@@ -61,8 +61,8 @@ def judged(outcome: Outcome | None, known: Known) -> State:
         return "cancelled"
     if known.job and not known.answered:
         return "unknown"
-    if outcome is not None and outcome.state == "failed":
-        return "failed"
+    if outcome is not None and outcome.state in ("failed", "stopped"):
+        return outcome.state
     return "missing" if known.job is None else "lost"
 
 
@@ -131,7 +131,7 @@ def _message(state: State, outcome: Outcome | None, known: Known | None) -> str:
     if state == "lost":
         said = f" (SLURM: {known.queue})" if known and known.queue else ""
         return f"ended without a word: killed, out of memory or time, or its node was lost{said}; see its log"
-    return outcome.message if outcome and state == "failed" else ""
+    return outcome.message if outcome and state in ("failed", "stopped") else ""
 
 
 def lines(directory: SweepDirectory, sweep: Sweep, queue: Mapping[str, str] | None) -> list[Line]:

@@ -27,7 +27,7 @@ from fedhpc.errors import InputError
 from fedhpc.rundir import RunDirectory, write_text
 from fedhpc.sweep.config import Element, Local, Slurm, Sweep
 
-Ended = Literal["running", "finished", "failed"]
+Ended = Literal["running", "finished", "failed", "stopped"]
 Cluster = Literal["slurm", "local"]
 
 
@@ -55,7 +55,7 @@ class Outcome:
 
     Attributes:
         state: `running` also of one that was killed before it could tell.
-        message: why it failed; of a finished run why it stopped: "finished" or "budget".
+        message: why it failed or was stopped; of a finished run "finished" or "budget".
         job: SLURM's id; empty on one machine.
         host, pid: of the process that wrote it.
         seconds: from its start to its end.

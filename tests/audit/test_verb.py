@@ -17,10 +17,11 @@ from fedhpc.audit.guesses import Row
 from fedhpc.audit.inversion import Effort, linear_row
 from fedhpc.audit.membership import WholeRun
 from fedhpc.audit.subject import Subject, Target, find_target, open_subject
+from fedhpc.checkpoint import save_state
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models import to_vector
-from fedhpc.rundir import RunDirectory, save_state
+from fedhpc.rundir import RunDirectory
 
 
 def options(path: Path, **changes: Any) -> verb.Options:

@@ -128,7 +128,7 @@ def test_run_directory_has_what_is_promised(sequential: tuple[Path, str]) -> Non
     }  # fmt: skip
     found = summary(run_dir)
     assert needed <= set(found)
-    assert set(found["seconds"]) == {"train", "exchange", "aggregate", "evaluate", "total"}  # type: ignore[call-overload]
+    assert set(found["seconds"]) == {"train", "exchange", "aggregate", "evaluate", "checkpoint", "total"}  # type: ignore[call-overload]
 
 
 def test_bytes_are_counted_for_each_site_and_add_up(sequential: tuple[Path, str]) -> None:

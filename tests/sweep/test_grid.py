@@ -89,6 +89,7 @@ def test_overrides_reach_the_runs_and_the_sweeps_own_sections(tmp_path: Path) ->
         ({"slurm": {"ranks": 4, "nodes": 3}}, "slurm.ranks=4: must be a multiple of slurm.nodes=3"),
         ({"slurm": {"nodes": 3}}, "slurm.nodes=3: does not divide the 4 ranks of an element"),
         ({"local": {"ranks": 5}}, "local.ranks=5: too many"),
+        ({"slurm": {"signal_s": 60}}, "slurm.signal_s=60: a site may go on for runtime.patience_s=60"),
         ({"baselines": {"local": {"mode": "alone"}}}, "mode='alone': input should be 'federated', 'local' or"),
     ],
 )

@@ -142,7 +142,10 @@ def test_what_is_stopped_is_told_and_leaves_no_process(tmp_path: Path, how: str)
     assert "sweep resume" in out
     assert not Path(f"/proc/{trained}").exists()
     left = {line.state for line in found(run).values()}
-    assert left == {"cancel": {"cancelled"}, "SIGINT": {"lost"}, "SIGKILL of an element": {"failed", "lost"}}[how]
+    assert (
+        left
+        == {"cancel": {"cancelled"}, "SIGINT": {"stopped", "lost"}, "SIGKILL of an element": {"failed", "lost"}}[how]
+    )
 
 
 def test_cores_decide_how_many_run_at_once() -> None:

@@ -32,7 +32,7 @@ def test_one_array_of_mpi_jobs_and_a_report_after_all_of_them(tmp_path: Path) ->
     found = flags(array)
     assert found["array"] == "0-5%2"
     assert (found["nodes"], found["ntasks-per-node"], found["cpus-per-task"]) == ("1", "4", "1")
-    assert found["signal"] == "USR2@90"
+    assert found["signal"] == "USR1@120"
     assert "requeue" in found
     assert found["open-mode"] == "append"
     assert flags(report)["dependency"].startswith("afterany:")
@@ -52,7 +52,7 @@ def test_one_array_of_mpi_jobs_and_a_report_after_all_of_them(tmp_path: Path) ->
         ({"nodes": 2, "ranks": 4, "cpus_per_rank": 8}, {"nodes": "2", "ntasks-per-node": "2", "cpus-per-task": "8"}),
         ({"gpus_per_rank": 1}, {"gpus-per-task": "1"}),
         ({"memory_gb_per_rank": 3, "cpus_per_rank": 2}, {"mem-per-cpu": "1536M"}),
-        ({"time_min": 7, "signal_s": 60}, {"time": "7", "signal": "USR2@60"}),
+        ({"time_min": 7, "signal_s": 61}, {"time": "7", "signal": "USR1@61"}),
         ({"extra": {"reservation": "a night", "nice": 5}}, {"reservation": "a night", "nice": "5"}),
         ({"extra": {"exclusive": True}}, {"exclusive": ""}),
     ],

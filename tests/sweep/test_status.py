@@ -11,6 +11,7 @@ from fedhpc.sweep.store import Outcome, submission
 EARLIER, SINCE, LATER = "2026-01-01T10:00:00+00:00", "2026-01-01T10:00:05+00:00", "2026-01-01T10:00:09+00:00"
 RUNNING = Outcome("running", "", "7_0", "node1", 123, LATER)
 FINISHED, FAILED = replace(RUNNING, state="finished"), replace(RUNNING, state="failed", message="rank 1: no")
+STOPPED = replace(RUNNING, state="stopped", message="told to stop")
 HERE = replace(RUNNING, job="")
 JOB, LOCAL = Known("7_0", SINCE), Known("", SINCE)
 
@@ -31,6 +32,10 @@ JOB, LOCAL = Known("7_0", SINCE), Known("", SINCE)
         (RUNNING, replace(JOB, queue="CANCELLED"), "cancelled"),
         (RUNNING, replace(JOB, cancelled=True), "cancelled"),
         (RUNNING, JOB, "lost"),
+        (STOPPED, JOB, "stopped"),
+        (STOPPED, replace(JOB, queue="PENDING"), "pending"),  # queued again
+        (STOPPED, replace(JOB, queue="COMPLETING"), "running"),
+        (STOPPED, replace(JOB, cancelled=True), "cancelled"),
         (FAILED, JOB, "failed"),
         (FAILED, replace(JOB, queue="COMPLETING"), "failed"),
         (FAILED, replace(JOB, job="9", queue="PENDING"), "pending"),  # submitted again

@@ -1,0 +1,62 @@
+"""Being told to stop: a signal sets a flag; nothing else happens until the run looks at it.
+
+SLURM sends SIGUSR1 before the time limit (`--signal`) and SIGTERM when a job is preempted or requeued. A handler of
+Python's never runs inside a blocked MPI call, and a rank that went on its own would leave the others waiting, so the
+handler only notes the time. The run looks in two places: after each round all ranks vote on whether to go on; and
+after each step of training a site whose time is up leaves the round, upon which all ranks do (see
+`fedhpc.federation.federate`). Either way what is on disk is the state after a whole round.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+
+from fedhpc.errors import Interrupted
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+OnStep = Callable[[int, int], None]
+
+
+@dataclass
+class Notice:
+    """Whether this process has been told to stop, and since when.
+
+    Attributes:
+        asked_s: the monotonic time of the first signal; None before it.
+        by: the signal's name.
+    """
+
+    asked_s: float | None = None
+    by: str = ""
+
+    def listen(self) -> None:
+        """Take the signals from now on; the main thread only."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    @property
+    def given(self) -> bool:
+        """Whether a signal has come."""
+        return self.asked_s is not None
+
+    def watched(self, on_step: OnStep, patience_s: float) -> OnStep:
+        """`on_step`, which also leaves the training `patience_s` seconds after the signal.
+
+        The function that it returns raises Interrupted.
+        """
+
+        def step(done: int, total: int) -> None:
+            on_step(done, total)
+            if self.asked_s is not None and time.monotonic() - self.asked_s >= patience_s and done < total:
+                why = f"{self.by} came {patience_s:g} s ago (runtime.patience_s)"
+                print(f"{why}: leaving the round after step {done} of {total}", file=sys.stderr, flush=True)
+                raise Interrupted(why)
+
+        return step
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked_s is None:
+            self.asked_s, self.by = time.monotonic(), signal.Signals(number).name

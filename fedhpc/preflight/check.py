@@ -1,0 +1,33 @@
+"""The preflight of a run: facts from all ranks, judged at rank 0, the same answer everywhere."""
+
+import os
+
+from fedhpc.agreement import from_rank_0
+from fedhpc.config import RunConfig
+from fedhpc.errors import InputError
+from fedhpc.exchange.comm import Transport
+from fedhpc.preflight.facts import collect
+from fedhpc.preflight.rules import notes, one_line, problems, rank_table
+from fedhpc.rundir import RunDirectory
+
+
+def preflight(config: RunConfig, directory: RunDirectory, transport: Transport) -> tuple[str, str]:
+    """Check all that can be checked before training.
+
+    Returns:
+        (what was found in a line, and a line a note; the map of the ranks as a table).
+
+    Raises:
+        InputError: at every rank, with one message a problem, and the map.
+    """
+    facts = collect(config, directory, transport)
+
+    def judged() -> tuple[str, str]:
+        found = problems(facts, config, str(directory.path))
+        if found:
+            raise InputError("\n".join([f"preflight found {len(found)} problem(s)", *found, rank_table(facts)]))
+        noted = notes(facts, int(os.environ.get("SLURM_NTASKS", 0)))
+        return "\n".join([one_line(facts), *(f"  note: {note}" for note in noted)]), rank_table(facts)
+
+    said, ranks = from_rank_0(transport, judged)
+    return said, ranks

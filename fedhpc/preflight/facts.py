@@ -1,0 +1,185 @@
+"""What each rank sees from its own node: the one place of the preflight that touches disks, clocks and GPUs."""
+
+import fcntl
+import json
+import os
+import platform
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from fedhpc import __version__
+from fedhpc.agreement import together
+from fedhpc.config import RunConfig
+from fedhpc.door import seats
+from fedhpc.errors import InputError
+from fedhpc.exchange.comm import Transport, library_version
+from fedhpc.rundir import RunDirectory
+from fedhpc.runtime import device_name, git_commit
+from fedhpc.site.shard import shard_problem
+
+COMPARED = ("torch", "numpy", "opacus", "monai", "h5py", "mpi4py")
+"""The packages whose versions must be the same at all ranks: the bits of a result depend on them."""
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """One rank, seen from its own node (public: names, versions, sizes; nothing of any image).
+
+    Attributes:
+        rank, local_rank: in the world and on the node.
+        tasks: how many tasks SLURM started with this one; 0 outside a SLURM step.
+        shards: of each of its sites where the shard lies, and why it cannot be used; "" where it can.
+        device, gpu: what PyTorch computes on, and which of the node's GPUs that is; "" for a CPU.
+        given: the GPUs that SLURM (or the user) gave to it, as CUDA_VISIBLE_DEVICES says.
+        launcher, mpi: what started it, and which MPI it speaks.
+        run_dir: why the run directory is not of use to it; "" where it is.
+        free_bytes: on the run directory's disk.
+        clock_s: seconds since 1970 at the same moment as all other ranks.
+    """
+
+    rank: int
+    local_rank: int
+    host: str
+    tasks: int
+    shards: Mapping[str, tuple[str, str]]
+    device: str
+    gpu: str
+    given: str
+    launcher: str
+    mpi: str
+    versions: Mapping[str, str]
+    run_dir: str
+    free_bytes: int
+    clock_s: float
+
+
+def collect(config: RunConfig, directory: RunDirectory, transport: Transport) -> list[RankFacts]:
+    """Every rank's facts, in rank order, at rank 0; an empty list elsewhere.
+
+    Raises:
+        InputError: at every rank, where rank 0 cannot make the run directory.
+    """
+    token = directory.path / f".preflight-{secrets.token_hex(8)}"
+    together(transport, lambda: None if transport.rank else _put_down(token))
+    told = transport.broadcast(token.name.encode() if transport.rank == 0 else None, "control").decode()
+    clock_s = time.time()
+    try:
+        mine = json.dumps(asdict(_facts(config, directory.path / told, transport, clock_s))).encode()
+        payloads = transport.gather([mine], "control")
+    finally:
+        if transport.rank == 0:
+            token.unlink(missing_ok=True)
+    return [RankFacts(**json.loads(payload)) for payload in payloads]
+
+
+def _put_down(token: Path) -> None:
+    try:
+        token.parent.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    except OSError as error:
+        raise InputError(
+            f"run directory {token.parent}: cannot be written on {socket.gethostname()} ({error.strerror}); give a "
+            "--run-dir that the account may write"
+        ) from None
+
+
+def _facts(config: RunConfig, token: Path, transport: Transport, clock_s: float) -> RankFacts:
+    sites = [config.site_names[i] for i in seats(config, transport.size)[transport.rank]]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    device = _device(config, transport.local_rank)
+    return RankFacts(
+        rank=transport.rank,
+        local_rank=transport.local_rank,
+        host=socket.gethostname(),
+        tasks=int(os.environ.get("SLURM_STEP_NUM_TASKS", 0)),
+        shards={site: _shard(config, site) for site in sites},
+        device=device,
+        gpu=gpu_of(device, given),
+        given=given,
+        launcher=launcher_of(os.environ),
+        mpi=library_version() if transport.size > 1 else "",
+        versions=_versions(),
+        run_dir=_run_dir_problem(token, sites, private=config.private),
+        free_bytes=shutil.disk_usage(token.parent).free if token.parent.is_dir() else 0,
+        clock_s=clock_s,
+    )
+
+
+def _device(config: RunConfig, local_rank: int) -> str:
+    try:
+        return device_name(config.runtime.device, local_rank, torch.cuda.device_count())
+    except InputError:
+        return "none"
+
+
+def gpu_of(device: str, given: str) -> str:
+    """Which of the node's GPUs a device is, by what CUDA_VISIBLE_DEVICES lists.
+
+    >>> gpu_of("cuda:1", "4,6"), gpu_of("cuda:0", ""), gpu_of("cpu", "4")
+    ('6', '0', '')
+    """
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        return ""
+    listed = [name for name in given.split(",") if name]
+    return listed[int(index)] if int(index) < len(listed) else index
+
+
+def launcher_of(env: Mapping[str, str]) -> str:
+    """What started this process, by the variables that it left.
+
+    >>> launcher_of({"SLURM_STEP_NUM_TASKS": "4", "SLURM_MPI_TYPE": "pmix"})
+    'srun --mpi=pmix'
+    >>> launcher_of({"SLURM_STEP_NUM_TASKS": "2", "PRTE_LAUNCHED": "1"}), launcher_of({})
+    ('mpirun', 'no launcher')
+    """
+    if "PRTE_LAUNCHED" in env or "HYDI_CONTROL_FD" in env:
+        return "mpirun"
+    if "SLURM_STEP_NUM_TASKS" in env:
+        return f"srun --mpi={env.get('SLURM_MPI_TYPE', 'none')}"
+    return "mpirun" if "OMPI_COMM_WORLD_SIZE" in env or "PMI_SIZE" in env else "no launcher"
+
+
+def _shard(config: RunConfig, site: str) -> tuple[str, str]:
+    try:
+        path = config.data.shard_path(site)
+    except InputError as error:
+        return config.data.shards, str(error)
+    problem = shard_problem(path)
+    # The built-in cohort is made where it is missing.
+    made = config.data.phantom is not None and not path.exists()
+    return str(path), "" if made else problem
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "fedhpc": git_commit() or __version__}
+    for package in COMPARED:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def _run_dir_problem(token: Path, sites: Sequence[str], *, private: bool) -> str:
+    if not token.exists():
+        return "is not the one that rank 0 sees"
+    folders = [token.parent / "sites" / site for site in sites]
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / token.name
+            with probe.open("wb") as file:
+                if private:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            probe.unlink()
+    except OSError as error:
+        return f"cannot be written{' and locked' if private else ''} ({error.strerror})"
+    return ""

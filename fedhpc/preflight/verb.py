@@ -1,0 +1,46 @@
+"""`run.py preflight`: the checks alone, before a job waits in a queue for them; and what to send when asking for help."""
+
+import argparse
+from pathlib import Path
+
+FIRST_CONFIG = Path("configs/fedavg.yaml")
+
+
+def add_preflight(verb: argparse.ArgumentParser) -> None:
+    """The arguments of the verb."""
+    verb.add_argument("config", type=Path, nargs="?", default=FIRST_CONFIG, help=f"default: {FIRST_CONFIG}")
+    verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
+    verb.add_argument("--run-dir", type=Path, help="default: runs/<name>")
+    verb.add_argument(
+        "--report", action="store_true", help="all about this machine and job: send it when asking for help"
+    )
+    verb.set_defaults(verb=_preflight)
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    from fedhpc.agreement import check_ranks, together
+    from fedhpc.config_file import load_config
+    from fedhpc.errors import InputError
+    from fedhpc.exchange.comm import connect
+    from fedhpc.preflight.check import preflight
+    from fedhpc.preflight.report import report
+    from fedhpc.rundir import RunDirectory
+    from fedhpc.seating import seated
+
+    transport = connect()
+    if options.report and transport.rank == 0:
+        print(report(options.config, options.set), flush=True)
+    config = together(transport, lambda: load_config(options.config, options.set))
+    together(transport, lambda: check_ranks(config, transport.size))
+    transport = seated(config, transport)
+    directory = RunDirectory(options.run_dir or Path("runs") / config.name)
+    try:
+        said, ranks = preflight(config, directory, transport)
+    except InputError as problem:
+        if not options.report:
+            raise
+        # A report tells what is wrong; it is not wrong itself.
+        said, ranks = str(problem), ""
+    if transport.rank == 0:
+        print(f"{ranks}\n{said}".strip(), flush=True)
+    return 0

@@ -1,0 +1,76 @@
+"""Which rank plays which hospital, where hospitals are pinned to the nodes that have their shards.
+
+Ranks hold consecutive hospitals in the order of the config, and rank 0 is the aggregator's; both stay true, because it
+is the ranks that are numbered anew, in the order of the hospitals that their nodes belong to.
+"""
+
+import socket
+from collections.abc import Sequence
+
+from fedhpc.agreement import from_rank_0
+from fedhpc.config import RunConfig
+from fedhpc.errors import InputError
+from fedhpc.exchange.comm import Wire
+
+
+def seated(config: RunConfig, transport: Wire) -> Wire:
+    """`transport` with its ranks in the order that the pins ask for; itself where there are none.
+
+    Raises:
+        InputError: at every rank, where the nodes do not fit the pins.
+    """
+    pins = [site.node for site in config.data.sites]
+    if not any(pins):
+        return transport
+    hosts = [payload.decode() for payload in transport.gather([socket.gethostname().encode()], "control")]
+    office = config.federation.aggregator == "dedicated" and transport.size > 1
+    order = from_rank_0(transport, lambda: rank_order(hosts, [None, *pins] if office else pins))
+    return transport.reordered(order.index(transport.rank))
+
+
+def rank_order(hosts: Sequence[str], pins: Sequence[str | None]) -> list[int]:
+    """Which of the present ranks comes first, second ..., so that seat i is on the node `pins[i]`.
+
+    Args:
+        hosts: of each present rank.
+        pins: the node of each seat; None: any that is left.
+
+    >>> rank_order(["n1", "n2", "n3"], ["n3", None, "n1.site.org"])
+    [2, 1, 0]
+    >>> rank_order(["n1"], ["n1", "n1"])
+    [0]
+
+    Raises:
+        InputError: more than one rank and not one for each seat, or a node without a rank left for its hospital.
+    """
+    wanted = [pin and _short(pin) for pin in pins]
+    free = {rank: _short(host) for rank, host in enumerate(hosts)}
+    if len(hosts) == 1:
+        elsewhere = sorted({pin for pin in wanted if pin and pin != free[0]})
+        if elsewhere:
+            raise InputError(_lacking(elsewhere, hosts))
+        return [0]
+    if len(hosts) != len(pins):
+        raise InputError(
+            f"data.sites: hospitals are pinned to nodes, and there are {len(hosts)} ranks for {len(pins)} seats: start "
+            "one rank for each hospital (and one for a dedicated aggregator), or take the pins away"
+        )
+    chosen: dict[int, int] = {}
+    for seat in sorted(range(len(pins)), key=lambda seat: wanted[seat] is None):
+        fitting = [rank for rank, host in free.items() if wanted[seat] in (None, host)]
+        if not fitting:
+            raise InputError(_lacking([str(wanted[seat])], hosts))
+        chosen[seat] = fitting[0]
+        del free[fitting[0]]
+    return [chosen[seat] for seat in range(len(pins))]
+
+
+def _short(host: str) -> str:
+    return host.partition(".")[0]
+
+
+def _lacking(nodes: Sequence[str], hosts: Sequence[str]) -> str:
+    return (
+        f"data.sites: a hospital is pinned to {', '.join(nodes)}, and no rank is left for it there; ranks are on "
+        f"{', '.join(hosts)}: sbatch --nodelist={','.join(nodes)},... --ntasks-per-node, or mend the pin"
+    )

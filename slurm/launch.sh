@@ -1,0 +1,121 @@
+# shellcheck shell=bash
+# What the sbatch files share; they source it. Two functions are of use elsewhere: `launch CONFIG ARGUMENTS...` runs
+# `run.py train` over the tasks of this allocation, and `hold_for_restart` queues the job again if it stopped early.
+#
+# Set before sourcing, where needed:
+#   container=(apptainer exec --nv fedhpc.sif)   what to put before `python`
+#   most_restarts=50                             a job that never gets on is not queued again for ever
+
+most_restarts=${most_restarts:-50}
+told_to_stop=
+child=
+
+say() { echo "launch: $*"; }
+
+fail() {
+    echo "launch: $1" >&2
+    echo "HINT: $2" >&2
+    exit 2
+}
+
+# Where the program comes from: what setup.sh made on a shared file system, a loaded module, or a container.
+find_program() {
+    if [ -z "${container+set}" ] && [ -f .venv/bin/activate ]; then
+        # shellcheck source=/dev/null
+        . .venv/bin/activate
+    fi
+    program=("${container[@]+"${container[@]}"}" python run.py)
+    "${program[@]}" world --help >/dev/null 2>&1 || fail "'${program[*]}' does not run on $(uname -n)" \
+        "on a login node: sh setup.sh; or load the site's Python module, or set container= in the sbatch file"
+}
+
+set_environment() {
+    # srun no longer takes --cpus-per-task from sbatch by itself (SLURM 22.05 and later).
+    export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+    export OMP_NUM_THREADS=$SRUN_CPUS_PER_TASK
+    export OMP_WAIT_POLICY=PASSIVE
+    # A rank that waits lets others have its core.
+    export OMPI_MCA_mpi_yield_when_idle=1
+    # With SLURM's default fence Open MPI 5 crashed in one start of four over several nodes; with this one in none of 700.
+    export SLURM_PMIX_FENCE=ring
+}
+
+# How ranks are started: the first way under which every rank sees all the others. Under the wrong `srun --mpi` each is
+# alone in a world of one, so the way is tried out, not guessed.
+choose_launcher() {
+    local tasks=$SLURM_NTASKS way said
+    if [ "$tasks" = 1 ]; then
+        launcher=(srun --ntasks=1)
+        return
+    fi
+    for way in "srun --mpi=pmix" "srun --mpi=pmi2" mpirun; do
+        case $way in
+            mpirun) launcher=(mpirun -n "$tasks") ;;
+            *) launcher=("srun" "${way#srun }" "--ntasks=$tasks" --kill-on-bad-exit=1) ;;
+        esac
+        said=$(timeout 120 "${launcher[@]}" "${program[@]}" world 2>&1) || said="failed: $said"
+        if [ "$(grep -cx "$tasks" <<<"$said")" = "$tasks" ]; then
+            say "$way: every one of $tasks ranks sees all of them"
+            return
+        fi
+        say "$way does not fit this MPI: wanted $tasks ranks that see $tasks, found: $(sort <<<"$said" | uniq -c | head -n 5)"
+    done
+    fail "no way to start $tasks MPI ranks was found" \
+        "use the MPI library that the site built for SLURM ('srun --mpi=list'), and build mpi4py against it"
+}
+
+# SIGUSR1 comes before the time limit (--signal), SIGTERM when the job must go. Both reach the ranks as SIGUSR1: they
+# finish or leave their round, save it and end.
+stop_ranks() {
+    told_to_stop=$1
+    say "SIG$1: telling the ranks to stop"
+    if [ -n "$child" ]; then kill -USR1 "$child"; fi
+}
+
+launch() {
+    # Never inside a step: srun in srun would start the ranks of every rank.
+    [ -z "${SLURM_STEP_NODELIST:-}${OMPI_COMM_WORLD_SIZE:-}" ] || fail "already inside a job step" \
+        "submit this file with sbatch, and start it neither with srun nor with mpirun"
+    local arguments=("$@") status=0
+    # A config of the user's own takes the place of the first argument.
+    case ${2:--} in -*) ;; *) arguments=("${@:2}") ;; esac
+    trap 'stop_ranks USR1' USR1
+    trap 'stop_ranks TERM' TERM
+    find_program
+    set_environment
+    say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}"
+    choose_launcher
+    mkdir -p runs
+    mark=runs/.stopped-$SLURM_JOB_ID
+    rm -f "$mark"
+    if [ -z "$told_to_stop" ]; then
+        "${launcher[@]}" "${program[@]}" train "${arguments[@]}" --mark "$mark" &
+        child=$!
+        # A signal ends the wait, not the child.
+        until wait "$child" || ! kill -0 "$child" 2>/dev/null; do :; done
+        wait "$child" || status=$?
+    else
+        touch "$mark"
+    fi
+    hold_for_restart "$status"
+}
+
+# A run that stopped early goes on in this same job, as soon as it may start again. A cancelled job stays cancelled.
+hold_for_restart() {
+    [ -e "$mark" ] || exit "$1"
+    rm -f "$mark"
+    if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != RUNNING ]; then
+        exit 75
+    fi
+    if [ "${SLURM_RESTART_COUNT:-0}" -ge "$most_restarts" ]; then
+        fail "stopped early, and restarted ${SLURM_RESTART_COUNT} times already" \
+            "if a round takes longer than --time allows, raise it; submit again to go on"
+    fi
+    if scontrol requeue "$SLURM_JOB_ID"; then
+        say "stopped early and queued again"
+        # SLURM ends this script.
+        sleep 60
+    fi
+    say "stopped early; the same command goes on from the last round"
+    exit 75
+}
