@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from fedhpc.config import RunConfig
-from fedhpc.errors import PrivacyError
+from fedhpc.errors import ConfigError, PrivacyError
 from fedhpc.privacy_report import planned_charges, spendings
 from fedhpc.site.accountant import Charge, Total, total_of
+from fedhpc.site.ledger import Spending
 from fedhpc.site.privacy import plan_privacy
 from fedhpc.sweep.config import Element
 
@@ -64,14 +65,25 @@ def budget_of(elements: Iterable[Element], own: Collection[str] = ()) -> Budget:
 
 
 def _account(accounts: dict[tuple[str, str], Account], config: RunConfig, site: str, own: Collection[str]) -> Account:
-    shard = config.data.shard_path(site)
-    if (site, str(shard)) not in accounts:
-        others = [spent for spent in spendings(shard, site) if spent.ledger not in own]
-        charges = [charge for spent in others for charge in spent.charges]
-        accounts[site, str(shard)] = Account(charges, config.privacy.delta)
-    account = accounts[site, str(shard)]
+    key = (site, config.data.shards)
+    if key not in accounts:
+        charges = [charge for spent in _seen(config, site) if spent.ledger not in own for charge in spent.charges]
+        accounts[key] = Account(charges, config.privacy.delta)
+    account = accounts[key]
     account.delta = max(account.delta, config.privacy.delta)
     return account
+
+
+def _seen(config: RunConfig, site: str) -> tuple[Spending, ...]:
+    """By the ledger beside the shard; nothing where only the hospital's own node knows where that is.
+
+    The run itself looks again, at its own node, and stops where a cap would be passed.
+    """
+    try:
+        shard = config.data.shard_path(site)
+    except ConfigError:
+        return ()
+    return spendings(shard, site)
 
 
 def _over(account: Account, element: Element, planned: Sequence[Charge]) -> str:
@@ -100,7 +112,9 @@ def _told(private: Sequence[Element], accounts: dict[tuple[str, str], Account]) 
     by_text: dict[str, list[str]] = {}
     for (site, _), account in accounts.items():
         before, after = total_of(account.before, account.delta).text, account.with_more([], account.delta).text
-        by_text.setdefault(f"spent before: {before}; after this sweep: {after}", []).append(site)
+        by_text.setdefault(
+            f"spent before, by the ledgers seen from here: {before}; after this sweep: {after}", []
+        ).append(site)
     return (
         f"privacy: {len(private)} private runs on the same patients. Each keeps its own epsilon, but what all of them "
         f"reveal together adds up ({cap}):",

@@ -1,7 +1,7 @@
 """One element of a sweep at one rank: `run.py train` in its directory, and a file that tells how it ended.
 
-Started by submitit's tasks under srun, or by `python -m fedhpc.sweep.element DIRECTORY` under mpirun or alone. It
-trains as `run.py train DIRECTORY/element.yaml --run-dir DIRECTORY` would, which can also be used to go on by hand.
+Started by submitit's tasks under srun, or by `python -m fedhpc.sweep.element DIRECTORY REQUEUES` under mpirun or alone.
+It trains as `run.py train DIRECTORY/element.yaml --run-dir DIRECTORY` would, which can also be used to go on by hand.
 """
 
 import os
@@ -13,7 +13,7 @@ from fedhpc.errors import InputError
 from fedhpc.preemption import Notice
 from fedhpc.sweep.store import ElementDirectory, Outcome, beginning
 
-FAILED, BAD_INPUT, RESUMABLE = 1, 2, 75
+FAILED, BAD_INPUT = 1, 2
 ASK_S = 60
 
 
@@ -89,13 +89,13 @@ def _job_id() -> str:
 
 
 def main() -> int:
-    """Without submitit: the directory is the only argument."""
+    """Without submitit's tasks: the arguments of `run_element`. 0 also where it was told to stop: outcome.json says so."""
     try:
-        stopped = run_element(sys.argv[1], 0)
+        run_element(sys.argv[1], int(sys.argv[2]))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    return RESUMABLE if stopped == "preempted" else 0
+    return 0
 
 
 if __name__ == "__main__":

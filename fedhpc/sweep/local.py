@@ -20,7 +20,6 @@ from fedhpc.sweep.store import Outcome, SweepDirectory, beginning
 
 GB = 1e9
 POLL_S = 0.1
-RESUMABLE = 75
 GRACE_S = 20
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,9 +37,9 @@ class Running:
     begun: Outcome
 
 
-def command_of(path: Path, ranks: int) -> list[str]:
-    """The command that trains the element in `path` on so many ranks."""
-    alone = [sys.executable, "-m", "fedhpc.sweep.element", str(path)]
+def command_of(path: Path, ranks: int, requeues: int = 0) -> list[str]:
+    """The command that trains the element in `path` on so many ranks; `requeues` is of SLURM only."""
+    alone = [sys.executable, "-m", "fedhpc.sweep.element", str(path), str(requeues)]
     return alone if ranks == 1 else [_mpirun(), "-n", str(ranks), *alone]
 
 
@@ -88,7 +87,9 @@ def run_all(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], conso
                 time.sleep(0 if ended else POLL_S)
         finally:
             for one in running:
-                _kill(one)
+                one.process.terminate()
+            for one in running:
+                _wait_or_kill(one)
     return all(line.state == "finished" for line in lines)
 
 
@@ -133,7 +134,7 @@ def _start(directory: SweepDirectory, sweep: Sweep, name: str) -> Running:
 
 def _ended(directory: SweepDirectory, sweep: Sweep, one: Running) -> Line:
     folder, status = directory.element(one.name), one.process.returncode
-    if status not in (0, RESUMABLE):
+    if status:
         folder.note_death(one.begun, f"ended with status {status} without a word; see {folder.log}")
     element = next(element for element in sweep.elements if element.name == one.name)
     return line_of(element, folder, None)
@@ -144,9 +145,8 @@ def _told(line: Line, counted: str) -> str:
     return "  ".join([*parts, *([line.message.splitlines()[0]] if line.message else [])])
 
 
-def _kill(one: Running) -> None:
-    """End an element with all its ranks: told to stop, they save a whole round; what is left after a while is killed."""
-    one.process.terminate()
+def _wait_or_kill(one: Running) -> None:
+    """See an element end that was told to stop, which saves its round; end what is left of it after a while."""
     try:
         one.process.wait(GRACE_S)
     except subprocess.TimeoutExpired:

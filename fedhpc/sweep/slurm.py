@@ -9,7 +9,9 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from fedhpc.errors import InputError
+from fedhpc.preemption import SIGNALS
 from fedhpc.sweep.config import Slurm, Sweep, ranks_of
 from fedhpc.sweep.local import command_of
 from fedhpc.sweep.store import ElementDirectory, SweepDirectory, beginning
@@ -84,12 +87,14 @@ def submit(directory: SweepDirectory, sweep: Sweep, names: Sequence[str]) -> tup
 
 def _submitted(executor: _Executor, sweep: Sweep, path: str) -> Any:
     if sweep.slurm.mpi == "mpirun":
-        return executor.submit(run_by_mpirun, path, ranks_of(sweep))
+        return executor.submit(run_by_mpirun, path, ranks_of(sweep), sweep.slurm.requeues)
     return executor.submit(run_under_srun, path, sweep.slurm.requeues)
 
 
 def _executor(directory: SweepDirectory, parameters: Mapping[str, Any]) -> _Executor:
-    executor = _Executor(folder=directory.logs.resolve())
+    # Without srun the program takes the place of the script's shell, and so gets the signals that SLURM sends to that.
+    python = shlex.quote(sys.executable) if parameters["use_srun"] else f"exec {shlex.quote(sys.executable)}"
+    executor = _Executor(folder=directory.logs.resolve(), python=python)
     executor.update_parameters(**parameters)
     return executor
 
@@ -132,6 +137,7 @@ def report_parameters(sweep: Sweep, dependency: str) -> dict[str, Any]:
 
 def _common(slurm: Slurm) -> dict[str, Any]:
     variables = {**ENVIRONMENT, "OMP_NUM_THREADS": slurm.cpus_per_rank, "SRUN_CPUS_PER_TASK": slurm.cpus_per_rank}
+    told = f"{'B:' if slurm.mpi == 'mpirun' else ''}USR1@{slurm.signal_s}"
     exports = [f"export {name}={value}" for name, value in variables.items()]
     return {
         "partition": slurm.partition,
@@ -143,7 +149,7 @@ def _common(slurm: Slurm) -> dict[str, Any]:
         "stderr_to_stdout": True,
         "setup": [*exports, f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"', *slurm.setup],
         # Not submitit's SIGUSR2: the one that `run.py train` heeds.
-        "additional_parameters": {"requeue": True, "signal": f"USR1@{slurm.signal_s}", **slurm.extra},
+        "additional_parameters": {"requeue": True, "signal": told, **slurm.extra},
     }
 
 
@@ -155,13 +161,17 @@ def run_under_srun(path: str, requeues: int) -> str:
     return run_element(path, requeues)
 
 
-def run_by_mpirun(path: str, ranks: int) -> None:
+def run_by_mpirun(path: str, ranks: int, requeues: int) -> None:
     """One element by mpirun over the job's allocation, for an MPI that SLURM cannot start.
 
     Raises:
         RuntimeError: where it failed.
     """
-    status = subprocess.run(command_of(Path(path), ranks), check=False).returncode
+    process = subprocess.Popen(command_of(Path(path), ranks, requeues))
+    for number in SIGNALS:
+        # mpirun passes it on to the ranks.
+        signal.signal(number, lambda number, frame: process.send_signal(signal.SIGUSR1))
+    status = process.wait()
     if status:
         message = f"mpirun ended with status {status}; its log is in the folder jobs of the sweep"
         ElementDirectory(Path(path)).note_death(beginning(os.environ.get("SLURM_JOB_ID", "")), message)

@@ -14,6 +14,8 @@ from fedhpc.sweep.budget import budget_of
 from fedhpc.sweep.config import Element, load_sweep
 from tests.sweep.tiny import write_sweep
 
+BEFORE = "spent before, by the ledgers seen from here"
+
 
 def elements_of(folder: Path, **privacy: Any) -> tuple[Element, ...]:
     """Three private elements of epsilon 1, 2 and 4, and one without privacy."""
@@ -43,7 +45,7 @@ def test_the_sum_of_all_private_elements_is_told_for_every_site(tmp_path: Path) 
     assert "3 private runs" in budget.told[0]
     assert "not set" in budget.told[0]
     assert budget.told[1:] == (
-        f"  site1, site2, site3, site4: spent before: nothing; after this sweep: {sum_of(elements)}",
+        f"  site1, site2, site3, site4: {BEFORE}: nothing; after this sweep: {sum_of(elements)}",
     )
 
 
@@ -51,15 +53,15 @@ def test_what_was_spent_before_counts_at_the_site_where_it_was(tmp_path: Path) -
     elements = elements_of(tmp_path)
     spend(elements[1], "site2", tmp_path / "earlier")
     told = budget_of(elements).told[1:]
-    assert told[0].startswith("  site1, site3, site4: spent before: nothing")
-    assert told[1].startswith("  site2: spent before: epsilon 1.99")
+    assert told[0].startswith(f"  site1, site3, site4: {BEFORE}: nothing")
+    assert told[1].startswith(f"  site2: {BEFORE}: epsilon 1.99")
     assert told[1].endswith(sum_of((*elements, elements[1])))
 
 
 def test_an_attempt_of_its_own_does_not_count_twice(tmp_path: Path) -> None:
     elements = elements_of(tmp_path)
     mine = spend(elements[0], "site1", tmp_path / elements[0].name)
-    assert budget_of(elements, {mine}).told[1].startswith("  site1, site2, site3, site4: spent before: nothing")
+    assert budget_of(elements, {mine}).told[1].startswith(f"  site1, site2, site3, site4: {BEFORE}: nothing")
 
 
 @pytest.mark.parametrize(("cap", "fitting"), [(100.0, 3), (6.0, 3), (4.2, 2), (2.1, 1), (0.5, 0)])
@@ -96,3 +98,11 @@ def test_nothing_is_started_where_any_element_is_refused(tmp_path: Path, capsys:
     assert "tiny-002: would bring its patients to epsilon" in err
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "data").exists()
+
+
+def test_a_ledger_that_only_the_hospitals_node_can_find_is_left_to_it(tmp_path: Path) -> None:
+    more = {"data": {"shards": "$NOT_SET_HERE/{site}.h5", "sites": [{"name": "a", "weight": 10}]}, "baselines": {}}
+    elements = load_sweep(write_sweep(tmp_path, **more, local={"ranks": 1}), []).elements
+    budget = budget_of(elements)
+    assert not budget.refused
+    assert budget.told[1].startswith(f"  a: {BEFORE}: nothing")
