@@ -45,19 +45,22 @@ class Known:
 def judged(outcome: Outcome | None, known: Known) -> State:
     """The state of an element.
 
-    A job that is in the queue again counts more than what an earlier attempt left behind; a `running` that nothing
-    runs any more was killed before it could tell.
+    A job that is in the queue again counts more than what an earlier attempt left behind; what a cancelled one said of
+    its end is no failure; a `running` that nothing runs any more was killed before it could tell.
     """
     if outcome is not None and outcome.state == "finished":
         return "finished"
     if known.queue in WAITING:
         return "pending"
+    active = known.queue in ACTIVE or known.alive
+    if known.cancelled and not active:
+        return "cancelled"
     ours = outcome is not None and _is_of(outcome, known)
     if outcome is not None and ours and outcome.state == "failed":
         return "failed"
-    if known.queue in ACTIVE or known.alive:
+    if active:
         return "running" if ours or known.queue in ACTIVE else "pending"
-    if known.cancelled or (known.queue or "").startswith("CANCELLED"):
+    if (known.queue or "").startswith("CANCELLED"):
         return "cancelled"
     if known.job and not known.answered:
         return "unknown"

@@ -37,6 +37,7 @@ JOB, LOCAL = Known("7_0", SINCE), Known("", SINCE)
         (STOPPED, replace(JOB, queue="COMPLETING"), "running"),
         (STOPPED, replace(JOB, cancelled=True), "cancelled"),
         (FAILED, JOB, "failed"),
+        (FAILED, replace(JOB, cancelled=True), "cancelled"),  # mpirun was killed with it
         (FAILED, replace(JOB, queue="COMPLETING"), "failed"),
         (FAILED, replace(JOB, job="9", queue="PENDING"), "pending"),  # submitted again
         (FAILED, replace(JOB, job="9", queue="RUNNING"), "running"),  # and not yet begun
