@@ -16,7 +16,7 @@ from fedhpc.report.rows import DENSITY, EPSILON, Group, Row, groups_of, row_of, 
 from fedhpc.rundir import write_text
 from fedhpc.sweep import slurm
 from fedhpc.sweep.config import SEED
-from fedhpc.sweep.status import latest, lines, shown
+from fedhpc.sweep.status import shown
 from fedhpc.sweep.store import SweepDirectory, now
 
 FORMAT_VERSION = 1
@@ -85,9 +85,8 @@ def report(targets: Sequence[Path]) -> Report:
 
 def _of_sweep(directory: SweepDirectory) -> Report:
     sweep = directory.read()
-    jobs = [one.jobs[name] for name, one in latest(directory.submissions()).items()]
     rows = []
-    found = lines(directory, sweep, slurm.queue([job for job in jobs if job]))
+    found = slurm.look(directory, sweep)
     for element, line in zip(sweep.elements, found, strict=True):
         what = (element.name, element.baseline, element.point)
         run = directory.element(element.name).run

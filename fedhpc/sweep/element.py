@@ -89,7 +89,7 @@ def _job_id() -> str:
 
 
 def main() -> int:
-    """Without submitit's tasks: the arguments of `run_element`; 0 also where it was told to stop, which its file tells."""
+    """Without submitit's tasks: the arguments of `run_element`; 0 also where it was told to stop: its file tells."""
     try:
         run_element(sys.argv[1], int(sys.argv[2]))
     except InputError as error:

@@ -58,19 +58,28 @@ def at_once(local: Local) -> int:
     return max(1, len(os.sched_getaffinity(0)) // (local.ranks * local.cpus_per_rank))
 
 
+def needed(local: Local) -> int:
+    """Bytes of memory for an element."""
+    return int(local.ranks * local.memory_gb_per_rank * GB)
+
+
+def check_memory(local: Local) -> None:
+    """Raises InputError where an element needs more than this machine has."""
+    there = _meminfo("MemTotal")
+    if needed(local) > there:
+        raise InputError(
+            f"local.memory_gb_per_rank={local.memory_gb_per_rank:g}: an element of {local.ranks} rank(s) would need "
+            f"more than this machine's {there / GB:.1f} GB; lower it"
+        )
+
+
 def run_all(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], console: Console) -> bool:
     """Run the named elements to their ends, whatever becomes of each; whether all finished.
 
     Raises:
-        InputError: an element needs more memory than there is.
         StoppedError: it was asked to stop; nothing runs any more.
     """
-    need = int(sweep.local.ranks * sweep.local.memory_gb_per_rank * GB)
-    if need > _meminfo("MemTotal"):
-        raise InputError(
-            f"local.memory_gb_per_rank={sweep.local.memory_gb_per_rank}: an element of {sweep.local.ranks} ranks would "
-            f"need more than this machine's {_meminfo('MemTotal') / GB:.1f} GB; lower it"
-        )
+    need = needed(sweep.local)
     waiting, running, lines = list(names), list[Running](), list[Line]()
     most = at_once(sweep.local)
     console.say(f"{len(waiting)} elements, {most} at a time, {need / GB:.1f} GB each")

@@ -23,6 +23,7 @@ from fedhpc.errors import InputError
 from fedhpc.preemption import SIGNALS
 from fedhpc.sweep.config import Slurm, Sweep, ranks_of
 from fedhpc.sweep.local import command_of
+from fedhpc.sweep.status import Line, known_jobs, lines
 from fedhpc.sweep.store import ElementDirectory, SweepDirectory, beginning
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,17 +186,20 @@ def make_report(path: str) -> None:
     report_sweep(Path(path))
 
 
-def queue(ids: Sequence[str]) -> dict[str, str] | None:
-    """SLURM's states of those of these jobs that it still knows; None where it does not answer."""
-    if not ids or shutil.which("squeue") is None:
-        return None if ids else {}
+def look(directory: SweepDirectory, sweep: Sweep) -> list[Line]:
+    """How all elements stand; SLURM is asked where it has or had any of them."""
+    jobs = known_jobs(directory, sweep)
+    return lines(directory, sweep, jobs, queue() if any(jobs.values()) else {})
+
+
+def queue() -> dict[str, str] | None:
+    """SLURM's state of each job of this user that it still knows; None where it does not answer."""
     command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ASK_S).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    known = dict(line.split("|", 1) for line in answer.splitlines() if "|" in line)
-    return {job: known[job] for job in ids if job in known}
+    return dict(line.split("|", 1) for line in answer.splitlines() if "|" in line)
 
 
 def cancel(ids: Sequence[str]) -> None:

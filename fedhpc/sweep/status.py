@@ -4,7 +4,7 @@ import json
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedhpc.console import clock, fixed, table
@@ -56,8 +56,9 @@ def judged(outcome: Outcome | None, known: Known) -> State:
     if known.cancelled and not active:
         return "cancelled"
     ours = outcome is not None and _is_of(outcome, known)
-    if outcome is not None and ours and outcome.state == "failed":
-        return "failed"
+    # A job that was told to stop is about to be queued again.
+    if outcome is not None and ours and outcome.state in (("failed", "stopped") if known.alive else ("failed",)):
+        return outcome.state
     if active:
         return "running" if ours or known.queue in ACTIVE else "pending"
     if (known.queue or "").startswith("CANCELLED"):
@@ -137,18 +138,37 @@ def _message(state: State, outcome: Outcome | None, known: Known | None) -> str:
     return outcome.message if outcome and state in ("failed", "stopped") else ""
 
 
-def lines(directory: SweepDirectory, sweep: Sweep, queue: Mapping[str, str] | None) -> list[Line]:
-    """All elements, as they stand. `queue`: SLURM's states by job; None where it could not be asked."""
-    newest = latest(directory.submissions())
-    cancelled = directory.cancelled()
+def known_jobs(directory: SweepDirectory, sweep: Sweep) -> dict[str, str]:
+    """{element: its last job}, for those that were given to anybody; on one machine the id is empty.
+
+    An element that runs though its submission was never written down, because that was cut off, is among them.
+    """
+    outcomes = {element.name: directory.element(element.name).outcome() for element in sweep.elements}
+    begun = {name: outcome.job for name, outcome in outcomes.items() if outcome is not None}
+    return begun | {name: one.jobs[name] for name, one in latest(directory.submissions()).items()}
+
+
+def lines(
+    directory: SweepDirectory, sweep: Sweep, jobs: Mapping[str, str], queue: Mapping[str, str] | None
+) -> list[Line]:
+    """All elements, as they stand.
+
+    Args:
+        jobs: `known_jobs`.
+        queue: SLURM's states by job; None where it could not be asked.
+    """
+    newest, cancelled = latest(directory.submissions()), directory.cancelled()
     found = []
     for element in sweep.elements:
-        last = newest.get(element.name)
-        known = Known(None, cancelled=element.name in cancelled)
-        if last is not None:
-            job = last.jobs[element.name]
-            known = replace(known, job=job, since=last.time, queue=(queue or {}).get(job), answered=queue is not None)
-            known = replace(known, alive=not job and runs_here(last))
+        last, job = newest.get(element.name), jobs.get(element.name)
+        known = Known(
+            job=job,
+            since=last.time if last else "",
+            queue=(queue or {}).get(job) if job else None,
+            answered=queue is not None,
+            alive=last is not None and not job and runs_here(last),
+            cancelled=element.name in cancelled,
+        )
         found.append(line_of(element, directory.element(element.name), known))
     return found
 

@@ -14,8 +14,8 @@ from fedhpc.console import Console
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.sweep import slurm
 from fedhpc.sweep.config import Element, Sweep, expand, ranks_of
-from fedhpc.sweep.local import StoppedError, run_all
-from fedhpc.sweep.status import AT_REST, Line, latest, lines, runs_here, shown, status_text
+from fedhpc.sweep.local import StoppedError, check_memory, run_all
+from fedhpc.sweep.status import AT_REST, latest, runs_here, shown, status_text
 from fedhpc.sweep.store import Cluster, SweepDirectory, submission
 
 FINISHED, FAILED, RESUMABLE = 0, 1, 75
@@ -47,7 +47,6 @@ def start(asked: Asked, *, dry_run: bool) -> int:
     if dry_run:
         return _show(directory, sweep, cluster, console)
     directory.create(sweep, cluster)
-    _prepare(sweep, cluster, console)
     names = [element.name for element in sweep.elements]
     try:
         return _hand_over(directory, sweep, names, cluster, console)
@@ -61,7 +60,7 @@ def resume(path: Path, cluster: Cluster | None) -> int:
     """Run again what is missing or failed, and only that."""
     directory, console = SweepDirectory(path), Console(speaks=True)
     sweep = directory.read()
-    found = _look(directory, sweep)
+    found = slurm.look(directory, sweep)
     unknown = [line.name for line in found if line.state == "unknown"]
     if unknown:
         raise InputError(
@@ -78,14 +77,15 @@ def resume(path: Path, cluster: Cluster | None) -> int:
     if refused:
         raise ConfigError(told_of(directory.plan, refused))
     console.say(f"{sweep.name}: {len(names)} of {len(found)} elements run again: {', '.join(names)}")
-    return _hand_over(directory, sweep, names, cluster or directory.submissions()[-1].cluster, console)
+    before = [one.cluster for one in directory.submissions()]
+    return _hand_over(directory, sweep, names, cluster or (before[-1] if before else "slurm"), console)
 
 
 def cancel(path: Path) -> int:
     """End what waits or runs, and the report after it."""
     directory = SweepDirectory(path)
     sweep = directory.read()
-    found = [line for line in _look(directory, sweep) if line.state in (*UNDER_WAY, "unknown")]
+    found = [line for line in slurm.look(directory, sweep) if line.state in (*UNDER_WAY, "unknown")]
     if not found:
         print(f"{sweep.name}: nothing waits or runs")
         return FINISHED
@@ -106,7 +106,7 @@ def status(path: Path, *, watch: bool, as_json: bool) -> int:
     directory = SweepDirectory(path)
     sweep = directory.read()
     while True:
-        found = _look(directory, sweep)
+        found = slurm.look(directory, sweep)
         if as_json:
             print(json.dumps({"name": sweep.name, "elements": [asdict(line) for line in found]}, allow_nan=False))
         else:
@@ -114,11 +114,6 @@ def status(path: Path, *, watch: bool, as_json: bool) -> int:
         if not watch or not any(line.state in (*UNDER_WAY, "unknown") for line in found):
             return FINISHED
         time.sleep(REDRAW_S)
-
-
-def _look(directory: SweepDirectory, sweep: Sweep) -> list[Line]:
-    jobs = [one.jobs[name] for name, one in latest(directory.submissions()).items()]
-    return lines(directory, sweep, slurm.queue([job for job in jobs if job]))
 
 
 def _affordable(elements: Sequence[Element], own: Collection[str], console: Console) -> tuple[str, ...]:
@@ -179,6 +174,7 @@ def _prepare(sweep: Sweep, cluster: Cluster, console: Console) -> None:
 def _hand_over(
     directory: SweepDirectory, sweep: Sweep, names: Sequence[str], cluster: Cluster, console: Console
 ) -> int:
+    _prepare(sweep, cluster, console)
     if cluster == "local":
         return _run_here(directory, sweep, names, console)
     ids, report = slurm.submit(directory, sweep, names)
@@ -194,6 +190,7 @@ def _hand_over(
 def _run_here(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], console: Console) -> int:
     from fedhpc.report.build import report_sweep
 
+    check_memory(sweep.local)
     directory.add(submission("local", dict.fromkeys(names, "")))
     try:
         finished = run_all(directory, sweep, names, console)

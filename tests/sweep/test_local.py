@@ -15,10 +15,11 @@ import pytest
 from fedhpc.cli import main
 from fedhpc.config_file import load_config
 from fedhpc.site.ledger import Lifetime, lifetime_path
-from fedhpc.sweep.config import Local
+from fedhpc.sweep.config import Local, load_sweep
 from fedhpc.sweep.local import at_once
-from fedhpc.sweep.status import Line, lines
-from fedhpc.sweep.store import SweepDirectory
+from fedhpc.sweep.slurm import look
+from fedhpc.sweep.status import Line
+from fedhpc.sweep.store import SweepDirectory, beginning
 from tests.sweep.conftest import Ran
 from tests.sweep.tiny import SITES, write_sweep
 
@@ -27,7 +28,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 def found(path: Path) -> dict[str, Line]:
     directory = SweepDirectory(path)
-    return {line.name: line for line in lines(directory, directory.read(), {})}
+    return {line.name: line for line in look(directory, directory.read())}
 
 
 def summary(path: Path, name: str) -> dict[str, object]:
@@ -102,6 +103,8 @@ def test_resume_runs_what_failed_and_nothing_else(local_sweep: Ran, run_python: 
     assert "1 of 6 elements run again: tiny-001" in out
     assert {line.state for line in found(copy).values()} == {"finished"}
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    (copy / "jobs.json").unlink()
+    assert {line.state for line in found(copy).values()} == {"finished"}, "they say so themselves"
     status, out, _ = run_python(["sweep", "resume", copy])
     assert (status, out.splitlines()[-1]) == (0, "nothing to resume")
 
@@ -146,6 +149,31 @@ def test_what_is_stopped_is_told_and_leaves_no_process(tmp_path: Path, how: str)
         left
         == {"cancel": {"cancelled"}, "SIGINT": {"stopped", "lost"}, "SIGKILL of an element": {"failed", "lost"}}[how]
     )
+
+
+def test_an_element_that_no_memory_here_can_hold_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_sweep(tmp_path, grid={"seed": [0]}, baselines={}, local={"memory_gb_per_rank": 1e6})
+    assert main(["sweep", str(config), "--cluster", "local", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "local.memory_gb_per_rank=1e+06" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "sweep.yaml").exists(), "it can be started again"
+
+
+def test_a_job_that_was_never_written_down_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """sbatch took the sweep, and the terminal was lost before jobs.json was written; squeue answers as it would."""
+    directory = SweepDirectory(tmp_path / "run")
+    directory.create(load_sweep(write_sweep(tmp_path, grid={"seed": [0, 1]}, baselines={}), []), "slurm")
+    directory.element("tiny-000").write_outcome(beginning("77_0"))
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho '77_0|RUNNING'\n", encoding="utf-8")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert [line.state for line in found(tmp_path / "run").values()] == ["running", "missing"]
+    squeue.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    assert [line.state for line in found(tmp_path / "run").values()] == ["unknown", "missing"]
+    assert main(["sweep", "resume", str(tmp_path / "run")]) == 2
+    assert "must not run twice" in capsys.readouterr().err
 
 
 def test_cores_decide_how_many_run_at_once() -> None:

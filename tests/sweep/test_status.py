@@ -46,6 +46,7 @@ JOB, LOCAL = Known("7_0", SINCE), Known("", SINCE)
         (HERE, replace(LOCAL, alive=True), "running"),
         (replace(HERE, started=EARLIER), replace(LOCAL, alive=True), "pending"),
         (replace(HERE, started=EARLIER, state="failed"), replace(LOCAL, alive=True), "pending"),
+        (replace(HERE, state="stopped"), replace(LOCAL, alive=True), "stopped"),
         (HERE, LOCAL, "lost"),
         (HERE, replace(LOCAL, cancelled=True), "cancelled"),
         (None, replace(LOCAL, alive=True), "pending"),
