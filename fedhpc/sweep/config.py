@@ -143,13 +143,15 @@ def expand(path: Path, overrides: list[str]) -> Expansion:
         apply_override(tree, override)
     sections = _sections({key: tree.pop(key) for key in Sections.model_fields if key in tree}, path)
     grid = flattened(sections.grid)
-    problems = [*grid_problems(grid), *_overridden(grid, overrides)]
+    unnamed = [] if isinstance(tree.get("name"), str) else ["name: missing; it must be set"]
+    problems = [*unnamed, *grid_problems(grid), *_overridden(grid, overrides)]
     if problems:
         raise ConfigError(told_of(path, problems))
     drafts = [*_grid_drafts(tree, grid), *_baseline_drafts(tree, sections, grid, path.parent)]
-    elements = tuple(_validated(str(tree.get("name")), drafts, problems))
+    name = str(tree["name"])
+    elements = tuple(_validated(name, drafts, problems))
     problems += _misfits(elements, sections.slurm, sections.local)
-    return Expansion(Sweep(str(tree.get("name")), grid, sections.slurm, sections.local, elements), tuple(problems))
+    return Expansion(Sweep(name, grid, sections.slurm, sections.local, elements), tuple(problems))
 
 
 def load_sweep(path: Path, overrides: list[str]) -> Sweep:

@@ -83,9 +83,11 @@ def run_all(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], conso
     waiting, running, lines = list(names), list[Running](), list[Line]()
     most = at_once(sweep.local)
     console.say(f"{len(waiting)} elements, {most} at a time, {need / GB:.1f} GB each")
-    with _stoppable():
+    with _stop_signals() as told:
         try:
             while waiting or running:
+                if told:
+                    raise StoppedError(told[0])
                 if waiting and len(running) < most and (not running or _fits(running, need)):
                     running.append(_start(directory, sweep, waiting.pop(0)))
                 ended = [one for one in running if one.process.poll() is not None]
@@ -103,15 +105,16 @@ def run_all(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], conso
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM and SIGINT as StoppedError."""
+def _stop_signals() -> Iterator[list[str]]:
+    """The names of the SIGTERMs and SIGINTs that have come; they do nothing else, lest one falls between two steps."""
+    told: list[str] = []
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise StoppedError(signal.Signals(number).name)
+    def note(number: int, frame: FrameType | None) -> None:
+        told.append(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield told
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -126,6 +129,8 @@ def _start(directory: SweepDirectory, sweep: Sweep, name: str) -> Running:
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMPI_MCA_mpi_yield_when_idle": "1",
     }
+    begun = beginning("")
+    folder.write_outcome(begun)
     with folder.log.open("ab") as log:
         # A session of its own: it and its ranks can be found and ended together.
         process = subprocess.Popen(
@@ -136,8 +141,6 @@ def _start(directory: SweepDirectory, sweep: Sweep, name: str) -> Running:
             env=environment,
             start_new_session=True,
         )
-    begun = beginning("")
-    folder.write_outcome(begun)
     return Running(name, process, begun)
 
 

@@ -62,28 +62,40 @@ def scripts(directory: SweepDirectory, sweep: Sweep, count: int) -> dict[str, st
     }
 
 
-def submit(directory: SweepDirectory, sweep: Sweep, names: Sequence[str]) -> tuple[dict[str, str], str]:
-    """Hand the named elements over as one array, and after it the report.
-
-    Returns:
-        ({element: job id}, the report's job id).
+def submit(directory: SweepDirectory, sweep: Sweep, names: Sequence[str]) -> dict[str, str]:
+    """Hand the named elements over as one array; their job ids by name.
 
     Raises:
         InputError: where there is no SLURM, or it refuses.
     """
     if shutil.which("sbatch") is None:
         raise InputError("there is no sbatch here: log in to the cluster, or use --cluster local on this machine")
+    if "%" in str(directory.logs.resolve()):
+        raise InputError(f"{directory.logs.resolve()}: SLURM reads % in a path in its own way; use another --run-dir")
     executor = _executor(directory, element_parameters(sweep))
     paths = [str(directory.element(name).path.resolve()) for name in names]
     try:
         with executor.batch():
             jobs = [_submitted(executor, sweep, path) for path in paths]
-        ids = {name: str(job.job_id) for name, job in zip(names, jobs, strict=True)}
-        array = next(iter(ids.values())).partition("_")[0]
-        after = _executor(directory, report_parameters(sweep, f"afterany:{array}"))
-        return ids, str(after.submit(make_report, str(directory.path.resolve())).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise InputError(f"sbatch refused the sweep: {str(error).strip()}; mend the section slurm of it") from None
+    return {name: str(job.job_id) for name, job in zip(names, jobs, strict=True)}
+
+
+def submit_report(directory: SweepDirectory, sweep: Sweep, job: str) -> str:
+    """Hand over what makes the report, after all elements of the array that `job` is of; its job id.
+
+    Raises:
+        InputError: where SLURM refuses.
+    """
+    after = _executor(directory, report_parameters(sweep, f"afterany:{job.partition('_')[0]}"))
+    try:
+        return str(after.submit(make_report, str(directory.path.resolve())).job_id)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise InputError(
+            f"the elements are submitted, but sbatch refused the report: {str(error).strip()}; make it yourself when "
+            f"they have ended: python run.py report {directory.path}"
+        ) from None
 
 
 def _submitted(executor: _Executor, sweep: Sweep, path: str) -> Any:

@@ -76,7 +76,7 @@ class Submission:
 
     Attributes:
         jobs: {element: SLURM's job id}; of one machine, the id is empty.
-        report: the id of the job that makes the report; empty on one machine.
+        report: the id of the job that makes the report; empty on one machine, and before it was submitted.
         host, pid, born: of the process that handed them over, and on one machine runs them; `born` tells it from a
             later one of the same pid.
     """
@@ -101,17 +101,16 @@ class SweepDirectory:
         """The directory of one element."""
         return ElementDirectory(self.path / "elements" / name)
 
-    def create(self, sweep: Sweep, cluster: Cluster) -> None:
-        """Write down what is to be done.
-
-        Raises:
-            InputError: where there is a sweep already.
-        """
+    def check_free(self) -> None:
+        """Raises InputError where there is a sweep already."""
         if self.plan.exists():
             raise InputError(
                 f"{self.path}: holds a sweep already; `run.py sweep resume {self.path}` runs what is missing of it, "
                 "another --run-dir starts anew"
             )
+
+    def create(self, sweep: Sweep, cluster: Cluster) -> None:
+        """Write down what is to be done."""
         cpus = (sweep.slurm if cluster == "slurm" else sweep.local).cpus_per_rank
         for element in sweep.elements:
             self.element(element.name).write_config(with_threads(element.config, cpus))
@@ -150,6 +149,12 @@ class SweepDirectory:
         jobs = self._jobs()
         jobs["submissions"].append(asdict(submission))
         jobs["cancelled"] = sorted(set(jobs["cancelled"]) - submission.jobs.keys())
+        self._write_jobs(jobs)
+
+    def add_report(self, job: str) -> None:
+        """Remember the job that makes the report after the last submission."""
+        jobs = self._jobs()
+        jobs["submissions"][-1]["report"] = job
         self._write_jobs(jobs)
 
     def add_cancelled(self, names: list[str]) -> None:
@@ -220,10 +225,10 @@ def beginning(job: str) -> Outcome:
     return Outcome("running", "", job, socket.gethostname(), os.getpid(), now())
 
 
-def submission(cluster: Cluster, jobs: dict[str, str], report: str = "") -> Submission:
+def submission(cluster: Cluster, jobs: dict[str, str]) -> Submission:
     """One made by this process now."""
     pid = os.getpid()
-    return Submission(cluster, jobs, report, socket.gethostname(), pid, born(pid), now())
+    return Submission(cluster, jobs, "", socket.gethostname(), pid, born(pid), now())
 
 
 def born(pid: int) -> str:

@@ -38,11 +38,13 @@ def start(asked: Asked, *, dry_run: bool) -> int:
     """Check everything, tell what it costs, then hand all elements over (SLURM) or run them (one machine)."""
     console = Console(speaks=True)
     expansion, cluster = expand(asked.config, asked.overrides), asked.cluster
+    directory = SweepDirectory(asked.run_dir or Path("runs") / expansion.sweep.name)
+    if not dry_run:
+        directory.check_free()
     problems = [*expansion.problems, *_affordable(expansion.sweep.elements, (), console)]
     if problems:
         raise ConfigError(told_of(asked.config, problems))
     sweep = expansion.sweep
-    directory = SweepDirectory(asked.run_dir or Path("runs") / sweep.name)
     console.say(_introduced(sweep, cluster))
     if dry_run:
         return _show(directory, sweep, cluster, console)
@@ -89,10 +91,10 @@ def cancel(path: Path) -> int:
     if not found:
         print(f"{sweep.name}: nothing waits or runs")
         return FINISHED
-    last = latest(directory.submissions())
-    mine = [last[line.name] for line in found]
+    names = {line.name for line in found}
+    mine = [one for name, one in latest(directory.submissions()).items() if name in names]
     jobs = [line.job for line in found if line.job]
-    directory.add_cancelled([line.name for line in found])
+    directory.add_cancelled(sorted(names))
     if jobs:
         slurm.cancel([*jobs, *dict.fromkeys(one.report for one in mine if one.report)])
     for pid in {one.pid for one in mine if runs_here(one)}:
@@ -177,8 +179,10 @@ def _hand_over(
     _prepare(sweep, cluster, console)
     if cluster == "local":
         return _run_here(directory, sweep, names, console)
-    ids, report = slurm.submit(directory, sweep, names)
-    directory.add(submission(cluster, ids, report))
+    ids = slurm.submit(directory, sweep, names)
+    directory.add(submission(cluster, ids))
+    report = slurm.submit_report(directory, sweep, ids[names[0]])
+    directory.add_report(report)
     jobs = f"jobs {ids[names[0]]} to {ids[names[-1]]}" if len(names) > 1 else f"job {ids[names[0]]}"
     console.say(
         f"submitted {len(names)} element(s) as {jobs}, and job {report}, which then makes the report\n"

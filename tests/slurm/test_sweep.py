@@ -145,6 +145,10 @@ def test_told_to_stop_it_is_queued_again_and_a_cancelled_sweep_leaves_no_job(
         first, rounds = jobs.jobs["swept-000"], run / "elements" / "swept-000" / "rounds.jsonl"
         assert until(rounds.exists, 90, 0.1), sweep(slurm, "status", run)
         assert set(states(slurm, run)) <= {"running", "pending"}
+        kept = (run / "jobs.json").rename(run / "kept.json")
+        # As if the terminal had been lost right after sbatch: what runs says so itself.
+        assert states(slurm, run)[0] == "running"
+        kept.rename(run / "jobs.json")
         # With mpirun the ranks are no step of SLURM's, and what --signal tells is the script itself.
         slurm.ask("scancel", "--signal=USR1", *(["--batch"] if how["mpi"] == "mpirun" else []), first)
         assert until(lambda: job_state(slurm, first) == "PENDING", 30, 0.1), "queued again"

@@ -77,6 +77,7 @@ def test_overrides_reach_the_runs_and_the_sweeps_own_sections(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
+        ({"name": None}, "name: missing; it must be set"),
         ({"grid": {"seed": []}}, "grid.seed=[]: must be a list of one or more values"),
         ({"grid": {"seed": 3}}, "grid.seed=3: must be a list of one or more values"),
         ({"grid": {"seed": [1, 2, 1]}}, "grid.seed=[1, 2, 1]: a value is there twice"),

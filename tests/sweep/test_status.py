@@ -71,7 +71,7 @@ def test_what_has_finished_stays_finished_and_what_may_run_is_not_run_again() ->
 
 
 def test_the_last_submission_of_an_element_counts() -> None:
-    first, second = submission("slurm", {"a": "1_0", "b": "1_1"}, "2"), submission("slurm", {"b": "3"}, "4")
+    first, second = submission("slurm", {"a": "1_0", "b": "1_1"}), submission("slurm", {"b": "3"})
     found = latest([first, second])
     assert {name: one.jobs[name] for name, one in found.items()} == {"a": "1_0", "b": "3"}
 
