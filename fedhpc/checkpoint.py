@@ -67,7 +67,7 @@ def load_state(folder: Path, kind: str, round: int) -> dict[str, np.ndarray]:
     """
     path = _path(folder, kind, round)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, str(error)) from None

@@ -14,6 +14,7 @@ from fedhpc.door_verbs import add_egress, add_pki
 from fedhpc.errors import InputError
 from fedhpc.preemption import Notice
 from fedhpc.preflight.verb import add_preflight
+from fedhpc.startup import Startup
 from fedhpc.sweep_verbs import add_report, add_sweep
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
@@ -24,11 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         status: int = options.verb(options)
-        return status
     except InputError as error:
         if _speaks():
             print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        status = BAD_INPUT
+    if getattr(options, "status", None) and _speaks():
+        # Launchers lose it: as the first rank ends with 75, srun ends the others and says 143.
+        options.status.write_text(f"{status}\n", encoding="utf-8")
+    return status
 
 
 def _speaks() -> bool:
@@ -49,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
     train.add_argument("--run-dir", type=Path, help="default: runs/<name>")
     train.add_argument("--stop-after", type=int, metavar="N", help="stop after N more rounds with exit status 75")
-    train.add_argument("--mark", type=Path, metavar="FILE", help="made where the run stopped early and can be resumed")
+    train.add_argument("--status", type=Path, metavar="FILE", help="write the exit status there, too")
     train.set_defaults(verb=_train)
     add_preflight(verbs.add_parser("preflight", help="the checks of every run alone; --report: what to send for help"))
     world = verbs.add_parser("world", help="how many ranks MPI sees, from each of them: does this launcher fit it?")
@@ -126,11 +130,13 @@ def _train(options: argparse.Namespace) -> int:
     # Before all that takes seconds to import: until then a signal ends this process.
     notice = Notice()
     notice.listen()
+    startup = Startup()
     from fedhpc.exchange.comm import abort_at_exit, connect
 
     transport = connect()
+    startup.mark("MPI")
     try:
-        return _train_on(transport, notice, options)
+        return _train_on(transport, (notice, startup), options)
     except InputError:
         raise
     except BaseException as error:
@@ -139,13 +145,10 @@ def _train(options: argparse.Namespace) -> int:
         return FAILED
 
 
-def _train_on(transport: Any, notice: Notice, options: argparse.Namespace) -> int:
+def _train_on(transport: Any, watch: tuple[Notice, Startup], options: argparse.Namespace) -> int:
     from fedhpc.train import Work, train
 
-    stopped = train(Work(options.config, options.set, options.run_dir, options.stop_after), transport, notice)
-    if stopped == "preempted" and options.mark and transport.rank == 0:
-        # Exit statuses get lost: as one rank ends with 75, srun ends the others and says 143.
-        options.mark.touch()
+    stopped = train(Work(options.config, options.set, options.run_dir, options.stop_after), transport, *watch)
     return RESUMABLE if stopped == "preempted" else FINISHED
 
 

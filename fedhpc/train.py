@@ -11,6 +11,7 @@ from fedhpc.preemption import Notice
 from fedhpc.preflight.check import preflight
 from fedhpc.seating import seated
 from fedhpc.session import open_session
+from fedhpc.startup import Startup
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Work:
     stop_after: int | None = None
 
 
-def train(work: Work, wire: Wire, notice: Notice) -> str:
+def train(work: Work, wire: Wire, notice: Notice, startup: Startup) -> str:
     """Train from where the run directory stands.
 
     Returns:
@@ -32,9 +33,14 @@ def train(work: Work, wire: Wire, notice: Notice) -> str:
     Raises:
         InputError: at every rank, with the same message.
     """
+    startup.mark("imports")
     config, directory = agree_on_config(wire, (work.config, work.overrides), work.run_dir)
     wire = seated(config, wire)
     console = Console(speaks=wire.rank == 0)
     found, _ = preflight(config, directory, wire)
     console.say(found)
-    return run(open_session(config, directory, wire, console, notice), work.stop_after)
+    startup.mark("config and preflight")
+    session = open_session(config, directory, wire, console, notice)
+    startup.mark("certificates, shards and network")
+    console.say(startup.line)
+    return run(session, work.stop_after)

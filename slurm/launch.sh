@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+#!/usr/bin/env bash
 # What the sbatch files share; they source it. Two functions are of use elsewhere: `launch CONFIG ARGUMENTS...` runs
 # `run.py train` over the tasks of this allocation, and `hold_for_restart` queues the job again if it stopped early.
 #
@@ -10,7 +10,7 @@ most_restarts=${most_restarts:-50}
 told_to_stop=
 child=
 
-say() { echo "launch: $*"; }
+say() { echo "launch: $* ($SECONDS s)"; }
 
 fail() {
     echo "launch: $1" >&2
@@ -86,24 +86,27 @@ launch() {
     say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}"
     choose_launcher
     mkdir -p runs
-    mark=runs/.stopped-$SLURM_JOB_ID
-    rm -f "$mark"
-    if [ -z "$told_to_stop" ]; then
-        "${launcher[@]}" "${program[@]}" train "${arguments[@]}" --mark "$mark" &
-        child=$!
-        # A signal ends the wait, not the child.
-        until wait "$child" || ! kill -0 "$child" 2>/dev/null; do :; done
-        wait "$child" || status=$?
-    else
-        touch "$mark"
+    # The ranks' own exit status: srun's is 143 where one ended before the others.
+    local own=runs/.status-$SLURM_JOB_ID
+    rm -f "$own"
+    if [ -n "$told_to_stop" ]; then
+        hold_for_restart
     fi
-    hold_for_restart "$status"
+    "${launcher[@]}" "${program[@]}" train "${arguments[@]}" --status "$own" &
+    child=$!
+    # A signal ends the wait, not the child.
+    until wait "$child" || ! kill -0 "$child" 2>/dev/null; do :; done
+    wait "$child" || status=$?
+    if [ -e "$own" ]; then
+        status=$(<"$own")
+        rm -f "$own"
+    fi
+    [ "$status" != 75 ] || hold_for_restart
+    exit "$status"
 }
 
 # A run that stopped early goes on in this same job, as soon as it may start again. A cancelled job stays cancelled.
 hold_for_restart() {
-    [ -e "$mark" ] || exit "$1"
-    rm -f "$mark"
     if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != RUNNING ]; then
         exit 75
     fi

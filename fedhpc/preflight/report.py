@@ -1,4 +1,4 @@
-"""What to send when asking for help: software, job, disks and GPUs of this node, the config. No secrets, no patient data."""
+"""What to send when asking for help: software, job, disk and GPUs of this node, the config. No secrets, no patients."""
 
 import os
 import re

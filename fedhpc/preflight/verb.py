@@ -1,7 +1,11 @@
-"""`run.py preflight`: the checks alone, before a job waits in a queue for them; and what to send when asking for help."""
+"""`run.py preflight`: the checks alone, before a job waits for them in a queue; and what to send for help."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedhpc.exchange.comm import Wire
 
 FIRST_CONFIG = Path("configs/fedavg.yaml")
 
@@ -18,16 +22,29 @@ def add_preflight(verb: argparse.ArgumentParser) -> None:
 
 
 def _preflight(options: argparse.Namespace) -> int:
+    from fedhpc.errors import InputError
+    from fedhpc.exchange.comm import abort_at_exit, connect
+
+    transport = connect()
+    try:
+        return _check(options, transport)
+    except InputError:
+        raise
+    except BaseException:
+        # The other ranks may wait for this one.
+        abort_at_exit(1)
+        raise
+
+
+def _check(options: argparse.Namespace, transport: "Wire") -> int:
     from fedhpc.agreement import check_ranks, together
     from fedhpc.config_file import load_config
     from fedhpc.errors import InputError
-    from fedhpc.exchange.comm import connect
     from fedhpc.preflight.check import preflight
     from fedhpc.preflight.report import report
     from fedhpc.rundir import RunDirectory
     from fedhpc.seating import seated
 
-    transport = connect()
     if options.report and transport.rank == 0:
         print(report(options.config, options.set), flush=True)
     config = together(transport, lambda: load_config(options.config, options.set))

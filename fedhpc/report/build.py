@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhpc.console import MB, fixed, table
+from fedhpc.console import fixed, table
 from fedhpc.errors import InputError
-from fedhpc.report.page import page
+from fedhpc.report.page import page, sent
 from fedhpc.report.rows import DENSITY, EPSILON, Group, Row, groups_of, row_of, rows_of_runs
 from fedhpc.rundir import write_text
 from fedhpc.sweep import slurm
@@ -57,12 +57,14 @@ class Report:
     def told(self, out: Path) -> str:
         """For the terminal: the settings, and where the page is."""
         keys = [key for key in self.keys if key != SEED]
-        rows = [(*(key.rpartition(".")[2] for key in keys), "runs", "AUC", "lowest", "highest", "early sens.", "MB up")]
+        rows = [
+            (*(key.rpartition(".")[2] for key in keys), "runs", "AUC", "lowest", "highest", "early sens.", "up a round")
+        ]
         for group in self.groups:
             cells = [shown(group.point[key]) if key in group.point else "-" for key in keys]
             cells[0] = group.baseline or cells[0]
             numbers = (group.auc, group.auc_lowest, group.auc_highest, group.sensitivity_early)
-            up = fixed(None if group.bytes_up is None else group.bytes_up / MB)
+            up = "-" if group.bytes_up is None else sent(group.bytes_up)
             rows.append((*cells, f"{group.finished}/{group.runs}", *map(fixed, numbers), up))
         return f"{table(rows)}\n{out}"
 

@@ -44,11 +44,12 @@ class Axes:
     logarithmic: bool
     low: float
     high: float
+    step: float
 
     def x(self, value: float | None) -> float:
         """Pixels from the left."""
-        right = WIDTH - RIGHT - 18
-        numbers = right - (90 if self.has_none and self.xs else 0)
+        right = WIDTH - RIGHT - (42 if self.has_none else 18)
+        numbers = right - (84 if self.has_none and self.xs else 0)
         if value is None:
             return right if self.xs else (LEFT + right) / 2
         first, last, at = (self._scaled(v) for v in (self.xs[0], self.xs[-1], value))
@@ -87,9 +88,9 @@ def _axes(chart: Chart) -> Axes:
     step = tick_step(max(ys) - min(ys))
     low, high = math.floor(min(ys) / step) * step, math.ceil(max(ys) / step) * step
     if high - low < LEAST_SPAN:
-        low, high = low - LEAST_SPAN / 2, high + LEAST_SPAN / 2
+        low, high = low - 2 * step, high + 2 * step
     has_none = any(mark.x is None for mark in marks)
-    return Axes(xs, has_none, bool(xs) and xs[0] > 0 and xs[-1] >= LOG_FROM * xs[0], low, high)
+    return Axes(xs, has_none, bool(xs) and xs[0] > 0 and xs[-1] >= LOG_FROM * xs[0], low, high, step)
 
 
 def tick_step(span: float) -> float:
@@ -106,9 +107,8 @@ def tick_step(span: float) -> float:
 def _frame(chart: Chart, axes: Axes) -> list[str]:
     right, floor = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
-    step = tick_step(axes.high - axes.low)
-    for count in range(round((axes.high - axes.low) / step) + 1):
-        value = axes.low + count * step
+    for count in range(round((axes.high - axes.low) / axes.step) + 1):
+        value = axes.low + count * axes.step
         y = axes.y(value)
         parts.append(f'<path d="M{LEFT} {y:.1f}H{right}" stroke="#e4e4e4"/>')
         parts.append(_text(LEFT - 8, y + 4, f"{value:.3f}".rstrip("0").ljust(4, "0"), "end"))

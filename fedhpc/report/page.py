@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedhpc.console import clock, fixed, megabytes
+from fedhpc.console import clock, fixed
 from fedhpc.records import OUTSIDE_GUARANTEE
 from fedhpc.report.chart import Chart, Mark, draw
 from fedhpc.report.rows import EPSILON, FINISHED, Group, Row
@@ -13,17 +13,18 @@ from fedhpc.sweep.config import SEED
 from fedhpc.sweep.status import shown
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 2rem auto;
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 80rem; margin: 2rem auto;
   padding: 0 1.5rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; white-space: nowrap; padding: .3rem 1.2rem .3rem 0; border-bottom: 1px solid #ddd;
+th, td { text-align: left; white-space: nowrap; padding: .3rem 1rem .3rem 0; border-bottom: 1px solid #ddd;
   vertical-align: top; }
 th { font-weight: 600; } td.n, th.n { text-align: right; }
 .bad { color: #b00020; font-weight: 600; } .note { color: #555; max-width: 60rem; }
 svg { width: 100%; max-width: 860px; height: auto; } .wide { overflow-x: auto; }
 """
 NO_PRIVACY = "no privacy"
+KB = 1e3
 Cell = tuple[str, str]
 """(text, CSS class)."""
 
@@ -103,15 +104,15 @@ def _group_table(keys: Sequence[str], groups: Sequence[Group]) -> tuple[list[str
                 (reach, "n"),
                 (fixed(group.sensitivity_early), "n"),
                 (fixed(group.epsilon), "n"),
-                ("-" if group.bytes_up is None else megabytes(group.bytes_up), "n"),
+                ("-" if group.bytes_up is None else sent(group.bytes_up), "n"),
             ]
         )
     return head, body
 
 
 def _row_table(keys: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
-    head = ["run", *map(_title, keys), "state", "AUC", "95 % interval", "F1", "early sensitivity", "epsilon spent"]
-    head += ["up a round", "down a round", "rounds", "time"]
+    head = ["run", *map(_title, keys), "state", "AUC", "95 % interval", "F1", "early sens.", "epsilon spent"]
+    head += ["up", "down", "rounds", "time"]
     body = []
     for row in rows:
         reach = "-" if row.auc_low is None else f"{fixed(row.auc_low)} to {fixed(row.auc_high)}"
@@ -126,7 +127,7 @@ def _row_table(keys: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], lis
                 (fixed(row.f1), "n"),
                 (fixed(row.sensitivity_early), "n"),
                 (fixed(row.epsilon), "n"),
-                *(("-" if sent is None else megabytes(sent), "n") for sent in (row.bytes_up, row.bytes_down)),
+                *(("-" if count is None else sent(count), "n") for count in (row.bytes_up, row.bytes_down)),
                 (str(row.rounds), "n"),
                 ("-" if row.seconds is None else clock(row.seconds), "n"),
             ]
@@ -143,6 +144,17 @@ def _point_cells(keys: Sequence[str], baseline: str, point: Mapping[str, Any]) -
     return cells
 
 
+def sent(count: float) -> str:
+    """Bytes, in the unit that needs no more than three digits before the point.
+
+    >>> sent(480.0), sent(15_393.0), sent(48_000_000.0)
+    ('480 B', '15.4 kB', '48.0 MB')
+    """
+    if count < KB:
+        return f"{count:.0f} B"
+    return f"{count / KB:.1f} kB" if count < KB**2 else f"{count / KB**2:.1f} MB"
+
+
 def _table(head: Sequence[str], body: Sequence[Sequence[Cell]]) -> str:
     numeric = [cell[1].startswith("n") for cell in body[0]]
     top = "".join(f"<th{' class=n' if n else ''}>{html.escape(t)}</th>" for t, n in zip(head, numeric, strict=True))
@@ -156,8 +168,8 @@ def _table(head: Sequence[str], body: Sequence[Sequence[Cell]]) -> str:
 
 def _notes(rows: Sequence[Row]) -> str:
     notes = [
-        "Early sensitivity: of early lesions, at the specificity of the config. 95 % interval: bootstrap over test "
-        "patients of one run; it says nothing of other seeds. Bytes are what was really sent, over all hospitals."
+        "Early sensitivity: that for early lesions, at the config's specificity. 95 % interval: bootstrap over the test "
+        "patients of one run; it says nothing of other seeds. Up, down: bytes sent in a round, over all hospitals."
     ]
     deltas = sorted({row.delta for row in rows if row.delta is not None})
     if deltas:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedhpc.errors import InputError
 from fedhpc.preemption import Notice
+from fedhpc.startup import Startup
 from fedhpc.sweep.store import ElementDirectory, Outcome, beginning
 
 FAILED, BAD_INPUT = 1, 2
@@ -34,6 +35,7 @@ def run_element(path: str, requeues: int) -> str:
     # middle of a round and elsewhere do nothing.
     notice = Notice()
     notice.listen()
+    startup = Startup()
     from fedhpc.exchange.comm import abort_at_exit, connect
     from fedhpc.train import Work, train
 
@@ -42,9 +44,10 @@ def run_element(path: str, requeues: int) -> str:
     try:
         wire = connect()
         rank = wire.rank
+        startup.mark("MPI")
         if rank == 0:
             folder.write_outcome(begun)
-        stopped = train(Work(folder.config, [], folder.path), wire, notice)
+        stopped = train(Work(folder.config, [], folder.path), wire, notice, startup)
     except InputError as error:
         # All ranks raise it, with the same message.
         if rank == 0:

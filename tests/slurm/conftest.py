@@ -36,7 +36,12 @@ class Job:
     @property
     def state(self) -> str:
         """As SLURM calls it: PENDING, RUNNING, COMPLETED ..."""
-        return self.ask("squeue", "-h", "-t", "all", "-j", self.id, "-o", "%T").strip()
+        return " ".join(self.states)
+
+    @property
+    def states(self) -> list[str]:
+        """Of each element, if it is an array."""
+        return self.ask("squeue", "-h", "-r", "-t", "all", "-j", self.id, "-o", "%T").split()
 
     @property
     def text(self) -> str:
@@ -134,7 +139,7 @@ def cohort(slurm: Slurm) -> Path:
     tree = {
         "name": "tiny",
         "data": {"shards": str(folder / "{site}.h5"), "sites": [{"name": name, "weight": 20} for name in SITES]},
-        "training": {"rounds": 6, "local_epochs": 2, "batch_size": 16},
+        "training": {"rounds": 6, "local_epochs": 12, "batch_size": 16},
         "evaluation": {"bootstrap": 100},
         "runtime": {"threads": 1, "device": "cpu"},
     }

@@ -1,0 +1,79 @@
+"""Runs that are stopped or killed on purpose, in a chosen phase of a chosen round.
+
+As a script, `python -m tests.broken_runs`:
+
+- `signal RANK PHASE ROUND train CONFIG ...`, under mpirun: of all ranks this one gets SIGUSR1 there;
+- `kill PHASE ROUND train CONFIG ...`: runs it in a child that ends by SIGKILL there; several cases, separated by `--`,
+  share the import of torch.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import fedhpc.launch
+import fedhpc.preflight.check  # noqa: F401  (before the first fork, so that each child has it)
+from fedhpc.cli import main
+from fedhpc.federation import Stopwatch
+
+PHASES = ("train", "exchange", "aggregate", "evaluate", "checkpoint")
+
+
+@contextmanager
+def on_entering(phase: str, round: int, act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` once, when a run enters `phase` of its `round`-th round from here."""
+    original, watches = Stopwatch.phase, []
+    waiting = [True]
+
+    @contextmanager
+    def watched(self: Stopwatch, name: str) -> Iterator[None]:
+        if not any(seen is self for seen in watches):
+            watches.append(self)
+        if waiting and name == phase and len(watches) == round:
+            waiting.pop()
+            act()
+        with original(self, name):
+            yield
+
+    Stopwatch.phase = watched  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        Stopwatch.phase = original  # type: ignore[method-assign]
+
+
+def signal_myself(number: signal.Signals) -> Callable[[], None]:
+    """What sends this process a signal."""
+    return lambda: os.kill(os.getpid(), number)
+
+
+def killed(phase: str, round: int, arguments: list[str]) -> None:
+    """Run in a child that is killed on the way; the parent sees that it was."""
+    child = os.fork()
+    if child == 0:
+        with on_entering(phase, round, signal_myself(signal.SIGKILL)):
+            main(arguments)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+        raise SystemExit(f"{phase} of round {round}: the run was not killed there: status {status}")
+
+
+def cases(words: list[str]) -> Iterator[list[str]]:
+    """The words between the `--`."""
+    while words:
+        end = words.index("--") if "--" in words else len(words)
+        yield words[:end]
+        words = words[end + 1 :]
+
+
+if __name__ == "__main__":
+    how, *words = sys.argv[1:]
+    if how == "signal":
+        mine = os.environ["OMPI_COMM_WORLD_RANK"] == words[0]
+        with on_entering(words[1], int(words[2]), signal_myself(signal.SIGUSR1) if mine else lambda: None):
+            sys.exit(main(words[3:]))
+    for case in cases(words):
+        killed(case[0], int(case[1]), case[2:])
