@@ -11,7 +11,7 @@ from typing import Any
 
 from fedhpc.console import fixed, table
 from fedhpc.errors import InputError
-from fedhpc.report.page import page, sent
+from fedhpc.report.page import page, sent, settings
 from fedhpc.report.rows import DENSITY, EPSILON, Group, Row, groups_of, row_of, rows_of_runs
 from fedhpc.rundir import write_text
 from fedhpc.sweep import slurm
@@ -56,7 +56,7 @@ class Report:
 
     def told(self, out: Path) -> str:
         """For the terminal: the settings, and where the page is."""
-        keys = [key for key in self.keys if key != SEED]
+        keys = settings(self.keys)
         rows = [
             (*(key.rpartition(".")[2] for key in keys), "runs", "AUC", "lowest", "highest", "early sens.", "up a round")
         ]

@@ -89,8 +89,13 @@ def _caption(chart: Chart, rows: Sequence[Row]) -> str:
     return f"{dots}{levels}AUC on the hospitals' test splits, macro average over the classes."
 
 
+def settings(keys: Sequence[str]) -> list[str]:
+    """The keys that a setting is told by; where only seeds differ, a column for the names of baselines."""
+    return [key for key in keys if key != SEED] or ["setting"]
+
+
 def _group_table(keys: Sequence[str], groups: Sequence[Group]) -> tuple[list[str], list[list[Cell]]]:
-    own = [key for key in keys if key != SEED]
+    own = settings(keys)
     head = [*map(_title, own), "runs", "AUC", "lowest to highest", "early sensitivity", "epsilon spent", "up a round"]
     body = []
     for group in groups:
@@ -168,8 +173,8 @@ def _table(head: Sequence[str], body: Sequence[Sequence[Cell]]) -> str:
 
 def _notes(rows: Sequence[Row]) -> str:
     notes = [
-        "Early sensitivity: that for early lesions, at the config's specificity. 95 % interval: bootstrap over the test "
-        "patients of one run; it says nothing of other seeds. Up, down: bytes sent in a round, over all hospitals."
+        "Early sensitivity: that for early lesions, at the config's specificity. 95 % interval: bootstrap over the "
+        "test patients of one run; it says nothing of other seeds. Up, down: bytes sent in a round, over all hospitals."
     ]
     deltas = sorted({row.delta for row in rows if row.delta is not None})
     if deltas:

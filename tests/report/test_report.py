@@ -185,6 +185,14 @@ def test_a_report_on_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (tmp_path / "one" / "report.html").exists()
 
 
+def test_where_only_seeds_differ_there_is_one_setting(tmp_path: Path) -> None:
+    rows = [row("a", {"seed": 0}, 0.8), row("b", {"seed": 1}, 0.9), row("c", {"seed": 0}, 0.95, baseline="local")]
+    found = Report("seeds", ("seed",), tuple(rows), tuple(groups_of(rows)), "2026-11-24T10:00:00")
+    write(found, tmp_path / "out.html")
+    lines = found.told(tmp_path / "out.html").splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [["-", "2/2", "0.850"], ["local", "1/1", "0.950"]]
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     assert main(["report", str(tmp_path)]) == 2
 
