@@ -14,8 +14,8 @@ from fedhpc.errors import InputError
 from fedhpc.report.page import page, sent, settings
 from fedhpc.report.rows import DENSITY, EPSILON, Group, Row, groups_of, row_of, rows_of_runs
 from fedhpc.rundir import write_text
-from fedhpc.sweep import slurm
 from fedhpc.sweep.config import SEED
+from fedhpc.sweep.queue import look
 from fedhpc.sweep.status import shown
 from fedhpc.sweep.store import SweepDirectory, now
 
@@ -88,7 +88,7 @@ def report(targets: Sequence[Path]) -> Report:
 def _of_sweep(directory: SweepDirectory) -> Report:
     sweep = directory.read()
     rows = []
-    found = slurm.look(directory, sweep)
+    found = look(directory, sweep)
     for element, line in zip(sweep.elements, found, strict=True):
         what = (element.name, element.baseline, element.point)
         run = directory.element(element.name).run

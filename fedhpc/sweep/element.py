@@ -5,17 +5,16 @@ It trains as `run.py train DIRECTORY/element.yaml --run-dir DIRECTORY` would, wh
 """
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 from fedhpc.errors import InputError
 from fedhpc.preemption import Notice
 from fedhpc.startup import Startup
+from fedhpc.sweep.queue import is_running
 from fedhpc.sweep.store import ElementDirectory, Outcome, beginning
 
 FAILED, BAD_INPUT = 1, 2
-ASK_S = 60
 
 
 def run_element(path: str, requeues: int) -> str:
@@ -23,7 +22,7 @@ def run_element(path: str, requeues: int) -> str:
 
     Args:
         path: absolute.
-        requeues: how often SLURM may be asked to queue it again when it was told to stop.
+        requeues: how often it may be queued again when it was told to stop; 0 outside SLURM.
 
     Returns:
         why it ended: "finished", "budget" or "preempted".
@@ -70,20 +69,9 @@ def _end(folder: ElementDirectory, begun: Outcome, stopped: str, requeues: int) 
     if restarts >= requeues:
         why += f", after {restarts} restarts (slurm.requeues={requeues})"
     folder.end(begun, "stopped", why)
-    if restarts < requeues and _still_wanted(os.environ["SLURM_JOB_ID"]):
-        _requeue(os.environ["SLURM_JOB_ID"])
-
-
-def _still_wanted(job: str) -> bool:
-    """Whether nobody has ended the job: SIGTERM also comes from scancel."""
-    ask = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
-    return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=ASK_S).stdout.strip() == "RUNNING"
-
-
-def _requeue(job: str) -> None:
-    """Ask SLURM, once and at rank 0 only, to queue this job again; every rank has saved its round by now."""
-    print(f"job {job}: told to stop, asks to be queued again", file=sys.stderr, flush=True)
-    subprocess.run(["scontrol", "requeue", job], check=True, timeout=ASK_S)
+    if restarts < requeues and is_running(os.environ["SLURM_JOB_ID"]):
+        # By now every rank has saved its round. The job is queued again when all have ended (`fedhpc.sweep.slurm`).
+        folder.sweep.again(os.environ["SLURM_JOB_ID"]).touch()
 
 
 def _job_id() -> str:

@@ -1,8 +1,9 @@
 """A sweep on SLURM, by submitit: one array of MPI jobs, and a job after it that makes the report.
 
 submitit's tasks are the MPI ranks. What it does badly for MPI is done otherwise here (`fedhpc.sweep.element`): an
-exception at one rank ends all of them, all ranks save a whole round before rank 0 alone asks to be queued again, and
-the bound on that is SLURM's own count of restarts.
+exception at one rank ends all of them; told to stop, all ranks save a whole round and end, and only then is the job
+queued again, once and by its script: a step that is killed leaves behind what its successor of the same number falls
+over. The bound on that is SLURM's own count of restarts.
 """
 
 import math
@@ -23,13 +24,12 @@ from fedhpc.errors import InputError
 from fedhpc.preemption import SIGNALS
 from fedhpc.sweep.config import Slurm, Sweep, ranks_of
 from fedhpc.sweep.local import command_of
-from fedhpc.sweep.status import Line, known_jobs, lines
+from fedhpc.sweep.queue import requeue
 from fedhpc.sweep.store import ElementDirectory, SweepDirectory, beginning
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT_MIN = 15
 MB_PER_GB = 1024
-ASK_S = 30
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # Ranks that wait must not take the core of those that train.
@@ -57,7 +57,7 @@ def scripts(directory: SweepDirectory, sweep: Sweep, count: int) -> dict[str, st
     """The scripts of `count` elements and of the report, as they would be given to sbatch."""
     after = f"afterany:{{job id of {sweep.name}}}"
     return {
-        sweep.name: _executor(directory, element_parameters(sweep)).script(count),
+        sweep.name: _executor(directory, element_parameters(directory, sweep)).script(count),
         f"{sweep.name}-report": _executor(directory, report_parameters(sweep, after)).script(1),
     }
 
@@ -72,7 +72,7 @@ def submit(directory: SweepDirectory, sweep: Sweep, names: Sequence[str]) -> dic
         raise InputError("there is no sbatch here: log in to the cluster, or use --cluster local on this machine")
     if "%" in str(directory.logs.resolve()):
         raise InputError(f"{directory.logs.resolve()}: SLURM reads % in a path in its own way; use another --run-dir")
-    executor = _executor(directory, element_parameters(sweep))
+    executor = _executor(directory, element_parameters(directory, sweep))
     paths = [str(directory.element(name).path.resolve()) for name in names]
     try:
         with executor.batch():
@@ -112,7 +112,7 @@ def _executor(directory: SweepDirectory, parameters: Mapping[str, Any]) -> _Exec
     return executor
 
 
-def element_parameters(sweep: Sweep) -> dict[str, Any]:
+def element_parameters(directory: SweepDirectory, sweep: Sweep) -> dict[str, Any]:
     """submitit's parameters of the array."""
     slurm, ranks = sweep.slurm, ranks_of(sweep)
     by_srun = slurm.mpi != "mpirun"
@@ -130,8 +130,20 @@ def element_parameters(sweep: Sweep) -> dict[str, Any]:
         "gres": slurm.gres,
         "array_parallelism": slurm.at_once or len(sweep.elements),
         "use_srun": by_srun,
+        "teardown": _requeueing(directory) if by_srun else None,
         "srun_args": [f"--mpi={slurm.mpi}", "--kill-on-bad-exit=1"] if by_srun else None,
     }
+
+
+def _requeueing(directory: SweepDirectory) -> list[str]:
+    """Shell lines after the ranks have ended."""
+    return [
+        "status=$?",
+        f"again={shlex.quote(str(directory.again('').resolve()))}$SLURM_JOB_ID",
+        # SLURM ends this script.
+        'if [ -e "$again" ]; then rm "$again" && scontrol requeue "$SLURM_JOB_ID" && sleep 60; fi',
+        "exit $status",
+    ]
 
 
 def report_parameters(sweep: Sweep, dependency: str) -> dict[str, Any]:
@@ -184,10 +196,13 @@ def run_by_mpirun(path: str, ranks: int, requeues: int) -> None:
     for number in SIGNALS:
         # mpirun passes it on to the ranks.
         signal.signal(number, lambda number, frame: process.send_signal(signal.SIGUSR1))
-    status = process.wait()
+    status, again = process.wait(), ElementDirectory(Path(path)).sweep.again(os.environ["SLURM_JOB_ID"])
+    if again.exists():
+        again.unlink()
+        requeue(os.environ["SLURM_JOB_ID"])
     if status:
         message = f"mpirun ended with status {status}; its log is in the folder jobs of the sweep"
-        ElementDirectory(Path(path)).note_death(beginning(os.environ.get("SLURM_JOB_ID", "")), message)
+        ElementDirectory(Path(path)).note_death(beginning(os.environ["SLURM_JOB_ID"]), message)
         raise RuntimeError(message)
 
 
@@ -196,33 +211,3 @@ def make_report(path: str) -> None:
     from fedhpc.report.build import report_sweep
 
     report_sweep(Path(path))
-
-
-def look(directory: SweepDirectory, sweep: Sweep) -> list[Line]:
-    """How all elements stand; SLURM is asked where it has or had any of them."""
-    jobs = known_jobs(directory, sweep)
-    return lines(directory, sweep, jobs, queue() if any(jobs.values()) else {})
-
-
-def queue() -> dict[str, str] | None:
-    """SLURM's state of each job of this user that it still knows; None where it does not answer."""
-    command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%T"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ASK_S).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return dict(line.split("|", 1) for line in answer.splitlines() if "|" in line)
-
-
-def cancel(ids: Sequence[str]) -> None:
-    """End these jobs, waiting or running.
-
-    Raises:
-        InputError: where SLURM does not answer.
-    """
-    try:
-        subprocess.run(["scancel", *ids], capture_output=True, text=True, check=True, timeout=ASK_S)
-    except FileNotFoundError:
-        raise InputError("there is no scancel here: cancel the sweep where it was submitted") from None
-    except subprocess.CalledProcessError as error:
-        raise InputError(f"scancel: {error.stderr.strip()}; try again, or see `squeue --me`") from None

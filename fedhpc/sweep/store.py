@@ -101,6 +101,10 @@ class SweepDirectory:
         """The directory of one element."""
         return ElementDirectory(self.path / "elements" / name)
 
+    def again(self, job: str) -> Path:
+        """The file that asks the script of a job to queue it again, by SLURM's plain id."""
+        return self.logs / f"again-{job}"
+
     def check_free(self) -> None:
         """Raises InputError where there is a sweep already."""
         if self.plan.exists():
@@ -180,6 +184,11 @@ class ElementDirectory:
         self.path, self.run = path, RunDirectory(path)
         self.config, self.log = path / "element.yaml", path / "log.txt"
         self._outcome = path / "outcome.json"
+
+    @property
+    def sweep(self) -> SweepDirectory:
+        """Of which it is one."""
+        return SweepDirectory(self.path.parents[1])
 
     def write_config(self, config: RunConfig) -> None:
         """As submitted."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from fedhpc.config_file import told_of
 from fedhpc.console import Console
 from fedhpc.errors import ConfigError, InputError
-from fedhpc.sweep import slurm
+from fedhpc.sweep import queue, slurm
 from fedhpc.sweep.config import Element, Sweep, expand, ranks_of
 from fedhpc.sweep.local import StoppedError, check_memory, run_all
 from fedhpc.sweep.status import AT_REST, latest, runs_here, shown, status_text
@@ -62,7 +62,7 @@ def resume(path: Path, cluster: Cluster | None) -> int:
     """Run again what is missing or failed, and only that."""
     directory, console = SweepDirectory(path), Console(speaks=True)
     sweep = directory.read()
-    found = slurm.look(directory, sweep)
+    found = queue.look(directory, sweep)
     unknown = [line.name for line in found if line.state == "unknown"]
     if unknown:
         raise InputError(
@@ -87,7 +87,7 @@ def cancel(path: Path) -> int:
     """End what waits or runs, and the report after it."""
     directory = SweepDirectory(path)
     sweep = directory.read()
-    found = [line for line in slurm.look(directory, sweep) if line.state in (*UNDER_WAY, "unknown")]
+    found = [line for line in queue.look(directory, sweep) if line.state in (*UNDER_WAY, "unknown")]
     if not found:
         print(f"{sweep.name}: nothing waits or runs")
         return FINISHED
@@ -96,7 +96,7 @@ def cancel(path: Path) -> int:
     jobs = [line.job for line in found if line.job]
     directory.add_cancelled(sorted(names))
     if jobs:
-        slurm.cancel([*jobs, *dict.fromkeys(one.report for one in mine if one.report)])
+        queue.cancel([*jobs, *dict.fromkeys(one.report for one in mine if one.report)])
     for pid in {one.pid for one in mine if runs_here(one)}:
         _end(pid)
     print(f"{sweep.name}: cancelled {len(found)} elements; `run.py sweep resume {path}` runs them again")
@@ -108,7 +108,7 @@ def status(path: Path, *, watch: bool, as_json: bool) -> int:
     directory = SweepDirectory(path)
     sweep = directory.read()
     while True:
-        found = slurm.look(directory, sweep)
+        found = queue.look(directory, sweep)
         if as_json:
             print(json.dumps({"name": sweep.name, "elements": [asdict(line) for line in found]}, allow_nan=False))
         else:

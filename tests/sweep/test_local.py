@@ -17,7 +17,7 @@ from fedhpc.config_file import load_config
 from fedhpc.site.ledger import Lifetime, lifetime_path
 from fedhpc.sweep.config import Local, load_sweep
 from fedhpc.sweep.local import at_once
-from fedhpc.sweep.slurm import look
+from fedhpc.sweep.queue import look
 from fedhpc.sweep.status import Line
 from fedhpc.sweep.store import SweepDirectory, beginning
 from tests.sweep.conftest import Ran

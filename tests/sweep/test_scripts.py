@@ -27,6 +27,12 @@ def flags(script: str) -> dict[str, str]:
     return {name.removeprefix("--"): value for (word,) in words for name, _, value in [word.partition("=")]}
 
 
+def command_of(script: str) -> str:
+    """The line that starts the program."""
+    (command,) = (line for line in script.splitlines() if "submitit.core._submit" in line)
+    return command
+
+
 def test_one_array_of_mpi_jobs_and_a_report_after_all_of_them(tmp_path: Path) -> None:
     array, report = scripts_of(tmp_path, at_once=2)
     found = flags(array)
@@ -37,11 +43,13 @@ def test_one_array_of_mpi_jobs_and_a_report_after_all_of_them(tmp_path: Path) ->
     assert found["open-mode"] == "append"
     assert flags(report)["dependency"].startswith("afterany:")
     assert (flags(report)["nodes"], flags(report)["ntasks-per-node"]) == ("1", "1")
-    command = array.splitlines()[-1]
+    command = command_of(array)
     assert command.startswith("srun ")
     assert " --mpi=pmix --kill-on-bad-exit=1 " in command
     assert "export SLURM_PMIX_FENCE=ring" in array
     assert "srun" not in report, "one process, no ranks"
+    assert array.index("scontrol requeue") > array.index(command), "when all ranks have ended"
+    assert array.splitlines()[-1] == "exit $status", "that of the ranks"
 
 
 @pytest.mark.parametrize(
@@ -79,7 +87,7 @@ def test_a_shell_accepts_it_whatever_the_paths(tmp_path: Path, mpi: str, folder:
             [tool, "--shell=bash", "--severity=warning", "-"], input=script, capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, done.stdout
-        command = script.splitlines()[-1]
+        command = command_of(script)
         assert str(run / "jobs") in shlex.split(command), "one word"
         assert command.startswith("srun ") == (mpi != "mpirun" and "array" in flags(script))
         assert script.index("module load openmpi") < script.index(command)
