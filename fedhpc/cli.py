@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _speaks():
             print(f"error: {error}", file=sys.stderr)
         status = BAD_INPUT
-    if getattr(options, "status", None) and _speaks():
+    if getattr(options, "status", None) and (_speaks() or status == FAILED):
         # Launchers lose it: as the first rank ends with 75, srun ends the others and says 143.
         options.status.write_text(f"{status}\n", encoding="utf-8")
     return status

@@ -44,12 +44,8 @@ def report(run: Path) -> Report:
     Raises:
         InputError: no run directory, or a log of it that is missing or damaged.
     """
-    directory = RunDirectory(run)
-    config = directory.read_config()
-    if config is None:
-        raise InputError(f"{run}: is no run directory; give the one that `run.py train` wrote to")
-    logs = {name: read_log(directory.egress(name)) for name in config.site_names}
-    office, records = read_log(directory.office_egress), directory.read_rounds()
+    directory, config, logs, office = _read(run)
+    records = directory.read_rounds()
     checks = [_kinds(logs), _counts(logs, records), _wire(config, logs), _contracts(), _search(config, logs)]
     rounds = _rounds(logs, office, len(config.site_names))
     facts = {
@@ -61,6 +57,25 @@ def report(run: Path) -> Report:
         "holds": all(check.holds is not False for check in checks),
     }
     return Report(facts, _text(facts, checks, directory))
+
+
+def exchanged(run: Path) -> list[dict[str, int]]:
+    """`bytes_up` and `bytes_down` of each `round` of a run directory, over all sites, by the logs of those who sent.
+
+    Raises:
+        InputError: as `report`.
+    """
+    _, config, logs, office = _read(run)
+    return _rounds(logs, office, len(config.site_names))
+
+
+def _read(run: Path) -> tuple[RunDirectory, RunConfig, Logs, Sequence[Entry]]:
+    directory = RunDirectory(run)
+    config = directory.read_config()
+    if config is None:
+        raise InputError(f"{run}: is no run directory; give the one that `run.py train` wrote to")
+    logs = {name: read_log(directory.egress(name)) for name in config.site_names}
+    return directory, config, logs, read_log(directory.office_egress)
 
 
 def _by_kind(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:

@@ -68,8 +68,10 @@ choose_launcher() {
 # finish or leave their round, save it and end.
 stop_ranks() {
     told_to_stop=$1
+    [ -n "$child" ] || return 0
     say "SIG$1: telling the ranks to stop"
-    if [ -n "$child" ]; then kill -USR1 "$child"; fi
+    # They may have ended by themselves just now.
+    kill -USR1 "$child" 2>/dev/null || true
 }
 
 launch() {
@@ -97,15 +99,26 @@ launch() {
     # A signal ends the wait, not the child.
     until wait "$child" || ! kill -0 "$child" 2>/dev/null; do :; done
     wait "$child" || status=$?
+    child=
     if [ -e "$own" ]; then
         status=$(<"$own")
         rm -f "$own"
+    elif ! every_node_answers; then
+        # Ranks end as soon as one is lost, minutes before SLURM gives up its node and would queue the job again.
+        say "a node of this job does not answer any more"
+        status=75
     fi
     [ "$status" != 75 ] || hold_for_restart
     exit "$status"
 }
 
-# A run that stopped early goes on in this same job, as soon as it may start again. A cancelled job stays cancelled.
+every_node_answers() {
+    local nodes=$SLURM_JOB_NUM_NODES
+    timeout 60 srun --overlap --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 true >/dev/null 2>&1
+}
+
+# A run that stopped early goes on in this same job, as soon as it may start again. A cancelled job stays cancelled, and
+# where SLURM has queued it again already, there is nothing to do.
 hold_for_restart() {
     if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != RUNNING ]; then
         exit 75

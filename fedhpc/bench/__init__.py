@@ -6,6 +6,7 @@ What a benchmark needs is imported when it runs, so that `run.py --help` stays q
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fedhpc.errors import InputError
@@ -31,6 +32,15 @@ def add_benchmarks(bench: argparse.ArgumentParser) -> None:
     codec.add_argument("--threads", type=int, default=1)
     codec.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     codec.set_defaults(verb=_codec)
+    wire = kinds.add_parser("wire", help="AUC by density and value bits, less that of dense float32: many whole runs")
+    wire.add_argument("config", type=Path)
+    wire.add_argument("-o", "--out", type=Path, required=True, help="where the runs are kept; finished ones are reused")
+    wire.add_argument("--densities", nargs="+", type=float, default=[1.0, 0.1, 0.01], help="both ways")
+    wire.add_argument("--bits", nargs="+", type=int, default=[32, 8, 5, 4, 3], help="of a value")
+    wire.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    wire.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
+    wire.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    wire.set_defaults(verb=_wire)
 
 
 def _dp(options: argparse.Namespace) -> int:
@@ -55,3 +65,10 @@ def _codec(options: argparse.Namespace) -> int:
     from fedhpc.bench.codec import Job, bench, report
 
     return _print(bench(Job(options.size, options.density, options.value_bits, options.threads)), report, options.json)
+
+
+def _wire(options: argparse.Namespace) -> int:
+    from fedhpc.bench import wire
+
+    grid = wire.Grid(options.config, options.set, options.densities, options.bits, options.seeds)
+    return _print(wire.run(grid, options.out), wire.text, options.json)

@@ -59,7 +59,8 @@ class ImageSearch:
             if at is not None:
                 raise PayloadError(
                     f"{place}: {BLOCK_BYTES} bytes from {at} on are those of an image of this site; the payload was "
-                    "not sent"
+                    "not sent. Find out how they came to be in it before any other run; exchange.search=off sends "
+                    "unsearched"
                 )
 
     def _find(self, part: bytes) -> int | None:

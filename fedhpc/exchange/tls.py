@@ -103,6 +103,7 @@ class TlsSession:
 
         Raises:
             ValueError: before the handshake is done.
+            ssl.SSLError: after `open` has refused a message: the session is over.
         """
         if not self.established:
             raise ValueError(f"session with {self.peer}: no handshake yet")

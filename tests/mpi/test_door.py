@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,6 +122,12 @@ def told(hospitals: Path, mpirun: Run) -> Told:
         spoil(folder)
         cases[kind] = {"set": {"exchange.pki": str(folder)}}
     cases |= {"TLS 1.2": {"old": True}, "good again": {}}
+    grown = shutil.copytree(hospitals / "pki", hospitals / "pki-grown")
+    for path in (grown / "site4.pem", grown / "site4.key"):
+        path.unlink()
+    for name, folder in (("demo", hospitals / "pki-demo"), ("demo, one site more", grown)):
+        cases[name] = {"set": {"exchange.pki": str(folder), "data.phantom": "{}"}}
+    cases["no demo"] = {"set": {"exchange.pki": str(hospitals / "pki-none")}}
     cases |= {f"up {change}": {"up": change} for change in UP}
     cases |= {f"down {change}": {"down": change} for change in DOWN}
     (hospitals / "cases.json").write_text(json.dumps(cases))
@@ -130,11 +137,19 @@ def told(hospitals: Path, mpirun: Run) -> Told:
     return [json.loads((hospitals / "cases" / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", ["good", "good again"])
+@pytest.mark.parametrize("name", ["good", "good again", "demo", "demo, one site more"])
 def test_all_gets_through_where_all_is_right(told: Told, name: str) -> None:
     lengths = [len(known_update(number)) for number in range(4)]
     assert told[0][name] == {"came": [[lengths, True]] * 2, "right": True}
     assert told[1][name] == {"came": [[[], True]] * 2, "right": True}
+
+
+def test_certificates_are_made_on_first_use_for_the_built_in_cohort_alone(hospitals: Path, told: Told) -> None:
+    assert stat.S_IMODE((hospitals / "pki-demo" / "site1.key").stat().st_mode) == 0o600
+    assert (hospitals / "pki-grown" / "ca.pem").read_bytes() == (hospitals / "pki" / "ca.pem").read_bytes()
+    assert not (hospitals / "pki-none").exists()
+    assert told[0]["no demo"] == told[1]["no demo"]
+    assert "`python run.py pki init CONFIG` makes what is missing" in told[0]["no demo"]["refused"]
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -64,15 +64,18 @@ def test_stopped_and_requeued_in_mid_round_it_gives_the_same_bits(slurm: Slurm, 
 
 def test_a_node_that_dies_costs_a_round(slurm: Slurm, cohort: Path, unbroken: Path) -> None:
     run_dir = slurm.folder / "dark"
-    with cancelled(slurm.submit("dark", script="fedavg.sbatch", arguments=(cohort, "--run-dir", run_dir))) as job:
+    arguments = (cohort, "--run-dir", run_dir)
+    with cancelled(slurm.submit("dark", "--ntasks=2", script="fedavg.sbatch", arguments=arguments)) as job:
         job.wait_until_it_says(r"round +2/", 90)
-        slurm.cluster.power_off("hosp3")
+        slurm.cluster.power_off("hosp2")
         try:
-            job.wait_for("PENDING", 60)
+            # The job may see it before SLURM does, or after.
+            job.wait_until_it_says("a node of this job does not answer any more|DUE TO NODE FAILURE", 90)
+            completed(job)
         finally:
-            slurm.cluster.power_on("hosp3")
-        completed(job)
+            slurm.cluster.power_on("hosp2")
     assert job.facts()["Restarts"] == "1"
+    assert "hosp2" not in job.facts()["NodeList"]
     assert re.search(r"resuming after round [1-5]", job.text)
     np.testing.assert_array_equal(params(run_dir, ROUNDS), params(unbroken, ROUNDS))
 

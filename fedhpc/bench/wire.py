@@ -1,0 +1,104 @@
+"""`run.py bench wire CONFIG`: what exchanging less costs in AUC, for each density and number of value bits.
+
+Every cell is a whole run of the config for every seed, in a process of its own, just as `run.py train` does it. Cells
+are compared with the dense float32 run of the same seed, so what the seed changes in both drops out. A run that is
+finished in the output folder is not done again, and one that was broken off goes on.
+"""
+
+import itertools
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedhpc.config_file import load_config
+from fedhpc.console import table
+from fedhpc.egress_report import exchanged
+from fedhpc.errors import InputError
+
+DENSE = (1.0, 32)
+Run = Mapping[str, Any]
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to run: a config with overrides, at each density, with each number of value bits, from each seed."""
+
+    config: Path
+    sets: Sequence[str]
+    densities: Sequence[float]
+    value_bits: Sequence[int]
+    seeds: Sequence[int]
+
+    def cells(self) -> list[tuple[float, int]]:
+        """(density, value bits): the dense float32 one first, which the others are compared with."""
+        others = [cell for cell in itertools.product(self.densities, self.value_bits) if cell != DENSE]
+        return [DENSE, *others]
+
+    def overrides(self, cell: tuple[float, int], seed: int) -> list[str]:
+        """What to set for one run; both ways have the same density."""
+        density, bits = cell
+        own = (f"exchange.density={density}", "exchange.density_down=null", f"exchange.value_bits={bits}")
+        return [*self.sets, *own, f"seed={seed}"]
+
+
+def run(grid: Grid, out: Path) -> dict[str, Any]:
+    """Do all runs that are not done, and give a row a cell.
+
+    Raises:
+        InputError: a config that cannot be, before the first run; or a run that failed.
+    """
+    for cell, seed in itertools.product(grid.cells(), grid.seeds):
+        load_config(grid.config, grid.overrides(cell, seed))
+    found = {}
+    for seed, cell in itertools.product(grid.seeds, grid.cells()):
+        found[cell, seed] = _trained(grid, cell, seed, out)
+    dense = [found[DENSE, seed] for seed in grid.seeds]
+    rows = [_row(cell, [found[cell, seed] for seed in grid.seeds], dense) for cell in grid.cells()]
+    return {"config": str(grid.config), "set": list(grid.sets), "seeds": list(grid.seeds), "rows": rows}
+
+
+def _trained(grid: Grid, cell: tuple[float, int], seed: int, out: Path) -> dict[str, Any]:
+    """What one run came to: AUC, and the bytes of its egress logs as shares of dense float32."""
+    directory = out / f"density{cell[0]:g}-bits{cell[1]}-seed{seed}"
+    if not (directory / "summary.json").exists():
+        words = [word for override in grid.overrides(cell, seed) for word in ("--set", override)]
+        train = [str(CHECKOUT / "run.py"), "train", str(grid.config), "--run-dir", str(directory)]
+        print(directory, file=sys.stderr, flush=True)
+        done = subprocess.run([sys.executable, *train, *words], stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise InputError(f"{directory}: the run ended with status {done.returncode}; see what it said above")
+    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    rounds = exchanged(directory)
+    dense_bytes = summary["dense_bytes_per_round"] * len(rounds)
+    shares = {f"share_{way}": sum(one[f"bytes_{way}"] for one in rounds) / dense_bytes for way in ("up", "down")}
+    return {"auc": summary["auc"], **shares}
+
+
+def _row(cell: tuple[float, int], runs: Sequence[Run], dense: Sequence[Run]) -> dict[str, Any]:
+    """One cell over its seeds: means, and the paired differences from dense with their standard error."""
+    less = [one["auc"] - other["auc"] for one, other in zip(runs, dense, strict=True)]
+    error = statistics.stdev(less) / math.sqrt(len(less)) if len(less) > 1 else None
+    means = {key: statistics.fmean(one[key] for one in runs) for key in ("auc", "share_up", "share_down")}
+    differences = {"less_dense": statistics.fmean(less), "less_dense_error": error, "each_less_dense": less}
+    return {"density": cell[0], "value_bits": cell[1], **means, **differences}
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """For a person."""
+    head = ("density", "bits", "AUC", "less dense fp32", "of each seed", "bytes up", "down")
+    return table([head, *(_line(row) for row in result["rows"])])
+
+
+def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
+    error = row["less_dense_error"]
+    less = f"{row['less_dense']:+.4f}" + ("" if error is None else f" ± {error:.4f}")
+    each = " ".join(f"{one:+.4f}" for one in row["each_less_dense"])
+    shares = (f"{row['share_up']:.2%}", f"{row['share_down']:.2%}")
+    return (f"{row['density']:g}", f"{row['value_bits']}", f"{row['auc']:.4f}", less, each, *shares)
