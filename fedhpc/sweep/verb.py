@@ -119,14 +119,14 @@ def status(path: Path, *, watch: bool, as_json: bool) -> int:
 
 
 def _affordable(elements: Sequence[Element], own: Collection[str], console: Console) -> tuple[str, ...]:
-    """Tell what the elements cost the patients; why some cannot fit."""
+    """Tell what the elements cost the patients, or return why some cannot fit."""
     if not any(element.config.private for element in elements):
         return ()
     # It imports torch, which a sweep without privacy does not need here.
     from fedhpc.sweep.budget import budget_of
 
     budget = budget_of(elements, own)
-    for line in budget.told:
+    for line in () if budget.refused else budget.told:
         console.say(line)
     return budget.refused
 
