@@ -23,6 +23,7 @@ th { font-weight: 600; } td.n, th.n { text-align: right; }
 .bad { color: #b00020; font-weight: 600; } .note { color: #555; max-width: 60rem; }
 svg { width: 100%; max-width: 860px; height: auto; } .wide { overflow-x: auto; }
 """
+RESUME = '<p class="note"><code>python run.py sweep resume</code> runs these, and only these, again.</p>'
 NO_PRIVACY = "no privacy"
 KB = 1e3
 Cell = tuple[str, str]
@@ -40,7 +41,7 @@ def page(name: str, keys: Sequence[str], rows: Sequence[Row], groups: Sequence[G
     failed = [row for row in rows if row.message]
     if failed:
         items = (f"<li><b>{html.escape(row.name)}</b>: {html.escape(row.message)}</li>" for row in failed)
-        parts += ["<h2>What failed</h2>", f"<ul>{''.join(items)}</ul>"]
+        parts += ["<h2>What failed</h2>", f"<ul>{''.join(items)}</ul>", RESUME]
     parts += ["<h2>Runs</h2>", _table(*_row_table(keys, rows)), _notes(rows)]
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
