@@ -78,9 +78,9 @@ def _settled(config: RunConfig, directory: RunDirectory, transport: Transport) -
         config = config.model_copy(
             update={"runtime": config.runtime.model_copy(update={"threads": earlier.runtime.threads})}
         )
-    # A hospital may have moved to another node since.
-    moved: Any = {"data": {"sites": {"__all__": {"node"}}}}
-    there, here = (one.model_dump(mode="json", exclude=moved) for one in (earlier, config))
+    # A hospital may have moved to another node since; neither that nor patience changes a bit of the result.
+    free: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}}
+    there, here = (one.model_dump(mode="json", exclude=free) for one in (earlier, config))
     changed = _differences(there, here)
     if changed:
         raise InputError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fedhpc.cli import main
 from fedhpc.config import RunConfig
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.preflight.facts import RankFacts
@@ -126,3 +127,22 @@ def test_where_a_shard_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SHARD_DISK")
     with pytest.raises(ConfigError, match=f"SHARD_DISK is not set on {node}"):
         data.shard_path("site1")
+
+
+def test_the_report_tells_what_is_wrong_and_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A report is sent by people who have a problem, so a problem does not keep it from being made."""
+    monkeypatch.setenv("SLURM_JWT", "not for others")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        f'name: tiny\ndata: {{shards: "{tmp_path}/{{site}}.h5", sites: [{{name: site1}}]}}\n', encoding="utf-8"
+    )
+    assert main(["preflight", str(config), "--report", "--run-dir", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    for part in ("== software and machine", "SLURM_JOB_ID=4711", "mpi: ", f"== config {config}", "== df -hPT ."):
+        assert part in said
+    assert "not for others" not in said
+    assert "preflight found 1 problem(s)\nsite site1: its shard" in said
+    assert main(["preflight", str(config), "--run-dir", str(tmp_path / "run")]) == 2

@@ -2,7 +2,8 @@
 
 Every node is a set of Linux namespaces (network, host name, processes, mounts), so it has its own address, its own
 /proc and its own /dev/shm, and can be switched off as a whole. Nothing listens on the machine's own network, nothing is
-left behind: a node's first process takes all others of the node with it, and dies with the process that started it.
+left behind: a node's first process takes all others of the node with it, and dies with the process that started it,
+however that ends.
 """
 
 import os
@@ -16,10 +17,12 @@ from pathlib import Path
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "libpmix-dev", "iproute2")
 """Debian's; libpmix-dev, because the plugin behind `srun --mpi=pmix` opens libpmix.so without a version."""
-TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "unshare", "nsenter", "ip")
+TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "unshare", "nsenter", "setpriv", "ip")
 COMMANDS = ("sbatch", "srun", "salloc", "squeue", "scancel", "scontrol", "sinfo")
 LOGIN = "login"
 START_S, STOP_S = 30.0, 10.0
+WITH_ME = ("setpriv", "--pdeathsig", "KILL")
+SPACES = ("unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child")
 
 # $1: the node's name, $2: its hosts file, $3: the file that says it is up.
 FIRST_PROCESS = """
@@ -92,6 +95,11 @@ def install(timeout_s: float = 180) -> None:
         subprocess.run([*apt, *words], check=True, timeout=timeout_s, **quiet)
 
 
+def allowed() -> bool:
+    """Whether this account may make namespaces here; in many containers nobody may."""
+    return subprocess.run([*SPACES, "true"], capture_output=True, timeout=START_S, check=False).returncode == 0
+
+
 def search_path() -> str:
     """PATH with the folders of daemons, which an ordinary account may lack."""
     return f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -114,6 +122,7 @@ class Cluster:
     gpus: int = 2
     _firsts: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _pids: dict[str, int] = field(default_factory=dict)
+    _munge: subprocess.Popen[bytes] | None = None
 
     @property
     def hospitals(self) -> list[str]:
@@ -144,11 +153,9 @@ class Cluster:
         """End every process of the cluster, by its id."""
         for name in list(self._firsts):
             self.power_off(name)
-        pid_file = self.base / "munge" / "pid"
-        if pid_file.exists():
-            pid = int(pid_file.read_text())
-            os.kill(pid, signal.SIGTERM)
-            until(lambda: not Path(f"/proc/{pid}").exists(), STOP_S)
+        if self._munge is not None:
+            self._munge.terminate()
+            self._munge.wait(STOP_S)
 
     def on(self, node: str, *command: str | Path, timeout_s: float = 60, check: bool = True) -> str:
         """Run a command on a node; its standard output."""
@@ -218,18 +225,26 @@ class Cluster:
         key.touch(0o600)
         key.write_bytes(os.urandom(128))
         options = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
-        words = [f"--{option}={folder / name}" for option, name in options.items()]
-        subprocess.run(["munged", *words], check=True, timeout=30, env={**os.environ, "PATH": search_path()})
+        words = ["--foreground", *(f"--{option}={folder / name}" for option, name in options.items())]
+        with (self.base / "log" / "munged.log").open("wb") as log:
+            self._munge = subprocess.Popen(
+                [*WITH_ME, "munged", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PATH": search_path()},
+            )
+        if not until((folder / "socket").exists, START_S):
+            raise RuntimeError(f"munged did not start\n{self.logs()}")
 
     def _plug_in(self, node: str) -> None:
         up = self.base / "run" / f"{node}.up"
         up.unlink(missing_ok=True)
-        spaces = ["--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child"]
         words = ["bash", "-c", FIRST_PROCESS, node, node, self.base / "hosts", up]
         log = (self.base / "log" / f"{node}.log").open("wb")
         with log:
             first = subprocess.Popen(
-                ["unshare", *spaces, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                [*WITH_ME, *SPACES, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         self._firsts[node] = first
         if not until(up.exists, START_S):

@@ -19,7 +19,7 @@ from fedhpc import pki
 from fedhpc.config import RunConfig
 from tests.conftest import REPO, missing
 from tests.mpi.test_federated import SITES, make_shard
-from tests.slurm.cluster import Cluster, install, lacking, until
+from tests.slurm.cluster import Cluster, allowed, install, lacking, until
 
 ROOT_ALLOWED = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 """What setup.sh puts into .venv/bin/activate."""
@@ -111,6 +111,8 @@ def cluster() -> Iterator[Cluster]:
             missing(f"SLURM cannot be installed ({error})")
     if lacking():
         missing(f"not on this machine, even after an install: {', '.join(lacking())}")
+    if not allowed():
+        missing("this machine allows no namespaces")
     # Short, because of the Unix sockets in it: not pytest's own folder.
     base = Path(tempfile.mkdtemp(prefix="slurm-"))
     made = Cluster(base)

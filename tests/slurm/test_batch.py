@@ -81,17 +81,19 @@ def test_a_node_that_dies_costs_a_round(slurm: Slurm, cohort: Path, unbroken: Pa
 
 
 @pytest.mark.slow
-def test_out_of_time_it_queues_itself_again_until_it_is_done(slurm: Slurm, cohort: Path, unbroken: Path) -> None:
-    """SLURM's shortest limit is a minute, and the ranks need more: they are told 20 s before its end."""
-    run_dir = slurm.folder / "late"
-    options = ("--time=00:01:00", "--signal=B:USR1@20")
-    arguments = (cohort, "--run-dir", run_dir, "--set", "training.local_epochs=300", *AT_ONCE)
-    with cancelled(slurm.submit("late", *options, script="fedavg.sbatch", arguments=arguments)) as job:
+@pytest.mark.timeout(500)
+def test_out_of_time_it_queues_itself_again_until_it_is_done(slurm: Slurm, cohort: Path) -> None:
+    """SLURM's shortest limit is a minute, which it looks at every half; the run needs longer, a round some seconds."""
+    run_dir, options = slurm.folder / "late", ("--time=00:01:00", "--signal=B:USR1@10")
+    sets = ("--set", "training.local_epochs=60", "--set", "training.rounds=12")
+    job = slurm.submit("late", *options, script="fedavg.sbatch", arguments=(cohort, "--run-dir", run_dir, *sets))
+    with cancelled(job):
         job.wait_until_it_says("SIGUSR1: telling the ranks to stop", 100)
         job.wait_until_it_says("stopped early and queued again", 30)
-        completed(job, 280)
+        completed(job, 400)
     assert int(job.facts()["Restarts"]) >= 1
-    assert json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["rounds"] == ROUNDS
+    assert "TIMEOUT" not in job.text
+    assert len((run_dir / "rounds.jsonl").read_text(encoding="utf-8").splitlines()) == 12
 
 
 def test_an_error_on_one_rank_ends_the_job_and_is_on_record(slurm: Slurm, cohort: Path) -> None:
