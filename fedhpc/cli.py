@@ -15,6 +15,7 @@ from fedhpc.errors import InputError
 from fedhpc.preemption import Notice
 from fedhpc.preflight.verb import add_preflight
 from fedhpc.startup import Startup
+from fedhpc.sweep_verbs import add_report, add_sweep
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
 
@@ -70,6 +71,8 @@ def parser() -> argparse.ArgumentParser:
     add_pki(verbs.add_parser("pki", help="the certificates of the hospitals and of rank 0"))
     add_egress(verbs.add_parser("egress", help="what left each hospital in a run, and why no image is among it"))
     _add_audit(verbs.add_parser("audit", help="attack what left the door, and see that broken privacy is noticed"))
+    add_sweep(verbs.add_parser("sweep", help="many configs as one SLURM array, or a few at a time on this machine"))
+    add_report(verbs.add_parser("report", help="one page about a sweep, or about several runs"))
     add_benchmarks(verbs.add_parser("bench", help="the project's own benchmarks, with ratios"))
     return top
 
@@ -143,25 +146,9 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _train_on(transport: Any, watch: tuple[Notice, Startup], options: argparse.Namespace) -> int:
-    from fedhpc.agreement import agree_on_config
-    from fedhpc.console import Console
-    from fedhpc.launch import run
-    from fedhpc.preflight.check import preflight
-    from fedhpc.seating import seated
-    from fedhpc.session import open_session
+    from fedhpc.train import Work, train
 
-    notice, startup = watch
-    startup.mark("imports")
-    config, directory = agree_on_config(transport, (options.config, options.set), options.run_dir)
-    transport = seated(config, transport)
-    console = Console(speaks=transport.rank == 0)
-    found, _ = preflight(config, directory, transport)
-    console.say(found)
-    startup.mark("config and preflight")
-    session = open_session(config, directory, transport, console, notice)
-    startup.mark("certificates, shards and network")
-    console.say(startup.line)
-    stopped = run(session, options.stop_after)
+    stopped = train(Work(options.config, options.set, options.run_dir, options.stop_after), transport, *watch)
     return RESUMABLE if stopped == "preempted" else FINISHED
 
 

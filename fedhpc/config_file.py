@@ -5,6 +5,7 @@ A config may inherit from one other by `extends: other.yaml` (relative to itself
 """
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,19 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     Raises:
         ConfigError: with every problem found, one a line.
     """
-    tree = _read_tree(path, ())
+    tree = read_tree(path)
     for override in overrides or []:
-        _apply_override(tree, override)
+        apply_override(tree, override)
+    if "grid" in tree:
+        raise ConfigError(f"{path}: is a sweep of many runs, it has a grid; start it with `run.py sweep {path}`")
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_all_problems(error, path)) from None
+        raise ConfigError(told_of(path, problems_of(error))) from None
 
 
-def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a YAML file says, laid on what it extends; not validated yet."""
     path = path.resolve()
     if path in seen:
         chain = " -> ".join(p.name for p in (*seen, path))
@@ -52,7 +56,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return tree
     if not isinstance(parent, str):
         raise ConfigError(f"{path}: extends={parent!r} must be the name of one other config file")
-    return _merged(_read_tree(path.parent / parent, (*seen, path)), tree)
+    return merged(read_tree(path.parent / parent, (*seen, path)), tree)
 
 
 def _near_files(path: Path) -> str:
@@ -60,13 +64,13 @@ def _near_files(path: Path) -> str:
     return f"in {path.parent} there are: {', '.join(there) or 'no configs'}"
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` laid on `base`: mappings merge key by key, all else is replaced.
 
-    >>> _merged({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+    >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
     {'a': {'b': 1, 'c': 3}}
     """
-    both = {key: _merged(base[key], over[key]) for key in over if _are_maps(base.get(key), over[key])}
+    both = {key: merged(base[key], over[key]) for key in over if _are_maps(base.get(key), over[key])}
     return {**base, **over, **both}
 
 
@@ -74,7 +78,8 @@ def _are_maps(*values: object) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set the key that a `section.key=value` string names."""
     dotted, equals, text = override.partition("=")
     keys = dotted.split(".")
     if not equals or not all(keys):
@@ -93,19 +98,24 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node[keys[-1]] = value
 
 
-def _all_problems(error: ValidationError, path: Path) -> str:
+def problems_of(error: ValidationError, root: type[Section] = RunConfig) -> list[str]:
+    """All that is wrong with a tree that should have been a `root`, a line each."""
     by_key: dict[str, list[str]] = {}
     for item in error.errors():
-        key, text = _problem(dict(item))
+        key, text = _problem(dict(item), root)
         by_key.setdefault(key, []).append(text)
     lines = [f"{key}: {' or '.join(texts)}" if key else texts[0] for key, texts in by_key.items()]
-    lines = "\n".join(lines).splitlines()
-    return "\n".join([f"{path}: {len(lines)} problem(s) in the config", *(f"  {line}" for line in lines)])
+    return "\n".join(lines).splitlines()
 
 
-def _problem(item: dict[str, Any]) -> tuple[str, str]:
+def told_of(path: Path, problems: Sequence[str]) -> str:
+    """The message about a config with problems."""
+    return "\n".join([f"{path}: {len(problems)} problem(s) in the config", *(f"  {line}" for line in problems)])
+
+
+def _problem(item: dict[str, Any], root: type[Section]) -> tuple[str, str]:
     """(key with its value, what is wrong and what is allowed) of one pydantic error; the key is empty for a rule."""
-    keys, section = _user_keys(item["loc"])
+    keys, section = _user_keys(item["loc"], root)
     dotted = ".".join(keys)
     if item["type"] == "extra_forbidden":
         return dotted, f"unknown key; {_suggestion(keys[-1], section)}"
@@ -116,9 +126,9 @@ def _problem(item: dict[str, Any]) -> tuple[str, str]:
     return f"{dotted}={item['input']!r}", item["msg"][0].lower() + item["msg"][1:]
 
 
-def _user_keys(location: tuple[str | int, ...]) -> tuple[list[str], type[Section]]:
+def _user_keys(location: tuple[str | int, ...], root: type[Section]) -> tuple[list[str], type[Section]]:
     """The part of a pydantic location that a user wrote (not the tried member of a union), and the section it is in."""
-    section: type[Section] = RunConfig
+    section = root
     keys: list[str] = []
     for part in location:
         keys.append(str(part))

@@ -55,7 +55,7 @@ def _sessions(
     away = [names for names in placed[1:] if names]
     if not away or not config.exchange.tls:
         return None
-    together(plain, lambda: None if plain.rank else _make_demo(config, console))
+    together(plain, lambda: None if plain.rank else make_demo(config, console))
     everybody = tuple(name for names in away for name in names)
     here = everybody if plain.rank == 0 else placed[plain.rank]
     by_site = together(plain, lambda: _started(config, here, server=plain.rank == 0))
@@ -63,7 +63,7 @@ def _sessions(
     return Sessions(everybody, tuple(names[0] for names in away), by_site)
 
 
-def _make_demo(config: RunConfig, console: Console) -> None:
+def make_demo(config: RunConfig, console: Console) -> None:
     """Certificates for the built-in cohort on first use; those of real hospitals are made by a person."""
     folder = config.exchange.pki_folder(config.data, AGGREGATOR_NAME)
     if config.data.phantom is None:

@@ -33,6 +33,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
     os.replace(temporary, path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """The same for a text, in UTF-8."""
+    write_atomically(path, lambda file: _put(file, text))
+
+
 class RunDirectory:
     """Owns the names of a run's files. Only rank 0 writes outside `sites/`, only a site's rank inside its folder."""
 

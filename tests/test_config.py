@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhpc.config import RunConfig
-from fedhpc.config_file import _merged, load_config
+from fedhpc.config_file import load_config, merged
 from fedhpc.errors import ConfigError
+from fedhpc.sweep.config import load_sweep
 
 REPO = Path(__file__).resolve().parents[1]
 GOOD = {
@@ -25,7 +26,8 @@ def write(path: Path, tree: object) -> Path:
 
 @pytest.mark.parametrize("path", sorted((REPO / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_loads_and_is_named_after_its_file(path: Path) -> None:
-    assert load_config(path).name == path.stem
+    is_sweep = path.stem.startswith("sweep_")
+    assert (load_sweep(path, []) if is_sweep else load_config(path)).name == path.stem
 
 
 def test_fedavg_is_the_papers_set_up() -> None:
@@ -136,8 +138,8 @@ maps = st.dictionaries(st.sampled_from("abc"), trees, max_size=3)
 
 @given(maps, maps)
 def test_merge_keeps_the_upper_and_changes_nothing_else(base: dict[str, object], over: dict[str, object]) -> None:
-    merged = _merged(base, over)
-    assert _merged(merged, over) == merged
-    assert set(merged) == set(base) | set(over)
-    assert all(merged[key] == base[key] for key in set(base) - set(over))
-    assert _merged(base, {}) == base
+    both = merged(base, over)
+    assert merged(both, over) == both
+    assert set(both) == set(base) | set(over)
+    assert all(both[key] == base[key] for key in set(base) - set(over))
+    assert merged(base, {}) == base

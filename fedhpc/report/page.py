@@ -1,0 +1,187 @@
+"""The report as one self-contained HTML page."""
+
+import html
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedhpc.console import clock, fixed
+from fedhpc.records import OUTSIDE_GUARANTEE
+from fedhpc.report.chart import Chart, Mark, draw
+from fedhpc.report.rows import EPSILON, FINISHED, Group, Row
+from fedhpc.sweep.config import SEED
+from fedhpc.sweep.status import shown
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 80rem; margin: 2rem auto;
+  padding: 0 1.5rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; white-space: nowrap; padding: .3rem 1rem .3rem 0; border-bottom: 1px solid #ddd;
+  vertical-align: top; }
+th { font-weight: 600; } td.n, th.n { text-align: right; }
+.bad { color: #b00020; font-weight: 600; } .note { color: #555; max-width: 60rem; }
+svg { width: 100%; max-width: 860px; height: auto; } .wide { overflow-x: auto; }
+"""
+RESUME = '<p class="note"><code>python run.py sweep resume</code> runs these, and only these, again.</p>'
+NO_PRIVACY = "no privacy"
+KB = 1e3
+Cell = tuple[str, str]
+"""(text, CSS class)."""
+
+
+def page(name: str, keys: Sequence[str], rows: Sequence[Row], groups: Sequence[Group], made: str) -> str:
+    """The page; `keys` are those that the rows differ in."""
+    title = html.escape(f"Report: {name}")
+    parts = [f"<h1>{title}</h1>", f'<p class="note">{html.escape(_summary(rows, made))}</p>']
+    chart = chart_of(keys, groups)
+    if chart is not None:
+        parts += ["<h2>Diagnostic quality</h2>", draw(chart), f'<p class="note">{_caption(chart, rows)}</p>']
+    parts += ["<h2>Settings, means over seeds</h2>", _table(*_group_table(keys, groups))]
+    failed = [row for row in rows if row.message]
+    if failed:
+        items = (f"<li><b>{html.escape(row.name)}</b>: {html.escape(row.message)}</li>" for row in failed)
+        parts += ["<h2>What failed</h2>", f"<ul>{''.join(items)}</ul>", RESUME]
+    parts += ["<h2>Runs</h2>", _table(*_row_table(keys, rows)), _notes(rows)]
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+        f"</head><body>\n{chr(10).join(parts)}\n</body></html>\n"
+    )
+
+
+def _summary(rows: Sequence[Row], made: str) -> str:
+    counts = Counter(row.state for row in rows)
+    states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+    commits = ", ".join(sorted({row.git for row in rows if row.git}))
+    when = made[:16].replace("T", " ")
+    return f"{len(rows)} runs: {states}. Made {when} UTC" + (f", code {commits}." if commits else ".")
+
+
+def chart_of(keys: Sequence[str], groups: Sequence[Group]) -> Chart | None:
+    """AUC against epsilon, or else against the grid's first key of numbers; None where there is nothing to draw."""
+    done = [group for group in groups if group.auc is not None]
+    axis = next((key for key in (EPSILON, *keys) if key != SEED and _is_axis(key, done)), None)
+    if axis is None:
+        return None
+    series: dict[str, list[Mark]] = {}
+    for group in done:
+        if not group.baseline and group.auc is not None:
+            others = {key: value for key, value in group.point.items() if key != axis}
+            label = ", ".join(f"{_title(key)} {shown(value)}" for key, value in others.items()) or "federated"
+            series.setdefault(label, []).append(Mark(group.point[axis], group.auc, group.aucs))
+    levels = {group.baseline: group.auc for group in done if group.baseline and group.auc is not None}
+    return Chart(_title(axis), NO_PRIVACY if axis == EPSILON else "none", series, levels)
+
+
+def _is_axis(key: str, groups: Sequence[Group]) -> bool:
+    values = [group.point[key] for group in groups if not group.baseline and key in group.point]
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return bool(values) and len(numbers) + values.count(None) == len(values)
+
+
+def _title(key: str) -> str:
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def _caption(chart: Chart, rows: Sequence[Row]) -> str:
+    seeds = len({row.seed for row in rows})
+    dots = "Full dots: means over seeds; rings: the single runs. " if seeds > 1 else "One seed: a dot is one run. "
+    levels = "Broken lines: the baselines, for which the grid's keys mean nothing. " if chart.levels else ""
+    return f"{dots}{levels}AUC on the hospitals' test splits, macro average over the classes."
+
+
+def settings(keys: Sequence[str]) -> list[str]:
+    """The keys that a setting is told by; where only seeds differ, a column for the names of baselines."""
+    return [key for key in keys if key != SEED] or ["setting"]
+
+
+def _group_table(keys: Sequence[str], groups: Sequence[Group]) -> tuple[list[str], list[list[Cell]]]:
+    own = settings(keys)
+    head = [*map(_title, own), "runs", "AUC", "lowest to highest", "early sensitivity", "epsilon spent", "up a round"]
+    body = []
+    for group in groups:
+        reach = "-" if len(group.aucs) < 2 else f"{fixed(group.auc_lowest)} to {fixed(group.auc_highest)}"
+        complete = "n" if group.finished == group.runs else "n bad"
+        body.append(
+            [
+                *_point_cells(own, group.baseline, group.point),
+                (f"{group.finished} of {group.runs}", complete),
+                (fixed(group.auc), "n"),
+                (reach, "n"),
+                (fixed(group.sensitivity_early), "n"),
+                (fixed(group.epsilon), "n"),
+                ("-" if group.bytes_up is None else sent(group.bytes_up), "n"),
+            ]
+        )
+    return head, body
+
+
+def _row_table(keys: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
+    head = ["run", *map(_title, keys), "state", "AUC", "95 % interval", "F1", "early sens.", "epsilon spent"]
+    head += ["up", "down", "rounds", "time"]
+    body = []
+    for row in rows:
+        reach = "-" if row.auc_low is None else f"{fixed(row.auc_low)} to {fixed(row.auc_high)}"
+        state = "finished, budget spent" if row.stopped == "budget" else row.state
+        body.append(
+            [
+                (row.name, ""),
+                *_point_cells(keys, row.baseline, row.point),
+                (state, "" if row.state == FINISHED else "bad"),
+                (fixed(row.auc), "n"),
+                (reach, "n"),
+                (fixed(row.f1), "n"),
+                (fixed(row.sensitivity_early), "n"),
+                (fixed(row.epsilon), "n"),
+                *(("-" if count is None else sent(count), "n") for count in (row.bytes_up, row.bytes_down)),
+                (str(row.rounds), "n"),
+                ("-" if row.seconds is None else clock(row.seconds), "n"),
+            ]
+        )
+    return head, body
+
+
+def _point_cells(keys: Sequence[str], baseline: str, point: Mapping[str, Any]) -> list[Cell]:
+    """The values of the keys; a baseline's name stands in the first column that is not its own."""
+    cells = [(shown(point[key]) if key in point else "-", "") for key in keys]
+    if baseline and cells:
+        place = next((at for at, key in enumerate(keys) if key not in point), 0)
+        cells[place] = (baseline, "")
+    return cells
+
+
+def sent(count: float) -> str:
+    """Bytes, in the unit that needs no more than three digits before the point.
+
+    >>> sent(480.0), sent(15_393.0), sent(48_000_000.0)
+    ('480 B', '15.4 kB', '48.0 MB')
+    """
+    if count < KB:
+        return f"{count:.0f} B"
+    return f"{count / KB:.1f} kB" if count < KB**2 else f"{count / KB**2:.1f} MB"
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[Cell]]) -> str:
+    numeric = [cell[1].startswith("n") for cell in body[0]]
+    top = "".join(f"<th{' class=n' if n else ''}>{html.escape(t)}</th>" for t, n in zip(head, numeric, strict=True))
+    lines = (
+        "".join(f"<td{f' class={kind!r}' if kind else ''}>{html.escape(text)}</td>" for text, kind in row)
+        for row in body
+    )
+    rows = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table><tr>{top}</tr>{rows}</table></div>'
+
+
+def _notes(rows: Sequence[Row]) -> str:
+    notes = [
+        "Early sensitivity: that for early lesions, at the config's specificity. 95 % interval: bootstrap over the "
+        "test patients of one run; it says nothing of other seeds. Up, down: bytes sent in a round, over all hospitals."
+    ]
+    deltas = sorted({row.delta for row in rows if row.delta is not None})
+    if deltas:
+        notes.append(
+            f"Epsilon at delta {', '.join(f'{delta:g}' for delta in deltas)}, by each run's own ledger. Private runs "
+            "on the same patients add up: `run.py privacy SHARD` tells the sum. It protects training patients; "
+            f"{', '.join(OUTSIDE_GUARANTEE)} are measured on validation and test patients, whom it does not protect."
+        )
+    return "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)

@@ -1,0 +1,160 @@
+"""What a report says, as values: a row a run, and a group for all seeds of one setting."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fedhpc.config import RunConfig
+from fedhpc.errors import InputError
+from fedhpc.rundir import RunDirectory
+from fedhpc.sweep.config import SEED
+
+EPSILON, DENSITY = "privacy.epsilon", "exchange.density"
+FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. Metrics are None until it has finished; bytes are a round's, over all sites.
+
+    Attributes:
+        baseline: empty for a point of the grid.
+        point: what sets it apart: the grid's values, or of runs by themselves epsilon, density and seed.
+        stopped: "finished", or "budget" where privacy allowed fewer rounds than were asked for.
+    """
+
+    name: str
+    baseline: str
+    point: Mapping[str, Any]
+    state: str
+    message: str
+    mode: str
+    epsilon_target: float | None
+    epsilon: float | None
+    delta: float | None
+    density: float | None
+    seed: int
+    auc: float | None = None
+    auc_low: float | None = None
+    auc_high: float | None = None
+    auc_val: float | None = None
+    f1: float | None = None
+    sensitivity_early: float | None = None
+    bytes_up: float | None = None
+    bytes_down: float | None = None
+    dense_bytes: float | None = None
+    rounds: int = 0
+    seconds: float | None = None
+    stopped: str | None = None
+    git: str | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """All seeds of one setting. Means, and the lowest and highest AUC, are over the runs that finished."""
+
+    baseline: str
+    point: Mapping[str, Any]
+    runs: int
+    finished: int
+    auc: float | None
+    auc_lowest: float | None
+    auc_highest: float | None
+    sensitivity_early: float | None
+    epsilon: float | None
+    bytes_up: float | None
+    aucs: tuple[float, ...]
+
+
+def row_of(config: RunConfig, directory: RunDirectory, state: tuple[str, str], what: tuple[str, str, Any]) -> Row:
+    """The row of a run.
+
+    Args:
+        state: how it stands, and a message.
+        what: (name, baseline, point).
+    """
+    private = config.private
+    known: dict[str, Any] = {
+        "state": state[0],
+        "message": state[1],
+        "mode": config.mode,
+        "epsilon_target": config.privacy.epsilon,
+        "delta": config.privacy.delta if private else None,
+        "density": config.exchange.density if config.mode == "federated" else None,
+        "seed": config.seed,
+        "rounds": len(directory.read_rounds()),
+    }
+    if state[0] == FINISHED:
+        known |= _measured(json.loads(directory.summary.read_text(encoding="utf-8")))
+    return Row(*what, **{"epsilon": None, **known})
+
+
+def _measured(summary: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = summary["auc_ci95"] or (None, None)
+    federated = summary["mode"] == "federated"
+    return {
+        **{key: summary[key] for key in ("epsilon", "auc", "auc_val", "f1", "sensitivity_early", "stopped", "git")},
+        "auc_low": low,
+        "auc_high": high,
+        "bytes_up": summary["bytes_up_per_round"] if federated else None,
+        "bytes_down": summary["bytes_down_per_round"] if federated else None,
+        "dense_bytes": summary["dense_bytes_per_round"] if federated else None,
+        "seconds": summary["seconds"]["total"],
+    }
+
+
+def rows_of_runs(paths: Sequence[Path]) -> list[Row]:
+    """Rows of run directories; those that are not federated are baselines.
+
+    Raises:
+        InputError: a path that is no run directory.
+    """
+    rows = []
+    for path in paths:
+        directory = RunDirectory(path)
+        config = directory.read_config()
+        if config is None:
+            raise InputError(f"{path}: is no run directory, it has no config.yaml; give runs, or one sweep")
+        state = (FINISHED, "") if directory.summary.exists() else ("unfinished", "")
+        point = {EPSILON: config.privacy.epsilon, DENSITY: config.exchange.density, SEED: config.seed}
+        baseline = "" if config.mode == "federated" else config.mode
+        rows.append(row_of(config, directory, state, (path.name, baseline, {SEED: config.seed} if baseline else point)))
+    return rows
+
+
+def groups_of(rows: Sequence[Row]) -> list[Group]:
+    """Runs that differ in nothing but the seed, together, in the order of the rows."""
+    members: dict[str, list[Row]] = {}
+    for row in rows:
+        members.setdefault(json.dumps([row.baseline, _without_seed(row.point)], sort_keys=True), []).append(row)
+    return [_group(together) for together in members.values()]
+
+
+def _without_seed(point: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in point.items() if key != SEED}
+
+
+def _group(rows: Sequence[Row]) -> Group:
+    done = [row for row in rows if row.state == FINISHED]
+    aucs = tuple(row.auc for row in done if row.auc is not None)
+    return Group(
+        baseline=rows[0].baseline,
+        point=_without_seed(rows[0].point),
+        runs=len(rows),
+        finished=len(done),
+        auc=_mean(aucs),
+        auc_lowest=min(aucs, default=None),
+        auc_highest=max(aucs, default=None),
+        sensitivity_early=_mean([row.sensitivity_early for row in done]),
+        epsilon=max((row.epsilon for row in done if row.epsilon is not None), default=None),
+        bytes_up=_mean([row.bytes_up for row in done]),
+        aucs=aucs,
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return fmean(there) if there and len(there) == len(values) else None

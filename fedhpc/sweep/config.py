@@ -1,0 +1,263 @@
+"""A sweep's YAML: an ordinary config with four more sections, `grid`, `baselines`, `slurm` and `local`.
+
+The ordinary keys (with `extends`) are what every point of the grid starts from. A baseline is laid over them too, or
+over a config of its own if it `extends` one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from fedhpc.config import RunConfig, Section
+from fedhpc.config_file import apply_override, merged, problems_of, read_tree, told_of
+from fedhpc.errors import ConfigError
+from fedhpc.sweep.grid import Point, Tree, flattened, grid_problems, nested, points
+
+SEED = "seed"
+OWNED_FLAGS = {
+    *("account", "array", "constraint", "cpus-per-task", "dependency", "error", "gpus-per-task", "gres", "job-name"),
+    *("mem-per-cpu", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue"),
+    *("signal", "time", "wckey"),
+}
+"""The flags of sbatch that the sweep sets itself, by keys of their own or because it depends on them."""
+Flag = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+BaselineName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$")]
+
+
+class Slurm(Section):
+    """What SLURM is asked for: each element is a job of an array, with these resources, whatever it trains."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gres: str | None = Field(default=None, description="per node, as sbatch takes it, for example gpu:4")
+    nodes: Annotated[int, Field(ge=1)] = 1
+    ranks: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="MPI ranks of an element over all its nodes; auto: one for each hospital"
+    )
+    cpus_per_rank: Annotated[int, Field(ge=1)] = 1
+    gpus_per_rank: Annotated[int, Field(ge=0)] = 0
+    memory_gb_per_rank: Annotated[float, Field(gt=0)] | None = None
+    time_min: Annotated[int, Field(ge=1)] = 120
+    at_once: Annotated[int, Field(ge=1)] | None = Field(default=None, description="the %N of the array")
+    mpi: Literal["pmix", "pmi2", "mpirun"] = Field(
+        default="pmix", description="srun --mpi=..., or mpirun inside the element's allocation"
+    )
+    requeues: Annotated[int, Field(ge=0, le=100)] = Field(
+        default=3, description="how often an element that runs out of time, or is preempted, is queued again by itself"
+    )
+    signal_s: Annotated[int, Field(ge=1)] = Field(default=120, description="how long before its end it is told so")
+    setup: tuple[str, ...] = Field(default=(), description="shell lines before the program, such as module load")
+    extra: dict[Flag, str | int | Literal[True]] = Field(
+        default={}, description="any other flag of sbatch, without its dashes: {reservation: night}"
+    )
+
+    @model_validator(mode="after")
+    def _rules(self) -> "Slurm":
+        problems = [
+            f"slurm.extra.{flag}: is set by the sweep itself; see the other keys of slurm"
+            for flag in sorted(OWNED_FLAGS & self.extra.keys())
+        ]
+        if self.ranks != "auto" and self.ranks % self.nodes:
+            problems.append(f"slurm.ranks={self.ranks}: must be a multiple of slurm.nodes={self.nodes}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class Local(Section):
+    """One machine: how many elements run at once, and what each takes.
+
+    `at_once: auto` is what the cores allow. Whatever it is, an element waits until there is free memory for it.
+    """
+
+    at_once: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    ranks: Annotated[int, Field(ge=1)] = 1
+    cpus_per_rank: Annotated[int, Field(ge=1)] = 1
+    memory_gb_per_rank: Annotated[float, Field(gt=0)] = 1.0
+
+
+class Sections(Section):
+    """The sections that a sweep has beside those of a run."""
+
+    grid: dict[str, Any] = Field(min_length=1)
+    baselines: dict[BaselineName, dict[str, Any]] = Field(default={})
+    slurm: Slurm = Slurm()
+    local: Local = Local()
+
+
+@dataclass(frozen=True)
+class Element:
+    """One run of a sweep.
+
+    Attributes:
+        name: of its run, its directory, and its line in the lifetime ledgers.
+        baseline: which one it is; empty for a point of the grid.
+        point: the values of the grid's keys here; of a baseline at most the seed.
+    """
+
+    name: str
+    baseline: str
+    point: Point
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A validated sweep: its elements in the order in which they are submitted."""
+
+    name: str
+    grid: dict[str, list[Any]]
+    slurm: Slurm
+    local: Local
+    elements: tuple[Element, ...]
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """A sweep as its config says; it may be run where there are no `problems`. Invalid elements are left out of it."""
+
+    sweep: Sweep
+    problems: tuple[str, ...]
+
+
+def expand(path: Path, overrides: list[str]) -> Expansion:
+    """Read, merge, override, expand and validate.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value`: of an ordinary key, or of one in a sweep's own sections (`slurm.partition=gpu`,
+            `grid.seed=[0]`, `baselines.local.training.rounds=2`).
+
+    Raises:
+        ConfigError: where its own sections do not say what the elements are.
+    """
+    tree = read_tree(path)
+    if isinstance(tree.get("grid"), dict):
+        tree["grid"] = nested(flattened(tree["grid"]))
+    for override in overrides:
+        apply_override(tree, override)
+    sections = _sections({key: tree.pop(key) for key in Sections.model_fields if key in tree}, path)
+    grid = flattened(sections.grid)
+    unnamed = [] if isinstance(tree.get("name"), str) else ["name: missing; it must be set"]
+    problems = [*unnamed, *grid_problems(grid), *_overridden(grid, overrides)]
+    if problems:
+        raise ConfigError(told_of(path, problems))
+    drafts = [*_grid_drafts(tree, grid), *_baseline_drafts(tree, sections, grid, path.parent)]
+    name = str(tree["name"])
+    elements = tuple(_validated(name, drafts, problems))
+    problems += _misfits(elements, sections.slurm, sections.local)
+    return Expansion(Sweep(name, grid, sections.slurm, sections.local, elements), tuple(problems))
+
+
+def load_sweep(path: Path, overrides: list[str]) -> Sweep:
+    """The sweep of a config without problems.
+
+    Raises:
+        ConfigError: with every problem of every element, one a line.
+    """
+    expansion = expand(path, overrides)
+    if expansion.problems:
+        raise ConfigError(told_of(path, expansion.problems))
+    return expansion.sweep
+
+
+def _sections(tree: Tree, path: Path) -> Sections:
+    try:
+        return Sections.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(told_of(path, problems_of(error, Sections))) from None
+
+
+def _overridden(grid: Point, overrides: list[str]) -> list[str]:
+    keys = [override.partition("=")[0] for override in overrides]
+    return [
+        f"--set {key}: the grid has {key}, which would win; use --set 'grid.{key}=[...]'" for key in keys if key in grid
+    ]
+
+
+Draft = tuple[str, Point, Tree]
+"""(baseline or nothing, point, config tree)."""
+
+
+def _grid_drafts(base: Tree, grid: Point) -> list[Draft]:
+    return [("", point, merged(base, nested(point))) for point in points(grid)]
+
+
+def _baseline_drafts(base: Tree, sections: Sections, grid: Point, folder: Path) -> list[Draft]:
+    """Each baseline once, or once for each seed of the grid."""
+    drafts = []
+    for name, own in sections.baselines.items():
+        rest = {key: value for key, value in own.items() if key != "extends"}
+        under = read_tree(folder / str(own["extends"])) if "extends" in own else base
+        for point in points({key: values for key, values in grid.items() if key == SEED}):
+            drafts.append((name, point, merged(merged(under, rest), point)))
+    return drafts
+
+
+def _validated(sweep: str, drafts: list[Draft], problems: list[str]) -> list[Element]:
+    """The elements of the drafts that hold; of the others, each problem once with those that have it."""
+    elements: list[Element] = []
+    found: dict[str, list[str]] = {}
+    for number, (baseline, point, tree) in enumerate(drafts):
+        name = f"{sweep}-{number:03d}"
+        try:
+            elements.append(Element(name, baseline, point, RunConfig.model_validate({**tree, "name": name})))
+        except ValidationError as error:
+            for problem in problems_of(error):
+                found.setdefault(problem, []).append(f"{baseline or 'grid'} {number:03d}")
+    for problem, where in found.items():
+        everywhere = len(where) == len(drafts)
+        problems.append(problem if everywhere else f"{problem} (in {_some(where)})")
+    return elements
+
+
+def _some(names: list[str], shown: int = 4) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def _misfits(elements: Sequence[Element], slurm: Slurm, local: Local) -> list[str]:
+    """What does not go together between elements, or between them and the resources that all of them get."""
+    problems = []
+    for key in ("shards", "phantom"):
+        different = dict.fromkeys(repr(getattr(element.config.data, key)) for element in elements)
+        if len(different) > 1:
+            problems.append(
+                f"data.{key}: differs between elements: {'; '.join(different)}; their results would not compare"
+            )
+    patience_s = max((element.config.runtime.patience_s for element in elements), default=0.0)
+    if slurm.signal_s <= patience_s:
+        problems.append(
+            f"slurm.signal_s={slurm.signal_s}: a site may go on for runtime.patience_s={patience_s:g} after it was "
+            "told to stop, and must then still save; make it longer than that"
+        )
+    limits = {element.name: most_ranks(element.config) for element in elements}
+    for key, ranks in (("slurm.ranks", slurm.ranks), ("local.ranks", local.ranks)):
+        over = [name for name, most in limits.items() if ranks != "auto" and ranks > most]
+        if over:
+            problems.append(
+                f"{key}={ranks}: too many for {_some(over)}, which can use {min(limits.values())}; all elements get "
+                "the same"
+            )
+    if slurm.ranks == "auto" and elements and min(limits.values()) % slurm.nodes:
+        problems.append(
+            f"slurm.nodes={slurm.nodes}: does not divide the {min(limits.values())} ranks of an element; set "
+            "slurm.ranks to a multiple of it"
+        )
+    return problems
+
+
+def most_ranks(config: RunConfig) -> int:
+    """How many ranks a run can use: of a centralised one all but rank 0 sleep, so that it fits any number."""
+    return len(config.data.sites) + (config.federation.aggregator == "dedicated")
+
+
+def ranks_of(sweep: Sweep) -> int:
+    """The ranks that SLURM starts for each element."""
+    limits = [most_ranks(element.config) for element in sweep.elements]
+    return min(limits) if sweep.slurm.ranks == "auto" else sweep.slurm.ranks

@@ -1,0 +1,93 @@
+"""One element of a sweep at one rank: `run.py train` in its directory, and a file that tells how it ended.
+
+Started by submitit's tasks under srun, or by `python -m fedhpc.sweep.element DIRECTORY REQUEUES` under mpirun or alone.
+It trains as `run.py train DIRECTORY/element.yaml --run-dir DIRECTORY` would, which can also be used to go on by hand.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from fedhpc.errors import InputError
+from fedhpc.preemption import Notice
+from fedhpc.startup import Startup
+from fedhpc.sweep.queue import is_running
+from fedhpc.sweep.store import ElementDirectory, Outcome, beginning
+
+FAILED, BAD_INPUT = 1, 2
+
+
+def run_element(path: str, requeues: int) -> str:
+    """Train the element in the directory `path`, from where it stands to its end.
+
+    Args:
+        path: absolute.
+        requeues: how often it may be queued again when it was told to stop; 0 outside SLURM.
+
+    Returns:
+        why it ended: "finished", "budget" or "preempted".
+
+    Raises:
+        Exception: whatever went wrong at this rank, after it was written down; the other ranks are ended too.
+    """
+    # Before all that takes seconds to import. It takes the place of submitit's handlers, which at rank 0 raise in the
+    # middle of a round and elsewhere do nothing.
+    notice = Notice()
+    notice.listen()
+    startup = Startup()
+    from fedhpc.exchange.comm import abort_at_exit, connect
+    from fedhpc.train import Work, train
+
+    folder, rank = ElementDirectory(Path(path)), int(os.environ.get("SLURM_PROCID", "0"))
+    begun = beginning(_job_id())
+    try:
+        wire = connect()
+        rank = wire.rank
+        startup.mark("MPI")
+        if rank == 0:
+            folder.write_outcome(begun)
+        stopped = train(Work(folder.config, [], folder.path), wire, notice, startup)
+    except InputError as error:
+        # All ranks raise it, with the same message.
+        if rank == 0:
+            folder.end(begun, "failed", str(error))
+        raise
+    except BaseException as error:
+        folder.end(begun, "failed", f"rank {rank}: {error or type(error).__name__}")
+        abort_at_exit(FAILED)
+        raise
+    if rank == 0:
+        _end(folder, begun, stopped, requeues)
+    return stopped
+
+
+def _end(folder: ElementDirectory, begun: Outcome, stopped: str, requeues: int) -> None:
+    if stopped != "preempted":
+        folder.end(begun, "finished", stopped)
+        return
+    restarts, why = int(os.environ.get("SLURM_RESTART_COUNT", "0")), "told to stop before its last round"
+    if restarts >= requeues:
+        why += f", after {restarts} restarts (slurm.requeues={requeues})"
+    folder.end(begun, "stopped", why)
+    if restarts < requeues and is_running(os.environ["SLURM_JOB_ID"]):
+        # By now every rank has saved its round. The job is queued again when all have ended (`fedhpc.sweep.slurm`).
+        folder.sweep.again(os.environ["SLURM_JOB_ID"]).touch()
+
+
+def _job_id() -> str:
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
+
+
+def main() -> int:
+    """Without submitit's tasks: the arguments of `run_element`; 0 also where it was told to stop: its file tells."""
+    try:
+        run_element(sys.argv[1], int(sys.argv[2]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""A sweep on one machine: a few elements at a time, as cores and memory allow, until all have ended."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from fedhpc.console import Console, clock, fixed
+from fedhpc.errors import InputError
+from fedhpc.sweep.config import Local, Sweep
+from fedhpc.sweep.status import Line, line_of
+from fedhpc.sweep.store import Outcome, SweepDirectory, beginning
+
+GB = 1e9
+POLL_S = 0.1
+GRACE_S = 20
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class StoppedError(Exception):
+    """SIGTERM or SIGINT: the elements that run are ended, and can be resumed."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """An element under way."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    begun: Outcome
+
+
+def command_of(path: Path, ranks: int, requeues: int = 0) -> list[str]:
+    """The command that trains the element in `path` on so many ranks; `requeues` is of SLURM only."""
+    alone = [sys.executable, "-m", "fedhpc.sweep.element", str(path), str(requeues)]
+    return alone if ranks == 1 else [_mpirun(), "-n", str(ranks), *alone]
+
+
+def _mpirun() -> str:
+    beside = Path(sys.executable).with_name("mpirun")
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    if found is None:
+        raise InputError("there is no mpirun beside Python or on PATH: set local.ranks=1, or install an MPI")
+    return found
+
+
+def at_once(local: Local) -> int:
+    """How many elements the cores allow at a time, or the config does."""
+    if local.at_once != "auto":
+        return local.at_once
+    return max(1, len(os.sched_getaffinity(0)) // (local.ranks * local.cpus_per_rank))
+
+
+def needed(local: Local) -> int:
+    """Bytes of memory for an element."""
+    return int(local.ranks * local.memory_gb_per_rank * GB)
+
+
+def check_memory(local: Local) -> None:
+    """Raises InputError where an element needs more than this machine has."""
+    there = _meminfo("MemTotal")
+    if needed(local) > there:
+        raise InputError(
+            f"local.memory_gb_per_rank={local.memory_gb_per_rank:g}: an element of {local.ranks} rank(s) would need "
+            f"more than this machine's {there / GB:.1f} GB; lower it"
+        )
+
+
+def run_all(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], console: Console) -> bool:
+    """Run the named elements to their ends, whatever becomes of each; whether all finished.
+
+    Raises:
+        StoppedError: it was asked to stop; nothing runs any more.
+    """
+    need = needed(sweep.local)
+    waiting, running, lines = list(names), list[Running](), list[Line]()
+    most = at_once(sweep.local)
+    console.say(f"{len(waiting)} elements, {most} at a time, {need / GB:.1f} GB each")
+    with _stop_signals() as told:
+        try:
+            while waiting or running:
+                if told:
+                    raise StoppedError(told[0])
+                if waiting and len(running) < most and (not running or _fits(running, need)):
+                    running.append(_start(directory, sweep, waiting.pop(0)))
+                ended = [one for one in running if one.process.poll() is not None]
+                running = [one for one in running if one not in ended]
+                for one in ended:
+                    lines.append(_ended(directory, sweep, one))
+                    console.say(_told(lines[-1], f"{len(lines)}/{len(names)}"))
+                time.sleep(0 if ended else POLL_S)
+        finally:
+            for one in running:
+                one.process.terminate()
+            for one in running:
+                _wait_or_kill(one)
+    return all(line.state == "finished" for line in lines)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[str]]:
+    """The names of the SIGTERMs and SIGINTs that have come; they do nothing else, lest one falls between two steps."""
+    told: list[str] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        told.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start(directory: SweepDirectory, sweep: Sweep, name: str) -> Running:
+    folder, local = directory.element(name), sweep.local
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "OMP_NUM_THREADS": str(local.cpus_per_rank),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMPI_MCA_mpi_yield_when_idle": "1",
+    }
+    begun = beginning("")
+    folder.write_outcome(begun)
+    with folder.log.open("ab") as log:
+        # A session of its own: it and its ranks can be found and ended together.
+        process = subprocess.Popen(
+            command_of(folder.path, local.ranks),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    return Running(name, process, begun)
+
+
+def _ended(directory: SweepDirectory, sweep: Sweep, one: Running) -> Line:
+    folder, status = directory.element(one.name), one.process.returncode
+    if status:
+        folder.note_death(one.begun, f"ended with status {status} without a word; see {folder.log}")
+    element = next(element for element in sweep.elements if element.name == one.name)
+    return line_of(element, folder, None)
+
+
+def _told(line: Line, counted: str) -> str:
+    parts = [f"{counted} {line.name}", line.described, line.state, f"AUC {fixed(line.auc)}", clock(line.seconds)]
+    return "  ".join([*parts, *([line.message.splitlines()[0]] if line.message else [])])
+
+
+def _wait_or_kill(one: Running) -> None:
+    """See an element end that was told to stop, which saves its round; end what is left of it after a while."""
+    try:
+        one.process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        one.process.kill()
+        one.process.wait()
+    for pid in _session(one.process.pid):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _fits(running: Sequence[Running], need: int) -> bool:
+    """Whether there is memory for one more, when those that run have taken what they will."""
+    yet_to_come = sum(max(0, need - _resident(_session(one.process.pid))) for one in running)
+    return _meminfo("MemAvailable") - yet_to_come >= need
+
+
+def _meminfo(key: str) -> int:
+    """Bytes."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        name, value = line.split(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise KeyError(key)
+
+
+def _session(leader: int) -> list[int]:
+    """The processes of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        fields = _read(stat).rpartition(")")[2].split()
+        if len(fields) > 3 and int(fields[3]) == leader and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def _resident(pids: Sequence[int]) -> int:
+    """Bytes of memory that these processes hold, shared pages counted for each."""
+    pages = (_read(Path(f"/proc/{pid}/statm")).split()[1:2] for pid in pids)
+    return sum(int(found[0]) for found in pages if found) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _read(path: Path) -> str:
+    """A file of /proc; empty where its process has ended meanwhile."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

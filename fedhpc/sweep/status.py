@@ -1,0 +1,206 @@
+"""How a sweep stands: from its files, and for what waits or was killed from SLURM's queue or the processes here."""
+
+import json
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedhpc.console import clock, fixed, table
+from fedhpc.sweep.config import Element, Sweep
+from fedhpc.sweep.store import ElementDirectory, Outcome, Submission, SweepDirectory, born
+
+State = Literal["missing", "pending", "running", "finished", "failed", "stopped", "cancelled", "lost", "unknown"]
+AT_REST: frozenset[State] = frozenset({"missing", "failed", "stopped", "cancelled", "lost"})
+"""What `sweep resume` runs again."""
+WAITING = {
+    *("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"),
+    *("SUSPENDED", "STOPPED"),
+}
+ACTIVE = {"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of an element beside its outcome.
+
+    Attributes:
+        job: the last one that it was given to; None where it was given to none, empty on one machine.
+        since: when it was given to it.
+        queue: SLURM's state of that job; None where SLURM does not know it any more.
+        answered: whether SLURM could be asked at all.
+        alive: on one machine, whether the process that runs the elements does.
+        cancelled: whether the user ended it.
+    """
+
+    job: str | None
+    since: str = ""
+    queue: str | None = None
+    answered: bool = True
+    alive: bool = False
+    cancelled: bool = False
+
+
+def judged(outcome: Outcome | None, known: Known) -> State:
+    """The state of an element.
+
+    A job that is in the queue again counts more than what an earlier attempt left behind; what a cancelled one said of
+    its end is no failure; a `running` that nothing runs any more was killed before it could tell.
+    """
+    if outcome is not None and outcome.state == "finished":
+        return "finished"
+    if known.queue in WAITING:
+        return "pending"
+    active = known.queue in ACTIVE or known.alive
+    if known.cancelled and not active:
+        return "cancelled"
+    ours = outcome is not None and _is_of(outcome, known)
+    # A job that was told to stop is about to be queued again.
+    if outcome is not None and ours and outcome.state in (("failed", "stopped") if known.alive else ("failed",)):
+        return outcome.state
+    if active:
+        return "running" if ours or known.queue in ACTIVE else "pending"
+    if (known.queue or "").startswith("CANCELLED"):
+        return "cancelled"
+    if known.job and not known.answered:
+        return "unknown"
+    if outcome is not None and outcome.state in ("failed", "stopped"):
+        return outcome.state
+    return "missing" if known.job is None else "lost"
+
+
+def _is_of(outcome: Outcome, known: Known) -> bool:
+    """Whether it is of the last submission; on one machine there is one clock and no job id."""
+    return outcome.job == known.job if known.job else outcome.started >= known.since
+
+
+@dataclass(frozen=True)
+class Line:
+    """One element as the table shows it."""
+
+    name: str
+    baseline: str
+    point: Mapping[str, Any]
+    state: State
+    job: str
+    rounds_done: int
+    rounds: int
+    auc: float | None
+    epsilon: float | None
+    seconds: float
+    message: str
+
+    @property
+    def described(self) -> str:
+        """What sets it apart from the others, in a few words."""
+        values = [f"{key.rpartition('.')[2]} {shown(value)}" for key, value in self.point.items()]
+        return " ".join([*([self.baseline] if self.baseline else []), *values])
+
+
+def shown(value: object) -> str:
+    """A value of the grid in a table.
+
+    >>> shown(None), shown(0.1), shown("sgd"), shown(True)
+    ('none', '0.1', 'sgd', 'true')
+    """
+    if value is None or isinstance(value, bool):
+        return "none" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def line_of(element: Element, folder: ElementDirectory, known: Known | None) -> Line:
+    """The line of an element; without `known` its outcome is taken at its word."""
+    outcome, records = folder.outcome(), folder.run.read_rounds()
+    last = records[-1] if records else {}
+    if folder.run.summary.exists():
+        last = {**last, **json.loads(folder.run.summary.read_text(encoding="utf-8"))}
+    state: State = judged(outcome, known) if known else outcome.state if outcome else "missing"
+    return Line(
+        name=element.name,
+        baseline=element.baseline,
+        point=element.point,
+        state=state,
+        job=(known.job if known else None) or (outcome.job if outcome else ""),
+        rounds_done=len(records),
+        rounds=element.config.training.rounds,
+        auc=last.get("auc"),
+        epsilon=last.get("epsilon"),
+        seconds=sum(record["seconds"]["total"] for record in records),
+        message=_message(state, outcome, known),
+    )
+
+
+def _message(state: State, outcome: Outcome | None, known: Known | None) -> str:
+    if state == "lost":
+        said = f" (SLURM: {known.queue})" if known and known.queue else ""
+        return f"ended without a word: killed, out of memory or time, or its node was lost{said}; see its log"
+    return outcome.message if outcome and state in ("failed", "stopped") else ""
+
+
+def known_jobs(directory: SweepDirectory, sweep: Sweep) -> dict[str, str]:
+    """{element: its last job}, for those that were given to anybody; on one machine the id is empty.
+
+    An element that runs though its submission was never written down, because that was cut off, is among them.
+    """
+    outcomes = {element.name: directory.element(element.name).outcome() for element in sweep.elements}
+    begun = {name: outcome.job for name, outcome in outcomes.items() if outcome is not None}
+    return begun | {name: one.jobs[name] for name, one in latest(directory.submissions()).items()}
+
+
+def lines(
+    directory: SweepDirectory, sweep: Sweep, jobs: Mapping[str, str], queue: Mapping[str, str] | None
+) -> list[Line]:
+    """All elements, as they stand.
+
+    Args:
+        jobs: `known_jobs`.
+        queue: SLURM's states by job; None where it could not be asked.
+    """
+    newest, cancelled = latest(directory.submissions()), directory.cancelled()
+    found = []
+    for element in sweep.elements:
+        last, job = newest.get(element.name), jobs.get(element.name)
+        known = Known(
+            job=job,
+            since=last.time if last else "",
+            queue=(queue or {}).get(job) if job else None,
+            answered=queue is not None,
+            alive=last is not None and not job and runs_here(last),
+            cancelled=element.name in cancelled,
+        )
+        found.append(line_of(element, directory.element(element.name), known))
+    return found
+
+
+def latest(submissions: Sequence[Submission]) -> dict[str, Submission]:
+    """{element: the last submission that it is in}."""
+    return {name: one for one in submissions for name in one.jobs}
+
+
+def runs_here(submission: Submission) -> bool:
+    """Whether the process that runs a sweep on one machine is still there; nothing can be said from another host."""
+    here = submission.cluster == "local" and submission.host == socket.gethostname()
+    return here and born(submission.pid) == submission.born
+
+
+def status_text(sweep: Sweep, found: Sequence[Line]) -> str:
+    """The table, what failed and why, and how many are where."""
+    keys = list(sweep.grid)
+    rows = [("element", *(key.rpartition(".")[2] for key in keys), "state", "job", "rounds", "AUC", "epsilon", "time")]
+    rows += [_row(line, keys) for line in found]
+    failed = [f"{line.name}: {line.message.splitlines()[0]}" for line in found if line.message]
+    counts = Counter(line.state for line in found)
+    summary = ", ".join(f"{counts[state]} {state}" for state in sorted(counts))
+    return "\n".join([table(rows), *(["", *failed] if failed else []), "", f"{sweep.name}: {len(found)}: {summary}"])
+
+
+def _row(line: Line, keys: Sequence[str]) -> tuple[str, ...]:
+    values = [shown(line.point[key]) if key in line.point else "-" for key in keys]
+    if line.baseline:
+        values[0] = line.baseline if values[0] == "-" else f"{line.baseline} {values[0]}"
+    rounds = f"{line.rounds_done}/{line.rounds}"
+    time_taken = clock(line.seconds) if line.seconds else "-"
+    return (
+        line.name, *values, line.state, line.job or "-", rounds, fixed(line.auc), fixed(line.epsilon), time_taken
+    )  # fmt: skip

@@ -1,0 +1,264 @@
+"""The sweep directory: all that is known of a sweep, in plain files, each put in place whole.
+
+runs/<sweep>/
+    sweep.yaml                    grid, resources, elements; written once
+    jobs.json                     who was asked to run what: a submission a line, cancelled jobs
+    jobs/                         submitit's: scripts, pickles, a log a rank
+    elements/<sweep>-003/         an ordinary run directory, and in it
+        element.yaml              its config, as submitted
+        outcome.json              how its last attempt stands, by the process that trained
+        log.txt                   what it printed (on one machine)
+    report.html, .json, .csv      when all have ended
+"""
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from fedhpc.config import RunConfig, Section
+from fedhpc.config_file import load_config
+from fedhpc.errors import InputError
+from fedhpc.rundir import RunDirectory, write_text
+from fedhpc.sweep.config import Element, Local, Slurm, Sweep
+
+Ended = Literal["running", "finished", "failed", "stopped"]
+Cluster = Literal["slurm", "local"]
+
+
+class Listed(Section):
+    """An element as sweep.yaml lists it; its config is in its directory."""
+
+    name: str
+    baseline: str
+    point: dict[str, Any]
+
+
+class Stored(Section):
+    """sweep.yaml."""
+
+    name: str
+    grid: dict[str, list[Any]]
+    slurm: Slurm
+    local: Local
+    elements: tuple[Listed, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an element's last attempt stands.
+
+    Attributes:
+        state: `running` also of one that was killed before it could tell.
+        message: why it failed or was stopped; of a finished run "finished" or "budget".
+        job: SLURM's id; empty on one machine.
+        host, pid: of the process that wrote it.
+        seconds: from its start to its end.
+    """
+
+    state: Ended
+    message: str
+    job: str
+    host: str
+    pid: int
+    started: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Elements that were handed over together.
+
+    Attributes:
+        jobs: {element: SLURM's job id}; of one machine, the id is empty.
+        report: the id of the job that makes the report; empty on one machine, and before it was submitted.
+        host, pid, born: of the process that handed them over, and on one machine runs them; `born` tells it from a
+            later one of the same pid.
+    """
+
+    cluster: Cluster
+    jobs: dict[str, str]
+    report: str
+    host: str
+    pid: int
+    born: str
+    time: str
+
+
+class SweepDirectory:
+    """Owns the names of a sweep's files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan, self.jobs, self.logs = path / "sweep.yaml", path / "jobs.json", path / "jobs"
+
+    def element(self, name: str) -> "ElementDirectory":
+        """The directory of one element."""
+        return ElementDirectory(self.path / "elements" / name)
+
+    def again(self, job: str) -> Path:
+        """The file that asks the script of a job to queue it again, by SLURM's plain id."""
+        return self.logs / f"again-{job}"
+
+    def check_free(self) -> None:
+        """Raises InputError where there is a sweep already."""
+        if self.plan.exists():
+            raise InputError(
+                f"{self.path}: holds a sweep already; `run.py sweep resume {self.path}` runs what is missing of it, "
+                "another --run-dir starts anew"
+            )
+
+    def create(self, sweep: Sweep, cluster: Cluster) -> None:
+        """Write down what is to be done."""
+        cpus = (sweep.slurm if cluster == "slurm" else sweep.local).cpus_per_rank
+        for element in sweep.elements:
+            self.element(element.name).write_config(with_threads(element.config, cpus))
+        listed = tuple(Listed(name=e.name, baseline=e.baseline, point=e.point) for e in sweep.elements)
+        stored = Stored(name=sweep.name, grid=sweep.grid, slurm=sweep.slurm, local=sweep.local, elements=listed)
+        write_text(self.plan, yaml.safe_dump(stored.model_dump(mode="json"), sort_keys=False))
+
+    def withdraw(self) -> None:
+        """Forget a plan that nothing was asked to do."""
+        self.plan.unlink()
+
+    def read(self) -> Sweep:
+        """The sweep as it was started.
+
+        Raises:
+            InputError: where there is none.
+        """
+        if not self.plan.exists():
+            raise InputError(f"{self.path}: is no sweep: it has no {self.plan.name}")
+        stored = Stored.model_validate(yaml.safe_load(self.plan.read_text(encoding="utf-8")))
+        elements = tuple(
+            Element(one.name, one.baseline, one.point, self.element(one.name).read_config()) for one in stored.elements
+        )
+        return Sweep(stored.name, stored.grid, stored.slurm, stored.local, elements)
+
+    def submissions(self) -> list[Submission]:
+        """All of them, oldest first."""
+        return [Submission(**one) for one in self._jobs()["submissions"]]
+
+    def cancelled(self) -> frozenset[str]:
+        """The elements that were cancelled and not submitted again since."""
+        return frozenset(self._jobs()["cancelled"])
+
+    def add(self, submission: Submission) -> None:
+        """Remember a submission; what it holds is no longer cancelled."""
+        jobs = self._jobs()
+        jobs["submissions"].append(asdict(submission))
+        jobs["cancelled"] = sorted(set(jobs["cancelled"]) - submission.jobs.keys())
+        self._write_jobs(jobs)
+
+    def add_report(self, job: str) -> None:
+        """Remember the job that makes the report after the last submission."""
+        jobs = self._jobs()
+        jobs["submissions"][-1]["report"] = job
+        self._write_jobs(jobs)
+
+    def add_cancelled(self, names: list[str]) -> None:
+        """Remember that these elements were cancelled."""
+        jobs = self._jobs()
+        jobs["cancelled"] = sorted({*jobs["cancelled"], *names})
+        self._write_jobs(jobs)
+
+    def _jobs(self) -> dict[str, Any]:
+        if not self.jobs.exists():
+            return {"submissions": [], "cancelled": []}
+        jobs: dict[str, Any] = json.loads(self.jobs.read_text(encoding="utf-8"))
+        return jobs
+
+    def _write_jobs(self, jobs: dict[str, Any]) -> None:
+        write_text(self.jobs, json.dumps(jobs, indent=2) + "\n")
+
+
+class ElementDirectory:
+    """One element's run directory and the files of the sweep in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.run = path, RunDirectory(path)
+        self.config, self.log = path / "element.yaml", path / "log.txt"
+        self._outcome = path / "outcome.json"
+
+    @property
+    def sweep(self) -> SweepDirectory:
+        """Of which it is one."""
+        return SweepDirectory(self.path.parents[1])
+
+    def write_config(self, config: RunConfig) -> None:
+        """As submitted."""
+        write_text(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+    def read_config(self) -> RunConfig:
+        """As submitted."""
+        return load_config(self.config)
+
+    def outcome(self) -> Outcome | None:
+        """None where no attempt has begun."""
+        if not self._outcome.exists():
+            return None
+        return Outcome(**json.loads(self._outcome.read_text(encoding="utf-8")))
+
+    def write_outcome(self, outcome: Outcome) -> None:
+        """In place of the last one."""
+        write_text(self._outcome, json.dumps(asdict(outcome), indent=2) + "\n")
+
+    def ledgers(self) -> frozenset[str]:
+        """The ids of its privacy ledgers, by which the lifetime ledgers know what it has spent."""
+        found = set()
+        for path in self.path.glob("sites/*/ledger.jsonl"):
+            with path.open(encoding="utf-8") as lines:
+                found.add(str(json.loads(next(lines, "{}")).get("ledger")))
+        return frozenset(found)
+
+    def end(self, begun: Outcome, state: Ended, message: str) -> None:
+        """Write how the attempt that had `begun` ended."""
+        started = datetime.fromisoformat(begun.started)
+        seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
+        self.write_outcome(replace(begun, state=state, message=message, seconds=seconds))
+
+    def note_death(self, begun: Outcome, message: str) -> None:
+        """Say of an attempt whose processes have all ended that it failed, where none of them could."""
+        known = self.outcome()
+        if known is None or known.state == "running":
+            self.end(known or begun, "failed", message)
+
+
+def beginning(job: str) -> Outcome:
+    """An attempt of this process that starts now."""
+    return Outcome("running", "", job, socket.gethostname(), os.getpid(), now())
+
+
+def submission(cluster: Cluster, jobs: dict[str, str]) -> Submission:
+    """One made by this process now."""
+    pid = os.getpid()
+    return Submission(cluster, jobs, "", socket.gethostname(), pid, born(pid), now())
+
+
+def born(pid: int) -> str:
+    """When a process of this machine was started, in clock ticks since boot; empty where there is none.
+
+    >>> born(os.getpid()).isdecimal(), born(2**22 + 1)
+    (True, '')
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def with_threads(config: RunConfig, cpus: int) -> RunConfig:
+    """`runtime.threads: auto` as what a rank is given: several elements on a machine must not each take all of it."""
+    if config.runtime.threads != "auto":
+        return config
+    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": cpus})})

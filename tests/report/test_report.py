@@ -1,0 +1,209 @@
+"""The report: means over seeds as laws, a chart whose every mark is inside it, and a page that needs nothing else."""
+
+import csv
+import json
+import re
+import statistics
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedhpc.cli import main
+from fedhpc.config import RunConfig
+from fedhpc.report.build import Report, report, write
+from fedhpc.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Mark, draw
+from fedhpc.report.page import chart_of
+from fedhpc.report.rows import Row, groups_of
+from fedhpc.rundir import RunDirectory
+
+EMPTY = {"baseline": "", "state": "finished", "message": "", "mode": "federated", "epsilon_target": None,
+         "epsilon": None, "delta": None, "density": 0.1, "seed": 0}  # fmt: skip
+aucs = st.one_of(st.none(), st.floats(0, 1))
+
+
+def row(name: str, point: dict[str, Any], auc: float | None, **more: Any) -> Row:
+    return Row(**{**EMPTY, "name": name, "point": point, "seed": point.get("seed", 0), "auc": auc, **more})
+
+
+@given(st.dictionaries(st.tuples(st.sampled_from((1.0, 2.0, None)), st.integers(0, 3)), aucs, min_size=1))
+def test_a_group_is_all_seeds_of_one_setting(cells: dict[tuple[float | None, int], float | None]) -> None:
+    rows = [
+        row(f"{at}", {"privacy.epsilon": e, "seed": s}, auc, state="failed" if auc is None else "finished")
+        for at, ((e, s), auc) in enumerate(cells.items())
+    ]
+    groups = groups_of(rows)
+    assert sum(group.runs for group in groups) == len(rows)
+    assert len({group.point["privacy.epsilon"] for group in groups}) == len(groups)
+    for group in groups:
+        mine = [auc for (e, _), auc in cells.items() if e == group.point["privacy.epsilon"]]
+        there = [auc for auc in mine if auc is not None]
+        assert (group.runs, group.finished, list(group.aucs)) == (len(mine), len(there), there)
+        assert group.auc == (statistics.fmean(there) if there else None)
+        if group.auc is not None and group.auc_lowest is not None and group.auc_highest is not None:
+            assert group.auc_lowest - 1e-12 <= group.auc <= group.auc_highest + 1e-12
+
+
+marks = st.builds(
+    lambda x, values: Mark(x, statistics.fmean(values), tuple(values)),
+    st.one_of(st.none(), st.floats(1e-3, 1e3)),
+    st.lists(st.floats(0, 1), min_size=1, max_size=4),
+)
+
+
+@given(
+    st.dictionaries(st.text(min_size=1, max_size=8), st.lists(marks, min_size=1, max_size=4), min_size=1, max_size=4),
+    st.dictionaries(st.sampled_from(("centralised", "local")), st.floats(0, 1)),
+)
+def test_every_mark_is_inside_the_axes_and_higher_is_better(
+    series: dict[str, list[Mark]], levels: dict[str, float]
+) -> None:
+    legal = {re.sub(r"[^\x20-\uD7FF]", "?", label): line for label, line in series.items()}
+    svg = draw(Chart("epsilon", "none", legal, levels))
+    tree = ElementTree.fromstring(svg)
+    dots = [(float(c.get("cx", 0)), float(c.get("cy", 0)), c) for c in tree.iter() if c.tag.endswith("circle")]
+    assert len([c for *_, c in dots if c.get("r") == "4.5"]) == sum(map(len, legal.values()))
+    assert all(LEFT <= x <= WIDTH - RIGHT and TOP - 0.1 <= y <= HEIGHT - BOTTOM + 0.1 for x, y, _ in dots)
+    texts = [text.text for text in tree.iter() if text.tag.endswith("text")]
+    assert set(legal) <= set(texts)
+
+
+def test_the_axis_is_epsilon_and_lines_are_densities() -> None:
+    points = [(e, d) for e in (1.0, 8.0, None) for d in (0.1, 1.0)]
+    rows = [row(f"{e}{d}", {"privacy.epsilon": e, "exchange.density": d}, 0.5 + d / 10) for e, d in points]
+    rows.append(row("c", {}, 0.97, baseline="centralised"))
+    chart = chart_of(("exchange.density", "privacy.epsilon"), groups_of(rows))
+    assert chart is not None
+    assert (chart.x_title, chart.none_title) == ("epsilon", "no privacy")
+    assert {label: [mark.x for mark in line] for label, line in chart.series.items()} == {
+        "density 0.1": [1.0, 8.0, None],
+        "density 1": [1.0, 8.0, None],
+    }
+    assert chart.levels == {"centralised": 0.97}
+
+
+def test_without_epsilon_the_first_key_of_numbers_is_the_axis_and_words_are_lines() -> None:
+    points = [{"training.optimizer": o, "training.lr": lr} for o in ("sgd", "adam") for lr in (0.1, 0.01)]
+    chart = chart_of(("training.optimizer", "training.lr"), groups_of([row("", point, 0.8) for point in points]))
+    assert chart is not None
+    assert chart.x_title == "lr"
+    assert set(chart.series) == {"optimizer sgd", "optimizer adam"}
+    assert chart_of(("training.optimizer",), groups_of([row("", {"training.optimizer": "sgd"}, 0.8)])) is None
+    assert chart_of(("training.lr",), groups_of([row("", points[0], None, state="failed")])) is None
+
+
+class Page(HTMLParser):
+    """The tags that are open, the words, and whatever would be fetched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "path", "circle"):
+            self.open.append(tag)
+        self.fetched += [str(value) for key, value in attrs if key in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("path", "circle"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture
+def hostile() -> Report:
+    """Names and messages as nobody should choose them."""
+    rows = [
+        row("<b>&", {"privacy.epsilon": 1.0, "seed": 0}, 0.81, epsilon=0.99, delta=1e-5, bytes_up=1e6, git="abc"),
+        row('"x"', {"privacy.epsilon": 1.0, "seed": 1}, None, state="failed", message="<script>\nline 2, with comma"),
+        row("c", {"seed": 0}, 0.97, baseline="centralised", mode="centralised", density=None),
+    ]
+    return Report("a <&> b", ("privacy.epsilon", "seed"), tuple(rows), tuple(groups_of(rows)), "2026-11-24T10:00:00")
+
+
+def test_page_is_well_formed_fetches_nothing_and_says_all(hostile: Report, tmp_path: Path) -> None:
+    write(hostile, tmp_path / "out.html")
+    text = (tmp_path / "out.html").read_text(encoding="utf-8")
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.fetched == []
+    assert re.findall(r"https?://[^\"]+", text) == ["http://www.w3.org/2000/svg"], "a name, never fetched"
+    words = " ".join(page.words)
+    for expected in ("<b>&", "<script>", "0.810", "0.970", "1 of 2", "1.0 MB", "failed", "2026-11-24 10:00 UTC", "abc"):
+        assert expected in words
+
+
+def test_json_and_csv_say_the_same(hostile: Report, tmp_path: Path) -> None:
+    write(hostile, tmp_path / "out.html")
+    facts = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert facts == json.loads(json.dumps(hostile.facts()))
+    assert len(table) == len(facts["rows"]) == 3
+    for line, fact in zip(table, facts["rows"], strict=True):
+        for key in ("name", "message", "auc", "epsilon", "seed", "bytes_up"):
+            assert line[key] == ("" if fact[key] is None else str(fact[key]))
+
+
+def write_run(path: Path, auc: float, **changes: Any) -> RunConfig:
+    """A finished run's directory, as far as a report reads it."""
+    tree = {"name": path.name, "data": {"shards": "x/{site}.h5", "sites": [{"name": "a", "weight": 3}]}, **changes}
+    config, directory = RunConfig.model_validate(tree), RunDirectory(path)
+    directory.write_config(config)
+    summary = {"mode": config.mode, "auc": auc, "auc_ci95": [auc - 0.1, auc + 0.1], "seconds": {"total": 3.0}}
+    summary |= dict.fromkeys(("epsilon", "auc_val", "f1", "sensitivity_early", "git"))
+    summary |= dict.fromkeys(("bytes_up_per_round", "bytes_down_per_round", "dense_bytes_per_round"), 5.0)
+    directory.write_json(directory.summary, {**summary, "stopped": "finished"})
+    return config
+
+
+def test_a_report_on_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "one", 0.8, privacy={"epsilon": 1.0})
+    write_run(tmp_path / "two", 0.9, privacy={"epsilon": 4.0})
+    write_run(tmp_path / "all", 0.95, mode="centralised")
+    (tmp_path / "all" / "summary.json").unlink()
+    paths = [str(tmp_path / name) for name in ("one", "two", "all")]
+    assert main(["report", *paths]) == 2
+    assert "-o report.html" in capsys.readouterr().err
+    assert main(["report", *paths, "-o", str(tmp_path / "r.html"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [(r["epsilon_target"], r["auc"], r["state"]) for r in facts["rows"]] == [
+        (1.0, 0.8, "finished"), (4.0, 0.9, "finished"), (None, None, "unfinished"),
+    ]  # fmt: skip
+    assert [r["baseline"] for r in facts["rows"]] == ["", "", "centralised"]
+    assert main(["report", paths[0]]) == 0
+    assert (tmp_path / "one" / "report.html").exists()
+
+
+def test_where_only_seeds_differ_there_is_one_setting(tmp_path: Path) -> None:
+    rows = [row("a", {"seed": 0}, 0.8), row("b", {"seed": 1}, 0.9), row("c", {"seed": 0}, 0.95, baseline="local")]
+    found = Report("seeds", ("seed",), tuple(rows), tuple(groups_of(rows)), "2026-11-24T10:00:00")
+    write(found, tmp_path / "out.html")
+    lines = found.told(tmp_path / "out.html").splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [["-", "2/2", "0.850"], ["local", "1/1", "0.950"]]
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+
+
+def test_an_unknown_state_is_never_in_a_mean() -> None:
+    finished, killed = row("a", {"seed": 0}, 0.9), row("b", {"seed": 1}, 0.1, state="lost")
+    (group,) = groups_of([finished, killed])
+    assert (group.auc, group.finished, group.runs) == (0.9, 1, 2)
+    assert groups_of([replace(finished, state="running")])[0].auc is None
+
+
+def test_report_names_the_directory_it_is_on(tmp_path: Path) -> None:
+    write_run(tmp_path / "lonely", 0.5)
+    assert report([tmp_path / "lonely"]).name == "lonely"

@@ -1,0 +1,108 @@
+"""Private elements add up: what is told is what the ledger will say, and a cap refuses just those that do not fit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedhpc.cli import main
+from fedhpc.privacy_report import planned_charges
+from fedhpc.site.accountant import total_of
+from fedhpc.site.ledger import Ledger, Lifetime, lifetime_path
+from fedhpc.site.privacy import plan_privacy
+from fedhpc.sweep.budget import budget_of
+from fedhpc.sweep.config import Element, load_sweep
+from tests.sweep.tiny import write_sweep
+
+BEFORE = "spent before, by the ledgers seen from here"
+
+
+def elements_of(folder: Path, **privacy: Any) -> tuple[Element, ...]:
+    """Three private elements of epsilon 1, 2 and 4, and one without privacy."""
+    more = {"grid": {"privacy.epsilon": [1.0, 2.0, 4.0, None]}, "privacy": {"sample_rate": 1.0, **privacy}}
+    return load_sweep(write_sweep(folder, **more, baselines={}), []).elements
+
+
+def spend(element: Element, site: str, run: Path) -> str:
+    """Charge a whole run to a shard; its ledger's id."""
+    shard = element.config.data.shard_path(site)
+    shard.parent.mkdir(exist_ok=True)
+    ledger = Ledger(run / "ledger.jsonl", (site, run.name), [Lifetime(lifetime_path(shard), site)])
+    for charge in planned_charges(element.config, plan_privacy(element.config)):
+        ledger.charge(charge)
+    return ledger.id
+
+
+def sum_of(elements: tuple[Element, ...]) -> str:
+    charges = [c for e in elements if e.config.private for c in planned_charges(e.config, plan_privacy(e.config))]
+    return total_of(charges, 1e-5).text
+
+
+def test_the_sum_of_all_private_elements_is_told_for_every_site(tmp_path: Path) -> None:
+    elements = elements_of(tmp_path)
+    budget = budget_of(elements)
+    assert not budget.refused
+    assert "3 private runs" in budget.told[0]
+    assert "not set" in budget.told[0]
+    assert budget.told[1:] == (
+        f"  site1, site2, site3, site4: {BEFORE}: nothing; after this sweep: {sum_of(elements)}",
+    )
+
+
+def test_what_was_spent_before_counts_at_the_site_where_it_was(tmp_path: Path) -> None:
+    elements = elements_of(tmp_path)
+    spend(elements[1], "site2", tmp_path / "earlier")
+    told = budget_of(elements).told[1:]
+    assert told[0].startswith(f"  site1, site3, site4: {BEFORE}: nothing")
+    assert told[1].startswith(f"  site2: {BEFORE}: epsilon 1.99")
+    assert told[1].endswith(sum_of((*elements, elements[1])))
+
+
+def test_an_attempt_of_its_own_does_not_count_twice(tmp_path: Path) -> None:
+    elements = elements_of(tmp_path)
+    mine = spend(elements[0], "site1", tmp_path / elements[0].name)
+    assert budget_of(elements, {mine}).told[1].startswith(f"  site1, site2, site3, site4: {BEFORE}: nothing")
+
+
+@pytest.mark.parametrize(("cap", "fitting"), [(100.0, 3), (6.0, 3), (4.2, 2), (2.1, 1), (0.5, 0)])
+def test_a_cap_refuses_the_elements_that_do_not_fit_and_no_others(tmp_path: Path, cap: float, fitting: int) -> None:
+    elements = elements_of(tmp_path, lifetime_epsilon=cap)
+    refused = budget_of(elements).refused
+    assert [line.partition(":")[0] for line in refused] == [e.name for e in elements[fitting:3]]
+    assert all(f"above privacy.lifetime_epsilon={cap:g}" in line for line in refused)
+    for count in range(1, 4):
+        fits = float(sum_of(elements[:count]).split()[1]) <= cap
+        assert fits == (count <= fitting)
+
+
+def test_units_that_do_not_add_up_are_refused_under_a_cap(tmp_path: Path) -> None:
+    by_image = elements_of(tmp_path, unit="image")
+    spend(by_image[0], "site3", tmp_path / "earlier")
+    elements = elements_of(tmp_path, lifetime_epsilon=50.0)
+    refused = budget_of(elements).refused
+    assert len(refused) == 3
+    assert "cannot hold" in refused[0]
+
+
+def test_nothing_is_started_where_any_element_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = {
+        "privacy": {"sample_rate": 1.0, "lifetime_epsilon": 1.5},
+        "grid": {"privacy.epsilon": [1.0, 2.0, 3.0, -1.0]},
+    }
+    config = write_sweep(tmp_path, **more)
+    assert main(["sweep", str(config), "--cluster", "local", "--run-dir", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert "3 problem(s)" in err, "the invalid one and both that are too dear, at once"
+    assert "privacy.epsilon=-1.0" in err
+    assert "tiny-001: would bring its patients to epsilon" in err
+    assert "tiny-002: would bring its patients to epsilon" in err
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_ledger_that_only_the_hospitals_node_can_find_is_left_to_it(tmp_path: Path) -> None:
+    more = {"data": {"shards": "$NOT_SET_HERE/{site}.h5", "sites": [{"name": "a", "weight": 10}]}, "baselines": {}}
+    elements = load_sweep(write_sweep(tmp_path, **more, local={"ranks": 1}), []).elements
+    budget = budget_of(elements)
+    assert not budget.refused
+    assert budget.told[1].startswith(f"  a: {BEFORE}: nothing")
