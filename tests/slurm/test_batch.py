@@ -83,7 +83,6 @@ def test_a_node_that_dies_costs_a_round(slurm: Slurm, cohort: Path, unbroken: Pa
     np.testing.assert_array_equal(params(run_dir, ROUNDS), params(unbroken, ROUNDS))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_out_of_time_it_queues_itself_again_until_it_is_done(slurm: Slurm, cohort: Path) -> None:
     """SLURM's shortest limit is a minute, which it looks at every half; the run needs longer, a round some seconds."""
