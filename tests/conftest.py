@@ -1,6 +1,7 @@
 """What all tests share: where things lie, and how to start the real program with a time limit that always holds."""
 
 import contextlib
+import io
 import os
 import shutil
 import signal
@@ -104,6 +105,29 @@ def run_python() -> Callable[..., Outcome]:
 
     def run(args: Sequence[str | Path], timeout: float = 120, env: Mapping[str, str] | None = None) -> Outcome:
         return run_limited([sys.executable, "run.py", *args], timeout, {"OMP_NUM_THREADS": "1", **(env or {})})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_here() -> Callable[..., Outcome]:
+    """`run_here(args)`: the command line without a new process, whose imports are most of what a small run costs."""
+    import torch
+
+    from fedhpc.cli import main
+    from fedhpc.preemption import SIGNALS
+
+    def run(args: Sequence[str | Path]) -> Outcome:
+        threads, handlers = torch.get_num_threads(), [signal.getsignal(number) for number in SIGNALS]
+        out, err = io.StringIO(), io.StringIO()
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                status = main([str(arg) for arg in args])
+        finally:
+            torch.set_num_threads(threads)
+            for number, handler in zip(SIGNALS, handlers, strict=True):
+                signal.signal(number, handler)
+        return Outcome(status, out.getvalue(), err.getvalue())
 
     return run
 

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from data_prep.shard_writer import write_shard
 from fedhpc import pki
-from fedhpc.cli import main
 from fedhpc.rng import generator
 from fedhpc.site.ledger import read_ledger
 
@@ -83,22 +81,6 @@ def arguments(cohort: Path, run_dir: Path, *sets: str) -> list[str]:
     return ["train", str(cohort / "secure.yaml"), "--run-dir", str(run_dir), *overrides]
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], int]:
-    """The sequential driver without a new process; gives torch its threads back."""
-    threads = torch.get_num_threads()
-    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(args: list[str]) -> int:
-        try:
-            return main(args)
-        finally:
-            torch.set_num_threads(threads)
-
-    return run
-
-
 def params(run_dir: Path, round: int) -> np.ndarray:
     with np.load(run_dir / "state" / f"round-{round:04d}.npz") as saved:
         return saved["params"]
@@ -118,16 +100,16 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 
 def test_mpi_run_resumed_from_one_process_equals_the_straight_run(
-    secure_cohort: Path, mpirun: Mpirun, in_this_process: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+    secure_cohort: Path, mpirun: Mpirun, run_here: Callable[..., tuple[int, str, str]]
 ) -> None:
     """Every key is fresh in both, and of another number of ranks: the masks leave no trace in the model."""
     straight, resumed = secure_cohort / "straight", secure_cohort / "resumed"
-    assert in_this_process(arguments(secure_cohort, straight)) == 0
-    told = capsys.readouterr().out
+    status, told, err = run_here(arguments(secure_cohort, straight))
+    assert status == 0, err
     assert "each adds 1/3 of the noise variance: 1 may collude with it, 0 may drop out" in told
     assert "REHEARSAL: 4 sites run in the aggregator's own process" in told
-    assert in_this_process([*arguments(secure_cohort, resumed), "--stop-after", "1"]) == 75
-    status, out, err = mpirun(4, ["run.py", *arguments(secure_cohort, resumed)])
+    assert run_here([*arguments(secure_cohort, resumed), "--stop-after", "1"])[0] == 75
+    status, out, err = mpirun(2, ["run.py", *arguments(secure_cohort, resumed)])
     assert status == 0, err
     assert "resuming after round 1" in out
     assert "REHEARSAL" not in out
@@ -139,12 +121,12 @@ def test_mpi_run_resumed_from_one_process_equals_the_straight_run(
 
 
 def test_a_site_that_fails_in_training_is_left_out_and_the_run_goes_on(
-    secure_cohort: Path, mpirun: Mpirun, in_this_process: Callable[[list[str]], int]
+    secure_cohort: Path, mpirun: Mpirun, run_here: Callable[..., tuple[int, str, str]]
 ) -> None:
     shards = f"data.shards={with_broken(secure_cohort, 'site3')}/{{site}}.h5"
     sets = (shards, "privacy.tolerated_dropouts=1")
     one, two = secure_cohort / "dropout-one", secure_cohort / "dropout-two"
-    assert in_this_process(arguments(secure_cohort, one, *sets)) == 0
+    assert run_here(arguments(secure_cohort, one, *sets))[0] == 0
     status, out, err = mpirun(2, ["run.py", *arguments(secure_cohort, two, *sets)])
     assert status == 0, err
     assert_same_run(one, two)

@@ -131,13 +131,8 @@ def test_resume_runs_what_failed_alone(swept: Swept, slurm: Slurm) -> None:
     assert sweep(slurm, "resume", swept.directory).splitlines()[-1] == "nothing to resume"
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        pytest.param({"mpi": "pmix", "nodes": 2}, id="pmix"),
-        pytest.param({"mpi": "mpirun"}, id="mpirun", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"mpi": "pmix", "nodes": 2}, {"mpi": "mpirun"}], ids=["pmix", "mpirun"])
 def test_told_to_stop_it_is_queued_again_and_a_cancelled_sweep_leaves_no_job(
     slurm: Slurm, cohort: Path, how: dict[str, Any]
 ) -> None:

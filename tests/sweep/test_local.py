@@ -109,6 +109,7 @@ def test_resume_runs_what_failed_and_nothing_else(local_sweep: Ran, run_python: 
     assert (status, out.splitlines()[-1]) == (0, "nothing to resume")
 
 
+@pytest.mark.slow
 def test_a_killed_element_is_told_and_a_cancelled_sweep_leaves_no_process(tmp_path: Path) -> None:
     config, run = write_sweep(tmp_path, grid={"seed": [0, 1, 2]}, baselines={}), tmp_path / "run"
     sets = ["--set", "local.at_once=1", "--set", "training.rounds=500"]
