@@ -109,7 +109,7 @@ def test_mpi_run_resumed_from_one_process_equals_the_straight_run(
     assert "each adds 1/3 of the noise variance: 1 may collude with it, 0 may drop out" in told
     assert "REHEARSAL: 4 sites run in the aggregator's own process" in told
     assert run_here([*arguments(secure_cohort, resumed), "--stop-after", "1"])[0] == 75
-    status, out, err = mpirun(2, ["run.py", *arguments(secure_cohort, resumed)])
+    status, out, err = mpirun(4, ["run.py", *arguments(secure_cohort, resumed)])
     assert status == 0, err
     assert "resuming after round 1" in out
     assert "REHEARSAL" not in out
