@@ -17,24 +17,21 @@ With `privacy.trust: sites` the aggregator gets u without any u_i: `Terms.secure
 the rest of the round is the same (see `fedhpc.secure_round`).
 """
 
-import hashlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from fedhpc.aggregator.aggregate import WeightedMean
-from fedhpc.errors import Interrupted, SiteError, at
+from fedhpc.errors import Interrupted, at
 from fedhpc.exchange.codec import decode, encode
 from fedhpc.exchange.comm import Transport
 from fedhpc.exchange.sparsify import Coding, with_feedback
 from fedhpc.exchange.update import AGGREGATOR, F32, Update
 from fedhpc.rng import generator
-
-T = TypeVar("T")
+from fedhpc.stopwatch import Stopwatch
+from fedhpc.votes import agreed, nobody_left, same_everywhere, unless_interrupted
 
 
 class Participant(Protocol):
@@ -113,24 +110,6 @@ class Traffic:
 
     up_bytes: tuple[int, ...]
     down_bytes: int
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by phase of one round, by the monotonic clock; those of a phase inside another are not the outer's."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    _inner_s: float = 0.0
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to `name`."""
-        start, before_s = time.monotonic(), self._inner_s
-        self._inner_s = 0.0
-        yield
-        spent_s = time.monotonic() - start
-        self.seconds[name] = self.seconds.get(name, 0.0) + spent_s - self._inner_s
-        self._inner_s = before_s + spent_s
 
 
 @dataclass(frozen=True)
@@ -253,7 +232,7 @@ def _one_round(
     with watch.phase("exchange"):
         down = transport.broadcast(down, "update", state.round + 1)
         after = next_state(state, down)
-        same_everywhere(transport, after, [site.name for site in sites])
+        same_everywhere(transport, after.params, after.round, [site.name for site in sites])
     return RoundResult(after, got.residuals, server_residual, traffic, watch, got.dropped)
 
 
@@ -292,49 +271,6 @@ def _weighed(received: Iterator[bytes], up_bytes: list[int], watch: Stopwatch) -
             return
         up_bytes.append(len(payload))
         yield payload
-
-
-def same_everywhere(transport: Transport, state: GlobalState, names: Sequence[str]) -> None:
-    """Compare a digest of the global state over all ranks.
-
-    Args:
-        names: of this rank's sites.
-
-    Raises:
-        SiteError: at rank 0, naming the sites whose state is not the aggregator's.
-    """
-    digest = hashlib.sha256(state.params.data).digest()
-    told = transport.gather([digest + ", ".join(names).encode()], "control", state.round)
-    others = {rank: said[len(digest) :].decode() for rank, said in enumerate(told) if said[: len(digest)] != digest}
-    if others:
-        where = "; ".join(f"rank {rank} ({sites or 'no site'})" for rank, sites in others.items())
-        raise SiteError(
-            f"round {state.round}: the global state at {where} is not the aggregator's: memory or code changed it. "
-            "This round was not recorded; the same command goes on from the one before"
-        )
-
-
-def agreed(transport: Transport, vote: bool, round: int | None = None) -> bool:
-    """Whether every rank votes yes; all learn the same answer. `round`: the one that the vote is about."""
-    votes = transport.gather([bytes([vote])], "control", round)
-    answer = bytes([all(v == b"\x01" for v in votes)]) if transport.rank == 0 else None
-    return transport.broadcast(answer, "control", round) == b"\x01"
-
-
-def unless_interrupted(train: Callable[[], T]) -> T | None:
-    """What `train` gives; None where this rank was told to stop and left it."""
-    try:
-        return train()
-    except Interrupted:
-        return None
-
-
-def nobody_left(transport: Transport, trained: T | None, round: int) -> T:
-    """`trained`, if every rank has trained; else all leave the round together: Interrupted at every rank."""
-    everybody = agreed(transport, trained is not None, round)
-    if trained is None or not everybody:
-        raise Interrupted(f"round {round}: a site left it")
-    return trained
 
 
 def fresh_memory(sites: Sequence[Participant], size: int) -> Memory:

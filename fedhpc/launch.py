@@ -19,7 +19,7 @@ from fedhpc.exchange.codec import encode
 from fedhpc.exchange.secure_sum import round_bytes
 from fedhpc.exchange.sparsify import Coding, with_feedback
 from fedhpc.exchange.update import AGGREGATOR, F32, Array, Update, pack_arrays, unpack_arrays
-from fedhpc.federation import GlobalState, Memory, RoundResult, Stopwatch, Terms, agreed, federate, fresh_memory
+from fedhpc.federation import GlobalState, Memory, RoundResult, Terms, federate, fresh_memory
 from fedhpc.finish import GLOBAL, finish, reports_of
 from fedhpc.models import layers_of, parameter_count, to_vector
 from fedhpc.records import FLOAT32_BYTES, record_of
@@ -27,6 +27,8 @@ from fedhpc.resume import resume_point
 from fedhpc.rng import generator
 from fedhpc.secure_round import secure_mean
 from fedhpc.session import POOLED, Session, open_ledgers
+from fedhpc.stopwatch import Stopwatch
+from fedhpc.votes import agreed
 
 LIKE_ALL = 1 << 20
 """How many entries of an update are drawn to tell how small it will be."""

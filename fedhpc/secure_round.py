@@ -22,11 +22,12 @@ from fedhpc.exchange.comm import Transport
 from fedhpc.exchange.secure_sum import MaskedSite, SumOffice, SumTerms
 from fedhpc.exchange.sum_wire import KEYS, MASKED, REVEALED, SHARES, split_broadcast
 from fedhpc.exchange.update import F32, I64
-from fedhpc.federation import Collected, GlobalState, Participant, Stopwatch
+from fedhpc.federation import Collected, GlobalState, Participant
 from fedhpc.models import parameter_count
 from fedhpc.session import Session
 from fedhpc.site.integer_sum import Grid
 from fedhpc.site.training import one_step
+from fedhpc.stopwatch import Stopwatch
 
 T = TypeVar("T")
 
