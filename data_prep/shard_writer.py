@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhpc.errors import ShardError
-from fedhpc.site.chain import sync
+from fedhpc.privacy.hash_chain import sync
 from fedhpc.site.shard import COLUMNS, FORMAT_VERSION, IMAGE_DTYPES
 
 Images = npt.NDArray[Any]

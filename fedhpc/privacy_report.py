@@ -14,10 +14,10 @@ from fedhpc.config import RunConfig
 from fedhpc.config_file import load_config
 from fedhpc.console import fixed, table
 from fedhpc.errors import InputError, PrivacyError
+from fedhpc.privacy.accountant import Bounds, Charge, bounds_of, total_of
+from fedhpc.privacy.ledger import Lifetime, Spending, lifetime_path, read_ledger
+from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.rundir import RunDirectory
-from fedhpc.site.accountant import Bounds, Charge, bounds_of, total_of
-from fedhpc.site.ledger import Lifetime, Spending, lifetime_path, read_ledger
-from fedhpc.site.privacy import PrivacyPlan, plan_privacy
 
 SHOWN_ROUNDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 OTHER_ROUNDS, OTHER_RATES = (1, 20, 100), (0.05, 0.2, 1.0)

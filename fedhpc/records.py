@@ -51,7 +51,7 @@ class RoundRecord:
     """One line of rounds.jsonl. Bytes are sums over the sites of what was really sent; metrics are on the test splits.
 
     `bytes_down` counts the aggregator's payload once for every site that receives it; `dropped` names the sites whose
-    update is not in the round's mean; `ledger_heads` stand for the learners' whole ledgers (`fedhpc.site.ledger`).
+    update is not in the round's mean; `ledger_heads` stand for the learners' whole ledgers (`fedhpc.privacy.ledger`).
     """
 
     round: int

@@ -16,13 +16,13 @@ from fedhpc.errors import InputError, PrivacyError, ShardError
 from fedhpc.exchange.comm import Transport
 from fedhpc.models import Task, build_model, load_backbone, parameter_count
 from fedhpc.preemption import Notice
+from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.public_map import agreed_map, make_reference
 from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import prepare
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.integer_sum import Grid, plan_grid
 from fedhpc.site.pixels import image_blocks
-from fedhpc.site.privacy import PrivacyPlan, plan_privacy
 from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples, Samples
 from fedhpc.site.shard import Shard
 from fedhpc.site.training import Bench, OnStep

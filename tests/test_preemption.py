@@ -16,7 +16,7 @@ from fedhpc.checkpoint import DIGEST, forget_after, intact_rounds, load_state, s
 from fedhpc.cli import FINISHED, RESUMABLE, main
 from fedhpc.errors import InputError, Interrupted
 from fedhpc.preemption import Notice
-from fedhpc.site.ledger import read_ledger
+from fedhpc.privacy.ledger import read_ledger
 from tests.broken_runs import PHASES, on_entering, signal_myself
 from tests.conftest import run_limited
 from tests.mpi.test_federated import make_shard

@@ -9,10 +9,10 @@ import yaml
 from fedhpc.cli import main
 from fedhpc.config_file import load_config
 from fedhpc.errors import InputError, PrivacyError
+from fedhpc.privacy.accountant import bounds_of
+from fedhpc.privacy.ledger import Ledger, Lifetime, lifetime_path
+from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy_report import planned_charges, report
-from fedhpc.site.accountant import bounds_of
-from fedhpc.site.ledger import Ledger, Lifetime, lifetime_path
-from fedhpc.site.privacy import plan_privacy
 
 NAMES = ("site1", "site2")
 

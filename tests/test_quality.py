@@ -16,7 +16,7 @@ OWNERS = {
     "mpi4py": ["fedhpc.exchange.comm"],
     "ssl": ["fedhpc.exchange.tls"],
     "h5py": ["fedhpc.site.shard", "data_prep"],
-    "opacus": ["fedhpc.site"],
+    "opacus": ["fedhpc.site", "fedhpc.privacy"],
     "submitit": ["fedhpc.sweep"],
 }
 NOT_OURS = {"runs", "data", "build", "dist", "__pycache__"}

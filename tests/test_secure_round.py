@@ -137,7 +137,7 @@ def test_traffic_is_what_was_sent() -> None:
 
 
 def test_a_hospital_that_cannot_write_its_ledger_does_not_enter(tmp_path: Path) -> None:
-    from fedhpc.site.privacy import PrivacyPlan
+    from fedhpc.privacy.plan import PrivacyPlan
 
     class NoSamples:
         patient = np.empty(0, "S1")

@@ -18,7 +18,7 @@ from scipy.stats import beta, mannwhitneyu, norm
 
 from fedhpc.audit.canaries import F64
 from fedhpc.errors import InputError
-from fedhpc.site.accountant import epsilon_of
+from fedhpc.privacy.accountant import epsilon_of
 
 History = tuple[tuple[float, float, int], ...]
 """(noise multiplier, sample rate, steps) of each part, as `epsilon_of` takes it."""

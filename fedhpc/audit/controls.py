@@ -19,8 +19,8 @@ from fedhpc.audit.door import changed
 from fedhpc.audit.findings import WITH_DP, Finding, confirmed, epsilon_finding
 from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
 from fedhpc.audit.subject import Subject
+from fedhpc.privacy.plan import plan_privacy
 from fedhpc.rng import seed_of
-from fedhpc.site.privacy import plan_privacy
 
 REFERENCE = {"epsilon": 1.0, "delta": 1e-5}
 NO_NOISE, HALF_NOISE, NO_CLIP = "no noise", "half the noise", "no clipping"

@@ -13,7 +13,8 @@ from fedhpc.exchange.sparsify import Coding
 from fedhpc.exchange.update import F32
 from fedhpc.federation import GlobalState, Participant, Terms, site_round
 from fedhpc.models import from_vector, to_vector
-from fedhpc.site.privacy import PrivacyPlan, Units, entropy
+from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.site.privacy import Units, entropy
 from fedhpc.site.samples import Samples
 from fedhpc.site.training import Bench, PrivateWork, train_plain, train_private
 

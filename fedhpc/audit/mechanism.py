@@ -9,8 +9,8 @@ from fedhpc.audit.canaries import F64, Blank, Canaries, CanarySamples, canary_no
 from fedhpc.audit.door import WORST_CASE, AuditedSite, changed, released
 from fedhpc.config import RunConfig
 from fedhpc.models import to_vector
+from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.rng import generator
-from fedhpc.site.privacy import PrivacyPlan
 from fedhpc.site.training import Bench
 
 # So small that the parameters hardly move, and each canary's gradient stays what it was: the adversary's choice.

@@ -22,9 +22,9 @@ from fedhpc.audit.subject import Subject
 from fedhpc.config import RunConfig
 from fedhpc.federation import GlobalState
 from fedhpc.models import from_vector, to_vector
+from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.evaluation import predict
 from fedhpc.site.hospital import Hospital, Workplace
-from fedhpc.site.privacy import PrivacyPlan
 from fedhpc.site.samples import Samples
 
 WHOLE_RUN, REAL_TRAINING, RELEASED = "canaries, whole run", "canaries, real training", "released model's loss"

@@ -13,7 +13,7 @@ from fedhpc.audit.mechanism import mechanism_config
 from fedhpc.audit.subject import Subject
 from fedhpc.exchange.update import F32
 from fedhpc.models import from_vector, to_vector
-from fedhpc.site.privacy import PrivacyPlan
+from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.samples import I64
 
 NO_PRIVACY, CLIP_ONLY = "without privacy", "clip only"

@@ -17,11 +17,11 @@ from fedhpc.console import Console
 from fedhpc.errors import InputError
 from fedhpc.exchange.update import F32
 from fedhpc.models import Task, build_model, load_backbone, to_vector
+from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.public_map import make_reference, public_map
 from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import prepare
 from fedhpc.session import make_phantoms
-from fedhpc.site.privacy import PrivacyPlan, plan_privacy
 from fedhpc.site.samples import FeatureSamples, ImageSamples, Samples
 from fedhpc.site.shard import Shard
 from fedhpc.site.training import Bench

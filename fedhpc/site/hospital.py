@@ -14,14 +14,15 @@ from fedhpc.exchange.selection import refusal
 from fedhpc.exchange.update import F32
 from fedhpc.metrics import bootstrap_histograms, score_histogram
 from fedhpc.models import from_vector, layers_of, to_vector
+from fedhpc.privacy.accountant import Charge, total_of
+from fedhpc.privacy.ledger import Ledger, Lifetime, lifetime_path
+from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.privacy.skellam import source
 from fedhpc.rng import generator
-from fedhpc.site.accountant import Charge, total_of
 from fedhpc.site.evaluation import predict
 from fedhpc.site.integer_sum import I64, Grid, contribution
-from fedhpc.site.ledger import Ledger, Lifetime, lifetime_path
-from fedhpc.site.privacy import PrivacyPlan, Units, entropy
+from fedhpc.site.privacy import Units, entropy
 from fedhpc.site.samples import Samples
-from fedhpc.site.skellam import source
 from fedhpc.site.training import Bench, OnStep, PrivateWork, train_plain, train_private
 
 FAILURES = (RuntimeError, MemoryError, OSError, ValueError)
@@ -59,7 +60,7 @@ class Hospital:
         """Open the privacy ledger of a run, and those beside the shards; a private round is impossible without.
 
         Raises:
-            PrivacyError: where they are not as they must be; see `fedhpc.site.ledger`.
+            PrivacyError: where they are not as they must be; see `fedhpc.privacy.ledger`.
         """
         config = self._place.config
         p = config.privacy

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from fedhpc.config import Privacy, RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.models import parameter_count
+from fedhpc.privacy.skellam import SMALLEST_VARIANCE, draw, variance_for
 from fedhpc.site.privacy import physical_batches
 from fedhpc.site.samples import Samples
-from fedhpc.site.skellam import SMALLEST_VARIANCE, draw, variance_for
 from fedhpc.site.training import Bench, OnStep, PrivateWork, mirrored
 
 I64 = NDArray[np.int64]
@@ -70,7 +70,7 @@ def plan_grid(noise_multiplier: float, size: int, weights: Sequence[int], honest
     2^-40, by Chernoff's bound for a Skellam variable of variance s^2, P(|X| >= x s) <= 2 exp(-x^2 / 2 (1 - 10^-3)).
 
     Args:
-        noise_multiplier: of the honest sites' noise together, by `fedhpc.site.skellam.calibrate`.
+        noise_multiplier: of the honest sites' noise together, by `fedhpc.privacy.skellam.calibrate`.
         size: d.
         weights: declared number of units of each site.
         honest_sites: how many sites' noise counts.

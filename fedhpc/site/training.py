@@ -11,8 +11,9 @@ from torch import nn
 from fedhpc.config import RunConfig, Training
 from fedhpc.exchange.update import F32
 from fedhpc.models import from_vector, to_vector
+from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.rng import generator
-from fedhpc.site.privacy import Entropy, PrivacyPlan, PrivateStep, Terms, Units, physical_batches
+from fedhpc.site.privacy import Entropy, PrivateStep, Terms, Units, physical_batches
 from fedhpc.site.samples import Samples
 
 OnStep = Callable[[int, int], None]

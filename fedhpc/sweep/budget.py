@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from fedhpc.config import RunConfig
 from fedhpc.errors import ConfigError, PrivacyError
+from fedhpc.privacy.accountant import Charge, Total, total_of
+from fedhpc.privacy.ledger import Spending
+from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy_report import planned_charges, spendings
-from fedhpc.site.accountant import Charge, Total, total_of
-from fedhpc.site.ledger import Spending
-from fedhpc.site.privacy import plan_privacy
 from fedhpc.sweep.config import Element
 
 

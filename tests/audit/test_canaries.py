@@ -13,7 +13,8 @@ from fedhpc.audit.mechanism import Mechanism, mechanism_config
 from fedhpc.audit.subject import Subject
 from fedhpc.backbones import Whitening
 from fedhpc.models import to_vector
-from fedhpc.site.privacy import PrivacyPlan, Units
+from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.site.privacy import Units
 from fedhpc.site.training import Bench, mirrored
 
 CPU = Bench(torch.device("cpu"), bf16=False)

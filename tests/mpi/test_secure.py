@@ -10,8 +10,8 @@ import yaml
 
 from data_prep.shard_writer import write_shard
 from fedhpc import pki
+from fedhpc.privacy.ledger import read_ledger
 from fedhpc.rng import generator
-from fedhpc.site.ledger import read_ledger
 
 pytestmark = pytest.mark.mpi
 SITES = ("site1", "site2", "site3", "site4")

@@ -12,9 +12,10 @@ from torch import nn
 from fedhpc.config import Privacy, RunConfig, Training
 from fedhpc.errors import PrivacyError
 from fedhpc.models import Task, build_model, from_vector, parameter_count, to_vector
+from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
+from fedhpc.privacy.skellam import calibrate, draw, source
 from fedhpc.site.integer_sum import LARGEST_SIZE, Grid, contribution, per_image_gradients, plan_grid, rounded_
-from fedhpc.site.privacy import PrivacyPlan, Units, entropy, plan_privacy
-from fedhpc.site.skellam import calibrate, draw, source
+from fedhpc.site.privacy import Units, entropy
 from fedhpc.site.training import Bench, PrivateWork, one_step, train_private
 
 BENCH = Bench(torch.device("cpu"), bf16=False)

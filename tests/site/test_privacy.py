@@ -13,8 +13,9 @@ from torch import nn
 from fedhpc.backbones import Backbone
 from fedhpc.config import Model, RunConfig
 from fedhpc.models import Task, build_model
-from fedhpc.site.accountant import epsilon_of
-from fedhpc.site.privacy import PrivateStep, Terms, Units, entropy, physical_batches, plan_privacy
+from fedhpc.privacy.accountant import epsilon_of
+from fedhpc.privacy.plan import plan_privacy
+from fedhpc.site.privacy import PrivateStep, Terms, Units, entropy, physical_batches
 
 CPU = torch.device("cpu")
 TASK = Task(("a", "b"), (1, 32, 32))

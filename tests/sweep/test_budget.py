@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from fedhpc.cli import main
+from fedhpc.privacy.accountant import total_of
+from fedhpc.privacy.ledger import Ledger, Lifetime, lifetime_path
+from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy_report import planned_charges
-from fedhpc.site.accountant import total_of
-from fedhpc.site.ledger import Ledger, Lifetime, lifetime_path
-from fedhpc.site.privacy import plan_privacy
 from fedhpc.sweep.budget import budget_of
 from fedhpc.sweep.config import Element, load_sweep
 from tests.sweep.tiny import write_sweep

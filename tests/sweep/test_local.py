@@ -14,7 +14,7 @@ import pytest
 
 from fedhpc.cli import main
 from fedhpc.config_file import load_config
-from fedhpc.site.ledger import Lifetime, lifetime_path
+from fedhpc.privacy.ledger import Lifetime, lifetime_path
 from fedhpc.sweep.config import Local, load_sweep
 from fedhpc.sweep.local import at_once
 from fedhpc.sweep.queue import look

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from fedhpc.errors import PrivacyError
-from fedhpc.site.skellam import epsilon_by_rdp
+from fedhpc.privacy.skellam import epsilon_by_rdp
 
 Mechanism = Literal["gaussian", "skellam"]
 Unit = Literal["patient", "image"]

@@ -2,7 +2,7 @@
 
 A line is `{"previous": <seal of the line before>, ..., "seal": <SHA-256 of this line without its seal>}`. A line that
 was edited, inserted or taken from the middle breaks the chain. That lines are missing at the *end* a chain cannot tell
-by itself: whoever must know keeps the last seal elsewhere (see `fedhpc.site.ledger`).
+by itself: whoever must know keeps the last seal elsewhere (see `fedhpc.privacy.ledger`).
 """
 
 import fcntl

@@ -9,7 +9,7 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from fedhpc.site.accountant import (
+from fedhpc.privacy.accountant import (
     CALIBRATION_SLACK,
     PRV_ERROR,
     Charge,

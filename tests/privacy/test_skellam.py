@@ -13,9 +13,9 @@ from scipy import stats
 from scipy.special import ive, logsumexp
 
 from fedhpc.errors import PrivacyError
-from fedhpc.site import skellam
-from fedhpc.site.accountant import epsilon_of
-from fedhpc.site.skellam import ORDERS, calibrate, draw, epsilon_by_rdp, rdp, source, variance_for
+from fedhpc.privacy import skellam
+from fedhpc.privacy.accountant import epsilon_of
+from fedhpc.privacy.skellam import ORDERS, calibrate, draw, epsilon_by_rdp, rdp, source, variance_for
 
 
 @pytest.mark.parametrize("variance", [4.0, 100.0, 1000.0])

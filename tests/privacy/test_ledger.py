@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhpc.errors import PrivacyError
-from fedhpc.site.accountant import Charge, bounds_of, total_of
-from fedhpc.site.chain import Chain
-from fedhpc.site.ledger import Ledger, Lifetime, lifetime_path, read_ledger
+from fedhpc.privacy.accountant import Charge, bounds_of, total_of
+from fedhpc.privacy.hash_chain import Chain
+from fedhpc.privacy.ledger import Ledger, Lifetime, lifetime_path, read_ledger
 
 DELTA = 1e-5
 

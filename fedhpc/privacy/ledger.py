@@ -1,6 +1,6 @@
 """The write-ahead privacy ledgers of one site: what its patients have spent, on disk before it is spent.
 
-Two files, both hash chains (`fedhpc.site.chain`) of one JSON line a charge:
+Two files, both hash chains (`fedhpc.privacy.hash_chain`) of one JSON line a charge:
 
 - `sites/<site>/ledger.jsonl` in the run directory: what this run has spent;
 - `<site>.ledger.jsonl` beside the shard: what every run has spent on these patients, for the shard's whole life.
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.errors import PrivacyError
-from fedhpc.site.accountant import Bounds, Charge, bounds_of
-from fedhpc.site.chain import REMEDY, Chain
+from fedhpc.privacy.accountant import Bounds, Charge, bounds_of
+from fedhpc.privacy.hash_chain import REMEDY, Chain
 
 SEAL_DIGITS = 16
 """How much of a seal goes into a round's record."""

@@ -1,0 +1,1 @@
+"""Privacy accounting: plans, accountants and ledgers. Sees no image, no label and no shard."""
