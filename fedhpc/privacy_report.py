@@ -234,7 +234,7 @@ def report_run(directory: RunDirectory) -> Report:
         raise PrivacyError(f"{directory.path}: has no ledger yet; nothing was spent")
     delta = config.privacy.delta
     sites = [_spent_facts(*read_ledger(path), delta) for path in paths]
-    rows: list[tuple[str, ...]] = [("site", "charges", "replayed", "steps", "epsilon PRV", "epsilon RDP")]
+    rows: list[tuple[str, ...]] = [("site", "charges", "replayed", "steps", "epsilon PRV", "epsilon RDP", "evaluation")]
     rows += [_spent_row(s) for s in sites]
     insecure = any(s["insecure"] for s in sites)
     notes = ["INSECURE: noise from a fixed seed; nothing is guaranteed"] if insecure else []
@@ -243,7 +243,9 @@ def report_run(directory: RunDirectory) -> Report:
     return Report(facts, "\n".join([head, *notes, table(rows)]))
 
 
-def _spent_facts(site: str, charges: Sequence[Charge], delta: float) -> dict[str, Any]:
+def _spent_facts(site: str, recorded: Sequence[Charge], delta: float) -> dict[str, Any]:
+    charges = [charge for charge in recorded if charge.population == "train"]
+    evaluations = [charge for charge in recorded if charge.population == "evaluation"]
     bounds = bounds_of(charges, delta)
     return {
         "site": site,
@@ -253,13 +255,14 @@ def _spent_facts(site: str, charges: Sequence[Charge], delta: float) -> dict[str
         "epsilon_prv": bounds.prv,
         "epsilon_rdp": bounds.rdp,
         "epsilon": bounds.epsilon,
-        "insecure": any(charge.insecure for charge in charges),
+        "epsilon_evaluation": bounds_of(evaluations, delta).epsilon if evaluations else None,
+        "insecure": any(charge.insecure for charge in recorded),
     }
 
 
 def _spent_row(s: Mapping[str, Any]) -> tuple[str, ...]:
     counts = (str(s[key]) for key in ("charges", "replayed", "steps"))
-    return (s["site"], *counts, fixed(s["epsilon_prv"]), fixed(s["epsilon_rdp"]))
+    return (s["site"], *counts, fixed(s["epsilon_prv"]), fixed(s["epsilon_rdp"]), fixed(s["epsilon_evaluation"]))
 
 
 def report_shard(shard: Path, delta: float = 1e-5) -> Report:

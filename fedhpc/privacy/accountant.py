@@ -7,9 +7,9 @@ Opacus is imported where it is called: it takes a second of every rank, which a 
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
@@ -20,6 +20,11 @@ from fedhpc.privacy.skellam import epsilon_by_rdp
 
 Mechanism = Literal["gaussian", "skellam"]
 Unit = Literal["patient", "image"]
+Population = Literal["train", "evaluation"]
+"""Whom a charge concerns: the units of the training split, or those of the validation and test splits.
+
+The two are disjoint within a run, so one run's epsilon is said for each and never added across them.
+"""
 History = tuple[tuple[float, float, int], ...]
 """(noise multiplier, sample rate, steps) of each kind of step, the order being of no consequence."""
 PRV_ERROR = 0.005
@@ -41,6 +46,7 @@ class Charge:
     mechanism: Mechanism = "gaussian"
     unit: Unit = "patient"
     insecure: bool = False
+    population: Population = "train"
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,16 @@ class Total:
     """What charges of several runs cost together, by their unit; nothing is guaranteed where one was `insecure`.
 
     What was spent per patient and what per image do not add up: a patient has more than one image.
+
+    Attributes:
+        by_unit: of the charges to the training population.
+        insecure: whether a charge was made with noise from a fixed seed.
+        evaluation: of the charges to the evaluation population, by unit.
     """
 
     by_unit: Mapping[Unit, Bounds]
     insecure: bool
+    evaluation: Mapping[Unit, Bounds] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -94,15 +106,23 @@ class Total:
         if self.insecure:
             return "more than can be said: a run with privacy.noise_seed is among them, and guarantees nothing"
         parts = [f"epsilon {bounds.epsilon:.3f} per {unit}" for unit, bounds in self.by_unit.items()]
+        parts += [f"epsilon {bounds.epsilon:.3f} per evaluated {unit}" for unit, bounds in self.evaluation.items()]
         return " and ".join(parts) or "nothing"
 
 
 def total_of(charges: Iterable[Charge], delta: float) -> Total:
     """The `Total` of charges of any units at `delta`."""
     listed = list(charges)
-    units = sorted({charge.unit for charge in listed})
-    by_unit = {unit: bounds_of([c for c in listed if c.unit == unit], delta) for unit in units}
-    return Total(by_unit, any(charge.insecure for charge in listed))
+    return Total(
+        _by_unit([c for c in listed if c.population == "train"], delta),
+        any(charge.insecure for charge in listed),
+        _by_unit([c for c in listed if c.population == "evaluation"], delta),
+    )
+
+
+def _by_unit(charges: Sequence[Charge], delta: float) -> dict[Unit, Bounds]:
+    units = sorted({charge.unit for charge in charges})
+    return {unit: bounds_of([c for c in charges if c.unit == unit], delta) for unit in units}
 
 
 @lru_cache(maxsize=4096)

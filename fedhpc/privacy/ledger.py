@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.errors import PrivacyError
-from fedhpc.privacy.accountant import Bounds, Charge, bounds_of
+from fedhpc.privacy.accountant import Bounds, Charge, Population, bounds_of
 from fedhpc.privacy.hash_chain import REMEDY, Chain
 
 SEAL_DIGITS = 16
@@ -184,13 +184,15 @@ class Ledger:
                 f"or swapped; {REMEDY}"
             )
 
-    def bounds(self, delta: float, planned: Charge | None = None) -> Bounds:
-        """What this run has spent at `delta`, with one more planned charge if given."""
-        return bounds_of((*self.charges, *([planned] if planned else [])), delta)
+    def bounds(self, delta: float, planned: Charge | None = None, population: Population = "train") -> Bounds:
+        """What this run has spent at `delta` on one population, with one more charge, if any, which names its own."""
+        whose = planned.population if planned else population
+        charges = [*self.charges, *([planned] if planned else [])]
+        return bounds_of([charge for charge in charges if charge.population == whose], delta)
 
-    def epsilon(self, delta: float, planned: Charge | None = None) -> float:
+    def epsilon(self, delta: float, planned: Charge | None = None, population: Population = "train") -> float:
         """The tighter of `bounds`."""
-        return self.bounds(delta, planned).epsilon
+        return self.bounds(delta, planned, population).epsilon
 
     def affords(self, planned: Charge, target: float) -> bool:
         """Whether one more charge stays within the run's `target` epsilon, and every shard within its lifetime cap."""
@@ -206,7 +208,8 @@ class Ledger:
         self._append(charge)
 
     def _append(self, charge: Charge) -> None:
-        attempt = sum(earlier.round == charge.round for earlier in self.charges)
+        same = (charge.round, charge.population)
+        attempt = sum((earlier.round, earlier.population) == same for earlier in self.charges)
         with self._chain.locked():
             self._chain.append({**_entry_of(charge), "attempt": attempt})
 
@@ -235,7 +238,8 @@ def _entry_of(charge: Charge) -> dict[str, Any]:
 
 
 def _charge_of(entry: dict[str, Any]) -> Charge:
-    return Charge(**{field.name: entry[field.name] for field in fields(Charge)})
+    """The charge of an entry; one written before a field existed has that field's default."""
+    return Charge(**{field.name: entry[field.name] for field in fields(Charge) if field.name in entry})
 
 
 def _now() -> str:

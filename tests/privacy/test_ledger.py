@@ -199,6 +199,23 @@ def test_a_cap_that_cannot_be_computed_is_refused(place: Place, other: dict[str,
         place.open("two", cap=10.0).affords(charge(0), 100)
 
 
+def test_populations_are_never_added(place: Place) -> None:
+    """A patient is trained on or evaluated on in one run, never both: each population has its own epsilon."""
+    ledger = place.open()
+    ledger.charge(charge(0))
+    alone = ledger.epsilon(DELTA)
+    evaluated = charge(0, population="evaluation")
+    assert ledger.affords(evaluated, alone)
+    ledger.charge(evaluated)
+    ledger.charge(evaluated)
+    assert place.open().epsilon(DELTA) == alone
+    assert place.open().epsilon(DELTA, population="evaluation") == bounds_of([evaluated] * 2, DELTA).epsilon > alone
+    total = total_of(ledger.charges, DELTA)
+    assert total.by_unit["patient"].epsilon == alone < total.evaluation["patient"].epsilon
+    attempts = [json.loads(line).get("attempt") for line in place.run_file().read_text().splitlines()]
+    assert attempts == [None, 0, 0, 1]
+
+
 def test_total_keeps_units_apart() -> None:
     total = total_of([charge(0), charge(0, unit="image"), charge(1, unit="image")], DELTA)
     assert total.by_unit["image"].epsilon > total.by_unit["patient"].epsilon == bounds_of([charge(0)], DELTA).epsilon
