@@ -125,6 +125,7 @@ class Privacy(Section):
       the aggregator is colocated.
     """
 
+    off: bool = Field(default=False, description="train without privacy; a config says it as `privacy: off`")
     epsilon: Annotated[float, Field(gt=0)] | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     lifetime_epsilon: Annotated[float, Field(gt=0)] | None = Field(
@@ -257,6 +258,10 @@ def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
             config.private and bool(undeclared),
             f"data.sites: no weight for {', '.join(undeclared)}; with privacy.epsilon set the true sample count is "
             "private: declare a public weight (number of training units) for every site",
+        ),
+        (
+            p.off and config.private,
+            f"privacy.off=true, privacy.epsilon={p.epsilon}: say two things; write `privacy: off` or an epsilon",
         ),
         (p.noise_seed is not None and not config.private, "privacy.noise_seed: set without privacy.epsilon; remove it"),
         (

@@ -32,7 +32,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     if "grid" in tree:
         raise ConfigError(f"{path}: is a sweep of many runs, it has a grid; start it with `run.py sweep {path}`")
     try:
-        return RunConfig.model_validate(tree)
+        return RunConfig.model_validate(with_privacy_named(tree))
     except ValidationError as error:
         raise ConfigError(told_of(path, problems_of(error))) from None
 
@@ -57,6 +57,22 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(parent, str):
         raise ConfigError(f"{path}: extends={parent!r} must be the name of one other config file")
     return merged(read_tree(path.parent / parent, (*seen, path)), tree)
+
+
+def with_privacy_named(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree with `privacy: off` (or `false`) as the section that it stands for.
+
+    It stays a single value until here, so that a section laid over it replaces it, and it replaces a section.
+
+    >>> with_privacy_named({"privacy": "off"})
+    {'privacy': {'off': True}}
+    """
+    return {**tree, "privacy": {"off": True}} if is_off(tree.get("privacy")) else tree
+
+
+def is_off(value: object) -> bool:
+    """Whether a config's `privacy` asks for no privacy by name."""
+    return value is False or value == "off"
 
 
 def _near_files(path: Path) -> str:
@@ -90,7 +106,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
     node = tree
     for key in keys[:-1]:
-        if node.get(key) is None:
+        if node.get(key) is None or (key == "privacy" and is_off(node[key])):
             node[key] = {}
         node = node[key]
         if not isinstance(node, dict):

@@ -96,6 +96,18 @@ def test_extends_and_set(tmp_path: Path) -> None:
     assert (config.privacy.epsilon, config.exchange.density) == (None, 0.5)
 
 
+@pytest.mark.parametrize("off", ["off", "false"])
+def test_privacy_off_is_named_and_replaced(tmp_path: Path, off: str) -> None:
+    base = write(tmp_path / "base.yaml", {**GOOD, "privacy": {"epsilon": 1.0, "clip_norm": 0.5}})
+    without = tmp_path / "off.yaml"
+    without.write_text(f"extends: base.yaml\nprivacy: {off}\n", encoding="utf-8")
+    for config in (load_config(without), load_config(base, [f"privacy={off}"])):
+        assert (config.privacy.off, config.private) == (True, False)
+    over = write(tmp_path / "on.yaml", {"extends": "off.yaml", "privacy": {"epsilon": 2.0}})
+    for config in (load_config(over), load_config(without, ["privacy.epsilon=2"])):
+        assert (config.privacy.off, config.privacy.epsilon, config.privacy.clip_norm) == (False, 2.0, 1.0)
+
+
 @pytest.mark.parametrize("override", ["training.rounds", "=3", "training..lr=1", "name.x=1", "training.lr=["])
 def test_malformed_set_is_named(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="--set"):

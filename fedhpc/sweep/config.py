@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from fedhpc.config import RunConfig, Section
-from fedhpc.config_file import apply_override, merged, problems_of, read_tree, told_of
+from fedhpc.config_file import apply_override, merged, problems_of, read_tree, told_of, with_privacy_named
 from fedhpc.errors import ConfigError
 from fedhpc.sweep.grid import Point, Tree, flattened, grid_problems, nested, points
 
@@ -206,7 +206,9 @@ def _validated(sweep: str, drafts: list[Draft], problems: list[str]) -> list[Ele
     for number, (baseline, point, tree) in enumerate(drafts):
         name = f"{sweep}-{number:03d}"
         try:
-            elements.append(Element(name, baseline, point, RunConfig.model_validate({**tree, "name": name})))
+            elements.append(
+                Element(name, baseline, point, RunConfig.model_validate(with_privacy_named({**tree, "name": name})))
+            )
         except ValidationError as error:
             for problem in problems_of(error):
                 found.setdefault(problem, []).append(f"{baseline or 'grid'} {number:03d}")
