@@ -12,7 +12,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 # Who may import what: a package, and the module (with what is below it) that owns it.
 OWNERS = {
-    "cryptography": ["fedhpc.exchange", "fedhpc.pki"],
+    "cryptography": ["fedhpc.exchange", "fedhpc.pki", "fedhpc.privacy.noise"],
     "mpi4py": ["fedhpc.exchange.comm"],
     "ssl": ["fedhpc.exchange.tls"],
     "h5py": ["fedhpc.site.shard", "data_prep"],
