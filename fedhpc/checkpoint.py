@@ -1,45 +1,78 @@
 """Checkpoints: what a run must have on disk to go on. Each file is whole or not there, and checked when it is read.
 
 `<kind>-0007.npz` holds what there was after 7 rounds: `round` in `state/` (the global parameters, rank 0's), `residual`
-or `model` in `sites/<site>/` (that site's own). A file is written to a temporary name, fsynced and renamed, so a crash
-leaves no half of one; and it holds a digest of its arrays, so a disk or a copy that changed it is noticed. The last
-KEPT rounds stay: a round whose files are not all whole is not lost, only done again.
+or `model` in `sites/<site>/` (that site's own). It holds a digest of its arrays and of what it belongs to: kind, round,
+site, config and shard (`Owner`). A file that a disk changed is damaged: its round is done again, from one of the last
+KEPT rounds. A whole file of another round, site, config or shard was put there by a person: it is refused.
 """
 
+import contextlib
 import hashlib
 import io
+import json
 import re
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from fedhpc.errors import InputError
-from fedhpc.rundir import write_atomically
+from fedhpc.util.files import make_folder, read_bytes, reported, write_bytes
 
 KEPT = 3
-DIGEST = "sha256"
+DIGEST, OWNER = "sha256", "owner"
 Arrays = Mapping[str, np.ndarray]
 
 
-def save_state(folder: Path, kind: str, round: int, arrays: Arrays) -> None:
-    """Write `<kind>-<round>.npz` and remove the oldest beyond the last KEPT."""
+@dataclass(frozen=True)
+class Owner:
+    """What a checkpoint belongs to, beside its kind and round; an empty field is not compared when it is read.
+
+    Attributes:
+        site: the learner's name (public); `aggregator` of the global state.
+        config: digest of the config without what may change at a resume (public).
+        shard: the site's keyed digest of its shard (private to the site; see `fedhpc.site.shard_record`).
+    """
+
+    site: str = ""
+    config: str = ""
+    shard: str = ""
+
+
+class ForeignCheckpointError(InputError):
+    """A whole checkpoint of another kind, round, site, config or shard."""
+
+
+def save_state(folder: Path, kind: str, round: int, arrays: Arrays, owner: Owner | None = None) -> None:
+    """Write `<kind>-<round>.npz` and remove the oldest beyond the last KEPT.
+
+    Raises:
+        FileError: where it cannot be written.
+    """
+    stated = np.array(json.dumps(_stated(kind, round, owner or Owner())))
+    whole = {**arrays, OWNER: stated}
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{**arrays, DIGEST: digest_of(arrays)})
-    write_atomically(_path(folder, kind, round), lambda file: _dump(buffer, file))
+    np.savez(buffer, allow_pickle=False, **{**whole, DIGEST: digest_of(whole)})
+    make_folder(folder, parents=False)
+    write_bytes(_path(folder, kind, round), buffer.getbuffer())
     for old in saved_rounds(folder, kind)[:-KEPT]:
-        _path(folder, kind, old).unlink()
+        _remove(_path(folder, kind, old))
 
 
-def _dump(buffer: io.BytesIO, file: BinaryIO) -> None:
-    file.write(buffer.getbuffer())
+def _stated(kind: str, round: int, owner: Owner) -> dict[str, str | int]:
+    return {"kind": kind, "round": round, **asdict(owner)}
 
 
 def _path(folder: Path, kind: str, round: int) -> Path:
     return folder / f"{kind}-{round:04d}.npz"
+
+
+def _remove(path: Path) -> None:
+    with reported(path, "removed"), contextlib.suppress(FileNotFoundError):
+        path.unlink()
 
 
 def digest_of(arrays: Arrays) -> np.ndarray:
@@ -55,39 +88,62 @@ def digest_of(arrays: Arrays) -> np.ndarray:
 def saved_rounds(folder: Path, kind: str) -> list[int]:
     """The rounds of which a state of this kind is there, whole or not, ascending."""
     pattern = re.compile(rf"{kind}-(\d+)\.npz")
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    with reported(folder, "read"):
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return sorted(int(found[1]) for name in names if (found := pattern.fullmatch(name)))
 
 
-def load_state(folder: Path, kind: str, round: int) -> dict[str, np.ndarray]:
+def load_state(folder: Path, kind: str, round: int, owner: Owner | None = None) -> dict[str, np.ndarray]:
     """Read a saved state.
 
     Raises:
         InputError: where it is missing or not what was written.
+        ForeignCheckpointError: where it is whole, and not of this kind, round or `owner`; names what differs.
     """
     path = _path(folder, kind, round)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise _damaged(path, str(error)) from None
+        raise _damaged(path, type(error).__name__) from None
     written = arrays.pop(DIGEST, None)
     if written is None or written.tobytes() != digest_of(arrays).tobytes():
         raise _damaged(path, "it is not what was written: its digest differs")
+    stated = arrays.pop(OWNER, None)
+    if stated is None:
+        raise _damaged(path, "it does not say what it belongs to: an older version of fedhpc wrote it")
+    _refuse_foreign(path, json.loads(str(stated)), _stated(kind, round, owner or Owner()))
     return arrays
+
+
+def _refuse_foreign(path: Path, found: Mapping[str, str | int], wanted: Mapping[str, str | int]) -> None:
+    differing = [key for key, value in wanted.items() if value != "" and found.get(key) != value]
+    if differing:
+        # Digests say nothing to a reader, and that of a shard is private.
+        shown = [f"{key} {found.get(key)!r}" if key in ("kind", "round", "site") else key for key in differing]
+        raise ForeignCheckpointError(
+            f"{path}: is the checkpoint of another {', '.join(shown)}. Put the right file back; without it, remove "
+            "this one, and the round before is gone on from"
+        )
 
 
 def _damaged(path: Path, why: str) -> InputError:
     return InputError(f"{path}: cannot be read ({why}); restore it, or start in a new --run-dir")
 
 
-def intact_rounds(folder: Path, kind: str) -> tuple[list[int], list[str]]:
-    """(the rounds whose state is whole, ascending; what is wrong with each of the others)."""
+def intact_rounds(folder: Path, kind: str, owner: Owner | None = None) -> tuple[list[int], list[str]]:
+    """(the rounds whose state is whole, ascending; what is wrong with each of the others).
+
+    Raises:
+        ForeignCheckpointError: see `load_state`.
+    """
     whole, problems = [], []
     for round in saved_rounds(folder, kind):
         try:
-            load_state(folder, kind, round)
+            load_state(folder, kind, round, owner)
             whole.append(round)
+        except ForeignCheckpointError:
+            raise
         except InputError as error:
             problems.append(str(error).partition(";")[0])
     return whole, problems
@@ -97,4 +153,4 @@ def forget_after(folder: Path, kind: str, round: int) -> None:
     """Remove what is of later rounds: those are done again, with other noise, and the two must not be mixed."""
     for later in saved_rounds(folder, kind):
         if later > round:
-            _path(folder, kind, later).unlink()
+            _remove(_path(folder, kind, later))

@@ -11,11 +11,12 @@ from typing import Any
 
 from fedhpc.bench import add_benchmarks
 from fedhpc.door_verbs import add_egress, add_pki
-from fedhpc.errors import InputError
+from fedhpc.errors import FileError, InputError
 from fedhpc.preemption import Notice
 from fedhpc.preflight.verb import add_preflight
 from fedhpc.startup import Startup
 from fedhpc.sweep_verbs import add_report, add_sweep
+from fedhpc.util.files import write_text
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = BAD_INPUT
     if getattr(options, "status", None) and (_speaks() or status == FAILED):
         # Launchers lose it: as the first rank ends with 75, srun ends the others and says 143.
-        options.status.write_text(f"{status}\n", encoding="utf-8")
+        write_text(options.status, f"{status}\n")
     return status
 
 
@@ -137,6 +138,11 @@ def _train(options: argparse.Namespace) -> int:
     startup.mark("MPI")
     try:
         return _train_on(transport, (notice, startup), options)
+    except FileError as error:
+        # Raised at this rank alone, in a round: the others wait for it.
+        _report_failure(error, transport.rank)
+        abort_at_exit(BAD_INPUT)
+        return BAD_INPUT
     except InputError:
         raise
     except BaseException as error:
@@ -164,7 +170,7 @@ def _report_failure(error: BaseException, rank: int) -> None:
     from fedhpc.errors import PayloadError, SiteError
 
     print(f"error: rank {rank}: {error or type(error).__name__}", file=sys.stderr, flush=True)
-    if not isinstance(error, SiteError | PayloadError | MemoryError | KeyboardInterrupt):
+    if not isinstance(error, SiteError | PayloadError | FileError | MemoryError | KeyboardInterrupt):
         traceback.print_exception(error)
 
 

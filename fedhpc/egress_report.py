@@ -3,7 +3,6 @@
 Everything here is public: config, records and logs. No shard is opened.
 """
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -210,4 +209,4 @@ def _dense_bytes(directory: RunDirectory) -> int | None:
     """What a round's updates would be as dense float32; None before the run has ended."""
     if not directory.summary.exists():
         return None
-    return int(json.loads(directory.summary.read_text(encoding="utf-8"))["dense_bytes_per_round"])
+    return int(directory.read_summary()["dense_bytes_per_round"])

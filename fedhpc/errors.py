@@ -12,6 +12,10 @@ class InputError(Exception):
     """Bad input: a config, a shard, a run directory or a command line that fedhpc cannot accept."""
 
 
+class FileError(InputError):
+    """A file or folder that cannot be read or written; raised by `fedhpc.util.files` only."""
+
+
 class ConfigError(InputError):
     """A config that breaks one or more rules; the message lists all of them at once."""
 

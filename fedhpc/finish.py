@@ -1,6 +1,6 @@
 """The end of a run: its models on all sites' test splits, interval, `summary.json`, `model.pt`, closing table."""
 
-import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedhpc.console import closing
+from fedhpc.errors import InputError
 from fedhpc.exchange.update import F32, pack_arrays, unpack_arrays
 from fedhpc.metrics import F64, bootstrap_aucs, interval95
 from fedhpc.models import from_vector, parameter_count, save_model
@@ -21,6 +22,7 @@ from fedhpc.records import (
     measure,
     summary_of,
 )
+from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import git_commit
 from fedhpc.session import Session
 
@@ -122,8 +124,12 @@ def _beside(session: Session, summary: Mapping[str, Any]) -> list[tuple[str, Map
     here = session.directory.path
     found: dict[str, tuple[float, str, Mapping[str, Any]]] = {}
     for path in sorted(here.resolve().parent.glob("*/summary.json")):
-        other = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            other, changed_s = RunDirectory(path.parent).read_summary(), path.stat().st_mtime
+        except (InputError, OSError) as error:
+            print(f"WARNING: left out of the comparison: {error}", file=sys.stderr)
+            continue
         same = other.get("data") == data_digest(session.config) and other["mode"] != session.config.mode
-        if same and path.stat().st_mtime > found.get(other["mode"], (0.0,))[0]:
-            found[other["mode"]] = (path.stat().st_mtime, path.parent.name, other)
+        if same and changed_s > found.get(other["mode"], (0.0,))[0]:
+            found[other["mode"]] = (changed_s, path.parent.name, other)
     return [(here.name, summary), *((name, other) for _, name, other in found.values())]

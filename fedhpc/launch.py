@@ -22,7 +22,7 @@ from fedhpc.exchange.update import AGGREGATOR, F32, Array, Update, pack_arrays, 
 from fedhpc.federation import GlobalState, Memory, RoundResult, Terms, federate, fresh_memory
 from fedhpc.finish import GLOBAL, finish, reports_of
 from fedhpc.models import layers_of, parameter_count, to_vector
-from fedhpc.records import FLOAT32_BYTES, record_of
+from fedhpc.records import FLOAT32_BYTES, SiteReport, record_of
 from fedhpc.resume import resume_point
 from fedhpc.rng import generator
 from fedhpc.secure_round import secure_mean
@@ -240,23 +240,37 @@ def _chooser(session: Session, models: Mapping[str, F32]) -> Callable[[str], F32
 def _close_round(session: Session, at: Closing, ran: Ran, progress: Progress) -> bool:
     """Evaluate, save, record, tell; whether to go on (the same answer at every rank).
 
-    Saved comes before recorded: of a round that is recorded, every file was written, at this rank.
+    Saved comes before recorded: of a round that is recorded, every file was written, at every rank.
+
+    Raises:
+        InputError: at every rank, where a file cannot be written at any.
     """
     (done, params_of, save), watch = at, ran.watch
     with watch.phase("evaluate"):
         reports = reports_of(session, params_of, done)
     with watch.phase("checkpoint"):
-        save()
+        together(session.transport, save)
     progress.done_here += 1
+    together(session.transport, lambda: _record(session, done, reports, ran, progress))
     if session.transport.rank == 0:
-        seconds = {**watch.seconds, "total": time.monotonic() - progress.round_started}
-        record = replace(record_of(done, reports, ran.traffic, session.config, seconds), dropped=ran.dropped).json()
-        progress.records.append(record)
-        session.directory.write_rounds(progress.records)
-        rounds = session.config.training.rounds
-        session.console.say(round_line(record, rounds))
-        mean_s = float(np.mean([r["seconds"]["total"] for r in progress.records]))
-        session.console.start_round(done, rounds, mean_s)
+        _tell(session, done, progress.records)
     progress.round_started = time.monotonic()
     more = progress.stop_after is None or progress.done_here < progress.stop_after
     return agreed(session.transport, more and not session.notice.given, done)
+
+
+def _record(session: Session, done: int, reports: Sequence[SiteReport], ran: Ran, progress: Progress) -> None:
+    """Append the round's record, at rank 0."""
+    if session.transport.rank:
+        return
+    seconds = {**ran.watch.seconds, "total": time.monotonic() - progress.round_started}
+    record = replace(record_of(done, reports, ran.traffic, session.config, seconds), dropped=ran.dropped).json()
+    session.directory.append_round(record)
+    progress.records.append(record)
+
+
+def _tell(session: Session, done: int, records: Sequence[Mapping[str, Any]]) -> None:
+    rounds = session.config.training.rounds
+    session.console.say(round_line(records[-1], rounds))
+    mean_s = float(np.mean([record["seconds"]["total"] for record in records]))
+    session.console.start_round(done, rounds, mean_s)

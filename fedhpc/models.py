@@ -1,6 +1,8 @@
 """Networks without batch statistics (MONAI), public frozen backbones, and model <-> flat vector."""
 
+import io
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from monai.networks.nets.densenet import DenseNet, DenseNet121
 from monai.networks.nets.resnet import resnet18, resnet50
 from monai.networks.utils import replace_modules
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fedhpc.backbones import ACT, GROUPS, NAMES, NORM, Backbone, Whitening, public_backbone
@@ -17,6 +20,7 @@ from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.exchange.update import F32
 from fedhpc.rng import seed_of
+from fedhpc.util.files import read_bytes, write_bytes
 
 
 @dataclass(frozen=True)
@@ -145,24 +149,46 @@ class SavedModel:
 
 
 def save_model(path: Path, model: nn.Module, facts: dict[str, Any]) -> None:
-    """Write weights only, with the JSON `facts` (config, classes, image_shape, f1_thresholds) to rebuild the model."""
-    torch.save({"state_dict": model.state_dict(), "facts": json.dumps(facts)}, path)
+    """Write weights only, with the JSON `facts` (config, classes, image_shape, f1_thresholds) to rebuild the model.
+
+    Raises:
+        FileError: where it cannot be written; a model that was there before is still there.
+    """
+    buffer = io.BytesIO()
+    torch.save({"state_dict": model.state_dict(), "facts": json.dumps(facts)}, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 def load_model(path: Path) -> SavedModel:
     """Read a `model.pt`, without unpickling any code.
 
     Raises:
-        InputError: where it is not one.
+        InputError: where it is not one, or its facts and its weights do not fit together.
     """
+    content = read_bytes(path)
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         facts = json.loads(saved["facts"])
-    except Exception as error:
-        raise InputError(f"{path}: is not the model.pt of a fedhpc run ({type(error).__name__}: {error})") from None
-    config = RunConfig.model_validate(facts["config"])
-    task = Task(tuple(facts["classes"]), tuple(facts["image_shape"]))
+        config = RunConfig.model_validate(facts["config"])
+        task = Task(tuple(facts["classes"]), tuple(facts["image_shape"]))
+        thresholds = tuple(int(value) for value in facts["f1_thresholds"])
+    except (*UNREADABLE, ValidationError) as error:
+        raise _no_model(path, error) from None
     backbone = load_backbone(config.model.backbone) if config.model.backbone else None
-    network = build_model(config, task, backbone)
-    network.load_state_dict(saved["state_dict"])
-    return SavedModel(network.eval(), backbone, config, task, tuple(facts["f1_thresholds"]))
+    try:
+        network = build_model(config, task, backbone)
+        network.load_state_dict(saved["state_dict"])
+    except UNREADABLE as error:
+        raise _no_model(path, error) from None
+    return SavedModel(network.eval(), backbone, config, task, thresholds)
+
+
+UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError)
+
+
+def _no_model(path: Path, error: Exception) -> InputError:
+    cause = str(error).partition("\n")[0]
+    return InputError(
+        f"{path}: is not the model.pt of a fedhpc run ({type(error).__name__}: {cause}). Give the one that a finished "
+        "run of this version wrote"
+    )

@@ -1,41 +1,32 @@
-"""The run directory: where every file of a run lies, each written to a temporary name, fsynced and renamed.
+"""The run directory: the names of all files of a run. `fedhpc.util.files` writes and reads them.
 
 runs/<name>/
     config.yaml          the resolved config
     environment.json     versions, host, git commit
-    rounds.jsonl         one record a round
+    rounds.jsonl         one record a round, appended
     summary.json         the result
     model.pt             the final model, weights only
     state/round-0007.npz the global parameters after 7 rounds; the last three are kept
     egress.jsonl         what the aggregator sent, a line a payload
-    sites/<site>/        ledger.jsonl, egress.jsonl, residual-0007.npz or model-0007.npz
+    sites/<site>/        ledger.jsonl, egress.jsonl, residual-0007.npz or model-0007.npz, log.txt
 """
 
 import json
-import os
-from collections.abc import Callable
+import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from fedhpc.config import RunConfig
+from fedhpc.config_file import problems_of, told_of
+from fedhpc.errors import InputError
+from fedhpc.util.files import append_line, make_folder, read_json, read_lines, read_text, write_json, write_text
 
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let `write` fill a temporary file, then put it at `path` in one step: a reader sees the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """The same for a text, in UTF-8."""
-    write_atomically(path, lambda file: _put(file, text))
+RESTORE = "Restore it from a backup, or start in a new --run-dir"
+REDO = "Remove it, and start the run again: it measures its model anew"
+SUMMARY_KEYS = frozenset({"mode", "auc", "auc_ci95", "epsilon", "per_site", "rounds", "seconds"})
 
 
 class RunDirectory:
@@ -59,32 +50,79 @@ class RunDirectory:
         """The log of all that has left the site."""
         return self.site(site) / "egress.jsonl"
 
+    def log(self, site: str) -> Path:
+        """The site's own log: what may be said inside the hospital only."""
+        return self.site(site) / "log.txt"
+
     def write_config(self, config: RunConfig) -> None:
-        """The resolved config."""
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        write_atomically(self.config, lambda file: _put(file, text))
+        """Write the resolved config.
+
+        Raises:
+            FileError: where it cannot be written.
+        """
+        make_folder(self.path)
+        write_text(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def read_config(self) -> RunConfig | None:
-        """The config of the run that was started here; None where there is none."""
+        """Return the config of the run that was started here; None where there is none.
+
+        Raises:
+            InputError: where it cannot be read, or is no config of this version.
+        """
         if not self.config.exists():
             return None
-        return RunConfig.model_validate(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+        try:
+            return RunConfig.model_validate(yaml.safe_load(read_text(self.config, RESTORE)))
+        except (yaml.YAMLError, RecursionError):
+            raise InputError(f"{self.config}: is not valid YAML; it was cut or changed. {RESTORE}.") from None
+        except ValidationError as error:
+            raise InputError(f"{told_of(self.config, problems_of(error))}\n{RESTORE}.") from None
 
     def write_json(self, path: Path, content: object) -> None:
-        """One JSON document; NaN is refused."""
-        write_atomically(path, lambda file: _put(file, json.dumps(content, indent=2, allow_nan=False) + "\n"))
+        """Write one JSON document; NaN is refused."""
+        write_json(path, content)
+
+    def read_summary(self) -> dict[str, Any]:
+        """Return the result of a finished run.
+
+        Raises:
+            InputError: where it cannot be read, or is no `summary.json` of a run.
+        """
+        summary = read_json(self.summary, REDO)
+        lacking = sorted(SUMMARY_KEYS - summary.keys())
+        if lacking:
+            raise InputError(f"{self.summary}: lacks {', '.join(lacking)}; it was cut or changed. {REDO}.")
+        return summary
 
     def read_rounds(self) -> list[dict[str, Any]]:
-        """The records of all rounds done."""
+        """Return the records of all rounds done. A last line that a crash has cut is left out with a warning.
+
+        Raises:
+            InputError: where a line is not the record of its round.
+        """
         if not self.rounds.exists():
             return []
-        return [json.loads(line) for line in self.rounds.read_text(encoding="utf-8").splitlines()]
+        lines, torn = read_lines(self.rounds, RESTORE)
+        if torn:
+            print(f"WARNING: {self.rounds}: its last line is incomplete and is left out", file=sys.stderr)
+        return [_record(line, self.rounds, number) for number, line in enumerate(lines, 1)]
 
     def write_rounds(self, records: list[dict[str, Any]]) -> None:
-        """All records anew; used at a resume, where a round may have been recorded but not saved."""
-        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
-        write_atomically(self.rounds, lambda file: _put(file, lines))
+        """Write all records anew; used at a resume, where a round may have been recorded but not saved."""
+        write_text(self.rounds, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+
+    def append_round(self, record: dict[str, Any]) -> None:
+        """Append the record of the next round; on disk when this returns."""
+        append_line(self.rounds, json.dumps(record, allow_nan=False))
 
 
-def _put(file: BinaryIO, text: str) -> None:
-    file.write(text.encode())
+def _record(line: str, path: Path, number: int) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or not {"round", "per_site", "ledger_heads", "seconds"} <= record.keys():
+        raise InputError(f"{path}:{number}: is not the record of a round; it was cut or changed. {RESTORE}.")
+    if record["round"] != number:
+        raise InputError(f"{path}:{number}: is round {record['round']}; round {number} belongs there. {RESTORE}.")
+    return record

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fedhpc import pki
-from fedhpc.checkpoint import DIGEST, forget_after, intact_rounds, load_state, save_state, saved_rounds
+from fedhpc.checkpoint import DIGEST, OWNER, forget_after, intact_rounds, load_state, save_state, saved_rounds
 from fedhpc.cli import FINISHED, RESUMABLE, main
 from fedhpc.errors import InputError, Interrupted
 from fedhpc.preemption import Notice
@@ -189,7 +189,7 @@ def another(path: Path) -> None:
     """A whole archive with other values under the old digest, as no disk error but a wrong copy would make it."""
     with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    changed = {name: value if name == DIGEST else value + 1 for name, value in arrays.items()}
+    changed = {name: value if name in (DIGEST, OWNER) else value + 1 for name, value in arrays.items()}
     np.savez(path, **changed)
 
 

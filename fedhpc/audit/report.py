@@ -17,8 +17,8 @@ from fedhpc.audit.pictures import Strip, contact_sheet
 from fedhpc.audit.releases import SETTINGS
 from fedhpc.audit.subject import Subject
 from fedhpc.console import table
-from fedhpc.rundir import write_atomically
 from fedhpc.runtime import git_commit
+from fedhpc.util import files
 
 FORMAT_VERSION = 1
 STYLE = """
@@ -158,9 +158,6 @@ def png(image: Image.Image) -> bytes:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    write_atomically(path, lambda file: _put(file, content))
-
-
-def _put(file: Any, content: bytes) -> None:
-    file.write(content)
+    """Write a file whole, or not at all; make its folder."""
+    files.make_folder(path.parent)
+    files.write_bytes(path, content)

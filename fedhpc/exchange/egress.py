@@ -10,18 +10,22 @@ encryption; `via` is `tls`, `clear`, or `process` where sender and receiver are 
 many blocks of the site's images the payload was searched (`fedhpc.exchange.residency`), null where it was not.
 
 A line is with the operating system before its payload is with MPI, so the death of the process loses none. It is not
-fsynced: on a disk that is 5 ms a line, and only the machine's own crash would show the difference.
+fsynced: on a disk that is 5 ms a line, and only the machine's own crash would show the difference. A line that a crash
+has cut was never sent; it is removed when the log is opened again. A log that is deleted in mid-run stops the run.
 """
 
+import errno
 import hashlib
 import json
 import os
+import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from fedhpc.errors import InputError, PayloadError
+from fedhpc.util.files import append_whole, cut_torn_line, make_folder, read_lines, reported
 
 Kind = Literal["update", "metrics", "hello", "control"]
 Via = Literal["tls", "clear", "process"]
@@ -72,10 +76,17 @@ class EgressLog:
     """The log of one sender, open for appending."""
 
     def __init__(self, path: Path, to: str) -> None:
-        """`to`: where all payloads of this sender go."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Open the log at `path`; all payloads of this sender go to `to`.
+
+        Raises:
+            FileError: where it cannot be written.
+        """
+        make_folder(path.parent)
+        if cut_torn_line(path):
+            print(f"WARNING: {path}: an incomplete last line was removed; its payload never left", file=sys.stderr)
         self.path, self._to = path, to
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        with reported(path, "written"):
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def write_down(
         self, payload: bytes, kind: str, round: int | None, *, via: Via = "process", searched: int | None = None
@@ -84,17 +95,22 @@ class EgressLog:
 
         Raises:
             PayloadError: a kind that is not on the whitelist.
-            OSError: the log cannot be written, so the payload must not leave.
+            FileError: the log cannot be written or was removed, so the payload must not leave.
         """
         allowed = checked_kind(kind)
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         digest = hashlib.sha256(payload).hexdigest()
         entry = Entry(now, round, allowed, len(payload), digest, self._to, via, searched)
-        line = json.dumps(asdict(entry)).encode() + b"\n"
-        written = os.write(self._file, line)
-        if written != len(line):
-            raise OSError(f"{self.path}: {written} of {len(line)} bytes written: the disk is full")
+        with reported(self.path, "written"):
+            self._check_there()
+            append_whole(self._file, json.dumps(asdict(entry)).encode() + b"\n")
         return entry
+
+    def _check_there(self) -> None:
+        """Raises OSError where the path is no longer the open file: what is appended would be lost."""
+        mine, there = os.fstat(self._file), os.stat(self.path)
+        if (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino):
+            raise FileNotFoundError(errno.ENOENT, "it was removed or replaced during the run")
 
     def close(self) -> None:
         """Close the file."""
@@ -102,15 +118,14 @@ class EgressLog:
 
 
 def read_log(path: Path) -> list[Entry]:
-    """All entries of a log.
+    """Return all entries of a log. A last line that a crash has cut is left out with a warning: it was never sent.
 
     Raises:
         InputError: where it is missing, or a line is not an entry.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); what left this sender is not known") from None
+    lines, torn = read_lines(path, "What left this sender is not known: restore it from a backup")
+    if torn:
+        print(f"WARNING: {path}: its last line is incomplete and is left out; its payload never left", file=sys.stderr)
     return [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 

@@ -13,11 +13,11 @@ from fedhpc.console import fixed, table
 from fedhpc.errors import InputError
 from fedhpc.report.page import page, sent, settings
 from fedhpc.report.rows import DENSITY, EPSILON, Group, Row, groups_of, row_of, rows_of_runs
-from fedhpc.rundir import write_text
 from fedhpc.sweep.config import SEED
 from fedhpc.sweep.queue import look
 from fedhpc.sweep.status import shown
 from fedhpc.sweep.store import SweepDirectory, now
+from fedhpc.util.files import make_folder, write_text
 
 FORMAT_VERSION = 1
 
@@ -98,6 +98,7 @@ def _of_sweep(directory: SweepDirectory) -> Report:
 
 def write(found: Report, out: Path) -> None:
     """The page at `out`, JSON and CSV beside it."""
+    make_folder(out.parent)
     write_text(out, page(found.name, found.keys, found.rows, found.groups, found.made))
     write_text(out.with_suffix(".json"), json.dumps(found.facts(), indent=2, allow_nan=False) + "\n")
     write_text(out.with_suffix(".csv"), found.csv())

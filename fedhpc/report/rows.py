@@ -88,7 +88,7 @@ def row_of(config: RunConfig, directory: RunDirectory, state: tuple[str, str], w
         "rounds": len(directory.read_rounds()),
     }
     if state[0] == FINISHED:
-        known |= _measured(json.loads(directory.summary.read_text(encoding="utf-8")))
+        known |= _measured(directory.read_summary())
     return Row(*what, **{"epsilon": None, **known})
 
 

@@ -1,6 +1,5 @@
 """How a sweep stands: from its files, and for what waits or was killed from SLURM's queue or the processes here."""
 
-import json
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -114,7 +113,7 @@ def line_of(element: Element, folder: ElementDirectory, known: Known | None) -> 
     outcome, records = folder.outcome(), folder.run.read_rounds()
     last = records[-1] if records else {}
     if folder.run.summary.exists():
-        last = {**last, **json.loads(folder.run.summary.read_text(encoding="utf-8"))}
+        last = {**last, **folder.run.read_summary()}
     state: State = judged(outcome, known) if known else outcome.state if outcome else "missing"
     return Line(
         name=element.name,

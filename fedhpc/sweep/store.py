@@ -20,15 +20,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import ValidationError
 
 from fedhpc.config import RunConfig, Section
 from fedhpc.config_file import load_config
 from fedhpc.errors import InputError
-from fedhpc.rundir import RunDirectory, write_text
+from fedhpc.rundir import RunDirectory
 from fedhpc.sweep.config import Element, Local, Slurm, Sweep
+from fedhpc.util.files import make_folder, read_json, read_text, write_json, write_text
 
 Ended = Literal["running", "finished", "failed", "stopped"]
 Cluster = Literal["slurm", "local"]
+RESTORE = "Restore it from a backup, or start the sweep in a new --run-dir"
+AGAIN = "Remove it: the element then counts as not begun and goes on from its last round"
 
 
 class Listed(Section):
@@ -115,6 +119,7 @@ class SweepDirectory:
 
     def create(self, sweep: Sweep, cluster: Cluster) -> None:
         """Write down what is to be done."""
+        make_folder(self.path)
         cpus = (sweep.slurm if cluster == "slurm" else sweep.local).cpus_per_rank
         for element in sweep.elements:
             self.element(element.name).write_config(with_threads(element.config, cpus))
@@ -134,15 +139,24 @@ class SweepDirectory:
         """
         if not self.plan.exists():
             raise InputError(f"{self.path}: is no sweep: it has no {self.plan.name}")
-        stored = Stored.model_validate(yaml.safe_load(self.plan.read_text(encoding="utf-8")))
+        stored = self._stored()
         elements = tuple(
             Element(one.name, one.baseline, one.point, self.element(one.name).read_config()) for one in stored.elements
         )
         return Sweep(stored.name, stored.grid, stored.slurm, stored.local, elements)
 
+    def _stored(self) -> Stored:
+        try:
+            return Stored.model_validate(yaml.safe_load(read_text(self.plan, RESTORE)))
+        except (yaml.YAMLError, ValidationError, RecursionError):
+            raise InputError(f"{self.plan}: is not the plan of a sweep; it was cut or changed. {RESTORE}.") from None
+
     def submissions(self) -> list[Submission]:
         """All of them, oldest first."""
-        return [Submission(**one) for one in self._jobs()["submissions"]]
+        try:
+            return [Submission(**one) for one in self._jobs()["submissions"]]
+        except TypeError:
+            raise self._changed() from None
 
     def cancelled(self) -> frozenset[str]:
         """The elements that were cancelled and not submitted again since."""
@@ -170,11 +184,16 @@ class SweepDirectory:
     def _jobs(self) -> dict[str, Any]:
         if not self.jobs.exists():
             return {"submissions": [], "cancelled": []}
-        jobs: dict[str, Any] = json.loads(self.jobs.read_text(encoding="utf-8"))
+        jobs = read_json(self.jobs, RESTORE)
+        if not jobs.keys() >= {"submissions", "cancelled"}:
+            raise self._changed()
         return jobs
 
+    def _changed(self) -> InputError:
+        return InputError(f"{self.jobs}: does not list submissions; it was cut or changed. {RESTORE}.")
+
     def _write_jobs(self, jobs: dict[str, Any]) -> None:
-        write_text(self.jobs, json.dumps(jobs, indent=2) + "\n")
+        write_json(self.jobs, jobs)
 
 
 class ElementDirectory:
@@ -192,6 +211,7 @@ class ElementDirectory:
 
     def write_config(self, config: RunConfig) -> None:
         """As submitted."""
+        make_folder(self.path)
         write_text(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def read_config(self) -> RunConfig:
@@ -202,11 +222,14 @@ class ElementDirectory:
         """None where no attempt has begun."""
         if not self._outcome.exists():
             return None
-        return Outcome(**json.loads(self._outcome.read_text(encoding="utf-8")))
+        try:
+            return Outcome(**read_json(self._outcome, AGAIN))
+        except TypeError:
+            raise InputError(f"{self._outcome}: does not say how an attempt ended. {AGAIN}.") from None
 
     def write_outcome(self, outcome: Outcome) -> None:
         """In place of the last one."""
-        write_text(self._outcome, json.dumps(asdict(outcome), indent=2) + "\n")
+        write_json(self._outcome, asdict(outcome))
 
     def ledgers(self) -> frozenset[str]:
         """The ids of its privacy ledgers, by which the lifetime ledgers know what it has spent."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedhpc.errors import InputError, PayloadError
+from fedhpc.errors import FileError, InputError, PayloadError
 from fedhpc.exchange.channel import Channel
 from fedhpc.exchange.comm import AloneTransport
 from fedhpc.exchange.egress import KINDS, EgressLog, Kind, read_log
@@ -91,7 +91,7 @@ def test_payloads_that_belong_to_nobody_are_refused(tmp_path: Path) -> None:
 def test_where_the_log_cannot_be_written_nothing_is_sent(tmp_path: Path) -> None:
     channel, wire = opened(tmp_path)
     channel.logs["b"].close()
-    with pytest.raises(OSError, match="Bad file descriptor"):
+    with pytest.raises(FileError, match=r"b\.jsonl: cannot be written: Bad file descriptor"):
         channel.gather([b"x", b"y"], "update")
     assert wire.passed == []
 
@@ -120,13 +120,37 @@ def test_in_one_process_all_is_logged_and_comes_back_as_it_is(tmp_path: Path) ->
         channel.broadcast(None, "update")
 
 
-@pytest.mark.parametrize("damage", [b'{"time": "now"}\n', b"[]\n", b'{"time": "2026', b"\xff\xfe\n"])
+@pytest.mark.parametrize("damage", [b'{"time": "now"}\n', b"[]\n", b'{"time": "2026\n', b"\xff\xfe\n"])
 def test_a_damaged_log_is_refused(tmp_path: Path, damage: bytes) -> None:
     EgressLog(tmp_path / "log.jsonl", "aggregator").write_down(b"x", "update", 1)
     with (tmp_path / "log.jsonl").open("ab") as file:
         file.write(damage)
     with pytest.raises(InputError, match=r"log\.jsonl"):
         read_log(tmp_path / "log.jsonl")
+
+
+def test_torn_last_line_is_reported_and_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "log.jsonl"
+    EgressLog(path, "aggregator").write_down(b"x", "update", 1)
+    with path.open("ab") as file:
+        file.write(b'{"time": "2026')
+    assert [entry.round for entry in read_log(path)] == [1]
+    assert f"WARNING: {path}: its last line is incomplete and is left out" in capsys.readouterr().err
+    EgressLog(path, "aggregator").write_down(b"y", "update", 2)
+    assert "an incomplete last line was removed; its payload never left" in capsys.readouterr().err
+    assert [entry.round for entry in read_log(path)] == [1, 2]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_removed_log_stops_sending(tmp_path: Path, replaced: bool) -> None:
+    channel, wire = opened(tmp_path)
+    (tmp_path / "b.jsonl").unlink()
+    if replaced:
+        (tmp_path / "b.jsonl").touch()
+    with pytest.raises(FileError, match=r"b\.jsonl: cannot be written: .*removed"):
+        channel.gather([b"x", b"y"], "update")
+    assert wire.passed == []
 
 
 def test_a_line_is_json(tmp_path: Path) -> None:

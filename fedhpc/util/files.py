@@ -1,0 +1,218 @@
+"""Write and read files: the one place of the program that does either for what a run leaves on disk.
+
+A file is written to a temporary name beside its target, until every byte is with the operating system, fsynced, renamed
+to its target, and its folder fsynced: a reader sees the old file or the new one, also after a power failure. A failed
+write removes its temporary file. A line is appended whole or not at all. Every error is a `FileError` that names the
+path, the cause and what to do; an `OSError` never leaves this module.
+
+No function makes a folder that its caller has not asked for: a run directory that was deleted during a run must not
+come back half empty.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fedhpc.errors import FileError, InputError
+
+READABLE, PRIVATE = 0o644, 0o600
+REMEDIES = {
+    errno.ENOSPC: "Free space on that disk, then start the same command again",
+    errno.EDQUOT: "Free space within the quota of this account, then start the same command again",
+    errno.EFBIG: "Raise the limit on file sizes (ulimit -f), then start the same command again",
+    errno.EROFS: "Give a folder on a file system that can be written",
+    errno.EACCES: "Give a folder that this account may use, or change its permissions",
+    errno.EPERM: "Give a folder that this account may use, or change its permissions",
+    errno.ENOENT: "It or its folder does not exist, or was removed: restore it, or give another folder",
+    errno.ENOTDIR: "A file is in the place of a folder: give another folder",
+    errno.EISDIR: "A folder is in the place of a file: remove it, or give another folder",
+    errno.EEXIST: "A file is in the place of a folder: give another folder",
+    errno.EIO: "The disk or its network reports a fault: ask the administrators, or give a folder on another disk",
+    errno.ESTALE: "It was removed or moved on its server: restore it, or give another folder",
+}
+OTHERWISE = "See that the disk is there and can be written, then start the same command again"
+
+
+def file_error(path: Path, doing: str, error: OSError) -> FileError:
+    """Return the error to raise: path, what was being done (`written`, `read`, ...), the cause, the remedy."""
+    cause = error.strerror or type(error).__name__
+    return FileError(f"{path}: cannot be {doing}: {cause}. {REMEDIES.get(error.errno or 0, OTHERWISE)}.")
+
+
+@contextlib.contextmanager
+def reported(path: Path, doing: str) -> Iterator[None]:
+    """Turn every OSError raised inside into a `FileError` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise file_error(path, doing, error) from error
+
+
+def make_folder(path: Path, *, parents: bool = True) -> None:
+    """Make a folder that may exist already; without `parents` the one above it must.
+
+    Raises:
+        FileError: where that is impossible.
+    """
+    with reported(path, "made"):
+        path.mkdir(parents=parents, exist_ok=True)
+
+
+def write_bytes(path: Path, content: bytes | memoryview, *, mode: int = READABLE) -> None:
+    """Put `content` at `path` in one step, on disk when this returns; the folder must exist.
+
+    Raises:
+        FileError: where it cannot be written; what was at `path` before is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with reported(path, "written"):
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            try:
+                write_all(descriptor, content)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None], *, mode: int = READABLE) -> None:
+    """`write_bytes` of all that `write` puts into the file that it is given (in memory)."""
+    buffer = io.BytesIO()
+    write(buffer)
+    write_bytes(path, buffer.getbuffer(), mode=mode)
+
+
+def write_text(path: Path, text: str, *, mode: int = READABLE) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode(), mode=mode)
+
+
+def write_json(path: Path, content: object, *, mode: int = READABLE) -> None:
+    """`write_bytes` of one JSON document; ValueError for NaN and infinities."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n", mode=mode)
+
+
+def write_all(descriptor: int, content: bytes | memoryview) -> None:
+    """Write every byte: `os.write` may write fewer than it was given, on a full disk or after a signal."""
+    rest = memoryview(content).cast("B")
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def sync_folder(path: Path) -> None:
+    """Bring a folder's list of names to the disk; without effect where the file system does not know that."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def append_line(path: Path, line: str, *, mode: int = READABLE) -> None:
+    """Append one line, on disk when this returns: all of it, or nothing.
+
+    Raises:
+        FileError: where it cannot be written; the file is then as it was.
+    """
+    with reported(path, "written"):
+        new = not path.exists()
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
+        try:
+            append_whole(descriptor, line.encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if new:
+            sync_folder(path.parent)
+
+
+def append_whole(descriptor: int, content: bytes) -> None:
+    """Append to a file that only this process appends to; cut off what a failed write has left. Raises OSError."""
+    size = os.fstat(descriptor).st_size
+    try:
+        write_all(descriptor, content)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        FileError: where it is missing or cannot be read.
+    """
+    with reported(path, "read"):
+        return path.read_bytes()
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """Return the content of a file in UTF-8. `remedy` says what to do where it is something else.
+
+    Raises:
+        FileError: where it cannot be read. InputError: where it is no text.
+    """
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not a text in UTF-8 ({error.reason} at byte {error.start}). {remedy}.") from None
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Return the JSON object in a file. `remedy` says what to do where there is none.
+
+    Raises:
+        FileError: where it cannot be read. InputError: where it is no JSON object.
+    """
+    try:
+        content = json.loads(read_text(path, remedy))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: is not a JSON object; it was cut or changed. {remedy}.")
+    return content
+
+
+def read_lines(path: Path, remedy: str) -> tuple[list[str], bool]:
+    """Return the whole lines of a file, and whether a last one without its end was left out.
+
+    A crash may cut the line that was being appended; all before it are whole.
+
+    Raises:
+        FileError: where it cannot be read. InputError: where a whole line is no text.
+    """
+    whole, _, torn = read_bytes(path).rpartition(b"\n")
+    try:
+        text = whole.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not a text in UTF-8 ({error.reason} at byte {error.start}). {remedy}.") from None
+    return text.split("\n") if whole else [], bool(torn)
+
+
+def cut_torn_line(path: Path) -> int:
+    """Remove a last line without its end, if there is one, and return its length in bytes.
+
+    Raises:
+        FileError: where the file cannot be read or written.
+    """
+    if not path.exists():
+        return 0
+    torn = read_bytes(path).rpartition(b"\n")[2]
+    if torn:
+        with reported(path, "written"):
+            os.truncate(path, path.stat().st_size - len(torn))
+    return len(torn)
