@@ -301,6 +301,12 @@ def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
     ]
 
 
+def _largest_dropouts(sites: int, colluding: int) -> str:
+    """The remedy, by 2 x (sites - dropouts) > sites + colluding: the condition of `fedhpc.exchange.masks.SumTerms`."""
+    most = (sites - colluding - 1) // 2
+    return f"set tolerated_dropouts to {most} or less" if most >= 0 else "lower colluding_sites or add sites"
+
+
 def _secure_sum_rules(config: RunConfig) -> list[tuple[bool, str]]:
     """(is broken, message) for each rule of privacy.trust=sites.
 
@@ -318,6 +324,13 @@ def _secure_sum_rules(config: RunConfig) -> list[tuple[bool, str]]:
             p.colluding_sites is None,
             "privacy.colluding_sites: missing; trust=sites rests on a number of sites that may tell the aggregator all "
             "they know: say which (0 protects from the aggregator alone, 1 also from each single site)",
+        ),
+        (
+            p.colluding_sites is not None and 2 * (n - p.tolerated_dropouts) <= n + colluding,
+            f"privacy.tolerated_dropouts={p.tolerated_dropouts}, privacy.colluding_sites={colluding}: of {n} sites at "
+            f"least {n - p.tolerated_dropouts} would have to stay, and twice that must be more than sites + "
+            "colluding_sites, or an aggregator that sends two lists of survivors gets one site's vector: "
+            + _largest_dropouts(n, colluding),
         ),
         (
             config.honest_sites < 2,

@@ -173,17 +173,19 @@ def _privacy_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
 
 
 def _trust_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
-    p, rehearsal = config.privacy, ""
-    if facts["with_aggregator"] > (p.colluding_sites or 0):
-        rehearsal = (
-            f"\nREHEARSAL: {facts['with_aggregator']} sites run in the aggregator's own process, "
-            f"privacy.colluding_sites allows for {p.colluding_sites}: from that process nothing is hidden"
-        )
-    n = len(config.data.sites)
-    return (
-        f"\ntrust: the aggregator sees only the sum over the {n} sites; each adds 1/{config.honest_sites} of the noise "
-        f"variance: {p.colluding_sites} may collude with it, {p.tolerated_dropouts} may drop out of a round{rehearsal}"
-    )
+    p, n, trust = config.privacy, len(config.data.sites), facts["trust"]
+    lines = [
+        f"trust: the aggregator sees only the sum over the {n} sites; each adds 1/{config.honest_sites} of the noise "
+        f"variance: {p.colluding_sites} may collude with it, {p.tolerated_dropouts} may drop out of a round",
+    ]
+    if trust.aggregator == "none":
+        lines.append(f"REHEARSAL: {trust.why}: from that process nothing is hidden")
+    elif trust.aggregator == "honest-but-curious":
+        lines.append(f"PROTECTS ONLY from an aggregator that keeps to the protocol: {trust.why}")
+    else:
+        lines.append(f"protects from an aggregator that may send what it likes: {trust.why}")
+    lines.append(f"if that fails: epsilon {trust.epsilon_if_unmasked:.2f}, by a site's own share of the noise alone")
+    return "\n" + "\n".join(lines)
 
 
 def closing(summaries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

@@ -25,6 +25,7 @@ from fedhpc.records import (
 from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import git_commit
 from fedhpc.session import Session
+from fedhpc.sum_identities import trust_model
 
 GLOBAL = "global"
 
@@ -116,7 +117,16 @@ def _more(session: Session, finals: Mapping[str, Final], stopped: str) -> dict[s
         "parameters": d,
         "dense_bytes_per_round": len(session.config.data.sites) * d * FLOAT32_BYTES,
         "git": git_commit(),
+        **_trust(session),
     }
+
+
+def _trust(session: Session) -> dict[str, Any]:
+    """Against whom a secure sum has protected, and what is left if that fails."""
+    plan = session.place.plan
+    if session.grid is None or plan is None:
+        return {}
+    return trust_model(session.config, plan, session.transport.size).facts()
 
 
 def _beside(session: Session, summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -28,6 +28,7 @@ from fedhpc.rng import generator
 from fedhpc.secure_round import secure_mean
 from fedhpc.session import POOLED, Session, open_ledgers
 from fedhpc.stopwatch import Stopwatch
+from fedhpc.sum_identities import trust_model
 from fedhpc.votes import agreed
 
 LIKE_ALL = 1 << 20
@@ -106,12 +107,12 @@ def _header_facts(session: Session) -> dict[str, Any]:
         "sparse_down_bytes": sites * (_payload_bytes(d, terms.down) + more_down),
         "dense_bytes": sites * d * FLOAT32_BYTES,
         "wire": wire_line(config, session.transport.size),
-        "with_aggregator": sum(fact["rank"] == 0 for fact in session.facts),
     }
     if plan is not None:
         facts |= {
             "planned_epsilon": plan.bounds(config.training.rounds, config.privacy.delta).epsilon,
             "noise_multiplier": plan.noise_multiplier,
+            "trust": trust_model(config, plan, session.transport.size) if secure is not None else None,
         }
     return facts
 

@@ -16,7 +16,7 @@ from fedhpc.console import fixed, table
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import Bounds, Charge, bounds_of, total_of
 from fedhpc.privacy.ledger import Lifetime, Spending, lifetime_path, read_ledger
-from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
+from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked, plan_privacy
 from fedhpc.rundir import RunDirectory
 
 SHOWN_ROUNDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -99,6 +99,7 @@ def _report_config(config: RunConfig) -> Report:
         "unit": p.unit,
         "trust": p.trust,
         "mechanism": plan.mechanism,
+        "epsilon_if_unmasked": epsilon_if_unmasked(config, plan) if p.trust == "sites" else None,
         "noise_multiplier": plan.noise_multiplier,
         "clip_norm": p.clip_norm,
         "sample_rate": plan.sample_rate,
@@ -198,6 +199,7 @@ def _config_text(facts: Mapping[str, Any]) -> str:
             f"{facts['mechanism']} noise multiplier {facts['noise_multiplier']:.3f}, clip norm {facts['clip_norm']:g}, "
             f"sample rate {facts['sample_rate']:g}, {facts['rounds']} rounds of {facts['steps_per_round']} steps; "
             f"privacy.lifetime_epsilon {cap}",
+            *_unmasked(facts),
             "",
             table(sites),
             "",
@@ -208,6 +210,16 @@ def _config_text(facts: Mapping[str, Any]) -> str:
             "exchange.density changes what is sent, after the noise: it costs and saves no epsilon.",
         ]
     )
+
+
+def _unmasked(facts: Mapping[str, Any]) -> list[str]:
+    left = facts["epsilon_if_unmasked"]
+    if left is None:
+        return []
+    return [
+        f"if the aggregator sees one site's vectors without masks (more sites collude than privacy.colluding_sites, or "
+        f"it departs from the protocol where keys are not certified): epsilon {left:.3f}, by that site's own noise"
+    ]
 
 
 def _others_table(facts: Mapping[str, Any]) -> str:

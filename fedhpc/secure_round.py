@@ -4,7 +4,8 @@
     each site: sum the clipped gradients of its units, add its share of the noise,  a site that fails here drops out;
                mask the integers, send them                                         the others' shares free its masks
     the aggregator: too few sites left -> refuse the round, before any mask is removed
-    each site: reveal its shares of the survivors' self-masks and of the mask keys of those that dropped out
+    each site: sign the list of those that are left, check that at least `threshold` have signed the same one,
+               reveal its shares of the survivors' self-masks and of the mask keys of those that dropped out
     the aggregator: sum -> mean gradient -> one step of the optimiser = the mean update
 
 Protocol and guarantee: `fedhpc.exchange.secure_sum`; integers and noise: `fedhpc.site.integer_sum`. The masks cancel
@@ -19,8 +20,10 @@ from typing import Protocol, TypeVar, cast
 from fedhpc.config import Privacy
 from fedhpc.errors import SiteError
 from fedhpc.exchange.comm import Transport
-from fedhpc.exchange.secure_sum import MaskedSite, SumOffice, SumTerms
-from fedhpc.exchange.sum_wire import KEYS, MASKED, REVEALED, SHARES, split_broadcast
+from fedhpc.exchange.masks import SumTerms
+from fedhpc.exchange.secure_sum import MaskedSite, SumOffice
+from fedhpc.exchange.signatures import SigningSite
+from fedhpc.exchange.sum_wire import CONFIRMED, KEYS, MASKED, REVEALED, SHARES, split_broadcast
 from fedhpc.exchange.update import F32, I64
 from fedhpc.federation import Collected, GlobalState, Participant
 from fedhpc.models import parameter_count
@@ -53,6 +56,7 @@ class SecureMean:
         privacy: what has been agreed on.
         step: (global state, private mean gradient f32[d]) -> the mean update f32[d].
         tell: told of a failure of a site at this rank that the round survives.
+        identities: of this rank's sites by index: what they sign with, and whose signatures they accept.
     """
 
     terms: SumTerms
@@ -61,6 +65,7 @@ class SecureMean:
     privacy: Privacy
     step: Callable[[GlobalState, F32], F32]
     tell: Callable[[str], None]
+    identities: Mapping[int, SigningSite]
 
     def __call__(
         self,
@@ -86,7 +91,8 @@ class SecureMean:
             masked = self._attempt({index: seats[index] for index in keys}, lambda seat: seat.train(shares))
         with watch.phase("exchange"):
             survivors = relay(MASKED, masked)
-            relay(REVEALED, {index: seats[index].masks.reveal(survivors) for index in masked})
+            confirmed = relay(CONFIRMED, {index: seats[index].masks.confirm(survivors) for index in masked})
+            relay(REVEALED, {index: seats[index].masks.reveal(confirmed) for index in masked})
         stayed = split_broadcast(MASKED, state.round, survivors, 0)
         dropped = tuple(name for index, (name, _) in enumerate(self.sites) if index not in stayed)
         if office is None:
@@ -114,7 +120,7 @@ class _Seat:
 
     def __init__(self, site: SecureParticipant, mean: SecureMean, state: GlobalState) -> None:
         self._site, self._grid, self._state = site, mean.grid, state
-        self.masks = MaskedSite(mean.terms, site.index, state.round)
+        self.masks = MaskedSite(mean.terms, mean.identities[site.index], state.round)
 
     def enter(self) -> bytes:
         self._site.enter(self._state.round)
@@ -154,8 +160,8 @@ class _Relay:
         if len(payloads) - len(missing) < office.terms.threshold:
             allowed = len(self.names) - office.terms.threshold
             raise SiteError(
-                f"round {office.round}: {', '.join(missing)} dropped out, {len(missing)} of {len(self.names)} sites; "
-                f"privacy.tolerated_dropouts={allowed}. The round was refused before any mask was removed"
+                f"round {office.round + 1}: {', '.join(missing)} dropped out, {len(missing)} of {len(self.names)} "
+                f"sites; privacy.tolerated_dropouts={allowed}. The round was refused before any mask was removed"
             )
         answer = office.answer(kind, payloads)
         # Nobody waits for what was revealed: it is the aggregator's own.
@@ -169,10 +175,17 @@ def secure_mean(session: Session) -> SecureMean | None:
         return None
     n, d = len(weights), parameter_count(place.model)
     return SecureMean(
-        terms=SumTerms(n, n - config.privacy.tolerated_dropouts, d, session.grid.width_bytes),
+        terms=SumTerms(
+            sites=n,
+            threshold=n - config.privacy.tolerated_dropouts,
+            size=d,
+            width_bytes=session.grid.width_bytes,
+            colluding=config.privacy.colluding_sites or 0,
+        ),
         grid=session.grid,
         sites=tuple(zip(config.site_names, weights, strict=True)),
         privacy=config.privacy,
         step=lambda state, gradient: one_step(place.model, config.training, (state.round, state.params), gradient),
         tell=lambda text: print(f"rank {session.transport.rank}: {text}", file=sys.stderr, flush=True),
+        identities=session.identities,
     )

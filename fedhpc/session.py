@@ -14,6 +14,7 @@ from fedhpc.console import Console
 from fedhpc.door import open_door, seats
 from fedhpc.errors import InputError, PrivacyError, ShardError
 from fedhpc.exchange.comm import Transport
+from fedhpc.exchange.signatures import SigningSite
 from fedhpc.models import Task, build_model, load_backbone, parameter_count
 from fedhpc.preemption import Notice
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
@@ -26,6 +27,7 @@ from fedhpc.site.pixels import image_blocks
 from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples, Samples
 from fedhpc.site.shard import Shard
 from fedhpc.site.training import Bench, OnStep
+from fedhpc.sum_identities import agreed_identities
 
 POOLED = "pooled"
 
@@ -42,6 +44,7 @@ class Session:
         facts: of every site: name, rank, host, device, weight; only at rank 0.
         grid: of the integers of a secure sum; None where privacy.trust asks for none.
         notice: whether this rank has been told to stop.
+        identities: of this rank's sites by index, in a secure sum; else empty.
     """
 
     config: RunConfig
@@ -56,6 +59,7 @@ class Session:
     facts: tuple[Mapping[str, Any], ...]
     grid: Grid | None
     notice: Notice = field(default_factory=Notice)
+    identities: Mapping[int, SigningSite] = field(default_factory=dict)
 
 
 def open_session(
@@ -94,7 +98,10 @@ def open_session(
         Hospital(config.site_names[i], i, weights[i], mine, place) for i, mine in zip(indices, samples, strict=True)
     )
     learners = _learners(config, sites, samples, sum(weights), place)
-    return Session(config, transport, directory, console, place, task, sites, learners, weights, facts, grid, notice)
+    identities = {} if grid is None else agreed_identities(config, transport, indices)
+    return Session(
+        config, transport, directory, console, place, task, sites, learners, weights, facts, grid, notice, identities
+    )
 
 
 def _on_step(config: RunConfig, console: Console, notice: Notice) -> OnStep:

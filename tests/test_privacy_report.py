@@ -12,6 +12,7 @@ from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import bounds_of
 from fedhpc.privacy.ledger import Ledger, Lifetime, lifetime_path
 from fedhpc.privacy.plan import plan_privacy
+from fedhpc.privacy.skellam import epsilon_by_rdp
 from fedhpc.privacy_report import planned_charges, report
 
 NAMES = ("site1", "site2")
@@ -99,3 +100,24 @@ def test_what_cannot_be_reported(config_file: Path, tmp_path: Path) -> None:
         report([tmp_path / "nothing"], [])
     with pytest.raises(InputError, match="with configs only"):
         report([tmp_path / "site1.h5", config_file], [])
+
+
+@pytest.mark.parametrize(("shares", "left"), [(3, 1.8), (10, 3.6)])
+def test_epsilon_without_masks_is_that_of_one_share(tmp_path: Path, shares: int, left: float) -> None:
+    """What is left of epsilon 1 at a site that the aggregator sees alone, with 1/3 or 1/10 of the noise variance."""
+    sites = [{"name": f"s{index}", "weight": 100} for index in range(shares + 1)]
+    tree = {
+        "name": "x",
+        "data": {"shards": f"{tmp_path}/{{site}}.h5", "sites": sites},
+        "training": {"rounds": 10, "local_epochs": 1},
+        "exchange": {"density": 1},
+        "privacy": {"epsilon": 1.0, "sample_rate": 1.0, "trust": "sites", "colluding_sites": 1},
+    }
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    found = report([tmp_path / "x.yaml"], [])
+    assert round(found.facts["epsilon_if_unmasked"], 1) == left
+    assert f"epsilon {found.facts['epsilon_if_unmasked']:.3f}, by that site's own noise" in found.text
+    plan = plan_privacy(load_config(tmp_path / "x.yaml"))
+    share = plan.charge(0).noise_multiplier / shares**0.5
+    exact = epsilon_by_rdp(((share, 1.0, 10),), 1e-5)
+    assert exact < found.facts["epsilon_if_unmasked"] < exact * (1 + 1e-6)

@@ -1,6 +1,7 @@
 """A secure round under the sequential driver: the mean of those who stayed, dropouts, refusals; the config's rules."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,17 +14,19 @@ from fedhpc.config_file import load_config
 from fedhpc.errors import ConfigError, SiteError
 from fedhpc.exchange.codec import FIXED
 from fedhpc.exchange.comm import AloneTransport
-from fedhpc.exchange.secure_sum import SumTerms, round_bytes
+from fedhpc.exchange.masks import SumTerms, most_dropouts
+from fedhpc.exchange.secure_sum import round_bytes
 from fedhpc.exchange.sparsify import Coding
 from fedhpc.exchange.update import F32, I64
 from fedhpc.federation import GlobalState, RoundResult, Terms, federate, fresh_memory
 from fedhpc.secure_round import SecureMean
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.integer_sum import Grid
+from tests.exchange.test_secure_sum import signing_sites
 
 D, UNIT = 5, 2**-10
 GRID = Grid(clip_units=2**10, l2=2.0**10, site_variance=0.0, width_bytes=3)
-NAMES, WEIGHTS = ("a", "b", "c", "d"), (1, 2, 3, 4)
+NAMES, WEIGHTS = ("a", "b", "c", "d", "e", "f"), (1, 2, 3, 4, 5, 6)
 
 
 @dataclass
@@ -56,12 +59,13 @@ class Giver:
 def secure_terms(rounds: int, tolerated: int, told: list[str]) -> Terms:
     privacy = Privacy(sample_rate=1, trust="sites", colluding_sites=1, tolerated_dropouts=tolerated)
     mean = SecureMean(
-        terms=SumTerms(4, 4 - tolerated, D, GRID.width_bytes),
+        terms=SumTerms(6, 6 - tolerated, D, GRID.width_bytes, colluding=1),
         grid=GRID,
         sites=tuple(zip(NAMES, WEIGHTS, strict=True)),
         privacy=privacy,
         step=lambda state, gradient: -gradient,
         tell=told.append,
+        identities=dict(enumerate(signing_sites(6))),
     )
     return Terms(rounds, Coding(1), Coding(1), NAMES, WEIGHTS, secure=mean)
 
@@ -84,19 +88,20 @@ def expected(present: str, round: int) -> F32:
 def test_the_mean_is_the_sum_over_the_sum_of_the_weights() -> None:
     sites = [Giver(name, i) for i, name in enumerate(NAMES)]
     results, told = run(sites, 2, tolerated=0)
-    np.testing.assert_allclose(results[0].state.params, expected("abcd", 0), rtol=1e-6)
-    np.testing.assert_allclose(results[1].state.params, expected("abcd", 0) + expected("abcd", 1), rtol=1e-6)
+    np.testing.assert_allclose(results[0].state.params, expected("abcdef", 0), rtol=1e-6)
+    np.testing.assert_allclose(results[1].state.params, expected("abcdef", 0) + expected("abcdef", 1), rtol=1e-6)
     assert (results[0].dropped, told) == ((), [])
     assert not any(residual.any() for residual in results[0].residuals.values())
 
 
 def test_sites_that_drop_out_are_left_out_of_sum_and_weights_and_named_and_stay_charged() -> None:
     """Round 0: all. Round 1: one is absent from the start. Round 2: one fails in training. Round 3: one of each."""
-    sites = [Giver("a", 0), Giver("b", 1, absent_in=(1, 3)), Giver("c", 2, fails_in=(2, 3)), Giver("d", 3)]
+    sites = [Giver(name, index) for index, name in enumerate(NAMES)]
+    sites[1].absent_in, sites[2].fails_in = (1, 3), (2, 3)
     results, told = run(sites, 4, tolerated=2)
     assert [result.dropped for result in results] == [(), ("b",), ("c",), ("b", "c")]
     params = np.zeros(D, np.float32)
-    for round, present in enumerate(("abcd", "acd", "abd", "ad")):
+    for round, present in enumerate(("abcdef", "acdef", "abdef", "adef")):
         params = params + expected(present, round)
         np.testing.assert_allclose(results[round].state.params, params, rtol=1e-5)
     assert told == [
@@ -109,16 +114,17 @@ def test_sites_that_drop_out_are_left_out_of_sum_and_weights_and_named_and_stay_
 
 
 def test_more_dropouts_than_tolerated_end_the_run_with_the_sites_named() -> None:
-    sites = [Giver("a", 0), Giver("b", 1, absent_in=(1,)), Giver("c", 2, fails_in=(1,)), Giver("d", 3)]
+    sites = [Giver(name, index) for index, name in enumerate(NAMES)]
+    sites[1].absent_in, sites[2].fails_in = (1,), (1,)
     with pytest.raises(
-        SiteError, match=r"round 1: b, c dropped out, 2 of 4 sites; privacy\.tolerated_dropouts=1\..*ref"
+        SiteError, match=r"round 2: b, c dropped out, 2 of 6 sites; privacy\.tolerated_dropouts=1\..*ref"
     ):
         run(sites, 3, tolerated=1)
 
 
 @pytest.mark.parametrize(("bad", "cause"), [({"absent_in": (0,)}, "no ledger"), ({"fails_in": (0,)}, "no memory")])
 def test_without_tolerated_dropouts_a_failure_ends_the_run_with_its_cause(bad: dict[str, object], cause: str) -> None:
-    sites = [Giver("a", 0), Giver("b", 1, **bad), Giver("c", 2), Giver("d", 3)]  # type: ignore[arg-type]
+    sites = [Giver(name, index, **(bad if name == "b" else {})) for index, name in enumerate(NAMES)]  # type: ignore[arg-type]
     with pytest.raises(SiteError, match=f"site b, round 0: {cause}"):
         run(sites, 1, tolerated=0)
 
@@ -126,12 +132,12 @@ def test_without_tolerated_dropouts_a_failure_ends_the_run_with_its_cause(bad: d
 def test_traffic_is_what_was_sent() -> None:
     sites = [Giver(name, i, fails_in=(1,) if name == "c" else ()) for i, name in enumerate(NAMES)]
     results, _ = run(sites, 2, tolerated=1)
-    up, down = round_bytes(SumTerms(4, 3, D, GRID.width_bytes))
+    up, down = round_bytes(SumTerms(6, 5, D, GRID.width_bytes))
     first, second = (result.traffic for result in results)
     assert first is not None
     assert second is not None
-    assert first.up_bytes == (up,) * 4
-    for traffic, before_the_mean in ((first, down), (second, down - 2)):
+    assert first.up_bytes == (up,) * 6
+    for traffic, before_the_mean in ((first, down), (second, down - 2 - 66)):
         assert FIXED.size < traffic.down_bytes - before_the_mean < FIXED.size + 4 * D + 60
     assert second.up_bytes[2] < up - D * GRID.width_bytes
 
@@ -159,7 +165,7 @@ def test_a_hospital_that_cannot_write_its_ledger_does_not_enter(tmp_path: Path) 
 
 GOOD: dict[str, object] = {
     "name": "x",
-    "data": {"shards": "x/{site}.h5", "sites": [{"name": name, "weight": 3} for name in NAMES]},
+    "data": {"shards": "x/{site}.h5", "sites": [{"name": name, "weight": 3} for name in NAMES[:4]]},
     "training": {"local_epochs": 1},
     "exchange": {"density": 1},
     "privacy": {"epsilon": 1, "sample_rate": 1, "trust": "sites", "colluding_sites": 1},
@@ -187,6 +193,13 @@ def write(path: Path, tree: object) -> Path:
         (["training.optimizer=adam"], "training.optimizer=adam: its step is not linear"),
         (["privacy.colluding_sites=3"], "of 4 sites that leaves 1 to share the noise"),
         (["privacy.tolerated_dropouts=2"], "of 4 sites that leaves 1 to share the noise"),
+        (
+            ["privacy.tolerated_dropouts=2"],
+            "privacy.tolerated_dropouts=2, privacy.colluding_sites=1: of 4 sites at least 2 would have to stay, and "
+            "twice that must be more than sites + colluding_sites, or an aggregator that sends two lists of survivors "
+            "gets one site's vector: set tolerated_dropouts to 1 or less",
+        ),
+        (["privacy.colluding_sites=5"], "lower colluding_sites or add sites"),
         (["privacy.colluding_sites=9"], "of 4 sites that leaves 0 to share the noise"),
         (["privacy.colluding_sites=0"], "privacy.colluding_sites=0: a colocated aggregator is the first hospital too"),
         (["privacy.trust=aggregator"], "privacy.colluding_sites, privacy.tolerated_dropouts: belong to"),
@@ -202,6 +215,27 @@ def test_combinations_that_would_break_it_are_refused_with_the_reason(
     with pytest.raises(ConfigError) as error:
         load_config(write(tmp_path / "c.yaml", GOOD), overrides)
     assert told in str(error.value)
+
+
+def test_config_and_protocol_accept_the_same_dropouts(tmp_path: Path) -> None:
+    """For every number of sites, colluding sites and dropouts: the config's rule is the condition of the protocol."""
+    for n in (2, 3, 5):
+        sites = [{"name": f"s{index}", "weight": 3} for index in range(n)]
+        path = write(tmp_path / "c.yaml", {**GOOD, "data": {"shards": "x/{site}.h5", "sites": sites}})
+        for colluding, dropouts in itertools.product(range(1, n), range(n - 1)):
+            sets = [f"privacy.colluding_sites={colluding}", f"privacy.tolerated_dropouts={dropouts}"]
+            allowed = dropouts <= most_dropouts(n, colluding)
+            assert refused(lambda: SumTerms(n, n - dropouts, 1, 1, colluding), ValueError) != allowed  # noqa: B023
+            too_few_shares = n - colluding - dropouts < 2
+            assert refused(lambda: load_config(path, sets), ConfigError) == (not allowed or too_few_shares)  # noqa: B023
+
+
+def refused(work: Callable[[], object], error: type[Exception]) -> bool:
+    try:
+        work()
+    except error:
+        return True
+    return False
 
 
 def test_what_is_allowed(tmp_path: Path) -> None:

@@ -1,44 +1,50 @@
 """Secure aggregation: the aggregator learns the sum of the sites' integer vectors and nothing else about any of them.
 
-Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machine Learning" (CCS), Figure 4. Four
-messages of each site in a round, each answered by one that the aggregator sends to all:
+Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machine Learning" (CCS), Figure 4, with the
+parts that it underlines for the malicious model. Five messages of each site in a round, each answered by one that the
+aggregator sends to all:
 
-    keys       two public X25519 keys of this round: one for encryption, one for masks           -> the roster U1
+    keys       two public X25519 keys of this round, one for encryption, one for masks, signed   -> the roster U1
     shares     Shamir shares of the site's mask key and of its self-mask seed, one of each        -> all of them, U2
                to every site, encrypted to it
     masked     x_i + PRG(b_i) + sum_{j > i} PRG(s_ij) - sum_{j < i} PRG(s_ij)  over U2,           -> who sent one, U3
                modulo 2^(8 width); b_i is the self-mask seed, s_ij what i and j have agreed on
+    confirmed  its signature of (roster, U2, U3) as it has received them                          -> all of them, U4
     revealed   of each survivor its share of b, of each site that dropped out its share of        (the sum)
                the mask key: with `threshold` of them the aggregator takes the masks off the sum
 
-Formal guarantee (their Theorem 6.3): what an honest-but-curious aggregator and fewer than `threshold` sites that tell
-it all they know see of the others is the sum of the others' vectors, where X25519, HKDF-SHA-256, AES-256-CTR and
-AES-256-GCM are taken to be secure. It says nothing about what that sum reveals: that is for the noise in it.
+Formal guarantee (their Theorems 6.3 and 6.5). Let c be `SumTerms.colluding`, and 2 threshold > sites + c. What the
+aggregator and c sites see of the others in a round is at most one sum: that of the vectors of at least threshold - c of
+them, all whose masked vector the honest sites have signed for. X25519, HKDF-SHA-256, AES-256-CTR, AES-256-GCM and
+ECDSA on P-256 are taken to be secure. It says nothing about what that sum reveals: that is for the noise in it.
 
-Not in the guarantee: an aggregator that departs from the protocol. It could hand out keys of its own until the keys are
-authenticated (TLS with site certificates). One lie is refused here all the same: an honest site answers a round once,
-so it never reveals both shares of one site; two different lists of survivors therefore gain nothing while
-2 threshold > sites + colluding sites.
+    malicious           where every key in `Signatories` is that of the site that it names (certificates, whose CA
+                        does not work for the aggregator): aggregator and colluding sites may send what they like.
+    honest-but-curious  where the keys have come through the aggregator unvouched for: then it could hand out its own.
+
+Why the condition: a site reveals one of its two shares of another, never both. An aggregator that tells one group of
+honest sites that v survived and another that it dropped out needs threshold - c of each; they are sites - c together.
+Why the message `confirmed`: with differing lists, of which each is long enough, the aggregator could still get the sum
+of fewer than threshold sites, with less noise than is accounted.
+A malicious aggregator can still end a round, leave out sites up to the threshold, and falsify the model.
 """
 
+import hashlib
 import os
 import struct
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import CTR
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedhpc.errors import PayloadError
 from fedhpc.exchange import shamir
+from fedhpc.exchange.masks import KEY_BYTES, NO_NONCE, PublicKeys, SumTerms, agree, context, expand, pair_mask
+from fedhpc.exchange.signatures import SIGNATURE_BYTES, SigningSite
 from fedhpc.exchange.sum_wire import (
+    CONFIRMED,
     ENTRY,
     HEADER,
     KEYS,
@@ -54,71 +60,47 @@ from fedhpc.exchange.sum_wire import (
     split_broadcast,
     to_bytes,
 )
-from fedhpc.exchange.update import AGGREGATOR, I64
+from fedhpc.exchange.update import I64
 
-KEY_BYTES, TAG_BYTES = 32, 16
+TAG_BYTES = 16
 SEALED_BYTES = 2 * shamir.SHARE_BYTES + TAG_BYTES
-NO_NONCE = bytes(16)
-"""Every key here is drawn or derived for one use in one round, so the nonce has nothing to tell apart."""
-
-
-@dataclass(frozen=True)
-class SumTerms:
-    """What all have agreed on (public).
-
-    Attributes:
-        sites: how many there are; they are numbered 0 .. sites - 1.
-        threshold: how many must stay to the end of a round. No honest site answers for fewer.
-        size: d, the length of the vectors.
-        width_bytes: the sum is modulo 2^(8 width_bytes), 1 to 8.
-    """
-
-    sites: int
-    threshold: int
-    size: int
-    width_bytes: int
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.threshold <= self.sites < AGGREGATOR or self.size < 1 or not 1 <= self.width_bytes <= 8:
-            raise ValueError(f"{self}: allowed are 2 <= threshold <= sites < {AGGREGATOR}, size >= 1, width 1 to 8")
-
-
-@dataclass(frozen=True)
-class PublicKeys:
-    """A site's two keys of one round, 32 bytes each (public)."""
-
-    sealing: bytes
-    masking: bytes
-
-    @classmethod
-    def parse(cls, body: bytes) -> "PublicKeys":
-        """From the body of a `keys` message."""
-        return cls(body[:KEY_BYTES], body[KEY_BYTES:])
+ADVERTISED_BYTES = 2 * KEY_BYTES + SIGNATURE_BYTES
 
 
 class MaskedSite:
-    """One site in one round: its secrets, and the four messages that it sends, each once and in this order."""
+    """One site in one round: its secrets, and the five messages that it sends, each once and in this order."""
 
-    def __init__(self, terms: SumTerms, site: int, round: int) -> None:
-        self._terms, self._site, self._round = terms, site, round
+    def __init__(self, terms: SumTerms, identity: SigningSite, round: int) -> None:
+        self._terms, self._identity, self._round = terms, identity, round
+        self._site, self._name = identity.site, identity.signatories.names[identity.site]
         self._sealing, self._masking = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         self._seed = os.urandom(shamir.SECRET_BYTES)
         self._roster: dict[int, PublicKeys] = {}
+        self._roster_digest = b""
         self._held: dict[int, tuple[bytes, bytes]] = {}
+        self._stayed: tuple[int, ...] = ()
         self._next = KEYS
 
     def advertise(self) -> bytes:
-        """The `keys` message."""
+        """Return the `keys` message."""
         self._advance(KEYS)
         keys = self._sealing.public_key().public_bytes_raw() + self._masking.public_key().public_bytes_raw()
-        return frame(KEYS, self._site, self._round, keys)
+        return frame(KEYS, self._site, self._round, keys + self._identity.sign(self._round, KEYS, keys))
 
     def share(self, roster: bytes) -> bytes:
-        """The `shares` message, in answer to the aggregator's list of all keys."""
+        """Return the `shares` message, in answer to the aggregator's list of all keys.
+
+        Raises:
+            PayloadError: naming the site whose keys it has not signed itself.
+        """
         self._advance(SHARES)
-        bodies = split_broadcast(KEYS, self._round, roster, 2 * KEY_BYTES)
+        bodies = split_broadcast(KEYS, self._round, roster, ADVERTISED_BYTES)
         self._check_members(bodies, range(self._terms.sites), "keys")
+        for site, body in bodies.items():
+            self._check_signed(site, KEYS, (body[: 2 * KEY_BYTES], body[2 * KEY_BYTES :]))
         self._roster = {site: PublicKeys.parse(body) for site, body in bodies.items()}
+        self._check_own_keys()
+        self._roster_digest = hashlib.sha256(roster).digest()
         points = {site: site + 1 for site in self._roster}
         parts = [
             shamir.split(secret, points.values(), self._terms.threshold)
@@ -130,7 +112,7 @@ class MaskedSite:
         return frame(SHARES, self._site, self._round, b"".join(sealed))
 
     def mask(self, shares: bytes, vector: I64) -> bytes:
-        """The `masked` message, in answer to all sites' shares.
+        """Return the `masked` message, in answer to all sites' shares.
 
         Args:
             shares: what the aggregator sent.
@@ -147,27 +129,59 @@ class MaskedSite:
                 masked = masked + pair if self._site < peer else masked - pair
         return frame(MASKED, self._site, self._round, to_bytes(masked, self._terms.width_bytes))
 
-    def reveal(self, survivors: bytes) -> bytes:
-        """The `revealed` message, in answer to the list of those whose masked vector has arrived; the secrets are gone.
-
-        Of each site it holds one share of the self-mask *or* of the mask key, never both.
-        """
-        self._advance(REVEALED)
+    def confirm(self, survivors: bytes) -> bytes:
+        """Return the `confirmed` message, in answer to the list of those whose masked vector has arrived."""
+        self._advance(CONFIRMED)
         stayed = split_broadcast(MASKED, self._round, survivors, 0)
         self._check_members(stayed, self._held, "masked vectors")
-        chosen = [self._held[site][1 if site in stayed else 0] for site in sorted(self._held)]
+        self._stayed = tuple(stayed)
+        return frame(CONFIRMED, self._site, self._round, self._identity.sign(self._round, CONFIRMED, self._view()))
+
+    def reveal(self, confirmed: bytes) -> bytes:
+        """Return the `revealed` message, in answer to the survivors' signatures; the secrets are gone.
+
+        Of each site it holds one share of the self-mask *or* of the mask key, never both.
+
+        Raises:
+            PayloadError: naming the site that has not signed the list of survivors that this site has received.
+        """
+        self._advance(REVEALED)
+        signatures = split_broadcast(CONFIRMED, self._round, confirmed, SIGNATURE_BYTES)
+        self._check_members(signatures, self._stayed, "signatures of the survivors")
+        for site, signature in signatures.items():
+            self._check_signed(site, CONFIRMED, (self._view(), signature))
+        chosen = [self._held[site][1 if site in self._stayed else 0] for site in sorted(self._held)]
         del self._sealing, self._masking, self._seed, self._held
         return frame(REVEALED, self._site, self._round, b"".join(chosen))
 
+    def _view(self) -> bytes:
+        """What this site has received of this round: digest of the roster, U2, U3."""
+        shared = sorted(self._held)
+        lists = struct.pack(f"<{1 + len(shared)}H", len(shared), *shared)
+        return self._roster_digest + lists + struct.pack(f"<{len(self._stayed)}H", *self._stayed)
+
+    def _check_signed(self, site: int, kind: int, signed: tuple[bytes, bytes]) -> None:
+        self._identity.signatories.check(site, self._round, kind, signed)
+
+    def _check_own_keys(self) -> None:
+        own = PublicKeys(self._sealing.public_key().public_bytes_raw(), self._masking.public_key().public_bytes_raw())
+        if self._roster[self._site] != own:
+            raise PayloadError(
+                f"site {self._name}, round {self._round + 1}: the aggregator lists "
+                "other keys for this site than it has made in this round; the round is refused"
+            )
+
     def _advance(self, stage: int) -> None:
         if self._next != stage:
-            raise ValueError(f"site {self._site}, round {self._round}: message {stage} asked for, {self._next} is next")
+            raise ValueError(
+                f"site {self._site}, round {self._round + 1}: message {stage} asked for, {self._next} is next"
+            )
         self._next += 1
 
     def _check_members(self, members: Collection[int], allowed: Collection[int], what: str) -> None:
         if len(members) < self._terms.threshold or self._site not in members or not set(members) <= set(allowed):
             raise PayloadError(
-                f"site {self._site}, round {self._round}: refuses a list of {what} of sites {sorted(members)}; "
+                f"site {self._name}, round {self._round + 1}: refuses a list of {what} of sites {sorted(members)}; "
                 f"allowed: at least {self._terms.threshold}, this site among them, all of {sorted(allowed)}"
             )
 
@@ -182,42 +196,13 @@ class MaskedSite:
             plain = self._cipher(sender, (sender, self._site)).decrypt(NO_NONCE, sealed, None)
         except InvalidTag:
             raise PayloadError(
-                f"round {self._round}: the shares of site {sender} for site {self._site} were changed on the way"
+                f"round {self._round + 1}: the shares of site {sender} for site {self._site} were changed on the way"
             ) from None
         return plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
 
     def _cipher(self, peer: int, direction: tuple[int, int]) -> AESGCM:
         keys = (self._roster[direction[0]].sealing, self._roster[direction[1]].sealing)
         return AESGCM(agree(self._sealing, self._roster[peer].sealing, context(b"seal", self._round, direction, keys)))
-
-
-def context(purpose: bytes, round: int, pair: tuple[int, int], keys: tuple[bytes, bytes]) -> bytes:
-    """What a derived key belongs to: purpose, round, the ordered pair of sites and their public keys."""
-    return struct.pack("<8sIHH", purpose, round, *pair) + b"".join(keys)
-
-
-def agree(own: X25519PrivateKey, other: bytes, info: bytes) -> bytes:
-    """32 bytes that only the two holders of the keys know (X25519, then HKDF-SHA-256 over `info`)."""
-    try:
-        common = own.exchange(X25519PublicKey.from_public_bytes(other))
-    except ValueError:
-        raise PayloadError(f"secure sum: {other.hex()} is no public key that X25519 accepts") from None
-    return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"fedhpc secure sum" + info).derive(common)
-
-
-def pair_mask(
-    own: X25519PrivateKey, pair: tuple[int, int], roster: Mapping[int, PublicKeys], at: tuple[int, SumTerms]
-) -> U64:
-    """PRG(s_ij) of `pair` = (holder of `own`, the other), uint64[size]: the same from either side."""
-    low, high = sorted(pair)
-    info = context(b"mask", at[0], (low, high), (roster[low].masking, roster[high].masking))
-    return expand(agree(own, roster[pair[1]].masking, info), at[1])
-
-
-def expand(seed: bytes, terms: SumTerms) -> U64:
-    """PRG: 32 bytes -> uint64[size], uniform in [0, 2^(8 width_bytes)), by AES-256 in counter mode."""
-    stream = Cipher(AES(seed), CTR(NO_NONCE)).encryptor().update(bytes(terms.size * terms.width_bytes))
-    return from_bytes(stream, terms.width_bytes)
 
 
 class SumOffice:
@@ -238,21 +223,23 @@ class SumOffice:
         got = bodies_of(kind, self.round, payloads, self._body_bytes(kind))
         if len(got) < self.terms.threshold:
             raise PayloadError(
-                f"round {self.round}: messages {kind} of sites {sorted(got)}; at least {self.terms.threshold} needed"
+                f"round {self.round + 1}: messages {kind} of sites {sorted(got)}; "
+                f"at least {self.terms.threshold} needed"
             )
         self._got[kind] = got
         return broadcast_of(kind, self.round, dict.fromkeys(got, b"") if kind == MASKED else got)
 
     def _body_bytes(self, kind: int) -> int:
         return {
-            KEYS: 2 * KEY_BYTES,
+            KEYS: ADVERTISED_BYTES,
             SHARES: SEALED_BYTES * (len(self._got.get(KEYS, ())) - 1),
             MASKED: self.terms.size * self.terms.width_bytes,
+            CONFIRMED: SIGNATURE_BYTES,
             REVEALED: shamir.SHARE_BYTES * len(self._got.get(SHARES, ())),
         }[kind]
 
     def total(self) -> I64:
-        """The sum of the survivors' vectors, after `answer` has had all four kinds.
+        """The sum of the survivors' vectors, after `answer` has had all five kinds.
 
         Returns:
             int64[size]: modulo 2^(8 width_bytes), the number nearest to 0.
@@ -277,7 +264,7 @@ class SumOffice:
         try:
             return shamir.combine(shares)
         except ValueError as error:
-            raise PayloadError(f"round {self.round}: secret of site {site}: {error}") from None
+            raise PayloadError(f"round {self.round + 1}: secret of site {site}: {error}") from None
 
     def _left_over(self, site: int, secret: bytes, survivors: Iterable[int]) -> U64:
         """The pairwise masks that the survivors put on for a `site` which dropped out before it put on its own."""
@@ -285,7 +272,7 @@ class SumOffice:
         own = X25519PrivateKey.from_private_bytes(secret)
         if own.public_key().public_bytes_raw() != roster[site].masking:
             raise PayloadError(
-                f"round {self.round}: the shares of the mask key of site {site} do not fit its public key"
+                f"round {self.round + 1}: the shares of the mask key of site {site} do not fit its public key"
             )
         left = np.zeros(self.terms.size, np.uint64)
         for peer in survivors:
@@ -297,6 +284,7 @@ class SumOffice:
 def round_bytes(terms: SumTerms) -> tuple[int, int]:
     """What a round takes where nobody drops out: (up of each site, down to each site), without the model's way down."""
     n, sealed = terms.sites, SEALED_BYTES * (terms.sites - 1)
-    up = 2 * KEY_BYTES + sealed + terms.size * terms.width_bytes + n * shamir.SHARE_BYTES
-    down = n * (2 * KEY_BYTES + sealed + 3 * ENTRY.size)
-    return up + 4 * HEADER.size, down + 3 * HEADER.size
+    signed_bytes = ADVERTISED_BYTES + SIGNATURE_BYTES
+    up = signed_bytes + sealed + terms.size * terms.width_bytes + n * shamir.SHARE_BYTES
+    down = n * (signed_bytes + sealed + 4 * ENTRY.size)
+    return up + 5 * HEADER.size, down + 4 * HEADER.size

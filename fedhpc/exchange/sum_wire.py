@@ -17,7 +17,8 @@ U64 = NDArray[np.uint64]
 MAGIC = b"FHSS"
 HEADER = struct.Struct("<4sBHII")
 ENTRY = struct.Struct("<H")
-KEYS, SHARES, MASKED, REVEALED = range(4)
+KEYS, SHARES, MASKED, CONFIRMED, REVEALED = range(5)
+KIND_NAMES = ("keys", "shares", "masked", "confirmed", "revealed")
 
 
 def frame(kind: int, sender: int, round: int, body: bytes) -> bytes:
@@ -31,7 +32,7 @@ def unframe(kind: int, sender: int, round: int, payload: bytes) -> bytes:
         body = payload[HEADER.size :]
         if HEADER.unpack_from(payload) == (MAGIC, kind, sender, round, zlib.crc32(body)):
             return body
-    raise PayloadError(f"payload of sender {sender} in round {round}: is not its message {kind} of the secure sum")
+    raise PayloadError(f"payload of sender {sender} in round {round + 1}: is not its message {kind} of the secure sum")
 
 
 def bodies_of(kind: int, round: int, payloads: Sequence[bytes], body_bytes: int) -> dict[int, bytes]:
@@ -39,7 +40,9 @@ def bodies_of(kind: int, round: int, payloads: Sequence[bytes], body_bytes: int)
     bodies = {site: unframe(kind, site, round, payload) for site, payload in enumerate(payloads) if payload}
     for site, body in bodies.items():
         if len(body) != body_bytes:
-            raise PayloadError(f"payload of sender {site} in round {round}: {len(body)} bytes, expected {body_bytes}")
+            raise PayloadError(
+                f"payload of sender {site} in round {round + 1}: {len(body)} bytes, expected {body_bytes}"
+            )
     return bodies
 
 
@@ -55,7 +58,7 @@ def split_broadcast(kind: int, round: int, payload: bytes, body_bytes: int) -> d
     bodies = {ENTRY.unpack_from(block, at)[0]: block[at + ENTRY.size : at + step] for at in starts}
     if len(block) % step or len(bodies) != len(starts):
         raise PayloadError(
-            f"payload of sender {AGGREGATOR} in round {round}: is not a list of {body_bytes} bytes a site"
+            f"payload of sender {AGGREGATOR} in round {round + 1}: is not a list of {body_bytes} bytes a site"
         )
     return dict(sorted(bodies.items()))
 

@@ -1,10 +1,15 @@
 """The noise that makes a whole run meet its target epsilon, found before any training. All of it is public."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from fedhpc.config import RunConfig
 from fedhpc.privacy.accountant import Bounds, Charge, Mechanism, bounds_of, calibrate_gaussian
 from fedhpc.privacy.skellam import calibrate
+
+SHARE_EXACTNESS = 1 - 2**-24
+"""A share has a variance of at least 2^26 (`skellam.SMALLEST_VARIANCE`): the 9 / 4 of `skellam.variance_for`, which
+only the full noise has whole, is less than this part of its standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -41,3 +46,15 @@ def plan_privacy(config: RunConfig) -> PrivacyPlan:
     steps = config.training.local_epochs * max(1, round(1 / p.sample_rate))
     sigma = calibrate_gaussian(p.epsilon, p.delta, p.sample_rate, steps * config.training.rounds)
     return PrivacyPlan(sigma, p.sample_rate, steps)
+
+
+def epsilon_if_unmasked(config: RunConfig, plan: PrivacyPlan) -> float:
+    """Return the epsilon of one site's own vectors over all rounds, seen without masks (privacy.trust=sites; public).
+
+    That is what is left where the assumption of the secure sum fails: more sites collude than privacy.colluding_sites,
+    or an aggregator that may depart from the protocol does. The site's own share of the noise, 1 / honest_sites of the
+    variance, is then all that covers its patients. Same mechanism, same accountant, noise multiplier divided by the
+    square root of the number of shares.
+    """
+    alone = plan.noise_multiplier / math.sqrt(config.honest_sites) * SHARE_EXACTNESS
+    return replace(plan, noise_multiplier=alone).bounds(config.training.rounds, config.privacy.delta).epsilon

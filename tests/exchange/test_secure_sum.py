@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 
 from fedhpc.errors import PayloadError
 from fedhpc.exchange import shamir
-from fedhpc.exchange.secure_sum import MaskedSite, SumOffice, SumTerms, expand, round_bytes
+from fedhpc.exchange.masks import SumTerms, expand, most_dropouts
+from fedhpc.exchange.secure_sum import MaskedSite, SumOffice, round_bytes
+from fedhpc.exchange.signatures import SigningSite, bare_key, signatories_of, uncertified
 from fedhpc.exchange.sum_wire import (
+    CONFIRMED,
     HEADER,
     KEYS,
     MASKED,
@@ -24,11 +27,19 @@ from fedhpc.exchange.sum_wire import (
 from fedhpc.exchange.update import I64
 
 
+def signing_sites(count: int, run: bytes = b"run") -> list[SigningSite]:
+    """A session of `count` sites, with keys that nobody vouches for."""
+    made = [uncertified(f"site{index}") for index in range(count)]
+    introductions = [introduction for introduction, _ in made]
+    signatories = signatories_of(run, introductions, [bare_key(one) for one in introductions])
+    return [SigningSite(index, key, signatories) for index, (_, key) in enumerate(made)]
+
+
 class Rehearsal:
     """A whole round in memory, with all that the aggregator sees.
 
-    `absent` sites send nothing; `late` ones their keys only; `lost` ones all but their masked vector; `silent` ones all
-    but what they should reveal.
+    `absent` sites send nothing; `late` ones their keys only; `lost` ones all but their masked vector; `mute` ones do
+    not confirm the survivors; `silent` ones do, and do not reveal.
     """
 
     def __init__(
@@ -38,9 +49,10 @@ class Rehearsal:
         absent: Collection[int] = (),
         late: Collection[int] = (),
         lost: Collection[int] = (),
+        mute: Collection[int] = (),
         silent: Collection[int] = (),
     ) -> None:
-        self.sites = [MaskedSite(terms, index, 7) for index in range(terms.sites)]
+        self.sites = [MaskedSite(terms, identity, 7) for identity in signing_sites(terms.sites)]
         self.office = SumOffice(terms, 7)
         gone = set(absent)
         self.keys = [b"" if i in gone else site.advertise() for i, site in enumerate(self.sites)]
@@ -51,14 +63,17 @@ class Rehearsal:
         gone |= set(lost)
         self.masked = [b"" if i in gone else site.mask(self.shares, vectors[i]) for i, site in enumerate(self.sites)]
         self.survivors = self.office.answer(MASKED, self.masked)
+        gone |= set(mute)
+        self.signed = [b"" if i in gone else site.confirm(self.survivors) for i, site in enumerate(self.sites)]
+        self.confirmed = self.office.answer(CONFIRMED, self.signed)
         gone |= set(silent)
         self.held = [dict(site._held) for site in self.sites]
-        self.revealed = [b"" if i in gone else site.reveal(self.survivors) for i, site in enumerate(self.sites)]
+        self.revealed = [b"" if i in gone else site.reveal(self.confirmed) for i, site in enumerate(self.sites)]
         self.office.answer(REVEALED, self.revealed)
 
     @property
     def seen_by_the_aggregator(self) -> list[bytes]:
-        return [*self.keys, *self.sealed, *self.masked, *self.revealed]
+        return [*self.keys, *self.sealed, *self.masked, *self.signed, *self.revealed]
 
 
 def drawn_vectors(sites: int, size: int, seed: int = 0) -> list[I64]:
@@ -72,19 +87,15 @@ def test_sum_of_masked_is_sum_of_plain_for_every_set_of_survivors(
     sites: int, size: int, width: int, data: st.DataObject
 ) -> None:
     """Sites missing before and during the round, as long as `threshold` of them are left."""
-    threshold = data.draw(st.integers(2, sites))
+    threshold = data.draw(st.integers(max(2, sites - most_dropouts(sites, 0)), sites))
     order = data.draw(st.permutations(range(sites)))
-    stages = sorted(data.draw(st.integers(threshold, sites)) for _ in range(4))
-    gone = [
-        order[stages[3] :],
-        order[stages[2] : stages[3]],
-        order[stages[1] : stages[2]],
-        order[stages[0] : stages[1]],
-    ]
+    stages = sorted(data.draw(st.integers(threshold, sites)) for _ in range(5))
+    ends = [*stages, sites]
+    gone = [order[ends[stage] : ends[stage + 1]] for stage in reversed(range(5))]
     terms = SumTerms(sites, threshold, size, width)
     vectors = drawn_vectors(sites, size, seed=sites)
     total = Rehearsal(terms, vectors, *gone).office.total()
-    plain = np.sum([vectors[i].view(np.uint64) for i in order[: stages[1]]], axis=0, dtype=np.uint64)
+    plain = np.sum([vectors[i].view(np.uint64) for i in order[: stages[2]]], axis=0, dtype=np.uint64)
     np.testing.assert_array_equal(total, signed(plain, width))
     if width < 8:
         assert np.abs(total).max() <= 2 ** (8 * width - 1)
@@ -141,12 +152,14 @@ def test_both_shares_of_one_site_are_never_revealed() -> None:
             share = body[place * shamir.SHARE_BYTES : (place + 1) * shamir.SHARE_BYTES]
             assert share == round.held[index][place][0 if place == 0 else 1]
         with pytest.raises(ValueError, match="asked for"):
-            site.reveal(broadcast_of(MASKED, 7, dict.fromkeys(range(5), b"")))
+            site.confirm(broadcast_of(MASKED, 7, dict.fromkeys(range(5), b"")))
         assert not hasattr(site, "_held")
 
 
-def sites_at_the_last_step(threshold: int) -> Rehearsal:
-    return Rehearsal(SumTerms(4, threshold, 4, 4), drawn_vectors(4, 4), silent=[0])
+def with_site_0_before(kind: int) -> Rehearsal:
+    """A round of four sites, three needed, in which site 0 has not answered the last two calls, or the last one."""
+    gone = {"mute": [0]} if kind == CONFIRMED else {"silent": [0]}
+    return Rehearsal(SumTerms(4, 3, 4, 4), drawn_vectors(4, 4), **gone)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -154,21 +167,29 @@ def sites_at_the_last_step(threshold: int) -> Rehearsal:
     [([0, 1], "below the threshold"), ([1, 2, 3], "without the site itself"), ([0, 1, 2, 9], "of a stranger")],
 )
 def test_a_site_refuses_a_list_of_survivors(survivors: list[int], why: str) -> None:
-    site = sites_at_the_last_step(3).sites[0]
-    with pytest.raises(PayloadError, match=r"site 0, round 7: refuses a list of masked vectors of sites \["):
-        site.reveal(broadcast_of(MASKED, 7, dict.fromkeys(survivors, b"")))
+    site = with_site_0_before(CONFIRMED).sites[0]
+    with pytest.raises(PayloadError, match=r"site site0, round 8: refuses a list of masked vectors of sites \["):
+        site.confirm(broadcast_of(MASKED, 7, dict.fromkeys(survivors, b"")))
+
+
+@pytest.mark.parametrize("signers", [[0, 1], [1, 2, 3]])
+def test_a_site_refuses_too_few_signatures_of_the_survivors(signers: list[int]) -> None:
+    round = with_site_0_before(REVEALED)
+    signatures = {index: round.signed[index][HEADER.size :] for index in signers}
+    with pytest.raises(PayloadError, match=r"site site0, round 8: refuses a list of signatures of the survivors"):
+        round.sites[0].reveal(broadcast_of(CONFIRMED, 7, signatures))
 
 
 def test_a_site_refuses_a_roster_below_the_threshold() -> None:
     terms = SumTerms(4, 3, 4, 4)
-    sites = [MaskedSite(terms, index, 7) for index in range(4)]
+    sites = [MaskedSite(terms, identity, 7) for identity in signing_sites(4)]
     keys = {index: site.advertise()[HEADER.size :] for index, site in enumerate(sites)}
     with pytest.raises(PayloadError, match="refuses a list of keys"):
         sites[0].share(broadcast_of(KEYS, 7, {0: keys[0], 1: keys[1]}))
 
 
 def test_messages_come_once_and_in_order() -> None:
-    site = MaskedSite(SumTerms(2, 2, 4, 4), 0, 7)
+    site = MaskedSite(SumTerms(2, 2, 4, 4), signing_sites(2)[0], 7)
     with pytest.raises(ValueError, match="message 1 asked for, 0 is next"):
         site.share(b"")
     site.advertise()
@@ -176,24 +197,25 @@ def test_messages_come_once_and_in_order() -> None:
         site.advertise()
 
 
-@pytest.mark.parametrize("kind", [KEYS, SHARES, MASKED, REVEALED])
+@pytest.mark.parametrize("kind", [KEYS, SHARES, MASKED, CONFIRMED, REVEALED])
 def test_the_aggregator_refuses_too_few_messages_before_any_mask_is_off(kind: int) -> None:
-    missing: list[Collection[int]] = [(), (), (), ()]
+    missing: list[Collection[int]] = [(), (), (), (), ()]
     missing[kind] = [1, 2]
-    with pytest.raises(PayloadError, match=rf"round 7: messages {kind} of sites \[0, 3\]; at least 3"):
+    with pytest.raises(PayloadError, match=rf"round 8: messages {kind} of sites \[0, 3\]; at least 3"):
         Rehearsal(SumTerms(4, 3, 4, 4), drawn_vectors(4, 4), *missing)
 
 
-@given(st.integers(0, 3), st.integers(0, 10**6), st.integers(1, 255))
+@given(st.integers(0, 4), st.integers(0, 10**6), st.integers(1, 255))
 def test_one_flipped_byte_is_refused(stage: int, at: int, flip: int) -> None:
     round = ROUND
-    payloads = [round.keys, round.sealed, round.masked, round.revealed][stage]
+    messages = [round.keys, round.sealed, round.masked, round.signed, round.revealed]
+    payloads = messages[stage]
     broken = bytearray(payloads[1])
     broken[at % len(broken)] ^= flip
     office = SumOffice(SumTerms(3, 2, 8, 4), 7)
     for kind in range(stage):
-        office.answer(kind, [round.keys, round.sealed, round.masked][kind])
-    with pytest.raises(PayloadError, match="sender 1 in round 7"):
+        office.answer(kind, messages[kind])
+    with pytest.raises(PayloadError, match="sender 1 in round 8"):
         office.answer(stage, [payloads[0], bytes(broken), payloads[2]])
 
 
@@ -203,7 +225,7 @@ ROUND = Rehearsal(SumTerms(3, 2, 8, 4), drawn_vectors(3, 8))
 def test_shares_that_were_sealed_for_another_are_refused() -> None:
     """What the aggregator cannot do: give a site other shares than those its peers have made for it."""
     terms = SumTerms(3, 2, 4, 4)
-    sites = [MaskedSite(terms, index, 7) for index in range(3)]
+    sites = [MaskedSite(terms, identity, 7) for identity in signing_sites(3)]
     office = SumOffice(terms, 7)
     roster = office.answer(KEYS, [site.advertise() for site in sites])
     bodies = {index: site.share(roster)[HEADER.size :] for index, site in enumerate(sites)}
@@ -224,13 +246,13 @@ def test_wrong_shares_of_a_mask_key_are_noticed() -> None:
 
 def test_round_bytes_are_those_of_the_messages() -> None:
     for sites, size, width in ((2, 1, 1), (4, 260, 4), (5, 33, 7)):
-        terms = SumTerms(sites, 2, size, width)
+        terms = SumTerms(sites, sites - most_dropouts(sites, 0), size, width)
         round = Rehearsal(terms, drawn_vectors(sites, size))
         up = {
-            sum(len(stage[index]) for stage in (round.keys, round.sealed, round.masked, round.revealed))
+            sum(len(stage[index]) for stage in (round.keys, round.sealed, round.masked, round.signed, round.revealed))
             for index in range(sites)
         }
-        down = len(round.roster) + len(round.shares) + len(round.survivors)
+        down = len(round.roster) + len(round.shares) + len(round.survivors) + len(round.confirmed)
         assert (up, down) == ({round_bytes(terms)[0]}, round_bytes(terms)[1])
 
 

@@ -48,6 +48,8 @@ def secure_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four sites, their certificates and a config in one folder; `broken/` has two shards that fail in training."""
     folder = tmp_path_factory.mktemp("secure")
     pki.init(folder / "pki", SITES)
+    # Beside the aggregator's certificate it would let it sign as any site.
+    (folder / "pki" / "ca.key").rename(folder / "ca.key")
     for site in SITES:
         make_shard(folder, site, broken=False)
     (folder / "broken").mkdir()
@@ -113,6 +115,11 @@ def test_mpi_run_resumed_from_one_process_equals_the_straight_run(
     assert status == 0, err
     assert "resuming after round 1" in out
     assert "REHEARSAL" not in out
+    assert "protects from an aggregator that may send what it likes: round keys and survivors are signed" in out
+    summaries = [json.loads((path / "summary.json").read_text(encoding="utf-8")) for path in (straight, resumed)]
+    assert [summary["protects_from_aggregator"] for summary in summaries] == ["none", "malicious"]
+    # Noise of one share in three: sqrt(3) times less of it.
+    assert 8 * 3**0.5 < summaries[1]["epsilon_if_unmasked"] < 8 * 3
     assert_same_run(straight, resumed)
     assert [record["dropped"] for record in records(resumed)] == [[], [], []]
     for site in SITES:
@@ -146,6 +153,6 @@ def test_too_many_dropouts_end_all_ranks_with_one_cause(secure_cohort: Path, mpi
     sets = (shards, "privacy.tolerated_dropouts=1")
     status, _, err = mpirun(2, ["run.py", *arguments(secure_cohort, run_dir, *sets)])
     assert status not in (0, 2, 75)
-    assert "round 0: site2, site3 dropped out, 2 of 4 sites; privacy.tolerated_dropouts=1" in err
+    assert "round 1: site2, site3 dropped out, 2 of 4 sites; privacy.tolerated_dropouts=1" in err
     assert "Traceback" not in err
     assert not (run_dir / "state").exists()
