@@ -1,19 +1,24 @@
-"""YAML -> `RunConfig`: inheritance, overrides, and all the errors of a config at once.
+"""YAML -> `RunConfig`: inheritance, overrides, and all the errors of a config at once, each with file, line and key.
 
 A config may inherit from one other by `extends: other.yaml` (relative to itself). Any key can be overridden by
-`--set section.key=value`.
+`--set section.key=value`. What counts as YAML is said in `fedhpc.strict_yaml`.
 """
 
 import difflib
+import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedhpc.config import RunConfig, Section
 from fedhpc.errors import ConfigError
+from fedhpc.strict_yaml import WORDS, Located, parse_yaml, read_yaml
+
+MOST_PROBLEMS = 50
+"""How many problems of one config are told at once."""
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
@@ -31,26 +36,46 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
         apply_override(tree, override)
     if "grid" in tree:
         raise ConfigError(f"{path}: is a sweep of many runs, it has a grid; start it with `run.py sweep {path}`")
+    config, problems = checked(tree)
+    if config is None or problems:
+        raise ConfigError(told_of(path, problems))
+    return config
+
+
+def checked(tree: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
+    """Return the config that a merged tree describes, and all its problems; None where they leave no config."""
+    named = with_privacy_named(tree)
+    unnamed = [line + _place(line, named) for line in _unnamed_privacy(named.get("privacy", {}))]
     try:
-        return RunConfig.model_validate(with_privacy_named(tree))
+        return RunConfig.model_validate(named), unnamed
     except ValidationError as error:
-        raise ConfigError(told_of(path, problems_of(error))) from None
+        return None, [*problems_of(error, tree=named), *unnamed]
+
+
+def _unnamed_privacy(section: object) -> list[str]:
+    """The problem of a config that asks neither for a guarantee nor, by name, for none."""
+    if not isinstance(section, dict) or section.get("epsilon") is not None or section.get("off"):
+        return []
+    return [
+        "privacy: neither an epsilon nor `off` is set. Set privacy.epsilon (such as 1.0) for a guarantee, or write "
+        "`privacy: off` (--set privacy=off) to train without one: updates may then reveal patients"
+    ]
 
 
 def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """What a YAML file says, laid on what it extends; not validated yet."""
+    """Return what a YAML file says, laid on what it extends; not validated yet.
+
+    Raises:
+        ConfigError: a file that cannot be read or is no mapping, or `extends` in a circle.
+    """
     path = path.resolve()
     if path in seen:
         chain = " -> ".join(p.name for p in (*seen, path))
         raise ConfigError(f"{path}: `extends` goes round in a circle: {chain}; remove one of them")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {_near_files(path)}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds {type(tree).__name__}, not a mapping of sections; see configs/smoke.yaml")
+    tree = read_yaml(path)
+    if not isinstance(tree, Located):
+        held = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise ConfigError(f"{path}: holds {held}, not a mapping of sections; see configs/smoke.yaml")
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
@@ -67,17 +92,12 @@ def with_privacy_named(tree: dict[str, Any]) -> dict[str, Any]:
     >>> with_privacy_named({"privacy": "off"})
     {'privacy': {'off': True}}
     """
-    return {**tree, "privacy": {"off": True}} if is_off(tree.get("privacy")) else tree
+    return merged(tree, {"privacy": {"off": True}}) if is_off(tree.get("privacy")) else tree
 
 
 def is_off(value: object) -> bool:
     """Whether a config's `privacy` asks for no privacy by name."""
     return value is False or value == "off"
-
-
-def _near_files(path: Path) -> str:
-    there = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    return f"in {path.parent} there are: {', '.join(there) or 'no configs'}"
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +107,12 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     {'a': {'b': 1, 'c': 3}}
     """
     both = {key: merged(base[key], over[key]) for key in over if _are_maps(base.get(key), over[key])}
-    return {**base, **over, **both}
+    below = {key: place for key, place in _places(base).items() if key not in over}
+    return Located({**base, **over, **both}, {**below, **_places(over)})
+
+
+def _places(tree: dict[str, Any]) -> dict[str, str]:
+    return tree.places if isinstance(tree, Located) else {}
 
 
 def _are_maps(*values: object) -> bool:
@@ -100,33 +125,53 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     keys = dotted.split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {override}: must read section.key=value, for example --set training.rounds=5")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from None
+    value = parse_yaml(text, f"--set {override}")
+    if value is None and text.strip() not in WORDS:
+        raise ConfigError(
+            f"--set {override}: the value is empty (a shell variable that is not set?). Write --set {dotted}=null if "
+            "no value is meant"
+        )
     node = tree
     for key in keys[:-1]:
         if node.get(key) is None or (key == "privacy" and is_off(node[key])):
-            node[key] = {}
+            node[key] = Located({}, {})
         node = node[key]
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override}: {key} is a single value, it has no key {keys[-1]}")
     node[keys[-1]] = value
+    _places(node)[keys[-1]] = "--set"
 
 
-def problems_of(error: ValidationError, root: type[Section] = RunConfig) -> list[str]:
-    """All that is wrong with a tree that should have been a `root`, a line each."""
+def problems_of(error: ValidationError, root: type[Section] = RunConfig, tree: object = None) -> list[str]:
+    """Return all that is wrong with a tree that should have been a `root`, a line each, with its place in a file."""
     by_key: dict[str, list[str]] = {}
     for item in error.errors():
         key, text = _problem(dict(item), root)
         by_key.setdefault(key, []).append(text)
     lines = [f"{key}: {' or '.join(texts)}" if key else texts[0] for key, texts in by_key.items()]
-    return "\n".join(lines).splitlines()
+    return [line + _place(line, tree) for line in "\n".join(lines).splitlines()]
+
+
+def _place(problem: str, tree: object) -> str:
+    """Where the key that a problem begins with was written: ` (FILE, line N)`; nothing where that is not known."""
+    place = ""
+    dotted = re.match(r"[\w.]*", problem)
+    for key in dotted[0].split(".") if dotted else []:
+        if isinstance(tree, list) and key.isdecimal() and int(key) < len(tree):
+            tree = tree[int(key)]
+        elif isinstance(tree, dict) and key in tree:
+            place = _places(tree).get(key, place)
+            tree = tree[key]
+        else:
+            break
+    return f" ({place})" if place else ""
 
 
 def told_of(path: Path, problems: Sequence[str]) -> str:
-    """The message about a config with problems."""
-    return "\n".join([f"{path}: {len(problems)} problem(s) in the config", *(f"  {line}" for line in problems)])
+    """Return the message about a config with problems."""
+    more = len(problems) - MOST_PROBLEMS
+    lines = [*problems[:MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
+    return "\n".join([f"{path}: {len(problems)} problem(s) in the config", *(f"  {line}" for line in lines)])
 
 
 def _problem(item: dict[str, Any], root: type[Section]) -> tuple[str, str]:
@@ -139,7 +184,19 @@ def _problem(item: dict[str, Any], root: type[Section]) -> tuple[str, str]:
         return dotted, "missing; it must be set"
     if item["type"] == "value_error" and not keys:
         return "", str(item["ctx"]["error"])
-    return f"{dotted}={item['input']!r}", item["msg"][0].lower() + item["msg"][1:]
+    return f"{dotted}={reprlib.repr(item['input'])}", _plain_words(item)
+
+
+def _plain_words(item: dict[str, Any]) -> str:
+    """What is wrong with a value, without pydantic's own names."""
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    if item["type"] in ("model_type", "dict_type"):
+        site = item["loc"][:2] == ("data", "sites") and isinstance(item["input"], str)
+        example = f", such as {{name: {reprlib.repr(item['input'])[1:-1]}, weight: 100}}" if site else ""
+        return f"is a single value; it must be a mapping of keys{example}"
+    message = str(item["msg"])
+    return message[0].lower() + message[1:]
 
 
 def _user_keys(location: tuple[str | int, ...], root: type[Section]) -> tuple[list[str], type[Section]]:

@@ -89,7 +89,9 @@ def spendings(shard: Path, site: str) -> tuple[Spending, ...]:
 def _report_config(config: RunConfig) -> Report:
     p = config.privacy
     if p.epsilon is None:
-        raise PrivacyError(f"config {config.name}: privacy.epsilon is null: nothing is promised and nothing is charged")
+        raise PrivacyError(
+            f"config {config.name}: privacy: off: nothing is promised and nothing is charged. Set privacy.epsilon"
+        )
     plan = plan_privacy(config)
     whole = bounds_of(planned_charges(config, plan), p.delta)
     facts = {

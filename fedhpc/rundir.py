@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from fedhpc.config import RunConfig
 from fedhpc.config_file import problems_of, told_of
-from fedhpc.errors import InputError
+from fedhpc.errors import ConfigError, InputError
+from fedhpc.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.util.files import append_line, make_folder, read_json, read_lines, read_text, write_json, write_text
 
 RESTORE = "Restore it from a backup, or start in a new --run-dir"
@@ -61,7 +61,7 @@ class RunDirectory:
             FileError: where it cannot be written.
         """
         make_folder(self.path)
-        write_text(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(self.config, dump_yaml(config.model_dump(mode="json")))
 
     def read_config(self) -> RunConfig | None:
         """Return the config of the run that was started here; None where there is none.
@@ -72,8 +72,8 @@ class RunDirectory:
         if not self.config.exists():
             return None
         try:
-            return RunConfig.model_validate(yaml.safe_load(read_text(self.config, RESTORE)))
-        except (yaml.YAMLError, RecursionError):
+            return RunConfig.model_validate(parse_yaml(read_text(self.config, RESTORE), str(self.config)))
+        except ConfigError:
             raise InputError(f"{self.config}: is not valid YAML; it was cut or changed. {RESTORE}.") from None
         except ValidationError as error:
             raise InputError(f"{told_of(self.config, problems_of(error))}\n{RESTORE}.") from None

@@ -16,6 +16,7 @@ REPO = Path(__file__).resolve().parents[1]
 GOOD = {
     "name": "a",
     "data": {"shards": "x/{site}.h5", "sites": [{"name": "site1", "weight": 3}, {"name": "site2", "weight": 2}]},
+    "privacy": "off",
 }
 
 
@@ -91,9 +92,9 @@ def test_rules_over_several_keys(tmp_path: Path, change: dict[str, object], told
 def test_extends_and_set(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", {**GOOD, "training": {"rounds": 7, "lr": 0.5}})
     child = write(tmp_path / "child.yaml", {"extends": "base.yaml", "name": "child", "training": {"rounds": 3}})
-    config = load_config(child, ["training.lr=1e-3", "privacy.epsilon=null", "exchange.density=0.5"])
+    config = load_config(child, ["training.lr=1e-3", "data.phantom=null", "exchange.density=0.5"])
     assert (config.name, config.training.rounds, config.training.lr) == ("child", 3, 0.001)
-    assert (config.privacy.epsilon, config.exchange.density) == (None, 0.5)
+    assert (config.data.phantom, config.exchange.density) == (None, 0.5)
 
 
 @pytest.mark.parametrize("off", ["off", "false"])
@@ -135,7 +136,7 @@ def test_missing_file_lists_its_neighbours(tmp_path: Path) -> None:
 
 
 def test_frozen_and_round_trip() -> None:
-    config = RunConfig.model_validate(GOOD)
+    config = RunConfig.model_validate({**GOOD, "privacy": {"off": True}})
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 3  # type: ignore[misc]
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config

@@ -112,7 +112,8 @@ def test_revoked_stays_revoked_through_the_next_one(folder: Path) -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    tree = {"name": "x", "data": {"shards": f"{tmp_path}/{{site}}.h5", "sites": [{"name": name} for name in SITES]}}
+    data = {"shards": f"{tmp_path}/{{site}}.h5", "sites": [{"name": name} for name in SITES]}
+    tree = {"name": "x", "data": data, "privacy": "off"}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     return tmp_path / "c.yaml"
 

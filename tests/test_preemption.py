@@ -46,6 +46,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "name": "tiny",
         "data": {"shards": str(folder / "{site}.h5"), "sites": [{"name": name, "weight": 14} for name in SITES]},
         "training": {"rounds": ROUNDS, "local_epochs": 1, "batch_size": 16, "average_last": 0.5},
+        "privacy": "off",
         "evaluation": {"bootstrap": 100},
         "runtime": {"threads": 1, "device": "cpu"},
     }

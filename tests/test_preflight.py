@@ -137,7 +137,8 @@ def test_the_report_tells_what_is_wrong_and_no_secret(
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     config = tmp_path / "tiny.yaml"
     config.write_text(
-        f'name: tiny\ndata: {{shards: "{tmp_path}/{{site}}.h5", sites: [{{name: site1}}]}}\n', encoding="utf-8"
+        f'name: tiny\ndata: {{shards: "{tmp_path}/{{site}}.h5", sites: [{{name: site1}}]}}\nprivacy: off\n',
+        encoding="utf-8",
     )
     assert main(["preflight", str(config), "--report", "--run-dir", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out

@@ -94,8 +94,8 @@ def test_json_is_all_there_is(config_file: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_what_cannot_be_reported(config_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(PrivacyError, match=r"privacy\.epsilon is null"):
-        report([config_file], ["privacy.epsilon=null"])
+    with pytest.raises(PrivacyError, match="privacy: off"):
+        report([config_file], ["privacy=off"])
     with pytest.raises(InputError, match="is no config"):
         report([tmp_path / "nothing"], [])
     with pytest.raises(InputError, match="with configs only"):

@@ -57,7 +57,7 @@ def find_target(path: Path, overrides: list[str]) -> Target:
         )
     if not config.private:
         how = "--set privacy.epsilon=1 shows what it would do" if target.run is None else "audit its config with --set"
-        raise InputError(f"{path}: privacy.epsilon is null, so there is no claim to audit; {how}")
+        raise InputError(f"{path}: privacy: off, so there is no claim to audit; {how}")
     return target
 
 

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from fedhpc.config import RunConfig, Section
-from fedhpc.config_file import apply_override, merged, problems_of, read_tree, told_of, with_privacy_named
+from fedhpc.config_file import apply_override, checked, merged, problems_of, read_tree, told_of
 from fedhpc.errors import ConfigError
 from fedhpc.sweep.grid import Point, Tree, flattened, grid_problems, nested, points
 
-SEED = "seed"
+SEED, EPSILON = "seed", "privacy.epsilon"
 OWNED_FLAGS = {
     *("account", "array", "constraint", "cpus-per-task", "dependency", "error", "gpus-per-task", "gres", "job-name"),
     *("mem-per-cpu", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue"),
@@ -170,7 +170,7 @@ def _sections(tree: Tree, path: Path) -> Sections:
     try:
         return Sections.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(told_of(path, problems_of(error, Sections))) from None
+        raise ConfigError(told_of(path, problems_of(error, Sections, tree))) from None
 
 
 def _overridden(grid: Point, overrides: list[str]) -> list[str]:
@@ -185,7 +185,15 @@ Draft = tuple[str, Point, Tree]
 
 
 def _grid_drafts(base: Tree, grid: Point) -> list[Draft]:
-    return [("", point, merged(base, nested(point))) for point in points(grid)]
+    return [("", point, merged(base, _overlay(point))) for point in points(grid)]
+
+
+def _overlay(point: Point) -> Tree:
+    """A point as a tree; among epsilons, null asks by name for the run without privacy."""
+    tree = nested(point)
+    if EPSILON in point:
+        tree["privacy"]["off"] = point[EPSILON] is None
+    return tree
 
 
 def _baseline_drafts(base: Tree, sections: Sections, grid: Point, folder: Path) -> list[Draft]:
@@ -205,13 +213,11 @@ def _validated(sweep: str, drafts: list[Draft], problems: list[str]) -> list[Ele
     found: dict[str, list[str]] = {}
     for number, (baseline, point, tree) in enumerate(drafts):
         name = f"{sweep}-{number:03d}"
-        try:
-            elements.append(
-                Element(name, baseline, point, RunConfig.model_validate(with_privacy_named({**tree, "name": name})))
-            )
-        except ValidationError as error:
-            for problem in problems_of(error):
-                found.setdefault(problem, []).append(f"{baseline or 'grid'} {number:03d}")
+        config, wrong = checked(merged(tree, {"name": name}))
+        if config is not None and not wrong:
+            elements.append(Element(name, baseline, point, config))
+        for problem in wrong:
+            found.setdefault(problem, []).append(f"{baseline or 'grid'} {number:03d}")
     for problem, where in found.items():
         everywhere = len(where) == len(drafts)
         problems.append(problem if everywhere else f"{problem} (in {_some(where)})")

@@ -19,13 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import ValidationError
 
 from fedhpc.config import RunConfig, Section
 from fedhpc.config_file import load_config
-from fedhpc.errors import InputError
+from fedhpc.errors import ConfigError, InputError
 from fedhpc.rundir import RunDirectory
+from fedhpc.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.sweep.config import Element, Local, Slurm, Sweep
 from fedhpc.util.files import make_folder, read_json, read_text, write_json, write_text
 
@@ -125,7 +125,7 @@ class SweepDirectory:
             self.element(element.name).write_config(with_threads(element.config, cpus))
         listed = tuple(Listed(name=e.name, baseline=e.baseline, point=e.point) for e in sweep.elements)
         stored = Stored(name=sweep.name, grid=sweep.grid, slurm=sweep.slurm, local=sweep.local, elements=listed)
-        write_text(self.plan, yaml.safe_dump(stored.model_dump(mode="json"), sort_keys=False))
+        write_text(self.plan, dump_yaml(stored.model_dump(mode="json")))
 
     def withdraw(self) -> None:
         """Forget a plan that nothing was asked to do."""
@@ -147,8 +147,8 @@ class SweepDirectory:
 
     def _stored(self) -> Stored:
         try:
-            return Stored.model_validate(yaml.safe_load(read_text(self.plan, RESTORE)))
-        except (yaml.YAMLError, ValidationError, RecursionError):
+            return Stored.model_validate(parse_yaml(read_text(self.plan, RESTORE), str(self.plan)))
+        except (ConfigError, ValidationError):
             raise InputError(f"{self.plan}: is not the plan of a sweep; it was cut or changed. {RESTORE}.") from None
 
     def submissions(self) -> list[Submission]:
@@ -212,7 +212,7 @@ class ElementDirectory:
     def write_config(self, config: RunConfig) -> None:
         """As submitted."""
         make_folder(self.path)
-        write_text(self.config, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(self.config, dump_yaml(config.model_dump(mode="json")))
 
     def read_config(self) -> RunConfig:
         """As submitted."""

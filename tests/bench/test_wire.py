@@ -35,7 +35,7 @@ def finished(out: Path, name: str, auc: float, share: float) -> None:
 
 @pytest.fixture
 def grid(tmp_path: Path) -> list[str]:
-    tree = {"name": "x", "data": {"shards": "{site}.h5", "sites": [{"name": "a"}, {"name": "b"}]}}
+    tree = {"name": "x", "data": {"shards": "{site}.h5", "sites": [{"name": "a"}, {"name": "b"}]}, "privacy": "off"}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
     for seed, (dense, sparse) in enumerate([(0.9, 0.89), (0.8, 0.82)]):
         finished(tmp_path / "out", f"density1-bits32-seed{seed}", dense, 1.0)
@@ -61,8 +61,7 @@ def test_a_value_that_cannot_be_ends_it_before_the_first_run(grid: list[str], tm
 
 
 def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text(
-        yaml.safe_dump({"name": "x", "data": {"shards": f"{tmp_path}/none/{{site}}.h5", "sites": [{"name": "a"}]}})
-    )
+    data = {"shards": f"{tmp_path}/none/{{site}}.h5", "sites": [{"name": "a"}]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"name": "x", "data": data, "privacy": "off"}))
     with pytest.raises(InputError, match="density1-bits32-seed7: the run ended with status 2"):
         wire.run(wire.Grid(tmp_path / "c.yaml", (), (1,), (32,), (7,)), tmp_path / "out")

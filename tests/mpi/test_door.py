@@ -51,6 +51,7 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "name": "door",
         "data": {"shards": str(folder / "{site}.h5"), "sites": [{"name": name} for name in SITES]},
         "training": {"rounds": ROUNDS, "local_epochs": 1, "batch_size": 16},
+        "privacy": "off",
         "evaluation": {"bootstrap": 100},
         "runtime": {"threads": 1, "device": "cpu"},
     }

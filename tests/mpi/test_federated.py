@@ -55,6 +55,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "name": "tiny",
         "data": {"shards": str(folder / "{site}.h5"), "sites": [{"name": name} for name in SITES]},
         "training": {"rounds": ROUNDS, "local_epochs": 2, "batch_size": 16},
+        "privacy": "off",
         "evaluation": {"bootstrap": 100},
         "runtime": {"threads": 1, "device": "cpu"},
     }

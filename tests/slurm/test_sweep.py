@@ -69,7 +69,7 @@ def swept(slurm: Slurm, cohort: Path) -> Swept:
     # A space, since SLURM, the shell and submitit each read paths in their own way.
     folder = slurm.folder / "a sweep"
     (folder / "run" / "elements" / BROKEN / "sites" / "site4" / "egress.jsonl").mkdir(parents=True)
-    plain = {"privacy": {"epsilon": None}}
+    plain = {"privacy": "off"}
     baselines = {"centralised": {"mode": "centralised", **plain}, "local": {"mode": "local", **plain}}
     config = write_sweep(folder, cohort, baselines=baselines)
     said = sweep(slurm, config, "--run-dir", folder / "run")

@@ -38,13 +38,14 @@ def test_elements_differ_from_the_config_in_the_grids_keys_only(tmp_path: Path) 
     tree = tree_of(tmp_path)
     alone = {key: value for key, value in tree.items() if key not in ("grid", "baselines")}
     (tmp_path / "alone.yaml").write_text(yaml.safe_dump(alone), encoding="utf-8")
-    base = flattened(load_config(tmp_path / "alone.yaml").model_dump(mode="json"))
+    base = flattened(load_config(tmp_path / "alone.yaml", ["privacy.epsilon=1"]).model_dump(mode="json"))
     assert [element.name for element in sweep.elements] == [f"tiny-{number:03d}" for number in range(6)]
     for element in sweep.elements:
         if not element.baseline:
             found = flattened(element.config.model_dump(mode="json"))
             changed = {key for key in found if found[key] != base[key]}
-            assert changed <= {"name", *tree["grid"]}
+            assert changed <= {"name", "privacy.off", *tree["grid"]}
+            assert found["privacy.off"] == (element.point["privacy.epsilon"] is None)
             assert {key: found[key] for key in tree["grid"]} == element.point
 
 
@@ -54,8 +55,8 @@ def test_each_baseline_is_run_once_a_seed_and_knows_no_other_key_of_the_grid(tmp
         yaml.safe_dump({**{k: v for k, v in tree_of(tmp_path).items() if k not in ("grid", "baselines")}, "seed": 0})
     )
     baselines: dict[str, Any] = {
-        "local": {"mode": "local", "privacy": {"epsilon": None}},
-        "pooled": {"extends": "other.yaml", "mode": "centralised", "training": {"rounds": 7}},
+        "local": {"mode": "local", "privacy": "off"},
+        "pooled": {"extends": "other.yaml", "mode": "centralised", "training": {"rounds": 7}, "privacy": "off"},
     }
     sweep = load_sweep(write_sweep(tmp_path, grid=grid, baselines=baselines), ["training.rounds=3"])
     found = [(e.baseline, e.config.seed, e.config.mode, e.config.training.rounds) for e in sweep.elements if e.baseline]
@@ -83,7 +84,10 @@ def test_overrides_reach_the_runs_and_the_sweeps_own_sections(tmp_path: Path) ->
         ({"grid": {"seed": [1, 2, 1]}}, "grid.seed=[1, 2, 1]: a value is there twice"),
         ({"grid": {}}, "grid={}: dictionary should have at least 1 item"),
         ({"grid": {"traning.rounds": [1]}}, "traning: unknown key; did you mean training? (in grid 000)"),
-        ({"grid": {"data.shards": ["a/{site}.h5", "b/{site}.h5"]}}, "data.shards: differs between elements"),
+        (
+            {"privacy": "off", "grid": {"data.shards": ["a/{site}.h5", "b/{site}.h5"]}},
+            "data.shards: differs between elements",
+        ),
         ({"slurm": {"partitoin": "x"}}, "slurm.partitoin: unknown key; did you mean partition?"),
         ({"slurm": {"extra": {"array": "0-3"}}}, "slurm.extra.array: is set by the sweep itself"),
         ({"slurm": {"ranks": 5}}, "slurm.ranks=5: too many for tiny-000, tiny-001, tiny-002, tiny-003 and 2 more"),
@@ -128,6 +132,6 @@ def test_automatic_ranks_are_one_a_hospital(tmp_path: Path, aggregator: str, bas
 
 
 def test_automatic_ranks_fit_the_element_that_can_use_fewest(tmp_path: Path) -> None:
-    baselines = {"local": {"mode": "local", "privacy": {"epsilon": None}, "federation": {"aggregator": "colocated"}}}
+    baselines = {"local": {"mode": "local", "privacy": "off", "federation": {"aggregator": "colocated"}}}
     more = {"federation": {"aggregator": "dedicated"}, "baselines": baselines}
     assert ranks_of(load_sweep(write_sweep(tmp_path, **more), [])) == 4

@@ -107,7 +107,9 @@ def test_without_slurm_it_says_what_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    config = write_sweep(tmp_path, grid={"seed": [0]}, data={"shards": "x/{site}.h5", "sites": [{"name": "a"}]})
+    config = write_sweep(
+        tmp_path, grid={"seed": [0]}, privacy="off", data={"shards": "x/{site}.h5", "sites": [{"name": "a"}]}
+    )
     assert main(["sweep", str(config), "--run-dir", str(tmp_path / "run")]) == 2
     assert "--cluster local" in capsys.readouterr().err
     assert main(["sweep", "status", str(tmp_path / "run")]) == 2, "nothing was started, so there is no sweep"

@@ -23,8 +23,8 @@ def tree_of(folder: Path, **more: Any) -> dict[str, Any]:
         "runtime": {"device": "cpu"},
         "grid": {"privacy.epsilon": [8.0, None], "exchange.density": [0.1, 1.0]},
         "baselines": {
-            "centralised": {"mode": "centralised", "privacy": {"epsilon": None}},
-            "local": {"mode": "local", "privacy": {"epsilon": None}},
+            "centralised": {"mode": "centralised", "privacy": "off"},
+            "local": {"mode": "local", "privacy": "off"},
         },
         **more,
     }
