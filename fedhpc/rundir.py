@@ -73,8 +73,8 @@ class RunDirectory:
             return None
         try:
             return RunConfig.model_validate(parse_yaml(read_text(self.config, RESTORE), str(self.config)))
-        except ConfigError:
-            raise InputError(f"{self.config}: is not valid YAML; it was cut or changed. {RESTORE}.") from None
+        except ConfigError as error:
+            raise InputError(f"{error}. The file was cut or changed. {RESTORE}.") from None
         except ValidationError as error:
             raise InputError(f"{told_of(self.config, problems_of(error))}\n{RESTORE}.") from None
 
