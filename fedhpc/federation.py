@@ -24,11 +24,12 @@ from typing import Protocol
 import numpy as np
 
 from fedhpc.aggregator.aggregate import WeightedMean
-from fedhpc.errors import Interrupted, at
+from fedhpc.errors import Interrupted, PayloadError, at
 from fedhpc.exchange.codec import decode, encode
 from fedhpc.exchange.comm import Transport
+from fedhpc.exchange.selection import Layers, entry_name
 from fedhpc.exchange.sparsify import Coding, with_feedback
-from fedhpc.exchange.update import AGGREGATOR, F32, Update
+from fedhpc.exchange.update import AGGREGATOR, F32, LARGEST_ENTRY, Update
 from fedhpc.rng import generator
 from fedhpc.stopwatch import Stopwatch
 from fedhpc.votes import agreed, nobody_left, same_everywhere, unless_interrupted
@@ -152,7 +153,7 @@ class Memory:
 def site_round(site: Participant, state: GlobalState, residual: F32, terms: Terms) -> tuple[bytes, F32]:
     """One hospital's part: (payload to send, new residual)."""
     update = site.train(state.params, state.round)
-    with at(f"site {site.name}, round {state.round}"):
+    with at(f"site {site.name}, round {state.round + 1}"):
         sent, residual = with_feedback(update, residual, terms.up, terms.draws(state.round, site.index))
     return encode(Update(site.index, state.round, sent)), residual
 
@@ -166,13 +167,30 @@ def mean_update(payloads: Iterable[bytes], state: GlobalState, terms: Terms) -> 
     for index, payload in enumerate(payloads):
         with at(f"site {terms.sites[index]}"):
             update = decode(payload, sender=index, round=state.round, size=state.params.size)
+            check_plausible(update, terms.up.layers)
         mean.fold(update.entries, terms.weights[index])
     return mean.result()
 
 
+def check_plausible(update: Update, layers: Layers) -> None:
+    """Check that no entry is longer than `LARGEST_ENTRY`: folded, it would destroy the model or overflow the mean.
+
+    Raises:
+        PayloadError: naming the round, the entry and its layer; nothing of the update has been folded.
+    """
+    refused = np.flatnonzero(~(np.abs(update.entries.values) <= LARGEST_ENTRY))
+    if refused.size:
+        index, value = int(update.entries.indices[refused[0]]), update.entries.values[refused[0]]
+        raise PayloadError(
+            f"round {update.round + 1}: {entry_name(index, layers)} of its update is {value:g}; no step of one round "
+            f"is longer than {LARGEST_ENTRY:g}. The round was refused and the model is that of the round before: look "
+            "into this site's training, and lower training.lr where it diverges"
+        )
+
+
 def server_round(mean: F32, state: GlobalState, residual: F32, terms: Terms) -> tuple[bytes, F32]:
     """The aggregator's part: (payload for all, new residual)."""
-    with at(f"aggregator, round {state.round}"):
+    with at(f"aggregator, round {state.round + 1}"):
         sent, residual = with_feedback(mean, residual, terms.down, terms.draws(state.round, AGGREGATOR))
     return encode(Update(AGGREGATOR, state.round, sent)), residual
 

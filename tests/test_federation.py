@@ -177,7 +177,18 @@ def test_who_sent_it_is_named_where_a_payload_is_damaged() -> None:
     state, terms = GlobalState(4, np.zeros(3, np.float32)), terms_of(9, 1, 1, (1, 1))
     payloads = [site_round(site, state, np.zeros(3, np.float32), terms)[0] for site in pullers()]
     payloads[1] = payloads[1][:-1]
-    with pytest.raises(PayloadError, match="site b: payload of sender 1 in round 4: checksum"):
+    with pytest.raises(PayloadError, match="site b: payload of sender 1 in round 5: checksum"):
+        mean_update(payloads, state, terms)
+
+
+@pytest.mark.parametrize("value", [1e38, 3e36, 1.1e6, -2e6])
+def test_an_update_of_implausible_size_is_refused_before_it_is_folded(value: float) -> None:
+    """3e36 is finite, and so is its mean; the model after it is of no use."""
+    state = GlobalState(4, np.zeros(3, np.float32))
+    terms = terms_of(9, Coding(1, layers=(("conv", 2), ("head", 1))), 1, (1, 1))
+    sites = [Fixed("a", 0, np.ones(3, np.float32)), Fixed("b", 1, np.array([1, 2, value], np.float32))]
+    payloads = [site_round(site, state, np.zeros(3, np.float32), terms)[0] for site in sites]
+    with pytest.raises(PayloadError, match=r"^site b: round 5: entry 0 of layer head of its update is "):
         mean_update(payloads, state, terms)
 
 
@@ -185,7 +196,7 @@ def test_site_and_layer_are_named_where_what_is_kept_overflows() -> None:
     site = Fixed("a", 0, np.array([1, 2, 3e38], np.float32))
     memory = Memory({"a": site.target}, np.zeros(3, np.float32))
     terms = terms_of(1, Coding(1, layers=(("conv", 2), ("head", 1))), 1, (1,))
-    with pytest.raises(PayloadError, match="site a, round 0: entry 0 of layer head is inf"):
+    with pytest.raises(PayloadError, match="site a, round 1: entry 0 of layer head is inf"):
         site_round(site, GlobalState(0, np.zeros(3, np.float32)), memory.residuals["a"], terms)
 
 

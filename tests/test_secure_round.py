@@ -159,7 +159,7 @@ def test_a_hospital_that_cannot_write_its_ledger_does_not_enter(tmp_path: Path) 
     assert '"mechanism": "skellam"' in (tmp_path / "ledger.jsonl").read_text()
     (tmp_path / "ledger.jsonl").unlink()
     (tmp_path / "ledger.jsonl").mkdir()
-    with pytest.raises(SiteError, match=r"round 1: the ledger cannot be charged: .*cannot be locked or written"):
+    with pytest.raises(SiteError, match=r"round 2: the ledger cannot be charged: .*cannot be locked or written"):
         hospital.enter(1)
 
 

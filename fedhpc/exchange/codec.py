@@ -136,7 +136,7 @@ def decode(payload: bytes, *, sender: int, round: int, size: int) -> Update:
         indices = _indices(header, planes[: header.index_planes])
         values = _values(header, planes[header.index_planes :])
     except PayloadError as error:
-        raise PayloadError(f"payload of sender {sender} in round {round}: {error}") from None
+        raise PayloadError(f"payload of sender {sender} in round {round + 1}: {error}") from None
     return Update(sender, round, SparseVector(size, indices, values, Grid(header.lowest, header.step)))
 
 

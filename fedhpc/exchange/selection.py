@@ -122,20 +122,29 @@ def _cut_down(candidates: SparseVector, k: int, threshold: Threshold) -> SparseV
     return SparseVector(candidates.size, indices[:k], values[:k])
 
 
-def refusal(vector: F32, layers: Layers) -> str | None:
-    """What is wrong with the first entry that may not be sent, and in which layer; None where all may be."""
+def refusal(vector: F32, layers: Layers, largest: float | None = None) -> str | None:
+    """What is wrong with the first entry that may not be sent, and in which layer; None where all may be.
+
+    Args:
+        vector: f32[d].
+        layers: the split of the vector, to name the entry.
+        largest: the largest magnitude allowed, not below 0; None: any below 2**127.
+    """
+    limit_bits = LIMIT_BITS if largest is None else int(np.float32(largest).view(np.uint32)) + 1
+    allowed = "2**127" if largest is None else f"{largest:g}"
     for block in blocks(vector.size):
-        refused = np.flatnonzero(magnitude_bits(vector[block]) >= LIMIT_BITS)
+        refused = np.flatnonzero(magnitude_bits(vector[block]) >= limit_bits)
         if refused.size:
             index = block.start + int(refused[0])
-            return f"{_place(index, layers)} is {vector[index]}; allowed are finite values below 2**127 in magnitude"
+            said = f"{entry_name(index, layers)} is {vector[index]}"
+            return f"{said}; allowed are finite values below {allowed} in magnitude"
     return None
 
 
-def _place(index: int, layers: Layers) -> str:
+def entry_name(index: int, layers: Layers) -> str:
     """The entry, by its layer where the layers are known.
 
-    >>> _place(5, [("conv.weight", 4), ("conv.bias", 2)]), _place(5, [])
+    >>> entry_name(5, [("conv.weight", 4), ("conv.bias", 2)]), entry_name(5, [])
     ('entry 1 of layer conv.bias', 'entry 5')
     """
     for name, size in layers:

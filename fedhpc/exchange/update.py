@@ -17,6 +17,9 @@ Array = NDArray[np.generic]
 
 AGGREGATOR = 0xFFFF
 """The sender number of the aggregator; a site's is its place in the config's list of sites."""
+LARGEST_ENTRY = 1e6
+"""No plausible step of one parameter in one round is longer. A float32 mean of such updates over any number of sites,
+and the parameters after 10,000 rounds, are finite."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import nn
 from fedhpc.config import RunConfig
 from fedhpc.errors import PrivacyError, SiteError
 from fedhpc.exchange.selection import refusal
-from fedhpc.exchange.update import F32
+from fedhpc.exchange.update import F32, LARGEST_ENTRY
 from fedhpc.metrics import bootstrap_histograms, score_histogram
 from fedhpc.models import from_vector, layers_of, to_vector
 from fedhpc.privacy.accountant import Charge, total_of
@@ -86,11 +86,11 @@ class Hospital:
             else:
                 self._train_private(place.plan, round)
         except (*FAILURES, PrivacyError) as error:
-            raise SiteError(f"site {self.name}, round {round}: training failed: {error}") from error
+            raise SiteError(f"site {self.name}, round {round + 1}: training failed: {error}") from error
         update = to_vector(place.model) - params
-        refused = refusal(update, layers_of(place.model))
+        refused = refusal(update, layers_of(place.model), LARGEST_ENTRY)
         if refused is not None:
-            raise SiteError(f"site {self.name}, round {round}: {refused}; lower training.lr")
+            raise SiteError(f"site {self.name}, round {round + 1}: {refused}; lower training.lr")
         return update
 
     def _train_private(self, plan: PrivacyPlan, round: int) -> None:
@@ -129,7 +129,7 @@ class Hospital:
         try:
             self._charge(self._place.plan, round)
         except (OSError, PrivacyError) as error:
-            raise SiteError(f"site {self.name}, round {round}: the ledger cannot be charged: {error}") from error
+            raise SiteError(f"site {self.name}, round {round + 1}: the ledger cannot be charged: {error}") from error
 
     def contribute(self, params: F32, round: int, grid: Grid) -> I64:
         """This site's vector for the secure sum of a round that it has entered, int64[d]: private until it is masked.
@@ -146,7 +146,7 @@ class Hospital:
         try:
             return contribution(place.model, self._samples, place.config, at, noise)
         except FAILURES as error:
-            raise SiteError(f"site {self.name}, round {round}: training failed: {error}") from error
+            raise SiteError(f"site {self.name}, round {round + 1}: training failed: {error}") from error
 
     def can_afford(self, round: int) -> bool:
         """Whether one more round stays within the target epsilon and the lifetime cap; always without privacy."""

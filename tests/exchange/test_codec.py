@@ -138,7 +138,7 @@ def changed(payload: bytes, at: int, flip: int) -> bytes:
 @given(st.sampled_from(PAYLOADS), st.data())
 def test_one_flipped_byte_is_refused(payload: bytes, data: st.DataObject) -> None:
     broken = changed(payload, data.draw(st.integers(0, len(payload) - 1)), data.draw(st.integers(1, 255)))
-    with pytest.raises(PayloadError, match="sender 2 in round 7"):
+    with pytest.raises(PayloadError, match="sender 2 in round 8"):
         decoded(broken)
 
 
@@ -150,7 +150,7 @@ def test_one_flipped_byte_is_refused(payload: bytes, data: st.DataObject) -> Non
     )
 )
 def test_anything_else_is_refused(payload: bytes) -> None:
-    with pytest.raises(PayloadError, match="sender 2 in round 7"):
+    with pytest.raises(PayloadError, match="sender 2 in round 8"):
         decoded(payload)
 
 
@@ -159,7 +159,7 @@ def survives(payload: bytes) -> None:
     try:
         check_decoded(payload)
     except PayloadError as error:
-        assert "sender 2 in round 7" in str(error)
+        assert "sender 2 in round 8" in str(error)
 
 
 @given(st.sampled_from(PAYLOADS), st.data())
@@ -253,7 +253,7 @@ def test_planes_by_hand() -> None:
     ],
 )
 def test_each_check_behind_the_header(change: Callable[[list[bytes]], list[bytes]], told: str) -> None:
-    with pytest.raises(PayloadError, match=f"sender 2 in round 7: .*{told}"):
+    with pytest.raises(PayloadError, match=f"sender 2 in round 8: .*{told}"):
         decoded(with_planes(change), 8)
 
 
