@@ -11,11 +11,12 @@ It runs inside one hospital, on its own shard, and sends nothing. Which attack a
   "Tight auditing of differentially private machine learning"); the adversary sees every update and parameter, and
   chooses the network.
 - **Canaries in the real training** (`membership`): one round of the run's own network on the site's own patients.
-- **One step in many trials** (`controls`): to tell half the noise from the whole, a lower bound needs 100,000 canaries
-  and more. One step in which every unit takes part costs milliseconds, so there they are affordable, at a plan of the
-  audit's own that the product calibrates to epsilon 1 at delta 1e-5. The controls are made there: no noise, half the
-  noise, no clip, one seed at all sites; and in one round of the run's plan: every unit at every step.
+- **Laws** (`laws`): what must be true of every step, measured and judged with confidence intervals: noise and
+  contribution by step, tensor and site, clip norm, unit, denominator, Poisson sampling, entropy of the noise, ledgers,
+  another library's accountant, and with `privacy.trust: sites` each site's share of the noise.
+- **One step in many trials** (`controls`): lower bounds on epsilon and their controls (no noise, no clip, one seed at
+  all sites, every unit at every step), at a plan of the audit's own where a step costs milliseconds.
 
-Every trial goes through `site_round`, `train_private` and `entropy` as they are. A control alters what is handed to
+Every trial goes through `Hospital.train` or `site_round` as they are. A control alters what is handed to
 them (a plan, a clip norm, a seed), never the code, and no code outside of this package knows of it.
 """

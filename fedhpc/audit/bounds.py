@@ -18,12 +18,13 @@ from scipy.stats import beta, mannwhitneyu, norm
 
 from fedhpc.audit.canaries import F64
 from fedhpc.errors import InputError
-from fedhpc.privacy.accountant import epsilon_of
+from fedhpc.privacy.accountant import Mechanism, epsilon_of
+from fedhpc.privacy.skellam import epsilon_by_rdp
 
 History = tuple[tuple[float, float, int], ...]
 """(noise multiplier, sample rate, steps) of each part, as `epsilon_of` takes it."""
 CONFIDENCE = 0.95
-CEILING_CONFIDENCE = 0.999
+CEILING_CONFIDENCE = 1 - 1e-6
 """Of the intervals that are held against ceilings: a good attack comes close to them, and there are several."""
 LOW_FPR = 0.01
 CANDIDATES = 100
@@ -207,15 +208,17 @@ class Ceilings:
         return float(np.interp(fpr, FPR_GRID, self.roc))
 
 
-def claimed_epsilon(history: History, delta: float) -> float:
+def claimed_epsilon(history: History, delta: float, mechanism: Mechanism = "gaussian") -> float:
     """What the ledger's accountant says of a history."""
+    if mechanism == "skellam":
+        return epsilon_by_rdp(history, delta)
     # Opacus takes log(1 - sample_rate), harmlessly where every unit takes part.
     with np.errstate(divide="ignore"):
         return max(0.0, epsilon_of(history, delta))
 
 
 @lru_cache(maxsize=64)
-def ceilings(history: History) -> Ceilings:
+def ceilings(history: History, mechanism: Mechanism = "gaussian") -> Ceilings:
     """From the accountant's whole curve, not from one point of it.
 
     An attack on an (epsilon, delta) release has TPR <= e^epsilon FPR + delta, and 1 - FPR <= e^epsilon (1 - TPR) +
@@ -227,7 +230,7 @@ def ceilings(history: History) -> Ceilings:
     >>> round(found.auc, 2), round(found.tpr(0.01), 3)
     (0.58, 0.02)
     """
-    epsilons = np.array([claimed_epsilon(history, delta) for delta in _DELTAS])
+    epsilons = np.array([claimed_epsilon(history, delta, mechanism) for delta in _DELTAS])
     deltas = np.array(_DELTAS)
     fpr = FPR_GRID[:, None]
     up = (np.exp(epsilons) * fpr + deltas).min(axis=1)

@@ -11,6 +11,7 @@ from fedhpc.audit.canaries import parts_of_head
 from fedhpc.audit.guesses import NEAREST, RECOGNISABLE, VICTIM, Guess, Row
 from fedhpc.audit.reconstruction import input_of_linear
 from fedhpc.audit.releases import NO_PRIVACY, one_step_releases, real_releases
+from fedhpc.audit.statistics import LAW_RISK, correlation_limit
 from fedhpc.audit.subject import Subject
 from fedhpc.exchange.update import F32
 from fedhpc.models import from_vector
@@ -28,7 +29,8 @@ def feature_row(subject: Subject, victim: I64) -> Row:
     wanted = _seen(subject, features)
     guesses = {setting: _feature_guess(subject, update, wanted)[0] for setting, update in updates.items()}
     note = "one image, one step, the run's own head: features"
-    return Row("inversion, own head", note, "cosine", True, _tile(wanted[0]), VICTIM, guesses)
+    limit = _by_chance(wanted)
+    return Row("inversion, own head", note, "cosine", True, _tile(wanted[0]), VICTIM, guesses, limit=limit)
 
 
 def real_feature_row(subject: Subject) -> Row:
@@ -42,11 +44,17 @@ def real_feature_row(subject: Subject) -> Row:
     # With few directions, or many images, some image is near whatever is found, and all are near what a class has in
     # common: only what is nearer to a training image than to any of other patients is about a patient.
     by_chance = max(_feature_guess(subject, update, unseen)[0].value for update in releases.values())
-    limit = max(RECOGNISABLE, by_chance + MARGIN)
+    limit = max(_by_chance(wanted), by_chance + MARGIN)
     note = f"a real round of the site ({len(train)} images), the run's own head: features"
     original = _tile(wanted[found[NO_PRIVACY][1]])
     details = {"images": len(train), "nearest_of_other_patients": by_chance}
     return Row("inversion, real round", note, "cosine", False, original, NEAREST, guesses, details, limit)
+
+
+def _by_chance(wanted: Tensor) -> float:
+    """The cosine from which features count as recognised: noise alone is not so near to one of the rows of `wanted`."""
+    rows, length = wanted.shape
+    return max(RECOGNISABLE, correlation_limit(length, rows, LAW_RISK)) if length > 2 else 1.0
 
 
 def _seen(subject: Subject, features: Tensor) -> Tensor:
@@ -61,6 +69,11 @@ def _feature_guess(subject: Subject, update: F32, wanted: Tensor) -> tuple[Guess
     _, head = parts_of_head(subject.model)
     found = torch.from_numpy(input_of_linear(update, len(subject.task.classes), head.bias is not None))
     cosine = nn.functional.cosine_similarity(found[None], wanted, dim=1)
+    if head.bias is None:
+        # The row of the image's class is the input, that of another class its opposite, and nothing but the label says
+        # which is which: an adversary tries both.
+        found = found * torch.sign(cosine[int(cosine.abs().argmax())])
+        cosine = nn.functional.cosine_similarity(found[None], wanted, dim=1)
     best = int(cosine.argmax())
     value = float(cosine[best])
     return Guess(_tile(found), value, (f"cosine {value:.2f}",), {"cosine": value}), best

@@ -1,11 +1,9 @@
 """Who took part? Canaries over a whole run and in the site's real training, and the released model's own answer."""
 
 import copy
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,13 +16,14 @@ from fedhpc.audit.controls import NO_NOISE
 from fedhpc.audit.door import WORST_CASE, AuditedSite, changed, released, with_memory
 from fedhpc.audit.findings import WITH_DP, Finding, confirmed, epsilon_finding, membership_findings
 from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
+from fedhpc.audit.observation import Work, hospital_at_work
 from fedhpc.audit.subject import Subject
 from fedhpc.config import RunConfig
 from fedhpc.federation import GlobalState
 from fedhpc.models import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.evaluation import predict
-from fedhpc.site.hospital import Hospital, Workplace
+from fedhpc.site.hospital import Hospital
 from fedhpc.site.samples import Samples
 
 WHOLE_RUN, REAL_TRAINING, RELEASED = "canaries, whole run", "canaries, real training", "released model's loss"
@@ -62,12 +61,8 @@ def hospital_with(
 ) -> Iterator[tuple[Hospital, StepCount]]:
     """The product's own hospital, at the run's plan, with a ledger to throw away: what it trains is not released."""
     count = StepCount()
-    with tempfile.TemporaryDirectory(prefix="fedhpc-audit-") as scratch:
-        # The lifetime ledger too: nothing that an audit trains leaves the hospital, so no patient pays for it.
-        config = changed(config, data={"shards": f"{scratch}/{{site}}.h5"})
-        place = Workplace(config, model, subject.bench, subject.plan, count)
-        hospital = Hospital(subject.site, subject.index, weight, samples, place)
-        hospital.keep_ledger(Path(scratch) / "ledger.jsonl", "audit")
+    work = Work(subject.site, config, subject.plan, model, samples, weight, subject.bench, subject.index)
+    with hospital_at_work(work, count) as hospital:
         yield hospital, count
 
 
@@ -179,7 +174,7 @@ def released_model(subject: Subject) -> list[Finding]:
     losses = {split: _loss_by_patient(subject, split) for split in ("train", "val", "test")}
     values = np.concatenate([-loss for loss in losses.values()])
     included = np.repeat([True, False, False], [len(loss) for loss in losses.values()])
-    limits = ceilings(history_of(subject.plan, subject.rounds_done))
+    limits = ceilings(history_of(subject.plan, subject.rounds_done), subject.plan.mechanism)
     return membership_findings(RELEASED, Scores(values, included), limits)
 
 

@@ -49,8 +49,8 @@ def input_of_linear(update: F32, classes: int, bias_too: bool = True) -> F32:
 
     The gradient of the weight's row k is that of bias k times the input (Phong et al. 2018; Geiping et al. 2020,
     Proposition 3.1): exact for one image and one step, else a weighted mean of inputs. Row k with the largest
-    bias gradient loses least to rounding. Without a bias the row of the image's class, which moves most, is the input
-    but for its length.
+    bias gradient loses least to rounding. Without a bias the row that moves most is the input but for its length and
+    its sign: with two classes both rows move alike, in opposite directions.
     """
     if not bias_too:
         rows = update.reshape(classes, -1)

@@ -50,11 +50,6 @@ def find_target(path: Path, overrides: list[str]) -> Target:
     config = target.config
     if config.mode != "federated":
         raise InputError(f"{path}: mode={config.mode}: no update leaves a hospital there; audit a federated run")
-    if config.privacy.trust == "sites":
-        raise InputError(
-            f"{path}: privacy.trust=sites: no update of one site is ever seen, and such are what the audit attacks; "
-            "audit the same config with privacy.trust=aggregator"
-        )
     if not config.private:
         how = "--set privacy.epsilon=1 shows what it would do" if target.run is None else "audit its config with --set"
         raise InputError(f"{path}: privacy: off, so there is no claim to audit; {how}")

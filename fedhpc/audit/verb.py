@@ -1,4 +1,4 @@
-"""`run.py audit`: open the site, attack, tell, write."""
+"""`run.py audit`: open the site, measure and attack, write, conclude."""
 
 import json
 import shutil
@@ -14,11 +14,12 @@ from tqdm import tqdm
 from fedhpc.audit.bounds import auditing
 from fedhpc.audit.controls import Trials, one_step, sampling, two_sites
 from fedhpc.audit.door import changed
-from fedhpc.audit.findings import WITH_DP, Finding
+from fedhpc.audit.findings import WITH_DP, Finding, Result
 from fedhpc.audit.guesses import Row
 from fedhpc.audit.inversion import Effort, rows
+from fedhpc.audit.laws import judged
 from fedhpc.audit.membership import WholeRun, real_training, released_model, whole_run
-from fedhpc.audit.report import as_json, inversion_sheet, page, png, terminal_table, write_bytes
+from fedhpc.audit.report import as_json, inversion_sheet, page, png, public_part, terminal_table, write_bytes
 from fedhpc.audit.subject import Subject, Target, find_target, open_subject
 from fedhpc.config import RunConfig
 from fedhpc.rundir import RunDirectory
@@ -53,19 +54,19 @@ class Plan:
 
 
 def plan_of(quick: bool, seed: int, rounds: int) -> Plan:
-    """A few minutes on two cores; `quick`: about one, with fewer canaries, rounds and iterations."""
+    """Of a linear head under a minute on two cores; `quick`: half of it, with fewer canaries, rounds and iterations."""
     if quick:
         return Plan(
-            trials=Trials(200, 500, seed),
-            pairs=Trials(40, 500, seed),
+            trials=Trials(40, 500, seed),
+            pairs=Trials(20, 500, seed),
             rounds=Trials(4, 1000, seed),
             whole_run=WholeRun(1, 2000, min(rounds, 5), seed),
             real_canaries=500,
             effort=Effort(20, 5.0, seed),
         )
     return Plan(
-        trials=Trials(400, 500, seed),
-        pairs=Trials(100, 500, seed),
+        trials=Trials(100, 500, seed),
+        pairs=Trials(40, 500, seed),
         rounds=Trials(8, 1000, seed),
         whole_run=WholeRun(2, 4000, rounds, seed),
         real_canaries=500,
@@ -84,11 +85,11 @@ def audit(options: Options) -> int:
     plan = plan_of(options.quick, options.seed, target.config.training.rounds)
     start = time.monotonic()
     with open_subject(target, options.site) as subject:
-        findings, pictures = _attack(subject, plan, options.quick)
+        results, pictures = _attack(subject, plan, options.quick)
         settings = {**asdict(plan), "quick": options.quick, "seconds": round(time.monotonic() - start, 1)}
-        content = as_json(subject, findings, settings)
-        _write(target, options, (content, findings, pictures))
-    return _concluded(findings)
+        content = as_json(subject, results, settings)
+        _write(target, options, (content, results, pictures))
+    return PASSED if content["passed"] else FAILED
 
 
 def shortened(subject: Subject) -> Subject:
@@ -99,22 +100,26 @@ def shortened(subject: Subject) -> Subject:
     return replace(subject, config=config, plan=plan)
 
 
-def _attack(subject: Subject, plan: Plan, quick: bool) -> tuple[list[Finding], list[Row]]:
+def _attack(subject: Subject, plan: Plan, quick: bool) -> tuple[list[Result], list[Row]]:
+    """Pictures first; then the laws; then what adversaries make of it. No site's update is seen with trust=sites."""
     trained = shortened(subject) if quick else subject
     # tqdm draws nothing where no person looks (disable=None), nor on a terminal that does not tell its size.
     size = shutil.get_terminal_size()
     shape = {"ncols": min(100, size.columns), "nrows": size.lines}
     with tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False, file=sys.stderr, **shape) as bar:
-        pictures = list(_told(bar, "inversion", rows(trained, plan.effort)))
-        findings = [finding for row in pictures for finding in row.findings()]
-        findings += _told(bar, "one step", one_step(subject, plan.trials))
-        findings += _told(bar, "two sites", two_sites(subject, plan.pairs))
-        findings += _told(bar, "one round", sampling(trained, plan.rounds))
-        rounds = _counted(bar, plan.whole_run)
-        findings += whole_run(trained, plan.whole_run, lambda: next(rounds, None))
-        findings += _told(bar, "real training", real_training(trained, plan.real_canaries, plan.effort.seed))
-        findings += released_model(subject)
-    return [*findings, noise_source(subject.config)], pictures
+        seen = subject.config.privacy.trust == "aggregator"
+        pictures = list(_told(bar, "inversion", rows(trained, plan.effort))) if seen else []
+        results: list[Result] = [finding for row in pictures for finding in row.findings()]
+        results += _told(bar, "laws", judged(subject, plan.effort.seed, quick))
+        if seen:
+            results += _told(bar, "one step", one_step(subject, plan.trials))
+            results += _told(bar, "two sites", two_sites(subject, plan.pairs))
+            results += _told(bar, "one round", sampling(trained, plan.rounds))
+            rounds = _counted(bar, plan.whole_run)
+            results += whole_run(trained, plan.whole_run, lambda: next(rounds, None))
+            results += _told(bar, "real training", real_training(trained, plan.real_canaries, plan.effort.seed))
+        results += released_model(subject)
+    return [*results, noise_source(subject.config)], pictures
 
 
 def _told(bar: Any, name: str, parts: Iterable[T]) -> Iterator[T]:
@@ -138,27 +143,31 @@ def noise_source(config: RunConfig) -> Finding:
     return Finding("noise of the run", WITH_DP, "seeds in the config", seeds, seeds, 0.0, "allowed", "claim")
 
 
-def _write(target: Target, options: Options, made: tuple[dict[str, Any], list[Finding], list[Row]]) -> None:
-    """audit.json beside the run; the pictures of patients into the site's own folder. Then the table."""
-    content, findings, pictures = made
+def _write(target: Target, options: Options, made: tuple[dict[str, Any], list[Result], list[Row]]) -> None:
+    """Numbers and pictures into the site's own folder, the verdicts alone outside of it. Then table and verdict."""
+    content, results, pictures = made
     site = content["site"]
-    numbers = options.out or target.directory / "audit"
+    outside = options.out or target.directory / "audit"
     private = options.out / "sites" / site if options.out else RunDirectory(target.directory).site(site) / "audit"
-    text = json.dumps(content, indent=2, allow_nan=False)
-    sheet = inversion_sheet(pictures)
-    write_bytes(numbers / "audit.json", f"{text}\n".encode())
-    write_bytes(private / "inversion.png", png(sheet))
-    write_bytes(private / "audit.html", page(content, findings, sheet).encode())
+    sheet = inversion_sheet(pictures) if pictures else None
+    write_bytes(private / "audit.json", as_text(content))
+    write_bytes(private / "audit.html", page(content, results, sheet).encode())
+    write_bytes(outside / f"{site}.json", as_text(public_part(content)))
+    if sheet is not None:
+        write_bytes(private / "inversion.png", png(sheet))
+    for result in results:
+        if not result.passed:
+            said = f"{result.attack}, {result.setting}: {result.verdict}; {result.cells[2]}, {result.cells[3]}"
+            print(f"error: audit: {said}", file=sys.stderr)
     if options.json:
         print(json.dumps(content, allow_nan=False))
         return
-    print(terminal_table(findings))
-    print(f"\nnumbers: {numbers / 'audit.json'}")
-    print(f"pictures: {private}/audit.html and inversion.png show a patient: keep them as private as the shard")
+    print(terminal_table(results))
+    print(f"\nprivate, figures and pictures of patients: {private}/audit.json, audit.html, inversion.png")
+    print(f"verdicts alone, may leave the site: {outside / f'{site}.json'}")
+    print(f"\n{content['verdict']}")
 
 
-def _concluded(findings: list[Finding]) -> int:
-    failed = [f for f in findings if not f.passed]
-    for f in failed:
-        print(f"error: audit: {f.attack}, {f.setting}: {f.verdict}; {f.cells[2]}, {f.cells[3]}", file=sys.stderr)
-    return FAILED if failed else PASSED
+def as_text(content: dict[str, Any]) -> bytes:
+    """An indented JSON file."""
+    return f"{json.dumps(content, indent=2, allow_nan=False)}\n".encode()

@@ -15,7 +15,9 @@ from fedhpc.audit import verb
 from fedhpc.audit.controls import Trials
 from fedhpc.audit.guesses import Row
 from fedhpc.audit.inversion import Effort, linear_row
+from fedhpc.audit.ledger_laws import accountant_law
 from fedhpc.audit.membership import WholeRun
+from fedhpc.audit.observation import Claim
 from fedhpc.audit.subject import Subject, Target, find_target, open_subject
 from fedhpc.checkpoint import save_state
 from fedhpc.config import RunConfig
@@ -35,24 +37,27 @@ def one_row(subject: Subject, effort: Effort) -> Iterator[Row]:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As little as there can be, of inversions the exact one alone: too little to catch half the noise."""
-    few = Trials(1, 100, 0)
+    """As little as there can be, of inversions the exact one alone: too little to catch that noise is missing."""
+    few = Trials(1, 8, 0)
     plan = verb.Plan(few, few, few, WholeRun(1, 100, 1, 0), 50, Effort(1, 1.0, 0))
     monkeypatch.setattr(verb, "plan_of", lambda quick, seed, rounds: plan)
     monkeypatch.setattr(verb, "rows", one_row)
+    monkeypatch.setattr(verb, "judged", lambda subject, seed, quick: iter([accountant_law(Claim.of(subject, seed))]))
 
 
 def test_quick_audit_of_a_config(run_python: Callable[..., Any], config_file: Path, tmp_path: Path) -> None:
     done = run_python(["audit", config_file, "--quick", "--out", tmp_path, "--json"], timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
-    assert told == json.loads((tmp_path / "audit.json").read_text(encoding="utf-8"))
+    assert told == json.loads((tmp_path / "sites" / "site1" / "audit.json").read_text(encoding="utf-8"))
+    assert list(told)[:2] == ["verdict", "passed"] and told["verdict"].startswith("Verdict: passed.")
     assert told["passed"] and told["site"] == "site1" and told["rounds_done"] == 0
     verdicts = {finding["verdict"] for finding in told["findings"]}
     assert verdicts == {"holds", "caught", "-"}
     private = tmp_path / "sites" / "site1"
     page = (private / "audit.html").read_text(encoding="utf-8")
     assert "data:image/png;base64," in page and "http" not in page
+    assert page.index("Verdict:") < page.index("<img") < page.index("<table")
     for finding in told["findings"]:
         assert html.escape(finding["attack"]) in page
     with Image.open(private / "inversion.png") as sheet:
@@ -71,12 +76,17 @@ def test_a_control_that_is_not_caught_is_told_and_ends_with_1(
         save_state(run / "state", "round", 2, {"params": to_vector(initial.model) + 1})
     assert verb.audit(options(run)) == 1
     out, err = capsys.readouterr()
-    assert "half the noise: NOT CAUGHT" in err
+    assert "no noise: NOT CAUGHT" in err
     assert "NOT CAUGHT" in out and str(run / "sites" / "site1" / "audit") in out
-    told = json.loads((run / "audit" / "audit.json").read_text(encoding="utf-8"))
+    assert out.rstrip().splitlines()[-1].startswith("Verdict: FAILED. The audit of site1 does not support epsilon 1 ")
+    told = json.loads((run / "sites" / "site1" / "audit" / "audit.json").read_text(encoding="utf-8"))
     assert told["rounds_done"] == 2 and not told["passed"]
     assert "released model's loss" in {finding["attack"] for finding in told["findings"]}
     assert (run / "sites" / "site1" / "audit" / "inversion.png").exists()
+    outside = json.loads((run / "audit" / "site1.json").read_text(encoding="utf-8"))
+    assert [path.name for path in (run / "audit").iterdir()] == ["site1.json"]
+    assert {tuple(finding) for finding in outside["findings"]} == {("attack", "setting", "kind", "verdict")}
+    assert "settings" not in outside and "measured" not in str(outside)
     assert not (run / "sites" / "site1" / "ledger.jsonl").exists()
 
 

@@ -1,0 +1,84 @@
+"""The intervals of the audit: they hold the truth, they are not wider than they must be, and they notice faults."""
+
+import numpy as np
+import pytest
+
+from fedhpc.audit.findings import Law, worst
+from fedhpc.audit.statistics import (
+    LAW_RISK,
+    correlation_limit,
+    dispersion_interval,
+    distance_limit,
+    draws_for_collision,
+    gaussian_distance,
+    largest_correlation,
+    mean_interval,
+    share_interval,
+    spread_interval,
+)
+from fedhpc.audit.unit_laws import sampling_laws
+
+RNG = np.random.default_rng(5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.7])
+def test_spread_interval_tells_whole_noise_from_less(factor: float) -> None:
+    low, high = spread_interval(RNG.normal(0, factor * 3.0, 2000), LAW_RISK)
+    assert low <= factor * 3.0 <= high
+    assert (low <= 3.0 <= high) == (factor == 1.0)
+
+
+def test_intervals_miss_the_truth_as_often_as_they_say() -> None:
+    """At a risk of 10 %, over 2,000 repetitions: 7 to 13 % is beyond 4 standard deviations."""
+    spread = [spread_interval(row, 0.1) for row in RNG.normal(0, 1, (2000, 30))]
+    mean = [mean_interval(row, 1.0, 0.1) for row in RNG.normal(0, 1, (2000, 30))]
+    counts = RNG.binomial(100, 0.15, (2000, 50)).astype(float)
+    dispersion = [dispersion_interval(row, 100, 0.15, 0.1) for row in counts]
+    for intervals, truth in ((spread, 1.0), (mean, 0.0), (dispersion, 1.0)):
+        missed = np.mean([not low <= truth <= high for low, high in intervals])
+        assert 0.07 <= missed <= 0.13
+    shares = [share_interval(int(found), 100, 0.1) for found in RNG.binomial(100, 0.15, 2000)]
+    assert np.mean([not low <= 0.15 <= high for low, high in shares]) <= 0.11
+
+
+def test_correlation_limit_is_passed_by_a_repeated_vector_alone() -> None:
+    rows = RNG.normal(size=(100, 200))
+    limit = correlation_limit(200, 4950, LAW_RISK)
+    assert largest_correlation(rows) < limit
+    rows[7] = rows[3]
+    assert largest_correlation(rows) > limit
+
+
+def test_gaussian_distance_notices_another_shape_of_the_same_variance() -> None:
+    limit = distance_limit(5000, LAW_RISK)
+    assert gaussian_distance(RNG.normal(0, 2, 5000), 2.0) < limit
+    assert gaussian_distance(RNG.uniform(-(12**0.5), 12**0.5, 5000), 2.0) > limit
+
+
+@pytest.mark.parametrize("bits", [4, 8, 12])
+def test_so_many_draws_hold_a_collision(bits: int) -> None:
+    draws = draws_for_collision(bits, LAW_RISK)
+    assert len(set(RNG.integers(0, 2**bits, draws).tolist())) < draws
+
+
+def test_sampling_laws_hold_for_poisson_and_for_nothing_else() -> None:
+    def broken(drawn: np.ndarray) -> set[str]:
+        return {law.attack for law in sampling_laws(drawn, 0.25) if not law.passed}
+
+    poisson = RNG.random((100, 120)) < 0.25
+    assert broken(poisson) == set()
+    fixed = np.argsort(RNG.random((100, 120)), axis=1) < 30
+    assert broken(fixed) == {"Poisson sampling, batch sizes vary"}
+    epochs = np.concatenate([RNG.permutation(120).reshape(4, 30)[:, :, None] == np.arange(120) for _ in range(25)])
+    assert "Poisson sampling, units vary" in broken(epochs.any(axis=1))
+    assert "Poisson sampling, steps" in broken(np.repeat(poisson[:50], 2, axis=0))
+    assert "sample rate" in broken(RNG.random((100, 120)) < 0.35)
+
+
+def test_worst_is_the_one_farthest_out_or_not_a_number() -> None:
+    def law(value: float) -> Law:
+        return Law("x", "with DP", f"at {value}", value, value, value, 0.9, 1.1)
+
+    assert worst([law(1.0), law(1.2), law(0.5)]).measured == 0.5
+    broken = worst([law(1.0), law(float("nan"))])
+    assert not broken.passed and len(broken.details["places"]) == 2
