@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from fedhpc.errors import ShardError
+from fedhpc.errors import ShardError, inside
 from fedhpc.site.shard import SPLITS, Shard
 
 COLUMNS = 12
@@ -73,7 +73,7 @@ def _table(paths: Sequence[Path], shards: Sequence[Opened]) -> str:
     for what, values in (("classes", {s.classes for s in good}), ("image sizes", {s.image_shape for s in good})):
         if len(values) > 1:
             lines.append(f"note: these shards have different {what} and cannot train together")
-    return "\n".join(lines + [f"\n{shard}" for shard in shards if isinstance(shard, ShardError)])
+    return "\n".join(lines + [f"\n{inside(shard)}" for shard in shards if isinstance(shard, ShardError)])
 
 
 def _pad(text: str, width: int, column: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedhpc.bench import add_benchmarks
 from fedhpc.door_verbs import add_egress, add_pki
-from fedhpc.errors import FileError, InputError
+from fedhpc.errors import FileError, InputError, inside
 from fedhpc.preemption import Notice
 from fedhpc.preflight.verb import add_preflight
 from fedhpc.startup import Startup
@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.verb(options)
     except InputError as error:
         if _speaks():
-            print(f"error: {error}", file=sys.stderr)
+            # What a hospital runs by itself may tell it everything; the console of a run is rank 0's.
+            said = str(error) if getattr(options, "shared", False) else inside(error)
+            print(f"error: {said}", file=sys.stderr)
         status = BAD_INPUT
     if getattr(options, "status", None) and (_speaks() or status == FAILED):
         # Launchers lose it: as the first rank ends with 75, srun ends the others and says 143.
@@ -55,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", type=Path, help="default: runs/<name>")
     train.add_argument("--stop-after", type=int, metavar="N", help="stop after N more rounds with exit status 75")
     train.add_argument("--status", type=Path, metavar="FILE", help="write the exit status there, too")
-    train.set_defaults(verb=_train)
+    train.set_defaults(verb=_train, shared=True)
     add_preflight(verbs.add_parser("preflight", help="the checks of every run alone; --report: what to send for help"))
     world = verbs.add_parser("world", help="how many ranks MPI sees, from each of them: does this launcher fit it?")
     world.set_defaults(verb=_world)

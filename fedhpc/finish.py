@@ -50,7 +50,8 @@ def reports_of(session: Session, params_of: Callable[[str], F32], round: int | N
     mine = []
     pooled = session.config.mode == "centralised"
     for site in session.sites:
-        measured = site.evaluate(params_of(site.name))
+        with site.failing(f"{'the end' if round is None else f'round {round}'}: evaluation failed"):
+            measured = site.evaluate(params_of(site.name))
         learner = session.learners[0] if pooled else site
         ledger = (learner.name, learner.ledger.head) if session.config.private else ("", "")
         mine.append(SiteReport(site.name, measured["val"], measured["test"], learner.epsilon(), ledger).pack())

@@ -55,9 +55,9 @@ def _fitted(config: RunConfig, backbone: Backbone) -> dict[str, Array]:
 
 def _refuse_private_reference(config: RunConfig, shards: Sequence[Shard], public: set[bytes]) -> None:
     for shard in shards:
-        shared = len(public & shard.image_hashes)
-        if shared:
+        if public & shard.image_hashes:
+            # Not how many: that would tell how many of the public images are patients of this site.
             raise PrivacyError(
-                f"data.public_reference={config.data.public_reference}: {shared} of its images are in the shard of "
+                f"data.public_reference={config.data.public_reference}: some of its images are in the shard of "
                 f"{shard.site}; a public image must not be a patient's of this study: set them aside for good"
             )

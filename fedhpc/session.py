@@ -12,7 +12,7 @@ from fedhpc.checkpoint import saved_rounds
 from fedhpc.config import RunConfig
 from fedhpc.console import Console
 from fedhpc.door import open_door, seats
-from fedhpc.errors import InputError, PrivacyError, ShardError
+from fedhpc.errors import InputError, PrivacyError, ShardError, inside
 from fedhpc.exchange.comm import Transport
 from fedhpc.exchange.signatures import SigningSite
 from fedhpc.models import Task, build_model, load_backbone, parameter_count
@@ -28,6 +28,7 @@ from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples, Sam
 from fedhpc.site.shard import Shard
 from fedhpc.site.training import Bench, OnStep
 from fedhpc.sum_identities import agreed_identities
+from fedhpc.util.log import write_log
 
 POOLED = "pooled"
 
@@ -75,7 +76,7 @@ def open_session(
     indices = my_sites(config, transport)
     together(transport, lambda: make_phantoms(config, [config.site_names[i] for i in indices], console))
     together(transport, lambda: make_reference(config, console) if transport.rank == 0 else None)
-    shards = together(transport, lambda: _open_shards(config, indices))
+    shards = together(transport, lambda: _open_shards(config, indices, directory))
     if config.exchange.search:
         for shard in shards:
             transport.search_for(shard.site, image_blocks(shard))
@@ -98,6 +99,8 @@ def open_session(
         Hospital(config.site_names[i], i, weights[i], mine, place) for i, mine in zip(indices, samples, strict=True)
     )
     learners = _learners(config, sites, samples, sum(weights), place)
+    for one in (*sites, *learners):
+        one.keep_log(directory.log(one.name))
     identities = {} if grid is None else agreed_identities(config, transport, indices)
     return Session(
         config, transport, directory, console, place, task, sites, learners, weights, facts, grid, notice, identities
@@ -128,23 +131,27 @@ def make_phantoms(config: RunConfig, sites: Sequence[str], console: Console) -> 
         write_site(cohort, name, config.data.shard_path(name))
 
 
-def _open_shards(config: RunConfig, indices: Sequence[int]) -> list[Shard]:
+def _open_shards(config: RunConfig, indices: Sequence[int], directory: RunDirectory) -> list[Shard]:
+    """Open this rank's shards. What is wrong with one goes to its site's own log, its kind to all ranks."""
     shards, problems = [], []
     for i in indices:
         name = config.site_names[i]
         try:
-            shard = Shard.open(config.data.shard_path(name), name, in_memory=config.data.in_memory)
-            empty = [split for split in ("val", "test") if not len(shard.indices(split))]
-            if empty:
-                raise ShardError(
-                    f"{config.data.shard_path(name)}: split {' and '.join(empty)} is empty; a run needs it"
-                )
-            shards.append(shard)
+            shards.append(_open_shard(config, name))
         except ShardError as error:
+            write_log(directory.log(name), inside(error))
             problems.append(str(error))
     if problems:
         raise ShardError("\n".join(problems))
     return shards
+
+
+def _open_shard(config: RunConfig, name: str) -> Shard:
+    shard = Shard.open(config.data.shard_path(name), name, in_memory=config.data.in_memory)
+    empty = [split for split in ("val", "test") if not len(shard.indices(split))]
+    if empty:
+        raise ShardError(f"shard of site {name!r}: split {' and '.join(empty)} is empty; a run needs it")
+    return shard
 
 
 def _facts(config: RunConfig, shard: Shard, transport: Transport, bench: Bench) -> dict[str, Any]:

@@ -1,17 +1,23 @@
 """One run at one rank, from its config to its end: what `run.py train` does, and each element of a sweep."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedhpc.agreement import agree_on_config
 from fedhpc.console import Console
+from fedhpc.door import seats
+from fedhpc.errors import InputError, Interrupted, PayloadError, SiteError, site_failure
 from fedhpc.exchange.comm import Wire
 from fedhpc.launch import run
 from fedhpc.preemption import Notice
 from fedhpc.preflight.check import preflight
+from fedhpc.rundir import RunDirectory
 from fedhpc.seating import seated
 from fedhpc.session import open_session
 from fedhpc.startup import Startup
+from fedhpc.util.log import write_log
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,25 @@ def train(work: Work, wire: Wire, notice: Notice, startup: Startup) -> str:
     found, _ = preflight(config, directory, wire)
     console.say(found)
     startup.mark("config and preflight")
-    session = open_session(config, directory, wire, console, notice)
-    startup.mark("certificates, shards and network")
-    console.say(startup.line)
-    return run(session, work.stop_after)
+    names = tuple(config.site_names[i] for i in seats(config, wire.size)[wire.rank])
+    with _kept_inside(directory, names):
+        session = open_session(config, directory, wire, console, notice)
+        startup.mark("certificates, shards and network")
+        console.say(startup.line)
+        return run(session, work.stop_after)
+
+
+@contextmanager
+def _kept_inside(directory: RunDirectory, names: Sequence[str]) -> Iterator[None]:
+    """Turn an unforeseen exception at a rank with hospitals into a SiteError: its words go to their logs only."""
+    try:
+        yield
+    except (InputError, SiteError, PayloadError, Interrupted, MemoryError):
+        raise
+    except Exception as error:
+        if not names:
+            raise
+        failures = [site_failure(name, "outside a round's own work", error) for name in names]
+        for name, failure in zip(names, failures, strict=True):
+            write_log(directory.log(name), f"{failure}\n{failure.private}")
+        raise SiteError("; ".join(map(str, failures))) from None

@@ -106,7 +106,8 @@ class Channel:
                 search = self._searches.get(name)
                 if search is not None:
                     search.refuse(payload, f"site {name}, {kind} payload of {len(payload)} bytes")
-                searched = None if search is None else search.count
+                # Rounded down to a power of two: the count would tell how many images the shard holds.
+                searched = None if search is None else 1 << search.count.bit_length() >> 1
                 self.logs[name].write_down(payload, kind, round, via=via, searched=searched)
 
     def _sealed(self, payloads: Sequence[bytes], kind: Kind) -> list[bytes]:

@@ -18,7 +18,7 @@ def add_preflight(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--report", action="store_true", help="all about this machine and job: send it when asking for help"
     )
-    verb.set_defaults(verb=_preflight)
+    verb.set_defaults(verb=_preflight, shared=True)
 
 
 def _preflight(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """One hospital: it owns its shard and its ledger, and gives out updates and score histograms, nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedhpc.config import RunConfig
-from fedhpc.errors import PrivacyError, SiteError
+from fedhpc.errors import Interrupted, PayloadError, SiteError, site_failure
 from fedhpc.exchange.selection import refusal
 from fedhpc.exchange.update import F32, LARGEST_ENTRY
 from fedhpc.metrics import bootstrap_histograms, score_histogram
@@ -24,9 +25,8 @@ from fedhpc.site.integer_sum import I64, Grid, contribution
 from fedhpc.site.privacy import Units, entropy
 from fedhpc.site.samples import Samples
 from fedhpc.site.training import Bench, OnStep, PrivateWork, train_plain, train_private
+from fedhpc.util.log import write_log
 
-FAILURES = (RuntimeError, MemoryError, OSError, ValueError)
-"""What training may fail with: a device, the memory, the disk under a streamed shard, values that are not finite."""
 Histograms = Mapping[str, NDArray[np.int64]]
 
 
@@ -55,6 +55,28 @@ class Hospital:
         self._samples, self._place = samples, place
         self._ledger: Ledger | None = None
         self._units: Units | None = None
+        self._log: Path | None = None
+
+    def keep_log(self, path: Path) -> None:
+        """Write what concerns this site's data, when something fails, to its own log at `path` (private)."""
+        self._log = path
+
+    @contextmanager
+    def failing(self, what: str) -> Iterator[None]:
+        """Turn a failure inside into a SiteError that tells the others its kind only; the log gets all of it.
+
+        Args:
+            what: place and work, as "round 3: training failed".
+        """
+        try:
+            yield
+        except (Interrupted, SiteError, PayloadError):
+            raise
+        except Exception as error:
+            failure = site_failure(self.name, what, error)
+            if self._log is not None:
+                write_log(self._log, f"{failure}\n{failure.private}")
+            raise failure from error
 
     def keep_ledger(self, path: Path, run: str) -> None:
         """Open the privacy ledger of a run, and those beside the shards; a private round is impossible without.
@@ -79,14 +101,12 @@ class Hospital:
         """
         place = self._place
         from_vector(place.model, params)
-        try:
+        with self.failing(f"round {round + 1}: training failed"):
             if place.plan is None:
                 at = (self.name, round, place.bench)
                 train_plain(place.model, self._samples, place.config, at, place.on_step)
             else:
                 self._train_private(place.plan, round)
-        except (*FAILURES, PrivacyError) as error:
-            raise SiteError(f"site {self.name}, round {round + 1}: training failed: {error}") from error
         update = to_vector(place.model) - params
         refused = refusal(update, layers_of(place.model), LARGEST_ENTRY)
         if refused is not None:
@@ -126,10 +146,8 @@ class Hospital:
         """
         if self._place.plan is None:
             raise ValueError("a secure sum needs a privacy plan")
-        try:
+        with self.failing(f"round {round + 1}: the ledger cannot be charged"):
             self._charge(self._place.plan, round)
-        except (OSError, PrivacyError) as error:
-            raise SiteError(f"site {self.name}, round {round + 1}: the ledger cannot be charged: {error}") from error
 
     def contribute(self, params: F32, round: int, grid: Grid) -> I64:
         """This site's vector for the secure sum of a round that it has entered, int64[d]: private until it is masked.
@@ -143,10 +161,8 @@ class Hospital:
         from_vector(place.model, params)
         at = (round, place.bench, self._private_work(place.plan, round))
         noise = (grid, source(place.config.privacy.noise_seed, self.name, round), place.on_step)
-        try:
+        with self.failing(f"round {round + 1}: training failed"):
             return contribution(place.model, self._samples, place.config, at, noise)
-        except FAILURES as error:
-            raise SiteError(f"site {self.name}, round {round + 1}: training failed: {error}") from error
 
     def can_afford(self, round: int) -> bool:
         """Whether one more round stays within the target epsilon and the lifetime cap; always without privacy."""

@@ -15,6 +15,7 @@ refused: a shard must not smuggle names or dates. Columns and images are private
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,11 +52,19 @@ class _Identity:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a shard: its kind is public, its text is private."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
 class _Scan:
     """What one pass over the images found: a sha256 of each, problems, and the images themselves where loaded."""
 
     hashes: list[bytes]
-    problems: list[str]
+    problems: list[Problem]
     loaded: Images | None
 
 
@@ -85,6 +94,7 @@ class Shard:
         self.has_stage = "stage" in columns
         self.stage: Split = columns["stage"] if self.has_stage else np.zeros(self.n, np.uint8)
         self.in_memory = self._loaded is not None
+        self._hashes = scan.hashes
         self.image_hashes = frozenset(scan.hashes)
         self.digest = _digest(identity, columns, scan.hashes, self._dataset)
 
@@ -114,7 +124,7 @@ class Shard:
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             file.close()
             text = f"damaged HDF5 content ({error}); allowed: a file that can be read to its end"
-            raise _refusal(path, site, [text]) from error
+            raise _refusal(path, site, [Problem("damaged content", text)]) from error
         except BaseException:
             file.close()
             raise
@@ -128,14 +138,40 @@ class Shard:
     def read(self, rows: npt.ArrayLike) -> Images:
         """The images of `rows` (int[k], may repeat, may be empty) in that order, private: [k, C, H, W], stored dtype.
 
-        Streaming, it touches only the chunks of these rows, in file order.
+        Streaming, it touches only the chunks of these rows, in file order, and compares each with the sha256 that the
+        scan at opening took: HDF5 reads zeros where a file was cut meanwhile.
+
+        Raises:
+            ShardError: where an image is not the one that was checked at opening, or cannot be read any more.
         """
         if not self._file:
             raise ValueError(f"shard of site {self.site!r} is closed")
         wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
         if wanted.size and (wanted.min() < 0 or wanted.max() >= self.n):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()}, site {self.site!r}; allowed: 0 to {self.n - 1}")
-        return _read_chunks(self._dataset, wanted) if self._loaded is None else self._loaded[wanted]
+        return self._streamed(wanted) if self._loaded is None else self._loaded[wanted]
+
+    def _streamed(self, rows: Ints) -> Images:
+        try:
+            images = _read_chunks(self._dataset, rows)
+        except (OSError, RuntimeError) as error:
+            raise self._changed(f"cannot be read any more ({error})") from error
+        flat = images.reshape(len(rows), -1) if len(rows) else images
+        wrong = [
+            int(row)
+            for row, image in zip(rows, flat, strict=True)
+            if hashlib.sha256(image.data).digest() != self._hashes[row]
+        ]
+        if wrong:
+            raise self._changed(f"{_rows(wrong)} differ from what was checked when the shard was opened")
+        return images
+
+    def _changed(self, what: str) -> ShardError:
+        return ShardError(
+            f"shard of site {self.site!r}: its images changed on disk while the run was reading them; it was "
+            "truncated, replaced or overwritten. Restore the file, then start the same command again",
+            private=f"shard {self._file.filename} of site {self.site!r}: /images {what}",
+        )
 
     def close(self) -> None:
         """Close the file and let go of the images. Closing twice is harmless."""
@@ -160,47 +196,51 @@ def _check(
 ) -> tuple[_Identity, dict[str, Images], _Scan]:
     # In two steps: pixels and labels mean nothing in a file whose layout is wrong.
     identity, problems = _read_attributes(file, site)
-    problems += _layout_problems(file)
+    problems += [Problem("layout", text) for text in _layout_problems(file)]
     if identity is None or problems:
         raise _Problems(problems)
     columns = {name: file[name][:] for name in COLUMNS if name in file}
     load = _fits_in_memory(file["images"]) if in_memory == "auto" else in_memory
     scan = _scan(file["images"], identity.pixel_range, load)
-    problems = _column_problems(columns, identity, need_train) + scan.problems
+    problems = [*_column_problems(columns, identity, need_train), *scan.problems]
     problems += _leaks(columns["split"], columns["patient"], scan.hashes)
     if problems:
         raise _Problems(problems)
     return identity, columns, scan
 
 
-def _refusal(path: Path, site: str | None, problems: list[str]) -> ShardError:
+def _refusal(path: Path, site: str | None, problems: list[Problem]) -> ShardError:
     owner = f" of site {site!r}" if site else ""
-    lines = "".join(f"\n  - {problem}" for problem in problems)
+    lines = "".join(f"\n  - {problem.text}" for problem in problems)
+    kinds = ", ".join(f"{kind} ({count})" for kind, count in Counter(problem.kind for problem in problems).items())
     return ShardError(
-        f"shard {path}{owner} cannot be used:{lines}\n"
-        f"Remedy: make it with `python run.py prepare ...` and look at it with `python run.py prepare check {path}`."
+        f"shard{owner} cannot be used: {len(problems)} problem(s): {kinds}. `python run.py prepare check` at the site "
+        "tells which, and so does the site's own log.txt; `python run.py prepare ...` makes a shard",
+        private=f"shard {path}{owner} cannot be used:{lines}\nRemedy: make it with `python run.py prepare ...` and "
+        f"look at it with `python run.py prepare check {path}`.",
     )
 
 
 def _open_file(path: Path, site: str | None) -> h5py.File:
     if not path.is_file():
-        raise _refusal(path, site, ["no such file; allowed: an existing HDF5 shard"])
+        text = "no such file; allowed: an existing HDF5 shard"
+        raise _refusal(path, site, [Problem("no such file", text)])
     try:
         # Locks are broken on many parallel file systems, and nobody writes to a finished shard.
         return h5py.File(path, "r", locking=False)
     except OSError as error:
         text = f"not a whole HDF5 file, truncated or of another kind ({error}); allowed: an HDF5 shard"
-        raise _refusal(path, site, [text]) from error
+        raise _refusal(path, site, [Problem("not a whole HDF5 file", text)]) from error
 
 
 def shard_problem(path: Path) -> str:
-    """Why the file of a shard cannot even be opened on this node; empty where it can. It is not looked into."""
+    """Return why a shard cannot even be opened on this node (public), empty where it can. It is not looked into."""
     if not path.is_file():
         return "no such file"
     try:
         h5py.File(path, "r", locking=False).close()
-    except OSError as error:
-        return f"not a whole HDF5 file ({error})"
+    except OSError:
+        return "not a whole HDF5 file: truncated, or of another kind"
     return ""
 
 
@@ -255,22 +295,23 @@ _ATTRIBUTE_RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-def _read_attributes(file: h5py.File, site: str | None) -> tuple[_Identity | None, list[str]]:
+def _read_attributes(file: h5py.File, site: str | None) -> tuple[_Identity | None, list[Problem]]:
     known = ", ".join(_ATTRIBUTE_RULES)
     unknown = sorted(set(file.attrs) - set(_ATTRIBUTE_RULES))
-    problems = [f"attribute {name!r} is unknown; allowed: {known}" for name in unknown]
+    problems = [Problem("attributes", f"attribute {name!r} is unknown; allowed: {known}") for name in unknown]
     values: dict[str, Any] = {}
     for name, (parse, allowed) in _ATTRIBUTE_RULES.items():
         if name not in file.attrs:
-            problems.append(f"attribute {name!r} is missing; allowed: {allowed}")
+            problems.append(Problem("attributes", f"attribute {name!r} is missing; allowed: {allowed}"))
             continue
         stored = file.attrs[name]
         try:
             values[name] = parse(stored)
         except (ValueError, TypeError):
-            problems.append(f"attribute {name}={stored!r}; allowed: {allowed}")
+            problems.append(Problem("attributes", f"attribute {name}={stored!r}; allowed: {allowed}"))
     if site is not None and values.get("site", site) != site:
-        problems.append(f"wrong site: the file belongs to {values['site']!r}; allowed here: {site!r} only")
+        text = f"wrong site: the file belongs to {values['site']!r}; allowed here: {site!r} only"
+        problems.append(Problem("wrong site", text))
     if problems:
         return None, problems
     return _Identity(values["site"], values["classes"], values["pixel_range"]), []
@@ -355,10 +396,13 @@ def _scan(dataset: h5py.Dataset, pixel_range: tuple[float, float], load: bool) -
         outside += (first + np.flatnonzero(beyond)).tolist()
         if loaded is not None:
             loaded[first : first + len(block)] = block
-    problems = [f"/images has NaN or Inf in {_rows(not_finite)}; allowed: finite pixels"] if not_finite else []
+    problems = []
+    if not_finite:
+        text = f"/images has NaN or Inf in {_rows(not_finite)}; allowed: finite pixels"
+        problems.append(Problem("pixels that are not finite", text))
     if outside:
-        allowed = "{:g} to {:g}".format(*pixel_range)
-        problems.append(f"/images has pixels outside pixel_range in {_rows(outside)}; allowed: {allowed}")
+        text = f"/images has pixels outside pixel_range in {_rows(outside)}; allowed: {{:g}} to {{:g}}"
+        problems.append(Problem("pixels outside pixel_range", text.format(*pixel_range)))
     return _Scan(hashes, problems, loaded)
 
 
@@ -367,7 +411,7 @@ def _rows(rows: list[int]) -> str:
     return f"row {shown}" + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
 
 
-def _column_problems(columns: dict[str, Images], identity: _Identity, need_train: bool) -> list[str]:
+def _column_problems(columns: dict[str, Images], identity: _Identity, need_train: bool) -> list[Problem]:
     last = len(identity.classes) - 1
     good = {
         "labels": ((columns["labels"] >= 0) & (columns["labels"] <= last), f"0 to {last}, for {last + 1} classes"),
@@ -381,13 +425,15 @@ def _column_problems(columns: dict[str, Images], identity: _Identity, need_train
     for name, (fine, allowed) in good.items():
         rows = np.flatnonzero(~fine).tolist()
         if rows:
-            problems.append(f"/{name} has {columns[name][rows[0]].item()!r} in {_rows(rows)}; allowed: {allowed}")
+            text = f"/{name} has {columns[name][rows[0]].item()!r} in {_rows(rows)}; allowed: {allowed}"
+            problems.append(Problem(f"values of /{name}", text))
     if need_train and not (columns["split"] == 0).any():
-        problems.append("/split has an empty train split; allowed: at least one training image, except for evaluation")
+        text = "/split has an empty train split; allowed: at least one training image, except for evaluation"
+        problems.append(Problem("empty train split", text))
     return problems
 
 
-def _leaks(split: Split, patient: Images, hashes: list[bytes]) -> list[str]:
+def _leaks(split: Split, patient: Images, hashes: list[bytes]) -> list[Problem]:
     """What is shared by two splits: patients, and images with the same bytes."""
     problems = []
     for what, keys in (("/patient: patient", patient.tolist()), ("/images: duplicate image", hashes)):
@@ -399,7 +445,8 @@ def _leaks(split: Split, patient: Images, hashes: list[bytes]) -> list[str]:
         }
         if crossing:
             shown = "; ".join(_crossing(patient, split, *rows) for rows in list(crossing.values())[:3])
-            problems.append(f"{what} in two splits, {len(crossing)} found ({shown}); allowed: each in one split only")
+            text = f"{what} in two splits, {len(crossing)} found ({shown}); allowed: each in one split only"
+            problems.append(Problem(f"{what.partition(': ')[2]} in two splits", text))
     return problems
 
 

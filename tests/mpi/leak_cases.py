@@ -1,0 +1,52 @@
+"""Broken shards at rank 1, one after the other under one mpirun; every payload of every rank is kept in a file.
+
+mpirun -n 2 python -m tests.mpi.leak_cases FOLDER CONFIG CASE...      `run.py train` with each case's shards
+mpirun -n 2 python -m tests.mpi.leak_cases FOLDER CONFIG raise=TEXT   an exception of any kind in training at rank 1
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fedhpc.cli import main
+from fedhpc.exchange.comm import MpiTransport
+from fedhpc.site import samples
+
+RANK = os.environ["OMPI_COMM_WORLD_RANK"]
+
+
+def keep_payloads(path: Path) -> None:
+    """Append all that leaves this process to `path`, before it does."""
+    original = MpiTransport.stream
+
+    def kept(self: MpiTransport, payloads: Sequence[bytes], kind: str, round: int | None = None) -> Iterator[bytes]:
+        with path.open("ab") as file:
+            file.writelines(payloads)
+        return original(self, payloads, kind, round)  # type: ignore[arg-type]
+
+    MpiTransport.stream = kept  # type: ignore[method-assign, assignment]
+
+
+def fail_with(text: str) -> None:
+    """Let reading an image fail as numpy does: with values in the message."""
+
+    def failing(*_: object) -> None:
+        raise ValueError(f"could not convert string to float: {text}")
+
+    samples.harmonise = failing  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    folder, config = Path(sys.argv[1]), sys.argv[2]
+    keep_payloads(folder / f"payloads-{RANK}")
+    status = 0
+    for case in sys.argv[3:]:
+        words = ["train", config, "--run-dir", str(folder / case.partition("=")[0])]
+        if case.startswith("raise="):
+            if RANK == "1":
+                fail_with(case.partition("=")[2])
+        else:
+            words += ["--set", f"data.shards={folder}/{case}/shards/{{site}}.h5", "--set", f"exchange.pki={folder}/pki"]
+        status = max(status, main(words))
+    sys.exit(status)
