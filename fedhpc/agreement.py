@@ -2,7 +2,9 @@
 with the same message; and what they agree on first, the config and the run directory."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +16,8 @@ from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import resolved
 
 T = TypeVar("T")
+FREE: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}}
+"""A hospital may have moved to another node since; neither that nor patience changes a bit of the result."""
 
 
 def together(transport: Transport, work: Callable[[], T]) -> T:
@@ -41,20 +45,36 @@ def from_rank_0(transport: Transport, make: Callable[[], T]) -> T:
     return value
 
 
-def agree_on_config(
-    transport: Transport, source: tuple[Path, list[str]], run_dir: Path | None
-) -> tuple[RunConfig, RunDirectory]:
-    """Load at every rank, settle threads and run directory at rank 0; the config of a run that is resumed must fit.
+@dataclass(frozen=True)
+class Source:
+    """What a run is started from: a config file with overrides, and where it is kept (None: runs/<name>)."""
+
+    config: Path
+    overrides: list[str]
+    run_dir: Path | None
+    take_over: bool = False
+
+
+def agree_on_config(transport: Transport, source: Source) -> tuple[RunConfig, RunDirectory]:
+    """Load at every rank, lock the run directory and settle threads at rank 0. Nothing but the lock is written yet.
+
+    The caller releases `RunDirectory.lock`.
 
     Raises:
-        InputError: bad config, too many ranks, a run directory of another config, or a rank that read another config
-            than rank 0: a hospital runs under the terms that it has read itself.
+        InputError: bad config, too many ranks, a run directory that is in use or of another config, or a rank that
+            read another config than rank 0: a hospital runs under the terms that it has read itself.
     """
-    config = together(transport, lambda: load_config(*source))
-    directory = RunDirectory(run_dir or Path("runs") / config.name)
-    plain = from_rank_0(transport, lambda: _settled(config, directory, transport).model_dump(mode="json"))
-    agreed = RunConfig.model_validate(plain)
-    together(transport, lambda: _refuse_other(config, agreed, transport.rank))
+    config = together(transport, lambda: load_config(source.config, source.overrides))
+    directory = RunDirectory(source.run_dir or Path("runs") / config.name)
+    try:
+        plain = from_rank_0(
+            transport, lambda: _settled(config, directory, transport, source.take_over).model_dump(mode="json")
+        )
+        agreed = RunConfig.model_validate(plain)
+        together(transport, lambda: _refuse_other(config, agreed, transport.rank))
+    except BaseException:
+        directory.lock.release()
+        raise
     return agreed, directory
 
 
@@ -67,27 +87,48 @@ def _refuse_other(own: RunConfig, agreed: RunConfig, rank: int) -> None:
         )
 
 
-def _settled(config: RunConfig, directory: RunDirectory, transport: Transport) -> RunConfig:
+def _settled(config: RunConfig, directory: RunDirectory, transport: Transport, take_over: bool) -> RunConfig:
     check_ranks(config, transport.size)
+    note = directory.lock.acquire(take_over=take_over)
+    if note:
+        print(f"WARNING: {directory.path}: {note}", file=sys.stderr)
+    if not directory.has_rounds():
+        return resolved(config, transport)
     earlier = directory.read_config()
     if earlier is None:
-        config = resolved(config, transport)
-        directory.write_config(config)
-        return config
+        raise InputError(
+            f"{directory.config}: is missing, and {directory.path} holds rounds of a run: under which config they were "
+            "made is not known. Restore it from a backup, or start in a new --run-dir"
+        )
     if config.runtime.threads == "auto":
         config = config.model_copy(
             update={"runtime": config.runtime.model_copy(update={"threads": earlier.runtime.threads})}
         )
-    # A hospital may have moved to another node since; neither that nor patience changes a bit of the result.
-    free: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}}
-    there, here = (one.model_dump(mode="json", exclude=free) for one in (earlier, config))
+    _refuse_changes(config, earlier, directory)
+    return config
+
+
+def _refuse_changes(config: RunConfig, earlier: RunConfig, directory: RunDirectory) -> None:
+    """A run goes on under its own config; a finished one also with more rounds or, for them, a larger epsilon."""
+    there, here = (one.model_dump(mode="json", exclude=FREE) for one in (earlier, config))
     changed = _differences(there, here)
+    longer = [f"{key} ({a!r} there, {b!r} here)" for key, a, b in _growth(earlier, config) if a != b]
+    grows = all(b >= a for _, a, b in _growth(earlier, config))
+    if directory.summary.exists() and grows:
+        changed = [text for text in changed if text not in longer]
     if changed:
         raise InputError(
             f"{directory.path}: holds a run of another config; different: {', '.join(changed)}. Go on with its own "
-            "config, or start in a new --run-dir"
+            "config, or start in a new --run-dir. Of a finished run, training.rounds may grow, and privacy.epsilon"
         )
-    return config
+
+
+def _growth(earlier: RunConfig, config: RunConfig) -> list[tuple[str, float, float]]:
+    """(key, before, now) of what may grow when a finished run is continued."""
+    found: list[tuple[str, float, float]] = [("training.rounds", earlier.training.rounds, config.training.rounds)]
+    if earlier.privacy.epsilon is not None and config.privacy.epsilon is not None:
+        found.append(("privacy.epsilon", earlier.privacy.epsilon, config.privacy.epsilon))
+    return found
 
 
 def check_ranks(config: RunConfig, ranks: int) -> None:

@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
     train.add_argument("--run-dir", type=Path, help="default: runs/<name>")
     train.add_argument("--stop-after", type=int, metavar="N", help="stop after N more rounds with exit status 75")
+    train.add_argument(
+        "--take-over", action="store_true", help="use a run directory that a failed node has left locked"
+    )
     train.add_argument("--status", type=Path, metavar="FILE", help="write the exit status there, too")
     train.set_defaults(verb=_train, shared=True)
     add_preflight(verbs.add_parser("preflight", help="the checks of every run alone; --report: what to send for help"))
@@ -154,9 +157,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _train_on(transport: Any, watch: tuple[Notice, Startup], options: argparse.Namespace) -> int:
+    from fedhpc.agreement import Source
     from fedhpc.train import Work, train
 
-    stopped = train(Work(options.config, options.set, options.run_dir, options.stop_after), transport, *watch)
+    source = Source(options.config, options.set, options.run_dir, options.take_over)
+    stopped = train(Work(source, options.stop_after), transport, *watch)
     return RESUMABLE if stopped == "preempted" else FINISHED
 
 

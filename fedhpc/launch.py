@@ -13,17 +13,19 @@ from fedhpc.averaging import IterateAverage
 from fedhpc.baselines import train_separately
 from fedhpc.checkpoint import load_state, save_state, saved_rounds
 from fedhpc.console import header, round_line
+from fedhpc.continuation import begin
 from fedhpc.door import wire_line
 from fedhpc.errors import InputError
 from fedhpc.exchange.codec import encode
 from fedhpc.exchange.secure_sum import round_bytes
 from fedhpc.exchange.sparsify import Coding, with_feedback
+from fedhpc.exchange.tls import AGGREGATOR_NAME
 from fedhpc.exchange.update import AGGREGATOR, F32, Array, Update, pack_arrays, unpack_arrays
 from fedhpc.federation import GlobalState, Memory, RoundResult, Terms, federate, fresh_memory
 from fedhpc.finish import GLOBAL, finish, reports_of
 from fedhpc.models import layers_of, parameter_count, to_vector
 from fedhpc.records import FLOAT32_BYTES, SiteReport, record_of
-from fedhpc.resume import resume_point
+from fedhpc.resume import Resumed, resume_point
 from fedhpc.rng import generator
 from fedhpc.secure_round import secure_mean
 from fedhpc.session import POOLED, Session, open_ledgers
@@ -68,11 +70,13 @@ def run(session: Session, stop_after: int | None) -> str:
         InputError: a run directory that cannot be resumed.
         SiteError: a site failed while others may wait for it.
     """
-    first, records, heads = resume_point(session)
-    progress = Progress(stop_after, records)
-    _introduce(session, first, open_ledgers(session, heads))
+    resumed = resume_point(session)
+    lifetimes = open_ledgers(session, resumed.heads)
+    begin(session, resumed.first)
+    progress = Progress(stop_after, resumed.records)
+    _introduce(session, resumed.first, lifetimes)
     drive = _federated if session.config.mode == "federated" else _separate
-    models, stopped = drive(session, first, progress)
+    models, stopped = drive(session, resumed, progress)
     if stopped == "preempted":
         by = f" ({session.notice.by})" if session.notice.given else ""
         session.console.say(f"stopped early{by} in {session.directory.path}; the same command goes on from here")
@@ -136,12 +140,12 @@ def _terms(session: Session) -> Terms:
     return Terms(config.training.rounds, up, down, config.site_names, session.weights, seed, secure_mean(session))
 
 
-def _federated(session: Session, first: int, progress: Progress) -> tuple[Mapping[str, F32], str]:
-    directory, transport, terms = session.directory, session.transport, _terms(session)
-    memory = _loaded_memory(session, first)
-    payload = together(transport, lambda: None if transport.rank else _start_payload(session, first))
+def _federated(session: Session, resumed: Resumed, progress: Progress) -> tuple[Mapping[str, F32], str]:
+    directory, transport, terms, owners = session.directory, session.transport, _terms(session), resumed.owners
+    memory = _loaded_memory(session, resumed)
+    payload = together(transport, lambda: None if transport.rank else _start_payload(session, resumed))
     start = unpack_arrays(transport.broadcast(payload, "update"))
-    state = GlobalState(first, start["params"].astype(np.float32, copy=False))
+    state = GlobalState(resumed.first, start["params"].astype(np.float32, copy=False))
     average = _resumed_average(session, start)
 
     def on_round(result: RoundResult) -> bool:
@@ -153,11 +157,13 @@ def _federated(session: Session, first: int, progress: Progress) -> tuple[Mappin
 
         def save() -> None:
             for name, residual in result.residuals.items():
-                save_state(directory.site(name), "residual", result.state.round, {"residual": residual})
+                arrays = {"residual": residual}
+                save_state(directory.site(name), "residual", result.state.round, arrays, owners[name])
             if transport.rank == 0:
                 saved: dict[str, Array] = {"params": result.state.params, "server_residual": result.server_residual}
                 saved |= {"average_total": average.total, "average_count": np.array(average.count)}
-                save_state(directory.path / "state", "round", result.state.round, saved)
+                saved |= {"average_start": np.array(average.start)}
+                save_state(directory.state, "round", result.state.round, saved, owners[AGGREGATOR_NAME])
 
         return _close_round(session, (result.state.round, lambda _: released, save), ran, progress)
 
@@ -165,56 +171,60 @@ def _federated(session: Session, first: int, progress: Progress) -> tuple[Mappin
     return {GLOBAL: average.released(state.params)}, stopped
 
 
-def _start_payload(session: Session, first: int) -> bytes:
+def _start_payload(session: Session, resumed: Resumed) -> bytes:
     """What all start from: rank 0's global parameters and the mean of earlier ones, sent once, dense."""
-    if first:
-        saved = load_state(session.directory.path / "state", "round", first)
-        return pack_arrays({name: saved[name] for name in ("params", "average_total", "average_count")})
+    if resumed.first:
+        saved = load_state(session.directory.state, "round", resumed.first, resumed.owners[AGGREGATOR_NAME])
+        return pack_arrays(
+            {name: saved[name] for name in ("params", "average_total", "average_count", "average_start")}
+        )
     return pack_arrays({"params": to_vector(session.place.model)})
 
 
 def _resumed_average(session: Session, start: Mapping[str, Any]) -> IterateAverage:
+    """The running mean of the last rounds; anew where a continued run averages over other rounds than before."""
     training, size = session.config.training, start["params"].size
     fresh = IterateAverage.over_last(training.average_last, training.rounds, size)
-    if "average_total" not in start:
+    if "average_total" not in start or int(start["average_start"]) != fresh.start:
         return fresh
     return replace(fresh, total=start["average_total"], count=int(start["average_count"]))
 
 
-def _loaded_memory(session: Session, first: int) -> Memory:
+def _loaded_memory(session: Session, resumed: Resumed) -> Memory:
     fresh = fresh_memory(session.sites, parameter_count(session.place.model))
-    if not first:
+    if not resumed.first:
         return fresh
-    return together(session.transport, lambda: _read_memory(session, first, fresh))
+    return together(session.transport, lambda: _read_memory(session, resumed, fresh))
 
 
-def _read_memory(session: Session, first: int, fresh: Memory) -> Memory:
-    directory, residuals = session.directory, dict(fresh.residuals)
+def _read_memory(session: Session, resumed: Resumed, fresh: Memory) -> Memory:
+    directory, first, residuals = session.directory, resumed.first, dict(fresh.residuals)
     for site in session.sites:
         folder = directory.site(site.name)
         if saved_rounds(folder, "residual"):
-            residuals[site.name] = load_state(folder, "residual", first)["residual"]
+            residuals[site.name] = load_state(folder, "residual", first, resumed.owners[site.name])["residual"]
         else:
             print(f"site {site.name}: nothing of this run is here; it joins with the full model", file=sys.stderr)
     if session.transport.rank:
         return replace(fresh, residuals=residuals)
-    return Memory(residuals, load_state(directory.path / "state", "round", first)["server_residual"])
+    office = load_state(directory.state, "round", first, resumed.owners[AGGREGATOR_NAME])
+    return Memory(residuals, office["server_residual"])
 
 
-def _separate(session: Session, first: int, progress: Progress) -> tuple[Mapping[str, F32], str]:
-    directory = session.directory
+def _separate(session: Session, resumed: Resumed, progress: Progress) -> tuple[Mapping[str, F32], str]:
+    directory, first, owners = session.directory, resumed.first, resumed.owners
     initial = to_vector(session.place.model)
 
     def loaded() -> dict[str, F32]:
         names = [learner.name for learner in session.learners]
         if not first:
             return dict.fromkeys(names, initial)
-        return {name: load_state(directory.site(name), "model", first)["params"] for name in names}
+        return {name: load_state(directory.site(name), "model", first, owners[name])["params"] for name in names}
 
     def on_round(done: int, models: Mapping[str, F32], watch: Stopwatch) -> bool:
         def save() -> None:
             for name, params in models.items():
-                save_state(directory.site(name), "model", done, {"params": params})
+                save_state(directory.site(name), "model", done, {"params": params}, owners[name])
 
         return _close_round(session, (done, _chooser(session, models), save), Ran(((), 0), watch), progress)
 
@@ -266,6 +276,7 @@ def _record(session: Session, done: int, reports: Sequence[SiteReport], ran: Ran
         return
     seconds = {**ran.watch.seconds, "total": time.monotonic() - progress.round_started}
     record = replace(record_of(done, reports, ran.traffic, session.config, seconds), dropped=ran.dropped).json()
+    session.directory.lock.check_held()
     session.directory.append_round(record)
     progress.records.append(record)
 

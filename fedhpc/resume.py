@@ -1,62 +1,113 @@
 """Where a run goes on: the last round that every rank has whole on its disk and that rank 0 has recorded."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhpc.agreement import from_rank_0, together
-from fedhpc.checkpoint import KEPT, forget_after, intact_rounds, saved_rounds
+from fedhpc.agreement import FREE, from_rank_0, together
+from fedhpc.checkpoint import KEPT, ForeignCheckpointError, Owner, forget_after, intact_rounds, saved_rounds
+from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
+from fedhpc.exchange.tls import AGGREGATOR_NAME
 from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import environment
 from fedhpc.session import Session
+from fedhpc.site.shard_record import shard_mark
 
 Records = list[dict[str, Any]]
 
 
-def resume_point(session: Session) -> tuple[int, Records, dict[str, str]]:
-    """(the number of rounds to go on after, their records (rank 0 only), the heads of the ledgers as last recorded).
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run goes on.
+
+    Attributes:
+        first: the number of rounds to go on after.
+        records: of those rounds (rank 0 only).
+        heads: of the ledgers, as last recorded.
+        owners: by the name of each site or learner of this rank, and of the aggregator: what its checkpoints carry.
+    """
+
+    first: int
+    records: Records
+    heads: dict[str, str]
+    owners: Mapping[str, Owner]
+
+
+def resume_point(session: Session) -> Resumed:
+    """Find where the run goes on.
 
     Records and files of later rounds are removed at every rank, but not the ledgers' heads: what was charged stays
     charged, and a round that is done again is charged again.
 
     Raises:
-        InputError: at every rank, where what is left does not fit together.
+        InputError: at every rank, where what is left does not fit together or belongs to another run, round, site,
+            config or shard.
     """
-    mine = json.dumps(_found(session)).encode()
-    told = [json.loads(payload) for payload in session.transport.gather([mine], "control")]
-    directory = session.directory
-    first, heads = from_rank_0(session.transport, lambda: _settled(directory, told))
-    together(session.transport, lambda: _forget(session, first))
-    return first, directory.read_rounds() if session.transport.rank == 0 else [], heads
+    directory, transport = session.directory, session.transport
+    run = from_rank_0(transport, directory.write_identity)
+    started = from_rank_0(transport, directory.has_rounds)
+    owners = together(transport, lambda: _owners(session, run, started=started))
+    mine = json.dumps(_found(session, owners)).encode()
+    told = [json.loads(payload) for payload in transport.gather([mine], "control")]
+    first, heads = from_rank_0(transport, lambda: _settled(directory, told))
+    together(transport, lambda: _forget(session, first))
+    return Resumed(first, directory.read_rounds() if transport.rank == 0 else [], heads, owners)
 
 
-def _places(session: Session) -> list[tuple[Path, str]]:
-    """(folder, kind) of each state that this rank keeps."""
+def _owners(session: Session, run: str, *, started: bool) -> dict[str, Owner]:
+    """What the checkpoints of this rank carry. Only a site's own hold the mark of its shard."""
+    config = f"{lasting_digest(session.config)} {run}"
+    owners = {AGGREGATOR_NAME: Owner(AGGREGATOR_NAME, config)}
+    for name, digests in session.shard_digests.items():
+        mark = shard_mark(session.directory.site(name), name, digests, started=started)
+        owners[name] = Owner(name, config, mark)
+    return owners
+
+
+def lasting_digest(config: RunConfig) -> str:
+    """SHA-256 of the config without what may change while a run lasts, 16 hex digits."""
+    lasting = config.model_dump(mode="json", exclude={**FREE, "training": {"rounds"}, "privacy": {"epsilon"}})
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _places(session: Session) -> list[tuple[str, Path, str]]:
+    """(owner, folder, kind) of each state that this rank keeps."""
     directory = session.directory
     if session.config.mode != "federated":
-        return [(directory.site(learner.name), "model") for learner in session.learners]
-    sites = [(directory.site(site.name), "residual") for site in session.sites]
-    return sites if session.transport.rank else [(directory.path / "state", "round"), *sites]
+        return [(learner.name, directory.site(learner.name), "model") for learner in session.learners]
+    sites = [(site.name, directory.site(site.name), "residual") for site in session.sites]
+    return sites if session.transport.rank else [(AGGREGATOR_NAME, directory.state, "round"), *sites]
 
 
-def _found(session: Session) -> dict[str, Any]:
-    """The rounds that this rank has whole (None: nothing of the run is here, it can join any), and what is damaged."""
+def _found(session: Session, owners: Mapping[str, Owner]) -> dict[str, Any]:
+    """The rounds that this rank has whole (None: nothing of the run is here, it can join any), and what is wrong."""
     rounds: set[int] | None = None
     damaged: list[str] = []
-    for folder, kind in _places(session):
+    foreign: list[str] = []
+    for name, folder, kind in _places(session):
         if kind == "residual" and not saved_rounds(folder, kind):
             continue
-        whole, problems = intact_rounds(folder, kind)
+        try:
+            whole, problems = intact_rounds(folder, kind, owners[name])
+        except ForeignCheckpointError as error:
+            foreign.append(str(error))
+            continue
         rounds = set(whole) if rounds is None else rounds & set(whole)
         damaged += problems
-    return {"rounds": None if rounds is None else sorted(rounds), "damaged": damaged}
+    return {"rounds": None if rounds is None else sorted(rounds), "damaged": damaged, "foreign": foreign}
 
 
 def _settled(directory: RunDirectory, told: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, str]]:
     records = directory.read_rounds()
+    foreign = [problem for found in told for problem in found["foreign"]]
+    # Before a first record, what lies there is of an earlier attempt, and is removed.
+    if foreign and records:
+        raise InputError("\n".join(foreign))
     first = last_common([found["rounds"] for found in told], len(records))
     if first is None:
         raise InputError(
@@ -98,5 +149,5 @@ def _listed(told: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _forget(session: Session, first: int) -> None:
-    for folder, kind in _places(session):
+    for _, folder, kind in _places(session):
         forget_after(folder, kind, first)

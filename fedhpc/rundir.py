@@ -1,17 +1,20 @@
 """The run directory: the names of all files of a run. `fedhpc.util.files` writes and reads them.
 
 runs/<name>/
-    config.yaml          the resolved config
+    config.yaml          the resolved config; written when everything that can be checked has been
+    run.json             an id drawn for this run, which its checkpoints carry
+    lock.json, .lock     who is at work here; gone when nobody is
     environment.json     versions, host, git commit
     rounds.jsonl         one record a round, appended
     summary.json         the result
     model.pt             the final model, weights only
     state/round-0007.npz the global parameters after 7 rounds; the last three are kept
     egress.jsonl         what the aggregator sent, a line a payload
-    sites/<site>/        ledger.jsonl, egress.jsonl, residual-0007.npz or model-0007.npz, log.txt
+    sites/<site>/        ledger.jsonl, egress.jsonl, residual-0007.npz or model-0007.npz; private: shard.json, log.txt
 """
 
 import json
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,16 @@ from fedhpc.config import RunConfig
 from fedhpc.config_file import problems_of, told_of
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.strict_yaml import dump_yaml, parse_yaml
-from fedhpc.util.files import append_line, make_folder, read_json, read_lines, read_text, write_json, write_text
+from fedhpc.util.directory_lock import DirectoryLock
+from fedhpc.util.files import (
+    append_line,
+    read_json,
+    read_lines,
+    read_text,
+    reported,
+    write_json,
+    write_text,
+)
 
 RESTORE = "Restore it from a backup, or start in a new --run-dir"
 REDO = "Remove it, and start the run again: it measures its model anew"
@@ -36,7 +48,8 @@ class RunDirectory:
         self.path = path
         self.config, self.summary, self.model = path / "config.yaml", path / "summary.json", path / "model.pt"
         self.rounds, self.environment = path / "rounds.jsonl", path / "environment.json"
-        self.office_egress = path / "egress.jsonl"
+        self.office_egress, self.identity = path / "egress.jsonl", path / "run.json"
+        self.state, self.lock = path / "state", DirectoryLock(path)
 
     def site(self, name: str) -> Path:
         """The folder of one site."""
@@ -60,8 +73,30 @@ class RunDirectory:
         Raises:
             FileError: where it cannot be written.
         """
-        make_folder(self.path)
         write_text(self.config, dump_yaml(config.model_dump(mode="json")))
+
+    def write_identity(self) -> str:
+        """Return the id of this run; draw it where the run has none yet."""
+        if not self.identity.exists():
+            write_json(self.identity, {"run": secrets.token_hex(16)})
+        return str(read_json(self.identity, RESTORE).get("run"))
+
+    def archive(self, rounds: int) -> None:
+        """Keep the result of a finished run of so many rounds under its own name: the run goes on."""
+        for path in (self.summary, self.model, *self.path.glob("sites/*/model.pt")):
+            if path.exists():
+                with reported(path, "renamed"):
+                    path.rename(path.with_name(f"{path.stem}-{rounds:04d}{path.suffix}"))
+
+    def continued(self) -> list[int]:
+        """After how many rounds this run had finished before it was continued."""
+        return sorted(int(path.stem.rpartition("-")[2]) for path in self.path.glob("summary-[0-9]*.json"))
+
+    def has_rounds(self) -> bool:
+        """Whether a round was finished here, by the records or, where those are gone, by the checkpoints."""
+        if self.rounds.exists():
+            return bool(self.read_rounds())
+        return any(self.path.glob("sites/*/model-*.npz")) or any(self.path.glob("state/round-*.npz"))
 
     def read_config(self) -> RunConfig | None:
         """Return the config of the run that was started here; None where there is none.

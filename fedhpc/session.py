@@ -46,6 +46,7 @@ class Session:
         grid: of the integers of a secure sum; None where privacy.trust asks for none.
         notice: whether this rank has been told to stop.
         identities: of this rank's sites by index, in a secure sum; else empty.
+        shard_digests: of the shards that each learner of this rank trains on (private).
     """
 
     config: RunConfig
@@ -61,6 +62,7 @@ class Session:
     grid: Grid | None
     notice: Notice = field(default_factory=Notice)
     identities: Mapping[int, SigningSite] = field(default_factory=dict)
+    shard_digests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def open_session(
@@ -103,8 +105,30 @@ def open_session(
         one.keep_log(directory.log(one.name))
     identities = {} if grid is None else agreed_identities(config, transport, indices)
     return Session(
-        config, transport, directory, console, place, task, sites, learners, weights, facts, grid, notice, identities
+        config,
+        transport,
+        directory,
+        console,
+        place,
+        task,
+        sites,
+        learners,
+        weights,
+        facts,
+        grid,
+        notice,
+        identities,
+        _shard_digests(sites, learners, shards),
     )
+
+
+def _shard_digests(
+    sites: Sequence[Hospital], learners: Sequence[Hospital], shards: Sequence[Shard]
+) -> dict[str, tuple[str, ...]]:
+    """The digests of the shards that each learner trains on: its own, or of the pooled one those of all."""
+    alone = {site.name: (shard.digest,) for site, shard in zip(sites, shards, strict=True)}
+    pooled = {one.name: tuple(shard.digest for shard in shards) for one in learners if one.name == POOLED}
+    return {**alone, **pooled}
 
 
 def _on_step(config: RunConfig, console: Console, notice: Notice) -> OnStep:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from fedhpc.agreement import agree_on_config
+from fedhpc.agreement import Source, agree_on_config
+from fedhpc.config import RunConfig
 from fedhpc.console import Console
 from fedhpc.door import seats
 from fedhpc.errors import InputError, Interrupted, PayloadError, SiteError, site_failure
@@ -22,11 +22,9 @@ from fedhpc.util.log import write_log
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be run: a config file with overrides, where (None: runs/<name>), and after how many rounds to stop."""
+    """What is to be run, and after how many rounds to stop."""
 
-    config: Path
-    overrides: list[str]
-    run_dir: Path | None
+    source: Source
     stop_after: int | None = None
 
 
@@ -40,7 +38,17 @@ def train(work: Work, wire: Wire, notice: Notice, startup: Startup) -> str:
         InputError: at every rank, with the same message.
     """
     startup.mark("imports")
-    config, directory = agree_on_config(wire, (work.config, work.overrides), work.run_dir)
+    config, directory = agree_on_config(wire, work.source)
+    try:
+        return _train_in(config, directory, (wire, notice, startup), work.stop_after)
+    finally:
+        directory.lock.release()
+
+
+def _train_in(
+    config: RunConfig, directory: RunDirectory, machine: tuple[Wire, Notice, Startup], stop_after: int | None
+) -> str:
+    wire, notice, startup = machine
     wire = seated(config, wire)
     console = Console(speaks=wire.rank == 0)
     found, _ = preflight(config, directory, wire)
@@ -51,7 +59,7 @@ def train(work: Work, wire: Wire, notice: Notice, startup: Startup) -> str:
         session = open_session(config, directory, wire, console, notice)
         startup.mark("certificates, shards and network")
         console.say(startup.line)
-        return run(session, work.stop_after)
+        return run(session, stop_after)
 
 
 @contextmanager

@@ -35,6 +35,7 @@ def run_element(path: str, requeues: int) -> str:
     notice = Notice()
     notice.listen()
     startup = Startup()
+    from fedhpc.agreement import Source
     from fedhpc.exchange.comm import abort_at_exit, connect
     from fedhpc.train import Work, train
 
@@ -46,7 +47,7 @@ def run_element(path: str, requeues: int) -> str:
         startup.mark("MPI")
         if rank == 0:
             folder.write_outcome(begun)
-        stopped = train(Work(folder.config, [], folder.path), wire, notice, startup)
+        stopped = train(Work(Source(folder.config, [], folder.path)), wire, notice, startup)
     except InputError as error:
         # All ranks raise it, with the same message.
         if rank == 0:

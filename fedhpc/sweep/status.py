@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from fedhpc.console import clock, fixed, table
 from fedhpc.sweep.config import Element, Sweep
-from fedhpc.sweep.store import ElementDirectory, Outcome, Submission, SweepDirectory, born
+from fedhpc.sweep.store import ElementDirectory, Outcome, Submission, SweepDirectory
+from fedhpc.util.processes import born
 
 State = Literal["missing", "pending", "running", "finished", "failed", "stopped", "cancelled", "lost", "unknown"]
 AT_REST: frozenset[State] = frozenset({"missing", "failed", "stopped", "cancelled", "lost"})

@@ -28,6 +28,7 @@ from fedhpc.rundir import RunDirectory
 from fedhpc.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.sweep.config import Element, Local, Slurm, Sweep
 from fedhpc.util.files import make_folder, read_json, read_text, write_json, write_text
+from fedhpc.util.processes import born
 
 Ended = Literal["running", "finished", "failed", "stopped"]
 Cluster = Literal["slurm", "local"]
@@ -261,18 +262,6 @@ def submission(cluster: Cluster, jobs: dict[str, str]) -> Submission:
     """One made by this process now."""
     pid = os.getpid()
     return Submission(cluster, jobs, "", socket.gethostname(), pid, born(pid), now())
-
-
-def born(pid: int) -> str:
-    """When a process of this machine was started, in clock ticks since boot; empty where there is none.
-
-    >>> born(os.getpid()).isdecimal(), born(2**22 + 1)
-    (True, '')
-    """
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 def now() -> str:
