@@ -118,6 +118,7 @@ def _more(session: Session, finals: Mapping[str, Final], stopped: str) -> dict[s
         "parameters": d,
         "dense_bytes_per_round": len(session.config.data.sites) * d * FLOAT32_BYTES,
         "git": git_commit(),
+        "continued_after": session.directory.continued(),
         **_trust(session),
     }
 

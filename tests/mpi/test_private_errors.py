@@ -67,6 +67,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = {
         "name": "leaks",
         "data": {"shards": f"{folder}/{{site}}.h5", "sites": [{"name": name} for name in SITES]},
+        "privacy": {"off": True},
         "training": {"rounds": 1, "local_epochs": 1},
         "evaluation": {"bootstrap": 100},
         "runtime": {"threads": 1, "device": "cpu"},

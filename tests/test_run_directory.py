@@ -1,0 +1,264 @@
+"""A run directory goes on with what belongs to it and refuses the rest; all is checked before a file is written."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from fedhpc.checkpoint import load_state
+from tests.broken_runs import on_entering
+from tests.conftest import Outcome, run_limited
+from tests.mpi.test_federated import make_shard
+
+SITES = ("site1", "site2")
+ROUNDS = 3
+Here = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small hospitals."""
+    folder = tmp_path_factory.mktemp("hospitals")
+    for site in SITES:
+        make_shard(folder, site, 40)
+    tree = {
+        "name": "tiny",
+        "data": {"shards": f"{folder}/{{site}}.h5", "sites": [{"name": name, "weight": 14} for name in SITES]},
+        "privacy": "off",
+        "training": {"rounds": ROUNDS, "local_epochs": 1, "batch_size": 16, "average_last": 0.5},
+        "evaluation": {"bootstrap": 100},
+        "runtime": {"threads": 1, "device": "cpu"},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def train(config: Path, run_here: Here) -> Here:
+    """`train(run_dir, *sets)`: the command in this process."""
+
+    def run(run_dir: Path, *sets: str, more: tuple[str, ...] = ()) -> Outcome:
+        overrides = [word for pair in sets for word in ("--set", pair)]
+        return run_here(["train", config, "--run-dir", run_dir, *overrides, *more])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(config: Path, train: Here) -> Path:
+    """A finished run; copy it before use."""
+    done = train(config.parent / "finished")
+    assert done.returncode == 0, done.stderr
+    return config.parent / "finished"
+
+
+@pytest.fixture(scope="module")
+def other(config: Path, train: Here) -> Path:
+    """A finished run of another seed."""
+    done = train(config.parent / "other", "seed=1")
+    assert done.returncode == 0, done.stderr
+    return config.parent / "other"
+
+
+def refused(done: Outcome, words: str) -> None:
+    """One clear message, status 2, no traceback."""
+    assert done.returncode == 2, done
+    assert re.search(words, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
+
+
+def another_round(run: Path, other: Path) -> None:
+    shutil.copy(run / "state" / "round-0002.npz", run / "state" / "round-0003.npz")
+
+
+def another_site(run: Path, other: Path) -> None:
+    shutil.copy(run / "sites" / "site1" / "residual-0003.npz", run / "sites" / "site2" / "residual-0003.npz")
+
+
+def another_kind(run: Path, other: Path) -> None:
+    shutil.copy(run / "state" / "round-0003.npz", run / "sites" / "site2" / "residual-0003.npz")
+
+
+def another_run(run: Path, other: Path) -> None:
+    shutil.copy(other / "state" / "round-0003.npz", run / "state" / "round-0003.npz")
+
+
+def another_runs_site(run: Path, other: Path) -> None:
+    shutil.copy(other / "sites" / "site2" / "residual-0003.npz", run / "sites" / "site2" / "residual-0003.npz")
+
+
+def config_gone(run: Path, other: Path) -> None:
+    (run / "config.yaml").unlink()
+
+
+def config_broken(run: Path, other: Path) -> None:
+    (run / "config.yaml").write_text("training: [1, {", encoding="utf-8")
+
+
+def config_cut(run: Path, other: Path) -> None:
+    (run / "config.yaml").write_text("name: x\n", encoding="utf-8")
+
+
+def record_cut(run: Path, other: Path) -> None:
+    lines = (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+    (run / "rounds.jsonl").write_text("\n".join([lines[0], lines[1][:40], lines[2], ""]), encoding="utf-8")
+
+
+def record_gone(run: Path, other: Path) -> None:
+    lines = (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+    (run / "rounds.jsonl").write_text("\n".join([lines[0], lines[2], ""]), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (another_round, r"state/round-0003\.npz: is the checkpoint of another round 2"),
+        (another_site, r"site2/residual-0003\.npz: is the checkpoint of another site 'site1', shard"),
+        (
+            another_kind,
+            r"site2/residual-0003\.npz: is the checkpoint of another kind 'round', site 'aggregator', shard",
+        ),
+        (another_run, r"state/round-0003\.npz: is the checkpoint of another config"),
+        (another_runs_site, r"site2/residual-0003\.npz: is the checkpoint of another config, shard"),
+        (config_gone, r"config\.yaml: is missing, and .* holds rounds of a run"),
+        (config_broken, r"config\.yaml"),
+        (config_cut, r"config\.yaml: \d+ problem"),
+        (record_cut, r"rounds\.jsonl:2: is not the record of a round; it was cut or changed"),
+        (record_gone, r"rounds\.jsonl:2: is round 3; round 2 belongs there"),
+    ],
+)
+def test_what_does_not_belong_is_refused(
+    finished: Path, other: Path, train: Here, tmp_path: Path, damage: Callable[[Path, Path], None], words: str
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    damage(tmp_path / "run", other)
+    refused(train(tmp_path / "run"), words)
+    assert not (tmp_path / "run" / "lock.json").exists()
+
+
+def test_torn_last_record_costs_its_round(finished: Path, train: Here, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run" / "rounds.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    done = train(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "its last line is incomplete and is left out" in done.stderr
+    assert len(path.read_text(encoding="utf-8").splitlines()) == ROUNDS
+
+
+def flip_labels(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["labels"][:] = 1 - file["labels"][:]
+
+
+def test_exchanged_shard_is_refused(config: Path, train: Here, tmp_path: Path) -> None:
+    for site in SITES:
+        shutil.copy(config.parent / f"{site}.h5", tmp_path)
+    shards = f"data.shards={tmp_path}/{{site}}.h5"
+    assert train(tmp_path / "run", shards, more=("--stop-after", "1")).returncode == 75
+    record = tmp_path / "run" / "sites" / "site2" / "shard.json"
+    assert record.stat().st_mode & 0o777 == 0o600
+    flip_labels(tmp_path / "site2.h5")
+    refused(train(tmp_path / "run", shards), "shard of site 'site2': is not the one that this run was started with")
+    with h5py.File(tmp_path / "site1.h5") as file:
+        assert len(file["labels"]), "the other one is as it was"
+    everywhere = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and "sites" not in path.parts]
+    mark = json.loads(record.read_text(encoding="utf-8"))["mark"]
+    assert not [path for path in everywhere if mark.encode() in path.read_bytes()]
+    flip_labels(tmp_path / "site2.h5")
+    assert train(tmp_path / "run", shards).returncode == 0
+
+
+def test_config_is_written_after_all_checks(train: Here, tmp_path: Path) -> None:
+    wrong = train(tmp_path / "run", "model.name=frozen", "model.backbone=nowhere.pt")
+    refused(wrong, "model.backbone=nowhere.pt: no such file")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    assert train(tmp_path / "run", more=("--stop-after", "1")).returncode == 75
+    refused(train(tmp_path / "run", "seed=5"), "holds a run of another config; different: seed")
+
+
+def test_directory_without_a_round_takes_another_config(finished: Path, train: Here, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "rounds.jsonl").write_bytes(b"")
+    (tmp_path / "run" / "summary.json").unlink()
+    assert train(tmp_path / "run", "seed=5", more=("--stop-after", "1")).returncode == 75
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["seed"] == 5
+
+
+def test_second_run_is_refused_while_the_first_trains(
+    config: Path, train: Here, finished: Path, tmp_path: Path
+) -> None:
+    """Two real processes: the second is started in the middle of the first one's second round."""
+    second: list[Outcome] = []
+    command = [sys.executable, "run.py", "train", config, "--run-dir", tmp_path / "run"]
+    with on_entering("train", 2, lambda: second.append(run_limited(command, 120, {"OMP_NUM_THREADS": "1"}))):
+        assert train(tmp_path / "run").returncode == 0
+    refused(second[0], r"run: another run is at work there: .*, process \d+, since")
+    states = [load_state(run / "state", "round", ROUNDS)["params"] for run in (tmp_path / "run", finished)]
+    np.testing.assert_array_equal(*states)
+    assert not (tmp_path / "run" / "lock.json").exists()
+
+
+@pytest.mark.parametrize("phase", ["train", "checkpoint"])
+def test_deleted_directory_stops_the_run(train: Here, tmp_path: Path, phase: str) -> None:
+    with on_entering(phase, 2, lambda: shutil.rmtree(tmp_path / "run")):
+        done = train(tmp_path / "run")
+    assert done.returncode == 2
+    assert str(tmp_path / "run") in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_broken_neighbour_is_left_out(finished: Path, train: Here, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "neighbour").mkdir()
+    (tmp_path / "neighbour" / "summary.json").write_text('{"mode": "local"', encoding="utf-8")
+    done = train(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: left out of the comparison" in done.stderr and "neighbour/summary.json" in done.stderr
+
+
+def test_finished_run_is_given_more_rounds(finished: Path, train: Here, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    refused(train(run, "training.rounds=2"), "training.rounds \\(3 there, 2 here\\)")
+    done = train(run, "training.rounds=5", more=("--stop-after", "1"))
+    assert done.returncode == 75, done.stderr
+    assert "continuing a finished run of 3 rounds to 5" in done.stdout
+    assert train(run, "training.rounds=5").returncode == 0
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["rounds"], summary["continued_after"]) == (5, [3])
+    assert (run / "summary-0003.json").exists() and (run / "model-0003.pt").exists()
+
+
+def test_unfinished_run_keeps_its_rounds(train: Here, tmp_path: Path) -> None:
+    assert train(tmp_path / "run", more=("--stop-after", "1")).returncode == 75
+    refused(train(tmp_path / "run", "training.rounds=5"), "training.rounds .*Of a finished run")
+
+
+PRIVATE = ("privacy.off=false", "privacy.sample_rate=0.25", "privacy.noise_seed=1", "training.average_last=0")
+
+
+def test_more_private_rounds_need_a_larger_epsilon(train: Here, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = train(run, *PRIVATE, "privacy.epsilon=8")
+    assert done.returncode == 0, done.stderr
+    before = (run / "config.yaml").read_text(encoding="utf-8")
+    more = train(run, *PRIVATE, "privacy.epsilon=8", "training.rounds=4")
+    refused(
+        more, r"site1 has spent epsilon 7\.\d+ in 3 rounds; 1 more with noise_multiplier .* above privacy\.epsilon=8"
+    )
+    assert (run / "config.yaml").read_text(encoding="utf-8") == before
+    allowed = re.search(r"--set (privacy\.epsilon=[\d.]+)", more.stderr)
+    assert allowed is not None
+    done = train(run, *PRIVATE, allowed[1], "training.rounds=4")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert summary["rounds"] == 4 and 8 < summary["epsilon"] <= float(allowed[1].partition("=")[2])
