@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from data_prep.shard_writer import UNLABELLED
 from fedhpc.errors import ShardError, inside
 from fedhpc.site.shard import SPLITS, Shard
 
@@ -60,7 +61,8 @@ def _open(paths: Sequence[Path], stack: ExitStack) -> list[Opened]:
 
 def _table(paths: Sequence[Path], shards: Sequence[Opened]) -> str:
     good = [shard for shard in shards if isinstance(shard, Shard)]
-    classes = list(dict.fromkeys(name for shard in good for name in shard.classes))
+    labelled = [shard for shard in good if shard.classes != UNLABELLED]
+    classes = list(dict.fromkeys(name for shard in labelled for name in shard.classes))
     head = ["shard", "site", "images", "patients", *SPLITS, *classes]
     head += ["modality", "early", "size", "dtype", "digest", "verdict"]
     rows = [head] + [
@@ -70,7 +72,7 @@ def _table(paths: Sequence[Path], shards: Sequence[Opened]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(map(_pad, row, widths, range(len(head)))).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    for what, values in (("classes", {s.classes for s in good}), ("image sizes", {s.image_shape for s in good})):
+    for what, values in (("classes", {s.classes for s in labelled}), ("image sizes", {s.image_shape for s in good})):
         if len(values) > 1:
             lines.append(f"note: these shards have different {what} and cannot train together")
     return "\n".join(lines + [f"\n{inside(shard)}" for shard in shards if isinstance(shard, ShardError)])
@@ -159,11 +161,16 @@ def _thumbnail(shard: Shard, row: int) -> Image.Image:
 def _caption(draw: ImageDraw.ImageDraw, shard: Shard, row: int, place: tuple[int, int]) -> None:
     left, top = place
     label = int(shard.labels[row])
-    colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
+    # The label of an unlabelled image means nothing: no class, and no class's colour.
+    unlabelled = shard.classes == UNLABELLED
+    colour = FAINT if unlabelled else CLASS_COLOURS[label % len(CLASS_COLOURS)]
     draw.rectangle((left, top, left + THUMB - 1, top + 2), fill=colour)
-    words = [shard.modality[row].decode(), SPLITS[shard.split[row]]] + ["early"] * int(shard.stage[row] == 1)
+    words = [shard.modality[row].decode(), *([] if unlabelled else [SPLITS[shard.split[row]]])] + ["early"] * int(
+        shard.stage[row] == 1
+    )
     name, words_font = ImageFont.load_default(13), ImageFont.load_default(11)
-    draw.text((left, top + 5), _shortened(draw, shard.classes[label], name), fill=colour, font=name)
+    text = UNLABELLED[0] if unlabelled else shard.classes[label]
+    draw.text((left, top + 5), _shortened(draw, text, name), fill=colour, font=name)
     draw.text((left, top + 20), ", ".join(words), fill=FAINT, font=words_font)
 
 

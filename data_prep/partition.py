@@ -22,6 +22,7 @@ from fedhpc.rng import generator
 
 Ints = npt.NDArray[np.int64]
 TRAIN, VAL, TEST = 0, 1, 2
+ALL = -1
 VAL_SHARE, TEST_SHARE = 0.1, 0.2
 
 
@@ -47,13 +48,17 @@ class Partition:
     fold: tuple[int, int] | None = None
 
 
-def partition(labels: Ints, patients: npt.NDArray[Any], plan: Partition) -> tuple[Ints, npt.NDArray[np.uint8]]:
+def partition(
+    labels: Ints, patients: npt.NDArray[Any], plan: Partition, given: Ints | None = None
+) -> tuple[Ints, npt.NDArray[np.uint8]]:
     """The site (int64[n], 0 to sites - 1) and the split (uint8[n]) of each image; a patient has one of each.
 
     Args:
         labels: int64[n], 0 to K - 1 (private).
         patients: [n], any sortable ids (private).
         plan: how to divide.
+        given: int64[n], the split of each image where it is given; every patient has one (private). Without patients
+            for validation, plan.val_share of those for training become them.
 
     Raises:
         ShardError: too few patients for every hospital to get two classes in every split.
@@ -63,13 +68,26 @@ def partition(labels: Ints, patients: npt.NDArray[Any], plan: Partition) -> tupl
     np.add.at(votes, (owner, labels), 1)
     main_class = votes.argmax(axis=1)  # a patient with images of several classes counts for the commonest
     random = generator(plan.seed, "partition", plan.sites)
-    table = site_table(np.bincount(main_class), plan, random)
+    draw = _draw(votes.shape[1], plan, random)
     site_of, split_of = np.empty(len(votes), np.int64), np.empty(len(votes), np.uint8)
-    for label, counts in enumerate(table):
-        members = random.permutation(np.flatnonzero(main_class == label))
-        site_of[members] = np.repeat(np.arange(plan.sites), counts)
-        split_of[members] = np.concatenate([_splits(count, plan) for count in counts])
+    whole = np.full(len(votes), ALL)
+    if given is not None:
+        whole[owner] = given
+    for part in np.unique(whole).tolist():
+        counts_of = np.bincount(main_class[whole == part], minlength=votes.shape[1])
+        table = site_table(counts_of, draw, plan, _least(plan, part))
+        for label, counts in enumerate(table):
+            members = random.permutation(np.flatnonzero((main_class == label) & (whole == part)))
+            site_of[members] = np.repeat(np.arange(plan.sites), counts)
+            split_of[members] = np.concatenate([_splits(count, plan, part) for count in counts])
     return site_of[owner], split_of[owner]
+
+
+def _least(plan: Partition, part: int) -> int:
+    """Patients of each of two classes that every site gets of one part of the cohort: of all of it, or of one split."""
+    if part == ALL:
+        return 1 if plan.all_test else 3
+    return 2 if part == TRAIN and plan.val_share else 1
 
 
 def proportions(sites: int) -> npt.NDArray[np.float64]:
@@ -78,15 +96,15 @@ def proportions(sites: int) -> npt.NDArray[np.float64]:
     return np.asarray(shares / shares.sum())
 
 
-def site_table(counts: Ints, plan: Partition, random: np.random.Generator) -> Ints:
+def _draw(classes: int, plan: Partition, random: np.random.Generator) -> npt.NDArray[np.float64]:
+    """How much of each class each site would have of it: float64[K, sites]."""
+    shape = (classes, plan.sites)
+    return np.maximum(np.ones(shape) if plan.skew is None else random.gamma(plan.skew, size=shape), 1e-9)
+
+
+def site_table(counts: Ints, draw: npt.NDArray[np.float64], plan: Partition, least: int) -> Ints:
     """Patients by class and site: int64[K, sites] with rows that sum to `counts` (int64[K], patients a class)."""
-    draw = (
-        np.ones((len(counts), plan.sites))
-        if plan.skew is None
-        else random.gamma(plan.skew, size=(len(counts), plan.sites))
-    )
-    draw = np.maximum(draw, 1e-9)
-    reserved = _reserve(counts, draw, 1 if plan.all_test else 3)
+    reserved = _reserve(counts, draw, least)
     left = counts - reserved.sum(axis=1)
     sizes = np.maximum(proportions(plan.sites) * counts.sum() - reserved.sum(axis=0), 0)
     return reserved + _round_rows(_fit(draw, left, sizes), left)
@@ -124,11 +142,17 @@ def _round_rows(table: npt.NDArray[np.float64], counts: Ints) -> Ints:
     return np.diff(np.minimum(ends, counts[:, None]), axis=1, prepend=0)
 
 
-def _splits(count: int, plan: Partition) -> npt.NDArray[np.uint8]:
-    """Splits for `count` patients of one class at one site: 70/10/20 %, each at least once from three patients on."""
-    tested = _tested(count, plan)
+def _splits(count: int, plan: Partition, part: int) -> npt.NDArray[np.uint8]:
+    """Splits for `count` patients of one class at one site: 70/10/20 %, each at least once from three patients on.
+
+    Given splits stay as they are, but for the share of the training split that becomes the validation split.
+    """
+    if part in (VAL, TEST):
+        return np.full(count, part, np.uint8)
+    tested = _tested(count, plan) if part == ALL else np.zeros(count, bool)
     rest = count - int(tested.sum())
-    val = 0 if plan.all_test else max(round(plan.val_share * count), int(rest >= 2))
+    wanted = not plan.all_test and plan.val_share > 0
+    val = max(round(plan.val_share * count), int(rest >= 2)) if wanted else 0
     split = np.full(count, TEST, np.uint8)
     split[~tested] = np.repeat(np.array([TRAIN, VAL], np.uint8), [rest - val, val])
     return split

@@ -1,5 +1,6 @@
 """Write a shard: whole or not at all, and the same bytes for the same content."""
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from fedhpc.errors import ShardError
 from fedhpc.privacy.hash_chain import sync
 from fedhpc.site.shard import COLUMNS, FORMAT_VERSION, IMAGE_DTYPES
 
+# Of a shard that stands for images without labels: every label is 0.
+UNLABELLED = ("unlabelled", "not used")
 Images = npt.NDArray[Any]
 
 
@@ -61,18 +64,87 @@ def write_content(path: Path, content: ShardContent) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # A fixed format version and no times: equal content, equal bytes. v110 finds a chunk in constant time.
-        with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False, track_order=False) as file:
-            _write_images(file, path, content.images, len(columns["labels"]))
-            for name, values in columns.items():
-                file.create_dataset(name, data=values, track_times=False)
-            _write_attributes(file, content)
+        with GuardedFile(temporary) as guarded:
+            # A fixed format version and no times: equal content, equal bytes. v110 finds a chunk in constant time.
+            with h5py.File(guarded, "w", libver=("v110", "v110"), track_order=False) as file:
+                _write_images(file, path, guarded.checked(_blocks(content.images)), len(columns["labels"]))
+                for name, values in columns.items():
+                    file.create_dataset(name, data=values, track_times=False)
+                _write_attributes(file, content)
+            guarded.check()
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+class GuardedFile(io.RawIOBase):
+    """The file that HDF5 writes to, so that a full disk is an OSError.
+
+    HDF5 itself ends the process by a segmentation fault when a file cannot be closed for want of room (1.14, ENOSPC).
+    So the first error is kept, later writes are dropped, and `check` raises it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b", buffering=0)
+        self._path = path
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the first error of a write, with the path.
+
+        Raises:
+            OSError: no room, or whatever else the file system refused.
+        """
+        if self._error is not None:
+            raise OSError(self._error.errno, self._error.strerror, str(self._path))
+
+    def checked(self, blocks: Iterable[Images]) -> Iterator[Images]:
+        """`blocks`, looking for errors between them."""
+        for block in blocks:
+            yield block
+            self.check()
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or keep the error."""
+        view = memoryview(data).cast("B")
+        written = 0
+        try:
+            while self._error is None and written < len(view):
+                written += self._file.write(view[written:])
+        except OSError as error:
+            self._error = error
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what was written."""
+        return self._file.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a place in the file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return the place in the file."""
+        return self._file.tell()
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size, or keep the error."""
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size or 0
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
 
 
 def _columns(path: Path, content: ShardContent) -> dict[str, Images]:
@@ -97,10 +169,10 @@ def _column(path: Path, name: str, values: Images) -> Images:
     return stored
 
 
-def _write_images(file: h5py.File, path: Path, images: Images | Iterable[Images], n: int) -> None:
+def _write_images(file: h5py.File, path: Path, blocks: Iterable[Images], n: int) -> None:
     written = 0
     dataset: h5py.Dataset | None = None
-    for block in _blocks(images):
+    for block in blocks:
         if dataset is None:
             if block.dtype not in IMAGE_DTYPES or block.ndim != 4:
                 raise ShardError(

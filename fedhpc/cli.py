@@ -19,6 +19,7 @@ from fedhpc.sweep_verbs import add_report, add_sweep
 from fedhpc.util.files import write_text
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,26 +104,52 @@ def _add_prepare(prepare: argparse.ArgumentParser) -> None:
     phantom.add_argument("--seed", type=int, default=0)
     phantom.add_argument("--difficulty", type=float, help="0 easy to 1 impossible; default: as the study's")
     phantom.set_defaults(verb=_prepare_phantom)
-    images = kinds.add_parser("images", help="class folders of PNG or JPEG files")
-    images.add_argument("source", type=Path)
-    images.add_argument("-o", "--out", type=Path, required=True, help="a folder; with --sites 1 also one .h5 file")
-    images.add_argument("--sites", type=int, default=4)
-    images.add_argument("--skew", type=float, help="Dirichlet alpha of the label skew; none: alike")
-    images.add_argument("--size", type=int, default=64, help="pixels a side")
-    images.add_argument("--seed", type=int, default=0)
-    images.add_argument("--patient-csv", type=Path, help="columns file,patient")
-    images.add_argument("--patient-regex", help="its group is the patient, in the file name")
-    images.add_argument("--all-test", action="store_true", help="no training split")
-    images.add_argument("--val-share", type=float, default=0.1, help="of the patients in the validation split")
-    images.add_argument("--fold", type=_fold, metavar="K/N", help="cross-validation: part K of N is the test split")
-    images.add_argument(
-        "--reference", type=int, default=0, metavar="N", help="set N patients aside for good, unlabelled: reference.h5"
-    )
-    images.set_defaults(verb=_prepare_images)
+    _add_prepare_images(kinds)
     check = kinds.add_parser("check", help="what is in each shard, and whether it can be used")
     check.add_argument("shards", type=Path, nargs="+")
     check.add_argument("--png", type=Path, help="write a contact sheet")
     check.set_defaults(verb=_prepare_check)
+
+
+def _add_prepare_images(kinds: Any) -> None:
+    images = kinds.add_parser(
+        "images",
+        help="class folders of images, one shard a hospital",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Import a folder that holds one folder of images per class. Prints what was found, taken and left\n"
+        "out and why, writes one shard a hospital and OUT/train.yaml, a config to begin with.",
+        epilog="example:\n  python run.py prepare images brain_mri --sites 4 --skew 0.5 --size 224 --modality MR \\\n"
+        "      --patient-regex '^(P[0-9]+)_' --reference 200 -o data/brain_mri\n\n"
+        "Shards, contact sheets and file lists are as private as the images. A --seed that others know lets them test\n"
+        "whether a guessed patient id is in a shard.",
+    )
+    images.add_argument("source", type=Path, help="the folder of class folders")
+    images.add_argument("-o", "--out", type=Path, required=True, help="a folder; with --sites 1 also one .h5 file")
+    images.add_argument("--sites", type=int, default=4, help="hospitals; default: 4")
+    images.add_argument("--skew", type=float, help="Dirichlet alpha of the label skew; none: alike")
+    images.add_argument("--size", type=int, default=64, help="pixels a side; default: 64")
+    images.add_argument("--seed", type=int, default=0, help="of splits and pseudonyms; default: 0")
+    images.add_argument("--modality", default="OT", metavar="MR|CT|...", help="of all images, as DICOM says it")
+    images.add_argument("--patient-csv", type=Path, help="a table with the columns file,patient")
+    images.add_argument("--patient-regex", help="its group is the patient, in the file name")
+    images.add_argument("--all-test", action="store_true", help="no training split")
+    images.add_argument(
+        "--val-share", type=float, help="of the patients in the validation split; default: 0.1, 0 with --split-folders"
+    )
+    images.add_argument("--fold", type=_fold, metavar="K/N", help="cross-validation: part K of N is the test split")
+    images.add_argument(
+        "--reference", type=int, default=0, metavar="N", help="set N patients aside for good, unlabelled: reference.h5"
+    )
+    for name, text in (
+        ("--split-folders", "the top folders are splits (Training, Testing, ...), the classes lie in them"),
+        ("--follow-links", "walk into links to folders; links to files are always followed"),
+        ("--repair-nan", "give NaN and infinite pixels the smallest or largest finite value of their image"),
+        ("--skip-unreadable", "leave out images that cannot be read; default: refuse the import"),
+        ("--replace", "remove the shards of another import from OUT; ledgers stay"),
+        ("--list-files", "write what became of every file to OUT/files.csv: as private as the images"),
+    ):
+        images.add_argument(name, action="store_true", help=text)
+    images.set_defaults(verb=_prepare_images)
 
 
 def _fold(text: str) -> tuple[int, int]:
@@ -194,24 +221,21 @@ def _prepare_phantom(options: argparse.Namespace) -> int:
 
 
 def _prepare_images(options: argparse.Namespace) -> int:
-    from data_prep.images import ImageImport, import_images
+    from dataclasses import fields
 
-    job = ImageImport(
-        source=options.source,
-        out=options.out,
-        sites=options.sites,
-        skew=options.skew,
-        size=options.size,
-        seed=options.seed,
-        patient_csv=options.patient_csv,
-        patient_regex=options.patient_regex,
-        all_test=options.all_test,
-        val_share=options.val_share,
-        fold=options.fold,
-        reference=options.reference,
-    )
-    for path in import_images(job):
-        print(path)
+    from data_prep.image_job import ImageImport
+    from data_prep.images import import_images
+    from data_prep.names import shown
+    from data_prep.starter import write_starter
+
+    job = ImageImport(**{field.name: getattr(options, field.name) for field in fields(ImageImport)})
+    try:
+        for path in import_images(job):
+            print(shown(path))
+        print(write_starter(job))
+    except KeyboardInterrupt:
+        print(f"interrupted: nothing was written to {job.out}", file=sys.stderr)
+        return INTERRUPTED
     return FINISHED
 
 

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.phantom.anatomy import ENHANCING, NECROSIS, OEDEMA, SOLID, AnatomyRange
-from data_prep.phantom.cohort import CLASSES, PIXEL_RANGE, Cohort, draw_patient, patient_fractions, site_plan
+from data_prep.phantom.cohort import PIXEL_RANGE, Cohort, draw_patient, patient_fractions, site_plan
 from data_prep.phantom.ct import CtProtocol, ct_image
 from data_prep.phantom.fields import Float, Grid
 from data_prep.phantom.lesions import Lesion
 from data_prep.phantom.mri import MriProtocol, mri_image
 from data_prep.phantom.sites import SiteProtocol
-from data_prep.shard_writer import write_shard
+from data_prep.shard_writer import UNLABELLED, write_shard
 from fedhpc.rng import generator
 
 ANATOMY = AnatomyRange(slice_mm=(-18.0, 52.0), rotation_deg=12.0, scale=0.07, shear=0.05, shift_mm=5.0, elastic_mm=4.0)
@@ -76,7 +76,7 @@ def write_reference(path: Path, images: int, image_size: int) -> None:
     write_shard(
         path,
         site=path.stem,
-        classes=CLASSES,
+        classes=UNLABELLED,
         pixel_range=PIXEL_RANGE,
         created_by="data_prep.phantom.public 1",
         images=drawn.images,

@@ -6,7 +6,7 @@
 | `/labels`   | int64                    | [n]          | index into the attribute `classes`             |
 | `/patient`  | S16                      | [n]          | pseudonym, never a name                        |
 | `/split`    | uint8                    | [n]          | 0 train, 1 val, 2 test; a patient is in one    |
-| `/modality` | S2                       | [n]          | MR, CT or OT                                   |
+| `/modality` | S2                       | [n]          | as DICOM says it: MR, CT, ..., OT for any other |
 | `/stage`    | uint8                    | [n]          | optional: 1 early (small lesion), 0 otherwise  |
 
 Root attributes: `format_version`, `site`, `classes`, `pixel_range`, `created_by`. Whatever else a file holds is
@@ -30,7 +30,7 @@ from fedhpc.errors import ShardError
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
-MODALITIES = ("MR", "CT", "OT")
+MODALITIES = ("MR", "CT", "OT", "CR", "DX", "MG", "NM", "OP", "PT", "RF", "SM", "US", "XA")
 IMAGE_DTYPES = (np.dtype("<u1"), np.dtype("<u2"), np.dtype("<f4"))
 COLUMNS = {
     name: np.dtype(code)

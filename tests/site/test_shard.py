@@ -254,7 +254,7 @@ DAMAGES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "label negative": (poke("labels", slice(0, 5), -1), "/labels has -1 in row 0, 1, 2 and 2 more; allowed: 0 to 1"),
     "split": (poke("split", 3, 3), r"/split has 3 in row 3; allowed: 0 \(train\)"),
     "stage": (poke("stage", 2, 9), "/stage has 9 in row 2; allowed: 0, or 1 for early"),
-    "modality": (poke("modality", 1, b"US"), "/modality has b'US' in row 1; allowed: MR, CT, OT"),
+    "modality": (poke("modality", 1, b"XX"), "/modality has b'XX' in row 1; allowed: MR, CT, OT"),
     "patient empty": (poke("patient", 1, b""), "/patient has b'' in row 1; allowed: a pseudonym"),
     "no training": (poke("split", slice(None), 1), "empty train split"),
     "NaN": (images(nan_image(np.nan)), "/images has NaN or Inf in row 4; allowed: finite"),

@@ -1,0 +1,44 @@
+"""File names as they are on disk and as they are shown: any bytes are legal in a name, not all of them in a message."""
+
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import PurePath
+
+NAMES_SHOWN = 3
+
+
+def shown(path: PurePath | str) -> str:
+    r"""Return `path` as printable text: bytes that are not UTF-8 and control characters become escapes.
+
+    >>> shown("M\udcfcller\n.png")
+    'M\\xfcller\\x0a.png'
+    """
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(sign if sign.isprintable() else _escape(sign) for sign in text)
+
+
+def _escape(sign: str) -> str:
+    code = ord(sign)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+
+
+def first_names(names: Sequence[str], count: int | None = None) -> str:
+    """Return the first names of a list and how many more there are.
+
+    >>> first_names(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = (len(names) if count is None else count) - len(names[:NAMES_SHOWN])
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def lookup_key(name: str) -> str:
+    r"""Return what two spellings of one file name have in common: Unicode's composed form, slashes forward.
+
+    macOS stores an umlaut as two characters, a table exported on Windows has one.
+
+    >>> lookup_key("no\\Mu\u0308ller.png") == lookup_key("no/M\u00fcller.png")
+    True
+    """
+    return unicodedata.normalize("NFC", name.strip().replace("\\", "/").removeprefix("./"))

