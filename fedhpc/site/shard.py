@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhpc.errors import ShardError
+from fedhpc.site.shard_checks import storage_problems
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -350,7 +351,7 @@ def _column_layout(dataset: h5py.Dataset, name: str) -> list[str]:
         problems.append(f"/{name} has dtype {dataset.dtype}; allowed: {COLUMNS[name]}")
     if dataset.shape is None or len(dataset.shape) != 1:
         problems.append(f"/{name} has shape {dataset.shape}; allowed: [n]")
-    return problems
+    return problems + storage_problems(dataset, name)
 
 
 def _image_layout(images: h5py.Dataset) -> list[str]:

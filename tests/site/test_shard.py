@@ -154,10 +154,10 @@ def test_a_shard_without_training_split_serves_evaluation_only(tmp_path: Path) -
 # Each damage is done to a real file, and the error must say these words.
 
 
-def put(name: str, values: Any) -> Callable[[h5py.File], None]:
+def put(name: str, values: Any = None, **storage: Any) -> Callable[[h5py.File], None]:
     def damage(file: h5py.File) -> None:
         del file[name]
-        file[name] = values
+        file.create_dataset(name, data=values, **storage)
 
     return damage
 
@@ -241,6 +241,23 @@ DAMAGES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "patient dtype": (put("patient", np.full(N, b"p", "S20")), r"/patient has dtype \|S20; allowed: \|S16"),
     "labels 2-d": (put("labels", np.zeros((N, 1), "<i8")), r"/labels has shape \(12, 1\); allowed: \[n\]"),
     "labels short": (put("labels", np.zeros(3, "<i8")), "/labels has length 3; allowed: 12, as many as /images"),
+    "labels compressed": (
+        put("labels", np.zeros(N, "<i8"), compression="gzip"),
+        r"/labels is compressed or filtered \(deflate\); allowed: stored as it is",
+    ),
+    # A file of 0.1 MB with one chunk of 80 MB of zeros, for 12 labels.
+    "labels inflate": (
+        put("labels", np.zeros(N, "<i8"), compression="gzip", chunks=(10**7,), maxshape=(None,)),
+        "/labels is compressed",
+    ),
+    "labels oversize": (
+        put("labels", np.zeros(N, "<i8"), chunks=(2**20,), maxshape=(None,)),
+        "/labels has chunks of 8,388,608 bytes for 96; allowed: 1,048,576 at most",
+    ),
+    "labels unwritten": (
+        put("labels", shape=(N,), dtype="<i8"),
+        "/labels claims 96 bytes and has 0 on disk; allowed: all written",
+    ),
     "scalar": (put("split", np.uint8(1)), r"/split has shape \(\); allowed: \[n\]"),
     "images dtype": (
         images(content()["images"].astype("f8")),
