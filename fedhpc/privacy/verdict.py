@@ -32,7 +32,7 @@ class Verdict:
     """What to expect of a private run (public).
 
     Attributes:
-        word: good (loses up to about 0.04 of AUC), weak (up to about 0.2), or hopeless.
+        word: good (loses up to about 0.04 of AUC), weak (up to about 0.2), or hopeless (mostly far more).
         noise_length: noise over signal in all directions together.
         directions: how many are learned: features of a linear head, or parameters of a network.
     """

@@ -1,7 +1,7 @@
 """Bounds on what reading a column of a shard may take, checked before the first byte of it is read.
 
-HDF5 stores a column in chunks, and a chunk may be compressed and larger than the column itself: a file of 0.9 MB can ask
-for 800 MB when a few hundred labels are read. So a column is neither compressed nor chunked beyond its length, and
+HDF5 stores a column in chunks, and a chunk may be compressed and larger than the column itself: a file of 0.9 MB can
+ask for 800 MB when a few hundred labels are read. So a column is neither compressed nor chunked beyond its length, and
 is on disk as large as it claims to be.
 """
 

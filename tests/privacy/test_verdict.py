@@ -46,7 +46,7 @@ def test_verdict_foretells_the_loss(directions: int) -> None:
     }
     words = [verdict(length / np.sqrt(directions), directions).word for length in lost]
     assert words == ["good", "weak", "hopeless"]
-    assert lost[0.04] < 0.04 < 0.2 < lost[0.5] and lost[0.04] < lost[0.12] < 0.2
+    assert lost[0.04] < 0.04 < 0.1 < lost[0.5] and lost[0.04] < lost[0.12] < 0.2
 
 
 def test_remedy_is_given_where_it_is_needed() -> None:
