@@ -53,7 +53,7 @@ class AuditedSite:
         else:
             p = self.config.privacy
             units = Units.of(self.samples, p.unit, p.max_images_per_patient)
-            fresh = entropy(p.noise_seed, self.name, round, self.bench.device)
+            fresh = entropy(p.noise_seed, self.name, round)
             work = PrivateWork(units, self.plan, fresh, self.weight)
             train_private(self.model, self.samples, self.config, (round, self.bench, work), _ignore)
         return to_vector(self.model) - params

@@ -25,6 +25,7 @@ from fedhpc.backbones import Backbone
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models import Task, build_model, parameter_count
+from fedhpc.privacy.noise import KeyStream
 from fedhpc.runtime import device_name
 from fedhpc.site.opacus_modes import MODES, Step, opacus_step
 from fedhpc.site.privacy import PrivateStep, Terms
@@ -114,7 +115,7 @@ def step_of(way: str, name: str, place: Place) -> Step:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     if way == "plain":
         return _plain_step(model, optimizer)
-    terms = Terms(1.0, 1.0, place.batch, torch.Generator(place.device).manual_seed(0))
+    terms = Terms(1.0, 1.0, place.batch, KeyStream.fresh())
     if way in MODES:
         return opacus_step(way, model, optimizer, terms)
     private, images_a_unit = PrivateStep.wrap(model, optimizer, terms), IMAGES_A_PATIENT if "patients" in way else 1

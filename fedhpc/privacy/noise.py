@@ -5,20 +5,20 @@ Poisson sampling, the choice of a unit's images, random flips, Gaussian and Skel
 Formal guarantee, if AES-256 in counter mode is a pseudorandom generator (NIST SP 800-38A; the key is 256 bits from the
 operating system and is never stored or sent):
 
-1. `rounded_sum` and `gaussian_integers` return exactly round(v + s Z), where s Z is Gaussian with standard deviation s
-   and v is the exact sum in units of a public grid. So a release is post-processing of the exact Gaussian mechanism
-   (Dwork and Roth 2014, Appendix A): rounding adds nothing to the sensitivity, and a Gaussian accountant holds without
-   a correction. The only values that can be released are integers, the same ones for every v, hence low-order bits
-   tell nothing (the attack of Mironov 2012, "On significance of the least significant bits for differential privacy",
-   needs values that one input can give and a neighbour cannot).
-2. How the rounding is exact. Box and Muller's transform of two real uniforms, of which the keystream gives the first
-   63 bits: x = v + s sqrt(-2 log U1) cos(2 pi U2), and the same with sin. float64 gives x to within `tolerance`. Where
-   no half-integer lies that near, the remaining bits of U1 and U2 and all rounding errors cannot change round(x). Where
-   one does (chance about 2^-22 a draw), U1 and U2 get 128 more bits and x is computed to 256 bits. What is left
-   undecided then has a chance below 2^-90 a draw, so the statistical distance of 2^40 draws is below 2^-50; delta is
-   charged nothing. `ERROR` assumes that log, sqrt, sin and cos of the platform are good to 4 units in the last place.
-   Tests compare every integer with the 256-bit computation.
-3. The integers are a function of the keystream alone: numpy, torch on a CPU and torch on a GPU give the same.
+1. `gaussian.noisy_` and `gaussian_integers` return exactly round(v + s Z), where s Z is Gaussian with standard
+   deviation s, and v is the sum in units of a public grid. So a release is post-processing of the exact Gaussian
+   mechanism (Dwork and Roth 2014, Appendix A): rounding adds nothing to the sensitivity, and a Gaussian accountant
+   holds without a correction. The only values that can be released are integers, the same ones for every v, hence
+   low-order bits tell nothing (the attack of Mironov 2012, "On significance of the least significant bits for
+   differential privacy", needs values that one input can give and a neighbour cannot).
+2. How the rounding is exact. Box and Muller's transform of two real uniforms in [-1, 1), of which the keystream gives
+   the first 64 bits: x = v + s sqrt(-2 log |U1|) cos(pi U2), and the same with sin. float64 gives x to within
+   `tolerance`. Where no half-integer lies that near, the remaining bits of U1 and U2 and all rounding errors cannot
+   change round(x). Where one does (chance about 2^-22 a draw), U1 and U2 get 128 more bits and x is computed to 256
+   bits. What is left undecided then has a chance below 2^-90 a draw, so the statistical distance of 2^40 draws is below
+   2^-50; delta is charged nothing. `ERROR` assumes that log, sqrt, sin and cos of the platform are good to 4 units in
+   the last place. Tests compare every integer with the 256-bit computation.
+3. The integers are a function of v and the keystream alone: numpy, torch on a CPU and torch on a GPU give the same.
 4. Integers and choices from uniform words are exact but for the resolution of `uniform`, 2^-53 a Poisson draw.
 
 Not covered: timing (Jin et al. 2022, "Are we there yet? Timing and floating-point attacks on differential privacy
@@ -49,12 +49,13 @@ ZEROS = bytes(2**18)
 """What is encrypted at a time: it and the result stay in a core's cache."""
 
 ERROR = 2.0**-40
-"""No Z is further from its true value than this where LEAST_SQUARE <= -2 log U1 <= LARGEST_SQUARE. U1 is known to
-within 2^-64 + 2^-52 U1, which moves the radius r by that over U1 r, at most 2^-41; all other errors together are below
-2^-45."""
+"""No Z is further from its true value than this where LEAST_SQUARE <= -2 log |U1| <= LARGEST_SQUARE. |U1| is known to
+within 2^-63 + 2^-52 |U1|, which moves the radius r by that over |U1| r, at most 2^-40.9; all other errors together are
+below 2^-45."""
 LEAST_SQUARE, LARGEST_SQUARE = 2.0**-22, 33.0
 SMALLEST_STD, LARGEST_STD = 2.0**4, 2.0**24
-WORD_BITS, MORE_BITS, PRECISION_BITS = 63, 128, 256
+MORE_BITS, PRECISION_BITS = 128, 256
+RADIUS_UNIT, ANGLE_UNIT = 2.0**-63, math.pi * 2.0**-63
 CHUNK_PAIRS = 2**14
 """Pairs of draws whose words lie together in the stream: first all of U1, then all of U2."""
 Bytes = bytes
@@ -140,7 +141,7 @@ def gaussian_integers(std: float, size: int, stream: KeyStream) -> I64:
         stream: the source; see `source`.
 
     >>> gaussian_integers(1000.0, 3, KeyStream.of_seed(7)).tolist()
-    [1181, 1024, -1056]
+    [790, 507, -706]
     """
     check_std(std)
     out = np.empty(size + size % 2, np.int64)
@@ -152,15 +153,16 @@ def gaussian_integers(std: float, size: int, stream: KeyStream) -> I64:
 
 def _gaussian_chunk(std: float, pairs: int, stream: KeyStream) -> I64:
     """2 `pairs` draws: the cosines, then the sines."""
-    first, words = stream.draws(pairs), stream.words(2 * pairs) >> np.uint64(1)
+    first, words = stream.draws(pairs), stream.words(2 * pairs).view(np.int64)
     radius, angle = words[:pairs], words[pairs:]
-    square = -2 * np.log((radius + 0.5) * 2.0**-WORD_BITS)
-    r, turn = std * np.sqrt(square), angle * (2 * math.pi * 2.0**-WORD_BITS)
-    x = np.concatenate([r * np.cos(turn), r * np.sin(turn)])
-    nearest = np.rint(x)
-    out: I64 = nearest.astype(np.int64)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a word of 0, which is computed again
+        square = -np.log((radius * RADIUS_UNIT) ** 2)
+        r, turn = std * np.sqrt(square), angle * ANGLE_UNIT
+        x = np.concatenate([r * np.cos(turn), r * np.sin(turn)])
+        nearest = np.rint(x)
     outside = (square < LEAST_SQUARE) | (square > LARGEST_SQUARE)
-    unsure = (np.abs(x - nearest) >= 0.5 - tolerance(std, 0)) | np.tile(outside, 2)
+    unsure = ~(np.abs(x - nearest) < 0.5 - tolerance(std, 0)) | np.tile(outside, 2)
+    out: I64 = np.where(unsure, 0, nearest).astype(np.int64)
     for index in np.flatnonzero(unsure).tolist():
         part, pair = divmod(index, pairs)
         known = Pair(int(radius[pair]), int(angle[pair]), first + pair)
@@ -181,22 +183,28 @@ def tolerance(std: float, largest: float) -> float:
 
 @dataclass(frozen=True)
 class Pair:
-    """The two 63-bit words of one pair of draws and the number of the pair in its stream."""
+    """The two words, int64, of one pair of draws, and the number of the pair in its stream (secret)."""
 
     radius: int
     angle: int
     number: int
 
     def rounded(self, value: float, std: float, part: int, stream: KeyStream) -> int:
-        """round(value + std Z) with 191 bits of each uniform, where Z is the pair's cosine (part 0) or sine (1)."""
+        """round(value + std Z), computed from MORE_BITS more bits of each uniform.
+
+        Args:
+            value: v, in units of the grid (private).
+            std: s, in units of the grid.
+            part: 0 for the pair's cosine, 1 for its sine.
+            stream: which the words are from.
+        """
         from mpmath import mp, mpf
 
-        more = stream.more_bits(self.number)
-        bits = WORD_BITS + MORE_BITS
+        words = (self.radius, self.angle)
         with mp.workprec(PRECISION_BITS):
-            u1, u2 = (
-                (mpf((word << MORE_BITS) + extra) + mpf(0.5)) / mpf(2) ** bits
-                for word, extra in zip((self.radius, self.angle), more, strict=True)
+            radius, angle = (
+                (mpf((word << MORE_BITS) + more) + 0.5) / mpf(2) ** (MORE_BITS + 63)
+                for word, more in zip(words, stream.more_bits(self.number), strict=True)
             )
-            turn = (mp.cos, mp.sin)[part](2 * mp.pi * u2)
-            return int(mp.nint(mpf(value) + mpf(std) * mp.sqrt(-2 * mp.log(u1)) * turn))
+            turn = (mp.cos, mp.sin)[part](mp.pi * angle)
+            return int(mp.nint(mpf(value) + mpf(std) * mp.sqrt(-2 * mp.log(abs(radius))) * turn))

@@ -16,13 +16,14 @@ no more than z, then; but it must not be accounted by PRV, nor at orders that ar
 
 import math
 import warnings
+from decimal import Context, Decimal
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import PrivacyError
-from fedhpc.rng import seed_of
+from fedhpc.privacy.noise import KeyStream
 
 I64 = NDArray[np.int64]
 ORDERS = (*range(2, 64), *range(64, 128, 4), *range(128, 1025, 32))
@@ -30,6 +31,8 @@ SMALLEST_VARIANCE = 2.0**26
 """From here on what `draw` leaves out of its series is below the rounding of a float64."""
 LARGEST_VARIANCE = 2.0**100
 BISECTIONS = 50
+TAILS = np.array([int(2**64 * Decimal(-k).exp(Context(prec=60))) for k in range(44, 0, -1)], np.uint64)
+"""2^64 exp(-k), rising; the next one would be 0."""
 
 
 def rdp(variance: float, l1: float, l2: float, order: int) -> float:
@@ -90,48 +93,56 @@ def calibrate(epsilon: float, delta: float, releases: int) -> float:
     return high
 
 
-def source(noise_seed: int | None, site: str, round: int) -> np.random.Generator:
-    """Fresh randomness of the operating system for one site and round; a `noise_seed` is for tests and no guarantee."""
-    return np.random.default_rng(None if noise_seed is None else seed_of(noise_seed, site, round, "skellam"))
-
-
-def draw(variance: float, size: int, rng: np.random.Generator) -> I64:
+def draw(variance: float, size: int, stream: KeyStream) -> I64:
     """`size` independent Skellam variables of mean 0, int64[size].
 
     The difference of two numpy Poissons would do for small variances only: their sampler accepts a proposal by a
     difference of numbers near m log(m), so at a mean m of 2^40 its density is wrong by some 0.3 %, and from 2^50 on the
-    shape is another. Here a discrete Laplace variable, made of exact integer draws (Canonne, Kamath and Steinke 2020,
-    "The Discrete Gaussian for Differential Privacy", Algorithm 2), is accepted with the density of the Skellam
-    distribution, P(k) = exp(-v) I_k(v), from the expansion of I_k for large v (DLMF 10.41.3), where nothing cancels:
+    shape is another. Here a discrete Laplace variable whose scale is a power of two, made of uniform integers (Canonne,
+    Kamath and Steinke 2020, "The Discrete Gaussian for Differential Privacy", Algorithm 2), is accepted with the
+    density of the Skellam distribution, P(k) = exp(-v) I_k(v), from the expansion of I_k for large v (DLMF 10.41.3),
+    where nothing cancels:
 
         log P(k) - log P(0) = -x^2 / 2 + (x^4 - 6 x^2) / (24 v) + O(x^6 / (80 v^2)),  x = k / sqrt(v)
 
-    What is left is the rounding of the acceptance probability to 53 bits: an entry is within 2^-48 of its distribution
+    What is left is the rounding of the acceptance probability to 53 bits, and of the geometric distribution's tail
+    probabilities to 64: an entry is within 2^-48 of its distribution
     in total variation, so that the 10^8 entries of a long run together add less than 10^-6 to delta.
 
     Args:
         variance: v, SMALLEST_VARIANCE to LARGEST_VARIANCE (public).
         size: how many.
-        rng: the source; see `source`.
+        stream: the source; see `fedhpc.privacy.noise.source`.
     """
     if not SMALLEST_VARIANCE <= variance <= LARGEST_VARIANCE:
         raise ValueError(f"variance={variance}; allowed: {SMALLEST_VARIANCE} to {LARGEST_VARIANCE}")
     out = np.empty(0, np.int64)
     while out.size < size:
         # Near half of the proposals are accepted.
-        out = np.concatenate((out, _accepted(variance, 2 * (size - out.size) + 16, rng)))
+        out = np.concatenate((out, _accepted(variance, 2 * (size - out.size) + 16, stream)))
     return out[:size]
 
 
-def _accepted(variance: float, proposals: int, rng: np.random.Generator) -> I64:
-    scale = round(math.sqrt(variance))
-    low = rng.integers(0, scale, proposals)
-    magnitude = low + scale * (rng.geometric(-math.expm1(-1), proposals) - 1)
-    sign = rng.integers(0, 2, proposals)
+def _accepted(variance: float, proposals: int, stream: KeyStream) -> I64:
+    scale = scale_of(variance)
+    words = stream.words(proposals)
+    low = (words & np.uint64(scale - 1)).astype(np.int64)
+    negative = words >> np.uint64(63) == 1
+    magnitude = low + scale * _geometric(stream.words(proposals))
     chance = _log_acceptance(magnitude, variance, scale) - low / scale
-    kept = (rng.random(proposals) < np.exp(chance)) & ~((sign == 1) & (magnitude == 0))
-    accepted: I64 = np.where(sign == 1, -magnitude, magnitude)[kept]
+    kept = (stream.uniform(proposals) < np.exp(chance)) & ~(negative & (magnitude == 0))
+    accepted: I64 = np.where(negative, -magnitude, magnitude)[kept]
     return accepted
+
+
+def scale_of(variance: float) -> int:
+    """The scale of the proposals: the power of two next to a standard deviation."""
+    return 1 << round(math.log2(variance) / 2)
+
+
+def _geometric(words: NDArray[np.uint64]) -> I64:
+    """P(k or more) = exp(-k), to within 2^-64, from uniform words."""
+    return len(TAILS) - np.searchsorted(TAILS, words, side="right")
 
 
 def _log_acceptance(magnitude: I64, variance: float, scale: int) -> NDArray[np.float64]:

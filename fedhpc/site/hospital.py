@@ -17,8 +17,8 @@ from fedhpc.metrics import bootstrap_histograms, score_histogram
 from fedhpc.models import from_vector, layers_of, to_vector
 from fedhpc.privacy.accountant import Charge, total_of
 from fedhpc.privacy.ledger import Ledger, Lifetime, lifetime_path
+from fedhpc.privacy.noise import source
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.privacy.skellam import source
 from fedhpc.rng import generator
 from fedhpc.site.evaluation import predict
 from fedhpc.site.integer_sum import I64, Grid, contribution
@@ -121,7 +121,7 @@ class Hospital:
     def _private_work(self, plan: PrivacyPlan, round: int) -> PrivateWork:
         if self._units is None:
             raise ValueError("no privacy ledger is open; call keep_ledger first")
-        fresh = entropy(self._place.config.privacy.noise_seed, self.name, round, self._place.bench.device)
+        fresh = entropy(self._place.config.privacy.noise_seed, self.name, round)
         return PrivateWork(self._units, plan, fresh, self.weight)
 
     def _charge(self, plan: PrivacyPlan, round: int) -> None:
@@ -160,7 +160,7 @@ class Hospital:
             raise ValueError("a secure sum needs a privacy plan")
         from_vector(place.model, params)
         at = (round, place.bench, self._private_work(place.plan, round))
-        noise = (grid, source(place.config.privacy.noise_seed, self.name, round), place.on_step)
+        noise = (grid, source(place.config.privacy.noise_seed, self.name, round, "skellam"), place.on_step)
         with self.failing(f"round {round + 1}: training failed"):
             return contribution(place.model, self._samples, place.config, at, noise)
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fedhpc.config import Privacy, RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.models import parameter_count
+from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.skellam import SMALLEST_VARIANCE, draw, variance_for
 from fedhpc.site.privacy import physical_batches
 from fedhpc.site.samples import Samples
@@ -107,14 +108,18 @@ def plan_grid(noise_multiplier: float, size: int, weights: Sequence[int], honest
 def rounded_(gradients: Tensor, clip_norm: float, grid: Grid) -> Tensor:
     """Clip each unit's gradient and round it to the grid, in place: float64[u, d] -> integers as float64 (private).
 
-    All integers here are far below 2^53, so that float64 holds them, their squares' sum and their sum exactly.
+    A unit whose gradient is not finite gives zeros, since no factor would bound it; to fail because of it would tell
+    that the unit is there. All integers here are far below 2^53, so that float64 holds them, their squares' sum and
+    their sum exactly.
 
     Raises:
-        ValueError: where a gradient is not finite, or a vector longer than `grid.l2`, which the clipping rules out.
+        ValueError: where a vector is longer than `grid.l2`, which the clipping rules out.
     """
     norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)
-    if not torch.isfinite(norms).all():
-        raise ValueError("the gradient of a unit is not finite; lower training.lr")
+    finite = torch.isfinite(norms)
+    if not finite.all():
+        gradients.masked_fill_(~finite, 0)
+        norms.masked_fill_(~finite, 0)
     units = gradients.mul_(grid.clip_units / norms.clamp_min(clip_norm)).round_()
     longest = float(torch.linalg.vecdot(units, units).max()) if len(units) else 0.0
     if longest > grid.l2**2:
@@ -127,7 +132,7 @@ def contribution(
     samples: Samples,
     config: RunConfig,
     at: tuple[int, Bench, PrivateWork],
-    noise: tuple[Grid, np.random.Generator, OnStep],
+    noise: tuple[Grid, KeyStream, OnStep],
 ) -> I64:
     """One site's vector for the secure sum of one round, int64[d]: to be masked before it leaves.
 
@@ -138,22 +143,23 @@ def contribution(
         samples: the site's own (private).
         config: the run's.
         at: (round, where to compute, the private work).
-        noise: (the grid, the source of the noise, told when done).
+        noise: (the grid, the source of the noise, called when done).
     """
-    (_, bench, work), (grid, rng, on_step) = at, noise
+    (_, bench, work), (grid, stream, on_step) = at, noise
+    sampling = work.entropy.sampling
     total = torch.zeros(parameter_count(model), dtype=torch.int64, device=bench.device)
-    drawn = work.units.draw(work.plan.sample_rate, work.entropy.sampling)
+    drawn = work.units.draw(work.plan.sample_rate, sampling)
     with per_image_gradients(model, bench) as gradients:
         for rows, owner, _ in physical_batches(drawn, config.privacy.max_physical_batch):
             if len(rows):
                 images, labels = samples.inputs(rows), torch.from_numpy(samples.labels[rows])
-                images = mirrored(images, work.entropy.sampling) if config.training.random_flip else images
+                images = mirrored(images, sampling.uniform(len(images))) if config.training.random_flip else images
                 units = mean_by_unit(gradients(images, labels), torch.from_numpy(owner).to(bench.device))
                 total += rounded_(units, config.privacy.clip_norm, grid).sum(dim=0).to(torch.int64)
     bound = grid.bound(work.weight)
     kept: I64 = total.clamp(-bound, bound).cpu().numpy()
     on_step(1, 1)
-    return kept + draw(grid.site_variance, kept.size, rng)
+    return kept + draw(grid.site_variance, kept.size, stream)
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 The gradient of the loss at the logits of image i is its residual r_i = softmax(logits) - one-hot(label). The bias's is
 r_i too, and the weight's is the outer product of r_i and the features x_i; so the inner product of the gradients of two
-images is <r, r'> (<x, x'> + 1).
+images is <r, r'> (<x, x'> + 1). All of it is computed in float64: see `fedhpc.site.clipping` for why.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class LinearHead:
         return cls(model[:-1], last) if trained == {last.weight, last.bias} else None
 
     def features(self, images: Tensor) -> Tensor:
-        """x [n, d] of images [n, ...], in the precision of the weight."""
+        """x, float64 [n, d], of images [n, ...]."""
         x: Tensor = self.body(images)
-        return x.to(self.linear.weight.dtype)
+        return x.to(self.linear.weight.dtype).double()
 
     def residuals(self, x: Tensor, labels: Tensor, owner: Tensor) -> Tensor:
         """r [n, classes] of the mean cross entropy of each unit: an image's own, divided by the images of its unit."""
-        r = torch.softmax(self.linear(x).to(x.dtype), dim=1)
+        r = torch.softmax(F.linear(x, self.linear.weight.double(), self.linear.bias.double()), dim=1)
         r[torch.arange(len(r), device=r.device), labels] -= 1
         sizes = torch.bincount(owner)
         return r if len(sizes) == len(owner) else r / sizes[owner, None]

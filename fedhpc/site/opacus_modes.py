@@ -27,7 +27,7 @@ def opacus_step(mode: str, model: nn.Module, optimizer: torch.optim.Optimizer, t
         "noise_multiplier": terms.noise_multiplier,
         "max_grad_norm": terms.clip_norm,
         "expected_batch_size": int(terms.expected_units),
-        "generator": terms.noise,
+        "generator": torch.Generator(next(model.parameters()).device).manual_seed(0),
     }
     if mode == "ghost":
         return _ghost_step(model, optimizer, options)

@@ -2,10 +2,15 @@
 
 Formal guarantee: the sequence of updates that a site releases is (epsilon, delta)-differentially private for adding or
 removing one unit (a patient with all images, or one image), by the ledger's accountant. What is sampled is what is
-accounted: every step draws each unit independently with probability `sample_rate`.
+accounted: every step draws each unit independently with probability `sample_rate`, which is charged.
+
+It rests on three things, each with its own proof: that one unit moves the sum of clipped gradients by at most
+`clip_norm (1 + MARGIN)` (`fedhpc.site.clipping`, which says what of that is proven and what is measured); that the
+released sum is the exactly rounded sum plus Gaussian noise of standard deviation `noise_multiplier clip_norm
+(1 + MARGIN)` (`fedhpc.privacy.noise`); and that nobody can tell or repeat the random numbers, all of which are from an
+AES-256 keystream with a key of the operating system. `privacy.noise_seed` voids the last.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedhpc.rng import seed_of
-from fedhpc.site.clipping import ClippedSum
+from fedhpc.privacy.gaussian import noisy_
+from fedhpc.privacy.noise import KeyStream, source
+from fedhpc.site.clipping import MARGIN, ClippedSum
 from fedhpc.site.samples import Samples
 
 I64 = NDArray[np.int64]
@@ -23,23 +29,18 @@ I64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Entropy:
-    """A site's secret randomness in one round: for the Poisson draws and for the noise."""
+    """A site's secret randomness in one round: for what is drawn of the images, and for the noise."""
 
-    sampling: np.random.Generator
-    noise: torch.Generator
+    sampling: KeyStream
+    noise: KeyStream
 
 
-def entropy(noise_seed: int | None, site: str, round: int, device: torch.device) -> Entropy:
-    """Fresh randomness from the operating system, independent for each site, round and restart.
+def entropy(noise_seed: int | None, site: str, round: int) -> Entropy:
+    """Two keys of the operating system, independent for each site, round and restart.
 
-    A `noise_seed` makes it reproducible, though different at each site and round; it is for tests: no guarantee.
+    A `noise_seed` makes them reproducible, though different at each site and round; it is for tests: no guarantee.
     """
-    noise = torch.Generator(device)
-    if noise_seed is None:
-        noise.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
-        return Entropy(np.random.default_rng(), noise)
-    noise.manual_seed(seed_of(noise_seed, site, round, "noise"))
-    return Entropy(np.random.default_rng(seed_of(noise_seed, site, round, "sampling")), noise)
+    return Entropy(*(source(noise_seed, site, round, purpose) for purpose in ("sampling", "noise")))
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,13 @@ class Units:
         order = np.argsort(owner, kind="stable")
         return cls(tuple(np.split(train[order], np.cumsum(np.bincount(owner))[:-1])), max_images)
 
-    def draw(self, sample_rate: float, rng: np.random.Generator) -> list[I64]:
+    def draw(self, sample_rate: float, stream: KeyStream) -> list[I64]:
         """Poisson sampling: each unit with probability `sample_rate`; of a unit, at most `max_images` random images."""
-        chosen = np.flatnonzero(rng.random(len(self.rows)) < sample_rate)
-        return [self._some_images(self.rows[u], rng) for u in chosen]
+        chosen = np.flatnonzero(stream.uniform(len(self.rows)) < sample_rate)
+        return [self._some_images(self.rows[u], stream) for u in chosen]
 
-    def _some_images(self, rows: I64, rng: np.random.Generator) -> I64:
-        return rows if len(rows) <= self.max_images else rng.choice(rows, self.max_images, replace=False)
+    def _some_images(self, rows: I64, stream: KeyStream) -> I64:
+        return rows if len(rows) <= self.max_images else rows[stream.chosen(len(rows), self.max_images)]
 
 
 def physical_batches(drawn: list[I64], limit: int) -> Iterator[tuple[I64, I64, bool]]:
@@ -90,7 +91,7 @@ class Terms:
     clip_norm: float
     noise_multiplier: float
     expected_units: float
-    noise: torch.Generator
+    noise: KeyStream
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,11 @@ class PrivateStep:
 
     def _step(self) -> None:
         """The one place where noise is added: once for each drawn batch, to the whole sum."""
-        total, terms = self.clipped.take(), self.terms
-        std = terms.noise_multiplier * terms.clip_norm
-        noise = torch.normal(0.0, std, total.shape, generator=terms.noise, dtype=total.dtype, device=total.device)
-        mean = (total + noise) / terms.expected_units
-        for p, part in zip(self.clipped.trained, self.clipped.split(mean), strict=True):
-            p.grad = part.view_as(p)
+        total, terms = self.clipped.total, self.terms
+        std = terms.noise_multiplier * terms.clip_norm * (1 + MARGIN)
+        noisy_(total, std, self.clipped.largest, terms.noise)
+        for p, part in zip(self.clipped.trained, self.clipped.split(total), strict=True):
+            p.grad = part.div_(terms.expected_units).to(p.dtype).view_as(p)
+        self.clipped.clear()
         self.optimizer.step()
         self.optimizer.zero_grad()

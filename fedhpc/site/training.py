@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from fedhpc.config import RunConfig, Training
@@ -48,9 +49,14 @@ def make_optimizer(model: nn.Module, training: Training, round: int) -> torch.op
     return torch.optim.SGD(parameters, lr, momentum=training.momentum, weight_decay=training.weight_decay)
 
 
-def mirrored(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Each image [b, C, H, W] turned left to right with chance 1/2, by itself: the unit of privacy is not touched."""
-    turned = torch.from_numpy(rng.random(len(images)) < 0.5)
+def mirrored(images: torch.Tensor, uniform: NDArray[np.float64]) -> torch.Tensor:
+    """Each image [b, C, H, W] turned left to right with chance 1/2, by itself: the unit of privacy is not touched.
+
+    Args:
+        images: private.
+        uniform: [b], uniform in [0, 1).
+    """
+    turned = torch.from_numpy(uniform < 0.5)
     return torch.where(turned[:, None, None, None], images.flip(3), images)
 
 
@@ -75,7 +81,7 @@ def train_plain(
         rng = generator(config.seed, site, round, epoch, "shuffle")
         for batch in np.array_split(rng.permutation(rows), per_epoch):
             images, labels = samples.inputs(batch), torch.from_numpy(samples.labels[batch])
-            images = (mirrored(images, rng) if training.random_flip else images).to(bench.device)
+            images = (mirrored(images, rng.random(len(images))) if training.random_flip else images).to(bench.device)
             optimizer.zero_grad()
             with bench.autocast():
                 loss = nn.functional.cross_entropy(model(images), labels.to(bench.device))
@@ -129,14 +135,14 @@ def train_private(
         on_step: told of each step.
     """
     round, bench, work = at
-    plan, p = work.plan, config.privacy
+    plan, p, stream = work.plan, config.privacy, work.entropy.sampling
     terms = Terms(p.clip_norm, plan.noise_multiplier, plan.sample_rate * work.weight, work.entropy.noise)
     step = PrivateStep.wrap(model, make_optimizer(model, config.training, round), terms)
     for done in range(1, plan.steps_per_round + 1):
-        drawn = work.units.draw(plan.sample_rate, work.entropy.sampling)
+        drawn = work.units.draw(plan.sample_rate, stream)
         for rows, owner, last in physical_batches(drawn, p.max_physical_batch):
             images, labels = samples.inputs(rows), torch.from_numpy(samples.labels[rows])
-            images = mirrored(images, work.entropy.sampling) if config.training.random_flip else images
+            images = mirrored(images, stream.uniform(len(images))) if config.training.random_flip else images
             images = images.to(bench.device)
             with bench.autocast():
                 step(images, labels.to(bench.device), torch.from_numpy(owner).to(bench.device), last)

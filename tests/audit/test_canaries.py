@@ -92,7 +92,7 @@ def test_samples_mark_canaries_and_only_those_of_the_coins_train(subject: Subjec
     assert (inputs[0, 0] == 0).all() and (inputs[0, 1] == 3).all()
     assert (inputs[1, 1] == 0).all()
     torch.testing.assert_close(inputs[1:, :1], subject.samples.inputs(train[:1]))
-    torch.testing.assert_close(mirrored(inputs, np.random.default_rng(0))[:, 1], inputs[:, 1])
+    torch.testing.assert_close(mirrored(inputs, np.random.default_rng(0).random(len(inputs)))[:, 1], inputs[:, 1])
     units = Units.of(samples, "patient", 4)
     assert sum(rows.tolist() == [n + 2] for rows in units.rows) == 1
 

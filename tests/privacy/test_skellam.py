@@ -15,7 +15,8 @@ from scipy.special import ive, logsumexp
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy import skellam
 from fedhpc.privacy.accountant import epsilon_of
-from fedhpc.privacy.skellam import ORDERS, calibrate, draw, epsilon_by_rdp, rdp, source, variance_for
+from fedhpc.privacy.noise import KeyStream, source
+from fedhpc.privacy.skellam import ORDERS, calibrate, draw, epsilon_by_rdp, rdp, scale_of, variance_for
 
 
 @pytest.mark.parametrize("variance", [4.0, 100.0, 1000.0])
@@ -98,7 +99,7 @@ def log_probability(k: int, variance: float) -> mpmath.mpf:
 @pytest.mark.parametrize("deviations", [0.5, 1.0, 2.0, 4.0])
 def test_acceptance_is_that_of_the_exact_distribution(precise: None, variance: float, deviations: float) -> None:
     """Proposal times acceptance, relative to k = 0, is the Skellam probability of k to the precision of a float64."""
-    scale = round(variance**0.5)
+    scale = scale_of(variance)
     k = round(deviations * variance**0.5)
     at = skellam._log_acceptance(np.array([0, k]), variance, scale)
     ours = float(at[1] - at[0]) - k / scale
@@ -111,7 +112,7 @@ def test_numpys_sampler_is_not_used_where_it_is_wrong() -> None:
     """Why there is a sampler here: the fourth moment of numpy's Poisson at a mean of 2^50 is not a Poisson's 3."""
     rng = np.random.default_rng(0)
     at_2_50 = (rng.poisson(2.0**50, 200_000) - 2**50) / 2.0**25
-    ours = draw(2.0**51, 200_000, rng) / 2.0**25.5
+    ours = draw(2.0**51, 200_000, KeyStream.of_seed(0)) / 2.0**25.5
     assert (at_2_50**4).mean() > 4
     assert (ours**4).mean() == pytest.approx(3, abs=0.1)
 
@@ -119,7 +120,7 @@ def test_numpys_sampler_is_not_used_where_it_is_wrong() -> None:
 def test_draws_are_numpys_where_numpy_is_right() -> None:
     rng, n, variance = np.random.default_rng(0), 200_000, skellam.SMALLEST_VARIANCE
     theirs = rng.poisson(variance / 2, n) - rng.poisson(variance / 2, n)
-    ours = draw(variance, n, rng)
+    ours = draw(variance, n, KeyStream.of_seed(0))
     assert stats.ks_2samp(ours, theirs).pvalue > 1e-4
     assert ours.dtype == np.int64
     assert len(np.unique(ours % 16, return_counts=True)[1]) == 16
@@ -129,19 +130,19 @@ def test_draws_are_numpys_where_numpy_is_right() -> None:
 @pytest.mark.parametrize(("sites", "colluding", "dropouts"), [(4, 0, 0), (4, 1, 1), (16, 3, 2)])
 def test_honest_shares_have_the_calibrated_variance_and_distribution(sites: int, colluding: int, dropouts: int) -> None:
     """n - c - t shares are one draw of the whole; those of all sites that stayed are never less."""
-    rng, size, variance = np.random.default_rng(1), 40_000, 2.0**40
+    stream, size, variance = KeyStream.of_seed(1), 40_000, 2.0**40
     honest = sites - colluding - dropouts
-    shares = [draw(variance / honest, size, rng) for _ in range(sites)]
+    shares = [draw(variance / honest, size, stream) for _ in range(sites)]
     together = sum(shares[:honest])
     assert together.var() == pytest.approx(variance, rel=0.03)
     assert stats.kstest(together / variance**0.5, "norm").pvalue > 1e-4
-    assert stats.ks_2samp(together, draw(variance, size, rng)).pvalue > 1e-4
+    assert stats.ks_2samp(together, draw(variance, size, stream)).pvalue > 1e-4
     assert sum(shares[: sites - dropouts]).var() >= 0.97 * variance
 
 
 def test_noise_differs_between_sites_rounds_and_starts() -> None:
     def noise(seed: int | None, site: str, round: int) -> list[int]:
-        return draw(2.0**40, 4, source(seed, site, round)).tolist()
+        return draw(2.0**40, 4, source(seed, site, round, "skellam")).tolist()
 
     drawn = [noise(3, "site1", 0), noise(3, "site2", 0), noise(3, "site1", 1), noise(4, "site1", 0)]
     assert len({tuple(values) for values in drawn}) == 4
@@ -152,4 +153,4 @@ def test_noise_differs_between_sites_rounds_and_starts() -> None:
 @pytest.mark.parametrize("variance", [0.0, 2.0**25, 2.0**101, float("nan")])
 def test_variances_that_the_sampler_does_not_do(variance: float) -> None:
     with pytest.raises(ValueError, match="allowed"):
-        draw(variance, 3, np.random.default_rng(0))
+        draw(variance, 3, KeyStream.of_seed(0))

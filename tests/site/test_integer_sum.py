@@ -12,8 +12,9 @@ from torch import nn
 from fedhpc.config import Privacy, RunConfig, Training
 from fedhpc.errors import PrivacyError
 from fedhpc.models import Task, build_model, from_vector, parameter_count, to_vector
+from fedhpc.privacy.noise import KeyStream, source
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
-from fedhpc.privacy.skellam import calibrate, draw, source
+from fedhpc.privacy.skellam import calibrate, draw
 from fedhpc.site.integer_sum import LARGEST_SIZE, Grid, contribution, per_image_gradients, plan_grid, rounded_
 from fedhpc.site.privacy import Units, entropy
 from fedhpc.site.training import Bench, PrivateWork, one_step, train_private
@@ -64,13 +65,13 @@ def noiseless(model: nn.Module, samples: FakeSamples, **privacy: object) -> tupl
     """The integers of a site without its noise, which a fixed seed lets us take off again."""
     settings = config(noise_seed=3, **privacy)
     grid = plan_grid(PLAN.noise_multiplier, parameter_count(model), (10,) * 4, settings.honest_sites, 10)
-    work = PrivateWork(Units.of(samples, "patient", 4), PLAN, entropy(3, "a", 0, BENCH.device), 10)
+    work = PrivateWork(Units.of(samples, "patient", 4), PLAN, entropy(3, "a", 0), 10)
     steps: list[tuple[int, int]] = []
-    noise = (grid, source(3, "a", 0), lambda *at: steps.append(at))
+    noise = (grid, source(3, "a", 0, "skellam"), lambda *at: steps.append(at))
     vector = contribution(model, samples, settings, (0, BENCH, work), noise)
     assert steps == [(1, 1)]
     assert vector.dtype == np.int64
-    return vector - draw(grid.site_variance, vector.size, source(3, "a", 0)), grid
+    return vector - draw(grid.site_variance, vector.size, source(3, "a", 0, "skellam")), grid
 
 
 @pytest.mark.parametrize(("name", "other_bits"), [("head", 0.0), ("densenet_small", 1e-4)])
@@ -124,7 +125,7 @@ def test_a_secure_step_is_the_private_step_of_the_same_units(name: str) -> None:
     )
     from_vector(model, start)
     plan = PrivacyPlan(0.0, 1.0, 1)
-    work = PrivateWork(Units.of(samples, "patient", 4), plan, entropy(3, "a", 3, BENCH.device), 10)
+    work = PrivateWork(Units.of(samples, "patient", 4), plan, entropy(3, "a", 3), 10)
     train_private(model, samples, config(clip_norm=0.5), (3, BENCH, work), lambda *_: None)
     rounding = 0.5 * len(work.units.rows) / 2 * 0.5 / grid.clip_units / 10
     np.testing.assert_allclose(secure, to_vector(model) - start, rtol=0, atol=rounding + 1e-6)
@@ -144,10 +145,36 @@ def test_no_unit_is_longer_than_the_sensitivity(units: int, size: int, log_scale
             assert (after - before * (grid.clip_units / 0.3)).abs().max() <= 0.5
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_is_refused(value: float) -> None:
-    with pytest.raises(ValueError, match="not finite"):
-        rounded_(torch.tensor([[1.0, 2.0], [value, 0.0]], dtype=torch.float64), 1.0, plan_grid(1.0, 2, (3, 3), 2, 1))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
+def test_gradient_not_finite_adds_zero(value: float) -> None:
+    """Also where only its norm is not: 1e200 squared is infinite."""
+    grid, rows = plan_grid(1.0, 2, (3, 3), 2, 1), [[1.0, 2.0], [value, 0.0], [0.0, 0.5]]
+    vectors = rounded_(torch.tensor(rows, dtype=torch.float64), 1.0, grid)
+    alone = rounded_(torch.tensor(rows[::2], dtype=torch.float64), 1.0, grid)
+    assert (value == 1e200 or not vectors[1].any()) and torch.equal(vectors[::2], alone)
+    assert not rounded_(torch.full((3, 2), float("nan"), dtype=torch.float64), 1.0, grid).any()
+
+
+@pytest.mark.parametrize("name", ["head", "densenet_small"])
+@pytest.mark.parametrize("spoiled", [[0, 1], list(range(12))], ids=["one unit", "all units"])
+def test_unit_not_finite_is_left_out_in_both_modes(name: str, spoiled: list[int]) -> None:
+    """The secure sum and the plain private step: as if the unit were not there, and no error that would tell of it."""
+    model, images = network(name)
+    others = [index for index in range(12) if index not in spoiled]
+    without = FakeSamples(images[others], [1] * len(others))
+    images[spoiled] = float("nan")
+    with_it = FakeSamples(images, [len(spoiled), *[1] * len(others)])
+    start = to_vector(model)
+    sums, steps = [], []
+    for samples in (without, with_it):
+        from_vector(model, start)
+        sums.append(noiseless(model, samples)[0])
+        work = PrivateWork(Units.of(samples, "patient", 12), PrivacyPlan(0.0, 1.0, 1), entropy(3, "a", 3), 10)
+        train_private(model, samples, config(), (3, BENCH, work), lambda *_: None)
+        steps.append(to_vector(model))
+    np.testing.assert_allclose(sums[0], sums[1], rtol=0, atol=2)
+    np.testing.assert_allclose(steps[0], steps[1], rtol=0, atol=1e-6)
+    assert np.isfinite(steps[1]).all() and sums[0].any() == (len(others) > 0)
 
 
 def test_a_failed_site_leaves_no_hooks_on_the_network_of_its_rank() -> None:
@@ -184,7 +211,7 @@ def test_the_gain_over_local_noise() -> None:
     """n sites with nobody colluding: the sum carries the noise of one, where local noise would carry sqrt(n) of it."""
     size, weights = 20_000, (100,) * 4
     grid = plan_grid(PLAN.noise_multiplier, size, weights, 4, 10)
-    total = sum(draw(grid.site_variance, size, np.random.default_rng(index)) for index in range(4))
+    total = sum(draw(grid.site_variance, size, KeyStream.of_seed(index)) for index in range(4))
     local = sum(np.random.default_rng(9 + i).normal(0, PLAN.noise_multiplier * grid.l2, size) for i in range(4))
     assert total.std() / grid.l2 == pytest.approx(PLAN.noise_multiplier, rel=0.02)
     assert local.std() / total.std() == pytest.approx(2, rel=0.04)

@@ -14,10 +14,12 @@ from fedhpc.backbones import Backbone
 from fedhpc.config import Model, RunConfig
 from fedhpc.models import Task, build_model
 from fedhpc.privacy.accountant import epsilon_of
+from fedhpc.privacy.gaussian import noisy_
+from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import plan_privacy
+from fedhpc.site.clipping import MARGIN
 from fedhpc.site.privacy import PrivateStep, Terms, Units, entropy, physical_batches
 
-CPU = torch.device("cpu")
 TASK = Task(("a", "b"), (1, 32, 32))
 
 
@@ -56,8 +58,7 @@ def gradient(
         model.load_state_dict(at.state_dict())
     before = torch.cat([p.detach().reshape(-1).clone() for p in model.parameters()])
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    generator = torch.Generator().manual_seed(0)
-    step = PrivateStep.wrap(model, optimizer, Terms(0.5, noise, 1.0, generator))
+    step = PrivateStep.wrap(model, optimizer, Terms(0.5, noise, 1.0, KeyStream.of_seed(0)))
     for number, (images, labels, owner) in enumerate(batches):
         step(images, labels, torch.tensor(owner, dtype=torch.int64), number == len(batches) - 1)
     step.unwrap()
@@ -150,11 +151,11 @@ def test_the_noisy_sum_over_expected_units_is_what_the_optimizer_gets(optimizer:
     models[1].load_state_dict(models[0].state_dict())
     images, labels = torch.randn(3, 4), torch.tensor([0, 1, 1])
     both = [optimizer(model.parameters(), lr=0.1) for model in models]
-    terms = Terms(0.5, 2.0, 7.0, torch.Generator().manual_seed(0))
+    terms = Terms(0.5, 2.0, 7.0, KeyStream.of_seed(0))
     PrivateStep.wrap(models[0], both[0], terms)(images, labels, torch.arange(3), last=True)
     assert all(p.grad is None for p in models[0].parameters())
     total = torch.from_numpy(gradient(nn.Linear(4, 2), [(images, labels, [0, 1, 2])], at=models[1]))
-    noise = torch.normal(0.0, 1.0, total.shape, generator=torch.Generator().manual_seed(0))
+    noise = noisy_(torch.zeros(10, dtype=torch.float64), 1 + MARGIN, 0.0, KeyStream.of_seed(0)).float()
     for p, part in zip(models[1].parameters(), ((total + noise) / 7).split([8, 2]), strict=True):
         p.grad = part.view_as(p)
     both[1].step()
@@ -166,15 +167,15 @@ def test_units_are_patients_or_images() -> None:
     patients = Units.of(FakeSamples(), "patient", 2)
     assert sorted(len(rows) for rows in patients.rows) == [1, 2, 3]
     assert len(Units.of(FakeSamples(), "image", 2).rows) == 6
-    drawn = patients.draw(1.0, np.random.default_rng(0))
+    drawn = patients.draw(1.0, KeyStream.of_seed(0))
     assert sorted(len(rows) for rows in drawn) == [1, 2, 2]
 
 
 def test_sampling_is_poisson() -> None:
     """Independent draws: the number of units is binomial, in mean and variance."""
     units = Units(tuple(np.array([i]) for i in range(400)), 1)
-    rng = np.random.default_rng(0)
-    counts = np.array([len(units.draw(0.1, rng)) for _ in range(2000)])
+    stream = KeyStream.of_seed(0)
+    counts = np.array([len(units.draw(0.1, stream)) for _ in range(2000)])
     assert counts.mean() == pytest.approx(40, rel=0.02)
     assert counts.var() == pytest.approx(36, rel=0.1)
 
@@ -190,7 +191,7 @@ def test_no_unit_is_cut_between_physical_batches() -> None:
 
 def test_noise_differs_between_sites_rounds_and_starts() -> None:
     def noise(seed: int | None, site: str, round: int) -> list[float]:
-        return torch.randn(4, generator=entropy(seed, site, round, CPU).noise).tolist()
+        return entropy(seed, site, round).noise.uniform(4).tolist()
 
     drawn = [noise(3, "site1", 0), noise(3, "site2", 0), noise(3, "site1", 1), noise(4, "site1", 0)]
     assert len({tuple(values) for values in drawn}) == 4
