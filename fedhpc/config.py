@@ -167,7 +167,10 @@ class Privacy(Section):
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
     max_images_per_patient: Annotated[int, Field(ge=1)] = 4
     max_physical_batch: Annotated[int, Field(ge=1)] = 128
-    noise_seed: int | None = Field(default=None, description="for tests only: makes all that privacy rests on reproducible, and voids the guarantee")
+    noise_seed: int | None = Field(
+        default=None,
+        description="for tests only: makes all that privacy rests on reproducible, and voids the guarantee",
+    )
     trust: Literal["aggregator", "sites"] = "aggregator"
     colluding_sites: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="how many sites may tell the aggregator all they know; required with trust=sites"

@@ -7,13 +7,25 @@ vector and the keystream alone, so every device gives the same.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fedhpc.privacy.noise import CHUNK_PAIRS, LARGEST_SQUARE, LEAST_SQUARE, KeyStream, Pair, tolerance
+from fedhpc.privacy.noise import (
+    ANGLE_UNIT,
+    CHUNK_PAIRS,
+    LARGEST_SQUARE,
+    LEAST_SQUARE,
+    RADIUS_UNIT,
+    WORD_BYTES,
+    KeyStream,
+    Pair,
+    tolerance,
+)
 
 GRID_LOG2 = 16
 """A standard deviation of noise is 2^16 to 2^17 units of its grid."""
+CHUNK = 2 * CHUNK_PAIRS
 CUDA_CHUNKS = 64
 
 
@@ -26,63 +38,84 @@ def grid_of(std: float) -> float:
     return 2.0 ** (math.floor(math.log2(std)) - GRID_LOG2)
 
 
-def noisy_(total: Tensor, std: float, largest: float, stream: KeyStream) -> Tensor:
-    """Add N(0, std^2) to each entry and round it exactly to the nearest multiple of `grid_of(std)`, in place.
-
-    Args:
-        total: float64 [d], contiguous, finite, on any device (private); what is returned is no longer private.
-        std: of the noise; 0 leaves `total` as it is, for tests (public).
-        largest: a bound on the entries; it is used for rounding errors alone, and a larger one costs time only.
-        stream: the source of the noise.
-    """
-    if total.dtype != torch.float64 or not total.is_contiguous():
-        raise ValueError(f"total: {total.dtype}, contiguous: {total.is_contiguous()}; give contiguous float64")
-    if std == 0:
-        return total
-    chunks = CUDA_CHUNKS if total.is_cuda else torch.get_num_threads()
-    noise = _Noise(std, largest, stream)
-    whole = len(total) - len(total) % (2 * CHUNK_PAIRS)
-    for at in range(0, whole, 2 * CHUNK_PAIRS * chunks):
-        noise.add_(total[at : min(at + 2 * CHUNK_PAIRS * chunks, whole)].view(-1, 2, CHUNK_PAIRS))
-    rest = total[whole:]
-    if len(rest):
-        even = torch.cat([rest, rest.new_zeros(len(rest) % 2)])
-        noise.add_(even.view(1, 2, -1))
-        rest.copy_(even[: len(rest)])
-    return total
-
-
 @dataclass(frozen=True)
-class _Noise:
-    """Adds noise of one standard deviation, some chunks of the stream at a time."""
+class Noise:
+    """What is added to every entry of a vector.
+
+    Attributes:
+        std: standard deviation; 0 adds and rounds nothing, for tests (public).
+        largest: bounds the entries; of use for rounding errors alone: a larger one costs time, no accuracy.
+        stream: where it is drawn from.
+    """
 
     std: float
     largest: float
     stream: KeyStream
 
-    def add_(self, value: Tensor) -> None:
-        """To float64 [chunks, 2, pairs]: of each chunk the first half gets the cosines, the second the sines."""
-        words = torch.from_numpy(self.stream.words(value.numel()).view("int64")).view_as(value).to(value.device)
-        first = self.stream.draws(value.numel() // 2)
-        radius, angle = words[:, 0], words[:, 1]
-        square = (radius * _like(value, 2.0**-63)).square_().log_().neg_()
-        r, turn = (square * self.std**2).sqrt_(), angle * _like(value, math.pi * 2.0**-63)
-        x = torch.stack([torch.cos(turn), torch.sin(turn)], dim=1).mul_(r[:, None]).add_(value)
+
+def released(total: Tensor, noise: Noise, divisor: float = 1.0, out: Tensor | None = None) -> Tensor:
+    """(total + N(0, std^2) I), rounded exactly to the nearest multiples of `grid_of(std)`, then divided by `divisor`.
+
+    Args:
+        total: float64 [d], contiguous, finite, on any device (private).
+        noise: what to add.
+        divisor: of what is private already, as is the conversion to the type of `out` (public).
+        out: [d], where to write the result; a new float64 where there is none.
+    """
+    if total.dtype != torch.float64 or not total.is_contiguous():
+        raise ValueError(f"total: {total.dtype}, contiguous: {total.is_contiguous()}; give contiguous float64")
+    out = torch.empty_like(total) if out is None else out
+    if noise.std == 0:
+        return out.copy_(total / divisor)
+    chunks = CUDA_CHUNKS if total.is_cuda else torch.get_num_threads()
+    whole = len(total) - len(total) % CHUNK
+    workspace = _Workspace(total, min(chunks * CHUNK, max(whole, CHUNK)))
+    for at in range(0, whole, chunks * CHUNK):
+        part = slice(at, min(at + chunks * CHUNK, whole))
+        noisy = workspace.noisy(total[part].view(-1, 2, CHUNK_PAIRS), noise)
+        out[part].copy_(noisy.view(-1).mul_(1 / divisor))
+    if whole < len(total):
+        rest = total[whole:]
+        even = torch.cat([rest, rest.new_zeros(len(rest) % 2)]).view(1, 2, -1)
+        out[whole:].copy_(workspace.noisy(even, noise).view(-1)[: len(rest)].mul_(1 / divisor))
+    return out
+
+
+class _Workspace:
+    """Memory for one block of chunks, used again for each: fresh pages would cost more than what is computed there."""
+
+    def __init__(self, total: Tensor, size: int) -> None:
+        self._bytes = np.empty(WORD_BYTES * size, np.uint8)
+        self._words = torch.from_numpy(self._bytes.view(np.int64))
+        self._square, self._angle = total.new_empty(size // 2), total.new_empty(size // 2)
+        self._x, self._nearest = total.new_empty(size), total.new_empty(size)
+
+    def noisy(self, value: Tensor, noise: Noise) -> Tensor:
+        """The rounded sums of `value` [chunks, 2, pairs] and noise: the first halves get cosines, the second sines."""
+        chunks, _, pairs = value.shape
+        size, std, grid = value.numel(), noise.std, grid_of(noise.std)
+        first = noise.stream.draws(chunks * pairs)
+        noise.stream.fill(self._bytes[: WORD_BYTES * size])
+        words = self._words[:size].view(value.shape).to(value.device)
+        square, angle = (memory[: size // 2].view(chunks, pairs) for memory in (self._square, self._angle))
+        x, nearest = (memory[:size].view(value.shape) for memory in (self._x, self._nearest))
+        square.copy_(words[:, 0]).mul_(RADIUS_UNIT).square_().log_()
+        inside = float(square.amin()) >= -LARGEST_SQUARE and float(square.amax()) <= -LEAST_SQUARE
+        radius = square.mul_(-(std**2)).sqrt_()[:, None]
+        angle.copy_(words[:, 1]).mul_(ANGLE_UNIT)
+        torch.cos(angle, out=x[:, 0])
+        torch.sin(angle, out=x[:, 1])
+        torch.addcmul(value, x, radius, out=x)
         # Near 1.5 2^52 grid, the spacing of float64 is the grid, and addition rounds to it exactly.
-        far = 1.5 * 2.0**52 * grid_of(self.std)
-        nearest = (x + far).sub_(far)
-        distance = x.sub_(nearest).abs_()
-        limit = grid_of(self.std) / 2 - tolerance(self.std, self.largest)
-        sure = distance.amax() < limit and square.amin() >= LEAST_SQUARE and square.amax() <= LARGEST_SQUARE
-        if not sure:
-            outside = (square < LEAST_SQUARE) | (square > LARGEST_SQUARE)
-            unsure = ~(distance < limit) | outside[:, None]
-            for chunk, part, pair in unsure.nonzero().tolist():
-                known = Pair(int(radius[chunk, pair]), int(angle[chunk, pair]), first + chunk * value.shape[2] + pair)
-                scaled = float(value[chunk, part, pair]) / grid_of(self.std), self.std / grid_of(self.std)
-                nearest[chunk, part, pair] = known.rounded(*scaled, part, self.stream) * grid_of(self.std)
-        value.copy_(nearest)
-
-
-def _like(value: Tensor, number: float) -> Tensor:
-    return torch.tensor(number, dtype=torch.float64, device=value.device)
+        far = 1.5 * 2.0**52 * grid
+        torch.add(x, far, out=nearest).sub_(far)
+        distance = x.sub_(nearest)
+        limit = grid / 2 - tolerance(std, noise.largest)
+        if not (inside and float(distance.amin()) > -limit and float(distance.amax()) < limit):
+            squares = (radius / std).square()
+            sure = (distance.abs() < limit) & (squares > LEAST_SQUARE * 1.01) & (squares < LARGEST_SQUARE * 0.99)
+            for chunk, part, pair in (~sure).nonzero().tolist():
+                known = Pair(int(words[chunk, 0, pair]), int(words[chunk, 1, pair]), first + chunk * pairs + pair)
+                scaled = float(value[chunk, part, pair]) / grid, std / grid
+                nearest[chunk, part, pair] = known.rounded(*scaled, part, noise.stream) * grid
+        return nearest

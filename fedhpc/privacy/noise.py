@@ -5,7 +5,7 @@ Poisson sampling, the choice of a unit's images, random flips, Gaussian and Skel
 Formal guarantee, if AES-256 in counter mode is a pseudorandom generator (NIST SP 800-38A; the key is 256 bits from the
 operating system and is never stored or sent):
 
-1. `gaussian.noisy_` and `gaussian_integers` return exactly round(v + s Z), where s Z is Gaussian with standard
+1. `gaussian.released` and `gaussian_integers` return exactly round(v + s Z), where s Z is Gaussian with standard
    deviation s, and v is the sum in units of a public grid. So a release is post-processing of the exact Gaussian
    mechanism (Dwork and Roth 2014, Appendix A): rounding adds nothing to the sensitivity, and a Gaussian accountant
    holds without a correction. The only values that can be released are integers, the same ones for every v, hence
@@ -115,13 +115,17 @@ class KeyStream:
         blocks = Cipher(self._more, CTR(nonce)).encryptor().update(bytes(2 * BLOCK_BYTES))
         return int.from_bytes(blocks[:BLOCK_BYTES], "big"), int.from_bytes(blocks[BLOCK_BYTES:], "big")
 
+    def fill(self, out: NDArray[np.uint8]) -> None:
+        """The next bytes, as many as go into `out`, uint8 [n]."""
+        view, zeros = memoryview(out), memoryview(ZEROS)  # type: ignore[arg-type]
+        for at in range(0, len(out), len(ZEROS)):
+            size = min(len(ZEROS), len(out) - at)
+            self._encryptor.update_into(zeros[:size], view[at : at + size])
+
     def _filled(self, n: int) -> NDArray[np.uint8]:
-        out = np.empty(n + BLOCK_BYTES, np.uint8)
-        view = memoryview(out)  # type: ignore[arg-type]
-        for at in range(0, n, len(ZEROS)):
-            size = min(len(ZEROS), n - at)
-            self._encryptor.update_into(memoryview(ZEROS)[:size], view[at:])
-        return out[:n]
+        out = np.empty(n, np.uint8)
+        self.fill(out)
+        return out
 
 
 def source(noise_seed: int | None, site: str, round: int, purpose: str) -> KeyStream:

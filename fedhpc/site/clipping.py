@@ -43,7 +43,7 @@ LARGEST_COUNT = 2**20
 class ClippedSum:
     """Adds up the clipped gradients of units, over one or more physical batches, for a model's trained parameters.
 
-    `total`, float64 [d], is the sum of all that was added since the last `clear` (private until noise is added).
+    `mean` [d] is memory in the parameters' precision, for what is made of the sum in every step.
 
     A unit's gradient is that of the mean cross entropy of its images. A unit whose gradient is not finite adds nothing,
     since no factor would bound it.
@@ -62,10 +62,11 @@ class ClippedSum:
         self._clip_norm = clip_norm
         self._recorder, self._head = Recorder(model), LinearHead.of(model)
         size = sum(p.numel() for p in self.trained)
-        self.total = torch.zeros(size, dtype=torch.float64, device=self.trained[0].device)
-        self._units = 0
-        self._parts: dict[Tensor, Tensor] = dict(zip(self.trained, self.split(self.total), strict=True))
+        self._total = torch.zeros(size, dtype=torch.float64, device=self.trained[0].device)
+        self._units, self._empty = 0, True
+        self._parts: dict[Tensor, Tensor] = dict(zip(self.trained, self.split(self._total), strict=True))
         self._memory = torch.cat([p.new_empty(0) for p in self.trained])
+        self.mean = self._memory.new_empty(size)
 
     def close(self) -> None:
         """Leave the model as it was."""
@@ -76,14 +77,20 @@ class ClippedSum:
         return torch.split(vector, [p.numel() for p in self.trained])
 
     @property
+    def total(self) -> Tensor:
+        """The sum of all that was added since the last `clear`, float64 [d] (private); the memory is used again."""
+        if self._empty:
+            self._total.zero_()
+        return self._total
+
+    @property
     def largest(self) -> float:
         """A bound on the entries of `total`."""
         return 2 * self._clip_norm * self._units
 
     def clear(self) -> None:
         """Begin a new sum."""
-        self.total.zero_()
-        self._units = 0
+        self._units, self._empty = 0, True
 
     def add(self, images: Tensor, labels: Tensor, owner: Tensor) -> None:
         """Add the units of one physical batch.
@@ -123,7 +130,7 @@ class ClippedSum:
         r = head.residuals(x, labels, owner)
         factor, finite = self._factors(head.squared_norms(x, r, owner))
         if finite is None:
-            self._add(zip(self.trained, head.weighted_sums(x, r, factor), strict=True))
+            self._add(dict(zip(self.trained, head.weighted_sums(x, r, factor), strict=True)))
         return finite
 
     def _record(self, images: Tensor, labels: Tensor, turns: Turns) -> Tape:
@@ -157,7 +164,7 @@ class ClippedSum:
             for use in tape.by_gram:
                 sums[use.layer.weight] = weighted_sum(use.layer, use.x, use.g, turns.of_images(factor))
             scale = self._shrink(sums.values()) if len(units) == 1 else 1.0
-            self._add(sums.items(), scale)
+            self._add(sums, scale)
         return finite
 
     def _shrink(self, parts: Iterable[Tensor]) -> float:
@@ -165,9 +172,14 @@ class ClippedSum:
         norm = math.sqrt(sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in parts))
         return min(1.0, self._clip_norm / norm) if norm else 1.0
 
-    def _add(self, sums: Iterable[tuple[Tensor, Tensor]], scale: float = 1.0) -> None:
-        for p, part in sums:
-            self._parts[p].add_(part.reshape(-1), alpha=scale)
+    def _add(self, sums: dict[Tensor, Tensor], scale: float = 1.0) -> None:
+        """To the total, times `scale`; a parameter that the network did not use gets nothing."""
+        for p, part in self._parts.items():
+            if self._empty:
+                part.copy_(sums[p].reshape(-1)).mul_(scale) if p in sums else part.zero_()
+            elif p in sums:
+                part.add_(sums[p].reshape(-1), alpha=scale)
+        self._empty = False
 
     def _factors(self, squares: Tensor) -> tuple[Tensor, Tensor | None]:
         """What gradients of these squared norms are multiplied by; and which are finite, unless all are."""

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedhpc.privacy.gaussian import noisy_
+from fedhpc.privacy.gaussian import Noise, released
 from fedhpc.privacy.noise import KeyStream, source
 from fedhpc.site.clipping import MARGIN, ClippedSum
 from fedhpc.site.samples import Samples
@@ -130,11 +130,12 @@ class PrivateStep:
 
     def _step(self) -> None:
         """The one place where noise is added: once for each drawn batch, to the whole sum."""
-        total, terms = self.clipped.total, self.terms
+        clipped, terms = self.clipped, self.terms
         std = terms.noise_multiplier * terms.clip_norm * (1 + MARGIN)
-        noisy_(total, std, self.clipped.largest, terms.noise)
-        for p, part in zip(self.clipped.trained, self.clipped.split(total), strict=True):
-            p.grad = part.div_(terms.expected_units).to(p.dtype).view_as(p)
-        self.clipped.clear()
+        noise = Noise(std, clipped.largest, terms.noise)
+        mean = released(clipped.total, noise, terms.expected_units, clipped.mean)
+        clipped.clear()
+        for p, part in zip(clipped.trained, clipped.split(mean), strict=True):
+            p.grad = part.view_as(p)
         self.optimizer.step()
         self.optimizer.zero_grad()
