@@ -155,7 +155,7 @@ def test_the_noisy_sum_over_expected_units_is_what_the_optimizer_gets(optimizer:
     PrivateStep.wrap(models[0], both[0], terms)(images, labels, torch.arange(3), last=True)
     assert all(p.grad is None for p in models[0].parameters())
     total = torch.from_numpy(gradient(nn.Linear(4, 2), [(images, labels, [0, 1, 2])], at=models[1]))
-    noise = released(torch.zeros(10, dtype=torch.float64), Noise(1 + MARGIN, 0.0, KeyStream.of_seed(0)))
+    noise = released(torch.zeros(10, dtype=torch.float64), Noise(1 + MARGIN, 0.0, KeyStream.of_seed(0))).float()
     for p, part in zip(models[1].parameters(), ((total + noise) / 7).split([8, 2]), strict=True):
         p.grad = part.view_as(p)
     both[1].step()
