@@ -58,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", type=Path, help="default: runs/<name>")
     train.add_argument("--stop-after", type=int, metavar="N", help="stop after N more rounds with exit status 75")
     train.add_argument(
+        "--init-from", type=Path, metavar="RUN", help="start from a finished run's model: sets model.init_from"
+    )
+    train.add_argument(
         "--take-over", action="store_true", help="use a run directory that a failed node has left locked"
     )
     train.add_argument("--status", type=Path, metavar="FILE", help="write the exit status there, too")
@@ -187,7 +190,8 @@ def _train_on(transport: Any, watch: tuple[Notice, Startup], options: argparse.N
     from fedhpc.agreement import Source
     from fedhpc.train import Work, train
 
-    source = Source(options.config, options.set, options.run_dir, options.take_over)
+    started = [] if options.init_from is None else [f"model.init_from={json.dumps(str(options.init_from))}"]
+    source = Source(options.config, [*options.set, *started], options.run_dir, options.take_over)
     stopped = train(Work(source, options.stop_after), transport, *watch)
     return RESUMABLE if stopped == "preempted" else FINISHED
 

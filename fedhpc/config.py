@@ -124,6 +124,9 @@ class Model(Section):
     whitening: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.6, description="0: each direction as wide as in the public reference, 1: all equally wide"
     )
+    init_from: str | None = Field(
+        default=None, description="a finished run, or a model.pt, whose parameters are the initial ones (--init-from)"
+    )
 
 
 class Training(Section):

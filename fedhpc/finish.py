@@ -22,10 +22,11 @@ from fedhpc.records import (
     measure,
     summary_of,
 )
-from fedhpc.rundir import RunDirectory
+from fedhpc.rundir import RESTORE, RunDirectory
 from fedhpc.runtime import git_commit
 from fedhpc.session import Session
 from fedhpc.sum_identities import trust_model
+from fedhpc.util.files import read_json
 
 GLOBAL = "global"
 
@@ -119,6 +120,7 @@ def _more(session: Session, finals: Mapping[str, Final], stopped: str) -> dict[s
         "dense_bytes_per_round": len(session.config.data.sites) * d * FLOAT32_BYTES,
         "git": git_commit(),
         "continued_after": session.directory.continued(),
+        "init_from": read_json(session.directory.initial, RESTORE) if session.directory.initial.exists() else None,
         **_trust(session),
     }
 

@@ -3,6 +3,7 @@
 runs/<name>/
     config.yaml          the resolved config; written when everything that can be checked has been
     run.json             an id drawn for this run, which its checkpoints carry
+    initial.json         which model.pt the run was started from (`train --init-from`)
     lock.json, .lock     who is at work here; gone when nobody is
     environment.json     versions, host, git commit
     rounds.jsonl         one record a round, appended
@@ -28,6 +29,7 @@ from fedhpc.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.util.directory_lock import DirectoryLock
 from fedhpc.util.files import (
     append_line,
+    make_folder,
     read_json,
     read_lines,
     read_text,
@@ -38,7 +40,9 @@ from fedhpc.util.files import (
 
 RESTORE = "Restore it from a backup, or start in a new --run-dir"
 REDO = "Remove it, and start the run again: it measures its model anew"
-SUMMARY_KEYS = frozenset({"mode", "auc", "auc_ci95", "epsilon", "per_site", "rounds", "seconds"})
+SUMMARY_KEYS = frozenset(
+    ("mode", "epsilon", "auc", "auc_val", "auc_ci95", "f1", "sensitivity_early", "stopped", "git", "seconds")
+) | {"bytes_up_per_round", "bytes_down_per_round", "dense_bytes_per_round"}
 
 
 class RunDirectory:
@@ -49,6 +53,7 @@ class RunDirectory:
         self.config, self.summary, self.model = path / "config.yaml", path / "summary.json", path / "model.pt"
         self.rounds, self.environment = path / "rounds.jsonl", path / "environment.json"
         self.office_egress, self.identity = path / "egress.jsonl", path / "run.json"
+        self.initial = path / "initial.json"
         self.state, self.lock = path / "state", DirectoryLock(path)
 
     def site(self, name: str) -> Path:
@@ -73,6 +78,7 @@ class RunDirectory:
         Raises:
             FileError: where it cannot be written.
         """
+        make_folder(self.path)
         write_text(self.config, dump_yaml(config.model_dump(mode="json")))
 
     def write_identity(self) -> str:

@@ -15,6 +15,7 @@ from fedhpc.door import open_door, seats
 from fedhpc.errors import InputError, PrivacyError, ShardError, inside
 from fedhpc.exchange.comm import Transport
 from fedhpc.exchange.signatures import SigningSite
+from fedhpc.initial import start_from
 from fedhpc.models import Task, build_model, load_backbone, parameter_count
 from fedhpc.preemption import Notice
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
@@ -94,6 +95,7 @@ def open_session(
     place = Workplace(config, model, bench, plan, _on_step(config, console, notice))
     if backbone is not None and config.model.features is not None:
         agreed_map(config, backbone.to(bench.device), shards, transport).load_into(place.model)
+    start_from(config, directory, task, place.model, transport)
     weights = tuple(common["weights"])
     grid = together(transport, lambda: _grid(config, place, weights))
     samples = [_samples(config, shard, backbone, bench) for shard in shards]

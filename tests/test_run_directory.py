@@ -1,5 +1,6 @@
 """A run directory goes on with what belongs to it and refuses the rest; all is checked before a file is written."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -10,9 +11,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from fedhpc.checkpoint import load_state
+from fedhpc.models import load_model, to_vector
 from tests.broken_runs import on_entering
 from tests.conftest import Outcome, run_limited
 from tests.mpi.test_federated import make_shard
@@ -241,6 +244,69 @@ def test_finished_run_is_given_more_rounds(finished: Path, train: Here, tmp_path
 def test_unfinished_run_keeps_its_rounds(train: Here, tmp_path: Path) -> None:
     assert train(tmp_path / "run", more=("--stop-after", "1")).returncode == 75
     refused(train(tmp_path / "run", "training.rounds=5"), "training.rounds .*Of a finished run")
+
+
+def test_run_starts_from_a_finished_one(finished: Path, train: Here, tmp_path: Path) -> None:
+    done = train(tmp_path / "run", "training.rounds=1", more=("--init-from", str(finished)))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    sha256 = hashlib.sha256((finished / "model.pt").read_bytes()).hexdigest()
+    assert summary["init_from"] == {"path": str(finished / "model.pt"), "sha256": sha256, "run": "tiny"}
+    start = load_model(finished / "model.pt").network
+    after = load_model(tmp_path / "run" / "model.pt").network
+    fresh = load_model(finished / "model.pt").network
+    for module in fresh.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    steps = [np.linalg.norm(to_vector(after) - to_vector(one)) for one in (start, fresh)]
+    assert steps[0] < 0.5 * steps[1], "one round from the other run's model, not from the seed's"
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (("model.name=resnet18",), "does not fit this run: model.name is 'densenet_small' there and 'resnet18' here"),
+        (("privacy.off=false", "privacy.epsilon=8", "privacy.sample_rate=0.25"), "on these hospitals without privacy"),
+    ],
+)
+def test_start_that_does_not_fit_is_refused(
+    finished: Path, train: Here, tmp_path: Path, sets: tuple[str, ...], words: str
+) -> None:
+    refused(train(tmp_path / "run", *sets, more=("--init-from", str(finished))), words)
+    refused(train(tmp_path / "run", more=("--init-from", str(tmp_path / "none"))), "none: no such model.pt")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def facts_changed(path: Path, key: str, value: object) -> None:
+    saved = torch.load(path, weights_only=True)
+    facts = json.loads(saved["facts"])
+    if value is None:
+        del facts[key]
+    else:
+        facts[key] = value
+    torch.save({**saved, "facts": json.dumps(facts)}, path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("config", {"name": "x"}),
+        ("config", None),
+        ("classes", ["one"]),
+        ("classes", 3),
+        ("image_shape", [7, 32, 32]),
+        ("f1_thresholds", ["a"]),
+        ("f1_thresholds", None),
+    ],
+)
+def test_model_with_wrong_facts_is_one_message(
+    config: Path, finished: Path, run_here: Here, tmp_path: Path, key: str, value: object
+) -> None:
+    shutil.copy(finished / "model.pt", tmp_path)
+    facts_changed(tmp_path / "model.pt", key, value)
+    refused(
+        run_here(["evaluate", tmp_path / "model.pt", "--shard", config.parent / "site1.h5"]), "model.pt: is not the"
+    )
 
 
 PRIVATE = ("privacy.off=false", "privacy.sample_rate=0.25", "privacy.noise_seed=1", "training.average_last=0")

@@ -12,7 +12,7 @@ from typing import Any
 from fedhpc.console import fixed, table
 from fedhpc.errors import InputError
 from fedhpc.report.page import page, sent, settings
-from fedhpc.report.rows import DENSITY, EPSILON, Group, Row, groups_of, row_of, rows_of_runs
+from fedhpc.report.rows import DATA, DENSITY, EPSILON, Group, Row, groups_of, row_of, rows_of_runs
 from fedhpc.sweep.config import SEED
 from fedhpc.sweep.queue import look
 from fedhpc.sweep.status import shown
@@ -82,7 +82,8 @@ def report(targets: Sequence[Path]) -> Report:
         raise InputError(f"{sweeps[0]}: is a sweep; a report is on one sweep, or on runs")
     rows = rows_of_runs(targets)
     name = targets[0].name if len(targets) == 1 else f"{len(targets)} runs"
-    return Report(name, (EPSILON, DENSITY, SEED), tuple(rows), tuple(groups_of(rows)), now())
+    keys = (EPSILON, DENSITY, SEED, *([DATA] if any(DATA in row.point for row in rows) else []))
+    return Report(name, keys, tuple(rows), tuple(groups_of(rows)), now())
 
 
 def _of_sweep(directory: SweepDirectory) -> Report:

@@ -8,7 +8,7 @@ from typing import Any
 from fedhpc.console import clock, fixed
 from fedhpc.records import OUTSIDE_GUARANTEE
 from fedhpc.report.chart import Chart, Mark, draw
-from fedhpc.report.rows import EPSILON, FINISHED, Group, Row
+from fedhpc.report.rows import DATA, EPSILON, FINISHED, Group, Row
 from fedhpc.sweep.config import SEED
 from fedhpc.sweep.status import shown
 
@@ -69,8 +69,13 @@ def chart_of(keys: Sequence[str], groups: Sequence[Group]) -> Chart | None:
             others = {key: value for key, value in group.point.items() if key != axis}
             label = ", ".join(f"{_title(key)} {shown(value)}" for key, value in others.items()) or "federated"
             series.setdefault(label, []).append(Mark(group.point[axis], group.auc, group.aucs))
-    levels = {group.baseline: group.auc for group in done if group.baseline and group.auc is not None}
+    levels = {_level(group): group.auc for group in done if group.baseline and group.auc is not None}
     return Chart(_title(axis), NO_PRIVACY if axis == EPSILON else "none", series, levels)
+
+
+def _level(group: Group) -> str:
+    """The label of a baseline: with its data, where the runs are on several."""
+    return f"{group.baseline}, data {group.point[DATA]}" if DATA in group.point else group.baseline
 
 
 def _is_axis(key: str, groups: Sequence[Group]) -> bool:

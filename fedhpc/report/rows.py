@@ -1,5 +1,6 @@
 """What a report says, as values: a row a run, and a group for all seeds of one setting."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from typing import Any
 
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
+from fedhpc.records import data_digest
 from fedhpc.rundir import RunDirectory
 from fedhpc.sweep.config import SEED
 
-EPSILON, DENSITY = "privacy.epsilon", "exchange.density"
+EPSILON, DENSITY, DATA = "privacy.epsilon", "exchange.density", "data"
 FINISHED = "finished"
 
 
@@ -109,20 +111,44 @@ def _measured(summary: Mapping[str, Any]) -> dict[str, Any]:
 def rows_of_runs(paths: Sequence[Path]) -> list[Row]:
     """Rows of run directories; those that are not federated are baselines.
 
+    Runs on different data are set apart by the key `data`: their figures do not compare.
+
     Raises:
         InputError: a path that is no run directory.
     """
+    configs = [_config_of(path) for path in paths]
+    labels = data_labels(configs)
     rows = []
-    for path in paths:
+    for path, config in zip(paths, configs, strict=True):
         directory = RunDirectory(path)
-        config = directory.read_config()
-        if config is None:
-            raise InputError(f"{path}: is no run directory, it has no config.yaml; give runs, or one sweep")
         state = (FINISHED, "") if directory.summary.exists() else ("unfinished", "")
-        point = {EPSILON: config.privacy.epsilon, DENSITY: config.exchange.density, SEED: config.seed}
+        point: dict[str, Any] = {EPSILON: config.privacy.epsilon, DENSITY: config.exchange.density, SEED: config.seed}
         baseline = "" if config.mode == "federated" else config.mode
-        rows.append(row_of(config, directory, state, (path.name, baseline, {SEED: config.seed} if baseline else point)))
+        if baseline:
+            point = {SEED: config.seed}
+        if labels:
+            point[DATA] = labels[data_digest(config)]
+        rows.append(row_of(config, directory, state, (path.name, baseline, point)))
     return rows
+
+
+def _config_of(path: Path) -> RunConfig:
+    config = RunDirectory(path).read_config()
+    if config is None:
+        raise InputError(f"{path}: is no run directory, it has no config.yaml; give runs, or one sweep")
+    return config
+
+
+def data_labels(configs: Sequence[RunConfig]) -> dict[str, str]:
+    """{data digest: a name for it} where the configs are on different data; empty where all are on the same."""
+    shards = {data_digest(config): config.data.shards for config in configs}
+    if len(shards) < 2:
+        return {}
+    names = list(shards.values())
+    return {
+        digest: name if names.count(name) == 1 else f"{name} #{hashlib.sha256(digest.encode()).hexdigest()[:6]}"
+        for digest, name in shards.items()
+    }
 
 
 def groups_of(rows: Sequence[Row]) -> list[Group]:

@@ -185,6 +185,34 @@ def test_a_report_on_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (tmp_path / "one" / "report.html").exists()
 
 
+def test_runs_on_different_data_are_set_apart(tmp_path: Path) -> None:
+    """One line and one level line each: their figures do not compare."""
+    sites = [{"name": "a", "weight": 3}]
+    for name, shards, mode in (
+        ("a", "x", "federated"),
+        ("b", "y", "federated"),
+        ("c", "x", "local"),
+        ("d", "y", "local"),
+    ):
+        data = {"shards": f"{shards}/{{site}}.h5", "sites": sites}
+        write_run(tmp_path / name, 0.8, data=data, mode=mode, privacy={"off": True})
+    found = report([tmp_path / name for name in "abcd"])
+    assert [group.runs for group in found.groups] == [1, 1, 1, 1]
+    assert [group.point["data"] for group in found.groups] == ["x/{site}.h5", "y/{site}.h5"] * 2
+    chart = chart_of(found.keys, found.groups)
+    assert chart is not None and len(chart.series) == 2 and len(chart.levels) == 2
+    write(found, tmp_path / "out.html")
+    assert "y/{site}.h5" in found.told(tmp_path / "out.html")
+
+
+def test_runs_on_the_same_data_are_one_line(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / str(seed), 0.8, seed=seed, privacy={"off": True})
+    found = report([tmp_path / "0", tmp_path / "1"])
+    assert [group.runs for group in found.groups] == [2]
+    assert "data" not in found.keys
+
+
 def test_where_only_seeds_differ_there_is_one_setting(tmp_path: Path) -> None:
     rows = [row("a", {"seed": 0}, 0.8), row("b", {"seed": 1}, 0.9), row("c", {"seed": 0}, 0.95, baseline="local")]
     found = Report("seeds", ("seed",), tuple(rows), tuple(groups_of(rows)), "2026-11-24T10:00:00")

@@ -1,0 +1,97 @@
+"""The start from a finished run (`train --init-from RUN`): its parameters are the initial ones of all sites."""
+
+import hashlib
+from pathlib import Path
+
+from torch import nn
+
+from fedhpc.agreement import together
+from fedhpc.config import RunConfig
+from fedhpc.errors import InputError, PrivacyError
+from fedhpc.exchange.comm import Transport
+from fedhpc.exchange.update import F32, pack_arrays, unpack_arrays
+from fedhpc.models import SavedModel, Task, from_vector, layers_of, load_model, to_vector
+from fedhpc.records import data_digest
+from fedhpc.rundir import RunDirectory
+from fedhpc.util.files import read_bytes
+
+
+def start_from(config: RunConfig, directory: RunDirectory, task: Task, model: nn.Module, transport: Transport) -> None:
+    """Set `model` at every rank to the parameters of the run that `model.init_from` names; nothing without one.
+
+    A run that is resumed has parameters of its own: the other run need not be there any more.
+
+    Raises:
+        InputError: at every rank, where there is no finished run, its network is another, or privacy forbids it.
+    """
+    if config.model.init_from is None:
+        return
+
+    def packed() -> bytes:
+        if transport.rank or directory.has_rounds():
+            return b""
+        return pack_arrays({"params": _parameters(config, directory, task, model)})
+
+    payload = together(transport, packed)
+    received = transport.broadcast(payload if transport.rank == 0 else None, "update")
+    if received:
+        from_vector(model, unpack_arrays(received)["params"].astype("float32", copy=False))
+
+
+def _parameters(config: RunConfig, directory: RunDirectory, task: Task, model: nn.Module) -> F32:
+    path = model_path(str(config.model.init_from))
+    saved = load_model(path)
+    differing = _differences(saved, config, task, model)
+    if differing:
+        raise InputError(
+            f"model.init_from={config.model.init_from}: its network does not fit this run: {'; '.join(differing)}. "
+            "Give a run of the same model section, classes and image shape"
+        )
+    _refuse_unprotected(saved, config)
+    record = {"path": str(path), "sha256": hashlib.sha256(read_bytes(path)).hexdigest(), "run": saved.config.name}
+    directory.write_json(directory.initial, record)
+    return to_vector(saved.network)
+
+
+def model_path(source: str) -> Path:
+    """The `model.pt` that `model.init_from` stands for.
+
+    Raises:
+        InputError: where there is none.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "model.pt"
+    if not path.is_file():
+        raise InputError(
+            f"model.init_from={source}: no such model.pt. Give the directory of a finished run, or a model.pt "
+            "(sites/<site>/model.pt of a local-only run)"
+        )
+    return path
+
+
+def _differences(saved: SavedModel, config: RunConfig, task: Task, model: nn.Module) -> list[str]:
+    facts = [
+        ("model.name", saved.config.model.name, config.model.name),
+        ("model.backbone", saved.config.model.backbone, config.model.backbone),
+        ("classes", saved.task.classes, task.classes),
+        ("image shape", saved.task.image_shape, task.image_shape),
+    ]
+    found = [f"{name} is {theirs!r} there and {ours!r} here" for name, theirs, ours in facts if theirs != ours]
+    if not found and layers_of(saved.network) != layers_of(model):
+        found.append("its layers have other names or sizes")
+    # Buffers hold the public map of model.features: parameters mean nothing on features of another map.
+    buffers = [
+        name
+        for (name, theirs), (_, ours) in zip(saved.network.named_buffers(), model.named_buffers(), strict=False)
+        if not found and not theirs.allclose(ours.cpu(), rtol=1e-4, atol=1e-5)
+    ]
+    return [*found, *([f"its public map ({', '.join(buffers)}) is another: use the same reference"] if buffers else [])]
+
+
+def _refuse_unprotected(saved: SavedModel, config: RunConfig) -> None:
+    if config.private and not saved.config.private and data_digest(saved.config) == data_digest(config):
+        raise PrivacyError(
+            f"model.init_from={config.model.init_from}: was trained on these hospitals without privacy, so it may hold "
+            "what privacy.epsilon is to protect. Start from a run with privacy, or from one on other patients"
+        )

@@ -1,0 +1,83 @@
+"""A disk that is full at any write, or read-only: one message with the path, nothing half written, and it goes on."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import Outcome, missing, run_limited
+from tests.mpi.test_federated import make_shard
+
+SITES = ("site1", "site2")
+WRITTEN = {
+    "lock.json", "egress.jsonl", "run.json", "shard.json", "environment.json", "config.yaml", "residual-0001.npz",
+    "round-0001.npz", "rounds.jsonl", "model.pt", "summary.json",
+}  # fmt: skip
+
+
+def mounted(path: Path, *options: str) -> None:
+    """Mount a tmpfs; skip the test where that is not allowed."""
+    done = subprocess.run(["mount", "-t", "tmpfs", *options, "none", str(path)], capture_output=True, check=False)
+    if os.geteuid() or done.returncode:
+        missing("a small file system cannot be mounted: not root")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted(folder, "-o", "size=4m")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Two hospitals whose shards lie on another disk."""
+    for site in SITES:
+        make_shard(tmp_path, site, 20)
+    tree = {
+        "name": "tiny",
+        "data": {"shards": f"{tmp_path}/{{site}}.h5", "sites": [{"name": name, "weight": 7} for name in SITES]},
+        "privacy": "off",
+        "training": {"rounds": 1, "local_epochs": 1, "batch_size": 16},
+        "evaluation": {"bootstrap": 100},
+        "runtime": {"threads": 1, "device": "cpu"},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return tmp_path / "tiny.yaml"
+
+
+def test_disk_full_at_any_file_loses_nothing(config: Path, small_disk: Path) -> None:
+    run = small_disk / "run"
+    done = run_limited([sys.executable, "-m", "tests.full_disk", run, config], 280, {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    *found, last = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (last["status"], last["left"]) == (0, []), last
+    failed_at = {Path(case["path"]).name.removeprefix(".").removesuffix(".tmp") for case in found}
+    assert failed_at >= WRITTEN, WRITTEN - failed_at
+    for case in found:
+        name = Path(case["path"]).name.removeprefix(".").removesuffix(".tmp")
+        assert case["status"] == 2, case
+        assert re.search(rf"{run}\S*/{re.escape(name)}: cannot be written: No space left", case["said"]), case
+        assert "Traceback" not in case["said"] and "[Errno" not in case["said"], case
+        assert case["left"] == [], case
+    assert (run / "summary.json").exists()
+    assert len((run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_read_only_run_directory_is_one_message(
+    config: Path, small_disk: Path, run_here: Callable[..., Outcome]
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    done = run_here(["train", config, "--run-dir", small_disk / "run"])
+    assert done.returncode == 2
+    assert f"{small_disk}/run: cannot be made: Read-only file system" in done.stderr
+    assert "Traceback" not in done.stderr
