@@ -69,7 +69,7 @@ def released(total: Tensor, noise: Noise, divisor: float = 1.0, out: Tensor | No
         return out.copy_(total / divisor)
     chunks = CUDA_CHUNKS if total.is_cuda else torch.get_num_threads()
     whole = len(total) - len(total) % CHUNK
-    workspace = _Workspace(total, min(chunks * CHUNK, max(whole, CHUNK)))
+    workspace = _Workspace(total, min(chunks * CHUNK, len(total) + len(total) % 2))
     for at in range(0, whole, chunks * CHUNK):
         part = slice(at, min(at + chunks * CHUNK, whole))
         noisy = workspace.noisy(total[part].view(-1, 2, CHUNK_PAIRS), noise)
