@@ -6,16 +6,18 @@ Mironov 2017, with the conversion of Balle et al. 2020. All of this is public: n
 Opacus is imported where it is called: it takes a second of every rank, which a run without privacy need not wait for.
 """
 
+import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from fedhpc.errors import PrivacyError
+from fedhpc.privacy.analytic_gaussian import composed_mu, exact_epsilon, exact_mu
 from fedhpc.privacy.skellam import epsilon_by_rdp
 
 Mechanism = Literal["gaussian", "skellam"]
@@ -28,8 +30,16 @@ The two are disjoint within a run, so one run's epsilon is said for each and nev
 History = tuple[tuple[float, float, int], ...]
 """(noise multiplier, sample rate, steps) of each kind of step, the order being of no consequence."""
 PRV_ERROR = 0.005
-"""How far above the truth PRV's epsilon may lie, as a share of it (of 1, where that is larger); less takes longer."""
-CALIBRATION_SLACK = 0.002
+"""How far above the truth PRV's epsilon may lie, as a share of RDP's (of 0.1, where that is larger)."""
+MOST_PRV_ERROR = 0.1
+"""Above this share PRV says no more than RDP does: it is left out."""
+MOST_PRV_POINTS = 2**19
+"""Of the mesh of PRV over all kinds of steps, a quarter of a second. Where it would have more, the error grows."""
+MOST_PRV_EPSILON, LEAST_PRV_DELTA = 50.0, 1e-9
+"""Beyond these PRV's float64 sums are not trusted: mass below delta / 1000 is lost in the rounding of its FFT."""
+LEAST_NOISE, MOST_NOISE = 0.02, 1e6
+"""Noise multipliers that are tried: with less than the first nobody is protected, with more nothing is learned."""
+CALIBRATION_SLACK, NOISE_SLACK, MOST_TRIALS, JUMP = 0.002, 1e-3, 24, 1.02
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,10 @@ def _by_unit(charges: Sequence[Charge], delta: float) -> dict[Unit, Bounds]:
 
 @lru_cache(maxsize=4096)
 def gaussian_bounds(history: History, delta: float) -> Bounds:
-    """Both bounds of a history of Poisson-subsampled Gaussian steps at `delta`.
+    """Return both bounds of a history of Poisson-subsampled Gaussian steps at `delta`.
+
+    The first is exact for full batches (`analytic_gaussian`). For others it is PRV's, or that of full batches where
+    that is smaller or where PRV would need more than MOST_PRV_POINTS.
 
     60 epochs of MNIST in batches of 256 at noise 1.1, as in the tutorial of TensorFlow Privacy:
 
@@ -137,13 +150,62 @@ def gaussian_bounds(history: History, delta: float) -> Bounds:
     """
     if not history:
         return Bounds(0.0, 0.0)
-    from opacus.accountants import PRVAccountant, RDPAccountant
+    full = exact_epsilon(composed_mu(history), delta)
+    by_rdp = _by_rdp(history, delta)
+    if all(sample_rate == 1 for _, sample_rate, _ in history):
+        return Bounds(full, by_rdp)
+    return Bounds(min(full, _by_prv(history, delta, min(full, by_rdp))), by_rdp)
 
-    prv, rdp = PRVAccountant(), RDPAccountant()
-    prv.history, rdp.history = list(history), list(history)
+
+def _by_rdp(history: History, delta: float) -> float:
+    from opacus.accountants import RDPAccountant
+
+    rdp = RDPAccountant()
+    rdp.history = list(history)
     with _without_noise_of_opacus():
-        by_rdp = float(rdp.get_epsilon(delta))
-        return Bounds(float(prv.get_epsilon(delta, eps_error=PRV_ERROR * max(1.0, by_rdp))), by_rdp)
+        epsilon = float(rdp.get_epsilon(delta))
+    return max(0.0, epsilon) if math.isfinite(epsilon) else math.inf
+
+
+def _by_prv(history: History, delta: float, about: float) -> float:
+    """PRV's upper bound; infinite where its mesh would be too large, or its numbers are none.
+
+    Args:
+        about: another upper bound, which PRV's error is measured by.
+    """
+    if about > MOST_PRV_EPSILON or delta < LEAST_PRV_DELTA:
+        return math.inf
+    from opacus.accountants import PRVAccountant
+
+    prv = PRVAccountant()
+    prv.history = list(history)
+    error = PRV_ERROR * max(0.1, about)
+    with _without_noise_of_opacus():
+        try:
+            error *= max(1.0, _mesh_points(prv, error, delta) / MOST_PRV_POINTS)
+            if not error <= MOST_PRV_ERROR * max(0.1, about):
+                return math.inf
+            epsilon = float(prv.get_epsilon(delta, eps_error=error))
+        except (RuntimeError, ValueError, OverflowError):
+            return math.inf
+    return max(0.0, epsilon) if math.isfinite(epsilon) else math.inf
+
+
+def _mesh_points(prv: Any, error: float, delta: float) -> float:
+    """How many points PRV would discretise at this error, over all kinds of steps; computes its domain only."""
+    domain = prv._get_domain(
+        prvs=[_prv_of(*step) for step in prv.history],
+        num_self_compositions=[steps for _, _, steps in prv.history],
+        eps_error=error,
+        delta_error=delta / 1000,
+    )
+    return float(domain.size) * len(prv.history)
+
+
+def _prv_of(noise_multiplier: float, sample_rate: float, steps: int) -> Any:
+    from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV
+
+    return PoissonSubsampledGaussianPRV(sample_rate, noise_multiplier)
 
 
 def epsilon_of(history: History, delta: float) -> float:
@@ -153,35 +215,74 @@ def epsilon_of(history: History, delta: float) -> float:
 
 @lru_cache(maxsize=256)
 def calibrate_gaussian(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
-    """The noise multiplier with which so many steps cost at most `epsilon`, and no less than 0.2 % below it.
+    """Return the noise multiplier with which so many steps cost at most `epsilon`, and no less than 0.2 % below it.
 
     Raises:
-        PrivacyError: where no noise reaches the target.
+        PrivacyError: where the noise multiplier would be outside of LEAST_NOISE to MOST_NOISE; it names the epsilons
+            that can be reached.
 
-    One release of a sum; the exact value is 3.730 (Balle and Wang 2018, "Improving the Gaussian Mechanism"):
+    One release of a sum (Balle and Wang 2018):
 
-    >>> round(calibrate_gaussian(1.0, 1e-5, 1.0, 1), 2)
-    3.75
+    >>> round(calibrate_gaussian(1.0, 1e-5, 1.0, 1), 4)
+    3.7306
     """
-    from opacus.accountants.utils import get_noise_multiplier
-
-    target = {"target_epsilon": epsilon, "target_delta": delta, "sample_rate": sample_rate, "steps": steps}
-    try:
-        with _without_noise_of_opacus():
-            enough = float(get_noise_multiplier(**target, accountant="rdp"))
-    except ValueError as error:
-        raise PrivacyError(f"privacy.epsilon={epsilon}, delta={delta}: {error}; raise epsilon or delta") from None
 
     def spent(noise_multiplier: float) -> float:
         return epsilon_of(((noise_multiplier, sample_rate, steps),), delta)
 
-    too_little = 0.8 * enough
-    while spent(too_little) <= epsilon:
-        enough, too_little = too_little, 0.8 * too_little
-    while epsilon - spent(enough) > CALIBRATION_SLACK * epsilon:
-        middle = (too_little + enough) / 2
-        too_little, enough = (too_little, middle) if spent(middle) <= epsilon else (middle, enough)
+    if not 0 < epsilon < math.inf:
+        raise PrivacyError(f"privacy.epsilon={epsilon}: is not a positive number. Set one, or write `privacy: off`")
+    # As if of full batches: that is always enough, and exact where batches are full.
+    enough = math.sqrt(steps) / exact_mu(epsilon, delta)
+    if sample_rate < 1 and enough > LEAST_NOISE:
+        enough = _subsampled_noise(epsilon, spent, _guess(epsilon, delta, sample_rate, steps), enough)
+    if not LEAST_NOISE <= enough <= MOST_NOISE:
+        raise PrivacyError(_out_of_reach(f"privacy.epsilon={epsilon:g}, delta={delta:g}", spent, steps))
     return enough
+
+
+def _guess(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+    """About the noise that is needed: by the central limit of Bu et al. 2020, mu = q sqrt(T (exp(1 / z^2) - 1))."""
+    ratio = exact_mu(epsilon, delta) / sample_rate
+    return 1 / math.sqrt(math.log1p(ratio * ratio / steps))
+
+
+def _subsampled_noise(epsilon: float, spent: Callable[[float], float], guess: float, enough: float) -> float:
+    """The noise multiplier by false position on logarithmic scales; `enough` is known to suffice."""
+    low, high = (0.0, math.inf), (enough, epsilon / 2)
+    trial = min(max(guess, LEAST_NOISE), enough)
+    for _ in range(MOST_TRIALS):
+        cost = spent(trial)
+        if cost > epsilon:
+            low = (trial, cost)
+        else:
+            high = (trial, cost)
+            if epsilon - cost <= CALIBRATION_SLACK * epsilon or trial <= LEAST_NOISE:
+                break
+        if low[0] and high[0] <= low[0] * (1 + NOISE_SLACK):
+            break
+        trial = _next_noise(low, high, epsilon * (1 - CALIBRATION_SLACK / 2))
+    return high[0]
+
+
+def _next_noise(low: tuple[float, float], high: tuple[float, float], target: float) -> float:
+    """Between too little noise and enough of it, each with its epsilon, on the straight line through both in logs."""
+    if not low[0]:
+        return max(LEAST_NOISE, high[0] * max(0.25, min(0.98, high[1] / target)))
+    if math.isinf(low[1]) or high[0] > 4 * low[0]:
+        return min(low[0] * min(4.0, max(1.02, low[1] / target)), math.sqrt(low[0] * high[0]))
+    share = math.log(low[1] / target) / math.log(low[1] / max(high[1], target / 4))
+    width = high[0] / low[0]
+    # Where a bound gives way to another, epsilon jumps, and the line would creep.
+    return float(low[0] * width ** (0.5 if width < JUMP else min(0.95, max(0.05, share))))
+
+
+def _out_of_reach(told: str, spent: Callable[[float], float], steps: int) -> str:
+    smallest, largest = spent(MOST_NOISE), spent(LEAST_NOISE)
+    return (
+        f"{told}: out of reach in {steps} private steps: noise multipliers from {LEAST_NOISE:g} to {MOST_NOISE:g} give "
+        f"an epsilon from {smallest:.2g} to {largest:.3g}. Choose one between (0.1 to 10 is usual), or `privacy: off`"
+    )
 
 
 @contextmanager
@@ -191,6 +292,6 @@ def _without_noise_of_opacus() -> Iterator[None]:
     RDP tells where its best order is at the edge of its list: its bound is then loose, but still a bound. PRV takes the
     log of 1 - sample rate, which is of no consequence at a rate of 1.
     """
-    with warnings.catch_warnings(), np.errstate(divide="ignore"):
+    with warnings.catch_warnings(), np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         warnings.filterwarnings("ignore", message="Optimal order is the")
         yield

@@ -33,6 +33,8 @@ LARGEST_VARIANCE = 2.0**100
 BISECTIONS = 50
 TAILS = np.array([int(2**64 * Decimal(-k).exp(Context(prec=60))) for k in range(44, 0, -1)], np.uint64)
 """2^64 exp(-k), rising; the next one would be 0."""
+LEAST_NOISE, MOST_NOISE = 0.01, 1e6
+"""Noise multipliers that are tried."""
 
 
 def rdp(variance: float, l1: float, l2: float, order: int) -> float:
@@ -81,10 +83,13 @@ def calibrate(epsilon: float, delta: float, releases: int) -> float:
     Raises:
         PrivacyError: where no noise multiplier up to 10^6 does.
     """
-    low, high = 0.01, 1e6
-    if epsilon_by_rdp(((high, 1.0, releases),), delta) > epsilon:
+    low, high = LEAST_NOISE, MOST_NOISE
+    largest, smallest = (epsilon_by_rdp(((noise, 1.0, releases),), delta) for noise in (low, high))
+    if not smallest <= epsilon <= largest:
         raise PrivacyError(
-            f"privacy.epsilon={epsilon}, delta={delta}: no noise reaches it in {releases} rounds; raise it"
+            f"privacy.epsilon={epsilon:g}, delta={delta:g}: out of reach in {releases} secure sums: noise multipliers "
+            f"from {low:g} to {high:g} give an epsilon from {smallest:.2g} to {largest:.3g} by RDP at integer orders. "
+            "Choose one between"
         )
     for _ in range(BISECTIONS):
         middle = math.sqrt(low * high)

@@ -1,14 +1,19 @@
 """Epsilon against an independent library and against published values, over a grid of noise, rate and steps."""
 
 import logging
+from typing import Any
 
 import pytest
 from dp_accounting import ComposedDpEvent, DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from fedhpc.errors import PrivacyError
+from fedhpc.privacy import accountant, skellam
 from fedhpc.privacy.accountant import (
     CALIBRATION_SLACK,
     PRV_ERROR,
@@ -19,6 +24,7 @@ from fedhpc.privacy.accountant import (
     epsilon_of,
     gaussian_bounds,
 )
+from fedhpc.privacy.analytic_gaussian import exact_epsilon
 
 GRID = [
     (0.8, 0.01, 500),
@@ -106,3 +112,75 @@ def test_prv_does_not_speak_of_skellam_noise(mechanisms: tuple[Mechanism, ...]) 
     bounds = bounds_of(charges, 1e-5)
     assert bounds.prv is None
     assert bounds.epsilon == bounds.rdp > gaussian_bounds(((12.8, 1.0, len(charges)),), 1e-5).epsilon
+
+
+EDGES = [(1.0, 30), (0.05, 600), (1e-6, 3_000_000)]
+TARGETS = [(1000.0, 1e-5), (1.0, 1e-15), (0.1, 1e-5), (1e-3, 1e-5)]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("steps", EDGES, ids=str)
+def test_edge_case_is_answered_within_bounded_work(
+    steps: tuple[float, int], target: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes the time is PRV's mesh: its points, all trials together, are counted, and no clock is read."""
+    points: list[float] = []
+    measured = accountant._mesh_points
+
+    def counted(*arguments: Any) -> float:
+        points.append(measured(*arguments))
+        return points[-1]
+
+    monkeypatch.setattr(accountant, "_mesh_points", counted)
+    (rate, count), (epsilon, delta) = steps, target
+    try:
+        noise = calibrate_gaussian.__wrapped__(epsilon, delta, rate, count)
+    except PrivacyError as error:
+        assert f"privacy.epsilon={epsilon:g}" in str(error)
+        assert "give an epsilon from" in str(error)
+    else:
+        assert 0.9 * epsilon <= epsilon_of(((noise, rate, count),), delta) <= epsilon
+    assert len(points) <= accountant.MOST_TRIALS
+    assert accountant.MOST_PRV_POINTS <= 2**19
+
+
+@pytest.mark.parametrize("epsilon", [float("inf"), float("nan"), 0.0, -1.0, 1e6])
+def test_epsilon_out_of_reach_is_refused(epsilon: float) -> None:
+    with pytest.raises(PrivacyError, match=r"privacy\.epsilon=.*privacy: off"):
+        calibrate_gaussian(epsilon, 1e-5, 1.0, 30)
+
+
+def test_unreachable_epsilon_of_secure_sums_names_the_range() -> None:
+    for epsilon in (1e-3, 1e9):
+        with pytest.raises(PrivacyError, match=r"give an epsilon from 0\.\d+ to \d"):
+            skellam.calibrate(epsilon, 1e-5, 30)
+
+
+@given(mu=st.floats(1e-4, 30), log10_delta=st.floats(-15, -0.5))
+def test_exact_epsilon_matches_quadrature(mu: float, log10_delta: float) -> None:
+    """Balle and Wang's formula against the hockey-stick divergence by numerical integration, in 40 digits."""
+    from mpmath import mp, mpf, ncdf
+
+    delta = 10**log10_delta
+    epsilon = exact_epsilon(mu, delta)
+    with mp.workdps(40):
+        m, e = mpf(mu), mpf(epsilon)
+
+        def exact(e: Any) -> Any:
+            return ncdf(m / 2 - e / m) - mp.exp(e) * ncdf(-m / 2 - e / m)
+
+        assert exact(e) <= delta
+        assert epsilon == 0 or exact(e * (1 - mpf(10) ** -6)) >= delta * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("step", [(1.0, 0.05, 100), (5.0, 1.0, 30), (0.3, 0.01, 50)], ids=str)
+def test_full_batches_bound_subsampled_ones(step: tuple[float, float, int]) -> None:
+    noise, _, steps = step
+    assert epsilon_of((step,), 1e-5) <= exact_epsilon(steps**0.5 / noise, 1e-5) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("sigma", [3.73, 20.4, 300.0])
+def test_exact_epsilon_agrees_with_googles(sigma: float) -> None:
+    pld = by_google(((sigma, 1.0, 30),), PLDAccountant(value_discretization_interval=1e-3))
+    exact = exact_epsilon(30**0.5 / sigma, 1e-5)
+    assert exact * (1 - 1e-8) <= pld <= exact * 1.01 + 0.02
