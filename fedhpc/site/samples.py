@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fedhpc.backbones import Backbone
+from fedhpc.errors import ShardError
 from fedhpc.site.preprocess import harmonise
 from fedhpc.site.shard import Shard
 
@@ -68,14 +69,30 @@ class FeatureSamples(ImageSamples):
     def _extract(self, backbone: Backbone, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        out = np.lib.format.open_memmap(temporary, "w+", np.float32, (self._shard.n, backbone.dim))
         device = next(backbone.parameters()).device
         starts = range(0, self._shard.n, FEATURE_BATCH)
-        for start in tqdm(starts, desc=f"features of {self._shard.site}", unit="batch", leave=False, disable=None):
-            rows = np.arange(start, min(start + FEATURE_BATCH, self._shard.n))
-            out[rows] = backbone(super().inputs(rows).to(device)).cpu().numpy()
-        out.flush()
-        os.replace(temporary, path)
+        try:
+            # Written, not mapped: a map of a sparse file ends in SIGBUS where the disk is full.
+            with temporary.open("wb") as out:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (self._shard.n, backbone.dim)}
+                np.lib.format.write_array_header_1_0(out, header)
+                for start in tqdm(starts, f"features of {self._shard.site}", unit="batch", leave=False, disable=None):
+                    rows = np.arange(start, min(start + FEATURE_BATCH, self._shard.n))
+                    features = backbone(super().inputs(rows).to(device)).cpu().numpy()
+                    out.write(np.ascontiguousarray(features, "<f4").tobytes())
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            site, cause = self._shard.site, error.strerror or str(error)
+            needed_mb = self._shard.n * backbone.dim * 4 / 1e6
+            raise ShardError(
+                f"site {site}: cannot keep the features of the backbone beside the shard: {cause}. Make room there",
+                private=f"{path}: cannot keep the features of site {site}: {cause}; {needed_mb:.1f} MB are needed. "
+                "Make room, or move the shard",
+            ) from error
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 class PooledSamples:

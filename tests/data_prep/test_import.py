@@ -489,10 +489,13 @@ def test_starter_config_trains(tmp_path: Path, run_here: Callable[..., Outcome])
 
 def test_starter_config_without_a_reference(job: ImageImport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_prep.starter.judged", lambda _: None)  # it takes seconds
+    monkeypatch.setattr("data_prep.starter.PHANTOMS", 20)
     import_images(job)
     assert f"run.py privacy {job.out}/train.yaml" in write_starter(job)
     config = load_config(job.out / "train.yaml", [])
-    assert config.private and config.data.public_reference is None and config.privacy.unit == "patient"
+    assert (
+        config.private and config.data.public_reference == f"{job.out}/phantoms.h5" and config.privacy.unit == "patient"
+    )
     with Shard.open(config.data.shard_path("site1"), "site1") as shard:
         assert abs((config.data.sites[0].weight or 0) - len(shard.indices("train"))) <= 1
 
@@ -501,6 +504,7 @@ def test_edited_starter_config_is_kept(
     job: ImageImport, run_here: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data_prep.starter.judged", lambda _: None)  # it takes seconds
+    monkeypatch.setattr("data_prep.starter.PHANTOMS", 20)
     args = ["prepare", "images", job.source, "-o", job.out, "--sites", "2", "--size", "8"]
     run_here(args)
     first = (job.out / "train.yaml").read_text()
