@@ -1,8 +1,7 @@
-"""The verbs of `run.py`. Exit status: 0 finished, 2 bad input, 75 stopped early and can be resumed, 1 anything else."""
+"""The commands of `run.py`. Exit statuses: see STATUSES."""
 
 import argparse
 import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,15 +10,24 @@ from typing import Any
 
 from fedhpc.bench import add_benchmarks
 from fedhpc.door_verbs import add_egress, add_pki
-from fedhpc.errors import FileError, InputError, inside
+from fedhpc.errors import FileError, InputError, Stopped, inside
 from fedhpc.preemption import Notice
 from fedhpc.preflight.verb import add_preflight
 from fedhpc.startup import Startup
 from fedhpc.sweep_verbs import add_report, add_sweep
 from fedhpc.util.files import write_text
 
-FINISHED, FAILED, BAD_INPUT, RESUMABLE = 0, 1, 2, 75
-INTERRUPTED = 130
+FINISHED, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
+STATUSES = """exit status:
+  0    finished, or ended by the privacy budget
+  1    failed; the message names the site, the rank and the cause
+  2    bad input: nothing was lost; correct what the message names
+  75   stopped early and saved: by --stop-after, SIGUSR1, or SIGTERM during the rounds; the same command goes on
+  130  Ctrl-C: the rounds that were finished are kept, the same command goes on after them
+  143  SIGTERM before the first round
+mpirun and srun may report another status than their ranks: `train --status FILE` writes the run's own.
+FEDHPC_WAIT_NOTICE_S (default 60): after so many seconds rank 0 says on stderr which rank it is waiting for.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             said = str(error) if getattr(options, "shared", False) else inside(error)
             print(f"error: {said}", file=sys.stderr)
         status = BAD_INPUT
+    except (KeyboardInterrupt, Stopped) as stop:
+        status = stopped_by(stop)
     if getattr(options, "status", None) and (_speaks() or status == FAILED):
         # Launchers lose it: as the first rank ends with 75, srun ends the others and says 143.
         write_text(options.status, f"{status}\n")
@@ -41,14 +51,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _speaks() -> bool:
     """Whether this process prints the message that all ranks share: rank 0, or the only one."""
-    names = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
-    return next((os.environ[name] == "0" for name in names if name in os.environ), True)
+    # Not what a launcher has put into the environment: a plain Python inside an allocation inherits that.
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized():
+        return True
+    return bool(mpi.COMM_WORLD.Get_rank() == 0)
+
+
+def stopped_by(stop: BaseException) -> int:
+    """Say in one line what has ended this process; return its exit status."""
+    status, said = INTERRUPTED, "stopped by Ctrl-C; what was finished is kept, and the same command goes on from there"
+    if isinstance(stop, Stopped):
+        status, said = stop.status, str(stop)
+    if _speaks():
+        print(said, file=sys.stderr, flush=True)
+    return status
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
-        prog="run.py", description="Federated learning for diagnostic imaging as a batch job."
+        prog="run.py",
+        description="Federated learning for diagnostic imaging as a batch job.",
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = top.add_subparsers(required=True, metavar="VERB")
     _add_prepare(verbs.add_parser("prepare", help="write shards, or check them"))
@@ -180,6 +206,11 @@ def _train(options: argparse.Namespace) -> int:
         return BAD_INPUT
     except InputError:
         raise
+    except (KeyboardInterrupt, Stopped) as stop:
+        status = stopped_by(stop)
+        if transport.size > 1:
+            abort_at_exit(status)
+        return status
     except BaseException as error:
         _report_failure(error, transport.rank)
         abort_at_exit(FAILED)
@@ -208,7 +239,7 @@ def _report_failure(error: BaseException, rank: int) -> None:
     from fedhpc.errors import PayloadError, SiteError
 
     print(f"error: rank {rank}: {error or type(error).__name__}", file=sys.stderr, flush=True)
-    if not isinstance(error, SiteError | PayloadError | FileError | MemoryError | KeyboardInterrupt):
+    if not isinstance(error, SiteError | PayloadError | FileError | MemoryError):
         traceback.print_exception(error)
 
 

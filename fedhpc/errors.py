@@ -63,6 +63,14 @@ class SiteError(Exception):
         self.private, self.site = private, site
 
 
+class Stopped(BaseException):
+    """A signal came before the first round of this start: there is nothing to save. `status` is the exit status."""
+
+    def __init__(self, by: str, status: int) -> None:
+        super().__init__(f"stopped by {by} before the first round of this start; the same command starts again")
+        self.status = status
+
+
 class Interrupted(Exception):
     """Told to stop (`fedhpc.preemption`): the round that was begun is left, and will be done again."""
 

@@ -76,6 +76,7 @@ def run(session: Session, stop_after: int | None) -> str:
     progress = Progress(stop_after, resumed.records)
     _introduce(session, resumed.first, lifetimes)
     drive = _federated if session.config.mode == "federated" else _separate
+    session.notice.begin_rounds()
     models, stopped = drive(session, resumed, progress)
     if stopped == "preempted":
         by = f" ({session.notice.by})" if session.notice.given else ""

@@ -1,10 +1,14 @@
-"""Being told to stop: a signal sets a flag; nothing else happens until the run looks at it.
+"""Being told to stop: from the first round on a signal sets a flag; nothing else happens until the run looks at it.
 
 SLURM sends SIGUSR1 before the time limit (`--signal`) and SIGTERM when a job is preempted or requeued. A handler of
 Python's never runs inside a blocked MPI call, and a rank that went on its own would leave the others waiting, so the
 handler only notes the time. The run looks in two places: after each round all ranks vote on whether to go on; and
 after each step of training a site whose time is up leaves the round, upon which all ranks do (see
 `fedhpc.federation.federate`). Either way what is on disk is the state after a whole round.
+
+Before the first round there is nothing to save: there a signal ends the process at once, by `Stopped`, with status 143
+(SIGTERM) or 75 (SIGUSR1, since a batch system sends it to have the job queued again). Ctrl-C ends a run at any time,
+with status 130; rounds that are recorded stay.
 """
 
 import signal
@@ -14,9 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
-from fedhpc.errors import Interrupted
+from fedhpc.errors import Interrupted, Stopped
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+STATUS = {signal.SIGUSR1: 75, signal.SIGTERM: 128 + signal.SIGTERM}
+"""The exit status of a start that a signal ends before its first round."""
 OnStep = Callable[[int, int], None]
 
 
@@ -27,15 +33,21 @@ class Notice:
     Attributes:
         asked_s: the monotonic time of the first signal; None before it.
         by: the signal's name.
+        in_rounds: whether a signal waits for the end of a round.
     """
 
     asked_s: float | None = None
     by: str = ""
+    in_rounds: bool = False
 
     def listen(self) -> None:
         """Take the signals from now on; the main thread only."""
         for number in SIGNALS:
             signal.signal(number, self._note)
+
+    def begin_rounds(self) -> None:
+        """From now on a signal is heeded after a round."""
+        self.in_rounds = True
 
     @property
     def given(self) -> bool:
@@ -60,3 +72,5 @@ class Notice:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked_s is None:
             self.asked_s, self.by = time.monotonic(), signal.Signals(number).name
+            if not self.in_rounds:
+                raise Stopped(self.by, STATUS[signal.Signals(number)])

@@ -50,6 +50,7 @@ def _train_in(
 ) -> str:
     wire, notice, startup = machine
     wire = seated(config, wire)
+    wire.name_ranks([", ".join(config.site_names[i] for i in block) for block in seats(config, wire.size)])
     console = Console(speaks=wire.rank == 0)
     found, _ = preflight(config, directory, wire)
     console.say(found)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What the sbatch files share; they source it. Two functions are of use elsewhere: `launch CONFIG ARGUMENTS...` runs
-# `run.py train` over the tasks of this allocation, and `hold_for_restart` queues the job again if it stopped early.
+# What the sbatch files share; they source it. Three functions are of use elsewhere: `launch CONFIG ARGUMENTS...` runs
+# `run.py train` over the tasks of this allocation, `hold_for_restart` queues the job again if it stopped early, and
+# `stage_shards FROM SITE...` copies the shards to the nodes' own disks first.
 #
 # Set before sourcing, where needed:
 #   container=(apptainer exec --nv fedhpc.sif)   what to put before `python`
@@ -100,16 +101,65 @@ launch() {
     until wait "$child" || ! kill -0 "$child" 2>/dev/null; do :; done
     wait "$child" || status=$?
     child=
-    if [ -e "$own" ]; then
+    if has_ended "$own" "$status"; then
         status=$(<"$own")
         rm -f "$own"
     elif ! every_node_answers; then
         # Ranks end as soon as one is lost, minutes before SLURM gives up its node and would queue the job again.
         say "a node of this job does not answer any more"
         status=75
+    elif [ "$status" = 0 ]; then
+        say "the launcher ended with 0, but no rank has said that the run ended: it failed, see above"
+        status=1
     fi
     [ "$status" != 75 ] || hold_for_restart
     exit "$status"
+}
+
+# Whether the run has written how it ended. A launcher's own 0 is no proof: mpirun gives it with a lost daemon, and under
+# ULFM. Where rank 0 is on another node, a shared file system may show the file some seconds late.
+has_ended() {
+    local tries=1
+    [ "$2" != 0 ] || tries=15
+    until [ -e "$1" ]; do
+        tries=$((tries - 1))
+        [ "$tries" -gt 0 ] || return 1
+        sleep 1
+        ls "$(dirname "$1")" >/dev/null
+    done
+}
+
+# `stage_shards FROM SITE...`: one site for each task, in the config's order ("-" for a dedicated aggregator). Each task
+# copies its own hospital's shard, and no other, to its node's disk; what lies beside the shards (certificates, ledgers)
+# is linked. The config then has `shards: $FEDHPC_SHARDS/{site}.h5`. When the job ends the copies are removed.
+stage_shards() {
+    local from
+    from=$(realpath "$1")
+    shift
+    [ "$#" = "$SLURM_NTASKS" ] || fail "stage_shards: $# sites for $SLURM_NTASKS tasks" "name one site for each task"
+    export FEDHPC_SHARDS=${TMPDIR:-/tmp}/fedhpc-$SLURM_JOB_ID
+    trap unstage EXIT
+    # shellcheck disable=SC2016  # The tasks' shell expands it.
+    srun --ntasks="$SLURM_NTASKS" bash -c '
+        set -eu
+        from=$1 to=$2
+        shift $((2 + SLURM_PROCID))
+        umask 077
+        mkdir -p "$to"
+        for path in "$from"/*; do
+            case $path in *.h5) ;; *) ln -sfn "$path" "$to/" ;; esac
+        done
+        [ "$1" = - ] || { cp "$from/$1.h5" "$to/.$1.tmp" && mv -f "$to/.$1.tmp" "$to/$1.h5"; }
+    ' stage "$from" "$FEDHPC_SHARDS" "$@" || fail "the shards in $from could not be copied to $FEDHPC_SHARDS" \
+        "see above: is every site.h5 there, and is there room on the nodes' disks?"
+    say "each node has copies of its own shards in $FEDHPC_SHARDS"
+}
+
+unstage() {
+    [ -n "${FEDHPC_SHARDS:-}" ] || return 0
+    timeout 60 srun --overlap --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+        rm -rf "$FEDHPC_SHARDS" || say "copies of shards may be left in $FEDHPC_SHARDS"
+    unset FEDHPC_SHARDS
 }
 
 every_node_answers() {
@@ -127,6 +177,8 @@ hold_for_restart() {
         fail "stopped early, and restarted ${SLURM_RESTART_COUNT} times already" \
             "if a round takes longer than --time allows, raise it; submit again to go on"
     fi
+    # SLURM ends this script before it comes to its end.
+    unstage
     if scontrol requeue "$SLURM_JOB_ID"; then
         say "stopped early and queued again"
         # SLURM ends this script.

@@ -1,6 +1,7 @@
 """Stopped or killed in any phase, then started again: the same bits as a run that was never broken."""
 
 import json
+import re
 import shutil
 import signal
 import sys
@@ -13,7 +14,7 @@ import yaml
 
 from fedhpc import pki
 from fedhpc.checkpoint import DIGEST, OWNER, forget_after, intact_rounds, load_state, save_state, saved_rounds
-from fedhpc.cli import FINISHED, RESUMABLE, main
+from fedhpc.cli import BAD_INPUT, FAILED, FINISHED, INTERRUPTED, RESUMABLE, main
 from fedhpc.errors import InputError, Interrupted
 from fedhpc.preemption import Notice
 from fedhpc.privacy.ledger import read_ledger
@@ -108,6 +109,56 @@ def test_without_patience_the_round_is_left_and_done_again(
     assert "SIGTERM came 0 s ago (runtime.patience_s): leaving the round after step 1 of" in capfd.readouterr().err
     assert main(words) == FINISHED
     same(state(tmp_path, ROUNDS), state(unbroken(), ROUNDS))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 75)])
+def test_a_signal_before_the_first_round_ends_the_run_at_once(
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    number: int,
+    status: int,
+) -> None:
+    monkeypatch.setattr("fedhpc.train.open_session", lambda *_: signal_myself(number)())
+    assert main([*command(config, tmp_path), "--status", str(tmp_path / "status")]) == status
+    assert (tmp_path / "status").read_text(encoding="utf-8") == f"{status}\n"
+    (line,) = capfd.readouterr().err.splitlines()
+    assert (
+        line == f"stopped by {signal.Signals(number).name} before the first round of this start; "
+        "the same command starts again"
+    )
+
+
+def test_ctrl_c_keeps_the_rounds_and_says_so_in_one_line(
+    config: Path, unbroken: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = command(config, tmp_path)
+    with on_entering("aggregate", 2, signal_myself(signal.SIGINT)):
+        assert main(words) == INTERRUPTED
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == "stopped by Ctrl-C; what was finished is kept, and the same command goes on from there"
+    assert rounds_done(tmp_path) == 1
+    assert main(words) == FINISHED
+    same(state(tmp_path, ROUNDS), state(unbroken(), ROUNDS))
+
+
+def test_an_error_is_printed_whatever_launcher_left_its_rank_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A plain Python in a job step of SLURM, or started by a script under mpirun, inherits these."""
+    for name in ("SLURM_PROCID", "PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.setenv(name, "1")
+    assert main(["train", str(tmp_path / "missing.yaml")]) == BAD_INPUT
+    assert "error: " in capfd.readouterr().err
+
+
+def test_help_documents_every_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    for status in (FINISHED, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED, 143):
+        assert re.search(rf"^  {status} +\S", out, re.MULTILINE), status
 
 
 def test_a_baseline_leaves_its_round_too(config: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Bytes between ranks: MPI collectives that sleep while they wait, and their one-process twin.
 
-No rank ever waits inside a blocking MPI call: a rank that spins there steals the core from those that train. Every wait
-goes through `MpiTransport._wait`, the one place where a time-out belongs.
+No rank ever waits inside a blocking MPI call: a rank that spins there steals the core from those that train. Where rank
+0 waits for long, it says on stderr for whom (`fedhpc.exchange.waiting`), and goes on waiting.
 
 What all ranks have to send is one long stream, in rank order. It comes to rank 0 in waves of at most WAVE_BYTES, each
 one `Igatherv`; so no count ever reaches the 2 GiB of MPI's ints, and rank 0 holds two waves and one payload, however
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.exchange.egress import Kind
+from fedhpc.exchange.waiting import Waiting
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -35,6 +36,7 @@ TREE_FROM = 64
 """From so many ranks on the gather is a tree: a linear one makes rank 0 take size - 1 messages a wave, this one about
 2 sqrt(size)."""
 COUNT = struct.Struct("<Q")
+SIZE_TAG, HOST_BYTES = 1, 64
 Bytes = bytes | memoryview
 Counts = NDArray[np.int64]
 
@@ -70,6 +72,9 @@ class Wire(Transport, Protocol):
     def reordered(self, rank: int) -> "Wire":
         """The same processes with other numbers: this one is `rank` from now on. Every rank must call it."""
 
+    def name_ranks(self, sites: Sequence[str]) -> None:
+        """From now on call the ranks by their sites, one text a rank, where a message names them."""
+
 
 class AloneTransport:
     """The sequential driver's: one process is all there is."""
@@ -94,6 +99,9 @@ class AloneTransport:
         """See `Wire`."""
         return self
 
+    def name_ranks(self, sites: Sequence[str]) -> None:
+        """See `Wire`."""
+
 
 class MpiTransport:
     """Collectives over an MPI communicator: sizes by Igather and Ibcast, bytes by Igatherv and Ibcast."""
@@ -105,6 +113,9 @@ class MpiTransport:
         node = comm.Split_type(self._mpi.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = node.Get_rank(), node.Get_size()
         node.Free()
+        self._waiting = Waiting()
+        self._hosts = self._all_hosts()
+        self._names = [f"rank {rank} on {host}" for rank, host in enumerate(self._hosts)]
         self._group_size = math.isqrt(self.size - 1) + 1 if self.size >= tree_from else 0
         if self._group_size:
             self._group = comm.Split(self.rank // self._group_size, self.rank)
@@ -117,8 +128,7 @@ class MpiTransport:
     def stream(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> Iterator[bytes]:
         """See `Transport`."""
         mine = Pieces([frame_header(payloads), *payloads])
-        sizes = np.zeros(self.size, np.int64)
-        self._wait(self._comm.Igather(np.array([mine.size], np.int64), sizes, root=0))
+        sizes = self._sizes_at_rank_0(mine.size)
         self._wait(self._comm.Ibcast(sizes, root=0))
         waves = self._waves(mine, sizes)
         if self.rank == 0:
@@ -140,6 +150,38 @@ class MpiTransport:
     def reordered(self, rank: int) -> "MpiTransport":
         """See `Wire`."""
         return MpiTransport(self._comm.Split(0, rank), wave_bytes=self._wave_bytes)
+
+    def name_ranks(self, sites: Sequence[str]) -> None:
+        """See `Wire`."""
+        named = zip(sites, self._hosts, strict=True)
+        self._names = [f"{names or 'no site'} (rank {rank} on {host})" for rank, (names, host) in enumerate(named)]
+
+    def _all_hosts(self) -> list[str]:
+        own = np.zeros(HOST_BYTES, np.uint8)
+        name = socket.gethostname().partition(".")[0].encode()[:HOST_BYTES]
+        own[: len(name)] = np.frombuffer(name, np.uint8)
+        hosts = np.zeros((self.size, HOST_BYTES), np.uint8)
+        self._wait(self._comm.Iallgather(own, hosts))
+        return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in hosts]
+
+    def _sizes_at_rank_0(self, own: int) -> Counts:
+        """How many bytes each rank has to send, int64[size]; zeros elsewhere. One message a rank, so that rank 0 knows
+        who has not come yet, which a collective would not tell."""
+        sizes = np.zeros(self.size, np.int64)
+        if self.rank:
+            self._wait(self._comm.Isend(np.array([own], np.int64), dest=0, tag=SIZE_TAG))
+            return sizes
+        sizes[0] = own
+        missing = {
+            rank: self._comm.Irecv(sizes[rank : rank + 1], source=rank, tag=SIZE_TAG) for rank in range(1, self.size)
+        }
+        pause_s = FIRST_SLEEP_S
+        with self._waiting.begun() as look:
+            while missing := {rank: request for rank, request in missing.items() if not request.Test()}:
+                look([self._names[rank] for rank in missing])
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
+        return sizes
 
     def _waves(self, mine: "Pieces", sizes: Counts) -> Iterator[Bytes]:
         """The stream of all ranks, a wave at a time; empty ones elsewhere than at rank 0."""
@@ -167,14 +209,20 @@ class MpiTransport:
             return b""
         received = np.empty(int(counts.sum()), np.uint8)
         starts = np.cumsum(counts) - counts
-        self._wait(comm.Igatherv([piece, self._mpi.BYTE], [received, counts, starts, self._mpi.BYTE], root=0))
+        request = comm.Igatherv([piece, self._mpi.BYTE], [received, counts, starts, self._mpi.BYTE], root=0)
+        # Which of several is late a collective does not tell.
+        self._wait(request, ["the rest of a message"])
         return received.data
 
-    def _wait(self, request: "MPI.Request") -> None:
+    def _wait(self, request: "MPI.Request", whom: Sequence[str] = ()) -> None:
+        """Sleep until `request` is done; where rank 0 waits for `whom`, it says so after a while."""
         pause_s = FIRST_SLEEP_S
-        while not request.Test():
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
+        with self._waiting.begun() as look:
+            while not request.Test():
+                if whom and self.rank == 0:
+                    look(whom)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
 
 
 def connect() -> Wire:

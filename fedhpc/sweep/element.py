@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from fedhpc.errors import InputError
+from fedhpc.errors import InputError, Stopped
 from fedhpc.preemption import Notice
 from fedhpc.startup import Startup
 from fedhpc.sweep.queue import is_running
@@ -36,11 +36,12 @@ def run_element(path: str, requeues: int) -> str:
     notice.listen()
     startup = Startup()
     from fedhpc.agreement import Source
-    from fedhpc.exchange.comm import abort_at_exit, connect
+    from fedhpc.exchange.comm import Wire, abort_at_exit, connect
     from fedhpc.train import Work, train
 
     folder, rank = ElementDirectory(Path(path)), int(os.environ.get("SLURM_PROCID", "0"))
     begun = beginning(_job_id())
+    wire: Wire | None = None
     try:
         wire = connect()
         rank = wire.rank
@@ -53,6 +54,10 @@ def run_element(path: str, requeues: int) -> str:
         if rank == 0:
             folder.end(begun, "failed", str(error))
         raise
+    except Stopped as stop:
+        if wire is not None and wire.size > 1:
+            abort_at_exit(stop.status)
+        stopped = "preempted"
     except BaseException as error:
         folder.end(begun, "failed", f"rank {rank}: {error or type(error).__name__}")
         abort_at_exit(FAILED)

@@ -146,8 +146,8 @@ def _start(directory: SweepDirectory, sweep: Sweep, name: str) -> Running:
 
 def _ended(directory: SweepDirectory, sweep: Sweep, one: Running) -> Line:
     folder, status = directory.element(one.name), one.process.returncode
-    if status:
-        folder.note_death(one.begun, f"ended with status {status} without a word; see {folder.log}")
+    # Not by the status alone: with a lost daemon, or under ULFM, that of mpirun is 0 though its ranks were killed.
+    folder.note_death(one.begun, f"ended with status {status}, and the run had not ended; see {folder.log}")
     element = next(element for element in sweep.elements if element.name == one.name)
     return line_of(element, folder, None)
 

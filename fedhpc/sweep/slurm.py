@@ -23,6 +23,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from fedhpc.errors import InputError
 from fedhpc.preemption import SIGNALS
 from fedhpc.sweep.config import Slurm, Sweep, ranks_of
+from fedhpc.sweep.environment import outside_of_any_job
 from fedhpc.sweep.local import command_of
 from fedhpc.sweep.queue import requeue
 from fedhpc.sweep.store import ElementDirectory, SweepDirectory, beginning
@@ -75,7 +76,7 @@ def submit(directory: SweepDirectory, sweep: Sweep, names: Sequence[str]) -> dic
     executor = _executor(directory, element_parameters(directory, sweep))
     paths = [str(directory.element(name).path.resolve()) for name in names]
     try:
-        with executor.batch():
+        with outside_of_any_job(), executor.batch():
             jobs = [_submitted(executor, sweep, path) for path in paths]
     except (FailedJobError, FailedSubmissionError) as error:
         raise InputError(f"sbatch refused the sweep: {str(error).strip()}; mend the section slurm of it") from None
@@ -90,7 +91,8 @@ def submit_report(directory: SweepDirectory, sweep: Sweep, job: str) -> str:
     """
     after = _executor(directory, report_parameters(sweep, f"afterany:{job.partition('_')[0]}"))
     try:
-        return str(after.submit(make_report, str(directory.path.resolve())).job_id)
+        with outside_of_any_job():
+            return str(after.submit(make_report, str(directory.path.resolve())).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise InputError(
             f"the elements are submitted, but sbatch refused the report: {str(error).strip()}; make it yourself when "
@@ -196,14 +198,19 @@ def run_by_mpirun(path: str, ranks: int, requeues: int) -> None:
     for number in SIGNALS:
         # mpirun passes it on to the ranks.
         signal.signal(number, lambda number, frame: process.send_signal(signal.SIGUSR1))
-    status, again = process.wait(), ElementDirectory(Path(path)).sweep.again(os.environ["SLURM_JOB_ID"])
+    status, folder = process.wait(), ElementDirectory(Path(path))
+    again = folder.sweep.again(os.environ["SLURM_JOB_ID"])
     if again.exists():
         again.unlink()
         requeue(os.environ["SLURM_JOB_ID"])
-    if status:
-        message = f"mpirun ended with status {status}; its log is in the folder jobs of the sweep"
-        ElementDirectory(Path(path)).note_death(beginning(os.environ["SLURM_JOB_ID"]), message)
-        raise RuntimeError(message)
+    # Not by mpirun's status alone: with a lost daemon, or under ULFM, it is 0 though its ranks were killed.
+    message = (
+        f"mpirun ended with status {status}, and the run had not ended; its log is in the folder jobs of the sweep"
+    )
+    folder.note_death(beginning(os.environ["SLURM_JOB_ID"]), message)
+    ended = folder.outcome()
+    if status or ended is None or ended.state == "failed":
+        raise RuntimeError(message if ended is None else ended.message)
 
 
 def make_report(path: str) -> None:

@@ -1,6 +1,11 @@
 """Secure aggregation in the real program under mpirun: the bits of one process, through dropouts and a resume."""
 
+import contextlib
 import json
+import os
+import re
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +17,7 @@ from data_prep.shard_writer import write_shard
 from fedhpc import pki
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.rng import generator
+from tests.conftest import REPO, Mpi, kill_session
 
 pytestmark = pytest.mark.mpi
 SITES = ("site1", "site2", "site3", "site4")
@@ -145,6 +151,82 @@ def test_a_site_that_fails_in_training_is_left_out_and_the_run_goes_on(
     assert err.count("rank 1: site site3, round ") == ROUNDS
     assert "training failed: the gradient of a unit is not finite" in err
     assert len(read_ledger(two / "sites" / "site3" / "ledger.jsonl")[1]) == ROUNDS
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["mask", "reveal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("advertise", "share", "confirm"))],
+)
+def test_a_site_that_is_killed_in_a_round_is_charged_for_it_and_the_run_goes_on(
+    secure_cohort: Path, mpirun: Mpirun, run_here: Callable[..., tuple[int, str, str]], message: str
+) -> None:
+    """SIGKILL to rank 1 in the second of three rounds; the budget is for three, so the replayed round is the last."""
+    run_dir, straight = secure_cohort / f"killed-{message}", secure_cohort / "straight"
+    command = arguments(secure_cohort, run_dir)
+    status, _, err = mpirun(2, ["-m", "tests.mpi.secure_faults", f"kill-{message}", *command])
+    assert status not in (0, 2, 75), err
+    assert len(records(run_dir)) == 1
+    status, out, err = run_here(command)
+    assert status == 0, err
+    assert "resuming after round 1" in out
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["stopped"], summary["rounds"]) == ("budget", 2)
+    assert summary["epsilon"] <= 8
+    for site in SITES:
+        charged = [c.round for c in read_ledger(run_dir / "sites" / site / "ledger.jsonl")[1]]
+        assert charged == [0, 1, 1]
+    if straight.exists():
+        np.testing.assert_array_equal(params(run_dir, 2), params(straight, 2))
+
+
+def test_an_aggregator_that_replaces_round_keys_is_refused_by_the_sites(secure_cohort: Path, mpirun: Mpirun) -> None:
+    run_dir = secure_cohort / "substituted"
+    command = arguments(secure_cohort, run_dir)
+    status, _, err = mpirun(2, ["-m", "tests.mpi.secure_faults", "substitute", *command])
+    assert status not in (0, 2, 75)
+    assert "site site4, round 2: the signature of its message keys does not fit" in err
+    assert "Traceback" not in err
+    assert len(records(run_dir)) == 1
+
+
+def stopped_process(session: int) -> int | None:
+    """The process of a session that SIGSTOP holds."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            if (fields[0], int(fields[3])) == ("T", session):
+                return int(stat.parent.name)
+    return None
+
+
+def test_rank_0_names_whom_it_waits_for_and_goes_on(secure_cohort: Path, mpi: Mpi) -> None:
+    """Rank 1 is stopped (SIGSTOP) between two messages of the second round until rank 0 has said so twice."""
+    words = ["-m", "tests.mpi.secure_faults", "stop-confirm", *arguments(secure_cohort, secure_cohort / "stopped")]
+    process = subprocess.Popen(
+        mpi.command(2, words),
+        cwd=REPO,
+        env={**os.environ, **mpi.env, "FEDHPC_WAIT_NOTICE_S": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    notices, held = 0, None
+    try:
+        for line in process.stderr:
+            held = held or stopped_process(process.pid)
+            if held and "waiting for" in line:
+                assert re.search(r"waiting for \d+ s: site3, site4 \(rank 1 on \S+\); the run goes on", line), line
+                notices += 1
+            if notices == 2 and held:
+                os.kill(held, signal.SIGCONT)
+        assert process.wait(60) == 0
+    finally:
+        kill_session(process.pid)
+        process.wait()
+    assert notices >= 2
+    assert len(records(secure_cohort / "stopped")) == ROUNDS
 
 
 def test_too_many_dropouts_end_all_ranks_with_one_cause(secure_cohort: Path, mpirun: Mpirun) -> None:

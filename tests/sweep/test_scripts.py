@@ -1,5 +1,6 @@
 """What sbatch is given: every key of the config is in it, a shell accepts it, and hostile paths stay words."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from fedhpc.cli import main
 from fedhpc.sweep import slurm
 from fedhpc.sweep.config import load_sweep
+from fedhpc.sweep.environment import outside_of_any_job
 from fedhpc.sweep.store import SweepDirectory
 from tests.sweep.tiny import write_sweep
 
@@ -123,3 +125,34 @@ def test_without_slurm_it_says_what_to_do(
 def test_words_that_do_not_go_together_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", *words]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_job_that_is_submitted_from_a_job_does_not_inherit_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a process that is started there has in its environment; afterwards it is as it was."""
+    of_the_job = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
+        "SLURM_MEM_PER_NODE": "100",
+        "SLURM_NTASKS": "4",
+        "SLURM_PROCID": "1",
+        "SBATCH_MEM_PER_CPU": "1G",
+        "SRUN_CPUS_PER_TASK": "8",
+        "PMIX_RANK": "1",
+        "PMI_SIZE": "4",
+        "OMPI_COMM_WORLD_RANK": "1",
+        "PRTE_MCA_ess_base_jobid": "x",
+    }
+    of_the_user = {
+        "SLURM_CONF": "/etc/slurm.conf",
+        "SBATCH_ACCOUNT": "a1",
+        "OMPI_MCA_btl": "self",
+        "OMP_NUM_THREADS": "1",
+    }
+    for name, value in (of_the_job | of_the_user).items():
+        monkeypatch.setenv(name, value)
+    with outside_of_any_job():
+        seen = subprocess.run(["env"], capture_output=True, text=True, check=True, timeout=60).stdout
+    names = {line.partition("=")[0] for line in seen.splitlines()}
+    assert not of_the_job.keys() & names
+    assert of_the_user.keys() <= names
+    assert {name: os.environ.get(name) for name in of_the_job} == of_the_job
