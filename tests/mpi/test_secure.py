@@ -155,7 +155,7 @@ def test_a_site_that_fails_in_training_is_left_out_and_the_run_goes_on(
 
 @pytest.mark.parametrize(
     "message",
-    ["mask", "reveal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("advertise", "share", "confirm"))],
+    ["mask", *(pytest.param(name, marks=pytest.mark.slow) for name in ("advertise", "share", "confirm", "reveal"))],
 )
 def test_a_site_that_is_killed_in_a_round_is_charged_for_it_and_the_run_goes_on(
     secure_cohort: Path, mpirun: Mpirun, run_here: Callable[..., tuple[int, str, str]], message: str
@@ -225,6 +225,7 @@ def test_rank_0_names_whom_it_waits_for_and_goes_on(secure_cohort: Path, mpi: Mp
     finally:
         kill_session(process.pid)
         process.wait()
+        process.stderr.close()
     assert notices >= 2
     assert len(records(secure_cohort / "stopped")) == ROUNDS
 
