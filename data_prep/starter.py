@@ -18,8 +18,7 @@ from data_prep.phantom.public import write_reference
 from data_prep.target import writing
 from fedhpc.config import RunConfig
 from fedhpc.privacy.plan import plan_privacy
-from fedhpc.privacy.verdict import Verdict, directions_of, verdict
-from fedhpc.privacy_report import noise_per_signal
+from fedhpc.privacy_report import judged
 
 NAME = "train.yaml"
 EPSILON, DELTA = 1.0, 1e-5
@@ -125,7 +124,8 @@ def starter(job: ImageImport, counts: Counts) -> str | None:
         delta=DELTA,
         clip=0.3,
     )
-    found = judged(RunConfig.model_validate(yaml.safe_load(body)))
+    config = RunConfig.model_validate(yaml.safe_load(body))
+    found = judged(config, plan_privacy(config))
     return _signed(f"{found.comment}\n{body}" if found else body)
 
 
@@ -137,13 +137,6 @@ def rounded(units: int) -> int:
     """
     step: int = 10 ** max(0, len(str(units)) - 2)
     return max(1, round(units / step) * step)
-
-
-def judged(config: RunConfig) -> Verdict | None:
-    """The verdict on a private config; None where the size of its model is not known before it is built."""
-    model = config.model
-    directions = directions_of(model.name, model.features, model.backbone)
-    return None if directions is None else verdict(noise_per_signal(config, plan_privacy(config)), directions)
 
 
 def next_steps(job: ImageImport, config: Path | None) -> str:

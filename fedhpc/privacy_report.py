@@ -17,6 +17,7 @@ from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import Bounds, Charge, bounds_of, total_of
 from fedhpc.privacy.ledger import Lifetime, Spending, lifetime_path, read_ledger
 from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked, plan_privacy
+from fedhpc.privacy.verdict import Verdict, directions_of, verdict
 from fedhpc.rundir import RunDirectory
 
 SHOWN_ROUNDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -109,6 +110,7 @@ def _report_config(config: RunConfig) -> Report:
         "rounds": config.training.rounds,
         "steps": plan.steps_per_round * config.training.rounds,
         "noise_per_signal": noise_per_signal(config, plan),
+        "verdict": None if (found := judged(config, plan)) is None else found.text,
         "lifetime_epsilon": p.lifetime_epsilon,
         "sites": [_site_facts(config, plan, site.name, whole) for site in config.data.sites],
         "by_round": [_round_facts(config, plan, round) for round in _shown(config.training.rounds)],
@@ -132,6 +134,12 @@ def noise_per_signal(config: RunConfig, plan: PrivacyPlan) -> float:
     shares = len(config.data.sites)
     copies = shares if config.privacy.trust == "aggregator" else shares / config.honest_sites
     return plan.noise_multiplier * math.sqrt(copies) / (plan.sample_rate * math.sqrt(steps) * units)
+
+
+def judged(config: RunConfig, plan: PrivacyPlan) -> Verdict | None:
+    """The verdict on a private config; None where the size of its model is not known before it is built."""
+    directions = directions_of(config.model.name, config.model.features, config.model.backbone)
+    return None if directions is None else verdict(noise_per_signal(config, plan), directions)
 
 
 def _site_facts(config: RunConfig, plan: PrivacyPlan, site: str, whole: Bounds) -> dict[str, Any]:
@@ -209,6 +217,7 @@ def _config_text(facts: Mapping[str, Any]) -> str:
             "",
             "The same target with one key set otherwise (noise over signal: smaller learns better):",
             _others_table(facts),
+            f"verdict: {facts['verdict'] or 'not known before the backbone is built'}.",
             "exchange.density changes what is sent, after the noise: it costs and saves no epsilon.",
         ]
     )

@@ -42,8 +42,11 @@ def spend(config_file: Path, run: str) -> None:
 
 def test_plan_of_a_config(config_file: Path) -> None:
     config = load_config(config_file)
-    facts = report([config_file], []).facts
+    found = report([config_file], [])
+    facts = found.facts
     plan = plan_privacy(config)
+    # A whole network, and 100 units a step.
+    assert facts["verdict"].startswith("hopeless") and f"verdict: {facts['verdict']}" in found.text
     assert (facts["steps_per_round"], facts["steps"], facts["noise_multiplier"]) == (2, 6, plan.noise_multiplier)
     assert [site["expected_batch"] for site in facts["sites"]] == [100, 100]
     whole = bounds_of(planned_charges(config, plan), 1e-5)

@@ -488,7 +488,7 @@ def test_starter_config_trains(tmp_path: Path, run_here: Callable[..., Outcome])
 
 
 def test_starter_config_without_a_reference(job: ImageImport, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.starter.judged", lambda _: None)  # it takes seconds
+    monkeypatch.setattr("data_prep.starter.judged", lambda *_: None)  # it takes seconds
     monkeypatch.setattr("data_prep.starter.PHANTOMS", 20)
     import_images(job)
     assert f"run.py privacy {job.out}/train.yaml" in write_starter(job)
@@ -503,7 +503,7 @@ def test_starter_config_without_a_reference(job: ImageImport, monkeypatch: pytes
 def test_edited_starter_config_is_kept(
     job: ImageImport, run_here: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.starter.judged", lambda _: None)  # it takes seconds
+    monkeypatch.setattr("data_prep.starter.judged", lambda *_: None)  # it takes seconds
     monkeypatch.setattr("data_prep.starter.PHANTOMS", 20)
     args = ["prepare", "images", job.source, "-o", job.out, "--sites", "2", "--size", "8"]
     run_here(args)
