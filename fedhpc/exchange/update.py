@@ -1,9 +1,12 @@
 """What crosses the wall, as values: sparse updates, and named arrays for everything that is not an update."""
 
 import io
+import math
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +57,33 @@ class Update:
     entries: SparseVector
 
 
+LIMIT_BYTES = 2**31
+HEADER_BYTES = 10_000
+"""The most that the header of one packed array may take."""
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """What an array from another rank must be: its dtype, as numpy writes it, and its shape; None stands for any size.
+
+    >>> ArraySpec("<f4", (3, None)).fits(np.dtype("<f4"), (3, 7))
+    True
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    def fits(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+        """Whether an array is such a one."""
+        same = len(shape) == len(self.shape) and all(
+            want in (None, is_) for want, is_ in zip(self.shape, shape, strict=True)
+        )
+        return same and dtype.str == self.dtype
+
+
+Layout = Mapping[str, ArraySpec]
+
+
 def pack_arrays(arrays: Mapping[str, Array]) -> bytes:
     """Named numeric arrays -> bytes (a compressed .npz; no pickle).
 
@@ -65,10 +95,56 @@ def pack_arrays(arrays: Mapping[str, Array]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack_arrays(payload: bytes) -> dict[str, Array]:
-    """The inverse of `pack_arrays`; raises PayloadError where the bytes are not such arrays."""
+def unpack_arrays(payload: bytes, expected: Layout | None = None, limit_bytes: int = LIMIT_BYTES) -> dict[str, Array]:
+    """Return the arrays that `pack_arrays` has packed; check names, types and sizes before any memory is taken.
+
+    A payload of some kilobytes can claim to hold terabytes, or inflate to them. So the sizes in the archive's directory
+    and the shape in each array's header are read and compared first, and no more than was declared is inflated.
+
+    Args:
+        payload: from another rank; trusted in nothing.
+        expected: exactly these names, each with its type and shape; None: any.
+        limit_bytes: the most that all arrays may take together.
+
+    Raises:
+        PayloadError: bytes that are no such arrays, other arrays than expected, or more than the limit.
+    """
     try:
-        with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+            entries = archive.infolist()
+            _check_entries(entries, expected, limit_bytes)
+            return {entry.filename.removesuffix(".npy"): _array(archive, entry, expected) for entry in entries}
+    except (ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise PayloadError(f"{len(payload)} bytes are not packed arrays: {error}") from None
+
+
+def _check_entries(entries: Sequence[zipfile.ZipInfo], expected: Layout | None, limit_bytes: int) -> None:
+    names = [entry.filename.removesuffix(".npy") for entry in entries]
+    if len(set(names)) < len(names) or any(name == entry.filename for name, entry in zip(names, entries, strict=True)):
+        raise PayloadError(f"packed arrays: {len(names)} entries with repeated names, or names without .npy")
+    if expected is not None and set(names) != set(expected):
+        raise PayloadError(f"packed arrays: expected {sorted(expected)}, {len(names)} others came")
+    size = sum(entry.file_size for entry in entries)
+    if size > limit_bytes + HEADER_BYTES * len(entries):
+        raise PayloadError(f"packed arrays: {size} bytes declared, at most {limit_bytes} allowed; refused")
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, expected: Layout | None) -> Array:
+    """One array; its header must agree with the archive's directory and with what is expected."""
+    name = entry.filename.removesuffix(".npy")
+    with archive.open(entry) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise PayloadError(f"packed arrays: {name[:40]!r} is not in version 1.0 of the npy format")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=HEADER_BYTES)
+        if fortran or dtype.hasobject or dtype.names:
+            raise PayloadError(f"packed arrays: {name[:40]!r} has order or type that is not allowed")
+        wanted = ArraySpec(dtype.str, shape) if expected is None else expected[name]
+        if not wanted.fits(dtype, shape):
+            raise PayloadError(f"packed arrays: {name} is {dtype.str}{list(shape)}, expected {wanted}")
+        size = math.prod(shape) * dtype.itemsize
+        if any(side < 0 for side in shape) or not size <= entry.file_size <= size + HEADER_BYTES:
+            raise PayloadError(f"packed arrays: {name[:40]!r} declares {size} bytes in an entry of {entry.file_size}")
+        block = file.read(size + 1)
+    if len(block) != size:
+        raise PayloadError(f"packed arrays: {name[:40]!r} has {len(block)} bytes, {size} were declared")
+    return np.frombuffer(block, dtype).reshape(shape).copy()
