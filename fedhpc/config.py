@@ -222,10 +222,30 @@ class Federation(Section):
 
 
 class Evaluation(Section):
-    """How the metrics are made: the specificity at which sensitivity is read, and the resamples of the interval."""
+    """How the metrics are made, and with privacy on, what of validation and test patients is released for them.
+
+    Each round may release the validation split, for a curve; the test split is released once, at the end. With
+    privacy on both are private by themselves: `epsilon` is their own guarantee, beside that of the training patients
+    in `privacy`, of whom they are none. It is pure (delta = 0) for each unit of `privacy.unit`.
+
+    `epsilon: null` with privacy on releases exact histograms of scores instead: whoever receives them and knows a
+    patient's score learns whether the patient is there, the diagnosis and the stage.
+    """
 
     specificity: Annotated[float, Field(gt=0, lt=1)] = 0.9
     bootstrap: Annotated[int, Field(ge=100, le=10_000)] = 1000
+    epsilon: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = Field(
+        default=1.0,
+        description="with privacy on: what is spent on validation patients, and on test patients; null: exact",
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="at which evaluation charges are summed up with others; null: privacy.delta"
+    )
+    every: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="release the validation split after every so many rounds, for a curve; with private evaluation "
+        "these share half of epsilon; null: at the end only with private evaluation, else every round",
+    )
 
 
 class Runtime(Section):
@@ -263,6 +283,17 @@ class RunConfig(Section):
     def private(self) -> bool:
         """Whether DP-SGD is on."""
         return self.privacy.epsilon is not None
+
+    @property
+    def private_evaluation(self) -> bool:
+        """Whether what is released of validation and test patients is differentially private."""
+        return self.private and self.evaluation.epsilon is not None
+
+    def validates(self, round: int) -> bool:
+        """Whether the validation split is released after this round, counted from 1."""
+        every = self.evaluation.every or (0 if self.private_evaluation else 1)
+        last = self.private_evaluation and round >= self.training.rounds
+        return bool(every) and round % every == 0 and not last
 
     @property
     def honest_sites(self) -> int:

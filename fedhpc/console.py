@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from fedhpc.config import RunConfig
+from fedhpc.records import GIVEN_AWAY
 
 MB = 1e6
 
@@ -125,8 +126,7 @@ def round_line(record: Mapping[str, Any], rounds: int) -> str:
     """One round, one line."""
     parts = [
         f"round {record['round']:>3}/{rounds}",
-        f"AUC {fixed(record['auc'])}",
-        f"F1 {fixed(record['f1'])}",
+        *([f"validation AUC {fixed(record['auc_val'])}"] if record["auc_val"] is not None else []),
         *(
             [f"up {megabytes(record['bytes_up'])}", f"down {megabytes(record['bytes_down'])}"]
             if record["bytes_up"]
@@ -157,6 +157,7 @@ def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping
         )
     lines.append(facts["wire"])
     lines.append(_privacy_line(config, facts))
+    lines.append(evaluation_line(config))
     return "\n".join([*lines, table(rows)])
 
 
@@ -186,6 +187,34 @@ def _trust_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
         lines.append(f"protects from an aggregator that may send what it likes: {trust.why}")
     lines.append(f"if that fails: epsilon {trust.epsilon_if_unmasked:.2f}, by a site's own share of the noise alone")
     return "\n" + "\n".join(lines)
+
+
+def evaluation_line(config: RunConfig) -> str:
+    """What is released of validation and test patients, for the header; without privacy nothing is promised."""
+    e = config.evaluation
+    if not config.private:
+        return "evaluation: exact score histograms; validation as the rounds go, the test split once, at the end"
+    if e.epsilon is None:
+        return f"evaluation: NOT PRIVATE. {GIVEN_AWAY}"
+    when = "at the end" if e.every is None else f"after every {e.every} rounds (half of it) and at the end"
+    return (
+        f"evaluation: epsilon {e.epsilon:g} for validation patients and for test patients (none of them trained on), "
+        f"unit {config.privacy.unit}, Laplace noise; validation {when}, the test split once"
+    )
+
+
+def evaluation_lines(config: RunConfig, summary: Mapping[str, Any]) -> list[str]:
+    """What must be known beside the closing table: what the metrics cost, what is missing and why."""
+    lines = []
+    if config.private_evaluation and summary["evaluation_epsilon"] is not None:
+        lines.append(
+            f"epsilon protects the training patients; of validation and test patients epsilon "
+            f"{summary['evaluation_epsilon']:.3f} was spent (evaluation.epsilon={config.evaluation.epsilon:g}). The "
+            "metrics contain that noise, and so does the interval"
+        )
+    elif config.private:
+        lines.append(f"epsilon protects the training patients only. {GIVEN_AWAY}")
+    return lines + [f"{key}: {why}" for key, why in summary["reasons"].items()]
 
 
 def closing(summaries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

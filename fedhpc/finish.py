@@ -1,30 +1,22 @@
 """The end of a run: its models on all sites' test splits, interval, `summary.json`, `model.pt`, closing table."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from fedhpc.console import closing
+from fedhpc.console import closing, evaluation_lines
 from fedhpc.errors import InputError
-from fedhpc.exchange.update import F32, pack_arrays, unpack_arrays
-from fedhpc.metrics import F64, bootstrap_aucs, interval95
+from fedhpc.evaluation import measure
+from fedhpc.exchange.messages import of_each
+from fedhpc.exchange.update import F32
 from fedhpc.models import from_vector, parameter_count, save_model
-from fedhpc.records import (
-    FLOAT32_BYTES,
-    OUTSIDE_GUARANTEE,
-    Measured,
-    SiteReport,
-    data_digest,
-    mean_of,
-    measure,
-    summary_of,
-)
+from fedhpc.records import FLOAT32_BYTES, Measured, SiteReport, data_digest, largest, mean_of, summary_of
 from fedhpc.rundir import RESTORE, RunDirectory
 from fedhpc.runtime import git_commit
-from fedhpc.session import Session
+from fedhpc.session import POOLED, Session
 from fedhpc.sum_identities import trust_model
 from fedhpc.util.files import read_json
 
@@ -33,88 +25,98 @@ GLOBAL = "global"
 
 @dataclass(frozen=True)
 class Final:
-    """One finished model measured on all sites' test splits, at rank 0 only.
+    """One finished model measured on all sites' test splits, at rank 0 only; its name: a site's, or `global`."""
 
-    `aucs` are its bootstrap resamples; `epsilons` what each site has spent by its ledger, replayed rounds included.
-    """
-
+    name: str
     measured: Measured
-    aucs: F64
-    epsilons: Mapping[str, float | None]
 
 
-def reports_of(session: Session, params_of: Callable[[str], F32], round: int | None = None) -> list[SiteReport]:
-    """Each site's report on the model that `params_of` gives for its name: all of them, in site order, at rank 0.
+def reports_of(session: Session, round: int | None = None) -> list[SiteReport]:
+    """Each site's report, in site order, at rank 0; empty elsewhere. `round`: the one just done; None after the last.
 
-    `round`: the one just done; None after the last.
+    Raises:
+        PayloadError: at rank 0, naming a site whose report is none.
     """
+    config, pooled = session.config, session.config.mode == "centralised"
     mine = []
-    pooled = session.config.mode == "centralised"
     for site in session.sites:
-        with site.failing(f"{'the end' if round is None else f'round {round}'}: evaluation failed"):
-            measured = site.evaluate(params_of(site.name))
         learner = session.learners[0] if pooled else site
-        ledger = (learner.name, learner.ledger.head) if session.config.private else ("", "")
-        mine.append(SiteReport(site.name, measured["val"], measured["test"], learner.epsilon(), ledger).pack())
-    return [SiteReport.unpack(payload) for payload in session.transport.gather(mine, "metrics", round)]
+        ledger = (learner.name, learner.ledger.head) if config.private else ("", "")
+        mine.append(SiteReport(site.name, learner.epsilon(), learner.evaluation_epsilon(), *ledger).pack())
+    payloads = session.transport.gather(mine, "metrics", round)
+    if session.transport.rank:
+        return []
+
+    def read(site: str, payload: bytes) -> SiteReport:
+        return SiteReport.read(site, payload, (POOLED if pooled else site) if config.private else "")
+
+    return of_each(payloads, config.site_names, "metrics", read)
 
 
 def finish(session: Session, models: Mapping[str, F32], records: Sequence[Mapping[str, Any]], stopped: str) -> None:
     """Measure the final `models` (the same at every rank: one, or one a site), then write and tell at rank 0."""
-    measured = {name: _final(session, params) for name, params in models.items()}
-    finals = {name: final for name, final in measured.items() if final is not None}
+    measured = [(name, measure(session, params, number)) for number, (name, params) in enumerate(models.items())]
+    reports = reports_of(session)
     if session.transport.rank:
         return
     config, directory = session.config, session.directory
-    for name, final in finals.items():
-        path = directory.site(name) / "model.pt" if config.mode == "local" else directory.model
-        from_vector(session.place.model, models[name])
+    finals = [Final(name, found) for name, found in measured if found is not None]
+    for final in finals:
+        path = directory.site(final.name) / "model.pt" if config.mode == "local" else directory.model
+        from_vector(session.place.model, models[final.name])
         facts = {
             "config": config.model_dump(mode="json"),
             **asdict(session.task),
             "f1_thresholds": final.measured.thresholds.tolist(),
         }
         save_model(path, session.place.model, facts)
-    summary = summary_of(config, records, _more(session, finals, stopped))
-    for final in finals.values():
-        for site, spent in final.epsilons.items():
-            summary["per_site"][site]["epsilon"] = spent
-    if config.mode == "local":
-        for name, final in finals.items():
-            summary["per_site"][name]["auc_all_sites"] = final.measured.overall.auc
+    summary = summary_of(config, records, _more(session, finals, reports, stopped))
+    summary["per_site"] = _per_site(session, summary["per_site"], finals, reports)
     directory.write_json(directory.summary, summary)
     session.console.say(closing(_beside(session, summary)))
-    if config.private:
-        session.console.say(
-            f"epsilon protects the training patients; {', '.join(OUTSIDE_GUARANTEE)} "
-            "are measured on validation and test patients, whom it does not protect"
-        )
+    for line in evaluation_lines(config, summary):
+        session.console.say(line)
     session.console.say(f"stopped: {stopped}. Results in {directory.path}")
 
 
-def _final(session: Session, params: F32) -> Final | None:
-    reports = reports_of(session, lambda _: params)
-    mine = [pack_arrays({"stack": site.resample(params)}) for site in session.sites]
-    stacks = session.transport.gather(mine, "metrics")
-    if session.transport.rank:
-        return None
-    aucs = bootstrap_aucs(unpack_arrays(payload)["stack"].astype(np.uint16, copy=False) for payload in stacks)
-    return Final(measure(reports, session.config.evaluation.specificity), aucs, {r.site: r.epsilon for r in reports})
+def _per_site(
+    session: Session,
+    last: Mapping[str, Mapping[str, Any]],
+    finals: Sequence[Final],
+    reports: Sequence[SiteReport],
+) -> dict[str, dict[str, Any]]:
+    """{site: its metrics, what it has spent, bytes}. Local-only: of each site's own model, on its own test split."""
+    by_name = {final.name: final for final in finals}
+    out = {}
+    for report in reports:
+        final = by_name.get(report.site, finals[0])
+        own = final.measured.per_site[report.site]
+        found = {**last[report.site], "auc": own.auc, "f1": own.f1, "n_test": own.n_images}
+        found |= {"epsilon": report.epsilon, "evaluation_epsilon": report.evaluation_epsilon}
+        if session.config.mode == "local":
+            found["auc_all_sites"] = final.measured.overall.auc
+        out[report.site] = found
+    return out
 
 
-def _more(session: Session, finals: Mapping[str, Final], stopped: str) -> dict[str, Any]:
-    """What replaces or joins the last record's figures. Several models (local-only): the mean over them."""
-    overall = [final.measured.overall for final in finals.values()]
+def _more(
+    session: Session, finals: Sequence[Final], reports: Sequence[SiteReport], stopped: str
+) -> dict[str, Any]:
+    """What the records do not have. Several models (local-only): the mean over them, of the interval's ends too."""
+    measured = [final.measured for final in finals]
+    overall = [one.overall for one in measured]
     d = parameter_count(session.place.model)
+    ends = [one.interval for one in measured if one.interval is not None]
     return {
         "auc": mean_of([m.auc for m in overall]),
-        "auc_ci95": interval95(np.mean([final.aucs for final in finals.values()], axis=0)),
+        "auc_val": mean_of([one.auc_val for one in measured]),
+        "auc_ci95": np.mean(ends, axis=0).tolist() if len(ends) == len(measured) else None,
         "f1": mean_of([m.f1 for m in overall]),
         "sensitivity": mean_of([m.sensitivity for m in overall]),
         "sensitivity_early": mean_of([m.sensitivity_early for m in overall]),
-        "epsilon": max(
-            (e for final in finals.values() for e in final.epsilons.values() if e is not None), default=None
-        ),
+        "reasons": {key: value for one in measured for key, value in one.reasons.items()},
+        "epsilon": largest([report.epsilon for report in reports]),
+        "evaluation_epsilon": largest([report.evaluation_epsilon for report in reports]),
         "stopped": stopped,
         "parameters": d,
         "dense_bytes_per_round": len(session.config.data.sites) * d * FLOAT32_BYTES,

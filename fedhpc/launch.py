@@ -15,16 +15,18 @@ from fedhpc.checkpoint import load_state, save_state, saved_rounds
 from fedhpc.console import header, round_line
 from fedhpc.continuation import begin
 from fedhpc.door import wire_line
-from fedhpc.errors import InputError
+from fedhpc.errors import InputError, PayloadError
+from fedhpc.evaluation import validate
 from fedhpc.exchange.codec import encode
 from fedhpc.exchange.secure_sum import round_bytes
 from fedhpc.exchange.sparsify import Coding, with_feedback
 from fedhpc.exchange.tls import AGGREGATOR_NAME
-from fedhpc.exchange.update import AGGREGATOR, F32, Array, Update, pack_arrays, unpack_arrays
+from fedhpc.exchange.messages import of_each
+from fedhpc.exchange.update import AGGREGATOR, F32, Array, ArraySpec, Update, pack_arrays, unpack_arrays
 from fedhpc.federation import GlobalState, Memory, RoundResult, Terms, federate, fresh_memory
 from fedhpc.finish import GLOBAL, finish, reports_of
 from fedhpc.models import layers_of, parameter_count, to_vector
-from fedhpc.records import FLOAT32_BYTES, SiteReport, record_of
+from fedhpc.records import FLOAT32_BYTES, SiteReport, Validation, record_of
 from fedhpc.resume import Resumed, resume_point
 from fedhpc.rng import generator
 from fedhpc.secure_round import secure_mean
@@ -238,10 +240,30 @@ def _separate(session: Session, resumed: Resumed, progress: Progress) -> tuple[M
 def shared(session: Session, models: Mapping[str, F32]) -> dict[str, F32]:
     """Every learner's final model at every rank, dense: the baselines are measured on all sites' test splits."""
     packed = session.transport.gather([pack_arrays({name: params}) for name, params in models.items()], "update")
-    merged = {name: params for payload in packed for name, params in unpack_arrays(payload).items()}
+    size = parameter_count(session.place.model)
+    names = list(session.config.site_names) if session.config.mode == "local" else [POOLED]
+    merged: dict[str, F32] = {}
+    if packed:
+        for one in of_each(packed, names, "update", lambda name, payload: read_model(name, payload, size)):
+            merged |= one
     payload = pack_arrays(merged) if session.transport.rank == 0 else None
     everybody = unpack_arrays(session.transport.broadcast(payload, "update"))
     return {name: params.astype(np.float32, copy=False) for name, params in everybody.items()}
+
+
+def read_model(name: str, payload: bytes, size: int) -> dict[str, F32]:
+    """Return {name: parameters f32[size]} of a learner's final model from its payload.
+
+    Raises:
+        PayloadError: another name, type or size, or values that are not finite.
+    """
+    try:
+        params = unpack_arrays(payload, {name: ArraySpec("<f4", (size,))}, 4 * size)[name].astype(np.float32)
+    except PayloadError as error:
+        raise PayloadError(f"site {name}, update: {error}") from None
+    if not np.isfinite(params).all():
+        raise PayloadError(f"site {name}, update: its model has entries that are not finite")
+    return {name: params}
 
 
 def _chooser(session: Session, models: Mapping[str, F32]) -> Callable[[str], F32]:
@@ -259,11 +281,11 @@ def _close_round(session: Session, at: Closing, ran: Ran, progress: Progress) ->
     """
     (done, params_of, save), watch = at, ran.watch
     with watch.phase("evaluate"):
-        reports = reports_of(session, params_of, done)
+        told = reports_of(session, done), Validation(*validate(session, params_of, done))
     with watch.phase("checkpoint"):
         together(session.transport, save)
     progress.done_here += 1
-    together(session.transport, lambda: _record(session, done, reports, ran, progress))
+    together(session.transport, lambda: _record(session, done, told, ran, progress))
     if session.transport.rank == 0:
         _tell(session, done, progress.records)
     progress.round_started = time.monotonic()
@@ -271,12 +293,14 @@ def _close_round(session: Session, at: Closing, ran: Ran, progress: Progress) ->
     return agreed(session.transport, more and not session.notice.given, done)
 
 
-def _record(session: Session, done: int, reports: Sequence[SiteReport], ran: Ran, progress: Progress) -> None:
+def _record(
+    session: Session, done: int, told: tuple[Sequence[SiteReport], Validation], ran: Ran, progress: Progress
+) -> None:
     """Append the round's record, at rank 0."""
     if session.transport.rank:
         return
     seconds = {**ran.watch.seconds, "total": time.monotonic() - progress.round_started}
-    record = replace(record_of(done, reports, ran.traffic, session.config, seconds), dropped=ran.dropped).json()
+    record = replace(record_of(done, told, ran.traffic, seconds), dropped=ran.dropped).json()
     session.directory.lock.check_held()
     session.directory.append_round(record)
     progress.records.append(record)

@@ -1,8 +1,12 @@
-"""AUC, F1 and sensitivity from score histograms, the only thing about its predictions that a site releases.
+"""AUC, F1 and sensitivity from exact score histograms: what a site releases of its predictions without privacy.
 
 A histogram of logit scores per class is additive over sites, so the global metrics come from exact sums of what the
-sites sent, to within one bin of 1/64 logit; no score is tied to a patient. Metrics on validation and test data are
-outside the differential privacy guarantee.
+sites sent, to within one bin of 1/64 logit. It is exact: who knows a patient's score sees in its bin whether the patient
+is there and in which class. With privacy on, a site therefore sends a few counts with noise instead
+(`fedhpc.site.release`), unless `evaluation.epsilon: null` asks for these.
+
+The interval comes from DeLong's components, summed by patient at each site (`squared_influence`); resamples of patients
+never leave a hospital.
 """
 
 from collections.abc import Iterable
@@ -51,14 +55,14 @@ def score_histogram(predictions: Predictions) -> I64:
 
     T is 1 for two classes (the second against the first), else the number of classes.
     """
-    scores, positive = _one_vs_rest(predictions.logits, predictions.labels)
+    scores, positive = one_vs_rest(predictions.logits, predictions.labels)
     tasks = scores.shape[1]
     group = np.where(positive, np.where(predictions.early[:, None], EARLY, LATE), NEGATIVE)
     cell = (np.arange(tasks) * 3 + group) * BINS + _bin(scores)
     return np.bincount(cell.ravel(), minlength=tasks * 3 * BINS).reshape(tasks, 3, BINS)
 
 
-def _one_vs_rest(logits: NDArray[np.float32], labels: I64) -> tuple[F64, NDArray[np.bool_]]:
+def one_vs_rest(logits: NDArray[np.float32], labels: I64) -> tuple[F64, NDArray[np.bool_]]:
     """(log odds f64[n, T], is positive bool[n, T]) of each class against all the others."""
     z = logits.astype(np.float64)
     classes = z.shape[1]
@@ -67,6 +71,11 @@ def _one_vs_rest(logits: NDArray[np.float32], labels: I64) -> tuple[F64, NDArray
         odds[:, k] = z[:, k] - np.logaddexp.reduce(np.delete(z, k, axis=1), axis=1)
     positive = labels[:, None] == np.arange(classes)
     return (odds[:, 1:], positive[:, 1:]) if classes == 2 else (odds, positive)
+
+
+def bin_of(score: float) -> int:
+    """The bin of `score_histogram` that a score of any size falls into."""
+    return int(_bin(np.array(score)))
 
 
 def _bin(scores: F64) -> I64:
@@ -145,8 +154,67 @@ def metrics(test: I64, thresholds: I64, specificity: float) -> Metrics:
     )
 
 
+@dataclass(frozen=True)
+class Placements:
+    """What a site needs of all sites' counts to tell how its patients move the AUC; coarse, so that no image shows.
+
+    Attributes:
+        beaten, beats: uint16[T, BINS], in thousandths: the share of the negatives below a bin, of the positives above.
+        area: f64[T].
+        totals: f64[T, 2], how many negatives and positives there are.
+    """
+
+    beaten: NDArray[np.uint16]
+    beats: NDArray[np.uint16]
+    area: F64
+    totals: F64
+
+    @classmethod
+    def of(cls, pooled: I64) -> "Placements":
+        """From all sites' counts int64[T, 3, BINS]."""
+        negatives, positives = pooled[:, NEGATIVE], pooled[:, LATE] + pooled[:, EARLY]
+        totals = np.maximum(np.stack([negatives.sum(axis=1), positives.sum(axis=1)], axis=1), 1).astype(np.float64)
+        beaten = (np.cumsum(negatives, axis=1) - negatives / 2) / totals[:, :1]
+        beats = 1 - (np.cumsum(positives, axis=1) - positives / 2) / totals[:, 1:]
+        area = (positives * beaten).sum(axis=1) / totals[:, 1]
+        coarse = (np.rint(1000 * share).astype(np.uint16) for share in (beaten, beats))
+        return cls(*coarse, area, totals)
+
+
+def squared_influence(predictions: Predictions, placed: Placements) -> float:
+    """The sum over this site's patients of their squared influence on the macro AUC of all sites.
+
+    An image's influence is the share of the other class that it beats or that beats it, less its mean, over the number
+    of its class (DeLong, DeLong and Clarke-Pearson 1988); a patient's is the sum over the images (Obuchowski 1997,
+    "Nonparametric analysis of clustered ROC curve data"). The sum over all sites estimates the AUC's variance.
+    """
+    scores, positive = one_vs_rest(predictions.logits, predictions.labels)
+    cells, tasks = _bin(scores), np.arange(scores.shape[1])
+    share = np.where(positive, placed.beaten[tasks, cells], placed.beats[tasks, cells]) / 1000
+    influence = (share - placed.area) / np.where(positive, placed.totals[:, 1], placed.totals[:, 0])
+    _, owner = np.unique(predictions.patient, return_inverse=True)
+    return float((np.bincount(owner, weights=influence.mean(axis=1)) ** 2).sum())
+
+
+def delong_interval(area: float | None, variance: float) -> tuple[float, float] | None:
+    """The 95 % interval of an AUC of this variance, normal on the scale of its log odds (Pepe 2003, section 5.2.4).
+
+    >>> delong_interval(0.9, 0.0004), delong_interval(1.0, 0.0), delong_interval(None, 0.1)
+    ((0.8534, 0.9329), (1.0, 1.0), None)
+    """
+    if area is None:
+        return None
+    if not 0 < area < 1 or not variance > 0:
+        return (area, area)
+    middle, deviation = np.log(area / (1 - area)), np.sqrt(variance) / (area * (1 - area))
+    low, high = (1 / (1 + np.exp(-(middle + side * 1.96 * deviation))) for side in (-1, 1))
+    return round(float(low), 4), round(float(high), 4)
+
+
 def bootstrap_histograms(predictions: Predictions, resamples: int, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """uint16[resamples, T, 3, BINS]: score histograms of this site's patients drawn with replacement.
+    """uint16[resamples, T, 3, BINS]: score histograms of patients drawn with replacement, for use inside one hospital.
+
+    They must not leave it: with the generator's seed every patient's score, class and stage can be read off them.
 
     Patients are drawn, not images: a patient's images are not independent (cluster bootstrap, Field & Welsh 2007).
     """

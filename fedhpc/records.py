@@ -2,66 +2,89 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass as checked
 
 from fedhpc.config import RunConfig
-from fedhpc.exchange.update import Array, pack_arrays, unpack_arrays
+from fedhpc.errors import PayloadError
+from fedhpc.exchange.messages import Name, parsed
 from fedhpc.metrics import I64, Metrics, auc, f1_thresholds, metrics
 
 FLOAT32_BYTES = 4
 OUTSIDE_GUARANTEE = ("auc", "auc_val", "auc_ci95", "f1", "sensitivity", "sensitivity_early", "n_test", "f1_thresholds")
-"""What is measured on validation and test patients, whom differential privacy does not protect."""
+"""What is measured on validation and test patients: with `evaluation.epsilon: null` nothing protects them."""
+GIVEN_AWAY = (
+    "evaluation.epsilon is null: the exact score histograms of validation and test patients leave each site. Whoever "
+    "receives them and knows the score that the model gives a patient learns whether the patient is there, the "
+    "diagnosis and the stage"
+)
+HEAD = r"^([0-9a-f]{16})?$"
+Spent = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class SiteReport:
-    """What a site releases after a round: two score histograms, what it has spent, and the head of its ledger (public).
+    """What a site says of itself after a round: what it has spent, and the head of its ledger (public).
 
-    `ledger` is the learner's name and its ledger's head; empty without privacy.
+    Attributes:
+        site: its name.
+        epsilon: of its training patients; None without privacy.
+        evaluation_epsilon: of its validation and test patients; None where that is not counted.
+        learner, head: whose ledger it is, and the beginning of its last seal; empty without privacy.
     """
 
-    site: str
-    val: I64
-    test: I64
-    epsilon: float | None
-    ledger: tuple[str, str] = ("", "")
+    site: Name
+    epsilon: Spent
+    evaluation_epsilon: Spent
+    learner: Annotated[str, Field(max_length=255)]
+    head: Annotated[str, Field(pattern=HEAD)]
 
     def pack(self) -> bytes:
         """As bytes."""
-        spent = np.array([np.nan if self.epsilon is None else self.epsilon])
-        arrays: dict[str, Array] = {"site": np.array(self.site), "val": self.val, "test": self.test, "epsilon": spent}
-        arrays["ledger"] = np.array(self.ledger)
-        return pack_arrays(arrays)
+        return REPORT.dump_json(self)
 
     @classmethod
-    def unpack(cls, payload: bytes) -> "SiteReport":
-        """The inverse of `pack`."""
-        arrays: Mapping[str, Any] = unpack_arrays(payload)
-        epsilon = float(arrays["epsilon"][0])
-        learner, head = arrays["ledger"]
-        spent = None if np.isnan(epsilon) else epsilon
-        return cls(str(arrays["site"]), arrays["val"], arrays["test"], spent, (str(learner), str(head)))
+    def read(cls, site: str, payload: bytes, learner: str) -> "SiteReport":
+        """The inverse of `pack`, of the payload that came from `site`.
+
+        Args:
+            site: whose session it came through.
+            payload: the bytes.
+            learner: whose ledger the site may speak of; empty without privacy.
+
+        Raises:
+            PayloadError: no report, one that names another site or ledger, or one without its ledger's head.
+        """
+        report = parsed(payload, REPORT, f"site {site}, metrics")
+        if report.site != site:
+            raise PayloadError(f"site {site}, metrics: the report names another site; each speaks for itself")
+        if report.learner != learner or bool(report.head) != bool(learner) or (report.epsilon is None) == bool(learner):
+            raise PayloadError(f"site {site}, metrics: the report is not about the ledger of {learner or 'nobody'}")
+        return report
+
+
+REPORT = TypeAdapter(SiteReport)
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One line of rounds.jsonl. Bytes are sums over the sites of what was really sent; metrics are on the test splits.
+    """One line of rounds.jsonl. Bytes are sums over the sites of what was really sent.
 
-    `bytes_down` counts the aggregator's payload once for every site that receives it; `dropped` names the sites whose
-    update is not in the round's mean; `ledger_heads` stand for the learners' whole ledgers (`fedhpc.privacy.ledger`).
+    `auc_val` is on the validation splits, None in rounds that do not release them; the test splits are measured once,
+    at the end (summary.json). `bytes_down` counts the aggregator's payload once for every site that receives it;
+    `dropped` names the sites whose update is not in the round's mean; `ledger_heads` stand for the learners' whole
+    ledgers (`fedhpc.privacy.ledger`).
     """
 
     round: int
-    auc: float | None
     auc_val: float | None
-    f1: float | None
-    sensitivity: float | None
-    sensitivity_early: float | None
     per_site: dict[str, dict[str, Any]]
     epsilon: float | None
+    evaluation_epsilon: float | None
     bytes_up: int
     bytes_down: int
     seconds: dict[str, float]
@@ -77,21 +100,25 @@ class RoundRecord:
 class Measured:
     """The metrics over all sites and of each, at F1 thresholds chosen on the pooled validation splits.
 
-    `auc_val` is on the validation splits: what to choose hyperparameters by.
+    `auc_val` is on the validation splits: what to choose hyperparameters by. `thresholds` are bins of
+    `fedhpc.metrics.score_histogram`, `interval` is that of the AUC, `reasons` say why a metric is None or what else
+    must be known of it.
     """
 
     overall: Metrics
     auc_val: float | None
     per_site: dict[str, Metrics]
     thresholds: I64
+    interval: tuple[float, float] | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
-def measure(reports: Sequence[SiteReport], specificity: float) -> Measured:
-    """Pool the sites' histograms (exact sums) and measure."""
-    val = _total([r.val for r in reports])
-    thresholds = f1_thresholds(val)
-    overall = metrics(_total([r.test for r in reports]), thresholds, specificity)
-    return Measured(overall, auc(val), {r.site: metrics(r.test, thresholds, specificity) for r in reports}, thresholds)
+def measure_counts(sites: Sequence[str], val: Sequence[I64], test: Sequence[I64], specificity: float) -> Measured:
+    """Pool the sites' exact histograms and measure."""
+    pooled, thresholds = _total(test), f1_thresholds(_total(val))
+    overall = metrics(pooled, thresholds, specificity)
+    per_site = {site: metrics(one, thresholds, specificity) for site, one in zip(sites, test, strict=True)}
+    return Measured(overall, auc(_total(val)), per_site, thresholds)
 
 
 def _total(histograms: Sequence[I64]) -> I64:
@@ -99,46 +126,49 @@ def _total(histograms: Sequence[I64]) -> I64:
     return total
 
 
-def measure_separately(reports: Sequence[SiteReport], specificity: float) -> Measured:
-    """Each site's own model on its own data, at its own threshold; overall is the plain mean over the sites."""
-    alone = {r.site: measure([r], specificity) for r in reports}
-    each = [m.overall for m in alone.values()]
-    mean = Metrics(
-        auc=mean_of([m.auc for m in each]),
-        f1=mean_of([m.f1 for m in each]),
-        sensitivity=mean_of([m.sensitivity for m in each]),
-        sensitivity_early=mean_of([m.sensitivity_early for m in each]),
-        n_images=sum(m.n_images for m in each),
-    )
-    auc_val = mean_of([m.auc_val for m in alone.values()])
-    return Measured(mean, auc_val, {site: m.overall for site, m in alone.items()}, alone[reports[0].site].thresholds)
-
-
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """The mean; None as soon as one value is."""
+    """The mean; None as soon as one value is, or there is none."""
     defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if len(defined) == len(values) else None
+    return sum(defined) / len(defined) if defined and len(defined) == len(values) else None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The AUC on the validation splits after a round, over all sites and of each; None where none was released."""
+
+    auc: float | None = None
+    by_site: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def record_of(
-    round: int, reports: Sequence[SiteReport], traffic: tuple[Sequence[int], int], config: RunConfig, seconds: Any
+    round: int,
+    told: tuple[Sequence[SiteReport], Validation],
+    traffic: tuple[Sequence[int], int],
+    seconds: Mapping[str, float],
 ) -> RoundRecord:
     """The record of a finished round from the sites' reports, the bytes up by site and down, and the stopwatch."""
-    how = measure_separately if config.mode == "local" else measure
-    measured = how(reports, config.evaluation.specificity)
+    reports, validation = told
+    up = list(traffic[0]) or [0] * len(reports)
+    per_site = {
+        r.site: {
+            "auc_val": validation.by_site.get(r.site),
+            "epsilon": r.epsilon,
+            "evaluation_epsilon": r.evaluation_epsilon,
+            "bytes_up": sent,
+            "bytes_down": traffic[1],
+        }
+        for r, sent in zip(reports, up, strict=True)
+    }
     return RoundRecord(
         round=round,
-        auc=measured.overall.auc,
-        auc_val=measured.auc_val,
-        f1=measured.overall.f1,
-        sensitivity=measured.overall.sensitivity,
-        sensitivity_early=measured.overall.sensitivity_early,
-        per_site=per_site(measured, reports, traffic),
-        epsilon=largest_epsilon(reports),
+        auc_val=validation.auc,
+        per_site=per_site,
+        epsilon=largest([r.epsilon for r in reports]),
+        evaluation_epsilon=largest([r.evaluation_epsilon for r in reports]),
         bytes_up=sum(traffic[0]),
         bytes_down=traffic[1] * len(traffic[0]),
         seconds={name: round_seconds(value) for name, value in seconds.items()},
-        ledger_heads={learner: head for learner, head in (r.ledger for r in reports) if head},
+        ledger_heads={r.learner: r.head for r in reports if r.head},
     )
 
 
@@ -147,28 +177,9 @@ def round_seconds(value: float) -> float:
     return float(f"{value:.3f}")
 
 
-def per_site(
-    measured: Measured, reports: Sequence[SiteReport], traffic: tuple[Sequence[int], int]
-) -> dict[str, dict[str, Any]]:
-    """{site: its metrics, epsilon and bytes}."""
-    up = list(traffic[0]) or [0] * len(reports)
-    return {
-        r.site: {
-            "auc": measured.per_site[r.site].auc,
-            "f1": measured.per_site[r.site].f1,
-            "n_test": measured.per_site[r.site].n_images,
-            "epsilon": r.epsilon,
-            "bytes_up": sent,
-            "bytes_down": traffic[1],
-        }
-        for r, sent in zip(reports, up, strict=True)
-    }
-
-
-def largest_epsilon(reports: Sequence[SiteReport]) -> float | None:
+def largest(spent: Sequence[float | None]) -> float | None:
     """The epsilon of the site that has spent most; None without privacy."""
-    spent = [r.epsilon for r in reports if r.epsilon is not None]
-    return max(spent) if spent else None
+    return max((epsilon for epsilon in spent if epsilon is not None), default=None)
 
 
 def data_digest(config: RunConfig) -> str:
@@ -182,16 +193,11 @@ def summary_of(config: RunConfig, records: Sequence[Mapping[str, Any]], more: Ma
     `dense_bytes_per_round` is what the same updates would take as dense float32, one way: sites x 4 x parameters.
     """
     last, n = records[-1], len(records)
+    exact = config.private and not config.private_evaluation
     return {
         "mode": config.mode,
         "sites": list(config.site_names),
         "rounds": n,
-        "auc": last["auc"],
-        "auc_val": last["auc_val"],
-        "auc_ci95": None,
-        "f1": last["f1"],
-        "sensitivity": last["sensitivity"],
-        "sensitivity_early": last["sensitivity_early"],
         "per_site": {
             site: {**values, "delta": config.privacy.delta if config.private else None}
             for site, values in last["per_site"].items()
@@ -201,7 +207,9 @@ def summary_of(config: RunConfig, records: Sequence[Mapping[str, Any]], more: Ma
         "unit": config.privacy.unit if config.private else None,
         "epsilon_target": config.privacy.epsilon,
         "insecure_noise_seed": config.privacy.noise_seed,
-        "outside_guarantee": list(OUTSIDE_GUARANTEE) if config.private else [],
+        "evaluation_epsilon_target": config.evaluation.epsilon if config.private else None,
+        "outside_guarantee": list(OUTSIDE_GUARANTEE) if exact else [],
+        "outside_guarantee_means": GIVEN_AWAY if exact else None,
         "bytes_up_per_round": sum(r["bytes_up"] for r in records) / n,
         "bytes_down_per_round": sum(r["bytes_down"] for r in records) / n,
         "seconds": _seconds(records),

@@ -135,7 +135,7 @@ class _Relay:
     """Messages of one kind from all ranks' sites to the aggregator, and its answer to all. Counts every byte."""
 
     transport: Transport
-    round: int
+    round: int | None
     office: SumOffice | None
     names: Sequence[str]
     mine: tuple[int, ...]
@@ -189,3 +189,27 @@ def secure_mean(session: Session) -> SecureMean | None:
         tell=lambda text: print(f"rank {session.transport.rank}: {text}", file=sys.stderr, flush=True),
         identities=session.identities,
     )
+
+
+def masked_sum(session: Session, terms: SumTerms, number: int, vectors: Mapping[int, I64]) -> I64 | None:
+    """The sum over all sites of one int64[terms.size] each, by one secure sum: at rank 0, None elsewhere.
+
+    Args:
+        session: this rank's.
+        terms: of the protocol.
+        number: of the sum, in the place of a round: used once in a run and unlike any round.
+        vectors: of this rank's sites, by index (private until they are masked).
+
+    Raises:
+        SiteError: at rank 0, where a site is missing.
+    """
+    transport = session.transport
+    masks = {index: MaskedSite(terms, session.identities[index], number) for index in vectors}
+    office = SumOffice(terms, number) if transport.rank == 0 else None
+    relay = _Relay(transport, None, office, session.config.site_names, tuple(masks))
+    roster = relay(KEYS, {index: one.advertise() for index, one in masks.items()})
+    shares = relay(SHARES, {index: one.share(roster) for index, one in masks.items()})
+    survivors = relay(MASKED, {index: one.mask(shares, vectors[index]) for index, one in masks.items()})
+    confirmed = relay(CONFIRMED, {index: one.confirm(survivors) for index, one in masks.items()})
+    relay(REVEALED, {index: one.reveal(confirmed) for index, one in masks.items()})
+    return None if office is None else office.total()

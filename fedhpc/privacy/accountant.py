@@ -20,7 +20,7 @@ from fedhpc.errors import PrivacyError
 from fedhpc.privacy.analytic_gaussian import composed_mu, exact_epsilon, exact_mu
 from fedhpc.privacy.skellam import epsilon_by_rdp
 
-Mechanism = Literal["gaussian", "skellam"]
+Mechanism = Literal["gaussian", "skellam", "laplace"]
 Unit = Literal["patient", "image"]
 Population = Literal["train", "evaluation"]
 """Whom a charge concerns: the units of the training split, or those of the validation and test splits.
@@ -44,7 +44,10 @@ CALIBRATION_SLACK, NOISE_SLACK, MOST_TRIALS, JUMP = 0.002, 1e-3, 24, 1.02
 
 @dataclass(frozen=True)
 class Charge:
-    """`steps` Poisson-subsampled Gaussian steps, or Skellam releases of sample rate 1, on one kind of unit (public).
+    """`steps` Poisson-subsampled Gaussian steps, or Skellam or Laplace releases of sample rate 1, on one kind of unit.
+
+    All of it is public. The noise multiplier is the noise's standard deviation over the L2 sensitivity; of a Laplace
+    release its scale over the L1 sensitivity, so that one costs epsilon = 1 / noise_multiplier and no delta.
 
     `insecure` marks noise from a fixed seed: whoever knows the seed can take it off, so nothing is guaranteed.
     """
@@ -77,10 +80,17 @@ def bounds_of(charges: Iterable[Charge], delta: float) -> Bounds:
 
     >>> bounds_of([], 1e-5).epsilon
     0.0
+    >>> bounds_of([Charge(1, 4.0, 1.0, 1, "laplace")] * 3, 1e-5).epsilon
+    0.75
     """
+    listed = list(charges)
+    pure = sum(c.steps / c.noise_multiplier for c in listed if c.mechanism == "laplace")
+    if pure:
+        # Basic composition: (epsilon, delta) of the others and (pure, 0) together are (epsilon + pure, delta).
+        return Bounds(None, pure + bounds_of([c for c in listed if c.mechanism != "laplace"], delta).epsilon)
     merged: dict[tuple[float, float], int] = {}
     mechanisms = set()
-    for c in charges:
+    for c in listed:
         key = (c.noise_multiplier, c.sample_rate)
         merged[key] = merged.get(key, 0) + c.steps
         mechanisms.add(c.mechanism)

@@ -1,33 +1,32 @@
-"""One hospital: it owns its shard and its ledger, and gives out updates and score histograms, nothing else."""
+"""One hospital: it owns its shard and its ledger, and gives out updates and what its metrics need, nothing else."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from fedhpc.config import RunConfig
-from fedhpc.errors import Interrupted, PayloadError, SiteError, site_failure
+from fedhpc.errors import Interrupted, PayloadError, PrivacyError, SiteError, site_failure
 from fedhpc.exchange.selection import refusal
 from fedhpc.exchange.update import F32, LARGEST_ENTRY
-from fedhpc.metrics import bootstrap_histograms, score_histogram
+from fedhpc.metrics import Placements, Predictions, score_histogram, squared_influence
 from fedhpc.models import from_vector, layers_of, to_vector
 from fedhpc.privacy.accountant import Charge, total_of
+from fedhpc.privacy.evaluation_plan import plan_evaluation
 from fedhpc.privacy.ledger import Ledger, Lifetime, lifetime_path
 from fedhpc.privacy.noise import source
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.rng import generator
+from fedhpc.site.answers import Answers
 from fedhpc.site.evaluation import predict
 from fedhpc.site.integer_sum import I64, Grid, contribution
 from fedhpc.site.privacy import Units, entropy
+from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
 from fedhpc.site.samples import Samples
 from fedhpc.site.training import Bench, OnStep, PrivateWork, train_plain, train_private
 from fedhpc.util.log import write_log
 
-Histograms = Mapping[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Hospital:
         self._samples, self._place = samples, place
         self._ledger: Ledger | None = None
         self._units: Units | None = None
+        self._answers: Answers | None = None
         self._log: Path | None = None
 
     def keep_log(self, path: Path) -> None:
@@ -90,6 +90,8 @@ class Hospital:
         lifetimes = [Lifetime(lifetime_path(config.data.shard_path(site)), site) for site in owners]
         self._ledger = Ledger(path, (self.name, run), lifetimes, (p.lifetime_epsilon, p.delta))
         self._units = Units.of(self._samples, p.unit, p.max_images_per_patient)
+        evaluation = plan_evaluation(config)
+        self._answers = None if evaluation is None else Answers(path.parent, self._ledger, evaluation)
 
     def train(self, params: F32, round: int) -> F32:
         """Local training from the global `params`; returns local - global, f32[d].
@@ -191,18 +193,54 @@ class Hospital:
         """What this site has spent in the run's directory, by its ledger; None without privacy."""
         return None if self._ledger is None else self._ledger.epsilon(self._place.config.privacy.delta)
 
-    def evaluate(self, params: F32) -> Histograms:
-        """Score histograms of a model on this site's "val" and "test" split (outside the privacy guarantee)."""
-        from_vector(self._place.model, params)
-        return {
-            split: score_histogram(predict(self._place.model, self._samples, split, self._place.bench))
-            for split in ("val", "test")
-        }
+    def evaluation_epsilon(self) -> float | None:
+        """What validation and test patients have spent in the run's directory; None where that is not counted."""
+        return None if self._ledger is None or self._answers is None else self._answers.spent()
 
-    def resample(self, params: F32) -> NDArray[np.uint16]:
-        """Score histograms of bootstrap resamples of this site's test patients (outside the privacy guarantee)."""
+    def exact_counts(self, params: F32, split: str) -> I64:
+        """The exact score histogram of a model on "val" or "test": for a run whose evaluation is not private.
+
+        Raises:
+            PrivacyError: in a run whose evaluation is private.
+        """
+        if self._place.config.private_evaluation:
+            raise PrivacyError("evaluation.epsilon is set: exact histograms must not leave a site")
+        return score_histogram(self._predictions(params, split))
+
+    def squared_influence(self, params: F32, placed: Placements) -> float:
+        """What this site's test patients add to the variance of the AUC: one number (`fedhpc.metrics`).
+
+        Raises:
+            PrivacyError: in a run whose evaluation is private.
+        """
+        if self._place.config.private_evaluation:
+            raise PrivacyError("evaluation.epsilon is set: exact sums over patients must not leave a site")
+        return squared_influence(self._predictions(params, "test"), placed)
+
+    def may_answer(self, params: F32, question: Question) -> bool:
+        """Whether the evaluation budget allows the answer to a question about a model."""
+        return self._answers is not None and self._answers.affords(question, question.digest(params))
+
+    def answer(self, params: F32, question: Question, weights: Weights) -> I64:
+        """The private answer to a question, int64[tasks, groups, bins]; charged before the noise is drawn.
+
+        With privacy.trust=sites it carries this site's share of the noise only, and must be masked before it leaves.
+        """
+        if self._answers is None:
+            raise ValueError("no privacy ledger is open; call keep_ledger first")
         config = self._place.config
-        from_vector(self._place.model, params)
-        rng = generator(config.seed, self.name, "bootstrap")
-        predictions = predict(self._place.model, self._samples, "test", self._place.bench)
-        return bootstrap_histograms(predictions, config.evaluation.bootstrap, rng)
+        share = config.honest_sites if config.privacy.trust == "sites" else 1
+
+        def noised(epsilon: float) -> I64:
+            predictions = self._predictions(params, question.split)
+            counts = weighted_counts(predictions, question, weights, config.privacy.unit)
+            purpose = f"evaluation {question.split}"
+            stream = source(config.privacy.noise_seed, self.name, question.stage, purpose)
+            return with_noise(counts, epsilon, weights, share, stream)
+
+        return self._answers.answer(question, question.digest(params), noised)
+
+    def _predictions(self, params: F32, split: str) -> Predictions:
+        with self.failing("evaluation failed"):
+            from_vector(self._place.model, params)
+            return predict(self._place.model, self._samples, split, self._place.bench)

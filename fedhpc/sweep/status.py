@@ -124,7 +124,7 @@ def line_of(element: Element, folder: ElementDirectory, known: Known | None) -> 
         job=(known.job if known else None) or (outcome.job if outcome else ""),
         rounds_done=len(records),
         rounds=element.config.training.rounds,
-        auc=last.get("auc"),
+        auc=last.get("auc", last.get("auc_val")),
         epsilon=last.get("epsilon"),
         seconds=sum(record["seconds"]["total"] for record in records),
         message=_message(state, outcome, known),

@@ -1,0 +1,99 @@
+"""A site's private answers to what rank 0 asks for its metrics: each is charged before it is made, and kept.
+
+An answer is drawn once. A run that is started again and asks the same of the same model gets the same answer, which
+tells nothing new and costs nothing; another question, or another model, is another release and is charged again, as
+long as the budget lasts. The answer is on the disk before it is sent, in `sites/<site>/evaluation-<stage>-<split>.npz`
+(private where privacy.trust=sites: it carries a share of the noise only).
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhpc.errors import InputError
+from fedhpc.privacy.evaluation_plan import EvaluationPlan
+from fedhpc.privacy.ledger import Ledger
+from fedhpc.site.release import Question
+from fedhpc.util.files import PRIVATE, read_bytes, write_bytes
+
+I64 = NDArray[np.int64]
+ROUNDING = 1 + 1e-9
+"""Of the sum of the stages' epsilons."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The last answer to a stage and split: the digest of what was asked, how many there were, int64[...]."""
+
+    asked: str
+    uses: int
+    released: I64
+
+
+class Answers:
+    """All private answers of one site in one run."""
+
+    def __init__(self, folder: Path, ledger: Ledger, plan: EvaluationPlan) -> None:
+        self._folder, self._ledger, self._plan = folder, ledger, plan
+
+    def spent(self) -> float:
+        """Epsilon of this run's validation and test patients, by the ledger."""
+        return self._ledger.epsilon(0.5, population="evaluation")
+
+    def affords(self, question: Question, asked: str) -> bool:
+        """Whether an answer stays within evaluation.epsilon and the hospital's own cap."""
+        planned = self._plan.charge(question.stage)
+        return not self._due(question, asked) or self._ledger.affords(planned, self._plan.epsilon * ROUNDING)
+
+    def answer(self, question: Question, asked: str, noised: Callable[[float], I64]) -> I64:
+        """Return the kept answer, or charge the stage, make one by `noised(epsilon)` and keep it.
+
+        Raises:
+            PrivacyError: where the ledger refuses the charge.
+            FileError: where the answer cannot be kept; then it is not given out.
+        """
+        kept = self._kept(question)
+        if kept is not None and kept.asked == asked:
+            return kept.released
+        if self._due(question, asked):
+            self._ledger.charge(self._plan.charge(question.stage))
+        released = noised(self._plan.stage_epsilon(question.stage))
+        self._keep(question, Kept(asked, 1 + (kept.uses if kept else 0), released))
+        return released
+
+    def _due(self, question: Question, asked: str) -> bool:
+        """Whether a charge must be made: one covers a release of the validation split and the next of the test split."""
+        kept = self._kept(question)
+        if kept is not None and kept.asked == asked:
+            return False
+        if question.split == "val":
+            return True
+        before = self._kept_at(self._path(question.stage, "val"))
+        return (kept.uses if kept else 0) >= (before.uses if before else 0)
+
+    def _path(self, stage: int, split: str) -> Path:
+        return self._folder / f"evaluation-{stage:04d}-{split}.npz"
+
+    def _kept(self, question: Question) -> Kept | None:
+        return self._kept_at(self._path(question.stage, question.split))
+
+    def _kept_at(self, path: Path) -> Kept | None:
+        if not path.exists():
+            return None
+        try:
+            with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as file:
+                return Kept(str(file["asked"]), int(file["uses"]), file["released"])
+        except (ValueError, KeyError, OSError, EOFError) as error:
+            raise InputError(
+                f"{path}: is damaged ({type(error).__name__}). Restore it, or remove it: the release is then charged "
+                "and made again."
+            ) from None
+
+    def _keep(self, question: Question, kept: Kept) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, asked=np.array(kept.asked), uses=np.array(kept.uses), released=kept.released)
+        write_bytes(self._path(question.stage, question.split), buffer.getbuffer(), mode=PRIVATE)
