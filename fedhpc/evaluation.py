@@ -21,12 +21,12 @@ from scipy.special import ndtr, ndtri
 from fedhpc.agreement import together
 from fedhpc.config import RunConfig
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.messages import of_each, parsed
 from fedhpc.exchange.masks import SumTerms
+from fedhpc.exchange.messages import of_each, parsed
 from fedhpc.exchange.update import F32, ArraySpec, pack_arrays, unpack_arrays
 from fedhpc.metrics import BINS, F64, I64, Metrics, Placements, auc, bin_of, delong_interval
 from fedhpc.privacy.evaluation_plan import EvaluationPlan, plan_evaluation
-from fedhpc.records import Measured, measure_counts, mean_of
+from fedhpc.records import Measured, Validation, mean_of, measure_counts
 from fedhpc.rng import generator
 from fedhpc.roc import Counts, Curve, fit, shares
 from fedhpc.secure_round import masked_sum
@@ -259,7 +259,8 @@ def interpolated(x: F64, known: F64, values: F64) -> F64:
     [-2.0, 2.5, 4.0]
     """
     if len(known) == 1:
-        return x - known[0] + values[0]
+        alone: F64 = x - known[0] + values[0]
+        return alone
     slopes = np.diff(values) / np.maximum(np.diff(known), 1e-9)
     place = np.clip(np.searchsorted(known, x, side="right") - 1, 0, len(slopes) - 1)
     out: F64 = values[place] + slopes[place] * (x - known[place])
@@ -293,7 +294,8 @@ class Thresholds:
 
     def cuts(self, count: int) -> tuple[float, ...]:
         """Rising scores about the point of equal error rates, `count` of them."""
-        latent = self.equal + CUT_SPACING * 6 / max(count, 6) * (np.arange(count) - (count - 1) / 2)
+        spread = CUT_SPACING * 6 / max(count, 6) * (np.arange(count) - (count - 1) / 2)
+        latent = np.asarray(self.equal + spread, np.float64)
         scores = np.clip(self.score(latent), -1e5, 1e5)
         return tuple(float(score) for score in np.maximum.accumulate(scores) + 1e-6 * np.arange(count))
 
@@ -333,8 +335,9 @@ def _measure_privately(session: Session, params: F32, stage: int) -> Measured | 
         return unmeasured(config, SPENT)
     if curves is None or thresholds is None:
         return unmeasured(config, TOO_FEW)
+    specificity = config.evaluation.specificity
     known = Measured(
-        overall=Metrics(None, None, None, macro([c.sensitivity_early(config.evaluation.specificity) for c in curves]), 0),
+        overall=Metrics(None, None, None, macro([one.sensitivity_early(specificity) for one in curves]), 0),
         auc_val=macro([curve.auc for curve in curves]),
         per_site=dict.fromkeys(config.site_names, Metrics(None, None, None, None, 0)),
         thresholds=np.array([bin_of(float(one.score(np.array([one.f1]))[0])) for one in thresholds]),
@@ -412,7 +415,8 @@ def _interval(law: Law, test: Answer, config: RunConfig) -> tuple[float, float] 
 def _resampled(curve: Curve, law: Law, resamples: int, rng: np.random.Generator) -> Counts:
     deviations, counted, blocks = law.deviations(law.noises), law.weights.counted, []
     latent = (curve.edges, curve.b[:, None] * curve.edges - curve.a[:, None])
-    for number, edges, factor in zip((curve.negatives, curve.positives), latent, (1, law.weights.positive), strict=True):
+    numbers, factors = (curve.negatives, curve.positives), (1, law.weights.positive)
+    for number, edges, factor in zip(numbers, latent, factors, strict=True):
         patients = max(1, round(float(number[0]) / counted))
         drawn = counted * rng.multinomial(patients, shares(edges)[0], resamples)
         noise = np.diff(rng.gamma(law.noises, law.scale / WHOLE / factor, (2, *drawn.shape)), axis=0)[0]
@@ -423,27 +427,29 @@ def _resampled(curve: Curve, law: Law, resamples: int, rng: np.random.Generator)
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def validate(session: Session, params_of: Callable[[str], F32], round: int) -> tuple[float | None, dict[str, float | None]]:
-    """(AUC on the validation splits, that of each site), at rank 0; (None, {}) in rounds that release nothing.
+def validate(session: Session, params_of: Callable[[str], F32], round: int) -> Validation:
+    """The AUC on the validation splits, at rank 0; nothing elsewhere and in rounds that release nothing.
 
     Several models (mode=local): the mean over the sites, each with its own.
     """
     config = session.config
     if not config.validates(round):
-        return None, {}
-    names, together_ = config.site_names, config.mode != "local"
+        return Validation()
+    names, one_model = config.site_names, config.mode != "local"
     if not config.private_evaluation:
         val = exact_counts(session, params_of, "val", round)
-        alone = {name: auc(one) for name, one in zip(names, val, strict=bool(val))} if val else {}
-        return (auc(np.sum(val, axis=0)) if together_ else mean_of(list(alone.values()))) if val else None, alone
+        if not val:
+            return Validation()
+        alone = {name: auc(one) for name, one in zip(names, val, strict=True)}
+        return Validation(auc(np.sum(val, axis=0)) if one_model else mean_of(list(alone.values())), alone)
     answer = ask(session, params_of, first_question(session, round), round)
     plan = plan_evaluation(config)
     if answer is None or plan is None:
-        return None, {}
+        return Validation()
     law = law_of(config, plan, tasks_of(session), round)
     alone = {name: _val_auc(law, released, 1.0) for name, released in answer.by_site.items()}
     pooled = _val_auc(law, answer.total, law.noises)
-    return pooled if together_ else mean_of(list(alone.values())), alone
+    return Validation(pooled if one_model else mean_of(list(alone.values())), alone)
 
 
 def _val_auc(law: Law, released: I64, noises: float) -> float | None:

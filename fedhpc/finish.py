@@ -99,9 +99,7 @@ def _per_site(
     return out
 
 
-def _more(
-    session: Session, finals: Sequence[Final], reports: Sequence[SiteReport], stopped: str
-) -> dict[str, Any]:
+def _more(session: Session, finals: Sequence[Final], reports: Sequence[SiteReport], stopped: str) -> dict[str, Any]:
     """What the records do not have. Several models (local-only): the mean over them, of the interval's ends too."""
     measured = [final.measured for final in finals]
     overall = [one.overall for one in measured]

@@ -18,6 +18,7 @@ from fedhpc.door import wire_line
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.evaluation import validate
 from fedhpc.exchange.codec import encode
+from fedhpc.exchange.messages import of_each
 from fedhpc.exchange.secure_sum import round_bytes
 from fedhpc.exchange.sparsify import Coding, with_feedback
 from fedhpc.exchange.tls import AGGREGATOR_NAME
@@ -281,7 +282,7 @@ def _close_round(session: Session, at: Closing, ran: Ran, progress: Progress) ->
     """
     (done, params_of, save), watch = at, ran.watch
     with watch.phase("evaluate"):
-        told = reports_of(session, done), Validation(*validate(session, params_of, done))
+        told = reports_of(session, done), validate(session, params_of, done)
     with watch.phase("checkpoint"):
         together(session.transport, save)
     progress.done_here += 1

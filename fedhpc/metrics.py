@@ -1,8 +1,8 @@
 """AUC, F1 and sensitivity from exact score histograms: what a site releases of its predictions without privacy.
 
 A histogram of logit scores per class is additive over sites, so the global metrics come from exact sums of what the
-sites sent, to within one bin of 1/64 logit. It is exact: who knows a patient's score sees in its bin whether the patient
-is there and in which class. With privacy on, a site therefore sends a few counts with noise instead
+sites sent, to within one bin of 1/64 logit. It is exact: who knows a patient's score sees in its bin whether the
+patient is there and in which class. With privacy on, a site therefore sends a few counts with noise instead
 (`fedhpc.site.release`), unless `evaluation.epsilon: null` asks for these.
 
 The interval comes from DeLong's components, summed by patient at each site (`squared_influence`); resamples of patients
@@ -177,8 +177,11 @@ class Placements:
         beaten = (np.cumsum(negatives, axis=1) - negatives / 2) / totals[:, :1]
         beats = 1 - (np.cumsum(positives, axis=1) - positives / 2) / totals[:, 1:]
         area = (positives * beaten).sum(axis=1) / totals[:, 1]
-        coarse = (np.rint(1000 * share).astype(np.uint16) for share in (beaten, beats))
-        return cls(*coarse, area, totals)
+        return cls(_thousandths(beaten), _thousandths(beats), area, totals)
+
+
+def _thousandths(shares: F64) -> NDArray[np.uint16]:
+    return np.rint(1000 * shares).astype(np.uint16)
 
 
 def squared_influence(predictions: Predictions, placed: Placements) -> float:

@@ -91,7 +91,8 @@ def pack_arrays(arrays: Mapping[str, Array]) -> bytes:
     [0, 1, 2]
     """
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **dict(arrays))
+    in_order = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    np.savez_compressed(buffer, allow_pickle=False, **in_order)
     return buffer.getvalue()
 
 

@@ -2,9 +2,9 @@
 
 Formal guarantee. Let a function of the patients give integer vectors that differ by at most L in the L1 norm when one
 unit is added or removed. With independent noise P(k) ~ exp(-|k| / s) on every entry it is (L / s, 0)-differentially
-private (Ghosh, Roughgarden and Sundararajan 2009, the geometric mechanism). A histogram whose unit has a total weight of
-at most L is such a function, whatever the number of bins: at epsilon 1 the noise of a bin has a standard deviation of
-1.4 L, where a Gaussian needs 3.7 of the L2 norm at delta 1e-5.
+private (Ghosh, Roughgarden and Sundararajan 2009, the geometric mechanism). A histogram whose unit has a total weight
+of at most L is such a function, whatever the number of bins: at epsilon 1 the noise of a bin has a standard deviation
+of 1.4 L, where a Gaussian needs 3.7 of the L2 norm at delta 1e-5.
 
 Shares. A discrete Laplace variable is the difference of two geometric ones, and a geometric variable is the sum of h
 independent negative binomial ones NB(1 / h, 1 - exp(-1 / s)) (Goryczka and Xiong 2015, "A comprehensive comparison of
@@ -45,7 +45,7 @@ def laplace_integers(scale: float, share: int, size: int, stream: KeyStream) -> 
 
 
 def _negative_binomial(scale: float, share: int, size: int, stream: KeyStream) -> I64:
-    """NB(1 / share, 1 - q) with q = exp(-1 / scale): a Poisson number, mean -log(1 - q) / share, of log-series draws."""
+    """NB(1 / share, 1 - q), q = exp(-1 / scale): a Poisson number, of mean -log(1 - q) / share, of log-series draws."""
     log_miss = math.log(-math.expm1(-1 / scale))
     counts = np.searchsorted(_poisson_cdf(-log_miss / share), stream.uniform(size), side="right")
     total = int(counts.sum())

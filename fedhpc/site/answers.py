@@ -66,7 +66,7 @@ class Answers:
         return released
 
     def _due(self, question: Question, asked: str) -> bool:
-        """Whether a charge must be made: one covers a release of the validation split and the next of the test split."""
+        """Whether a charge must be made: one covers a release of the validation split and the next of the test."""
         kept = self._kept(question)
         if kept is not None and kept.asked == asked:
             return False

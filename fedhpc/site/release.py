@@ -65,7 +65,9 @@ class Question:
 
     def digest(self, params: F32) -> str:
         """Of the question and the model that it is about."""
-        return hashlib.sha256(repr((self.stage, self.split, self.groups, self.edges)).encode() + params.data).hexdigest()
+        return hashlib.sha256(
+            repr((self.stage, self.split, self.groups, self.edges)).encode() + params.data
+        ).hexdigest()
 
 
 QUESTION = TypeAdapter(Question)
