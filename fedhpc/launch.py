@@ -22,7 +22,6 @@ from fedhpc.exchange.messages import of_each
 from fedhpc.exchange.secure_sum import round_bytes
 from fedhpc.exchange.sparsify import Coding, with_feedback
 from fedhpc.exchange.tls import AGGREGATOR_NAME
-from fedhpc.exchange.messages import of_each
 from fedhpc.exchange.update import AGGREGATOR, F32, Array, ArraySpec, Update, pack_arrays, unpack_arrays
 from fedhpc.federation import GlobalState, Memory, RoundResult, Terms, federate, fresh_memory
 from fedhpc.finish import GLOBAL, finish, reports_of

@@ -28,7 +28,6 @@ from fedhpc.site.training import Bench, OnStep, PrivateWork, train_plain, train_
 from fedhpc.util.log import write_log
 
 
-
 @dataclass(frozen=True)
 class Workplace:
     """What the hospitals of one rank share: the config, one network that each sets to its parameters, the device."""
