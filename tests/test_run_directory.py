@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -178,6 +179,32 @@ def test_exchanged_shard_is_refused(config: Path, train: Here, tmp_path: Path) -
     assert not [path for path in everywhere if mark.encode() in path.read_bytes()]
     flip_labels(tmp_path / "site2.h5")
     assert train(tmp_path / "run", shards).returncode == 0
+
+
+def middle_of(path: Path) -> int:
+    """Where in the file the image in the middle begins."""
+    with h5py.File(path, locking=False) as file:
+        image = file["images"][len(file["images"]) // 2].tobytes()
+    return path.read_bytes().find(image)
+
+
+@pytest.mark.parametrize(("phase", "work"), [("train", "training"), ("evaluate", "evaluation")])
+def test_shard_cut_while_it_is_streamed_stops_the_run(
+    config: Path, train: Here, tmp_path: Path, phase: str, work: str
+) -> None:
+    for site in SITES:
+        shutil.copy(config.parent / f"{site}.h5", tmp_path)
+    sets = (f"data.shards={tmp_path}/{{site}}.h5", "data.in_memory=false")
+    middle = middle_of(tmp_path / "site2.h5")
+    with on_entering(phase, 2, lambda: os.truncate(tmp_path / "site2.h5", middle)):
+        done = train(tmp_path / "run", *sets)
+    assert done.returncode == 1
+    said = f"site site2, round 2: {work} failed: shard of site 'site2': its images changed on disk"
+    assert said in done.stderr and "Traceback" not in done.stderr
+    log = (tmp_path / "run" / "sites" / "site2" / "log.txt").read_text(encoding="utf-8")
+    assert "/images row" in log and "row" not in done.stderr
+    shutil.copy(config.parent / "site2.h5", tmp_path)
+    assert train(tmp_path / "run", *sets).returncode == 0
 
 
 def test_config_is_written_after_all_checks(train: Here, tmp_path: Path) -> None:
