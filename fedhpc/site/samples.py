@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from fedhpc.backbones import Backbone
 from fedhpc.errors import ShardError
+from fedhpc.site.feature_file import FeatureFile
 from fedhpc.site.preprocess import harmonise
-from fedhpc.site.shard import Shard
+from fedhpc.site.shard import Shard, fits_in_memory
 
 I64 = NDArray[np.int64]
 FEATURE_BATCH = 32
@@ -52,7 +53,7 @@ class ImageSamples:
 
 
 class FeatureSamples(ImageSamples):
-    """Features of a frozen backbone: computed once per shard, kept beside it, read through a memory map."""
+    """Features of a frozen backbone: computed once per shard, kept beside it, and read from a `FeatureFile`."""
 
     def __init__(self, shard: Shard, backbone: Backbone, cache: Path) -> None:
         super().__init__(shard)
@@ -60,11 +61,12 @@ class FeatureSamples(ImageSamples):
         path = cache / f"{shard.site}.features-{key}.npy"
         if not path.exists():
             self._extract(backbone, path)
-        self._features: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+        shape = (shard.n, backbone.dim)
+        self._features = FeatureFile(path, shape, shard.site, keep=fits_in_memory(4 * shape[0] * shape[1]))
 
     def inputs(self, rows: I64) -> Tensor:
         """See `Samples`."""
-        return torch.from_numpy(self._features[rows])
+        return torch.from_numpy(self._features.read(rows))
 
     def _extract(self, backbone: Backbone, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

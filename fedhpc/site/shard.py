@@ -467,7 +467,12 @@ def _digest(identity: _Identity, columns: dict[str, Images], hashes: list[bytes]
 
 
 def _fits_in_memory(dataset: h5py.Dataset) -> bool:
-    return bool(dataset.size * dataset.dtype.itemsize < _available_bytes() / 4)
+    return fits_in_memory(int(dataset.size) * dataset.dtype.itemsize)
+
+
+def fits_in_memory(size_bytes: int) -> bool:
+    """Whether so much fills less than a quarter of the memory that this process may still take."""
+    return size_bytes < _available_bytes() / 4
 
 
 def _available_bytes() -> int:
