@@ -2,6 +2,7 @@
 with the same message; and what they agree on first, the config and the run directory."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from fedhpc.config_file import load_config
 from fedhpc.errors import InputError
 from fedhpc.exchange.comm import Transport
 from fedhpc.rundir import RunDirectory
-from fedhpc.runtime import resolved
 
 T = TypeVar("T")
 FREE: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}}
@@ -53,6 +53,15 @@ class Source:
     overrides: list[str]
     run_dir: Path | None
     take_over: bool = False
+
+
+def check_start(transport: Transport, source: Source) -> None:
+    """Check config and number of ranks at every rank, before anything that takes seconds is imported.
+
+    Raises:
+        InputError: at every rank, with the problems of all.
+    """
+    together(transport, lambda: check_ranks(load_config(source.config, source.overrides), transport.size))
 
 
 def agree_on_config(transport: Transport, source: Source) -> tuple[RunConfig, RunDirectory]:
@@ -129,6 +138,17 @@ def _growth(earlier: RunConfig, config: RunConfig) -> list[tuple[str, float, flo
     if earlier.privacy.epsilon is not None and config.privacy.epsilon is not None:
         found.append(("privacy.epsilon", earlier.privacy.epsilon, config.privacy.epsilon))
     return found
+
+
+def resolved(config: RunConfig, transport: Transport) -> RunConfig:
+    """`config` with `runtime.threads` as a number: cores / ranks on the node.
+
+    The bits of a CPU result depend on the number of threads, so the number belongs to the config of a run.
+    """
+    if config.runtime.threads != "auto":
+        return config
+    threads = max(1, len(os.sched_getaffinity(0)) // transport.local_size)
+    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": threads})})
 
 
 def check_ranks(config: RunConfig, ranks: int) -> None:

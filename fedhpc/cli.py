@@ -16,6 +16,7 @@ from fedhpc.preflight.verb import add_preflight
 from fedhpc.startup import Startup
 from fedhpc.sweep_verbs import add_report, add_sweep
 from fedhpc.util.files import write_text
+from fedhpc.util.output import stop_printing
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 STATUSES = """exit status:
@@ -32,7 +33,7 @@ FEDHPC_WAIT_NOTICE_S (default 60): after so many seconds rank 0 says on stderr w
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run the verb, return the exit status."""
-    options = parser().parse_args(arguments)
+    options = _parsed(arguments)
     try:
         status: int = options.verb(options)
     except InputError as error:
@@ -43,10 +44,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = BAD_INPUT
     except (KeyboardInterrupt, Stopped) as stop:
         status = stopped_by(stop)
+    except BrokenPipeError:
+        # Whoever read the output (`| head`) has seen enough; what a verb makes is in files.
+        stop_printing()
+        status = FINISHED
     if getattr(options, "status", None) and (_speaks() or status == FAILED):
         # Launchers lose it: as the first rank ends with 75, srun ends the others and says 143.
         write_text(options.status, f"{status}\n")
     return status
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; argparse gives up an optional directory that comes after an option, so it is put in place here."""
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "directory", ...) is None:
+        options.directory = Path(rest[0])
+    elif rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def _speaks() -> bool:
@@ -82,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("config", type=Path)
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
     train.add_argument("--run-dir", type=Path, help="default: runs/<name>")
-    train.add_argument("--stop-after", type=int, metavar="N", help="stop after N more rounds with exit status 75")
+    train.add_argument("--stop-after", type=_positive, metavar="N", help="stop after N more rounds with exit status 75")
     train.add_argument(
         "--init-from", type=Path, metavar="RUN", help="start from a finished run's model: sets model.init_from"
     )
@@ -181,6 +197,12 @@ def _add_prepare_images(kinds: Any) -> None:
     images.set_defaults(verb=_prepare_images)
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
 def _fold(text: str) -> tuple[int, int]:
     number, slash, folds = text.partition("/")
     if not (slash and number.isdecimal() and folds.isdecimal()):
@@ -218,11 +240,13 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _train_on(transport: Any, watch: tuple[Notice, Startup], options: argparse.Namespace) -> int:
-    from fedhpc.agreement import Source
-    from fedhpc.train import Work, train
+    from fedhpc.agreement import Source, check_start
 
     started = [] if options.init_from is None else [f"model.init_from={json.dumps(str(options.init_from))}"]
     source = Source(options.config, [*options.set, *started], options.run_dir, options.take_over)
+    check_start(transport, source)
+    from fedhpc.train import Work, train
+
     stopped = train(Work(source, options.stop_after), transport, *watch)
     return RESUMABLE if stopped == "preempted" else FINISHED
 

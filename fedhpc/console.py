@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fedhpc.config import RunConfig
 from fedhpc.records import GIVEN_AWAY
+from fedhpc.util.output import stop_printing
 
 MB = 1e6
 
@@ -59,8 +60,13 @@ class Console:
     def say(self, text: str) -> None:
         """One line or several."""
         if self._speaks:
-            self._clear()
-            print(text, file=self._out, flush=True)
+            try:
+                self._clear()
+                print(text, file=self._out, flush=True)
+            except BrokenPipeError:
+                # `| head` has seen enough: the run goes on, its results are files.
+                self._speaks = self._live = False
+                stop_printing()
 
     def start_round(self, round: int, rounds: int, round_s: float | None) -> None:
         """Begin the bar of a round; `round_s` is the mean so far, for the time that the whole run still needs."""

@@ -8,23 +8,11 @@ from pathlib import Path
 
 import torch
 
-from fedhpc.config import RunConfig, Runtime
+from fedhpc.config import Runtime
 from fedhpc.errors import InputError
-from fedhpc.exchange.comm import Transport
 from fedhpc.site.training import Bench
 
 RECORDED = ("torch", "numpy", "opacus", "monai", "mpi4py", "h5py", "openmpi", "mpich")
-
-
-def resolved(config: RunConfig, transport: Transport) -> RunConfig:
-    """`config` with `runtime.threads` as a number: cores / ranks on the node.
-
-    The bits of a CPU result depend on the number of threads, so the number belongs to the config of a run.
-    """
-    if config.runtime.threads != "auto":
-        return config
-    threads = max(1, len(os.sched_getaffinity(0)) // transport.local_size)
-    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": threads})})
 
 
 def prepare(runtime: Runtime, local_rank: int) -> Bench:

@@ -30,7 +30,8 @@ def problems(facts: Facts, config: RunConfig, run_dir: str) -> list[str]:
 def _shard_problems(facts: Facts) -> list[str]:
     return [
         f"site {site}: its shard {path} cannot be used on its own node {rank.host} (rank {rank.rank}): {problem}. Put "
-        "it there, pin the site to the node that has it (data.sites: node), or mend data.shards"
+        "it there (`python run.py prepare ...` makes one), pin the site to the node that has it (data.sites: node), or "
+        "mend data.shards"
         for rank in facts
         for site, (path, problem) in rank.shards.items()
         if problem

@@ -1,0 +1,91 @@
+"""The command line before anything heavy is imported, and after its reader has gone."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedhpc.cli import main
+from tests.conftest import Outcome
+
+REPO = Path(__file__).resolve().parents[1]
+CONFIG = (
+    "name: x\nprivacy: off\nruntime: {threads: 1}\n"
+    "data: {shards: 'none/{site}.h5', sites: [{name: a}, {name: b}]}\ntraining: {rounds: %s}\n"
+)
+LIGHT = """
+import sys
+from fedhpc.cli import main
+status = main(sys.argv[1:])
+heavy = {"torch", "opacus", "h5py", "scipy"} & set(sys.modules)
+assert not heavy, heavy
+sys.exit(status)
+"""
+READER_GONE = """
+import sys, time
+from pathlib import Path
+from fedhpc.console import Console
+console = Console(speaks=True)
+for number in range(200):
+    console.say("x" * 1000)
+Path(sys.argv[1]).write_text("done")
+"""
+
+
+def write(path: Path, rounds: object = 1) -> Path:
+    path.write_text(CONFIG % rounds, encoding="utf-8")
+    return path
+
+
+def test_typo_is_told_before_heavy_imports(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LIGHT, "train", write(tmp_path / "c.yaml", "many")]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, "training.rounds='many': is text; write a number (c.yaml, line 5)" in done.stderr) == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.mpi
+def test_too_many_ranks_are_told_before_heavy_imports(tmp_path: Path, mpirun: Callable[..., Outcome]) -> None:
+    done = mpirun(3, ["-c", LIGHT, "train", write(tmp_path / "c.yaml")])
+    assert done.returncode == 2
+    assert "3 ranks for 2 sites: use at most 2" in done.stderr
+    assert "AssertionError" not in done.stderr
+
+
+def test_closed_output_does_not_end_a_run(tmp_path: Path) -> None:
+    command = f'{sys.executable} -c "$1" {tmp_path}/file | head -1; echo "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", READER_GONE], cwd=REPO, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.stdout.split()[-1] == "0"
+    assert (done.stderr, (tmp_path / "file").read_text()) == ("", "done")
+
+
+def test_missing_package_names_the_environment() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import run; print(run.run())"],
+        cwd=REPO, env={"PATH": ""}, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.stdout == "2\n"
+    assert "Activate the environment" in done.stderr
+
+
+def test_no_rounds_to_do_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "c.yaml", "--stop-after", "0"])
+    assert ended.value.code == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["status", "--watch", "DIR"], ["status", "DIR", "--watch"], ["--watch", "status", "DIR"]]
+)
+def test_sweep_directory_may_follow_options(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", *(word.replace("DIR", str(tmp_path)) for word in words)]) == 2
+    assert f"{tmp_path}: is no sweep" in capsys.readouterr().err
