@@ -66,11 +66,9 @@ def test_closed_output_does_not_end_a_run(tmp_path: Path) -> None:
 
 
 def test_missing_package_names_the_environment() -> None:
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", "import run; print(run.run())"],
-        cwd=REPO, env={"PATH": ""}, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
-    assert done.stdout == "2\n"
+    command = [sys.executable, "-S", "run.py", "privacy", "configs/smoke.yaml"]
+    done = subprocess.run(command, cwd=REPO, env={"PATH": ""}, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "Activate the environment" in done.stderr
 
 
