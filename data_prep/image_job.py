@@ -1,5 +1,6 @@
 """What `run.py prepare images` is asked for, and whether it can be done."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,9 @@ from data_prep.names import shown
 from data_prep.partition import VAL_SHARE, Partition
 from fedhpc.errors import ShardError
 from fedhpc.site.shard import MODALITIES
+
+# As `fedhpc.config.SiteName`.
+SITE_NAME = r"[a-z0-9][a-z0-9_-]{0,30}"
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,11 @@ def option_problems(job: ImageImport) -> list[str]:
         (
             job.sites == 1 or not job.one_file,
             f"out={shown(job.out)} is one file; allowed for {job.sites} sites: a folder",
+        ),
+        (
+            job.all_test or not job.one_file or re.fullmatch(SITE_NAME, job.out.stem) is not None,
+            f"out={shown(job.out)}: no config can name the site {shown(job.out.stem)!r}; allowed: lower-case letters, "
+            "digits, _ and -",
         ),
         (job.val_share is None or 0 < job.val_share < 1, f"val_share={job.val_share}; allowed: between 0 and 1"),
         (job.fold is None or 1 <= job.fold[0] <= job.fold[1] >= 2, f"fold={job.fold}; allowed: 1/5 to 5/5, or alike"),

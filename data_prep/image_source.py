@@ -12,7 +12,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.discovery import CLOSED_FOLDER, ImageFile, Tree, Walk, by_split, explore, image_suffixes, split_of
+from data_prep.discovery import (
+    CLOSED_FOLDER,
+    NO_CLASS,
+    ImageFile,
+    Tree,
+    Walk,
+    by_split,
+    explore,
+    image_suffixes,
+    split_of,
+)
 from data_prep.image_job import ImageImport, refuse
 from data_prep.inventory import LeftOut, reasons
 from data_prep.names import first_names, shown
@@ -79,10 +89,9 @@ def _split_problems(job: ImageImport, tree: Tree) -> list[str]:
             f"{first_names([shown(name) for name in others])} is not named after a split; with --split-folders allowed "
         )
         return [wrong + "in the top folder: train, val, test, or the like"] if others or not named else []
-    nested = [
-        name for name in named if any(file.path.parts[0] == name and len(file.path.parts) > 2 for file in tree.images)
-    ]
-    if not nested or (others and len(named) < 2):
+    inner = {file.path.parts[1] for file in tree.images if file.path.parts[0] in named and len(file.path.parts) > 2}
+    # A class may be called test; two such folders, or one that holds the names of the others, are splits.
+    if not inner or (others and len(named) < 2 and inner.isdisjoint(others)):
         return []
     what = ", ".join(shown(name) for name in named)
     return [
@@ -101,13 +110,29 @@ def _class_problems(job: ImageImport, tree: Tree) -> list[str]:
         for name in empty
     ]
     classes = sorted({shown(file.class_name) for file in tree.images})
+    problems += _similar_names(classes)
     if len(classes) >= 2:
         return problems
     inner = sorted({file.path.parts[1] for file in tree.images if len(file.path.parts) > 2})
     hint = f". {shown(job.source / tree.folders[0])} holds {first_names(inner)}: give that" if len(inner) > 1 else ""
+    loose = sum(entry.reason == NO_CLASS for entry in tree.left)
+    hint += f". {loose:,} images lie in no class folder" if loose else ""
     return [
         *problems,
         f"{len(classes)} class folders in {shown(job.source)}; allowed: at least two, each named after its class{hint}",
+    ]
+
+
+def _similar_names(classes: Sequence[str]) -> list[str]:
+    """Class names that differ only in case or in spaces at their ends: one class, most likely."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(name.strip().casefold(), []).append(name)
+    return [
+        f"classes {', '.join(map(repr, names))} differ only in case or spaces; allowed: one name a class. Merge or "
+        "rename them"
+        for names in alike.values()
+        if len(names) > 1
     ]
 
 

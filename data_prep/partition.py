@@ -23,6 +23,7 @@ from fedhpc.rng import generator
 Ints = npt.NDArray[np.int64]
 TRAIN, VAL, TEST = 0, 1, 2
 ALL = -1
+SPLIT_WORDS = {ALL: "", TRAIN: "training split: ", VAL: "validation split: ", TEST: "test split: "}
 VAL_SHARE, TEST_SHARE = 0.1, 0.2
 
 
@@ -75,7 +76,10 @@ def partition(
         whole[owner] = given
     for part in np.unique(whole).tolist():
         counts_of = np.bincount(main_class[whole == part], minlength=votes.shape[1])
-        table = site_table(counts_of, draw, plan, _least(plan, part))
+        try:
+            table = site_table(counts_of, draw, plan, _least(plan, part))
+        except ShardError as error:
+            raise ShardError(f"{SPLIT_WORDS[part]}{error}") from None
         for label, counts in enumerate(table):
             members = random.permutation(np.flatnonzero((main_class == label) & (whole == part)))
             site_of[members] = np.repeat(np.arange(plan.sites), counts)
@@ -120,7 +124,8 @@ def _reserve(counts: Ints, draw: npt.NDArray[np.float64], least: int) -> Ints:
         if len(order) < 2:
             raise ShardError(
                 f"patients per class {counts.tolist()} are too few for {draw.shape[1]} sites; allowed: at least "
-                f"{least} patients of two classes at every site. Remedy: fewer sites, or more images"
+                f"{least} patients of two classes at every site (patients are divided, not images). Remedy: fewer "
+                "sites, or more patients"
             )
         reserved[order[:2], site] = least
     return reserved

@@ -74,7 +74,8 @@ def write_starter(job: ImageImport) -> str:
     counts = count(job)
     text = starter(job, counts)
     if text is None:
-        return next_steps(job, None)
+        why = f"no {NAME}: no config can name shards in {shown(job.folder)} ($, braces, signs outside UTF-8) or a site "
+        return f"{why}has nothing to train on\n{next_steps(job, None)}"
     path = job.folder / NAME
     kept = path.exists() and not _unedited(path)
     if not kept:

@@ -174,7 +174,9 @@ def _add_prepare_images(kinds: Any) -> None:
     images.add_argument("--skew", type=float, help="Dirichlet alpha of the label skew; none: alike")
     images.add_argument("--size", type=int, default=64, help="pixels a side; default: 64")
     images.add_argument("--seed", type=int, default=0, help="of splits and pseudonyms; default: 0")
-    images.add_argument("--modality", default="OT", metavar="MR|CT|...", help="of all images, as DICOM says it")
+    images.add_argument(
+        "--modality", type=str.upper, default="OT", metavar="MR|CT|...", help="of all images, as DICOM says it"
+    )
     images.add_argument("--patient-csv", type=Path, help="a table with the columns file,patient")
     images.add_argument("--patient-regex", help="its group is the patient, in the file name")
     images.add_argument("--all-test", action="store_true", help="no training split")

@@ -168,6 +168,7 @@ def test_all_unreadable_files_are_named_and_nothing_is_written(job: ImageImport)
         ({"skew": float("nan")}, "skew=nan; allowed: above 0"),
         ({"modality": "XX"}, "modality='XX'; allowed: MR, CT, OT"),
         ({"out": Path("x.h5")}, "out=x.h5 is one file; allowed for 4 sites: a folder"),
+        ({"sites": 1, "out": Path("Site A.h5")}, "no config can name the site 'Site A'"),
         ({"patient_csv": Path("p.csv")}, "patient_csv and patient_regex; allowed: one of them"),
         ({"patient_regex": "("}, r"patient_regex='\(': .*allowed: a Python regular expression"),
         ({"patient_regex": "Doe"}, "patient_regex='Doe' has no group"),

@@ -262,6 +262,29 @@ def test_split_folders_with_others_beside_them(split_job: ImageImport) -> None:
         import_images(replace(split_job, split_folders=True))
 
 
+def test_one_split_folder_beside_the_classes_is_a_question(job: ImageImport) -> None:
+    fill(job.source / "train" / "a", PER_CLASS, 200)
+    with pytest.raises(ShardError, match="train: are these splits or classes"):
+        import_images(job)
+
+
+def test_class_without_a_test_image_is_named(split_job: ImageImport) -> None:
+    shutil.rmtree(split_job.source / "Testing" / "b")
+    with pytest.raises(ShardError, match=r"test split: patients per class \[8, 0\] are too few for 2 sites"):
+        import_images(replace(split_job, split_folders=True))
+
+
+def test_class_names_that_differ_only_in_case(job: ImageImport) -> None:
+    fill(job.source / "B ", PER_CLASS, 200)
+    with pytest.raises(ShardError, match="classes 'B ', 'b' differ only in case or spaces"):
+        import_images(job)
+
+
+def test_images_without_class_folders_are_counted(job: ImageImport) -> None:
+    with pytest.raises(ShardError, match=r"0 class folders .* 12 images lie in no class folder"):
+        import_images(replace(job, source=job.source / "a"))
+
+
 def test_class_may_be_called_test(job: ImageImport) -> None:
     (job.source / "a").rename(job.source / "test")
     assert images_in(import_images(job)) == 2 * PER_CLASS
@@ -472,7 +495,7 @@ def test_starter_config_trains(tmp_path: Path, run_here: Callable[..., Outcome])
     for label, name in enumerate("ab"):
         fill(tmp_path / "in" / name, 30, 100 * label)
     out, run = tmp_path / "out", tmp_path / "run"
-    args = ["prepare", "images", tmp_path / "in", "-o", out, "--sites", "2", "--size", "32", "--modality", "MR"]
+    args = ["prepare", "images", tmp_path / "in", "-o", out, "--sites", "2", "--size", "32", "--modality", "mr"]
     done = run_here([*args, "--reference", "8"])
     assert done.returncode == 0 and f"python run.py train {out}/train.yaml" in done.stdout
     for path in sorted(out.glob("*.h5")):
@@ -498,6 +521,12 @@ def test_starter_config_without_a_reference(job: ImageImport, monkeypatch: pytes
     )
     with Shard.open(config.data.shard_path("site1"), "site1") as shard:
         assert abs((config.data.sites[0].weight or 0) - len(shard.indices("train"))) <= 1
+
+
+def test_folder_that_no_config_can_name(job: ImageImport) -> None:
+    named = replace(job, out=job.out / "$HOME")
+    import_images(named)
+    assert "no train.yaml: no config can name" in write_starter(named) and "train.yaml" not in left_of(named.out)
 
 
 def test_edited_starter_config_is_kept(
