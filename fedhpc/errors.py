@@ -113,3 +113,12 @@ def site_failure(site: str, what: str, error: BaseException) -> SiteError:
         private += inside(error)
     hint = "" if isinstance(error, InputError | PayloadError | SiteError) else f" (details in sites/{site}/log.txt)"
     return SiteError(f"site {site}, {what}: {public_cause(error)}{hint}", private=private, site=site)
+
+
+@contextmanager
+def in_round(round: int) -> Iterator[None]:
+    """Put the round's number before the message of a SiteError that is raised inside."""
+    try:
+        yield
+    except SiteError as error:
+        raise SiteError(f"round {round}: {error}", private=error.private, site=error.site) from error

@@ -15,7 +15,7 @@ from fedhpc.checkpoint import load_state, save_state, saved_rounds
 from fedhpc.console import header, round_line
 from fedhpc.continuation import begin
 from fedhpc.door import wire_line
-from fedhpc.errors import InputError, PayloadError
+from fedhpc.errors import InputError, PayloadError, in_round
 from fedhpc.evaluation import validate
 from fedhpc.exchange.codec import encode
 from fedhpc.exchange.messages import of_each
@@ -280,7 +280,7 @@ def _close_round(session: Session, at: Closing, ran: Ran, progress: Progress) ->
         InputError: at every rank, where a file cannot be written at any.
     """
     (done, params_of, save), watch = at, ran.watch
-    with watch.phase("evaluate"):
+    with watch.phase("evaluate"), in_round(done):
         told = reports_of(session, done), validate(session, params_of, done)
     with watch.phase("checkpoint"):
         together(session.transport, save)
