@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from fedhpc.records import GIVEN_AWAY
 from fedhpc.util.output import stop_printing
 
 MB = 1e6
+WIDTH, LEAST_NAME = 80, 11
+"""Columns that every line of a run keeps to, as a terminal of the usual size shows it."""
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
@@ -26,13 +29,26 @@ def fixed(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def megabytes(count: float) -> str:
-    """Bytes as MB, with as many digits as are worth reading.
+def data_size(count: float) -> str:
+    """Bytes as B, kB or MB (1 kB = 1,000 B), with as many digits as are worth reading.
 
-    >>> megabytes(48_000_000), megabytes(52_345)
-    ('48.0 MB', '0.052 MB')
+    >>> data_size(48_000_000), data_size(52_345), data_size(999.6), data_size(312)
+    ('48.0 MB', '52.3 kB', '1.0 kB', '312 B')
     """
-    return f"{count / MB:.1f} MB" if count >= MB else f"{count / MB:.3f} MB"
+    if round(count) < 1000:
+        return f"{count:.0f} B"
+    return f"{count / 1e3:.1f} kB" if count < 999_950 else f"{count / 1e6:.1f} MB"
+
+
+def wrapped(text: str, width: int = WIDTH) -> str:
+    """Break each line of a text at words so that it fits `width`; what belongs to a line is indented below it.
+
+    >>> print(wrapped("one two three", 9))
+    one two
+      three
+    """
+    wrapper = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrapper.fill(line) for line in text.splitlines())
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -44,6 +60,26 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def fitted(rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
+    """The `table` of rows whose first cells, names, are cut in the middle where lines would be wider than `width`.
+
+    >>> print(fitted([("run", "auc"), ("a_very_long_name-003", "0.9")], 16))
+    run          auc
+    a_ve...-003  0.9
+    """
+    over = max(map(len, table(rows).splitlines())) - width
+    if over <= 0:
+        return table(rows)
+    longest = max(len(row[0]) for row in rows)
+    most = max(LEAST_NAME, longest - over)
+    return table([(_cut(row[0], most), *row[1:]) for row in rows])
+
+
+def _cut(name: str, most: int) -> str:
+    """A name of at most so many characters; its end tells runs of a sweep apart."""
+    return name if len(name) <= most else f"{name[: most - 7]}...{name[-4:]}"
 
 
 class Console:
@@ -132,9 +168,9 @@ def round_line(record: Mapping[str, Any], rounds: int) -> str:
     """One round, one line."""
     parts = [
         f"round {record['round']:>3}/{rounds}",
-        *([f"validation AUC {fixed(record['auc_val'])}"] if record["auc_val"] is not None else []),
+        *([f"val AUC {fixed(record['auc_val'])}"] if record["auc_val"] is not None else []),
         *(
-            [f"up {megabytes(record['bytes_up'])}", f"down {megabytes(record['bytes_down'])}"]
+            [f"up {data_size(record['bytes_up'])}", f"down {data_size(record['bytes_down'])}"]
             if record["bytes_up"]
             else []
         ),
@@ -150,6 +186,7 @@ def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping
     columns = ("site", "rank", "host", "device", "weight")
     rows = [columns, *(tuple(str(site[key]) for key in columns) for site in sites)]
     lines = [
+        _privacy_line(config, facts),
         f"fedhpc {config.mode} run {config.name}: {config.training.rounds} rounds x {config.training.local_epochs} "
         f"local epochs, {facts['threads']} thread(s) a rank, {facts['precision']}",
         f"model {config.model.name}, {facts['parameters']:,} parameters trained"
@@ -157,24 +194,24 @@ def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping
     ]
     if config.mode == "federated":
         lines.append(
-            f"a round sends about {megabytes(facts['sparse_up_bytes'])} up and "
-            f"{megabytes(facts['sparse_down_bytes'])} down over all sites; dense fp32 would be "
-            f"{megabytes(facts['dense_bytes'])} each way"
+            f"a round sends about {data_size(facts['sparse_up_bytes'])} up and "
+            f"{data_size(facts['sparse_down_bytes'])} down over all sites; dense fp32 would be "
+            f"{data_size(facts['dense_bytes'])} each way"
         )
     lines.append(facts["wire"])
-    lines.append(_privacy_line(config, facts))
     lines.append(evaluation_line(config))
-    return "\n".join([*lines, table(rows)])
+    return f"{wrapped(chr(10).join(lines))}\n{table(rows)}"
 
 
 def _privacy_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
     p = config.privacy
     if p.epsilon is None:
-        return "privacy: none (privacy.epsilon is null): updates may reveal patients"
-    insecure = "" if p.noise_seed is None else "  INSECURE: privacy.noise_seed is set, the guarantee is void"
+        return "PRIVACY OFF: updates may reveal patients (privacy: off)"
+    insecure = "" if p.noise_seed is None else "\nINSECURE: privacy.noise_seed is set, the guarantee is void"
     return (
-        f"privacy: epsilon {facts['planned_epsilon']:.3f} planned of {p.epsilon} at delta {p.delta}, unit {p.unit}, "
-        f"noise multiplier {facts['noise_multiplier']:.3f}, sample rate {p.sample_rate}{insecure}"
+        f"privacy: epsilon {p.epsilon:g}, delta {p.delta:g}, for every {p.unit}{insecure}\n"
+        f"planned: epsilon {facts['planned_epsilon']:.3f}, "
+        f"noise multiplier {facts['noise_multiplier']:.3f}, sample rate {p.sample_rate:g}"
         f"{_trust_line(config, facts) if p.trust == 'sites' else ''}"
     )
 
@@ -225,10 +262,10 @@ def evaluation_lines(config: RunConfig, summary: Mapping[str, Any]) -> list[str]
 
 def closing(summaries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """The result beside the baselines on the same data that lie next to it."""
-    rows = [("run", "mode", "AUC", "95 % interval", "F1", "early sens.", "epsilon", "MB up a round")]
+    rows = [("run", "mode", "AUC", "95 % CI", "F1", "early", "epsilon", "up/round")]
     for name, s in summaries:
-        ci = "-" if s["auc_ci95"] is None else f"{s['auc_ci95'][0]:.3f} to {s['auc_ci95'][1]:.3f}"
-        up = fixed(s["bytes_up_per_round"] / MB) if s["mode"] == "federated" else "-"
+        ci = "-" if s["auc_ci95"] is None else f"{s['auc_ci95'][0]:.3f}-{s['auc_ci95'][1]:.3f}"
+        up = data_size(s["bytes_up_per_round"]) if s["mode"] == "federated" else "-"
         cells = (fixed(s["auc"]), ci, fixed(s["f1"]), fixed(s["sensitivity_early"]), fixed(s["epsilon"]), up)
         rows.append((name, s["mode"], *cells))
-    return table(rows)
+    return fitted(rows)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.config import RunConfig
-from fedhpc.console import megabytes, table
+from fedhpc.console import data_size, table
 from fedhpc.errors import InputError
 from fedhpc.exchange.egress import KINDS, Entry, read_log
 from fedhpc.rundir import RunDirectory
@@ -201,7 +201,7 @@ def _rounds_line(rounds: Sequence[Mapping[str, int]], directory: RunDirectory) -
     dense = _dense_bytes(directory)
     share = ("", "") if dense is None else (f" ({up / dense:.2%} of dense)", f" ({down / dense:.2%})")
     return (
-        f"updates: {len(rounds)} rounds, on average {megabytes(up)} up{share[0]} and {megabytes(down)} down{share[1]}"
+        f"updates: {len(rounds)} rounds, on average {data_size(up)} up{share[0]} and {data_size(down)} down{share[1]}"
     )
 
 

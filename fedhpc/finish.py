@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedhpc.console import closing, evaluation_lines
+from fedhpc.console import closing, evaluation_lines, wrapped
 from fedhpc.errors import InputError
 from fedhpc.evaluation import measure
 from fedhpc.exchange.messages import of_each
@@ -74,7 +74,7 @@ def finish(session: Session, models: Mapping[str, F32], records: Sequence[Mappin
     summary["per_site"] = _per_site(session, summary["per_site"], finals, reports)
     directory.write_json(directory.summary, summary)
     session.console.say(closing(_beside(session, summary)))
-    for line in evaluation_lines(config, summary):
+    for line in map(wrapped, evaluation_lines(config, summary)):
         session.console.say(line)
     session.console.say(f"stopped: {stopped}. Results in {directory.path}")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedhpc.console import clock, fixed, table
+from fedhpc.console import clock, fitted, fixed
 from fedhpc.sweep.config import Element, Sweep
 from fedhpc.sweep.store import ElementDirectory, Outcome, Submission, SweepDirectory
 from fedhpc.util.processes import born
@@ -192,7 +192,7 @@ def status_text(sweep: Sweep, found: Sequence[Line]) -> str:
     failed = [f"{line.name}: {line.message.splitlines()[0]}" for line in found if line.message]
     counts = Counter(line.state for line in found)
     summary = ", ".join(f"{counts[state]} {state}" for state in sorted(counts))
-    return "\n".join([table(rows), *(["", *failed] if failed else []), "", f"{sweep.name}: {len(found)}: {summary}"])
+    return "\n".join([fitted(rows), *(["", *failed] if failed else []), "", f"{sweep.name}: {len(found)}: {summary}"])
 
 
 def _row(line: Line, keys: Sequence[str]) -> tuple[str, ...]:

@@ -101,7 +101,7 @@ def test_mpi_run_equals_sequential_run_bitwise(
     ours, theirs = summary(run_dir), summary(sequential[0])
     for key in ("auc", "auc_ci95", "f1", "per_site", "bytes_up_per_round", "bytes_down_per_round"):
         assert ours[key] == theirs[key], key
-    assert out.count("validation AUC ") == ROUNDS, "one line a round, from rank 0 only"
+    assert out.count("val AUC ") == ROUNDS, "one line a round, from rank 0 only"
 
 
 def test_it_learns_and_says_so(sequential: tuple[Path, str]) -> None:

@@ -145,4 +145,4 @@ def test_the_other_files_run_as_well(slurm: Slurm, cohort: Path) -> None:
         shutil.rmtree(REPO / "runs" / f"sweep-{sweep.id}", ignore_errors=True)
     assert sorted(sweep.states) == ["COMPLETED", "FAILED"], sweep.text
     assert "there is no element 7" in sweep.text
-    assert "planned of 2.0 at delta" in sweep.text
+    assert "privacy: epsilon 2, delta " in sweep.text
