@@ -23,12 +23,12 @@ from data_prep.image_source import Cohort, find_cohort, stamp
 from data_prep.inventory import Inventory, LeftOut, reasons
 from data_prep.names import shown
 from data_prep.partition import partition
-from data_prep.progress import progress
 from data_prep.shard_writer import UNLABELLED, write_shard
 from data_prep.spool import Spool
 from data_prep.target import Staging, Target, ended_by_sigterm, staging
 from fedhpc.errors import ShardError
 from fedhpc.rng import generator
+from fedhpc.util.progress import progress
 
 DUPLICATE = "an exact duplicate, the first kept"
 CONTRADICTION = "an exact duplicate in another class, the first kept: look at both"

@@ -19,6 +19,7 @@ from data_prep.phantom.sites import SiteProtocol, default_sites
 from data_prep.shard_writer import write_shard
 from fedhpc.errors import ConfigError
 from fedhpc.rng import generator
+from fedhpc.util.progress import progress
 
 CLASSES = ("benign", "malignant")
 PIXEL_RANGE = (0, 255)
@@ -92,7 +93,8 @@ def site_arrays(cohort: Cohort, site: str) -> SiteArrays:
     starts = np.cumsum(plan.pictures) - plan.pictures
     images = np.empty((len(plan.is_ct), 1, cohort.image_size, cohort.image_size), np.uint8)
     early = np.empty(len(plan.pictures), np.uint8)
-    for number, (start, count) in enumerate(zip(starts, plan.pictures, strict=True)):
+    patients = enumerate(zip(starts, plan.pictures, strict=True))
+    for number, (start, count) in progress(patients, len(starts), f"phantoms of {site}", unit="patient"):
         rng = generator(cohort.seed, site, number, "phantom")
         patient = draw_patient(rng, cohort, int(plan.label[number]))
         early[number] = patient.lesion.diameter_mm < lesions.EARLY_MM

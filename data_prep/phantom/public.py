@@ -22,6 +22,7 @@ from data_prep.phantom.mri import MriProtocol, mri_image
 from data_prep.phantom.sites import SiteProtocol
 from data_prep.shard_writer import UNLABELLED, write_shard
 from fedhpc.rng import generator
+from fedhpc.util.progress import progress
 
 ANATOMY = AnatomyRange(slice_mm=(-18.0, 52.0), rotation_deg=12.0, scale=0.07, shear=0.05, shift_mm=5.0, elastic_mm=4.0)
 MACHINES = 16
@@ -116,7 +117,8 @@ def _site_images(cohort: Cohort, site: str) -> tuple[NDArray[np.uint8], Float, N
     starts = np.cumsum(plan.pictures) - plan.pictures
     images = np.empty((len(plan.is_ct), 1, cohort.image_size, cohort.image_size), np.uint8)
     measured = np.empty((len(plan.is_ct), len(MEASUREMENTS)), np.float32)
-    for patient_number, (start, count) in enumerate(zip(starts, plan.pictures, strict=True)):
+    patients = enumerate(zip(starts, plan.pictures, strict=True))
+    for patient_number, (start, count) in progress(patients, len(starts), f"public phantoms of {site}", unit="patient"):
         rng = generator(cohort.seed, site, patient_number, "phantom")
         patient = draw_patient(rng, cohort, int(plan.label[patient_number]))
         for number, by_ct in enumerate(plan.is_ct[start : start + count]):

@@ -33,6 +33,7 @@ from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.samples import ImageSamples
 from fedhpc.site.shard import Shard
 from fedhpc.site.training import Bench
+from fedhpc.util.progress import progress
 
 REPEATS = 3
 PHANTOM_IMAGES, PHANTOM_SIZE, PHANTOM_SITE = 160, 64, "site1"
@@ -113,7 +114,7 @@ def _timed(update: F32, coding: Coding, payload: bytes) -> dict[str, Any]:
 def least_seconds(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """The processor's seconds of each work: the least of REPEATS rounds in which they take turns."""
     least = dict.fromkeys(works, math.inf)
-    for _ in range(REPEATS):
+    for _ in progress(range(REPEATS), REPEATS, "timing", unit="turn"):
         for name, work in works.items():
             start = time.process_time()
             work()

@@ -29,6 +29,7 @@ from fedhpc.privacy.noise import KeyStream
 from fedhpc.runtime import device_name
 from fedhpc.site.opacus_modes import MODES, Step, opacus_step
 from fedhpc.site.privacy import PrivateStep, Terms
+from fedhpc.util.progress import Beat, progress
 
 DEFAULT_MODELS = ("densenet_small", "conv4", "head")
 SHIPPED = ("densenet_small", "densenet121", "resnet18", "resnet50")
@@ -70,7 +71,10 @@ def run(models: Sequence[str], ways: Sequence[str], place: Place, seconds: float
     return {
         **asdict(place),
         "torch": torch.__version__,
-        "models": {name: _run_model(name, chosen, place, seconds) for name in models},
+        "models": {
+            name: _run_model(name, chosen, place, seconds)
+            for name in progress(models, len(models), "bench dp", unit="model")
+        },
     }
 
 
@@ -160,10 +164,12 @@ def _times(name: str, ways: Sequence[str], place: Place, seconds: float) -> tupl
         except (RuntimeError, NotImplementedError) as error:
             failed[way] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     times: Times = {way: [] for way in steps}
-    end = time.perf_counter() + seconds
+    start, beat = time.perf_counter(), Beat(f"timing {name}, seconds")
+    end = start + seconds
     while time.perf_counter() < end or len(times["plain"]) < LEAST_STEPS:
         for way, step in steps.items():
             times[way].append(_seconds(partial(step, *batch), place.device))
+            beat.at(time.perf_counter() - start, seconds)
     return times, failed
 
 

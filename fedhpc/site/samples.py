@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from fedhpc.backbones import Backbone
 from fedhpc.errors import ShardError
 from fedhpc.site.feature_file import FeatureFile
 from fedhpc.site.preprocess import harmonise
 from fedhpc.site.shard import Shard, fits_in_memory
+from fedhpc.util.progress import progress
 
 I64 = NDArray[np.int64]
 FEATURE_BATCH = 32
@@ -78,7 +78,7 @@ class FeatureSamples(ImageSamples):
             with temporary.open("wb") as out:
                 header = {"descr": "<f4", "fortran_order": False, "shape": (self._shard.n, backbone.dim)}
                 np.lib.format.write_array_header_1_0(out, header)
-                for start in tqdm(starts, f"features of {self._shard.site}", unit="batch", leave=False, disable=None):
+                for start in progress(starts, len(starts), f"features of {self._shard.site}", unit="batch"):
                     rows = np.arange(start, min(start + FEATURE_BATCH, self._shard.n))
                     features = backbone(super().inputs(rows).to(device)).cpu().numpy()
                     out.write(np.ascontiguousarray(features, "<f4").tobytes())

@@ -18,7 +18,6 @@ from data_prep import decoding
 from data_prep.check import contact_sheet
 from data_prep.image_job import ImageImport
 from data_prep.images import import_images
-from data_prep.progress import progress
 from data_prep.spool import Spool
 from data_prep.starter import write_starter
 from data_prep.target import Staging
@@ -26,6 +25,7 @@ from fedhpc.config_file import load_config
 from fedhpc.errors import ShardError
 from fedhpc.rng import generator
 from fedhpc.site.shard import Shard
+from fedhpc.util.progress import progress
 from tests.conftest import Outcome
 
 PER_CLASS = 12

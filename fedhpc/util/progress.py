@@ -1,0 +1,47 @@
+"""How far long work is: a bar with the time left on a terminal, a line every 20 s elsewhere, nothing below 5 s."""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TextIO, TypeVar
+
+from tqdm import tqdm
+
+FIRST_S, EVERY_S = 5.0, 20.0
+Item = TypeVar("Item")
+
+
+def progress(
+    items: Iterable[Item], total: int, what: str, stream: TextIO | None = None, unit: str = "image"
+) -> Iterator[Item]:
+    """Yield `items`, saying on `stream` (standard error by default) how many of `total` are done and what is left."""
+    out = sys.stderr if stream is None else stream
+    if out.isatty():
+        # mpirun may give its ranks a terminal without a size, where tqdm would draw nothing.
+        size = shutil.get_terminal_size()
+        shape = {"ncols": min(100, size.columns), "nrows": size.lines}
+        yield from tqdm(items, what, total, unit=unit, leave=False, delay=FIRST_S, file=out, **shape)
+        return
+    beat = Beat(what, out)
+    for done, item in enumerate(items, 1):
+        yield item
+        beat.at(done, total)
+
+
+class Beat:
+    """Says now and then how far work is that is no loop over items."""
+
+    def __init__(self, what: str, stream: TextIO | None = None) -> None:
+        self._what, self._out = what, sys.stderr if stream is None else stream
+        self._start_s = time.monotonic()
+        self._next_s = self._start_s + FIRST_S
+
+    def at(self, done: float, total: float) -> None:
+        """So much of `total` is done: a line, if the last one was EVERY_S ago."""
+        now_s = time.monotonic()
+        if now_s < self._next_s or not 0 < done < total:
+            return
+        left_s = (now_s - self._start_s) / done * (total - done)
+        print(f"{self._what}: {done:,.0f} of {total:,.0f}, about {left_s:.0f} s left", file=self._out, flush=True)
+        self._next_s = now_s + EVERY_S
