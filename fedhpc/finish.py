@@ -16,8 +16,7 @@ from fedhpc.models import from_vector, parameter_count, save_model
 from fedhpc.records import FLOAT32_BYTES, Measured, SiteReport, data_digest, largest, mean_of, summary_of
 from fedhpc.rundir import RESTORE, RunDirectory
 from fedhpc.runtime import git_commit
-from fedhpc.session import POOLED, Session
-from fedhpc.sum_identities import trust_model
+from fedhpc.session import POOLED, Session, session_trust
 from fedhpc.util.files import read_json
 
 GLOBAL = "global"
@@ -70,7 +69,8 @@ def finish(session: Session, models: Mapping[str, F32], records: Sequence[Mappin
             "f1_thresholds": final.measured.thresholds.tolist(),
         }
         save_model(path, session.place.model, facts)
-    summary = summary_of(config, records, _more(session, finals, reports, stopped))
+    more = {**_more(session, finals, reports, stopped), **_trust(session, records)}
+    summary = summary_of(config, records, more)
     summary["per_site"] = _per_site(session, summary["per_site"], finals, reports)
     directory.write_json(directory.summary, summary)
     session.console.say(closing(_beside(session, summary)))
@@ -121,16 +121,16 @@ def _more(session: Session, finals: Sequence[Final], reports: Sequence[SiteRepor
         "git": git_commit(),
         "continued_after": session.directory.continued(),
         "init_from": read_json(session.directory.initial, RESTORE) if session.directory.initial.exists() else None,
-        **_trust(session),
     }
 
 
-def _trust(session: Session) -> dict[str, Any]:
-    """Against whom a secure sum has protected, and what is left if that fails."""
-    plan = session.place.plan
-    if session.grid is None or plan is None:
+def _trust(session: Session, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Against whom a secure sum has protected, in the least protected of all rounds, and what is left if that fails."""
+    trust = session_trust(session)
+    if trust is None:
         return {}
-    return trust_model(session.config, plan, session.transport.size).facts()
+    levels = [str(record.get("protects_from_aggregator") or "none") for record in records]
+    return trust.facts(levels)
 
 
 def _beside(session: Session, summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -30,9 +30,8 @@ from fedhpc.records import FLOAT32_BYTES, SiteReport, Validation, record_of
 from fedhpc.resume import Resumed, resume_point
 from fedhpc.rng import generator
 from fedhpc.secure_round import secure_mean
-from fedhpc.session import POOLED, Session, open_ledgers
+from fedhpc.session import POOLED, Session, open_ledgers, session_trust
 from fedhpc.stopwatch import Stopwatch
-from fedhpc.sum_identities import trust_model
 from fedhpc.votes import agreed
 
 LIKE_ALL = 1 << 20
@@ -78,7 +77,7 @@ def run(session: Session, stop_after: int | None) -> str:
     progress = Progress(stop_after, resumed.records)
     _introduce(session, resumed.first, lifetimes)
     drive = _federated if session.config.mode == "federated" else _separate
-    session.notice.begin_rounds()
+    session.notice.begin_rounds(speaks=session.transport.rank == 0)
     models, stopped = drive(session, resumed, progress)
     if stopped == "preempted":
         by = f" ({session.notice.by})" if session.notice.given else ""
@@ -119,7 +118,7 @@ def _header_facts(session: Session) -> dict[str, Any]:
         facts |= {
             "planned_epsilon": plan.bounds(config.training.rounds, config.privacy.delta).epsilon,
             "noise_multiplier": plan.noise_multiplier,
-            "trust": trust_model(config, plan, session.transport.size) if secure is not None else None,
+            "trust": session_trust(session),
         }
     return facts
 
@@ -300,7 +299,12 @@ def _record(
     if session.transport.rank:
         return
     seconds = {**ran.watch.seconds, "total": time.monotonic() - progress.round_started}
-    record = replace(record_of(done, told, ran.traffic, seconds), dropped=ran.dropped).json()
+    trust = session_trust(session)
+    record = replace(
+        record_of(done, told, ran.traffic, seconds),
+        dropped=ran.dropped,
+        protects_from_aggregator=None if trust is None else trust.aggregator,
+    ).json()
     session.directory.lock.check_held()
     session.directory.append_round(record)
     progress.records.append(record)

@@ -11,6 +11,7 @@ Before the first round there is nothing to save: there a signal ends the process
 with status 130; rounds that are recorded stay.
 """
 
+import os
 import signal
 import sys
 import time
@@ -21,6 +22,8 @@ from types import FrameType
 from fedhpc.errors import Interrupted, Stopped
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+STDERR = 2
+HEEDED = "{} came: stopping after this round; rounds that were finished are kept, the same command goes on from there\n"
 STATUS = {signal.SIGUSR1: 75, signal.SIGTERM: 128 + signal.SIGTERM}
 """The exit status of a start that a signal ends before its first round."""
 OnStep = Callable[[int, int], None]
@@ -34,20 +37,22 @@ class Notice:
         asked_s: the monotonic time of the first signal; None before it.
         by: the signal's name.
         in_rounds: whether a signal waits for the end of a round.
+        speaks: whether this process says on stderr that a signal has come.
     """
 
     asked_s: float | None = None
     by: str = ""
     in_rounds: bool = False
+    speaks: bool = False
 
     def listen(self) -> None:
         """Take the signals from now on; the main thread only."""
         for number in SIGNALS:
             signal.signal(number, self._note)
 
-    def begin_rounds(self) -> None:
-        """From now on a signal is heeded after a round."""
-        self.in_rounds = True
+    def begin_rounds(self, *, speaks: bool) -> None:
+        """From now on a signal is heeded after a round; where this process `speaks`, it says so as one comes."""
+        self.in_rounds, self.speaks = True, speaks
 
     @property
     def given(self) -> bool:
@@ -74,3 +79,6 @@ class Notice:
             self.asked_s, self.by = time.monotonic(), signal.Signals(number).name
             if not self.in_rounds:
                 raise Stopped(self.by, STATUS[signal.Signals(number)])
+            if self.speaks:
+                # Not print: a handler may have interrupted one.
+                os.write(STDERR, HEEDED.format(self.by).encode())

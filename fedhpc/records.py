@@ -77,7 +77,8 @@ class RoundRecord:
     `auc_val` is on the validation splits, None in rounds that do not release them; the test splits are measured once,
     at the end (summary.json). `bytes_down` counts the aggregator's payload once for every site that receives it;
     `dropped` names the sites whose update is not in the round's mean; `ledger_heads` stand for the learners' whole
-    ledgers (`fedhpc.privacy.ledger`).
+    ledgers (`fedhpc.privacy.ledger`); `protects_from_aggregator` is the level of a secure sum
+    (`fedhpc.sum_identities.TrustModel`).
     """
 
     round: int
@@ -90,6 +91,7 @@ class RoundRecord:
     seconds: dict[str, float]
     ledger_heads: dict[str, str]
     dropped: tuple[str, ...] = ()
+    protects_from_aggregator: str | None = None
 
     def json(self) -> dict[str, Any]:
         """As plain values."""

@@ -28,7 +28,7 @@ from fedhpc.site.pixels import image_blocks
 from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples, Samples
 from fedhpc.site.shard import Shard
 from fedhpc.site.training import Bench, OnStep
-from fedhpc.sum_identities import agreed_identities
+from fedhpc.sum_identities import TrustModel, agreed_identities, trust_model
 from fedhpc.util.log import write_log
 
 POOLED = "pooled"
@@ -136,6 +136,13 @@ def _shard_digests(
 def _on_step(config: RunConfig, console: Console, notice: Notice) -> OnStep:
     """A secure sum is one step, which cannot be left in the middle; all other training can."""
     return console.step if config.privacy.trust == "sites" else notice.watched(console.step, config.runtime.patience_s)
+
+
+def session_trust(session: Session) -> TrustModel | None:
+    """Return against whom the secure sum of this session protects; None where privacy.trust asks for none."""
+    if session.grid is None or session.place.plan is None:
+        return None
+    return trust_model(session.config, session.place.plan, session.transport.size)
 
 
 def my_sites(config: RunConfig, transport: Transport) -> range:

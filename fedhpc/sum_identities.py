@@ -31,6 +31,7 @@ from fedhpc.exchange.signatures import (
 from fedhpc.exchange.tls import AGGREGATOR_NAME, TlsError
 from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked
 
+LEVELS = ("none", "honest-but-curious", "malicious")
 Own = Mapping[int, tuple[Introduction, PrivateKey]]
 
 
@@ -91,8 +92,8 @@ class TrustModel:
     """Against whom `privacy.trust: sites` protects in a run (public).
 
     Attributes:
-        aggregator: "malicious" where it may send what it likes, "honest-but-curious" where it must keep to the
-            protocol, "none" where it sees the sites' own memory.
+        aggregator: one of LEVELS: "malicious" where it may send what it likes, "honest-but-curious" where it must keep
+            to the protocol, "none" where it sees the sites' own memory.
         why: what the level rests on, or what is missing for a higher one.
         epsilon_if_unmasked: of one site's vector seen alone, should the assumption fail.
     """
@@ -101,11 +102,12 @@ class TrustModel:
     why: str
     epsilon_if_unmasked: float
 
-    def facts(self) -> dict[str, Any]:
-        """For `summary.json`."""
+    def facts(self, rounds: Sequence[str]) -> dict[str, Any]:
+        """For `summary.json`: the weakest of the levels of all `rounds`, since a run may go on over other ranks."""
+        weakest = min((*rounds, self.aggregator), key=LEVELS.index)
         return {
-            "protects_from_aggregator": self.aggregator,
-            "protection_rests_on": self.why,
+            "protects_from_aggregator": weakest,
+            "protection_rests_on": self.why if weakest == self.aggregator else "an earlier start of this run: its log",
             "epsilon_if_unmasked": self.epsilon_if_unmasked,
         }
 

@@ -23,6 +23,11 @@ th { font-weight: 600; } td.n, th.n { text-align: right; }
 .bad { color: #b00020; font-weight: 600; } .note { color: #555; max-width: 60rem; }
 svg { width: 100%; max-width: 860px; height: auto; } .wide { overflow-x: auto; }
 """
+PROTECTION = {
+    "none": "a rehearsal, in which the aggregator's process held the sites' own vectors.",
+    "honest-but-curious": "it protects only from an aggregator that keeps to the protocol.",
+    "malicious": "it protects from an aggregator that may send what it likes, as far as the CA is not its own.",
+}
 RESUME = '<p class="note"><code>python run.py sweep resume</code> runs these, and only these, again.</p>'
 NO_PRIVACY = "no privacy"
 KB = 1e3
@@ -189,4 +194,17 @@ def _notes(rows: Sequence[Row]) -> str:
             "on the same patients add up: `run.py privacy SHARD` tells the sum. It protects training patients; "
             f"{', '.join(OUTSIDE_GUARANTEE)} are measured on validation and test patients, whom it does not protect."
         )
+    notes += _trust_notes(rows)
     return "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
+
+
+def _trust_notes(rows: Sequence[Row]) -> list[str]:
+    """Against whom secure aggregation has protected, a note a level."""
+    notes = []
+    for level, meaning in PROTECTION.items():
+        there = [row for row in rows if row.protects_from_aggregator == level]
+        if there:
+            left = max(row.epsilon_if_unmasked or 0.0 for row in there)
+            names = ", ".join(row.name for row in there)
+            notes.append(f"Secure aggregation of {names}: {meaning} If that fails, epsilon {left:.2f} is left at most.")
+    return notes

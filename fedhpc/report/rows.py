@@ -52,6 +52,8 @@ class Row:
     seconds: float | None = None
     stopped: str | None = None
     git: str | None = None
+    protects_from_aggregator: str | None = None
+    epsilon_if_unmasked: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def _measured(summary: Mapping[str, Any]) -> dict[str, Any]:
         "bytes_down": summary["bytes_down_per_round"] if federated else None,
         "dense_bytes": summary["dense_bytes_per_round"] if federated else None,
         "seconds": summary["seconds"]["total"],
+        **{key: summary.get(key) for key in ("protects_from_aggregator", "epsilon_if_unmasked")},
     }
 
 

@@ -18,7 +18,7 @@ from fedhpc.cli import main
 from fedhpc.config import RunConfig
 from fedhpc.report.build import Report, report, write
 from fedhpc.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Mark, draw
-from fedhpc.report.page import chart_of
+from fedhpc.report.page import chart_of, page
 from fedhpc.report.rows import Row, groups_of
 from fedhpc.rundir import RunDirectory
 
@@ -47,6 +47,14 @@ def test_a_group_is_all_seeds_of_one_setting(cells: dict[tuple[float | None, int
         assert group.auc == (statistics.fmean(there) if there else None)
         if group.auc is not None and group.auc_lowest is not None and group.auc_highest is not None:
             assert group.auc_lowest - 1e-12 <= group.auc <= group.auc_highest + 1e-12
+
+
+def test_a_report_says_against_whom_secure_aggregation_protects() -> None:
+    trusted = {"protects_from_aggregator": "honest-but-curious", "epsilon_if_unmasked": 1.83}
+    rows = [row("a", {"seed": 0}, 0.9, **trusted), row("b", {"seed": 1}, 0.9)]
+    made = page("x", ("seed",), rows, groups_of(rows), "2026-01-01T00:00")
+    assert "Secure aggregation of a: it protects only from an aggregator that keeps to the protocol." in made
+    assert "epsilon 1.83 is left at most" in made
 
 
 marks = st.builds(

@@ -146,3 +146,43 @@ def test_the_other_files_run_as_well(slurm: Slurm, cohort: Path) -> None:
     assert sorted(sweep.states) == ["COMPLETED", "FAILED"], sweep.text
     assert "there is no element 7" in sweep.text
     assert "privacy: epsilon 2, delta " in sweep.text
+
+
+def edited(slurm: Slurm, name: str, *changes: tuple[str, str]) -> Path:
+    """slurm/fedavg.sbatch with lines as a user would change them."""
+    text = (REPO / "slurm" / "fedavg.sbatch").read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = slurm.folder / f"{name}.sbatch"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def submitted(slurm: Slurm, script: Path, *arguments: str | Path) -> Job:
+    output = script.with_suffix(".out")
+    small = ("--cpus-per-task=1", "--mem-per-cpu=500M", "--ntasks-per-node=1", "--output", output)
+    return Job(slurm.ask("sbatch", "--parsable", *small, script, *arguments).strip(), output, slurm.ask)
+
+
+def test_shards_staged_on_the_nodes_give_the_same_bits_and_are_removed(
+    slurm: Slurm, cohort: Path, unbroken: Path
+) -> None:
+    """The example in the sbatch file, with its # taken away; each node gets its own hospital's shard."""
+    script = edited(slurm, "staged", ("# stage_shards data/phantom", f"stage_shards {cohort.parent}"))
+    run_dir = slurm.folder / "staged"
+    shards = "data.shards=$FEDHPC_SHARDS/{site}.h5"
+    with cancelled(submitted(slurm, script, cohort, "--run-dir", run_dir, "--set", shards)) as job:
+        completed(job)
+    assert "each node has copies of its own shards in /" in job.text
+    np.testing.assert_array_equal(params(run_dir, ROUNDS), params(unbroken, ROUNDS))
+    assert not list(Path("/tmp").glob(f"fedhpc-{job.id}/*.h5"))
+
+
+def test_a_launcher_that_ends_with_0_without_a_run_is_a_failure(slurm: Slurm, cohort: Path) -> None:
+    """As mpirun does with a lost daemon, or under ULFM: here a container command that trains nothing."""
+    silent = """container=(bash -c '[ "$3" != train ] || exit 0; exec "$@"' -)"""
+    script = edited(slurm, "silent", ("# container=(apptainer exec --nv fedhpc.sif)", silent))
+    with cancelled(submitted(slurm, script, cohort, "--run-dir", slurm.folder / "silent")) as job:
+        assert job.wait_for(ENDED, 150) == "FAILED", job.text
+    assert "the launcher ended with 0, but no rank has said that the run ended" in job.text
