@@ -184,8 +184,8 @@ def _refusal(path: Path, where: str, number: int, needed_bytes: int) -> str:
     cause = os.strerror(number)
     if number in NO_ROOM:
         return (
-            f"out={shown(path)}: {cause}; the import needs {human(needed_bytes)} there while it runs. Nothing of it is "
-            "left. Free so much, or choose another folder"
+            f"out={shown(path)}: {cause}; {human(needed_bytes)} are needed there. What was unfinished is removed. Free "
+            "so much, or choose another folder"
         )
     return f"out={shown(path)}: cannot be written to ({where}: {cause}). Choose a folder that you may write to"
 
@@ -196,7 +196,7 @@ def _check_room(folder: Path, needed_bytes: int) -> None:
     free_bytes = room.f_bavail * room.f_frsize
     if free_bytes < needed_bytes:
         raise ShardError(
-            f"out={shown(folder)}: {human(free_bytes)} free, the import needs {human(needed_bytes)} there while it "
+            f"out={shown(folder)}: {human(free_bytes)} free, {human(needed_bytes)} are needed there while the import "
             "runs. Free so much, or choose another folder"
         )
 

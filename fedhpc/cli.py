@@ -271,13 +271,15 @@ def _report_failure(error: BaseException, rank: int) -> None:
 
 def _prepare_phantom(options: argparse.Namespace) -> int:
     from data_prep.phantom import Cohort, site_names, write_site
+    from data_prep.target import writing
 
     chosen = {} if options.difficulty is None else {"difficulty": options.difficulty}
     cohort = Cohort(seed=options.seed, images=options.images, image_size=options.size, **chosen)
-    for site in site_names(cohort):
-        path = options.out / f"{site}.h5"
-        write_site(cohort, site, path)
-        print(path)
+    with writing(options.out, options.images * options.size**2):
+        for site in site_names(cohort):
+            path = options.out / f"{site}.h5"
+            write_site(cohort, site, path)
+            print(path)
     return FINISHED
 
 
@@ -291,19 +293,23 @@ def _prepare_images(options: argparse.Namespace) -> int:
 
     job = ImageImport(**{field.name: getattr(options, field.name) for field in fields(ImageImport)})
     try:
-        for path in import_images(job):
-            print(shown(path))
-        print(write_starter(job))
-    except KeyboardInterrupt:
-        print(f"interrupted: nothing was written to {job.out}", file=sys.stderr)
-        return INTERRUPTED
+        paths = import_images(job)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        by, status = ("Ctrl-C", INTERRUPTED) if isinstance(stop, KeyboardInterrupt) else ("SIGTERM", 143)
+        print(f"stopped by {by}: nothing was written to {shown(job.out)}", file=sys.stderr)
+        return status
+    for path in paths:
+        print(shown(path))
+    print(write_starter(job))
     return FINISHED
 
 
 def _prepare_check(options: argparse.Namespace) -> int:
     from data_prep.check import check
+    from data_prep.target import writing
 
-    return FINISHED if check(options.shards, options.png) else BAD_INPUT
+    with writing(options.png or Path(), 0):
+        return FINISHED if check(options.shards, options.png) else BAD_INPUT
 
 
 def _privacy(options: argparse.Namespace) -> int:
