@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from fedhpc.audit.entropy_laws import collision_law
+from fedhpc.audit.entropy_laws import collision_law, entropy_law
 from fedhpc.audit.findings import Law
-from fedhpc.audit.ledger_laws import accountant_law, ledger_laws
+from fedhpc.audit.ledger_laws import accountant_laws, ledger_laws
 from fedhpc.audit.noise_laws import (
     ROUNDS,
     canary_laws,
@@ -24,11 +24,12 @@ SEED_BITS, QUICK_SEED_BITS = 32, 16
 
 def laws_of(claim: Claim, quick: bool) -> Iterator[Law]:
     """Those that need no patient."""
-    yield accountant_law(claim)
+    yield from accountant_laws(claim)
     yield collision_law(QUICK_SEED_BITS if quick else SEED_BITS)
     if claim.config.privacy.trust == "sites":
         yield from _secure(claim)
         return
+    yield entropy_law(claim)
     yield from noise_laws(claim)
     yield from unit_laws(claim, observe_units(claim))
     yield from all_units_control(claim)

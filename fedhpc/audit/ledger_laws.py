@@ -110,14 +110,17 @@ def _unless_refused(train: Callable[[], object]) -> None:
         return
 
 
-def accountant_law(claim: Claim) -> Law:
+def accountant_laws(claim: Claim) -> Iterator[Law]:
     """The whole run's epsilon by dp_accounting (Google), which shares no code with the accountant of the ledger."""
-    plan, p = claim.plan, claim.config.privacy
-    steps = plan.steps_per_round * claim.config.training.rounds
+    plan, p, rounds = claim.plan, claim.config.privacy, claim.config.training.rounds
+    steps = plan.steps_per_round * rounds
     found = epsilon_by_google(plan.noise_multiplier, plan.sample_rate, steps, p.delta, plan.mechanism == "gaussian")
     limit = float(p.epsilon or 0.0) * (1 + PESSIMISTIC)
     name = f"epsilon of {steps:,} steps by dp_accounting:"
-    return Law("another accountant", WITH_DP, name, found, found, found, -np.inf, limit)
+    yield Law("another accountant", WITH_DP, name, found, found, found, -np.inf, limit)
+    booked = bounds_of([plan.charge(round) for round in range(rounds)], p.delta).epsilon / found
+    name = "epsilon by the ledger / by dp_accounting:"
+    yield Law("accountant of the ledger", WITH_DP, name, booked, booked, booked, 1 - PESSIMISTIC, np.inf)
 
 
 def epsilon_by_google(noise_multiplier: float, sample_rate: float, steps: int, delta: float, gaussian: bool) -> float:

@@ -66,9 +66,10 @@ def observe_canaries(claim: Claim, sites: tuple[str, ...], rounds: int) -> list[
     """`rounds` rounds in all, the same number at each site, of CANARIES declared units of which half are there."""
     each = -(-rounds // len(sites))
     config = observed_config(claim, each, LEARNING_RATE)
+    # The same at all sites, so that equal noise is in the same places.
+    included = coins(claim.seed, CANARIES, "noise laws")
     found = []
     for site in sites:
-        included = coins(claim.seed, CANARIES, "noise laws", site)
         canaries = canaries_alone(claim, CANARIES)
         model = canaries.module.to(claim.bench.device)
         work = Work(site, config, claim.plan, model, CanarySamples(included), CANARIES, claim.bench)

@@ -68,9 +68,10 @@ def observe_shares(claim: Claim) -> tuple[list[Shares], Grid]:
     """ROUNDS contributions of every site, half of whose canaries took part."""
     canaries = canaries_alone(claim, CANARIES)
     grid = run_grid(claim, parameter_count(canaries.module))
+    # The same at all sites, so that equal noise is in the same places.
+    included = coins(claim.seed, CANARIES, "shares")
     found = []
     for site in claim.config.site_names:
-        included = coins(claim.seed, CANARIES, "shares", site)
         scores = _given(claim, (site, CanarySamples(included), CANARIES), canaries, (grid, ROUNDS))
         found.append(Shares(site, scores, included))
     return found, grid

@@ -15,7 +15,7 @@ from fedhpc.audit import verb
 from fedhpc.audit.controls import Trials
 from fedhpc.audit.guesses import Row
 from fedhpc.audit.inversion import Effort, linear_row
-from fedhpc.audit.ledger_laws import accountant_law
+from fedhpc.audit.ledger_laws import accountant_laws
 from fedhpc.audit.membership import WholeRun
 from fedhpc.audit.observation import Claim
 from fedhpc.audit.subject import Subject, Target, find_target, open_subject
@@ -42,7 +42,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = verb.Plan(few, few, few, WholeRun(1, 100, 1, 0), 50, Effort(1, 1.0, 0))
     monkeypatch.setattr(verb, "plan_of", lambda quick, seed, rounds: plan)
     monkeypatch.setattr(verb, "rows", one_row)
-    monkeypatch.setattr(verb, "judged", lambda subject, seed, quick: iter([accountant_law(Claim.of(subject, seed))]))
+    monkeypatch.setattr(verb, "judged", lambda subject, seed, quick: accountant_laws(Claim.of(subject, seed)))
 
 
 def test_quick_audit_of_a_config(run_python: Callable[..., Any], config_file: Path, tmp_path: Path) -> None:

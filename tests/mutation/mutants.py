@@ -1,0 +1,211 @@
+"""The faults that are made on purpose in a copy of the package, and what must notice each.
+
+A mutant replaces text of one file, which must be there exactly once: a mutant whose place has moved fails loudly. It is
+`noticed` by laws of the audit (by their names), by tests (by their node ids), or by both; all that are named must.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Attributes:
+        name: in words of the privacy claim.
+        file: below the top of the checkout.
+        old, new: the patch.
+        laws: of the audit that must be violated, as `<family>: <name of the law>`.
+        tests: node ids that must fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    laws: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
+
+
+def apply(mutant: Mutant, root: Path) -> None:
+    """Patch the copy of the package below `root`.
+
+    Raises:
+        ValueError: where the text is not there exactly once, or the patch changes nothing.
+    """
+    path = root / mutant.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutant.old) != 1 or mutant.old == mutant.new:
+        raise ValueError(
+            f"mutant {mutant.name!r}: its text is {text.count(mutant.old)} times in {mutant.file}, once is needed: the "
+            "code has moved on; write the fault anew"
+        )
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+
+
+NOISE, HOSPITAL, TRAINING = "fedhpc/privacy/noise.py", "fedhpc/site/hospital.py", "fedhpc/site/training.py"
+DP_SGD, LEDGER, ACCOUNTANT = "fedhpc/site/privacy.py", "fedhpc/privacy/ledger.py", "fedhpc/privacy/accountant.py"
+ROUND_TESTS = "tests/site/test_private_round.py::"
+PRIVACY_TESTS = "tests/site/test_privacy.py::"
+
+MUTANTS = (
+    Mutant(
+        "noise x 0.7",
+        DP_SGD,
+        "        std = terms.noise_multiplier * terms.clip_norm",
+        "        std = 0.7 * terms.noise_multiplier * terms.clip_norm",
+        laws=("noise: noise of each step", "noise: noise of each site", "network: noise of each tensor"),
+        tests=(f"{ROUND_TESTS}test_every_step_adds_the_planned_noise",),
+    ),
+    Mutant(
+        "no noise on the last step",
+        TRAINING,
+        "        drawn = work.units.draw(plan.sample_rate, stream)\n",
+        "        drawn = work.units.draw(plan.sample_rate, stream)\n"
+        "        if done == plan.steps_per_round:\n"
+        "            terms = Terms(p.clip_norm, 0.0, plan.sample_rate * work.weight, work.entropy.noise)\n"
+        "            step = PrivateStep(step.clipped, step.optimizer, terms)\n",
+        laws=("noise: noise of each step", "network: noise of the weights"),
+        tests=(f"{ROUND_TESTS}test_every_step_adds_the_planned_noise",),
+    ),
+    Mutant(
+        "no noise on the biases",
+        DP_SGD,
+        "            p.grad = part.view_as(p)\n",
+        "            p.grad = part.view_as(p) * (p.ndim > 1)\n",
+        laws=("network: noise of the biases", "network: noise of each tensor"),
+        tests=(f"{ROUND_TESTS}test_every_step_adds_the_planned_noise",),
+    ),
+    Mutant(
+        "seed of 8 bits",
+        NOISE,
+        "        return cls(os.urandom(KEY_BYTES))",
+        "        return cls(os.urandom(1).ljust(KEY_BYTES))",
+        laws=("noise: noise never repeats", "entropy: entropy of the noise", "entropy: seed of more than 16 bits"),
+        tests=(f"{ROUND_TESTS}test_noise_depends_on_all_bits_of_its_key",),
+    ),
+    Mutant(
+        "seed of 32 bits",
+        NOISE,
+        "        return cls(os.urandom(KEY_BYTES))",
+        "        return cls(os.urandom(4).ljust(KEY_BYTES))",
+        laws=("entropy: entropy of the noise", "collisions: seed of more than 32 bits"),
+        tests=(f"{ROUND_TESTS}test_noise_depends_on_all_bits_of_its_key",),
+    ),
+    Mutant(
+        "key of 64 bits",
+        NOISE,
+        "        return cls(os.urandom(KEY_BYTES))",
+        "        return cls(os.urandom(8).ljust(KEY_BYTES))",
+        laws=("entropy: entropy of the noise",),
+        tests=(f"{ROUND_TESTS}test_noise_depends_on_all_bits_of_its_key",),
+    ),
+    Mutant(
+        "one seed at all sites",
+        NOISE,
+        "    return KeyStream.fresh() if noise_seed is None else KeyStream.of_seed(noise_seed, site, round, purpose)",
+        "    return KeyStream.of_seed(noise_seed or 0, round, purpose)",
+        laws=("noise: noise never repeats", "entropy: entropy of the noise"),
+        tests=(f"{PRIVACY_TESTS}test_noise_differs_between_sites_rounds_and_starts",),
+    ),
+    Mutant(
+        "leak through momentum",
+        DP_SGD,
+        "        clipped.clear()\n"
+        "        for p, part in zip(clipped.trained, clipped.split(mean), strict=True):\n"
+        "            p.grad = part.view_as(p)\n"
+        "        self.optimizer.step()\n",
+        "        clean = clipped.split((clipped.total / terms.expected_units).to(mean.dtype))\n"
+        "        clipped.clear()\n"
+        "        for p, part in zip(clipped.trained, clipped.split(mean), strict=True):\n"
+        "            p.grad = part.view_as(p)\n"
+        "        self.optimizer.step()\n"
+        "        for p, part in zip(clipped.trained, clean, strict=True):\n"
+        "            self.optimizer.state[p]['momentum_buffer'] = part.view_as(p).clone()\n",
+        laws=("noise: noise of each step", "noise: noise never repeats"),
+        tests=(f"{ROUND_TESTS}test_every_step_adds_the_planned_noise",),
+    ),
+    Mutant(
+        "clip norm x 2",
+        "fedhpc/site/clipping.py",
+        "        return (self._clip_norm / squares.sqrt()).clamp(max=1)",
+        "        return (2 * self._clip_norm / squares.sqrt()).clamp(max=1)",
+        laws=("units: clip norm",),
+        tests=(f"{PRIVACY_TESTS}test_a_whole_patient_moves_the_sum_by_at_most_clip_norm",),
+    ),
+    Mutant(
+        "image for patient unit",
+        DP_SGD,
+        '        if unit == "image":\n',
+        "        if unit:\n",
+        laws=("units: clip norm",),
+        tests=(f"{PRIVACY_TESTS}test_units_are_patients_or_images",),
+    ),
+    Mutant(
+        "fixed batches for Poisson",
+        DP_SGD,
+        "        chosen = np.flatnonzero(stream.uniform(len(self.rows)) < sample_rate)\n",
+        "        chosen = stream.chosen(len(self.rows), round(sample_rate * len(self.rows)))\n",
+        laws=("units: Poisson sampling, batch sizes vary",),
+        tests=(f"{PRIVACY_TESTS}test_sampling_is_poisson",),
+    ),
+    Mutant(
+        "the true count as denominator",
+        TRAINING,
+        "plan.sample_rate * work.weight, work.entropy.noise)",
+        "plan.sample_rate * len(work.units.rows), work.entropy.noise)",
+        laws=("units: clip norm", "units: declared denominator"),
+        tests=(f"{ROUND_TESTS}test_the_denominator_is_the_declared_count",),
+    ),
+    Mutant(
+        "the ledger charges fewer steps",
+        "fedhpc/privacy/plan.py",
+        "        return Charge(round, self.noise_multiplier, self.sample_rate, self.steps_per_round, self.mechanism)",
+        "        return Charge(round, self.noise_multiplier, self.sample_rate, 1, self.mechanism)",
+        laws=("ledger: ledger, all steps", "ledger: ledger before the steps"),
+        tests=(f"{ROUND_TESTS}test_all_steps_are_charged_before_the_first",),
+    ),
+    Mutant(
+        "charges after the steps",
+        HOSPITAL,
+        "        self._charge(plan, round)\n"
+        "        train_private(place.model, self._samples, place.config, (round, place.bench, work), place.on_step)\n",
+        "        train_private(place.model, self._samples, place.config, (round, place.bench, work), place.on_step)\n"
+        "        self._charge(plan, round)\n",
+        laws=("ledger: ledger before the steps",),
+        tests=(f"{ROUND_TESTS}test_all_steps_are_charged_before_the_first",),
+    ),
+    Mutant(
+        "PRV x 0.9",
+        ACCOUNTANT,
+        "            epsilon = float(prv.get_epsilon(delta, eps_error=error))\n",
+        "            epsilon = 0.9 * float(prv.get_epsilon(delta, eps_error=error))\n",
+        laws=("accountant: another accountant, sampled", "accountant: accountant of the ledger, sampled"),
+        tests=("tests/privacy/test_accountant.py::test_both_bounds_agree_with_googles",),
+    ),
+    Mutant(
+        "epsilon of full batches x 0.9",
+        ACCOUNTANT,
+        "    full = exact_epsilon(composed_mu(history), delta)\n",
+        "    full = 0.9 * exact_epsilon(composed_mu(history), delta)\n",
+        laws=("accountant: accountant of the ledger",),
+        tests=("tests/privacy/test_accountant.py::test_full_batches_are_gaussian_releases",),
+    ),
+    Mutant(
+        "Skellam noise x 0.7",
+        "fedhpc/site/integer_sum.py",
+        "    return kept + draw(grid.site_variance, kept.size, stream)",
+        "    return kept + draw(grid.site_variance, kept.size, stream) * 7 // 10",
+        laws=("secure: share of the noise", "secure: honest sites alone"),
+        tests=(f"{ROUND_TESTS}test_a_share_of_a_secure_sum_has_the_planned_variance",),
+    ),
+    Mutant(
+        "all sites counted honest",
+        "fedhpc/config.py",
+        "        return len(self.data.sites) - (self.privacy.colluding_sites or 0) - self.privacy.tolerated_dropouts",
+        "        return len(self.data.sites)",
+        laws=("secure: honest sites alone",),
+        tests=("tests/test_secure_round.py::test_what_is_allowed",),
+    ),
+)
