@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from fedhpc import pki
 from fedhpc.agreement import together
 from fedhpc.config import RunConfig
-from fedhpc.console import Console
+from fedhpc.console import Console, wrapped
 from fedhpc.errors import InputError
 from fedhpc.exchange.channel import Channel, Sessions
 from fedhpc.exchange.comm import Transport, carved, frame_header
@@ -79,10 +79,11 @@ def make_demo(config: RunConfig, console: Console) -> None:
         if not (folder / "ca.pem").exists():
             raise
         return  # another run on these shards has just made them, or they were given to this rank without the CA's key
-    console.say(
+    text = (
         f"DEMO CERTIFICATES made in {folder} for the built-in cohort: the keys of all sites and of the CA lie in one "
         "folder. For real hospitals: `run.py pki init`"
     )
+    console.say(wrapped(text))
 
 
 def _started(config: RunConfig, names: Sequence[str], *, server: bool) -> dict[str, TlsSession]:

@@ -82,11 +82,24 @@ def run(session: Session, stop_after: int | None) -> str:
     if stopped == "preempted":
         by = f" ({session.notice.by})" if session.notice.given else ""
         session.console.say(f"stopped early{by} in {session.directory.path}; the same command goes on from here")
-    elif not from_rank_0(session.transport, lambda: len(progress.records)):
-        raise InputError(f"{session.directory.path}: the privacy budget does not allow one round; no model was made")
-    else:
-        finish(session, models, progress.records, stopped)
+        return stopped
+    done = from_rank_0(session.transport, lambda: len(progress.records))
+    numbers = _budget_numbers(session, done) if stopped == "budget" else ""
+    if not done:
+        raise InputError(
+            f"{session.directory.path}: the privacy budget does not allow one round; no model was made:\n{numbers}"
+        )
+    if numbers:
+        session.console.say(f"the privacy budget ends the run after round {done}:\n{numbers}")
+    finish(session, models, progress.records, stopped)
     return stopped
+
+
+def _budget_numbers(session: Session, done: int) -> str:
+    """What each learner that cannot afford one more round has spent, would spend and may spend; the same at all."""
+    told = "\n".join(filter(None, (learner.budget_line(done) for learner in session.learners)))
+    lines = [payload.decode() for payload in session.transport.gather([told.encode()], "control")]
+    return from_rank_0(session.transport, lambda: "\n".join(filter(None, lines)))
 
 
 def _introduce(session: Session, first: int, lifetimes: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fedhpc.agreement import Source, agree_on_config
 from fedhpc.config import RunConfig
-from fedhpc.console import Console
+from fedhpc.console import Console, wrapped
 from fedhpc.door import seats
 from fedhpc.errors import InputError, Interrupted, PayloadError, SiteError, site_failure
 from fedhpc.exchange.comm import Wire
@@ -53,13 +53,13 @@ def _train_in(
     wire.name_ranks([", ".join(config.site_names[i] for i in block) for block in seats(config, wire.size)])
     console = Console(speaks=wire.rank == 0)
     found, _ = preflight(config, directory, wire)
-    console.say(found)
+    console.say(wrapped(found))
     startup.mark("config and preflight")
     names = tuple(config.site_names[i] for i in seats(config, wire.size)[wire.rank])
     with _kept_inside(directory, names):
         session = open_session(config, directory, wire, console, notice)
         startup.mark("certificates, shards and network")
-        console.say(startup.line)
+        console.say(wrapped(startup.line))
         return run(session, stop_after)
 
 

@@ -157,6 +157,5 @@ def one_line(facts: Facts) -> str:
     """What was found, in short."""
     hosts, first = {rank.host for rank in facts}, facts[0]
     by = f"{first.launcher}, {first.mpi}" if first.mpi else first.launcher
-    return (
-        f"preflight: {len(facts)} rank(s) on {len(hosts)} node(s) by {by}: shards, disk, clocks and versions are right"
-    )
+    where = f"{len(facts)} rank(s) on {len(hosts)} node(s) by {by}"
+    return f"preflight: {where}: shard files are there, disk, clocks and versions are right"

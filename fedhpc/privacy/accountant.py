@@ -259,7 +259,7 @@ def _guess(epsilon: float, delta: float, sample_rate: float, steps: int) -> floa
 
 def _subsampled_noise(epsilon: float, spent: Callable[[float], float], guess: float, enough: float) -> float:
     """The noise multiplier by false position on logarithmic scales; `enough` is known to suffice."""
-    low, high = (0.0, math.inf), (enough, epsilon / 2)
+    low, high = (0.0, math.inf), (enough, epsilon)
     trial = min(max(guess, LEAST_NOISE), enough)
     for _ in range(MOST_TRIALS):
         cost = spent(trial)
@@ -281,10 +281,10 @@ def _next_noise(low: tuple[float, float], high: tuple[float, float], target: flo
         return max(LEAST_NOISE, high[0] * max(0.25, min(0.98, high[1] / target)))
     if math.isinf(low[1]) or high[0] > 4 * low[0]:
         return min(low[0] * min(4.0, max(1.02, low[1] / target)), math.sqrt(low[0] * high[0]))
-    share = math.log(low[1] / target) / math.log(low[1] / max(high[1], target / 4))
-    width = high[0] / low[0]
-    # Where a bound gives way to another, epsilon jumps, and the line would creep.
-    return float(low[0] * width ** (0.5 if width < JUMP else min(0.95, max(0.05, share))))
+    # Where a bound gives way to another, epsilon jumps or stays, and the line would creep: halve the interval.
+    creeps = high[0] / low[0] < JUMP or high[1] >= target or low[1] > 2 * target
+    share = 0.5 if creeps else math.log(low[1] / target) / math.log(low[1] / max(high[1], target / 4))
+    return float(low[0] * (high[0] / low[0]) ** min(0.95, max(0.05, share)))
 
 
 def _out_of_reach(told: str, spent: Callable[[float], float], steps: int) -> str:

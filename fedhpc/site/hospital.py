@@ -170,6 +170,16 @@ class Hospital:
         plan, target = self._place.plan, self._place.config.privacy.epsilon
         return plan is None or target is None or self.ledger.affords(self._next_charge(plan, round), target)
 
+    def budget_line(self, round: int) -> str:
+        """What was spent, what one more round would make it, and the limits (public); empty where it is allowed."""
+        plan, p = self._place.plan, self._place.config.privacy
+        if plan is None or self.can_afford(round):
+            return ""
+        spent, then = (self.ledger.epsilon(p.delta, *more) for more in ((), (self._next_charge(plan, round),)))
+        cap = "" if p.lifetime_epsilon is None else f", privacy.lifetime_epsilon={p.lifetime_epsilon:g}"
+        numbers = f"epsilon {spent:.3f} spent, {then:.3f} with one more round"
+        return f"  {self.name}: {numbers}; privacy.epsilon={p.epsilon:g}{cap}"
+
     def forecast(self) -> list[str]:
         """What the user must know before the first step of a private run: one line a shard that has spent before."""
         plan, p, rounds = self._place.plan, self._place.config.privacy, self._place.config.training.rounds
