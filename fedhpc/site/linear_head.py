@@ -2,7 +2,8 @@
 
 The gradient of the loss at the logits of image i is its residual r_i = softmax(logits) - one-hot(label). The bias's is
 r_i too, and the weight's is the outer product of r_i and the features x_i; so the inner product of the gradients of two
-images is <r, r'> (<x, x'> + 1). All of it is computed in float64: see `fedhpc.site.clipping` for why.
+images is <r, r'> (<x, x'> + 1), and <r, r'> <x, x'> where the layer has no bias. All of it is computed in float64: see
+`fedhpc.site.clipping` for why.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A linear layer whose weight and bias are all that is trained, on what the fixed `body` makes of an image."""
+    """A linear layer whose weight, and bias if any, are all that is trained, on what the fixed `body` gives."""
 
     body: nn.Module
     linear: nn.Linear
@@ -25,10 +26,15 @@ class LinearHead:
         if type(model) is not nn.Sequential or not len(model):
             return None
         last = model[-1]
-        if type(last) is not nn.Linear or last.bias is None:
+        if type(last) is not nn.Linear:
             return None
         trained = {p for p in model.parameters() if p.requires_grad}
-        return cls(model[:-1], last) if trained == {last.weight, last.bias} else None
+        return cls(model[:-1], last) if trained == set(last.parameters()) else None
+
+    @property
+    def _offset(self) -> int:
+        """What the bias adds to the inner product of two images' features."""
+        return int(self.linear.bias is not None)
 
     def features(self, images: Tensor) -> Tensor:
         """x, float64 [n, d], of images [n, ...]."""
@@ -37,7 +43,8 @@ class LinearHead:
 
     def residuals(self, x: Tensor, labels: Tensor, owner: Tensor) -> Tensor:
         """r [n, classes] of the mean cross entropy of each unit: an image's own, divided by the images of its unit."""
-        r = torch.softmax(F.linear(x, self.linear.weight.double(), self.linear.bias.double()), dim=1)
+        bias = self.linear.bias.double() if self._offset else None
+        r = torch.softmax(F.linear(x, self.linear.weight.double(), bias), dim=1)
         r[torch.arange(len(r), device=r.device), labels] -= 1
         sizes = torch.bincount(owner)
         return r if len(sizes) == len(owner) else r / sizes[owner, None]
@@ -45,15 +52,15 @@ class LinearHead:
     def squared_norms(self, x: Tensor, r: Tensor, owner: Tensor) -> Tensor:
         """For each image [n], that of its unit's gradient."""
         if int(owner.max()) == len(owner) - 1:
-            squares: Tensor = torch.linalg.vecdot(r, r) * (torch.linalg.vecdot(x, x) + 1)
+            squares: Tensor = torch.linalg.vecdot(r, r) * (torch.linalg.vecdot(x, x) + self._offset)
             return squares
         together = owner[:, None] == owner
         # Not by a product with 0 or 1: what is not finite in one unit has to stay there.
-        products = torch.where(together, (r @ r.t()) * (x @ x.t() + 1), 0).sum(1)
+        products = torch.where(together, (r @ r.t()) * (x @ x.t() + self._offset), 0).sum(1)
         of_units: Tensor = torch.where(together, products, 0).sum(1)
         return of_units
 
-    def weighted_sums(self, x: Tensor, r: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-        """The sums over images of factor [n] times the gradient, of weight and bias."""
+    def weighted_sums(self, x: Tensor, r: Tensor, factor: Tensor) -> tuple[Tensor, ...]:
+        """The sums over images of factor [n] times the gradient, of the weight and of the bias if there is one."""
         r = r * factor[:, None]
-        return r.t() @ x, r.sum(0)
+        return (r.t() @ x, r.sum(0))[: 1 + self._offset]

@@ -15,6 +15,7 @@ from fedhpc.errors import SiteError
 from fedhpc.models import layers_of, parameter_count, to_vector
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.site.clipping import MARGIN, ClippedSum
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.integer_sum import plan_grid
 from fedhpc.site.training import Bench
@@ -163,3 +164,31 @@ def test_a_share_of_a_secure_sum_has_the_planned_variance(tmp_path: Path) -> Non
     site.keep_ledger(tmp_path / "ledger.jsonl", "run")
     shares = [site.contribute(to_vector(model), round, grid) for round in range(40)]
     assert np.std(shares) == pytest.approx(grid.site_variance**0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_huge_parameters_do_not_widen_the_sensitivity(bias: bool) -> None:
+    """An aggregator that sends what it likes: images on the boundary of huge weights, where rounding decides.
+
+    The new unit is the first, so that all others are at another place of the batch. In float32 a head without offsets
+    moved by 2.6 clip norms here.
+    """
+    torch.manual_seed(1)
+    for size, scale in ((27, 1e7), (27, 1e15), (256, 1e15)):
+        for others in (3, 11, 15, 33):
+            model = nn.Sequential(nn.Identity(), nn.Linear(size, 2, bias=bias))
+            with torch.no_grad():
+                model[1].weight.normal_().mul_(scale)
+                if bias:
+                    model[1].bias.zero_()
+            normal = nn.functional.normalize((model[1].weight[0] - model[1].weight[1]).detach(), dim=0)
+            images = torch.randn(1 + others, size)
+            images = nn.functional.normalize(images - (images @ normal)[:, None] * normal, dim=1)
+            labels = torch.arange(1 + others) % 2
+            clipped, sums = ClippedSum(model, CLIP_NORM), []
+            for first in (0, 1):
+                clipped.add(images[first:], labels[first:], torch.arange(1 + others - first))
+                sums.append(clipped.total.clone())
+                clipped.clear()
+            clipped.close()
+            assert torch.linalg.vector_norm(sums[0] - sums[1]) <= CLIP_NORM * (1 + MARGIN)
