@@ -67,8 +67,10 @@ def one_vs_rest(logits: NDArray[np.float32], labels: I64) -> tuple[F64, NDArray[
     z = logits.astype(np.float64)
     classes = z.shape[1]
     odds = np.empty_like(z)
-    for k in range(classes):
-        odds[:, k] = z[:, k] - np.logaddexp.reduce(np.delete(z, k, axis=1), axis=1)
+    with np.errstate(invalid="ignore"):
+        for k in range(classes):
+            odds[:, k] = z[:, k] - np.logaddexp.reduce(np.delete(z, k, axis=1), axis=1)
+    odds = np.nan_to_num(odds, nan=0.0, posinf=1e300, neginf=-1e300)
     positive = labels[:, None] == np.arange(classes)
     return (odds[:, 1:], positive[:, 1:]) if classes == 2 else (odds, positive)
 

@@ -117,10 +117,9 @@ def weighted_counts(predictions: Predictions, question: Question, weights: Weigh
     weight = weights.of_images(owner)
     if (np.bincount(owner, weights=weight * weights.image) > weights.l1).any():
         raise PrivacyError("a unit weighs more than the evaluation's noise covers: this is a fault")
-    finite = np.nan_to_num(scores, nan=0.0, posinf=1e300, neginf=-1e300)
     counts = np.zeros((tasks, groups, bins), np.int64)
     for task in range(tasks):
-        cell = np.searchsorted(np.array(question.edges[task]), finite[:, task], side="right")
+        cell = np.searchsorted(np.array(question.edges[task]), scores[:, task], side="right")
         group = np.where(positive[:, task], 1 + (predictions.early & (groups == 3)), 0)
         factor = np.where(positive[:, task], weights.positive, 1)
         np.add.at(counts[task], (group, cell), weight * factor)
