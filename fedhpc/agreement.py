@@ -13,6 +13,7 @@ from fedhpc.config import RunConfig
 from fedhpc.config_file import load_config
 from fedhpc.errors import InputError
 from fedhpc.exchange.comm import Transport
+from fedhpc.exchange.messages import said
 from fedhpc.rundir import RunDirectory
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ def together(transport: Transport, work: Callable[[], T]) -> T:
         result = work()
     except InputError as error:
         problem = str(error)
-    told = [payload.decode() for payload in transport.gather([problem.encode()], "control")]
+    told = [said(payload) for payload in transport.gather([problem.encode()], "control")]
     said = "\n".join(dict.fromkeys(filter(None, told))).encode() if told else None
     problems = transport.broadcast(said, "control")
     if problems:

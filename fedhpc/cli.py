@@ -321,14 +321,13 @@ def _privacy(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from fedhpc.evaluate import evaluate
+    from fedhpc.evaluate import evaluate, evaluation_text
 
     result = evaluate(options.run, options.shard)
     if options.json:
         print(json.dumps(result, allow_nan=False))
     else:
-        for key, value in result.items():
-            print(f"{key:18} {value if not isinstance(value, float) else round(value, 4)}")
+        print(evaluation_text(result))
     return FINISHED
 
 

@@ -1,5 +1,6 @@
 """A finished model on a shard that it never saw."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedhpc.errors import InputError, ShardError
-from fedhpc.metrics import bootstrap_aucs, bootstrap_histograms, interval95, metrics, score_histogram
+from fedhpc.metrics import bootstrap_aucs, bootstrap_histograms, interval95, lower_edge, metrics, score_histogram
 from fedhpc.models import SavedModel, load_model
 from fedhpc.rng import generator
 from fedhpc.runtime import prepare
@@ -17,11 +18,18 @@ from fedhpc.site.shard import Shard
 
 
 def evaluate(run: Path, shard_path: Path) -> dict[str, Any]:
-    """The metrics of a run's model on the test split of a shard, with a 95 % interval by patient-level bootstrap.
+    """The exact metrics of a run's model on the test split of a shard, with a 95 % interval by patient-level bootstrap.
+
+    It runs inside one hospital and sends nothing: what it prints is exact, so it stays with those who may see the
+    shard's patients. The resamples stay in this process.
 
     Args:
         run: a run directory, or a model.pt.
         shard_path: a shard of any site with the model's classes and image shape; a training split is not needed.
+
+    Returns:
+        `site`, `split`, the metrics with `auc_ci95`, the `specificity` of the sensitivities, and `thresholds`: the log
+        odds from which on each class is called positive, chosen for F1 on the run's validation patients.
 
     Raises:
         InputError: no such model, or a shard that does not fit it.
@@ -33,12 +41,51 @@ def evaluate(run: Path, shard_path: Path) -> dict[str, Any]:
     with Shard.open(shard_path, None, need_train=False) as shard:
         _check_fit(saved, shard, shard_path)
         bench = prepare(saved.config.runtime.model_copy(update={"device": "auto"}), 0)
-        predictions = predict(saved.network.to(bench.device), _samples(saved, shard, shard_path), "test", bench)
+        predictions = predict(saved.network.to(bench.device), samples_of(saved, shard, shard_path), "test", bench)
     config = saved.config.evaluation
     stack = bootstrap_histograms(predictions, config.bootstrap, generator(saved.config.seed, "evaluate"))
     thresholds = np.array(saved.f1_thresholds, np.int64)
     found = asdict(metrics(score_histogram(predictions), thresholds, config.specificity))
-    return {"site": shard.site, **found, "auc_ci95": interval95(bootstrap_aucs([stack]))}
+    classes = saved.task.classes[1:] if len(saved.task.classes) == 2 else saved.task.classes
+    return {
+        "site": shard.site,
+        "split": "test",
+        **found,
+        "auc_ci95": interval95(bootstrap_aucs([stack])),
+        "specificity": config.specificity,
+        "thresholds": {name: lower_edge(int(bin)) for name, bin in zip(classes, thresholds, strict=True)},
+    }
+
+
+def evaluation_text(found: Mapping[str, Any]) -> str:
+    """What `evaluate` has found, for a terminal.
+
+    >>> found = {"site": "a", "split": "test", "n_images": 9, "auc": 0.98, "auc_ci95": (0.9, 1.0), "f1": None}
+    >>> found |= {"sensitivity": 0.5, "sensitivity_early": None, "specificity": 0.9, "thresholds": {"ill": -0.25}}
+    >>> print(evaluation_text(found))
+    site a, split test: 9 images
+    AUC                     0.980 (95 % interval 0.900 to 1.000, patients resampled)
+    F1                      - (a class is missing in this split), at log odds of ill >= -0.25
+    sensitivity             0.500 at specificity 0.9
+    early-stage sensitivity - (no image of an early stage, or a class is missing), at specificity 0.9
+    """
+    ends, at = found["auc_ci95"], ", ".join(f"{name} >= {edge:g}" for name, edge in found["thresholds"].items())
+    missing = "- (a class is missing in this split)"
+    interval = "" if ends is None else f" (95 % interval {ends[0]:.3f} to {ends[1]:.3f}, patients resampled)"
+    none_early = "- (no image of an early stage, or a class is missing),"
+
+    def shown(key: str, otherwise: str = missing) -> str:
+        return otherwise if found[key] is None else f"{found[key]:.3f}"
+
+    return "\n".join(
+        [
+            f"site {found['site']}, split {found['split']}: {found['n_images']} images",
+            f"AUC                     {shown('auc')}{interval}",
+            f"F1                      {shown('f1')}, at log odds of {at}",
+            f"sensitivity             {shown('sensitivity')} at specificity {found['specificity']:g}",
+            f"early-stage sensitivity {shown('sensitivity_early', none_early)} at specificity {found['specificity']:g}",
+        ]
+    )
 
 
 def _check_fit(saved: SavedModel, shard: Shard, path: Path) -> None:
@@ -52,7 +99,11 @@ def _check_fit(saved: SavedModel, shard: Shard, path: Path) -> None:
         raise ShardError(f"{path}: has no test split; prepare it with --all-test")
 
 
-def _samples(saved: SavedModel, shard: Shard, path: Path) -> Samples:
+def samples_of(saved: SavedModel, shard: Shard, path: Path) -> Samples:
+    """A shard's inputs for a model: its images, or the features of the model's backbone.
+
+    The path is the shard's: features are kept beside it.
+    """
     if saved.backbone is None:
         return ImageSamples(shard)
     return FeatureSamples(shard, saved.backbone, path.parent)

@@ -356,7 +356,7 @@ def unmeasured(config: RunConfig, reason: str) -> Measured:
 
 def _with_test(known: Measured, test: Answer, by: tuple[Law, Sequence[Thresholds], RunConfig]) -> Measured:
     law, thresholds, config = by
-    overall = _metrics(law, test.question, (test.total, law.noises), (thresholds, config))
+    overall = metrics_of(law, test.question, (test.total, law.noises), (thresholds, config))
     if overall is None:
         return replace(known, reasons={"auc": TOO_FEW})
     early = known.overall.sensitivity_early
@@ -365,7 +365,7 @@ def _with_test(known: Measured, test: Answer, by: tuple[Law, Sequence[Thresholds
         reasons["per_site"] = SUM_ONLY if config.privacy.trust == "sites" else POOLED_ONLY
     per_site = dict(known.per_site)
     for site, released in test.by_site.items():
-        alone = _metrics(law, test.question, (released, 1.0), (thresholds, config))
+        alone = metrics_of(law, test.question, (released, 1.0), (thresholds, config))
         per_site[site] = alone or per_site[site]
         if alone is None:
             reasons[f"per_site.{site}"] = TOO_FEW
@@ -373,12 +373,12 @@ def _with_test(known: Measured, test: Answer, by: tuple[Law, Sequence[Thresholds
         known,
         overall=replace(overall, sensitivity_early=early),
         per_site=per_site,
-        interval=_interval(law, test, config),
+        interval=interval_of(law, test, config),
         reasons=reasons,
     )
 
 
-def _metrics(
+def metrics_of(
     law: Law, question: Question, released: tuple[I64, float], by: tuple[Sequence[Thresholds], RunConfig]
 ) -> Metrics | None:
     """Of one test release and the number of noises in it; None where a class has too few."""
@@ -396,7 +396,7 @@ def _metrics(
     )
 
 
-def _interval(law: Law, test: Answer, config: RunConfig) -> tuple[float, float] | None:
+def interval_of(law: Law, test: Answer, config: RunConfig) -> tuple[float, float] | None:
     """The 95 % interval of the AUC: resampled patients and noise on the fitted curves, normal on the probit scale.
 
     Patients are drawn as if each had `counted` images with equal scores, which makes the interval rather too wide.

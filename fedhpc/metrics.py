@@ -80,6 +80,15 @@ def bin_of(score: float) -> int:
     return int(_bin(np.array(score)))
 
 
+def lower_edge(bin: int) -> float:
+    """The score at which a bin of `score_histogram` begins, in log odds.
+
+    >>> lower_edge(BINS // 2), lower_edge(bin_of(-0.25))
+    (0.0, -0.25)
+    """
+    return bin * 2 * LOGIT_RANGE / BINS - LOGIT_RANGE
+
+
 def _bin(scores: F64) -> I64:
     position = np.floor((scores + LOGIT_RANGE) * (BINS / (2 * LOGIT_RANGE)))
     return np.clip(position, 0, BINS - 1).astype(np.int64)

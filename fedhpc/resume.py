@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
 from fedhpc.agreement import FREE, from_rank_0, together
 from fedhpc.checkpoint import KEPT, ForeignCheckpointError, Owner, forget_after, intact_rounds, saved_rounds
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
+from fedhpc.exchange.messages import Count, Text, parsed
 from fedhpc.exchange.tls import AGGREGATOR_NAME
 from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import environment
@@ -53,10 +57,22 @@ def resume_point(session: Session) -> Resumed:
     started = from_rank_0(transport, directory.has_rounds)
     owners = together(transport, lambda: _owners(session, run, started=started))
     mine = json.dumps(_found(session, owners)).encode()
-    told = [json.loads(payload) for payload in transport.gather([mine], "control")]
+    payloads = transport.gather([mine], "control")
+    told = [parsed(payload, FOUND, f"rank {rank}, control") for rank, payload in enumerate(payloads)]
     first, heads = from_rank_0(transport, lambda: _settled(directory, told))
     together(transport, lambda: _forget(session, first))
     return Resumed(first, directory.read_rounds() if transport.rank == 0 else [], heads, owners)
+
+
+class Found(TypedDict):
+    """What a rank has found: see `_found`."""
+
+    rounds: list[Count] | None
+    damaged: list[Text]
+    foreign: list[Text]
+
+
+FOUND = TypeAdapter(Found)
 
 
 def _owners(session: Session, run: str, *, started: bool) -> dict[str, Owner]:
@@ -84,7 +100,7 @@ def _places(session: Session) -> list[tuple[str, Path, str]]:
     return sites if session.transport.rank else [(AGGREGATOR_NAME, directory.state, "round"), *sites]
 
 
-def _found(session: Session, owners: Mapping[str, Owner]) -> dict[str, Any]:
+def _found(session: Session, owners: Mapping[str, Owner]) -> Found:
     """The rounds that this rank has whole (None: nothing of the run is here, it can join any), and what is wrong."""
     rounds: set[int] | None = None
     damaged: list[str] = []
@@ -102,7 +118,7 @@ def _found(session: Session, owners: Mapping[str, Owner]) -> dict[str, Any]:
     return {"rounds": None if rounds is None else sorted(rounds), "damaged": damaged, "foreign": foreign}
 
 
-def _settled(directory: RunDirectory, told: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, str]]:
+def _settled(directory: RunDirectory, told: Sequence[Found]) -> tuple[int, dict[str, str]]:
     records = directory.read_rounds()
     foreign = [problem for found in told for problem in found["foreign"]]
     # Before a first record, what lies there is of an earlier attempt, and is removed.
@@ -144,7 +160,7 @@ def last_common(found: Sequence[Sequence[int] | None], recorded: int) -> int | N
     return None if lost or not within else max(within)
 
 
-def _listed(told: Sequence[Mapping[str, Any]]) -> str:
+def _listed(told: Sequence[Found]) -> str:
     return "; ".join(f"rank {rank} has {found['rounds']}" for rank, found in enumerate(told))
 
 

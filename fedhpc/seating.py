@@ -4,13 +4,19 @@ Ranks hold consecutive hospitals in the order of the config, and rank 0 is the a
 is the ranks that are numbered anew, in the order of the hospitals that their nodes belong to.
 """
 
+import json
 import socket
 from collections.abc import Sequence
+
+from pydantic import TypeAdapter
 
 from fedhpc.agreement import from_rank_0
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.exchange.comm import Wire
+from fedhpc.exchange.messages import Name, parsed
+
+HOST: TypeAdapter[str] = TypeAdapter(Name)
 
 
 def seated(config: RunConfig, transport: Wire) -> Wire:
@@ -22,7 +28,11 @@ def seated(config: RunConfig, transport: Wire) -> Wire:
     pins = [site.node for site in config.data.sites]
     if not any(pins):
         return transport
-    hosts = [payload.decode() for payload in transport.gather([socket.gethostname().encode()], "control")]
+    mine = json.dumps(socket.gethostname()).encode()
+    hosts = [
+        parsed(payload, HOST, f"rank {rank}, control")
+        for rank, payload in enumerate(transport.gather([mine], "control"))
+    ]
     office = config.federation.aggregator == "dedicated" and transport.size > 1
     order = from_rank_0(transport, lambda: rank_order(hosts, [None, *pins] if office else pins))
     return transport.reordered(order.index(transport.rank))

@@ -4,7 +4,10 @@ import json
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from fedhpc.agreement import from_rank_0, together
 from fedhpc.backbones import Backbone
@@ -12,8 +15,9 @@ from fedhpc.checkpoint import saved_rounds
 from fedhpc.config import RunConfig
 from fedhpc.console import Console
 from fedhpc.door import open_door, seats
-from fedhpc.errors import InputError, PrivacyError, ShardError, inside
+from fedhpc.errors import InputError, PayloadError, PrivacyError, ShardError, inside
 from fedhpc.exchange.comm import Transport
+from fedhpc.exchange.messages import Count, Name, of_each, parsed, said
 from fedhpc.exchange.signatures import SigningSite
 from fedhpc.initial import start_from
 from fedhpc.models import Task, build_model, load_backbone, parameter_count
@@ -86,7 +90,7 @@ def open_session(
     bench = together(transport, lambda: prepare(config.runtime, transport.local_rank))
     hello = [_facts(config, shard, transport, bench) for shard in shards]
     gathered = transport.gather([json.dumps(fact).encode() for fact in hello], "hello")
-    facts = tuple(json.loads(payload) for payload in gathered)
+    facts = tuple(read_facts(config, transport.size, gathered)) if gathered else ()
     common = from_rank_0(transport, lambda: _agreement(facts))
     task = Task(tuple(common["classes"]), tuple(common["image_shape"]))
     backbone = together(transport, lambda: load_backbone(config.model.backbone) if config.model.backbone else None)
@@ -131,6 +135,39 @@ def _shard_digests(
     alone = {site.name: (shard.digest,) for site, shard in zip(sites, shards, strict=True)}
     pooled = {one.name: tuple(shard.digest for shard in shards) for one in learners if one.name == POOLED}
     return {**alone, **pooled}
+
+
+class SiteFacts(TypedDict):
+    """What a site says of itself before the first round (public)."""
+
+    site: Name
+    classes: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=2, max_length=1000)]
+    image_shape: Annotated[list[Annotated[int, Field(ge=1, le=2**20)]], Field(min_length=3, max_length=3)]
+    weight: Annotated[int, Field(ge=0, le=2**48)]
+    rank: Count
+    host: Name
+    device: Annotated[str, Field(pattern=r"^[a-z]{1,20}(:\d{1,4})?$")]
+
+
+SITE_FACTS = TypeAdapter(SiteFacts)
+
+
+def read_facts(config: RunConfig, ranks: int, payloads: Sequence[bytes]) -> list[SiteFacts]:
+    """Return every site's facts, in site order, each checked against the site whose session it came through.
+
+    Raises:
+        PayloadError: naming a site whose message is none, or speaks for another site or rank.
+    """
+    places = {config.site_names[i]: rank for rank, block in enumerate(seats(config, ranks)) for i in block}
+    declared = {site.name: site.weight for site in config.data.sites}
+
+    def read(site: str, payload: bytes) -> SiteFacts:
+        facts = parsed(payload, SITE_FACTS, f"site {site}, hello")
+        if facts["site"] != site or facts["rank"] != places[site] or declared[site] not in (None, facts["weight"]):
+            raise PayloadError(f"site {site}, hello: it speaks for another site, rank or weight than its own")
+        return facts
+
+    return of_each(payloads, config.site_names, "hello", read)
 
 
 def _on_step(config: RunConfig, console: Console, notice: Notice) -> OnStep:
@@ -259,7 +296,7 @@ def open_ledgers(session: Session, heads: Mapping[str, str]) -> tuple[str, ...]:
         return ()
     together(session.transport, lambda: _keep_ledgers(session, heads))
     told = ["\n".join(learner.forecast()).encode() for learner in session.learners]
-    return tuple(payload.decode() for payload in session.transport.gather(told, "hello") if payload)
+    return tuple(said(payload) for payload in session.transport.gather(told, "hello") if payload)
 
 
 def _keep_ledgers(session: Session, heads: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from fedhpc.errors import Interrupted, SiteError
 from fedhpc.exchange.comm import Transport
+from fedhpc.exchange.messages import said
 from fedhpc.exchange.update import F32
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ def same_everywhere(transport: Transport, params: F32, round: int, names: Sequen
     """
     digest = hashlib.sha256(params.data).digest()
     told = transport.gather([digest + ", ".join(names).encode()], "control", round)
-    others = {rank: said[len(digest) :].decode() for rank, said in enumerate(told) if said[: len(digest)] != digest}
+    others = {rank: said(one[len(digest) :]) for rank, one in enumerate(told) if one[: len(digest)] != digest}
     if others:
         where = "; ".join(f"rank {rank} ({sites or 'no site'})" for rank, sites in others.items())
         raise SiteError(

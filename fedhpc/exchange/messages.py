@@ -15,10 +15,12 @@ T = TypeVar("T")
 JSON_BYTES = 2**18
 """The most that a JSON message may take."""
 
+TEXT_BYTES = 2**16
+"""The most of a text that is kept."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$")]
 """Of a host, a device or a package: nothing that HTML, a shell or a terminal would read otherwise."""
-Text = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f<>]*$")]
-"""For people: one or several lines without control characters or markup."""
+Text = Annotated[str, Field(max_length=2000)]
 Count = Annotated[int, Field(ge=0, le=2**48)]
 
 
@@ -41,6 +43,16 @@ def parsed(payload: bytes, adapter: TypeAdapter[T], what: str, limit_bytes: int 
     except ValidationError as error:
         places = sorted({".".join(map(str, problem["loc"]))[:60] or "the whole" for problem in error.errors()})
         raise PayloadError(f"{what}: is not what such a message must be, at {', '.join(places[:5])}") from None
+
+
+def said(payload: bytes) -> str:
+    """Return a text for people from another rank: at most TEXT_BYTES of it, without control characters.
+
+    >>> said(b"no \x1b[31mshard"), said(b"\xff")
+    ('no ?[31mshard', '\ufffd')
+    """
+    text = payload[:TEXT_BYTES].decode(errors="replace")
+    return "".join(one if one == "\n" or one.isprintable() else "?" for one in text)
 
 
 def of_each(payloads: Sequence[bytes], names: Sequence[str], what: str, read: Callable[[str, bytes], T]) -> list[T]:

@@ -15,13 +15,15 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
 from fedhpc import __version__
 from fedhpc.agreement import together
 from fedhpc.config import RunConfig
 from fedhpc.door import seats
-from fedhpc.errors import InputError
+from fedhpc.errors import InputError, PayloadError
 from fedhpc.exchange.comm import Transport, library_version
+from fedhpc.exchange.messages import parsed
 from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import device_name, git_commit
 from fedhpc.site.shard import shard_problem
@@ -62,6 +64,9 @@ class RankFacts:
     clock_s: float
 
 
+RANK_FACTS = TypeAdapter(RankFacts)
+
+
 def collect(config: RunConfig, directory: RunDirectory, transport: Transport) -> list[RankFacts]:
     """Every rank's facts, in rank order, at rank 0; an empty list elsewhere.
 
@@ -78,7 +83,20 @@ def collect(config: RunConfig, directory: RunDirectory, transport: Transport) ->
     finally:
         if transport.rank == 0:
             token.unlink(missing_ok=True)
-    return [RankFacts(**json.loads(payload)) for payload in payloads]
+    return [read_facts(config, transport.size, rank, payload) for rank, payload in enumerate(payloads)]
+
+
+def read_facts(config: RunConfig, ranks: int, rank: int, payload: bytes) -> RankFacts:
+    """Return the facts of a rank from its payload.
+
+    Raises:
+        PayloadError: no facts, or those of another rank or of sites that it does not play.
+    """
+    facts = parsed(payload, RANK_FACTS, f"rank {rank}, control")
+    own = {config.site_names[i] for i in seats(config, ranks)[rank]}
+    if facts.rank != rank or set(facts.shards) != own:
+        raise PayloadError(f"rank {rank}, control: it speaks for another rank, or for sites that it does not play")
+    return facts
 
 
 def _put_down(token: Path) -> None:

@@ -176,9 +176,9 @@ def test_private_auc_is_near_the_exact_one() -> None:
 
 @pytest.mark.slow
 def test_private_auc_is_within_a_hundredth_in_95_of_100_draws() -> None:
-    """The target is 95; 90 are asked for, since each draw is a chance of its own: false alarm 2e-2 at 95, 1e-6 at 98.5."""
+    """The target, on scores like the phantom cohort's; the keys of the noise are fixed, so it cannot fail by chance."""
     errors, _ = auc_errors(100, seed=100)
-    assert (np.abs(errors) <= 0.01).sum() >= 90
+    assert (np.abs(errors) <= 0.01).sum() >= 95
 
 
 def test_scores_of_several_classes_are_counted_once_a_task() -> None:
