@@ -238,9 +238,6 @@ class Evaluation(Section):
         default=1.0,
         description="with privacy on: what is spent on validation patients, and on test patients; null: exact",
     )
-    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        default=None, description="at which evaluation charges are summed up with others; null: privacy.delta"
-    )
     every: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
         description="release the validation split after every so many rounds, for a curve; with private evaluation "
