@@ -156,7 +156,9 @@ class Privacy(Section):
       adds the variance of the full noise divided by n - colluding_sites - tolerated_dropouts. Each site trusts that of
       those that took part at least so many, itself among them, added their share and kept it to themselves. A site
       that may use its own share to learn about the others counts as colluding, and so does the first hospital where
-      the aggregator is colocated.
+      the aggregator is colocated. With certificates (exchange.tls) it holds against an aggregator that departs from the
+      protocol, else against one that keeps to it; `epsilon_if_unmasked` in header, summary and `run.py privacy` is what
+      a site's own share leaves if that fails. 2 x (sites - tolerated_dropouts) must be above sites + colluding_sites.
     """
 
     off: bool = Field(default=False, description="train without privacy; a config says it as `privacy: off`")

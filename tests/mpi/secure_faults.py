@@ -4,6 +4,7 @@ python -m tests.mpi.secure_faults FAULT ARGUMENTS OF run.py
 
 - `kill-METHOD`, `stop-METHOD`: rank 1 gets SIGKILL or SIGSTOP as its first site comes to that message (`advertise`,
   `share`, `mask`, `confirm`, `reveal`);
+- `fail-SITE,SITE`: these sites run out of memory in the training of every round;
 - `substitute`: rank 0 puts the round keys of its own hospital in the place of the last site's.
 """
 
@@ -16,6 +17,9 @@ from typing import Any
 from fedhpc.cli import main
 from fedhpc.exchange.secure_sum import MaskedSite, SumOffice
 from fedhpc.exchange.sum_wire import HEADER, KEYS, frame
+from fedhpc.exchange.update import F32, I64
+from fedhpc.site import hospital
+from fedhpc.site.integer_sum import Grid
 
 ROUND = 1
 
@@ -31,6 +35,21 @@ def with_signal(method: Callable[..., bytes], number: signal.Signals) -> Callabl
         return method(self, *arguments)
 
     return faulty
+
+
+def out_of_memory(*_: object) -> Any:
+    raise MemoryError("as a too large batch does")
+
+
+def failing(names: Sequence[str]) -> Callable[..., Any]:
+    """`Hospital.contribute`, in which these sites run out of memory."""
+    honest, train = hospital.Hospital.contribute, hospital.contribution
+
+    def contribute(self: hospital.Hospital, params: F32, round: int, grid: Grid) -> I64:
+        hospital.contribution = out_of_memory if self.name in names else train
+        return honest(self, params, round, grid)
+
+    return contribute
 
 
 def substituted(honest: Callable[..., bytes]) -> Callable[..., bytes]:
@@ -51,7 +70,9 @@ if __name__ == "__main__":
 
     fault, rank = sys.argv[1], MPI.COMM_WORLD.Get_rank()
     action, _, name = fault.partition("-")
-    if action == "substitute" and rank == 0:
+    if action == "fail":
+        hospital.Hospital.contribute = failing(name.split(","))  # type: ignore[method-assign]
+    elif action == "substitute" and rank == 0:
         SumOffice.answer = substituted(SumOffice.answer)  # type: ignore[method-assign]
     elif action in ("kill", "stop") and rank == 1:
         number = signal.SIGKILL if action == "kill" else signal.SIGSTOP

@@ -17,24 +17,23 @@ from data_prep.shard_writer import write_shard
 from fedhpc import pki
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.rng import generator
+from fedhpc.site import hospital
 from tests.conftest import REPO, Mpi, kill_session
+from tests.mpi.secure_faults import failing
 
 pytestmark = pytest.mark.mpi
 SITES = ("site1", "site2", "site3", "site4")
 ROUNDS = 3
+FAULTS = ("-m", "tests.mpi.secure_faults")
 Mpirun = Callable[..., tuple[int, str, str]]
 
 
-def make_shard(folder: Path, site: str, broken: bool) -> None:
-    """Images of noise with a bright square in the second class; a broken shard has one training image of huge pixels.
-
-    Such an image is finite and within its pixel range, so it passes the checks; in float32 its mean is infinite.
-    """
+def make_shard(folder: Path, site: str) -> None:
+    """Images of noise with a bright square in the second class."""
     rng, n = generator(0, site, "test shard"), 60
     labels = np.arange(n) % 2
     pixels = rng.uniform(0, 120, (n, 1, 32, 32)).astype(np.float32)
     pixels[labels == 1, :, 8:20, 8:20] += 60
-    pixels[0] = np.float32(3e38) if broken else pixels[0]
     write_shard(
         folder / f"{site}.h5",
         site=site,
@@ -44,23 +43,20 @@ def make_shard(folder: Path, site: str, broken: bool) -> None:
         patient=np.array([f"{site}-{i}".encode() for i in range(n)], "S16"),
         split=np.repeat([0, 1, 2], [40, 8, 12]).astype(np.uint8),
         modality=np.full(n, b"MR", "S2"),
-        pixel_range=(0, 3.4e38),
+        pixel_range=(0, 255),
         created_by="tests",
     )
 
 
 @pytest.fixture(scope="session")
 def secure_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four sites, their certificates and a config in one folder; `broken/` has two shards that fail in training."""
+    """Four sites, their certificates and a config in one folder."""
     folder = tmp_path_factory.mktemp("secure")
     pki.init(folder / "pki", SITES)
     # Beside the aggregator's certificate it would let it sign as any site.
     (folder / "pki" / "ca.key").rename(folder / "ca.key")
     for site in SITES:
-        make_shard(folder, site, broken=False)
-    (folder / "broken").mkdir()
-    for site in ("site2", "site3"):
-        make_shard(folder / "broken", site, broken=True)
+        make_shard(folder, site)
     tree = {
         "name": "secure",
         "data": {"shards": str(folder / "{site}.h5"), "sites": [{"name": name, "weight": 40} for name in SITES]},
@@ -74,19 +70,14 @@ def secure_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def with_broken(cohort: Path, *broken: str) -> Path:
-    """A folder of its own in which these sites' shards are the broken ones."""
-    folder = cohort / f"with-broken-{'-'.join(broken)}"
-    folder.mkdir(exist_ok=True)
-    for site in SITES:
-        (folder / f"{site}.h5").unlink(missing_ok=True)
-        (folder / f"{site}.h5").symlink_to((cohort / "broken" if site in broken else cohort) / f"{site}.h5")
-    return folder
-
-
 def arguments(cohort: Path, run_dir: Path, *sets: str) -> list[str]:
     overrides = [word for pair in sets for word in ("--set", pair)]
     return ["train", str(cohort / "secure.yaml"), "--run-dir", str(run_dir), *overrides]
+
+
+def unwrapped(text: str) -> str:
+    """Text without the breaks of its lines."""
+    return " ".join(text.split())
 
 
 def params(run_dir: Path, round: int) -> np.ndarray:
@@ -114,11 +105,13 @@ def test_mpi_run_resumed_from_one_process_equals_the_straight_run(
     straight, resumed = secure_cohort / "straight", secure_cohort / "resumed"
     status, told, err = run_here(arguments(secure_cohort, straight))
     assert status == 0, err
+    told = unwrapped(told)
     assert "each adds 1/3 of the noise variance: 1 may collude with it, 0 may drop out" in told
     assert "REHEARSAL: 4 sites run in the aggregator's own process" in told
     assert run_here([*arguments(secure_cohort, resumed), "--stop-after", "1"])[0] == 75
-    status, out, err = mpirun(4, ["run.py", *arguments(secure_cohort, resumed)])
+    status, out, err = mpirun(4, ["run.py", *arguments(secure_cohort, resumed)], timeout=240)
     assert status == 0, err
+    out = unwrapped(out)
     assert "resuming after round 1" in out
     assert "REHEARSAL" not in out
     assert "protects from an aggregator that may send what it likes: round keys and survivors are signed" in out
@@ -136,13 +129,18 @@ def test_mpi_run_resumed_from_one_process_equals_the_straight_run(
 
 
 def test_a_site_that_fails_in_training_is_left_out_and_the_run_goes_on(
-    secure_cohort: Path, mpirun: Mpirun, run_here: Callable[..., tuple[int, str, str]]
+    secure_cohort: Path,
+    mpirun: Mpirun,
+    run_here: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shards = f"data.shards={with_broken(secure_cohort, 'site3')}/{{site}}.h5"
-    sets = (shards, "privacy.tolerated_dropouts=1")
+    sets = ("privacy.tolerated_dropouts=1",)
     one, two = secure_cohort / "dropout-one", secure_cohort / "dropout-two"
-    assert run_here(arguments(secure_cohort, one, *sets))[0] == 0
-    status, out, err = mpirun(2, ["run.py", *arguments(secure_cohort, two, *sets)])
+    with monkeypatch.context() as patch:
+        patch.setattr(hospital, "contribution", hospital.contribution)
+        patch.setattr(hospital.Hospital, "contribute", failing(["site3"]))
+        assert run_here(arguments(secure_cohort, one, *sets))[0] == 0
+    status, out, err = mpirun(2, [*FAULTS, "fail-site3", *arguments(secure_cohort, two, *sets)], timeout=240)
     assert status == 0, err
     assert_same_run(one, two)
     for record in records(two):
@@ -151,7 +149,7 @@ def test_a_site_that_fails_in_training_is_left_out_and_the_run_goes_on(
         assert sent[0] < 0.01 * sent[1]
     assert out.count("without site3") == ROUNDS
     assert err.count("rank 1: site site3, round ") == ROUNDS
-    assert "training failed: the gradient of a unit is not finite" in err
+    assert "training failed: " in err
     assert len(read_ledger(two / "sites" / "site3" / "ledger.jsonl")[1]) == ROUNDS
 
 
@@ -165,7 +163,7 @@ def test_a_site_that_is_killed_in_a_round_is_charged_for_it_and_the_run_goes_on(
     """SIGKILL to rank 1 in the second of three rounds; the budget is for three, so the replayed round is the last."""
     run_dir, straight = secure_cohort / f"killed-{message}", secure_cohort / "straight"
     command = arguments(secure_cohort, run_dir)
-    status, _, err = mpirun(2, ["-m", "tests.mpi.secure_faults", f"kill-{message}", *command])
+    status, _, err = mpirun(2, [*FAULTS, f"kill-{message}", *command], timeout=240)
     assert status not in (0, 2, 75), err
     assert len(records(run_dir)) == 1
     status, out, err = run_here(command)
@@ -184,7 +182,7 @@ def test_a_site_that_is_killed_in_a_round_is_charged_for_it_and_the_run_goes_on(
 def test_an_aggregator_that_replaces_round_keys_is_refused_by_the_sites(secure_cohort: Path, mpirun: Mpirun) -> None:
     run_dir = secure_cohort / "substituted"
     command = arguments(secure_cohort, run_dir)
-    status, _, err = mpirun(2, ["-m", "tests.mpi.secure_faults", "substitute", *command])
+    status, _, err = mpirun(2, [*FAULTS, "substitute", *command], timeout=240)
     assert status not in (0, 2, 75)
     assert "site site4, round 2: the signature of its message keys does not fit" in err
     assert "Traceback" not in err
@@ -203,7 +201,7 @@ def stopped_process(session: int) -> int | None:
 
 def test_rank_0_names_whom_it_waits_for_and_goes_on(secure_cohort: Path, mpi: Mpi) -> None:
     """Rank 1 is stopped (SIGSTOP) between two messages of the second round until rank 0 has said so twice."""
-    words = ["-m", "tests.mpi.secure_faults", "stop-confirm", *arguments(secure_cohort, secure_cohort / "stopped")]
+    words = [*FAULTS, "stop-confirm", *arguments(secure_cohort, secure_cohort / "stopped")]
     process = subprocess.Popen(
         mpi.command(2, words),
         cwd=REPO,
@@ -233,10 +231,9 @@ def test_rank_0_names_whom_it_waits_for_and_goes_on(secure_cohort: Path, mpi: Mp
 
 
 def test_too_many_dropouts_end_all_ranks_with_one_cause(secure_cohort: Path, mpirun: Mpirun) -> None:
-    shards = f"data.shards={with_broken(secure_cohort, 'site2', 'site3')}/{{site}}.h5"
     run_dir = secure_cohort / "refused"
-    sets = (shards, "privacy.tolerated_dropouts=1")
-    status, _, err = mpirun(2, ["run.py", *arguments(secure_cohort, run_dir, *sets)])
+    command = arguments(secure_cohort, run_dir, "privacy.tolerated_dropouts=1")
+    status, _, err = mpirun(2, [*FAULTS, "fail-site2,site3", *command], timeout=240)
     assert status not in (0, 2, 75)
     assert "round 1: site2, site3 dropped out, 2 of 4 sites; privacy.tolerated_dropouts=1" in err
     assert "Traceback" not in err
