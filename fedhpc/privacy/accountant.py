@@ -35,8 +35,9 @@ MOST_PRV_ERROR = 0.1
 """Above this share PRV says no more than RDP does: it is left out."""
 MOST_PRV_POINTS = 2**19
 """Of the mesh of PRV over all kinds of steps, a quarter of a second. Where it would have more, the error grows."""
-MOST_PRV_EPSILON, LEAST_PRV_DELTA = 50.0, 1e-9
-"""Beyond these PRV's float64 sums are not trusted: mass below delta / 1000 is lost in the rounding of its FFT."""
+MOST_PRV_EPSILON, LEAST_PRV_DELTA, MOST_PRV_DELTA = 50.0, 1e-9, 0.01
+"""Where PRV is used. With a smaller delta, mass that counts is lost in the rounding of its FFT in float64; with a
+larger one, or a larger epsilon, nothing is protected that would be worth its time."""
 LEAST_NOISE, MOST_NOISE = 0.02, 1e6
 """Noise multipliers that are tried: with less than the first nobody is protected, with more nothing is learned."""
 CALIBRATION_SLACK, NOISE_SLACK, MOST_TRIALS, JUMP = 0.002, 1e-3, 24, 1.02
@@ -183,7 +184,7 @@ def _by_prv(history: History, delta: float, about: float) -> float:
     Args:
         about: another upper bound, which PRV's error is measured by.
     """
-    if about > MOST_PRV_EPSILON or delta < LEAST_PRV_DELTA:
+    if about > MOST_PRV_EPSILON or not LEAST_PRV_DELTA <= delta <= MOST_PRV_DELTA:
         return math.inf
     from opacus.accountants import PRVAccountant
 
