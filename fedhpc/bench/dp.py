@@ -3,7 +3,8 @@
 Time: all ways take turns, one step each, by the wall clock and by the CPU time that the process was given; ratios are
 of minima, which a busy machine disturbs least, and of medians. Memory: each way in a process of its own, after a first
 step on a few images (which loads code and makes the optimiser's state): the most that is resident during three steps,
-less what was resident before them. On a GPU it is what PyTorch's allocator held.
+less what was resident before them. On a GPU it is what PyTorch's allocator held. Noise: the same sum of gradients is
+made noisy as in a step, in turn with the steps, and beside it `torch.normal` alone, which is no secure source.
 """
 
 import ctypes
@@ -25,6 +26,7 @@ from fedhpc.backbones import Backbone
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models import Task, build_model, parameter_count
+from fedhpc.privacy.gaussian import Noise, released
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.runtime import device_name
 from fedhpc.site.opacus_modes import MODES, Step, opacus_step
@@ -43,6 +45,7 @@ LABELS = {
     "fedhpc": "fedhpc",
     "fedhpc-patients": f"fedhpc, {IMAGES_A_PATIENT} images a patient",
 }
+NOISES = ("noise", "torch.normal")
 WARM_UP, MEMORY_STEPS, LEAST_STEPS = 2, 3, 3
 EW_LEAST = 32  # PyTorch's expanded weights fail on a densenet for fewer images
 
@@ -86,9 +89,24 @@ def _check(option: str, given: Sequence[str], allowed: Sequence[str]) -> None:
 
 def _run_model(name: str, ways: Sequence[str], place: Place, seconds: float) -> dict[str, Any]:
     times, failed = _times(name, ways, place, seconds)
-    memory = {way: _memory_mb(name, way, place) for way in times}
-    figures = {way: _figures(way, times, memory) for way in times}
-    return {"parameters": parameter_count(network(name, place)), "ways": figures, "failed": failed}
+    memory = {way: _memory_mb(name, way, place) for way in times if way not in NOISES}
+    figures = {way: _figures(way, times, memory) for way in memory}
+    noise = _noise_shares(times) if "fedhpc" in times else None
+    return {"parameters": parameter_count(network(name, place)), "ways": figures, "failed": failed, "noise": noise}
+
+
+def _noise_shares(times: "Times") -> dict[str, dict[str, float]]:
+    """What noise takes of a fedhpc step, by wall and by CPU time, both as ratios of minima."""
+    (step_s, step_cpu_s), shares = _minima(times["fedhpc"]), {}
+    for name in NOISES:
+        wall_s, cpu_s = _minima(times[name])
+        shares[name] = {"min_s": wall_s, "of_step": wall_s / step_s, "cpu_of_step": cpu_s / step_cpu_s}
+    return shares
+
+
+def _minima(steps: list[tuple[float, float]]) -> tuple[float, float]:
+    wall, cpu = zip(*steps, strict=True)
+    return min(wall), min(cpu)
 
 
 def network(name: str, place: Place) -> nn.Module:
@@ -131,6 +149,23 @@ def step_of(way: str, name: str, place: Place) -> Step:
     return step
 
 
+def noise_of(kind: str, name: str, place: Place) -> Step:
+    """The noise of one step of a model, by itself; the batch that it is given is not looked at."""
+    model = network(name, place)
+    size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    out = torch.empty(size, device=place.device)
+    total = torch.zeros(size, dtype=torch.float64, device=place.device)
+    noise = Noise(1.0, float(place.batch), KeyStream.fresh())
+
+    def make(images: Tensor, labels: Tensor) -> None:
+        if kind == "torch.normal":
+            out.normal_()
+        else:
+            released(total, noise, place.batch, out)
+
+    return make
+
+
 def _plain_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
     def step(images: Tensor, labels: Tensor) -> None:
         optimizer.zero_grad()
@@ -163,6 +198,8 @@ def _times(name: str, ways: Sequence[str], place: Place, seconds: float) -> tupl
             steps[way] = step
         except (RuntimeError, NotImplementedError) as error:
             failed[way] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    if "fedhpc" in steps:
+        steps |= {kind: noise_of(kind, name, place) for kind in NOISES}
     times: Times = {way: [] for way in steps}
     start, beat = time.perf_counter(), Beat(f"timing {name}, seconds")
     end = start + seconds
@@ -253,6 +290,9 @@ def table(result: dict[str, Any]) -> str:
         lines += [f"{'':28}{'ms a step':>10}{'/ plain':>9}{'medians':>9}{'CPU':>7}{'extra MB':>10}{'/ plain':>9}"]
         lines += [_line(way, row) for way, row in model["ways"].items()]
         lines += [f"{LABELS[way]:28}{why}" for way, why in model["failed"].items()]
+        for kind, row in (model["noise"] or {}).items():
+            shares = f"{row['of_step']:.1%} of a fedhpc step, {row['cpu_of_step']:.1%} of its CPU time"
+            lines += [f"{kind + ' alone':28}{1e3 * row['min_s']:10.2f}  {shares}"]
     return "\n".join(lines)
 
 

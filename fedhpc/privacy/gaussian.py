@@ -27,6 +27,7 @@ GRID_LOG2 = 16
 """A standard deviation of noise is 2^16 to 2^17 units of its grid."""
 CHUNK = 2 * CHUNK_PAIRS
 CUDA_CHUNKS = 64
+LARGEST_UNITS = 2.0**45
 
 
 def grid_of(std: float) -> float:
@@ -67,55 +68,76 @@ def released(total: Tensor, noise: Noise, divisor: float = 1.0, out: Tensor | No
     out = torch.empty_like(total) if out is None else out
     if noise.std == 0:
         return out.copy_(total / divisor)
-    chunks = CUDA_CHUNKS if total.is_cuda else torch.get_num_threads()
+    if not noise.largest <= LARGEST_UNITS * grid_of(noise.std):
+        raise ValueError(f"largest={noise.largest}, std={noise.std}: float64 cannot round such a sum exactly")
+    step = CHUNK * (CUDA_CHUNKS if total.is_cuda else torch.get_num_threads())
     whole = len(total) - len(total) % CHUNK
-    workspace = _Workspace(total, min(chunks * CHUNK, len(total) + len(total) % 2))
-    for at in range(0, whole, chunks * CHUNK):
-        part = slice(at, min(at + chunks * CHUNK, whole))
-        noisy = workspace.noisy(total[part].view(-1, 2, CHUNK_PAIRS), noise)
-        out[part].copy_(noisy.view(-1).mul_(1 / divisor))
+    for first, last in ((0, whole - whole % step), (whole - whole % step, whole)):
+        if first < last:
+            block = _Block(min(step, last - first) // CHUNK, CHUNK_PAIRS, total.device)
+            for at in range(first, last, step):
+                part = slice(at, min(at + step, last))
+                out[part].copy_(block.noisy(total[part], noise)).mul_(1 / divisor)
     if whole < len(total):
-        rest = total[whole:]
-        even = torch.cat([rest, rest.new_zeros(len(rest) % 2)]).view(1, 2, -1)
-        out[whole:].copy_(workspace.noisy(even, noise).view(-1)[: len(rest)].mul_(1 / divisor))
+        rest = torch.cat([total[whole:], total.new_zeros(len(total) % 2)])
+        block = _Block(1, len(rest) // 2, total.device)
+        out[whole:].copy_(block.noisy(rest, noise)[: len(total) - whole]).mul_(1 / divisor)
     return out
 
 
-class _Workspace:
-    """Memory for one block of chunks, used again for each: fresh pages would cost more than what is computed there."""
+def _within(values: Tensor, low: float, high: float) -> bool:
+    """Whether all lie between; none is NaN. numpy is the quickest at it on a CPU."""
+    if values.is_cpu:
+        array = values.numpy()
+        return bool(low < array.min() and array.max() < high)
+    least, largest = torch.aminmax(values)
+    return low < float(least) and float(largest) < high
 
-    def __init__(self, total: Tensor, size: int) -> None:
-        self._bytes = np.empty(WORD_BYTES * size, np.uint8)
-        self._words = torch.from_numpy(self._bytes.view(np.int64))
-        self._square, self._angle = total.new_empty(size // 2), total.new_empty(size // 2)
-        self._x, self._nearest = total.new_empty(size), total.new_empty(size)
 
-    def noisy(self, value: Tensor, noise: Noise) -> Tensor:
-        """The rounded sums of `value` [chunks, 2, pairs] and noise: the first halves get cosines, the second sines."""
-        chunks, _, pairs = value.shape
-        size, std, grid = value.numel(), noise.std, grid_of(noise.std)
-        first = noise.stream.draws(chunks * pairs)
-        noise.stream.fill(self._bytes[: WORD_BYTES * size])
-        words = self._words[:size].view(value.shape).to(value.device)
-        square, angle = (memory[: size // 2].view(chunks, pairs) for memory in (self._square, self._angle))
-        x, nearest = (memory[:size].view(value.shape) for memory in (self._x, self._nearest))
+class _Block:
+    """Memory for some chunks of a vector, used again and again: fresh pages would cost more than the arithmetic.
+
+    Of each chunk [2, pairs] the first half gets the cosines, the second half the sines.
+    """
+
+    def __init__(self, chunks: int, pairs: int, device: torch.device) -> None:
+        self._shape = (chunks, 2, pairs)
+        self._keystream = np.empty(WORD_BYTES * 2 * chunks * pairs, np.uint8)
+        self._words = torch.from_numpy(self._keystream.view(np.int64)).view(self._shape)
+        self._square, self._angle = (torch.empty(chunks, pairs, dtype=torch.float64, device=device) for _ in range(2))
+        self._x, self._nearest = (torch.empty(self._shape, dtype=torch.float64, device=device) for _ in range(2))
+        self._radius, self._flat = self._square[:, None], self._nearest.view(-1)
+        self._cosines, self._sines = self._x[:, 0], self._x[:, 1]
+
+    def noisy(self, values: Tensor, noise: Noise) -> Tensor:
+        """The rounded sums of `values` [entries of the block] and noise, in memory that the next call overwrites."""
+        values, x, nearest, square = values.view(self._shape), self._x, self._nearest, self._square
+        pair = noise.stream.draws(square.numel())
+        noise.stream.fill(self._keystream)
+        words = self._words if square.is_cpu else self._words.to(square.device)
         square.copy_(words[:, 0]).mul_(RADIUS_UNIT).square_().log_()
-        inside = float(square.amin()) >= -LARGEST_SQUARE and float(square.amax()) <= -LEAST_SQUARE
-        radius = square.mul_(-(std**2)).sqrt_()[:, None]
-        angle.copy_(words[:, 1]).mul_(ANGLE_UNIT)
-        torch.cos(angle, out=x[:, 0])
-        torch.sin(angle, out=x[:, 1])
-        torch.addcmul(value, x, radius, out=x)
+        sure = _within(square, -LARGEST_SQUARE, -LEAST_SQUARE)
+        square.mul_(-(noise.std**2)).sqrt_()
+        self._angle.copy_(words[:, 1]).mul_(ANGLE_UNIT)
+        torch.cos(self._angle, out=self._cosines)
+        torch.sin(self._angle, out=self._sines)
+        torch.addcmul(values, x, self._radius, out=x)
         # Near 1.5 2^52 grid, the spacing of float64 is the grid, and addition rounds to it exactly.
-        far = 1.5 * 2.0**52 * grid
-        torch.add(x, far, out=nearest).sub_(far)
-        distance = x.sub_(nearest)
-        limit = grid / 2 - tolerance(std, noise.largest)
-        if not (inside and float(distance.amin()) > -limit and float(distance.amax()) < limit):
-            squares = (radius / std).square()
-            sure = (distance.abs() < limit) & (squares > LEAST_SQUARE * 1.01) & (squares < LARGEST_SQUARE * 0.99)
-            for chunk, part, pair in (~sure).nonzero().tolist():
-                known = Pair(int(words[chunk, 0, pair]), int(words[chunk, 1, pair]), first + chunk * pairs + pair)
-                scaled = float(value[chunk, part, pair]) / grid, std / grid
-                nearest[chunk, part, pair] = known.rounded(*scaled, part, noise.stream) * grid
-        return nearest
+        grid = grid_of(noise.std)
+        torch.add(x, 1.5 * 2.0**52 * grid, out=nearest).sub_(1.5 * 2.0**52 * grid)
+        x.sub_(nearest)
+        limit = grid / 2 - tolerance(noise.std, noise.largest)
+        if not (sure and _within(x, -limit, limit)):
+            self._round_again(values, noise, pair, limit)
+        return self._flat
+
+    def _round_again(self, values: Tensor, noise: Noise, pair: int, limit: float) -> None:
+        """Replace what float64 does not tell; `_x` holds the distances to `_nearest`, `pair` numbers the first pair."""
+        square, grid = (self._radius / noise.std).square_(), grid_of(noise.std)
+        sure = (self._x.abs() < limit) & (square > 1.01 * LEAST_SQUARE) & (square < 0.99 * LARGEST_SQUARE)
+        for at in (~sure).nonzero().tolist():
+            chunk, part, place = at
+            radius, angle = self._words[chunk, :, place].tolist()
+            known = Pair(radius, angle, pair + chunk * self._shape[2] + place)
+            units = known.rounded(float(values[tuple(at)]) / grid, noise.std / grid, part, noise.stream)
+            self._nearest[tuple(at)] = units * grid

@@ -45,8 +45,8 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 U64 = NDArray[np.uint64]
 KEY_BYTES, BLOCK_BYTES, WORD_BYTES = 32, 16, 8
-ZEROS = bytes(2**18)
-"""What is encrypted at a time: it and the result stay in a core's cache."""
+ZEROS = bytes(2**15)
+"""What is encrypted at a time: it stays in a core's first cache."""
 
 ERROR = 2.0**-40
 """No Z is further from its true value than this where LEAST_SQUARE <= -2 log |U1| <= LARGEST_SQUARE. |U1| is known to
@@ -56,7 +56,7 @@ LEAST_SQUARE, LARGEST_SQUARE = 2.0**-22, 33.0
 SMALLEST_STD, LARGEST_STD = 2.0**4, 2.0**24
 MORE_BITS, PRECISION_BITS = 128, 256
 RADIUS_UNIT, ANGLE_UNIT = 2.0**-63, math.pi * 2.0**-63
-CHUNK_PAIRS = 2**14
+CHUNK_PAIRS = 2**15
 """Pairs of draws whose words lie together in the stream: first all of U1, then all of U2."""
 Bytes = bytes
 
