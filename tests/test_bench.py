@@ -10,6 +10,9 @@ from fedhpc.bench.dp import table
 from fedhpc.cli import main
 
 
+NOISE_LINES = ["noise alone", "torch.normal alone"]
+
+
 @pytest.fixture(scope="module")
 def result(run_python: Callable[..., Any]) -> dict[str, Any]:
     small = ["--batch", "2", "--image-size", "128", "--seconds", "0.5"]
@@ -31,6 +34,13 @@ def test_ratios_are_to_plain_sgd(result: dict[str, Any]) -> None:
     assert min(ours["memory_mb"], plain["memory_mb"]) > 1
 
 
+def test_noise_is_a_share_of_our_step(result: dict[str, Any]) -> None:
+    model = result["models"]["densenet_small"]
+    for row in model["noise"].values():
+        assert 0 < row["of_step"] == pytest.approx(row["min_s"] / model["ways"]["fedhpc"]["min_s"])
+        assert row["of_step"] < 1
+
+
 def test_a_way_that_fails_says_why(result: dict[str, Any]) -> None:
     """PyTorch's expanded weights don't work on this network for a batch of two."""
     assert list(result["models"]["densenet_small"]["ways"]) == ["plain", "fedhpc"]
@@ -40,7 +50,7 @@ def test_a_way_that_fails_says_why(result: dict[str, Any]) -> None:
 def test_table_has_a_line_for_each_way(result: dict[str, Any]) -> None:
     lines = table(result).splitlines()
     assert "densenet_small: 36,610 parameters, 128x128 pixels" in lines[2]
-    assert [line.split("  ")[0] for line in lines[4:]] == ["plain SGD", "fedhpc", "Opacus ew"]
+    assert [line.split("  ")[0] for line in lines[4:]] == ["plain SGD", "fedhpc", "Opacus ew", *NOISE_LINES]
     assert len({len(line) for line in lines[3:6]}) == 1
 
 

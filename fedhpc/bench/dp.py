@@ -154,14 +154,13 @@ def noise_of(kind: str, name: str, place: Place) -> Step:
     model = network(name, place)
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     out = torch.empty(size, device=place.device)
-    total = torch.zeros(size, dtype=torch.float64, device=place.device)
     noise = Noise(1.0, float(place.batch), KeyStream.fresh())
 
     def make(images: Tensor, labels: Tensor) -> None:
         if kind == "torch.normal":
             out.normal_()
         else:
-            released(total, noise, place.batch, out)
+            released(out, noise, place.batch, out)
 
     return make
 

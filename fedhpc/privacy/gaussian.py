@@ -58,16 +58,16 @@ def released(total: Tensor, noise: Noise, divisor: float = 1.0, out: Tensor | No
     """(total + N(0, std^2) I), rounded exactly to the nearest multiples of `grid_of(std)`, then divided by `divisor`.
 
     Args:
-        total: float64 [d], contiguous, finite, on any device (private).
+        total: float32 or float64 [d], contiguous, finite, on any device (private).
         noise: what to add.
         divisor: of what is private already, as is the conversion to the type of `out` (public).
-        out: [d], where to write the result; a new float64 where there is none.
+        out: [d], where to write the result, `total` itself for one; a new float64 where there is none.
     """
-    if total.dtype != torch.float64 or not total.is_contiguous():
-        raise ValueError(f"total: {total.dtype}, contiguous: {total.is_contiguous()}; give contiguous float64")
-    out = torch.empty_like(total) if out is None else out
+    if total.dtype not in (torch.float32, torch.float64) or not total.is_contiguous():
+        raise ValueError(f"total: {total.dtype}, contiguous: {total.is_contiguous()}; give contiguous floats")
+    out = torch.empty_like(total, dtype=torch.float64) if out is None else out
     if noise.std == 0:
-        return out.copy_(total / divisor)
+        return out.copy_(total.double() / divisor)
     if not noise.largest <= LARGEST_UNITS * grid_of(noise.std):
         raise ValueError(f"largest={noise.largest}, std={noise.std}: float64 cannot round such a sum exactly")
     step = CHUNK * (CUDA_CHUNKS if total.is_cuda else torch.get_num_threads())
@@ -105,13 +105,18 @@ class _Block:
         self._keystream = np.empty(WORD_BYTES * 2 * chunks * pairs, np.uint8)
         self._words = torch.from_numpy(self._keystream.view(np.int64)).view(self._shape)
         self._square, self._angle = (torch.empty(chunks, pairs, dtype=torch.float64, device=device) for _ in range(2))
-        self._x, self._nearest = (torch.empty(self._shape, dtype=torch.float64, device=device) for _ in range(2))
+        self._values, self._x, self._nearest = (
+            torch.empty(self._shape, dtype=torch.float64, device=device) for _ in range(3)
+        )
         self._radius, self._flat = self._square[:, None], self._nearest.view(-1)
         self._cosines, self._sines = self._x[:, 0], self._x[:, 1]
 
     def noisy(self, values: Tensor, noise: Noise) -> Tensor:
         """The rounded sums of `values` [entries of the block] and noise, in memory that the next call overwrites."""
-        values, x, nearest, square = values.view(self._shape), self._x, self._nearest, self._square
+        x, nearest, square = self._x, self._nearest, self._square
+        values = values.view(self._shape)
+        if values.dtype != torch.float64:
+            values = self._values.copy_(values)
         pair = noise.stream.draws(square.numel())
         noise.stream.fill(self._keystream)
         words = self._words if square.is_cpu else self._words.to(square.device)

@@ -6,7 +6,7 @@ margin is for rounding, and the noise is made larger by it). Sums of rounded num
 a bound on one clipped gradient is not enough (Casacuberta et al. 2022, "Widespread underestimation of sensitivity in
 differentially private libraries"). What of the margin is proven, with n units drawn, clip_norm C, u = 2^-53:
 
-- Sums over physical batches: added in float64, in any order. The error of such a sum is at most n u times the sum of
+- Sums over physical batches: added in float64 from the second on, in any order. The error of such a sum is at most n u times the sum of
   the terms' absolute values, hence n^2 u C in L2 norm, twice for two neighbouring inputs: below MARGIN / 4 up to
   `LARGEST_COUNT` units; more are refused.
 - A linear head at the end (`fedhpc.site.linear_head`): logits, norms, factors and sums are float64 too. Of a unit's
@@ -43,7 +43,7 @@ LARGEST_COUNT = 2**20
 class ClippedSum:
     """Adds up the clipped gradients of units, over one or more physical batches, for a model's trained parameters.
 
-    `mean` [d] is memory in the parameters' precision, for what is made of the sum in every step.
+    `mean` [d], in the parameters' precision, is memory for the released mean; the sum of a first batch lies there too.
 
     A unit's gradient is that of the mean cross entropy of its images. A unit whose gradient is not finite adds nothing,
     since no factor would bound it.
@@ -62,11 +62,10 @@ class ClippedSum:
         self._clip_norm = clip_norm
         self._recorder, self._head = Recorder(model), LinearHead.of(model)
         size = sum(p.numel() for p in self.trained)
-        self._total = torch.zeros(size, dtype=torch.float64, device=self.trained[0].device)
-        self._units, self._empty = 0, True
-        self._parts: dict[Tensor, Tensor] = dict(zip(self.trained, self.split(self._total), strict=True))
         self._memory = torch.cat([p.new_empty(0) for p in self.trained])
-        self.mean = self._memory.new_empty(size)
+        self.mean = self._memory.new_zeros(size)
+        self._exact: Tensor | None = None
+        self._units, self._batches = 0, 0
 
     def close(self) -> None:
         """Leave the model as it was."""
@@ -78,10 +77,10 @@ class ClippedSum:
 
     @property
     def total(self) -> Tensor:
-        """The sum of all that was added since the last `clear`, float64 [d] (private); the memory is used again."""
-        if self._empty:
-            self._total.zero_()
-        return self._total
+        """The sum of all that was added since the last `clear`, [d] (private): `mean` or float64, both used again."""
+        if self._batches == 0:
+            self.mean.zero_()
+        return self.mean if self._exact is None else self._exact
 
     @property
     def largest(self) -> float:
@@ -90,7 +89,7 @@ class ClippedSum:
 
     def clear(self) -> None:
         """Begin a new sum."""
-        self._units, self._empty = 0, True
+        self._units, self._batches, self._exact = 0, 0, None
 
     def add(self, images: Tensor, labels: Tensor, owner: Tensor) -> None:
         """Add the units of one physical batch.
@@ -173,13 +172,21 @@ class ClippedSum:
         return min(1.0, self._clip_norm / norm) if norm else 1.0
 
     def _add(self, sums: dict[Tensor, Tensor], scale: float = 1.0) -> None:
-        """To the total, times `scale`; a parameter that the network did not use gets nothing."""
-        for p, part in self._parts.items():
-            if self._empty:
-                part.copy_(sums[p].reshape(-1)).mul_(scale) if p in sums else part.zero_()
-            elif p in sums:
-                part.add_(sums[p].reshape(-1), alpha=scale)
-        self._empty = False
+        """To the total, times `scale`; a parameter that the network did not use gets nothing.
+
+        The sum of one batch stays in the precision in which it was made. From the second on it is float64.
+        """
+        parts = [sums[p].reshape(-1) if p in sums else p.new_zeros(p.numel()) for p in self.trained]
+        if self._batches == 0 and all(part.dtype == self.mean.dtype for part in parts):
+            torch.cat(parts, out=self.mean)
+            if scale != 1:
+                self.mean.mul_(scale)
+        else:
+            if self._exact is None:
+                self._exact = self.total.double()
+            for total, part in zip(self.split(self._exact), parts, strict=True):
+                total.add_(part, alpha=scale)
+        self._batches += 1
 
     def _factors(self, squares: Tensor) -> tuple[Tensor, Tensor | None]:
         """What gradients of these squared norms are multiplied by; and which are finite, unless all are."""

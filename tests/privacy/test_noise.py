@@ -199,9 +199,21 @@ def test_std_out_of_range_is_refused(std: float) -> None:
         gaussian_integers(std, 3, KeyStream.of_seed(0))
 
 
-def test_only_float64_is_released() -> None:
-    with pytest.raises(ValueError, match="float64"):
-        released(torch.zeros(3), Noise(1.0, 1.0, KeyStream.fresh()))
+def test_float32_in_place_is_released_as_float64_is() -> None:
+    total = 10 * torch.linspace(-1, 1, gaussian.CHUNK + 3)
+    expected = released(total.double(), Noise(1.0, 10.0, KeyStream.of_seed(0)), 7.0).float()
+    torch.testing.assert_close(released(total, Noise(1.0, 10.0, KeyStream.of_seed(0)), 7.0, total), expected)
+
+
+@pytest.mark.parametrize("total", [torch.zeros(3, dtype=torch.bfloat16), torch.zeros(6)[::2]])
+def test_other_vectors_are_refused(total: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="contiguous floats"):
+        released(total, Noise(1.0, 1.0, KeyStream.fresh()))
+
+
+def test_sum_too_large_for_exact_rounding_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot round"):
+        released(torch.zeros(3), Noise(1.0, 2.0**40, KeyStream.fresh()))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

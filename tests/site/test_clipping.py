@@ -257,7 +257,7 @@ def test_bf16_bounds_each_unit_as_fp32_does(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         half = clipped(model, images, labels, owner, 0.01)
         without = clipped(model, images[3:], labels[3:], owner[3:] - 1, 0.01)
-    assert half.dtype == torch.float64
+    assert half.dtype in (torch.float32, torch.float64)
     assert 0.01 * 0.99 < (half - without).norm() <= 0.01 * (1 + 1e-4)
     assert (half - full).norm() < 0.5 * full.norm()
 
