@@ -9,7 +9,6 @@ import pytest
 from fedhpc.bench.dp import table
 from fedhpc.cli import main
 
-
 NOISE_LINES = ["noise alone", "torch.normal alone"]
 
 

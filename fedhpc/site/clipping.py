@@ -6,9 +6,9 @@ margin is for rounding, and the noise is made larger by it). Sums of rounded num
 a bound on one clipped gradient is not enough (Casacuberta et al. 2022, "Widespread underestimation of sensitivity in
 differentially private libraries"). What of the margin is proven, with n units drawn, clip_norm C, u = 2^-53:
 
-- Sums over physical batches: added in float64 from the second on, in any order. The error of such a sum is at most n u times the sum of
-  the terms' absolute values, hence n^2 u C in L2 norm, twice for two neighbouring inputs: below MARGIN / 4 up to
-  `LARGEST_COUNT` units; more are refused.
+- Sums over physical batches: added in float64 from the second on, in any order. The error of such a sum is at most n u
+  times the sum of the terms' absolute values, hence n^2 u C in L2 norm, twice for two neighbouring inputs: below
+  MARGIN / 4 up to `LARGEST_COUNT` units; more are refused.
 - A linear head at the end (`fedhpc.site.linear_head`): logits, norms, factors and sums are float64 too. Of a unit's
   gradient only the rounding of its logits can depend on its batch; with up to 2^11 features x and a weight of norm W it
   is below 2^-40 W |x|, and moves the gradient by at most that times 2 |x|: below MARGIN / 4 in all for n W |x|^2 up to
