@@ -97,7 +97,7 @@ def test_resume_runs_what_failed_and_nothing_else(local_sweep: Ran, run_python: 
     copy = tmp_path / "run"
     shutil.copytree(local_sweep.directory, copy)
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("summary.json")}
-    (copy / "elements" / "tiny-001" / "config.yaml").unlink()
+    (copy / "elements" / "tiny-001" / "rounds.jsonl").unlink()
     status, out, err = run_python(["sweep", "resume", copy], timeout=120)
     assert status == 0, out + err
     assert "1 of 6 elements run again: tiny-001" in out
@@ -148,7 +148,7 @@ def trained(run: Path, name: str) -> int:
 
 
 def test_an_element_that_no_memory_here_can_hold_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write_sweep(tmp_path, grid={"seed": [0]}, baselines={}, local={"memory_gb_per_rank": 1e6})
+    config = write_sweep(tmp_path, grid={"seed": [0]}, baselines={}, privacy="off", local={"memory_gb_per_rank": 1e6})
     assert main(["sweep", str(config), "--cluster", "local", "--run-dir", str(tmp_path / "run")]) == 2
     assert "local.memory_gb_per_rank=1e+06" in capsys.readouterr().err
     assert not (tmp_path / "run" / "sweep.yaml").exists(), "it can be started again"
@@ -158,7 +158,7 @@ def test_where_slurm_does_not_answer_nothing_is_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = SweepDirectory(tmp_path / "run")
-    directory.create(load_sweep(write_sweep(tmp_path, grid={"seed": [0, 1]}, baselines={}), []), "slurm")
+    directory.create(load_sweep(write_sweep(tmp_path, grid={"seed": [0, 1]}, baselines={}, privacy="off"), []), "slurm")
     directory.element("tiny-000").write_outcome(beginning("77_0"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert [line.state for line in found(tmp_path / "run").values()] == ["unknown", "missing"]
