@@ -208,4 +208,41 @@ MUTANTS = (
         laws=("secure: honest sites alone",),
         tests=("tests/test_secure_round.py::test_what_is_allowed",),
     ),
+    Mutant(
+        "float noise instead of grid noise",
+        DP_SGD,
+        "        mean = released(clipped.total, noise, terms.expected_units, clipped.mean)\n",
+        "        u, v = torch.from_numpy(noise.stream.uniform(2 * len(clipped.total))).float().chunk(2)\n"
+        "        normal = torch.sqrt(-2 * torch.log1p(-u)) * torch.cos(2 * torch.pi * v)\n"
+        "        mean = clipped.mean.copy_(clipped.total.float() + std * normal).div_(terms.expected_units)\n",
+        tests=("tests/attacks/test_lattice.py::test_every_release_is_possible_in_both_worlds",),
+    ),
+    Mutant(
+        "evaluation noise x 0.7",
+        "fedhpc/site/release.py",
+        "    return counts + noise.reshape(counts.shape)",
+        "    return counts + noise.reshape(counts.shape) * 7 // 10",
+        tests=(f"{ROUND_TESTS}test_evaluation_adds_the_planned_noise",),
+    ),
+    Mutant(
+        "evaluation not charged",
+        "fedhpc/site/answers.py",
+        "            self._ledger.charge(self._plan.charge(question.stage))\n",
+        "            pass\n",
+        tests=(f"{ROUND_TESTS}test_an_evaluation_is_charged",),
+    ),
+    Mutant(
+        "threshold rule of the secure sum dropped",
+        "fedhpc/exchange/masks.py",
+        "        if self.colluding < 0 or 2 * self.threshold <= self.sites + self.colluding:\n",
+        "        if self.colluding < 0:\n",
+        tests=("tests/attacks/test_secure_sum.py::test_that_threshold_is_refused_by_protocol_and_config",),
+    ),
+    Mutant(
+        "unsigned round keys accepted",
+        "fedhpc/exchange/signatures.py",
+        "            self.keys[site].verify(encode_dss_signature(r, s), statement, ec.ECDSA(SHA256()))\n",
+        "            encode_dss_signature(r, s)\n",
+        tests=("tests/attacks/test_secure_sum.py::test_round_keys_of_the_aggregator_are_refused",),
+    ),
 )

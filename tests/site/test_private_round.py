@@ -14,10 +14,12 @@ from fedhpc.config import RunConfig
 from fedhpc.errors import SiteError
 from fedhpc.models import layers_of, parameter_count, to_vector
 from fedhpc.privacy.ledger import read_ledger
+from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.clipping import MARGIN, ClippedSum
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.integer_sum import plan_grid
+from fedhpc.site.release import Question, Weights, with_noise
 from fedhpc.site.training import Bench
 
 LR, MOMENTUM, CLIP_NORM, PLAN = 1e-3, 0.9, 0.5, PrivacyPlan(2.0, 1.0, 3)
@@ -192,3 +194,31 @@ def test_huge_parameters_do_not_widen_the_sensitivity(bias: bool) -> None:
                 clipped.clear()
             clipped.close()
             assert torch.linalg.vector_norm(sums[0] - sums[1]) <= CLIP_NORM * (1 + MARGIN)
+
+
+def test_evaluation_adds_the_planned_noise() -> None:
+    """Laplace noise of scale l1 / epsilon: 20 % is beyond 7 standard deviations of the deviation of 4,000 values."""
+    weights = Weights(tasks=1, counted=2)
+    drawn = with_noise(np.zeros(4000, np.int64), 0.5, weights, 1, KeyStream.fresh())
+    assert drawn.std() == pytest.approx(2**0.5 * weights.l1 / 0.5, rel=0.2)
+
+
+class Measured(Patients):
+    """All in every split, as if: only that they are asked about counts here."""
+
+    def indices(self, split: str) -> np.ndarray:
+        return np.arange(len(self.labels))
+
+
+def test_an_evaluation_is_charged(tmp_path: Path) -> None:
+    """To the population of validation and test patients, and not again for an answer that was given before."""
+    settings = RunConfig.model_validate({**config(tmp_path).model_dump(mode="json"), "evaluation": {"epsilon": 1.0}})
+    model = nn.Linear(INPUTS, 2)
+    place = Workplace(settings, model, Bench(torch.device("cpu"), bf16=False), PLAN, lambda *_: None)
+    site = Hospital("a", 0, UNITS, Measured(UNITS), place)
+    site.keep_ledger(tmp_path / "ledger.jsonl", "run")
+    question = Question(stage=101, split="val", groups=2, edges=((-1.0, 0.0, 1.0),))
+    for _ in range(2):
+        site.answer(to_vector(model), question, Weights(tasks=1, counted=4))
+        (charge,) = read_ledger(tmp_path / "ledger.jsonl")[1]
+        assert (charge.population, charge.mechanism, charge.steps) == ("evaluation", "laplace", 1)
