@@ -32,8 +32,8 @@ def together(transport: Transport, work: Callable[[], T]) -> T:
     except InputError as error:
         problem = str(error)
     told = [said(payload) for payload in transport.gather([problem.encode()], "control")]
-    said = "\n".join(dict.fromkeys(filter(None, told))).encode() if told else None
-    problems = transport.broadcast(said, "control")
+    distinct = "\n".join(dict.fromkeys(filter(None, told))).encode() if told else None
+    problems = transport.broadcast(distinct, "control")
     if problems:
         raise InputError(problems.decode())
     return result  # type: ignore[return-value]
