@@ -153,7 +153,7 @@ def noise_of(kind: str, name: str, place: Place) -> Step:
     """The noise of one step of a model, by itself; the batch that it is given is not looked at."""
     model = network(name, place)
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    out = torch.empty(size, device=place.device)
+    out = torch.zeros(size, device=place.device)
     noise = Noise(1.0, float(place.batch), KeyStream.fresh())
 
     def make(images: Tensor, labels: Tensor) -> None:

@@ -262,6 +262,16 @@ def test_bf16_bounds_each_unit_as_fp32_does(name: str) -> None:
     assert (half - full).norm() < 0.5 * full.norm()
 
 
+@pytest.mark.parametrize("name", ["densenet_small", "conv4", "head"])
+def test_single_unit_is_within_the_bound_in_float64(name: str) -> None:
+    """What `privacy.max_physical_batch: 1` rests on: the length of just the vector that is added."""
+    torch.manual_seed(0)
+    model = network(name, Place("cpu", 1, 3, 32))
+    images = torch.randn(3, 1280) if name == "head" else 5 * torch.randn(3, 1, 32, 32)
+    total = clipped(model, images, torch.tensor([0, 1, 1]), torch.zeros(3, dtype=torch.int64), 0.01)
+    assert 0.01 * (1 - 1e-6) < float(total.double().norm()) <= 0.01 * (1 + 2**-23)
+
+
 def test_a_closed_sum_leaves_the_model_as_it_was() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Scaled(), nn.Linear(6, 2))
