@@ -39,7 +39,8 @@ def predictions(run: Path) -> tuple[list[Predictions], list[Predictions]]:
 def main(run: Path, draws: int, epsilon: float) -> None:
     """Print the table."""
     config = load_model(run / "model.pt").config
-    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"epsilon": epsilon, "bootstrap": 100})})
+    evaluation = config.evaluation.model_copy(update={"epsilon": epsilon, "bootstrap": 100})
+    config = config.model_copy(update={"evaluation": evaluation})
     plan = plan_evaluation(config)
     if plan is None:
         sys.exit(f"{run}: a run without privacy: its metrics are exact")
