@@ -1,12 +1,17 @@
-"""An append-only file of JSON lines, each sealed by a SHA-256 that covers the one before: what was written stays.
+"""An append-only file of JSON lines, each sealed by a hash that covers the line before.
 
-A line is `{"previous": <seal of the line before>, ..., "seal": <SHA-256 of this line without its seal>}`. A line that
-was edited, inserted or taken from the middle breaks the chain. That lines are missing at the *end* a chain cannot tell
-by itself: whoever must know keeps the last seal elsewhere (see `fedhpc.privacy.ledger`).
+A line is `{"previous": <seal of the line before>, ..., "seal": <hash of this line without its seal>}`. The hash is
+SHA-256, or HMAC-SHA256 where the chain has a key. A line that was edited, inserted or taken from the middle breaks the
+chain. With a key, nobody without it can write a line or seal an edited one anew. A chain alone cannot show that lines
+are missing at its *end*: `fedhpc.privacy.anchored_chain` keeps the last seal in a second file.
+
+Every write is complete or refused: a short write is continued, and a failed one is taken back.
 """
 
+import errno
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -29,12 +34,15 @@ class Chain:
         path: the file; it need not exist.
         entries: what the lines say, without `previous` and `seal`.
         seals: of each line, 64 hex digits.
+        torn: what stands after the last whole line.
+        key: of the HMAC (private); empty for a plain SHA-256.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, key: bytes = b"") -> None:
+        self.path, self.key = path, key
         self.entries: list[dict[str, Any]] = []
         self.seals: list[str] = []
+        self.torn = b""
         self._read_bytes = 0
         self._held = False
         self.refresh()
@@ -61,7 +69,7 @@ class Chain:
             if file.seek(0, os.SEEK_END) < self._read_bytes:
                 raise PrivacyError(f"{self.path}: has become shorter; {REMEDY}")
             file.seek(self._read_bytes)
-            whole, end, _ = file.read().rpartition(b"\n")
+            whole, end, self.torn = file.read().rpartition(b"\n")
         for line in whole.split(b"\n") if end else []:
             self._take(line)
 
@@ -70,7 +78,7 @@ class Chain:
         try:
             entry = json.loads(line)
             seal, previous = entry.pop("seal"), entry["previous"]
-            intact = seal == sealed(entry)
+            intact = hmac.compare_digest(str(seal), sealed(entry, self.key))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise PrivacyError(f"{self.path} line {number}: is no line of a ledger; {REMEDY}") from None
         if not intact:
@@ -85,23 +93,26 @@ class Chain:
     def append(self, entry: Mapping[str, Any]) -> None:
         """Put one line to the end, within `locked`; on disk when this returns.
 
-        What a crash left of an unfinished line is cut off.
+        What a crash left of an unfinished line is replaced: its `append` never returned.
+
+        Raises:
+            OSError: the disk is full or fails. Nothing of the line is left.
         """
         if not self._held:
             raise ValueError(f"{self.path}: append without `locked`, which keeps other processes' lines")
         new = not self.path.exists()
         whole = {"previous": self.head, **entry}
-        line = json.dumps({**whole, "seal": sealed(whole)}).encode()
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        line = json.dumps({**whole, "seal": sealed(whole, self.key)}).encode()
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600 if self.key else 0o644)
         try:
             os.ftruncate(descriptor, self._read_bytes)
-            os.pwrite(descriptor, line + b"\n", self._read_bytes)
-            os.fsync(descriptor)
+            write_whole(descriptor, line + b"\n", self._read_bytes)
         finally:
             os.close(descriptor)
         if new:
             sync(self.path.parent)
         self._take(line)
+        self.torn = b""
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -133,9 +144,29 @@ class Chain:
             os.close(descriptor)
 
 
-def sealed(entry: Mapping[str, Any]) -> str:
-    """The seal of a line: SHA-256 of its canonical JSON, 64 hex digits."""
-    return hashlib.sha256(json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def sealed(entry: Mapping[str, Any], key: bytes = b"") -> str:
+    """The seal of a line, 64 hex digits: SHA-256 of its canonical JSON, or HMAC-SHA256 with a `key`."""
+    text = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
+    return hmac.new(key, text, hashlib.sha256).hexdigest() if key else hashlib.sha256(text).hexdigest()
+
+
+def write_whole(descriptor: int, content: bytes, offset: int) -> None:
+    """Write all of `content` at `offset`, the end of the file, and bring it to the disk; or leave the file as it was.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    try:
+        written = 0
+        while written < len(content):
+            count = os.pwrite(descriptor, content[written:], offset + written)
+            if count == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written += count
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, offset)
+        raise
 
 
 def sync(path: Path) -> None:

@@ -1,0 +1,424 @@
+"""The site ledger: a hospital's own account of what its patients have spent, with a cap that no config can raise.
+
+A folder that the hospital owns (`run.py budget init`):
+
+    key            256 random bits, mode 0600: authenticates all else, and keys the hashes of the patients
+    ledger.jsonl   terms, grants and charges: a keyed, anchored hash chain (`fedhpc.privacy.anchored_chain`)
+    anchor.json    how many lines there are, and the last seal
+    sets/          whom the charges concern, as keyed hashes (`fedhpc.privacy.unit_sets`); they stay in the hospital
+
+Spending is per patient, over all charges that concern it: of any run, fold, shard or split, training and evaluation
+alike. The cap is on the patient who has spent most. It is judged at the account's own delta by a Renyi filter
+(`fedhpc.privacy.rdp_filter`), since a run may be chosen after the results of the one before. Reading, judging and
+writing are one act under one lock, so that runs at the same time cannot pass the cap together.
+
+A run whose whole plan passes the filter's cap, on patients who have spent nothing, may still be within the cap by its
+own accountant (PRV), which is tighter and holds because the plan was fixed in advance. The account then commits the
+whole cap to that run at its first charge, and refuses every other run on these patients, even if it stops early, until
+the hospital grants more: which of the two rules governs never depends on a result.
+
+What the account cannot see: somebody with the key (who may read the folder may write it) who rewrites it all, or puts
+back an older copy of the whole folder, or removes it. The ledger's head is in every round's record at rank 0, outside
+the hospital, and every later run compares: then it is seen, as long as any such record is left where that run looks,
+beside its own run directory. If all records are gone as well, nothing shows it. Patients who come back under another
+pseudonym *and* with other pixels (a new import with another seed and another size) are other patients to the account.
+A refusal tells the federation that some patient of the shard has no budget left.
+"""
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from fedhpc.errors import InputError, PrivacyError
+from fedhpc.privacy.accountant import Charge, Unit
+from fedhpc.privacy.anchored_chain import AnchoredChain, replace_whole
+from fedhpc.privacy.hash_chain import REMEDY
+from fedhpc.privacy.rdp_filter import in_larger_units
+from fedhpc.privacy.spending import Group, Limit, Paid, Spending
+from fedhpc.privacy.unit_sets import Identities, SetStore, keys_of
+
+SEAL_DIGITS = 16
+"""How much of a seal goes into a round's record."""
+KEY_BYTES = 32
+LARGEST_DELTA = 1e-3
+"""For an account of unknown size: 1 / (10 x 100 units). No hospital's shard has fewer."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the hospital has set.
+
+    Attributes:
+        unit: what the epsilon is per; fixed when the account is made.
+        delta: at which the cap is judged, whatever the delta of a run.
+        cap: epsilon that no unit may pass; None: no limit.
+        require_privacy: whether a run without privacy is refused.
+        allow_off: whether it is let through all the same where its config says `privacy: off`.
+        initialised: whether the hospital made the account, or a run did for want of one.
+    """
+
+    unit: Unit
+    delta: float = 1e-5
+    cap: float | None = None
+    require_privacy: bool = False
+    allow_off: bool = False
+    initialised: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.delta <= LARGEST_DELTA:
+            raise InputError(
+                f"delta={self.delta:g}: of n patients, delta x n may be exposed altogether; allowed: above 0, at most "
+                f"{LARGEST_DELTA:g}, and at most 1 / (10 x patients)"
+            )
+        if self.cap is not None and not 0 < self.cap < float("inf"):
+            raise InputError(f"cap={self.cap:g}: not a budget; allowed: a finite epsilon above 0")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who charges: the id of the run's ledger, the run's name, the site's name in the run."""
+
+    ledger: str
+    run: str
+    site: str
+
+
+@dataclass(frozen=True)
+class UnitSet:
+    """A stored set: its digest, and the largest number of images that one of its patients has (private)."""
+
+    digest: str
+    largest: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One charge that is asked for.
+
+    Attributes:
+        plan: the charges that the run means to make after this one.
+        lower_cap: of the run's config (privacy.lifetime_epsilon); it can only ask for less.
+    """
+
+    charge: Charge
+    units: UnitSet
+    owner: Owner
+    plan: tuple[Charge, ...] = ()
+    lower_cap: float | None = None
+
+
+class SiteLedger:
+    """One opened account. Many runs may append to it, from any number of processes.
+
+    Raises:
+        PrivacyError: there is none, its key is readable by others, or it was changed, shortened or swapped.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._key = _read_key(folder)
+        self._chain = AnchoredChain(folder, self._derived("chain"))
+        if not self._entries():
+            raise PrivacyError(f"{folder}: holds a key and no ledger; {REMEDY}")
+        first = self._entries()[0]
+        self.id = _account_id(self._key)
+        self._secret = self._derived(f"units {first['salt']}")
+        self._sets = SetStore(folder / "sets", self._derived("sets"))
+        self._spending, self._seen = Spending((), self._sets.get), 0
+
+    @classmethod
+    def create(cls, folder: Path, terms: Terms) -> Self:
+        """Make an account; where a run has made one that the hospital did not initialise, set its terms.
+
+        Raises:
+            InputError: an initialised account, or one of another unit.
+        """
+        with _making(folder):
+            if not exists(folder):
+                _make_key(folder)
+                chain = AnchoredChain(folder, _derived(_read_key(folder), "chain"))
+                with chain.locked():
+                    if not chain.entries:
+                        chain.append({"kind": "terms", **asdict(terms), "salt": secrets.token_hex(16), "time": _now()})
+                return cls(folder)
+        made = cls(folder)
+        if made.terms.initialised or not terms.initialised:
+            raise InputError(f"{folder}: is an initialised site ledger; `run.py budget grant` changes its terms")
+        made.change(terms, "budget init")
+        return made
+
+    @classmethod
+    def open_or_create(cls, folder: Path, terms: Terms) -> Self:
+        """The account in `folder`; made with these `terms` where there is none."""
+        if not exists(folder):
+            try:
+                return cls.create(folder, terms)
+            except InputError:
+                if not exists(folder):
+                    raise
+        return cls(folder)
+
+    @property
+    def terms(self) -> Terms:
+        """As last set."""
+        last = [entry for entry in self._entries() if entry["kind"] == "terms"][-1]
+        return Terms(**{field.name: last[field.name] for field in fields(Terms)})
+
+    @property
+    def head(self) -> str:
+        """What stands for the whole ledger in a round's record: "<account id>:<beginning of the last seal>"."""
+        return f"{self.id}:{self._chain.head[:SEAL_DIGITS]}"
+
+    def refresh(self) -> None:
+        """Read and check what others have appended."""
+        self._chain.refresh()
+
+    def has_head(self, head: str) -> bool:
+        """Whether a `head` that was recorded of this account is one of its lines."""
+        seal = head.partition(":")[2]
+        return any(one.startswith(seal) for one in self._chain.seals)
+
+    def entries(self, kind: str) -> list[dict[str, Any]]:
+        """All entries of a kind: terms, charge, without_privacy, accept_lost."""
+        return [entry for entry in self._entries() if entry["kind"] == kind]
+
+    def charges(self, ledger: str, site: str) -> tuple[Charge, ...]:
+        """The charges of one run's ledger for one site, as the run made them."""
+        mine = (e for e in self.entries("charge") if (e["ledger"], e["site"]) == (ledger, site))
+        return tuple(charge_of(entry) for entry in mine)
+
+    def register(self, identities: Identities) -> UnitSet:
+        """Store the set of these units.
+
+        Raises:
+            PrivacyError: it cannot be written.
+        """
+        try:
+            return UnitSet(self._sets.put(keys_of(identities, self._secret)), identities.largest)
+        except OSError as error:
+            raise PrivacyError(f"{self.folder}: cannot be written ({error.strerror}); free the disk") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone among all processes, and up to date: `affords` and `write` within are one act."""
+        with self._chain.locked():
+            yield
+
+    def refusal(self, request: Request) -> str:
+        """Why a charge would be refused; empty where it is not. Public: it names no patient and no amount."""
+        limit = self.limit(request.lower_cap)
+        if limit.cap is None:
+            return ""
+        by = "its cap" if limit.cap == self.terms.cap else "privacy.lifetime_epsilon"
+        one, spending = self._paid(request), self._caught_up()
+        if request.charge.insecure:
+            return f"privacy.noise_seed voids the guarantee, and {by} is epsilon {limit.cap:g}; remove the seed"
+        for other in spending.others(request.units.digest, request.owner.ledger):
+            if other.charge.insecure:
+                return f"a run with privacy.noise_seed was charged to some of these patients: {by} cannot hold for them"
+            if other.sole is not None and other.sole >= limit.cap:
+                return f"all of {by}, epsilon {limit.cap:g}, is committed to another run (see `run.py budget show`)"
+        if spending.would_pass(one, limit):
+            return f"one more charge would pass {by}, epsilon {limit.cap:g} at delta {limit.delta:g}"
+        return ""
+
+    def write(self, request: Request) -> None:
+        """Charge, within `locked` and after `refusal`; on disk when this returns, and counted even where it raises."""
+        one = self._paid(request)
+        entry = {**asdict(request.owner), **asdict(request.charge), "units": one.units, "largest": request.units.largest}
+        self._chain.append({"kind": "charge", **entry, "sole": one.sole, "time": _now()})
+
+    def charge(self, request: Request) -> None:
+        """Judge and write, as one act.
+
+        Raises:
+            PrivacyError: the charge is refused, or cannot be written.
+        """
+        with self.locked():
+            refused = self.refusal(request)
+            if refused:
+                raise PrivacyError(f"site ledger of {request.owner.site}: {refused}")
+            self.write(request)
+
+    def take_in(self, entries: Sequence[Mapping[str, Any]]) -> int:
+        """Append charges that were made elsewhere, each once, by its "imported" seal; how many were new."""
+        with self.locked():
+            known = {entry.get("imported") for entry in self.entries("charge")}
+            new = [entry for entry in entries if entry["imported"] not in known]
+            for entry in new:
+                self._chain.append({"kind": "charge", "sole": None, **entry})
+        return len(new)
+
+    def change(self, terms: Terms, reason: str) -> None:
+        """Set other terms, for a reason; the unit stays.
+
+        Raises:
+            InputError: another unit, or a lower cap.
+        """
+        with self.locked():
+            before = self.terms
+            if terms.unit != before.unit:
+                raise InputError(f"unit={terms.unit}: this site ledger counts per {before.unit}, from its first line on")
+            if before.cap is not None and (terms.cap is None or terms.cap < before.cap):
+                raise InputError(f"cap={terms.cap}: the cap is {before.cap:g}; a grant can only raise it")
+            self._chain.append({"kind": "terms", **asdict(terms), "reason": reason, "time": _now()})
+
+    def note(self, kind: Literal["without_privacy", "accept_lost"], content: Mapping[str, str]) -> None:
+        """Write down what is no charge: a run without privacy, or that another account is known to be lost."""
+        with self.locked():
+            self._chain.append({"kind": kind, **content, "time": _now()})
+
+    def limit(self, lower_cap: float | None = None) -> Limit:
+        """The lower of the account's cap and `lower_cap`, at the account's delta."""
+        terms = self.terms
+        caps = [cap for cap in (terms.cap, lower_cap) if cap is not None]
+        return Limit(min(caps, default=None), terms.cap if terms.cap is not None else lower_cap, terms.delta)
+
+    def groups(self) -> list[Group]:
+        """What was spent, by groups of units with the same charges; those that have spent most first."""
+        return self._caught_up().groups(self.limit())
+
+    def largest_with(self, plan: Sequence[Charge], without: frozenset[str] = frozenset()) -> float:
+        """What the patient who has spent most would have spent after a `plan` that concerns everybody.
+
+        Args:
+            plan: planned charges. Images are counted as patients of one image.
+            without: ids of run ledgers to leave out.
+        """
+        spending = self._caught_up()
+        if without:
+            paid = (self._paid_of(e) for e in self.entries("charge") if e["ledger"] not in without)
+            spending = Spending(paid, self._sets.get)
+        converted = [in_larger_units(charge, self._group(charge, 1)) for charge in plan]
+        return spending.largest_with(converted, self.limit())
+
+    def spent_by(self, identities: Identities) -> float:
+        """What the one of these units that has spent most has spent."""
+        wanted = keys_of(identities, self._secret)
+        import numpy as np
+
+        epsilons = [
+            group.epsilon
+            for group in self.groups()
+            if any(np.isin(self._sets.get(one.units), wanted).any() for one in group.paid)
+        ]
+        return max(epsilons, default=0.0)
+
+    def _group(self, charge: Charge, largest: int) -> int:
+        """How many units of the charge one unit of the account can hold.
+
+        To change one image of a patient is to take the patient away and put another in its place: 2.
+        """
+        if charge.unit == self.terms.unit:
+            return 1
+        return largest if charge.unit == "image" else 2
+
+    def _paid(self, request: Request) -> Paid:
+        group = self._group(request.charge, request.units.largest)
+        one = Paid(in_larger_units(request.charge, group), request.units.digest, request.owner.ledger)
+        return replace(one, sole=self._sole_cap(request, group))
+
+    def _sole_cap(self, request: Request, group: int) -> float | None:
+        """The cap that is committed to this run alone; see the module's text."""
+        mine = [entry for entry in self.entries("charge") if entry["ledger"] == request.owner.ledger]
+        if mine:
+            committed: float | None = mine[0]["sole"]
+            return committed
+        limit, spending, digest = self.limit(request.lower_cap), self._caught_up(), request.units.digest
+        whole = [in_larger_units(charge, group) for charge in (request.charge, *request.plan)]
+        if limit.cap is None or spending.others(digest, "") or not spending.plan_passes(digest, whole, limit):
+            return None
+        return limit.cap
+
+    def _paid_of(self, entry: Mapping[str, Any]) -> Paid:
+        charge = charge_of(entry)
+        group = self._group(charge, int(entry["largest"]))
+        return Paid(in_larger_units(charge, group), entry["units"], entry["ledger"], entry["sole"])
+
+    def _caught_up(self) -> Spending:
+        entries = self._entries()
+        if len(entries) < self._seen:
+            self._spending, self._seen = Spending((), self._sets.get), 0
+        for entry in entries[self._seen :]:
+            if entry["kind"] == "charge":
+                self._spending.add(self._paid_of(entry))
+        self._seen = len(entries)
+        return self._spending
+
+    def _entries(self) -> list[dict[str, Any]]:
+        begun = self._chain.pending
+        return self._chain.entries if begun is None else [*self._chain.entries, begun]
+
+    def _derived(self, purpose: str) -> bytes:
+        return _derived(self._key, purpose)
+
+
+def exists(folder: Path) -> bool:
+    """Whether there is an account, or what is left of one."""
+    return any((folder / name).exists() for name in ("ledger.jsonl", "anchor.json"))
+
+
+def charge_of(entry: Mapping[str, Any]) -> Charge:
+    """The charge of an entry; a field that it was written without has its default."""
+    return Charge(**{field.name: entry[field.name] for field in fields(Charge) if field.name in entry})
+
+
+def _derived(key: bytes, purpose: str) -> bytes:
+    import hmac
+
+    return hmac.digest(key, purpose.encode(), "sha256")
+
+
+def _account_id(key: bytes) -> str:
+    return _derived(key, "id").hex()[:SEAL_DIGITS]
+
+
+@contextmanager
+def _making(folder: Path) -> Iterator[None]:
+    """Alone among all processes that would make an account in `folder`."""
+    import fcntl
+
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / "making.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise PrivacyError(
+            f"site ledger {folder}: cannot be written ({error.strerror}); a private run must charge it: make the folder "
+            "writable for the account that trains, or set FEDHPC_SITE_LEDGER"
+        ) from None
+
+
+def _make_key(folder: Path) -> None:
+    if not (folder / "key").exists():
+        replace_whole(folder / "key", secrets.token_hex(KEY_BYTES).encode() + b"\n")
+
+
+def _read_key(folder: Path) -> bytes:
+    path = folder / "key"
+    try:
+        mode, text = path.stat().st_mode, path.read_text(encoding="ascii").strip()
+        key = bytes.fromhex(text)
+    except OSError as error:
+        raise PrivacyError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
+    except ValueError:
+        raise PrivacyError(f"{path}: is no key of a site ledger; {REMEDY}") from None
+    if stat.S_IMODE(mode) & 0o077:
+        raise PrivacyError(f"{path}: others than its owner may read it, and so forge the ledger; chmod 600 {path}")
+    if len(key) != KEY_BYTES:
+        raise PrivacyError(f"{path}: has {len(key)} bytes; allowed: {KEY_BYTES}; {REMEDY}")
+    return key
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

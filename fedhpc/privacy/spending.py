@@ -1,0 +1,149 @@
+"""What each patient of a site has spent, from charges that each concern a set of patients.
+
+Patients are grouped by the sets that hold them, so the work grows with the number of groups, not of patients.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedhpc.privacy.accountant import Charge, bounds_of
+from fedhpc.privacy.rdp_filter import F64, ORDERS, curve_of, filter_epsilon, total_curve
+from fedhpc.privacy.unit_sets import U64, Memberships
+
+
+@dataclass(frozen=True)
+class Paid:
+    """One charge of a run, in the unit of the account.
+
+    Attributes:
+        charge: at the cost to one unit of the account.
+        units: the digest of the set that it concerns.
+        ledger: the id of the run's ledger.
+        sole: the cap to which the run's whole plan was committed; None for a run that is judged by the filter.
+    """
+
+    charge: Charge
+    units: str
+    ledger: str
+    sole: float | None = None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The cap (None: no limit), the cap that sets the filter's shares of delta, and the account's delta."""
+
+    cap: float | None
+    shares_cap: float | None
+    delta: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that have met the same charges: how many patients and images, what they spent, and at which charges."""
+
+    patients: int
+    images: int
+    epsilon: float
+    paid: tuple[Paid, ...]
+
+
+class Spending:
+    """All that was paid on one account, and what more would cost.
+
+    Args:
+        paid: in the order of the charges.
+        read: from the digest of a set to its units.
+    """
+
+    def __init__(self, paid: Iterable[Paid], read: Callable[[str], U64]) -> None:
+        self._read = read
+        self._by_set: dict[str, list[Paid]] = {}
+        self._curves: dict[str, F64] = {}
+        self._memberships = Memberships.of((), ())
+        for one in paid:
+            self.add(one)
+
+    def add(self, one: Paid) -> None:
+        """One more charge."""
+        self._by_set.setdefault(one.units, []).append(one)
+        self._curves[one.units] = self._curves.get(one.units, np.zeros(len(ORDERS))) + curve_of(one.charge)
+
+    def groups(self, limit: Limit) -> list[Group]:
+        """All groups of units, those that have spent most first."""
+        if not self._by_set:
+            return []
+        members = self._grouped(None)
+        epsilons = filter_epsilon(self._sums(members), limit.delta, limit.shares_cap)
+        found = []
+        for row, epsilon in enumerate(epsilons.tolist()):
+            paid = self._paid_by(members, row)
+            if all(one.sole is not None for one in paid):
+                epsilon = min(epsilon, bounds_of([one.charge for one in paid], limit.delta).epsilon)
+            found.append(Group(int(members.patients[row]), int(members.images[row]), epsilon, paid))
+        return sorted(found, key=lambda group: -group.epsilon)
+
+    def would_pass(self, one: Paid, limit: Limit) -> bool:
+        """Whether one more charge brings any unit that it concerns above the cap of `limit`."""
+        if limit.cap is None:
+            return False
+        members, rows = self._concerned(one.units)
+        epsilons = filter_epsilon(self._sums(members)[rows] + curve_of(one.charge), limit.delta, limit.shares_cap)
+        over = rows[epsilons > limit.cap]
+        if one.sole is None or one.charge.insecure:
+            return bool(len(over))
+        histories = {(*(p.charge for p in self._paid_by(members, row)), one.charge) for row in over}
+        return any(bounds_of(history, limit.delta).epsilon > limit.cap for history in histories)
+
+    def plan_passes(self, units: str, plan: Sequence[Charge], limit: Limit) -> bool:
+        """Whether a whole plan, already in the account's unit, brings any unit of a set above the cap."""
+        if limit.cap is None:
+            return False
+        members, rows = self._concerned(units)
+        curves = self._sums(members)[rows] + total_curve(plan)
+        return bool((filter_epsilon(curves, limit.delta, limit.shares_cap) > limit.cap).any())
+
+    def others(self, units: str, ledger: str) -> list[Paid]:
+        """The charges of other runs that concern any unit of a set."""
+        members, rows = self._concerned(units)
+        paid = {one for row in rows for one in self._paid_by(members, row)}
+        return [one for one in paid if one.ledger != ledger]
+
+    def largest_with(self, plan: Sequence[Charge], limit: Limit) -> float:
+        """What the unit that has spent most would have spent after a plan that concerns it (all units, where unknown).
+
+        A plan alone, on an account that nothing was paid on, is one run: its own accountant holds.
+        """
+        planned = total_curve(plan)
+        if not self._by_set:
+            return math.inf if any(c.insecure for c in plan) else bounds_of(plan, limit.delta).epsilon
+        members = self._grouped(None)
+        return float(filter_epsilon(self._sums(members) + planned, limit.delta, limit.shares_cap).max(initial=0.0))
+
+    def _paid_by(self, members: Memberships, row: int) -> tuple[Paid, ...]:
+        held = (digest for digest, holds in zip(members.digests, members.groups[row], strict=True) if holds)
+        return tuple(one for digest in held for one in self._by_set.get(digest, ()))
+
+    def _concerned(self, units: str) -> tuple[Memberships, NDArray[np.int64]]:
+        members = self._grouped(units)
+        return members, np.flatnonzero(members.groups[:, members.digests.index(units)])
+
+    def _grouped(self, more: str | None) -> Memberships:
+        known = self._memberships.digests
+        wanted = [digest for digest in (*self._by_set, *([more] if more else [])) if digest not in known]
+        if wanted:
+            digests = (*known, *dict.fromkeys(wanted))
+            self._memberships = Memberships.of(digests, [self._read(digest) for digest in digests])
+        return self._memberships
+
+    def _sums(self, members: Memberships) -> F64:
+        """f64[groups, orders]."""
+        nothing = np.zeros(len(ORDERS))
+        curves = np.array([self._curves.get(digest, nothing) for digest in members.digests])
+        endless = np.isinf(curves)
+        sums: F64 = members.groups.astype(np.float64) @ np.where(endless, 0.0, curves)
+        sums[(members.groups.astype(np.float64) @ endless.astype(np.float64)) > 0] = np.inf
+        return sums
