@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.bench import add_benchmarks
+from fedhpc.budget_verbs import add_budget
 from fedhpc.door_verbs import add_egress, add_pki
 from fedhpc.errors import FileError, InputError, Stopped, inside
 from fedhpc.preemption import Notice
@@ -120,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
     privacy.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
     privacy.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     privacy.set_defaults(verb=_privacy)
+    add_budget(verbs.add_parser("budget", help="the hospital's own cap on what its patients spend over all runs"))
     add_pki(verbs.add_parser("pki", help="the certificates of the hospitals and of rank 0"))
     add_egress(verbs.add_parser("egress", help="what left each hospital in a run, and why no image is among it"))
     _add_audit(verbs.add_parser("audit", help="attack what left the door, and see that broken privacy is noticed"))

@@ -165,7 +165,11 @@ class Privacy(Section):
     epsilon: Annotated[float, Field(gt=0)] | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     lifetime_epsilon: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="what all runs on a shard may spend together, by the ledger beside it"
+        default=None, description="a lower cap than the site ledger's on what all runs may spend of a patient's budget"
+    )
+    site_ledger: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="the folder of the site ledger, {site} for the site's name; FEDHPC_SITE_LEDGER comes before it",
     )
     unit: Literal["patient", "image"] = "patient"
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -317,7 +321,7 @@ def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
     names, p = config.site_names, config.privacy
     undeclared = [site.name for site in config.data.sites if site.weight is None]
     twice = sorted({name for name in names if names.count(name) > 1})
-    frozen = config.model.name == "frozen"
+    frozen, units = config.model.name == "frozen", max(site.weight or 1 for site in config.data.sites)
     return [
         (bool(twice), f"data.sites: {', '.join(twice)} named twice; give each hospital its own name"),
         ("aggregator" in names, "data.sites: aggregator is the name of rank 0; give the hospital another"),
@@ -329,6 +333,11 @@ def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
         (
             p.off and config.private,
             f"privacy.off=true, privacy.epsilon={p.epsilon}: say two things; write `privacy: off` or an epsilon",
+        ),
+        (
+            config.private and p.delta * 10 * units > 1,
+            f"privacy.delta={p.delta:g}: above 1 / (10 x {units} declared units), so that more than a tenth of a unit "
+            f"may be exposed in expectation; allowed: at most {1 / (10 * units):.2g}",
         ),
         (p.noise_seed is not None and not config.private, "privacy.noise_seed: set without privacy.epsilon; remove it"),
         (

@@ -1,11 +1,10 @@
-"""`run.py privacy`: what configs will cost before any training, what a run has spent, what a shard has spent for life.
+"""`run.py privacy`: what configs will cost before any training, what a run has spent, what a shard's patients have.
 
-Everything here is public: configs and ledgers. No shard is opened, only the ledger beside it.
+Configs and ledgers; a shard is opened only where it is the target, to find its patients in the site ledger.
 """
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,14 @@ from fedhpc.config_file import load_config
 from fedhpc.console import fixed, table
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import Bounds, Charge, bounds_of, total_of
-from fedhpc.privacy.ledger import Lifetime, Spending, lifetime_path, read_ledger
+from fedhpc.privacy.ledger import read_ledger
+from fedhpc.privacy.places import Whose, site_ledger_folder
 from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked, plan_privacy
+from fedhpc.privacy.site_ledger import SiteLedger, charge_of, exists
 from fedhpc.privacy.verdict import Verdict, directions_of, verdict
 from fedhpc.rundir import RunDirectory
+from fedhpc.site.account import SYNTHETIC, found_ledger, identities_of, told
+from fedhpc.site.shard import Shard
 
 SHOWN_ROUNDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 OTHER_ROUNDS, OTHER_RATES = (1, 20, 100), (0.05, 0.2, 1.0)
@@ -68,23 +71,18 @@ def report_configs(configs: Sequence[RunConfig]) -> Report:
 
 def _together(site: str, configs: Sequence[RunConfig]) -> str:
     mine = [config for config in configs if site in config.site_names]
-    shards = {config.data.shard_path(site) for config in mine}
-    earlier = [charge for shard in shards for spent in spendings(shard, site) for charge in spent.charges]
-    delta = max(config.privacy.delta for config in mine)
-    planned = [charge for config in mine for charge in planned_charges(config, plan_privacy(config))]
-    return total_of([*earlier, *planned], delta).text
+    plans = [planned_charges(config, plan_privacy(config)) for config in mine]
+    account = found_ledger(mine[0], site)
+    if account is None:
+        planned = [charge for plan in plans for charge in plan]
+        return total_of(planned, max(config.privacy.delta for config in mine)).text
+    return f"epsilon {told(account.largest_with(plans))} per {account.terms.unit}"
 
 
 def planned_charges(config: RunConfig, plan: PrivacyPlan, rounds: int | None = None) -> list[Charge]:
     """The charges of a whole run, or of so many rounds of it."""
     count = config.training.rounds if rounds is None else rounds
     return [replace(plan.charge(round), unit=config.privacy.unit) for round in range(count)]
-
-
-def spendings(shard: Path, site: str) -> tuple[Spending, ...]:
-    """What runs have charged to a shard; nothing where there is no ledger yet."""
-    path = lifetime_path(shard)
-    return Lifetime(path, site).spendings() if path.exists() else ()
 
 
 def _report_config(config: RunConfig) -> Report:
@@ -144,18 +142,24 @@ def judged(config: RunConfig, plan: PrivacyPlan) -> Verdict | None:
 
 def _site_facts(config: RunConfig, plan: PrivacyPlan, site: str, whole: Bounds) -> dict[str, Any]:
     weight = {s.name: s.weight or 0 for s in config.data.sites}[site]
-    earlier = spendings(config.data.shard_path(site), site)
-    before = [charge for spent in earlier for charge in spent.charges]
-    delta = config.privacy.delta
-    return {
+    planned, account = planned_charges(config, plan), found_ledger(config, site)
+    facts = {
         "site": site,
         "weight": weight,
         "expected_batch": weight * plan.sample_rate,
         "epsilon_prv": whole.prv,
         "epsilon_rdp": whole.rdp,
-        "runs_before": len(earlier),
-        "spent_before": total_of(before, delta).text,
-        "spent_after": total_of([*before, *planned_charges(config, plan)], delta).text,
+    }
+    if account is None:
+        after = total_of(planned, config.privacy.delta).text
+        return {**facts, "runs_before": 0, "spent_before": "nothing", "spent_after": after, "cap": None}
+    unit, before = account.terms.unit, account.largest_with(())
+    return {
+        **facts,
+        "runs_before": len({entry["ledger"] for entry in account.entries("charge")}),
+        "spent_before": f"epsilon {told(before)} per {unit}",
+        "spent_after": f"epsilon {told(account.largest_with([planned]))} per {unit}",
+        "cap": account.terms.cap,
     }
 
 
@@ -288,35 +292,47 @@ def _spent_row(s: Mapping[str, Any]) -> tuple[str, ...]:
     return (s["site"], *counts, fixed(s["epsilon_prv"]), fixed(s["epsilon_rdp"]), fixed(s["epsilon_evaluation"]))
 
 
-def report_shard(shard: Path, delta: float = 1e-5) -> Report:
-    """What all runs have spent on a shard's patients, by the ledger beside it.
+def report_shard(shard: Path) -> Report:
+    """What all runs have spent on a shard's patients, by the site ledger: the one who has spent most counts.
 
     Raises:
-        PrivacyError: where there is none, or it is not intact.
+        ShardError: the shard cannot be read.
+        PrivacyError: where there is no site ledger, or it is not intact.
     """
-    path = lifetime_path(shard)
-    if not path.exists():
-        raise PrivacyError(f"{path}: no such ledger: no private run was charged to {shard}, as far as its folder tells")
-    spent = Lifetime(path, _owner(path)).spendings()
-    total = total_of(_all(spent), delta)
-    rows = [("run", "charges", "spent")]
-    rows += [(s.run, str(len(s.charges)), total_of(s.charges, delta).text) for s in spent]
+    with Shard.open(shard, None, in_memory=False, need_train=False) as opened:
+        synthetic = opened.created_by.startswith(SYNTHETIC)
+        folder = site_ledger_folder(Whose(opened.site, shard, synthetic), None)
+        if not exists(folder):
+            raise PrivacyError(f"{folder}: no site ledger: no private run was charged to {shard} on this node")
+        ledger = SiteLedger(folder)
+        largest = ledger.spent_by(identities_of(opened, ("train", "val", "test")))
+    terms = ledger.terms
+    runs = runs_of(ledger)
     facts = {
         "shard": str(shard),
-        "delta": delta,
-        "runs": [{"run": s.run, "charges": len(s.charges), "spent": total_of(s.charges, delta).text} for s in spent],
-        "epsilon": {unit: bounds.epsilon for unit, bounds in total.by_unit.items()},
-        "insecure": total.insecure,
+        "site_ledger": str(folder),
+        "unit": terms.unit,
+        "delta": terms.delta,
+        "cap": terms.cap,
+        "epsilon": largest if math.isfinite(largest) else None,
+        "runs": runs,
     }
-    text = f"{shard}: for its whole life, over {len(spent)} runs, at delta {delta:g}: {total.text}\n{table(rows)}"
-    return Report(facts, text)
+    cap = "no cap is set" if terms.cap is None else f"cap {terms.cap:g}"
+    head = (
+        f"{shard}: of its patients the one who has spent most: epsilon {told(largest)} per {terms.unit} at delta "
+        f"{terms.delta:g}, over all runs ({cap})\nsite ledger: {folder}"
+    )
+    rows = [("run", "charges", "alone"), *((r["run"], str(r["charges"]), r["spent"]) for r in runs)]
+    return Report(facts, f"{head}\n{table(rows)}")
 
 
-def _owner(path: Path) -> str:
-    with path.open(encoding="utf-8") as lines:
-        first = next(lines, "{}")
-    return str(json.loads(first).get("lifetime_ledger_of"))
-
-
-def _all(spent: Iterable[Spending]) -> list[Charge]:
-    return [charge for one in spent for charge in one.charges]
+def runs_of(ledger: SiteLedger) -> list[dict[str, Any]]:
+    """Each run on a site ledger, oldest first: its name, the number of its charges, and what it costs alone."""
+    entries = ledger.entries("charge")
+    found = []
+    for key in dict.fromkeys(entry["ledger"] for entry in entries):
+        mine = [entry for entry in entries if entry["ledger"] == key]
+        charges = [charge_of(entry) for entry in mine]
+        spent = total_of(charges, ledger.terms.delta).text
+        found.append({"run": mine[0]["run"], "ledger": key, "charges": len(mine), "spent": spent})
+    return found

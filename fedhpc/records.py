@@ -23,6 +23,7 @@ GIVEN_AWAY = (
     "diagnosis and the stage"
 )
 HEAD = r"^([0-9a-f]{16})?$"
+ACCOUNT_HEAD = r"^([0-9a-f]{16}:[0-9a-f]{16})?$"
 Spent = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None
 
 
@@ -35,6 +36,7 @@ class SiteReport:
         epsilon: of its training patients; None without privacy.
         evaluation_epsilon: of its validation and test patients; None where that is not counted.
         learner, head: whose ledger it is, and the beginning of its last seal; empty without privacy.
+        account: the head of the site ledger, "<its id>:<beginning of its last seal>"; empty without privacy.
     """
 
     site: Name
@@ -42,6 +44,7 @@ class SiteReport:
     evaluation_epsilon: Spent
     learner: Annotated[str, Field(max_length=255)]
     head: Annotated[str, Field(pattern=HEAD)]
+    account: Annotated[str, Field(pattern=ACCOUNT_HEAD)] = ""
 
     def pack(self) -> bytes:
         """As bytes."""
@@ -77,7 +80,8 @@ class RoundRecord:
     `auc_val` is on the validation splits, None in rounds that do not release them; the test splits are measured once,
     at the end (summary.json). `bytes_down` counts the aggregator's payload once for every site that receives it;
     `dropped` names the sites whose update is not in the round's mean; `ledger_heads` stand for the learners' whole
-    ledgers (`fedhpc.privacy.ledger`); `protects_from_aggregator` is the level of a secure sum
+    ledgers (`fedhpc.privacy.ledger`), `account_heads` for the site ledgers (`fedhpc.privacy.site_ledger`), for later
+    runs to look for in them; `protects_from_aggregator` is the level of a secure sum
     (`fedhpc.sum_identities.TrustModel`).
     """
 
@@ -92,6 +96,7 @@ class RoundRecord:
     ledger_heads: dict[str, str]
     dropped: tuple[str, ...] = ()
     protects_from_aggregator: str | None = None
+    account_heads: dict[str, str] = field(default_factory=dict)
 
     def json(self) -> dict[str, Any]:
         """As plain values."""
@@ -171,6 +176,7 @@ def record_of(
         bytes_down=traffic[1] * len(traffic[0]),
         seconds={name: round_seconds(value) for name, value in seconds.items()},
         ledger_heads={r.learner: r.head for r in reports if r.head},
+        account_heads={r.site: r.account for r in reports if r.account},
     )
 
 

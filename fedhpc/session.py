@@ -22,10 +22,13 @@ from fedhpc.exchange.signatures import SigningSite
 from fedhpc.initial import start_from
 from fedhpc.models import Task, build_model, load_backbone, parameter_count
 from fedhpc.preemption import Notice
+from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.public_map import agreed_map, make_reference
+from fedhpc.recorded_heads import Recorded, check_recorded, recorded_heads
 from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import prepare
+from fedhpc.site.account import open_account, permit_without_privacy
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.integer_sum import Grid, plan_grid
 from fedhpc.site.pixels import image_blocks
@@ -52,6 +55,7 @@ class Session:
         notice: whether this rank has been told to stop.
         identities: of this rank's sites by index, in a secure sum; else empty.
         shard_digests: of the shards that each learner of this rank trains on (private).
+        accounts: on the site ledgers, of this rank's sites; none without privacy.
     """
 
     config: RunConfig
@@ -68,6 +72,7 @@ class Session:
     notice: Notice = field(default_factory=Notice)
     identities: Mapping[int, SigningSite] = field(default_factory=dict)
     shard_digests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    accounts: tuple[SiteAccount, ...] = ()
 
 
 def open_session(
@@ -84,6 +89,7 @@ def open_session(
     together(transport, lambda: make_phantoms(config, [config.site_names[i] for i in indices], console))
     together(transport, lambda: make_reference(config, console) if transport.rank == 0 else None)
     shards = together(transport, lambda: _open_shards(config, indices, directory))
+    accounts = _accounts(config, directory, transport, shards)
     if config.exchange.search:
         for shard in shards:
             transport.search_for(shard.site, image_blocks(shard))
@@ -110,22 +116,8 @@ def open_session(
     for one in (*sites, *learners):
         one.keep_log(directory.log(one.name))
     identities = {} if grid is None else agreed_identities(config, transport, indices)
-    return Session(
-        config,
-        transport,
-        directory,
-        console,
-        place,
-        task,
-        sites,
-        learners,
-        weights,
-        facts,
-        grid,
-        notice,
-        identities,
-        _shard_digests(sites, learners, shards),
-    )
+    made = (config, transport, directory, console, place, task, sites, learners, weights, facts, grid, notice)
+    return Session(*made, identities, _shard_digests(sites, learners, shards), accounts)
 
 
 def _shard_digests(
@@ -224,6 +216,24 @@ def _open_shard(config: RunConfig, name: str) -> Shard:
     return shard
 
 
+def _accounts(
+    config: RunConfig, directory: RunDirectory, transport: Transport, shards: Sequence[Shard]
+) -> tuple[SiteAccount, ...]:
+    """Open the site ledgers of this rank's sites, and find in them what earlier runs have recorded of them.
+
+    Raises:
+        PrivacyError: at every rank, where any is not as it must be, or its hospital demands privacy of a run without.
+    """
+    if not config.private:
+        run = directory.path.resolve().name
+        together(transport, lambda: permit_without_privacy(config, shards, run))
+        return ()
+    accounts = tuple(together(transport, lambda: [open_account(config, shard) for shard in shards]))
+    found = from_rank_0(transport, lambda: [asdict(one) for one in recorded_heads(directory.path, config.site_names)])
+    together(transport, lambda: check_recorded(config, accounts, [Recorded(**one) for one in found]))
+    return accounts
+
+
 def _facts(config: RunConfig, shard: Shard, transport: Transport, bench: Bench) -> dict[str, Any]:
     declared = {site.name: site.weight for site in config.data.sites}[shard.site]
     # With privacy on the config has declared a weight, so the true count is never put into a message.
@@ -306,8 +316,9 @@ def _keep_ledgers(session: Session, heads: Mapping[str, str]) -> None:
         if (trained or learner.name in heads) and not path.exists():
             raise PrivacyError(
                 f"{path}: is missing beside a checkpoint of round {trained}: what was spent is not known; restore it "
-                "from a backup, or start a new run, to which the lifetime ledger beside the shard still counts it"
+                "from a backup, or start a new run: the site ledger still counts it"
             )
-        learner.keep_ledger(path, session.directory.path.resolve().name)
+        mine = [account for account in session.accounts if learner.name in (account.site, POOLED)]
+        learner.keep_ledger(path, session.directory.path.resolve().name, mine)
         if learner.name in heads:
             learner.ledger.check_head(heads[learner.name])

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,11 @@ from hypothesis import settings
 REPO = Path(__file__).resolve().parents[1]
 ON_CI = os.environ.get("CI", "").lower() == "true"
 TERM_GRACE_S = 5
+STATE = tempfile.TemporaryDirectory(prefix="fedhpc-tests-")
+
+# No test may charge a ledger of the user who runs it. Synthetic patients keep theirs beside their shards.
+os.environ.pop("FEDHPC_SITE_LEDGER", None)
+os.environ["XDG_STATE_HOME"] = STATE.name
 
 # The machines are shared and slow at times: no deadline. On CI the same examples every time, so that red stays red.
 settings.register_profile("local", deadline=None)

@@ -11,14 +11,15 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
 from fedhpc.audit.canaries import Blank, CanarySamples, network_canaries
-from fedhpc.audit.door import changed
 from fedhpc.audit.findings import WITH_DP, Law
 from fedhpc.audit.mechanism import LEARNING_RATE
 from fedhpc.audit.observation import Claim, observed_config
 from fedhpc.errors import InputError, SiteError
 from fedhpc.models import to_vector
 from fedhpc.privacy.accountant import Charge, bounds_of
-from fedhpc.privacy.ledger import Lifetime, lifetime_path, read_ledger
+from fedhpc.privacy.ledger import SiteAccount, read_ledger
+from fedhpc.privacy.site_ledger import LARGEST_DELTA, SiteLedger, Terms, charge_of, exists
+from fedhpc.privacy.unit_sets import Identities
 from fedhpc.site.hospital import Hospital, Workplace
 
 UNITS, ROUNDS = 20, 3
@@ -53,8 +54,9 @@ def steps_of(charges: tuple[Charge, ...]) -> int:
 
 
 def account_charges(path: Path, site: str) -> tuple[Charge, ...]:
-    """What the account of the site's patients holds; nothing where there is none."""
-    return Lifetime(path, site).charges() if path.exists() else ()
+    """What the site ledger in the folder `path` was charged for the site's patients; nothing where there is none."""
+    entries = SiteLedger(path).entries("charge") if exists(path) else []
+    return tuple(charge_of(entry) for entry in entries if entry["site"] == site)
 
 
 def ledger_laws(claim: Claim) -> Iterator[Law]:
@@ -90,13 +92,15 @@ def _trained(claim: Claim, scratch: Path, cap: float | None) -> tuple[Books, tup
     """Train ROUNDS rounds, or as many as the site takes part in; (what the ledgers said, all charges at the end)."""
     site = claim.config.site_names[0]
     config = observed_config(claim, ROUNDS, LEARNING_RATE)
-    config = changed(config, data={"shards": f"{scratch}/{{site}}.h5"}, privacy={"lifetime_epsilon": cap})
     model = network_canaries(Blank(claim.classes), UNITS, claim.classes, 10.0).module.to(claim.bench.device)
     ledger = scratch / "ledger.jsonl"
-    books = Books(ledger, lifetime_path(config.data.shard_path(site)), site)
+    books = Books(ledger, scratch / "account", site)
+    units = Identities(tuple(b"canary %d" % number for number in range(UNITS)), ())
+    made = SiteLedger.create(books.account, Terms(config.privacy.unit, min(config.privacy.delta, LARGEST_DELTA), cap))
+    account = SiteAccount.of(made, site, {"train": units, "evaluation": Identities((), ())})
     place = Workplace(config, model, claim.bench, claim.plan, books)
     hospital = Hospital(site, 0, UNITS, CanarySamples(np.ones(UNITS, np.bool_)), place)
-    hospital.keep_ledger(ledger, "audit")
+    hospital.keep_ledger(ledger, "audit", [account])
     start = to_vector(model)
     for round in range(ROUNDS):
         _unless_refused(lambda round=round: hospital.train(start, round))  # type: ignore[misc]

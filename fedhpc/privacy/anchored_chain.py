@@ -17,6 +17,7 @@ recorded outside show that (`fedhpc.privacy.site_ledger`).
 
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ from fedhpc.privacy.hash_chain import FIRST, REMEDY, Chain, sealed, sync, write_
 
 @dataclass(frozen=True)
 class Anchor:
-    """What the second file says: how many lines there are, the seal of the last, and the line on its way to the disk."""
+    """What the second file says: how many lines there are, the seal of the last, and the line that is under way."""
 
     count: int = 0
     head: str = FIRST
@@ -123,7 +124,7 @@ def replace_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full or fails.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         try:

@@ -52,6 +52,12 @@ class EvaluationPlan:
         """The number of the stage that measures a final model."""
         return self.rounds + 1 + model
 
+    @property
+    def charges(self) -> tuple[Charge, ...]:
+        """What all stages of the run cost, in their order."""
+        final = (self.final_stage(model) for model in range(self.models))
+        return tuple(self.charge(stage) for stage in (*self.curve, *final))
+
     def charge(self, stage: int) -> Charge:
         """What a stage costs every validation and test patient."""
         return Charge(

@@ -35,19 +35,18 @@ from fedhpc.privacy.accountant import Charge
 
 F64 = NDArray[np.float64]
 ORDERS = (1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 32.0, 48.0, 64.0, 128.0, 256.0)
-WITHOUT_CAP = 4.0
-"""The cap by which the shares of delta are chosen where there is none."""
 
 
 @lru_cache(maxsize=256)
 def shares(cap: float | None, delta: float) -> tuple[float, ...]:
-    """The share of delta of each order; public.
+    """The share of delta of each order; public. Without a cap, the half that a cap chosen for it would give each.
 
     >>> round(sum(shares(1.0, 1e-5)), 12), ORDERS[shares(1.0, 1e-5).index(0.5)]
     (1.0, 20.0)
     """
-    wanted = WITHOUT_CAP if cap is None else cap
-    best = max(ORDERS, key=lambda order: (wanted - _conversion(order, delta / 2)) / order)
+    if cap is None:
+        return (0.5,) * len(ORDERS)
+    best = max(ORDERS, key=lambda order: (cap - _conversion(order, delta / 2)) / order)
     others = 0.5 / (len(ORDERS) - 1)
     return tuple(0.5 if order == best else others for order in ORDERS)
 
@@ -63,9 +62,11 @@ def _curve_of_step(noise_multiplier: float, sample_rate: float, integer_only: bo
 
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         curve = compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(ORDERS))
-    at = [math.inf if integer_only and order != int(order) else float(one) for order, one in zip(ORDERS, curve, strict=True)]
-    # An order at which the bound could not be computed bounds nothing.
-    return tuple(math.inf if math.isnan(one) else max(0.0, one) for one in at)
+    # An order at which the bound does not hold, or could not be computed, bounds nothing.
+    holds = [not (integer_only and order != int(order)) for order in ORDERS]
+    return tuple(
+        max(0.0, float(one)) if ok and not math.isnan(one) else math.inf for ok, one in zip(holds, curve, strict=True)
+    )
 
 
 def in_larger_units(charge: Charge, group: int) -> Charge:
@@ -98,6 +99,10 @@ def curve_of(charge: Charge) -> F64:
     """
     if charge.insecure:
         return np.full(len(ORDERS), math.inf)
+    if charge.mechanism == "laplace":
+        # Pure DP of epsilon is RDP of min(epsilon, order * epsilon^2 / 2): Bun and Steinke 2016, Proposition 3.3.
+        epsilon = 1 / charge.noise_multiplier
+        return charge.steps * np.minimum(epsilon, np.array(ORDERS) * epsilon**2 / 2)
     step = _curve_of_step(charge.noise_multiplier, charge.sample_rate, charge.mechanism == "skellam")
     return charge.steps * np.array(step)
 
@@ -114,6 +119,7 @@ def filter_epsilon(curves: F64, delta: float, cap: float | None) -> F64:
     """The smallest cap under which the filter would have let these curves through, f64[...] from f64[..., orders].
 
     With the shares of `cap` fixed, it is at most `cap` just where the filter lets them through. Nothing costs nothing.
+    Without a cap nothing is limited: then it is what the cap that fits best would count.
     """
     share = shares(cap, delta)
     added = np.array([_conversion(order, part * delta) for order, part in zip(ORDERS, share, strict=True)])

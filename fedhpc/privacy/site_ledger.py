@@ -25,6 +25,8 @@ pseudonym *and* with other pixels (a new import with another seed and another si
 A refusal tells the federation that some patient of the shard has no budget left.
 """
 
+import fcntl
+import hmac
 import os
 import secrets
 import stat
@@ -41,11 +43,12 @@ from fedhpc.privacy.anchored_chain import AnchoredChain, replace_whole
 from fedhpc.privacy.hash_chain import REMEDY
 from fedhpc.privacy.rdp_filter import in_larger_units
 from fedhpc.privacy.spending import Group, Limit, Paid, Spending
-from fedhpc.privacy.unit_sets import Identities, SetStore, keys_of
+from fedhpc.privacy.unit_sets import Identities, SetStore, UnitSet, keys_of
 
 SEAL_DIGITS = 16
 """How much of a seal goes into a round's record."""
 KEY_BYTES = 32
+CONTENT = ("ledger.jsonl", "anchor.json", "sets")
 LARGEST_DELTA = 1e-3
 """For an account of unknown size: 1 / (10 x 100 units). No hospital's shard has fewer."""
 
@@ -87,14 +90,6 @@ class Owner:
     ledger: str
     run: str
     site: str
-
-
-@dataclass(frozen=True)
-class UnitSet:
-    """A stored set: its digest, and the largest number of images that one of its patients has (private)."""
-
-    digest: str
-    largest: int
 
 
 @dataclass(frozen=True)
@@ -140,12 +135,9 @@ class SiteLedger:
             InputError: an initialised account, or one of another unit.
         """
         with _making(folder):
-            if not exists(folder):
-                _make_key(folder)
-                chain = AnchoredChain(folder, _derived(_read_key(folder), "chain"))
-                with chain.locked():
-                    if not chain.entries:
-                        chain.append({"kind": "terms", **asdict(terms), "salt": secrets.token_hex(16), "time": _now()})
+            # A key alone: a crash fell between the first two writes, and nothing was charged yet.
+            if not any((folder / name).exists() for name in CONTENT):
+                _make(folder, terms)
                 return cls(folder)
         made = cls(folder)
         if made.terms.initialised or not terms.initialised:
@@ -156,12 +148,10 @@ class SiteLedger:
     @classmethod
     def open_or_create(cls, folder: Path, terms: Terms) -> Self:
         """The account in `folder`; made with these `terms` where there is none."""
-        if not exists(folder):
-            try:
-                return cls.create(folder, terms)
-            except InputError:
+        if not (folder / "ledger.jsonl").exists():
+            with _making(folder):
                 if not exists(folder):
-                    raise
+                    _make(folder, terms)
         return cls(folder)
 
     @property
@@ -231,8 +221,9 @@ class SiteLedger:
     def write(self, request: Request) -> None:
         """Charge, within `locked` and after `refusal`; on disk when this returns, and counted even where it raises."""
         one = self._paid(request)
-        entry = {**asdict(request.owner), **asdict(request.charge), "units": one.units, "largest": request.units.largest}
-        self._chain.append({"kind": "charge", **entry, "sole": one.sole, "time": _now()})
+        concerned = {"units": one.units, "largest": request.units.largest, "sole": one.sole}
+        entry = {**asdict(request.owner), **asdict(request.charge), **concerned, "time": _now()}
+        self._chain.append({"kind": "charge", **entry})
 
     def charge(self, request: Request) -> None:
         """Judge and write, as one act.
@@ -264,7 +255,7 @@ class SiteLedger:
         with self.locked():
             before = self.terms
             if terms.unit != before.unit:
-                raise InputError(f"unit={terms.unit}: this site ledger counts per {before.unit}, from its first line on")
+                raise InputError(f"unit={terms.unit}: this site ledger counts per {before.unit}, for good")
             if before.cap is not None and (terms.cap is None or terms.cap < before.cap):
                 raise InputError(f"cap={terms.cap}: the cap is {before.cap:g}; a grant can only raise it")
             self._chain.append({"kind": "terms", **asdict(terms), "reason": reason, "time": _now()})
@@ -284,31 +275,24 @@ class SiteLedger:
         """What was spent, by groups of units with the same charges; those that have spent most first."""
         return self._caught_up().groups(self.limit())
 
-    def largest_with(self, plan: Sequence[Charge], without: frozenset[str] = frozenset()) -> float:
-        """What the patient who has spent most would have spent after a `plan` that concerns everybody.
+    def largest_with(self, plans: Sequence[Sequence[Charge]], without: frozenset[str] = frozenset()) -> float:
+        """What the patient who has spent most would have spent after the `plans` of so many runs, if all concern it.
 
         Args:
-            plan: planned charges. Images are counted as patients of one image.
+            plans: the planned charges of each run. Images are counted as patients of one image.
             without: ids of run ledgers to leave out.
         """
         spending = self._caught_up()
         if without:
             paid = (self._paid_of(e) for e in self.entries("charge") if e["ledger"] not in without)
             spending = Spending(paid, self._sets.get)
-        converted = [in_larger_units(charge, self._group(charge, 1)) for charge in plan]
+        converted = [[in_larger_units(charge, self._group(charge, 1)) for charge in plan] for plan in plans]
         return spending.largest_with(converted, self.limit())
 
     def spent_by(self, identities: Identities) -> float:
         """What the one of these units that has spent most has spent."""
-        wanted = keys_of(identities, self._secret)
-        import numpy as np
-
-        epsilons = [
-            group.epsilon
-            for group in self.groups()
-            if any(np.isin(self._sets.get(one.units), wanted).any() for one in group.paid)
-        ]
-        return max(epsilons, default=0.0)
+        groups = self._caught_up().groups(self.limit(), keys_of(identities, self._secret))
+        return groups[0].epsilon if groups else 0.0
 
     def _group(self, charge: Charge, largest: int) -> int:
         """How many units of the charge one unit of the account can hold.
@@ -326,7 +310,8 @@ class SiteLedger:
 
     def _sole_cap(self, request: Request, group: int) -> float | None:
         """The cap that is committed to this run alone; see the module's text."""
-        mine = [entry for entry in self.entries("charge") if entry["ledger"] == request.owner.ledger]
+        whose = (request.owner.ledger, request.units.digest)
+        mine = [entry for entry in self.entries("charge") if (entry["ledger"], entry["units"]) == whose]
         if mine:
             committed: float | None = mine[0]["sole"]
             return committed
@@ -361,7 +346,7 @@ class SiteLedger:
 
 def exists(folder: Path) -> bool:
     """Whether there is an account, or what is left of one."""
-    return any((folder / name).exists() for name in ("ledger.jsonl", "anchor.json"))
+    return any((folder / name).exists() for name in ("key", *CONTENT))
 
 
 def charge_of(entry: Mapping[str, Any]) -> Charge:
@@ -370,8 +355,6 @@ def charge_of(entry: Mapping[str, Any]) -> Charge:
 
 
 def _derived(key: bytes, purpose: str) -> bytes:
-    import hmac
-
     return hmac.digest(key, purpose.encode(), "sha256")
 
 
@@ -382,8 +365,6 @@ def _account_id(key: bytes) -> str:
 @contextmanager
 def _making(folder: Path) -> Iterator[None]:
     """Alone among all processes that would make an account in `folder`."""
-    import fcntl
-
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / "making.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -394,14 +375,18 @@ def _making(folder: Path) -> Iterator[None]:
             os.close(descriptor)
     except OSError as error:
         raise PrivacyError(
-            f"site ledger {folder}: cannot be written ({error.strerror}); a private run must charge it: make the folder "
-            "writable for the account that trains, or set FEDHPC_SITE_LEDGER"
+            f"site ledger {folder}: cannot be written ({error.strerror}); a private run must charge it: make the "
+            "folder writable for the account that trains, or set FEDHPC_SITE_LEDGER"
         ) from None
 
 
-def _make_key(folder: Path) -> None:
+def _make(folder: Path, terms: Terms) -> None:
     if not (folder / "key").exists():
         replace_whole(folder / "key", secrets.token_hex(KEY_BYTES).encode() + b"\n")
+    chain = AnchoredChain(folder, _derived(_read_key(folder), "chain"))
+    with chain.locked():
+        if not chain.entries:
+            chain.append({"kind": "terms", **asdict(terms), "salt": secrets.token_hex(16), "time": _now()})
 
 
 def _read_key(folder: Path) -> bytes:

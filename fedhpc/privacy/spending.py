@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.privacy.accountant import Charge, bounds_of
+from fedhpc.privacy.accountant import Charge, Population, bounds_of
 from fedhpc.privacy.rdp_filter import F64, ORDERS, curve_of, filter_epsilon, total_curve
 from fedhpc.privacy.unit_sets import U64, Memberships
+
+POPULATIONS: tuple[Population, ...] = ("train", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,14 @@ class Spending:
         self._by_set.setdefault(one.units, []).append(one)
         self._curves[one.units] = self._curves.get(one.units, np.zeros(len(ORDERS))) + curve_of(one.charge)
 
-    def groups(self, limit: Limit) -> list[Group]:
-        """All groups of units, those that have spent most first."""
+    def groups(self, limit: Limit, only: U64 | None = None) -> list[Group]:
+        """All groups of units, or of those among `only`; those that have spent most first."""
         if not self._by_set:
             return []
         members = self._grouped(None)
+        if only is not None:
+            sets = [np.intersect1d(self._read(digest), only, assume_unique=True) for digest in members.digests]
+            members = Memberships.of(members.digests, sets)
         epsilons = filter_epsilon(self._sums(members), limit.delta, limit.shares_cap)
         found = []
         for row, epsilon in enumerate(epsilons.tolist()):
@@ -95,8 +100,12 @@ class Spending:
         over = rows[epsilons > limit.cap]
         if one.sole is None or one.charge.insecure:
             return bool(len(over))
-        histories = {(*(p.charge for p in self._paid_by(members, row)), one.charge) for row in over}
-        return any(bounds_of(history, limit.delta).epsilon > limit.cap for history in histories)
+        return any(self._sole_passes(self._paid_by(members, row), one, limit) for row in over)
+
+    def _sole_passes(self, paid: tuple[Paid, ...], one: Paid, limit: Limit) -> bool:
+        if limit.cap is None or any(other.ledger != one.ledger for other in paid):
+            return True
+        return bounds_of([*(other.charge for other in paid), one.charge], limit.delta).epsilon > limit.cap
 
     def plan_passes(self, units: str, plan: Sequence[Charge], limit: Limit) -> bool:
         """Whether a whole plan, already in the account's unit, brings any unit of a set above the cap."""
@@ -112,16 +121,19 @@ class Spending:
         paid = {one for row in rows for one in self._paid_by(members, row)}
         return [one for one in paid if one.ledger != ledger]
 
-    def largest_with(self, plan: Sequence[Charge], limit: Limit) -> float:
-        """What the unit that has spent most would have spent after a plan that concerns it (all units, where unknown).
+    def largest_with(self, plans: Sequence[Sequence[Charge]], limit: Limit) -> float:
+        """What the unit that has spent most would have spent after the `plans` of so many runs, if all concern it.
 
-        A plan alone, on an account that nothing was paid on, is one run: its own accountant holds.
+        In a run a unit is in one population. One run on an account that nothing was paid on has its own accountant.
         """
-        planned = total_curve(plan)
-        if not self._by_set:
-            return math.inf if any(c.insecure for c in plan) else bounds_of(plan, limit.delta).epsilon
-        members = self._grouped(None)
-        return float(filter_epsilon(self._sums(members) + planned, limit.delta, limit.shares_cap).max(initial=0.0))
+        by_population = [[[c for c in plan if c.population == whose] for whose in POPULATIONS] for plan in plans]
+        if not self._by_set and len(plans) == 1:
+            if any(charge.insecure for charge in plans[0]):
+                return math.inf
+            return max(bounds_of(charges, limit.delta).epsilon for charges in by_population[0])
+        planned = sum((np.max([total_curve(c) for c in run], axis=0) for run in by_population), np.zeros(len(ORDERS)))
+        before = self._sums(self._grouped(None)) if self._by_set else np.zeros((1, len(ORDERS)))
+        return float(filter_epsilon(before + planned, limit.delta, limit.shares_cap).max(initial=0.0))
 
     def _paid_by(self, members: Memberships, row: int) -> tuple[Paid, ...]:
         held = (digest for digest, holds in zip(members.digests, members.groups[row], strict=True) if holds)

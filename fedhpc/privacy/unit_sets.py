@@ -12,6 +12,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,14 @@ class Identities:
     pseudonyms: tuple[bytes, ...]
     images: tuple[bytes, ...]
     largest: int = 1
+
+
+@dataclass(frozen=True)
+class UnitSet:
+    """A stored set: its digest, and the largest number of images that one of its patients has (private)."""
+
+    digest: str
+    largest: int
 
 
 def keys_of(identities: Identities, secret: bytes) -> U64:
@@ -111,7 +120,7 @@ class Memberships:
         keys, row = np.unique(np.concatenate([np.empty(0, np.uint64), *sets]), return_inverse=True)
         member = np.zeros((len(keys), len(names)), np.bool_)
         starts = np.cumsum([0, *map(len, sets)])
-        for column, (first, last) in enumerate(zip(starts, starts[1:], strict=False)):
+        for column, (first, last) in enumerate(pairwise(starts.tolist())):
             member[row[first:last], column] = True
         packed = np.packbits(member, axis=1) if names else np.zeros((len(keys), 1), np.uint8)
         rows = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1]))).reshape(-1)

@@ -60,7 +60,7 @@ class Answers:
         if kept is not None and kept.asked == asked:
             return kept.released
         if self._due(question, asked):
-            self._ledger.charge(self._plan.charge(question.stage))
+            self._ledger.charge(self._plan.charge(question.stage), self._plan.epsilon * ROUNDING)
         released = noised(self._plan.stage_epsilon(question.stage))
         self._keep(question, Kept(asked, 1 + (kept.uses if kept else 0), released))
         return released

@@ -1,6 +1,6 @@
 """One hospital: it owns its shard and its ledger, and gives out updates and what its metrics need, nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +13,12 @@ from fedhpc.exchange.selection import refusal
 from fedhpc.exchange.update import F32, LARGEST_ENTRY
 from fedhpc.metrics import Placements, Predictions, score_histogram, squared_influence
 from fedhpc.models import from_vector, layers_of, to_vector
-from fedhpc.privacy.accountant import Charge, total_of
+from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.evaluation_plan import plan_evaluation
-from fedhpc.privacy.ledger import Ledger, Lifetime, lifetime_path
+from fedhpc.privacy.ledger import Ledger, RunTerms, SiteAccount
 from fedhpc.privacy.noise import source
 from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.site.account import forecast
 from fedhpc.site.answers import Answers
 from fedhpc.site.evaluation import predict
 from fedhpc.site.integer_sum import I64, Grid, contribution
@@ -77,19 +78,22 @@ class Hospital:
                 write_log(self._log, f"{failure}\n{failure.private}")
             raise failure from error
 
-    def keep_ledger(self, path: Path, run: str) -> None:
-        """Open the privacy ledger of a run, and those beside the shards; a private round is impossible without.
+    def keep_ledger(self, path: Path, run: str, accounts: Sequence[SiteAccount] = ()) -> None:
+        """Open the privacy ledger of a run, and check it against the site ledgers; no private round without.
+
+        Args:
+            path: of the run's ledger.
+            run: the run's name.
+            accounts: on the site ledgers, of the shards that it trains on; none where nothing leaves the hospital.
 
         Raises:
             PrivacyError: where they are not as they must be; see `fedhpc.privacy.ledger`.
         """
-        config = self._place.config
-        p = config.privacy
-        owners = config.site_names if self.name not in config.site_names else (self.name,)
-        lifetimes = [Lifetime(lifetime_path(config.data.shard_path(site)), site) for site in owners]
-        self._ledger = Ledger(path, (self.name, run), lifetimes, (p.lifetime_epsilon, p.delta))
+        p = self._place.config.privacy
+        terms = RunTerms(p.delta, p.lifetime_epsilon, tuple(self._planned()))
+        self._ledger = Ledger(path, (self.name, run), accounts, terms)
         self._units = Units.of(self._samples, p.unit, p.max_images_per_patient)
-        evaluation = plan_evaluation(config)
+        evaluation = plan_evaluation(self._place.config)
         self._answers = None if evaluation is None else Answers(path.parent, self._ledger, evaluation)
 
     def train(self, params: F32, round: int) -> F32:
@@ -126,7 +130,7 @@ class Hospital:
         return PrivateWork(self._units, plan, fresh, self.weight)
 
     def _charge(self, plan: PrivacyPlan, round: int) -> None:
-        self.ledger.charge(self._next_charge(plan, round))
+        self.ledger.charge(self._next_charge(plan, round), self._place.config.privacy.epsilon)
 
     def _next_charge(self, plan: PrivacyPlan, round: int) -> Charge:
         p = self._place.config.privacy
@@ -181,22 +185,19 @@ class Hospital:
         return f"  {self.name}: {numbers}; privacy.epsilon={p.epsilon:g}{cap}"
 
     def forecast(self) -> list[str]:
-        """What the user must know before the first step of a private run: one line a shard that has spent before."""
-        plan, p, rounds = self._place.plan, self._place.config.privacy, self._place.config.training.rounds
-        if plan is None:
+        """What the user must know before the first step of a private run, a line for each site ledger.
+
+        Where it lies, its cap, what its patients have spent, and what they will have spent at most after this run.
+        """
+        if self._place.plan is None:
             return []
-        planned = [replace(plan.charge(round), unit=p.unit) for round in range(rounds)]
-        lines = []
-        for lifetime in self.ledger.lifetimes:
-            earlier = [spent for spent in lifetime.spendings() if spent.ledger != self.ledger.id]
-            if earlier or p.lifetime_epsilon is not None:
-                total = total_of([*(c for spent in earlier for c in spent.charges), *planned], p.delta)
-                cap = "no privacy.lifetime_epsilon set" if p.lifetime_epsilon is None else f"cap {p.lifetime_epsilon:g}"
-                lines.append(
-                    f"lifetime of {lifetime.site}: {len(earlier)} runs before this one; with it these patients will "
-                    f"have spent {total.text} ({cap})"
-                )
-        return lines
+        return [forecast(account, self.ledger.id, self._planned()) for account in self.ledger.accounts]
+
+    def _planned(self) -> list[Charge]:
+        """All charges that the run means to make, of both populations."""
+        config, plan, evaluation = self._place.config, self._place.plan, plan_evaluation(self._place.config)
+        trained = [] if plan is None else [self._next_charge(plan, round) for round in range(config.training.rounds)]
+        return [*trained, *(evaluation.charges if evaluation is not None else ())]
 
     def epsilon(self) -> float | None:
         """What this site has spent in the run's directory, by its ledger; None without privacy."""

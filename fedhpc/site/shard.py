@@ -79,7 +79,8 @@ class Shard:
         labels: int64[n]. patient: S16[n]. split: uint8[n]. modality: S2[n].
         stage: uint8[n], zeros where the file has none; `has_stage` tells the two apart.
         in_memory: whether the images were loaded at opening.
-        image_hashes: the sha256 of each image.
+        image_hashes: the sha256 of each image. row_hashes: the same, by row.
+        created_by: which importer made the file (public).
     """
 
     def __init__(self, file: h5py.File, identity: _Identity, columns: dict[str, Images], scan: _Scan) -> None:
@@ -97,6 +98,7 @@ class Shard:
         self.in_memory = self._loaded is not None
         self._hashes = scan.hashes
         self.image_hashes = frozenset(scan.hashes)
+        self.row_hashes, self.created_by = tuple(scan.hashes), str(file.attrs["created_by"])
         self.digest = _digest(identity, columns, scan.hashes, self._dataset)
 
     @classmethod
@@ -243,6 +245,15 @@ def shard_problem(path: Path) -> str:
     except OSError:
         return "not a whole HDF5 file: truncated, or of another kind"
     return ""
+
+
+def created_by(path: Path) -> str:
+    """Which importer made the shard at `path` (public), without looking into it; empty where that cannot be read."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return str(file.attrs.get("created_by", ""))
+    except OSError:
+        return ""
 
 
 def _text(value: Any) -> str:

@@ -8,27 +8,45 @@ from dataclasses import dataclass, field
 
 from fedhpc.config import RunConfig
 from fedhpc.errors import ConfigError, PrivacyError
-from fedhpc.privacy.accountant import Charge, Total, total_of
-from fedhpc.privacy.ledger import Spending
+from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.plan import plan_privacy
-from fedhpc.privacy_report import planned_charges, spendings
+from fedhpc.privacy.site_ledger import SiteLedger
+from fedhpc.privacy.spending import Limit, Spending
+from fedhpc.privacy.unit_sets import U64
+from fedhpc.privacy_report import planned_charges
+from fedhpc.site.account import found_ledger, told
 from fedhpc.sweep.config import Element
 
 
 @dataclass
 class Account:
-    """One site's shard: what was spent on it before, and what the elements that fit so far add.
+    """One site: its site ledger (None: none is seen from here), and the plans of the elements that fit so far."""
 
-    `delta` is the largest of the elements.
-    """
-
-    before: list[Charge]
+    ledger: SiteLedger | None
+    own: frozenset[str]
     delta: float
-    charges: list[Charge] = field(default_factory=list)
+    plans: list[list[Charge]] = field(default_factory=list)
 
-    def with_more(self, more: Sequence[Charge], delta: float) -> Total:
-        """All of it and `more`."""
-        return total_of([*self.before, *self.charges, *more], delta)
+    def after(self, more: Sequence[list[Charge]], cap: float | None = None) -> float:
+        """What the patient who has spent most will have spent after all plans so far, and `more`."""
+        plans = [*self.plans, *more]
+        if self.ledger is not None:
+            return self.ledger.largest_with(plans, self.own)
+        return Spending((), no_set).largest_with(plans, Limit(cap, cap, self.delta))
+
+    def cap(self, config: RunConfig) -> float | None:
+        """The lower of the site ledger's cap and the config's."""
+        return self.limit(config).cap
+
+    def limit(self, config: RunConfig) -> Limit:
+        """By what a run of `config` is judged."""
+        lower = config.privacy.lifetime_epsilon
+        return Limit(lower, lower, self.delta) if self.ledger is None else self.ledger.limit(lower)
+
+
+def no_set(digest: str) -> U64:
+    """Nothing was paid, so no set is asked for."""
+    raise KeyError(digest)
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,7 @@ class Budget:
 
 
 def budget_of(elements: Iterable[Element], own: Collection[str] = ()) -> Budget:
-    """Add up all private elements, in their order, on top of what the lifetime ledgers say was spent.
+    """Add up all private elements, in their order, on top of what the site ledgers say was spent.
 
     Args:
         elements: those that are to run.
@@ -55,66 +73,63 @@ def budget_of(elements: Iterable[Element], own: Collection[str] = ()) -> Budget:
         except PrivacyError as error:
             refused.append(f"{element.name}: {error}")
             continue
-        mine = [_account(accounts, element.config, site, own) for site in element.config.site_names]
-        problems = list(dict.fromkeys(filter(None, (_over(account, element, planned) for account in mine))))
+        mine = {site: _account(accounts, element.config, site, own) for site in element.config.site_names}
+        problems = [_over(account, element, planned) for account in mine.values()]
+        problems = list(dict.fromkeys(filter(None, problems)))
         refused += [f"{element.name}: {problem}" for problem in problems]
         if not problems:
-            for account in mine:
-                account.charges += planned
+            for account in mine.values():
+                account.plans.append(planned)
     return Budget(_told(private, accounts), tuple(refused))
 
 
 def _account(accounts: dict[tuple[str, str], Account], config: RunConfig, site: str, own: Collection[str]) -> Account:
     key = (site, config.data.shards)
     if key not in accounts:
-        charges = [charge for spent in _seen(config, site) if spent.ledger not in own for charge in spent.charges]
-        accounts[key] = Account(charges, config.privacy.delta)
-    account = accounts[key]
-    account.delta = max(account.delta, config.privacy.delta)
-    return account
+        accounts[key] = Account(_seen(config, site), frozenset(own), config.privacy.delta)
+    return accounts[key]
 
 
-def _seen(config: RunConfig, site: str) -> tuple[Spending, ...]:
-    """By the ledger beside the shard; nothing where only the hospital's own node knows where that is.
+def _seen(config: RunConfig, site: str) -> SiteLedger | None:
+    """The site ledger; None where there is none yet, or only the hospital's own node knows where it is.
 
     The run itself looks again, at its own node, and stops where a cap would be passed.
     """
     try:
-        shard = config.data.shard_path(site)
+        return found_ledger(config, site)
     except ConfigError:
-        return ()
-    return spendings(shard, site)
+        return None
 
 
-def _over(account: Account, element: Element, planned: Sequence[Charge]) -> str:
-    """Why an element does not fit within its privacy.lifetime_epsilon; empty where it does."""
-    p = element.config.privacy
-    if p.lifetime_epsilon is None:
+def _over(account: Account, element: Element, planned: list[Charge]) -> str:
+    """Why an element does not fit within its site ledger's cap, or its privacy.lifetime_epsilon; empty where it does.
+
+    It is judged as if it concerned the patient who has spent most: no shard is opened here.
+    """
+    limit = account.limit(element.config)
+    if limit.cap is None:
         return ""
-    after = account.with_more(planned, p.delta)
-    if after.insecure or len(after.by_unit) > 1:
-        return f"privacy.lifetime_epsilon={p.lifetime_epsilon:g} cannot hold: {after.text} would have been spent"
-    epsilon = max(bounds.epsilon for bounds in after.by_unit.values())
-    if epsilon <= p.lifetime_epsilon:
+    epsilon = account.after([planned], limit.cap)
+    if epsilon <= limit.cap:
         return ""
-    already = account.with_more([], p.delta).text
+    by = "privacy.lifetime_epsilon" if limit.cap == element.config.privacy.lifetime_epsilon else "the site ledger's cap"
     return (
-        f"would bring its patients to epsilon {epsilon:.3f}, above privacy.lifetime_epsilon={p.lifetime_epsilon:g}; "
-        f"before it they have spent: {already}"
+        f"would bring its patients to epsilon {told(epsilon)}, above {by}={limit.cap:g}; before it they have spent: "
+        f"epsilon {told(account.after([], limit.cap))}"
     )
 
 
 def _told(private: Sequence[Element], accounts: dict[tuple[str, str], Account]) -> tuple[str, ...]:
     if not private:
         return ()
-    caps = sorted({e.config.privacy.lifetime_epsilon for e in private if e.config.privacy.lifetime_epsilon is not None})
-    cap = f"privacy.lifetime_epsilon {caps[0]:g}" if caps else "privacy.lifetime_epsilon not set: nothing caps it"
+    caps = {account.cap(element.config) for element in private for account in accounts.values()}
+    capped = sorted(cap for cap in caps if cap is not None)
+    cap = f"the lowest cap is epsilon {capped[0]:g}" if capped else "no cap is set"
     by_text: dict[str, list[str]] = {}
     for (site, _), account in accounts.items():
-        before, after = total_of(account.before, account.delta).text, account.with_more([], account.delta).text
-        by_text.setdefault(
-            f"spent before, by the ledgers seen from here: {before}; after this sweep: {after}", []
-        ).append(site)
+        before = account.ledger.largest_with((), account.own) if account.ledger is not None else 0.0
+        text = f"spent before, by the site ledgers seen from here: epsilon {told(before)}; after this sweep: epsilon "
+        by_text.setdefault(text + told(account.after([])), []).append(site)
     return (
         f"privacy: {len(private)} private runs on the same patients. Each keeps its own epsilon, but what all of them "
         f"reveal together adds up ({cap}):",

@@ -1,0 +1,183 @@
+"""The verb `run.py budget`: a hospital makes, shows and changes the site ledger that holds its patients' budget."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedhpc.errors import InputError
+
+if TYPE_CHECKING:
+    from fedhpc.privacy.site_ledger import SiteLedger
+
+DELTA = 1e-5
+SHOWN_GROUPS, SHOWN_RUNS = 10, 20
+NAME_WIDTH = 36
+
+
+def add_budget(budget: argparse.ArgumentParser) -> None:
+    """`run.py budget init|show|grant SITE_DIR`."""
+    kinds = budget.add_subparsers(required=True, metavar="KIND")
+    init = kinds.add_parser("init", help="make a site ledger, or set the terms of one that a run has made")
+    init.add_argument("folder", type=Path, metavar="SITE_DIR", help="the hospital's own; see FEDHPC_SITE_LEDGER")
+    init.add_argument("--cap", type=float, required=True, metavar="EPS", help="what no unit may pass over all runs")
+    init.add_argument("--delta", type=float, help=f"default: {DELTA:g}; at most 1 / (10 x patients)")
+    init.add_argument("--unit", choices=("patient", "image"), help="default: patient; it cannot be changed later")
+    init.add_argument(
+        "--no-require-privacy", action="store_true", help="let runs without privacy begin; default: refuse them"
+    )
+    init.add_argument("--allow-off", action="store_true", help="let them begin where the config says `privacy: off`")
+    init.set_defaults(verb=_init)
+    show = kinds.add_parser("show", help="what was spent and what is left")
+    show.add_argument("folder", type=Path, metavar="SITE_DIR")
+    show.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    show.set_defaults(verb=_show)
+    grant = kinds.add_parser("grant", help="raise the cap or make an exception; reason and time go into the ledger")
+    grant.add_argument("folder", type=Path, metavar="SITE_DIR")
+    grant.add_argument("--reason", required=True, help="who decided it and why")
+    grant.add_argument("--cap", type=float, metavar="EPS", help="the new cap, above the old one")
+    grant.add_argument("--delta", type=float, help="a smaller delta")
+    off = grant.add_mutually_exclusive_group()
+    off.add_argument("--allow-off", action="store_true", help="let runs begin whose config says `privacy: off`")
+    off.add_argument("--forbid-off", action="store_true", help="take that back")
+    grant.add_argument(
+        "--accept-lost", metavar="ID", help="the site ledger ID is lost; what it held is not counted any more"
+    )
+    grant.set_defaults(verb=_grant)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from fedhpc.privacy.site_ledger import SiteLedger, Terms, exists
+
+    made_by_a_run = exists(options.folder)
+    before = SiteLedger(options.folder).terms if made_by_a_run else Terms("patient", DELTA)
+    terms = Terms(
+        unit=options.unit or before.unit,
+        delta=before.delta if options.delta is None else options.delta,
+        cap=options.cap,
+        require_privacy=not options.no_require_privacy,
+        allow_off=options.allow_off,
+        initialised=True,
+    )
+    print(_text(_facts(SiteLedger.create(options.folder, terms))))
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    facts = _facts(_opened(options.folder))
+    print(json.dumps(facts, allow_nan=False) if options.json else _text(facts))
+    return 0
+
+
+def _grant(options: argparse.Namespace) -> int:
+    ledger = _opened(options.folder)
+    before = ledger.terms
+    if not options.reason.strip():
+        raise InputError("--reason: is empty; say who decided it and why")
+    if options.cap is not None and before.cap is not None and options.cap <= before.cap:
+        raise InputError(f"--cap {options.cap:g}: the cap is {before.cap:g}; a grant can only raise it")
+    if options.delta is not None and options.delta >= before.delta:
+        raise InputError(f"--delta {options.delta:g}: the delta is {before.delta:g}; a grant can only lower it")
+    if options.accept_lost:
+        ledger.note("accept_lost", {"account": options.accept_lost, "reason": options.reason})
+    terms = replace(
+        before,
+        cap=before.cap if options.cap is None else options.cap,
+        delta=before.delta if options.delta is None else options.delta,
+        allow_off=(before.allow_off or options.allow_off) and not options.forbid_off,
+    )
+    if terms != before:
+        ledger.change(terms, options.reason)
+    elif not options.accept_lost:
+        raise InputError("nothing to grant: give --cap, --delta, --allow-off, --forbid-off or --accept-lost")
+    print(_text(_facts(_opened(options.folder))))
+    return 0
+
+
+def _opened(folder: Path) -> "SiteLedger":
+    from fedhpc.privacy.site_ledger import SiteLedger, exists
+
+    if not exists(folder):
+        raise InputError(f"{folder}: no site ledger; make one: run.py budget init {folder} --cap EPS")
+    return SiteLedger(folder)
+
+
+def _facts(ledger: "SiteLedger") -> dict[str, Any]:
+    """All that `show` tells; no hash and no pseudonym is among it."""
+    from fedhpc.privacy_report import runs_of
+
+    terms, groups = ledger.terms, ledger.groups()
+    counted = "images" if terms.unit == "image" else "patients"
+    by_spending: dict[float, int] = {}
+    for group in groups:
+        by_spending[group.epsilon] = by_spending.get(group.epsilon, 0) + getattr(group, counted)
+    sums = [(epsilon, count) for epsilon, count in sorted(by_spending.items(), reverse=True) if count]
+    left = None if terms.cap is None else [max(0.0, terms.cap - epsilon) for epsilon, _ in sums]
+    return {
+        "site_ledger": str(ledger.folder),
+        "id": ledger.id,
+        "unit": terms.unit,
+        "cap": terms.cap,
+        "delta": terms.delta,
+        "require_privacy": terms.require_privacy,
+        "allow_off": terms.allow_off,
+        "initialised": terms.initialised,
+        "units": sum(count for _, count in sums),
+        "spent": [
+            {"units": count, "epsilon": _finite(epsilon), "left": None if left is None else _finite(left[row])}
+            for row, (epsilon, count) in enumerate(sums)
+        ],
+        "runs": runs_of(ledger),
+        "committed_to": sorted({one.ledger for group in groups for one in group.paid if one.sole is not None}),
+        "without_privacy": [entry["run"] for entry in ledger.entries("without_privacy")],
+        "terms": [
+            {"time": entry["time"], "cap": entry["cap"], "delta": entry["delta"], "reason": entry.get("reason", "made")}
+            for entry in ledger.entries("terms")
+        ],
+        "accepted_as_lost": [entry["account"] for entry in ledger.entries("accept_lost")],
+    }
+
+
+def _finite(epsilon: float) -> float | None:
+    """JSON knows no infinity: null is without bound."""
+    return epsilon if epsilon < float("inf") else None
+
+
+def _text(facts: dict[str, Any]) -> str:
+    """Within 80 columns, but for the folder's name and the reasons."""
+    from fedhpc.console import fixed, table
+
+    unit = facts["unit"]
+    cap = "no cap is set" if facts["cap"] is None else f"cap epsilon {facts['cap']:g}"
+    demand = "refused" if facts["require_privacy"] else "let through"
+    if facts["require_privacy"] and facts["allow_off"]:
+        demand = "refused, but with `privacy: off` in the config"
+    made = "" if facts["initialised"] else "\nnot initialised: a run has made it (run.py budget init sets its terms)"
+    lines = [
+        f"site ledger {facts['site_ledger']} ({facts['id']}){made}",
+        f"{cap} at delta {facts['delta']:g} per {unit}; runs without privacy: {demand}",
+        "",
+    ]
+    rows = [(f"{unit}s", "spent", "left")]
+    for one in facts["spent"][:SHOWN_GROUPS]:
+        spent = "without bound" if one["epsilon"] is None else fixed(one["epsilon"])
+        rows.append((f"{one['units']:,}", spent, fixed(one["left"])))
+    more = facts["spent"][SHOWN_GROUPS:]
+    if more:
+        rows.append((f"{sum(one['units'] for one in more):,}", f"below {rows[-1][1]}", ""))
+    lines.append(table(rows) if facts["spent"] else "nothing was spent")
+    runs = [("run", "charges", "alone", "")]
+    for one in facts["runs"][-SHOWN_RUNS:]:
+        sole = "all of the cap" if one["ledger"] in facts["committed_to"] else ""
+        runs.append((one["run"][:NAME_WIDTH], str(one["charges"]), one["spent"], sole))
+    lines += ["", table(runs)] if facts["runs"] else []
+    if len(facts["runs"]) > SHOWN_RUNS:
+        lines.append(f"and {len(facts['runs']) - SHOWN_RUNS} earlier runs (--json has all)")
+    if facts["without_privacy"]:
+        lines.append(f"without privacy: {', '.join(facts['without_privacy'])}; no epsilon bounds what they reveal")
+    lines.append("")
+    for one in facts["terms"]:
+        then = "no cap" if one["cap"] is None else f"cap {one['cap']:g}"
+        lines.append(f"{one['time'][:10]} {then}: {one['reason']}")
+    return "\n".join(lines)

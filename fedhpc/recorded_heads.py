@@ -1,0 +1,90 @@
+"""The heads of site ledgers that earlier runs recorded, looked up at rank 0, outside the hospitals.
+
+A site ledger that was shortened, or put back from a backup, lacks one of them; one that was removed and made anew has
+another id.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedhpc.config import RunConfig
+from fedhpc.errors import PrivacyError
+from fedhpc.privacy.hash_chain import REMEDY
+from fedhpc.privacy.ledger import SiteAccount
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a run recorded of a site: the head of its site ledger, and by which shards it trained."""
+
+    run: str
+    site: str
+    head: str
+    shards: str
+
+
+def recorded_heads(run: Path, sites: Iterable[str]) -> list[Recorded]:
+    """The last heads of `sites` in the records of the run at `run` and of all runs that can be read beside it.
+
+    Beside it means: in the same folder, in the sweeps there, and for a trial of a sweep also beside the sweep.
+    """
+    wanted = frozenset(sites)
+    parent = run.resolve().parent
+    above = parent.parent.parent if parent.name == "elements" else parent
+    patterns = ("*/rounds.jsonl", "*/elements/*/rounds.jsonl")
+    found = {path for top in {parent, above} for pattern in patterns for path in top.glob(pattern)}
+    return [one for path in sorted(found) for one in _of_run(path, wanted)]
+
+
+def _of_run(path: Path, wanted: frozenset[str]) -> Iterator[Recorded]:
+    heads: dict[str, str] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        config: Any = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        shards = str(config["data"]["shards"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return  # of another program, of another user, or being written
+    for line in lines:
+        heads.update(_account_heads(line))
+    for site, head in heads.items():
+        if site in wanted and head:
+            yield Recorded(path.parent.name, site, head, shards)
+
+
+def _account_heads(line: str) -> Mapping[str, str]:
+    try:
+        heads: Mapping[str, str] = json.loads(line).get("account_heads", {})
+    except (ValueError, AttributeError):
+        return {}  # a line that a crash has cut
+    return heads
+
+
+def check_recorded(config: RunConfig, accounts: Sequence[SiteAccount], recorded: Sequence[Recorded]) -> None:
+    """Find every recorded head in the site ledgers of this rank.
+
+    Raises:
+        PrivacyError: one that was recorded of this account is missing, or one of another account on the same shards.
+    """
+    for account in accounts:
+        ledger = account.ledger
+        lost = {entry["account"] for entry in ledger.entries("accept_lost")}
+        for one in (one for one in recorded if one.site == account.site):
+            recorded_id = one.head.partition(":")[0]
+            if recorded_id == ledger.id and not ledger.has_head(one.head):
+                raise PrivacyError(
+                    f"site ledger of {account.site}: lacks the line {one.head.partition(':')[2]} that the records of "
+                    f"run {one.run} tell of: it was shortened, or an older copy was put back; {REMEDY}"
+                )
+            elsewhere = recorded_id != ledger.id and one.shards == config.data.shards
+            if elsewhere and not account.synthetic and recorded_id not in lost:
+                raise PrivacyError(
+                    f"site ledger of {account.site}: run {one.run} on the same shards was charged to another site "
+                    f"ledger, {recorded_id}: this one is {ledger.id}, and does not know what was spent. Put that one "
+                    f"back; where it is lost for good, the hospital says so: `run.py budget grant DIR --accept-lost "
+                    f"{recorded_id} --reason ...`"
+                )

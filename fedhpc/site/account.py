@@ -1,0 +1,128 @@
+"""From a shard to the hospital's site ledger: whom a charge concerns, and whether the hospital lets a run begin."""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fedhpc.config import RunConfig
+from fedhpc.errors import PrivacyError
+from fedhpc.privacy.accountant import Charge, Population
+from fedhpc.privacy.ledger import SiteAccount
+from fedhpc.privacy.lifetime import lifetime_path, take_over
+from fedhpc.privacy.places import Whose, site_ledger_folder
+from fedhpc.privacy.site_ledger import SiteLedger, Terms, exists
+from fedhpc.privacy.unit_sets import Identities
+from fedhpc.site.shard import Shard, created_by
+
+SYNTHETIC = "data_prep.phantom"
+"""How the attribute created_by of a shard of the built-in cohort begins. A config cannot claim it for other shards."""
+DELTA = 1e-5
+SPLITS: Mapping[Population, tuple[str, ...]] = {"train": ("train",), "evaluation": ("val", "test")}
+
+
+def whose(config: RunConfig, shard: Shard) -> Whose:
+    """Whose shard it is, and whether its patients exist."""
+    return Whose(shard.site, config.data.shard_path(shard.site), shard.created_by.startswith(SYNTHETIC))
+
+
+def found_ledger(config: RunConfig, site: str) -> SiteLedger | None:
+    """The site ledger of a site on this node, whether its shard is here or not; None where there is none.
+
+    A missing shard counts as synthetic where the config would make it.
+    """
+    shard = config.data.shard_path(site)
+    synthetic = created_by(shard).startswith(SYNTHETIC) if shard.exists() else config.data.phantom is not None
+    folder = site_ledger_folder(Whose(site, shard, synthetic), config.privacy.site_ledger)
+    return SiteLedger(folder) if exists(folder) else None
+
+
+def identities_of(shard: Shard, splits: tuple[str, ...]) -> Identities:
+    """The patients and images of some splits (private)."""
+    rows = np.concatenate([shard.indices(split) for split in splits])
+    names, images = np.unique(shard.patient[rows], return_counts=True)
+    hashes = tuple(shard.row_hashes[row] for row in rows.tolist())
+    return Identities(tuple(names.tolist()), hashes, int(images.max(initial=1)))
+
+
+def largest_delta(units: int) -> float:
+    """The largest delta for so many declared units: a tenth of a unit may be exposed, in expectation."""
+    return 1 / (10 * units)
+
+
+def open_account(config: RunConfig, shard: Shard) -> SiteAccount:
+    """Open the site ledger of a private run, make it where there is none, and take over an older ledger of the shard.
+
+    Raises:
+        PrivacyError: a ledger that is not as it must be, or whose delta is too large for the site's declared units.
+    """
+    asked = whose(config, shard)
+    units = {site.name: site.weight for site in config.data.sites}[shard.site] or 1
+    allowed = largest_delta(units)
+    terms = Terms(config.privacy.unit, min(DELTA, allowed))
+    ledger = SiteLedger.open_or_create(site_ledger_folder(asked, config.privacy.site_ledger), terms)
+    if ledger.terms.delta > allowed:
+        raise PrivacyError(
+            f"site ledger of {shard.site}: its delta is {ledger.terms.delta:g}, above 1 / (10 x {units} declared "
+            f"units) = {allowed:.2g}; set a smaller one with `run.py budget grant`"
+        )
+    identities = {who: identities_of(shard, splits) for who, splits in SPLITS.items()}
+    account = SiteAccount.of(ledger, shard.site, identities, asked.synthetic)
+    older = lifetime_path(asked.shard)
+    if older.exists():
+        count = take_over(older, ledger, ledger.register(identities_of(shard, ("train", "val", "test"))))
+        if count:
+            print(f"site {shard.site}: {count} charges of {older} were taken over", file=sys.stderr)
+    return account
+
+
+def permit_without_privacy(config: RunConfig, shards: Sequence[Shard], run: str) -> None:
+    """Let a run without privacy begin where each hospital allows it, and note it in the initialised site ledgers.
+
+    Raises:
+        PrivacyError: a hospital demands privacy.
+    """
+    for shard in shards:
+        _permit(config, shard, run)
+
+
+def _permit(config: RunConfig, shard: Shard, run: str) -> None:
+    folder = site_ledger_folder(whose(config, shard), config.privacy.site_ledger)
+    if not exists(folder):
+        return
+    ledger = SiteLedger(folder)
+    terms = ledger.terms
+    if terms.require_privacy and not config.privacy.off:
+        raise PrivacyError(
+            f"site {shard.site}: its site ledger demands privacy, and this run has none: set privacy.epsilon"
+            + (", or say `privacy: off`, which the hospital allows" if terms.allow_off else "")
+        )
+    if terms.require_privacy and not terms.allow_off:
+        raise PrivacyError(
+            f"site {shard.site}: privacy.off=true: its site ledger demands privacy and allows no exception. Set "
+            "privacy.epsilon, or ask the hospital for one (`run.py budget grant --allow-off`)"
+        )
+    if terms.initialised:
+        units = ledger.register(identities_of(shard, ("train",)))
+        ledger.note("without_privacy", {"run": run, "site": shard.site, "units": units.digest})
+
+
+def forecast(account: SiteAccount, ledger: str, planned: Sequence[Charge]) -> str:
+    """One line about a site ledger and a run, whose `ledger` is named and whose whole plan is `planned`."""
+    site, terms = account.ledger, account.ledger.terms
+    before = site.largest_with((), frozenset({ledger}))
+    after = site.largest_with([planned], frozenset({ledger}))
+    cap = f"cap {terms.cap:g} at delta {terms.delta:g}" if terms.cap is not None else "no cap is set"
+    return (
+        f"site ledger of {account.site}: {site.folder}: {cap}; epsilon {told(before)} per {terms.unit} before this "
+        f"run, at most {told(after)} after it"
+    )
+
+
+def told(epsilon: float) -> str:
+    """An epsilon for the user.
+
+    >>> told(0.12345), told(float("inf"))
+    ('0.123', 'without bound')
+    """
+    return f"{epsilon:.3f}" if np.isfinite(epsilon) else "without bound"
