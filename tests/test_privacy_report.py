@@ -10,10 +10,14 @@ from fedhpc.cli import main
 from fedhpc.config_file import load_config
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import bounds_of
-from fedhpc.privacy.ledger import Ledger, Lifetime, lifetime_path
+from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import plan_privacy
+from fedhpc.privacy.site_ledger import SiteLedger, Terms
 from fedhpc.privacy.skellam import epsilon_by_rdp
+from fedhpc.privacy.spending import Limit, Spending
 from fedhpc.privacy_report import planned_charges, report
+from fedhpc.sweep.budget import no_set
+from tests.accounts import ANYBODY, charge_run, spend, write_patients
 
 NAMES = ("site1", "site2")
 
@@ -30,14 +34,11 @@ def config_file(tmp_path: Path) -> Path:
     return tmp_path / "x.yaml"
 
 
-def spend(config_file: Path, run: str) -> None:
-    """Charge the shard of site1 as a whole run does."""
-    config = load_config(config_file)
-    folder = config_file.parent
-    lifetime = Lifetime(lifetime_path(folder / "site1.h5"), "site1")
-    ledger = Ledger(folder / run / "sites" / "site1" / "ledger.jsonl", ("site1", run), [lifetime])
-    for charge in planned_charges(config, plan_privacy(config)):
-        ledger.charge(charge)
+@pytest.fixture
+def site_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hospital of site1 has said where its site ledger lies."""
+    monkeypatch.setenv("FEDHPC_SITE_LEDGER", f"{tmp_path}/ledgers/{{site}}")
+    return tmp_path / "ledgers" / "site1"
 
 
 def test_plan_of_a_config(config_file: Path) -> None:
@@ -59,8 +60,8 @@ def test_plan_of_a_config(config_file: Path) -> None:
     assert rates[1.0] < rates[0.2] < rates[0.05], "the larger the rate, the less noise for the same epsilon"
 
 
-def test_what_earlier_runs_spent_is_added(config_file: Path) -> None:
-    spend(config_file, "one")
+def test_what_earlier_runs_spent_is_added(config_file: Path, site_ledger: Path) -> None:
+    spend(load_config(config_file), "site1", site_ledger, config_file.with_name("one"))
     first, second = report([config_file], []).facts["sites"]
     assert (first["runs_before"], second["runs_before"]) == (1, 0)
     alone, both = (float(site["spent_after"].split()[1]) for site in (second, first))
@@ -77,18 +78,24 @@ def test_a_sweep_spends_the_sum(config_file: Path) -> None:
     assert "add up" in found.text
 
 
-def test_a_shard_tells_its_whole_life(config_file: Path) -> None:
-    shard = config_file.with_name("site1.h5")
+def test_a_shard_tells_what_its_patients_have_spent(config_file: Path, site_ledger: Path) -> None:
+    config = load_config(config_file)
+    shard = write_patients(config_file.with_name("site1.h5"), ["p", "q", "r"], [0, 1, 2])
     with pytest.raises(PrivacyError, match="no private run was charged"):
         report([shard], [])
-    spend(config_file, "one")
-    spend(config_file, "two")
+    SiteLedger.create(site_ledger, Terms("patient", 1e-6, 20.0, initialised=True))
+    for run in ("one", "two"):
+        account = SiteAccount.of(SiteLedger(site_ledger), "site1", ANYBODY)
+        charge_run(config, account, config_file.with_name(run))
     found = report([shard], [])
     assert [(run["run"], run["charges"]) for run in found.facts["runs"]] == [("one", 3), ("two", 3)]
-    config = load_config(config_file)
-    twice = planned_charges(config, plan_privacy(config)) * 2
-    assert found.facts["epsilon"] == {"patient": bounds_of(twice, 1e-5).epsilon}
-    assert "over 2 runs" in found.text
+    twice = [planned_charges(config, plan_privacy(config))] * 2
+    expected = Spending((), no_set).largest_with(twice, Limit(20.0, 20.0, 1e-6))
+    assert found.facts["epsilon"] == pytest.approx(expected)
+    assert (found.facts["delta"], found.facts["cap"]) == (1e-6, 20.0)
+    assert "at delta 1e-06" in found.text and "(cap 20)" in found.text
+    strangers = write_patients(config_file.with_name("other") / "site1.h5", ["s", "t", "u"], [0, 1, 2])
+    assert report([strangers], []).facts["epsilon"] == 0
 
 
 def test_json_is_all_there_is(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

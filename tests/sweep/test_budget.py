@@ -1,20 +1,22 @@
 """Private elements add up: what is told is what the ledger will say, and a cap refuses just those that do not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedhpc.cli import main
-from fedhpc.privacy.accountant import total_of
-from fedhpc.privacy.ledger import Ledger, Lifetime, lifetime_path
 from fedhpc.privacy.plan import plan_privacy
+from fedhpc.privacy.site_ledger import Owner, Request, SiteLedger, Terms
+from fedhpc.privacy.spending import Limit, Spending
 from fedhpc.privacy_report import planned_charges
-from fedhpc.sweep.budget import budget_of
+from fedhpc.sweep.budget import budget_of, no_set
 from fedhpc.sweep.config import Element, load_sweep
+from tests.accounts import ANYBODY, spend
 from tests.sweep.tiny import write_sweep
 
-BEFORE = "spent before, by the ledgers seen from here"
+BEFORE = "spent before, by the site ledgers seen from here"
 
 
 def elements_of(folder: Path, **privacy: Any) -> tuple[Element, ...]:
@@ -23,19 +25,15 @@ def elements_of(folder: Path, **privacy: Any) -> tuple[Element, ...]:
     return load_sweep(write_sweep(folder, **more, baselines={}), []).elements
 
 
-def spend(element: Element, site: str, run: Path) -> str:
-    """Charge a whole run to a shard; its ledger's id."""
-    shard = element.config.data.shard_path(site)
-    shard.parent.mkdir(exist_ok=True)
-    ledger = Ledger(run / "ledger.jsonl", (site, run.name), [Lifetime(lifetime_path(shard), site)])
-    for charge in planned_charges(element.config, plan_privacy(element.config)):
-        ledger.charge(charge)
-    return ledger.id
+def account_of(element: Element, site: str) -> Path:
+    """The folder of the site ledger of an element's site, beside the shards that it would make."""
+    return element.config.data.shard_path(site).with_suffix(".site-ledger")
 
 
-def sum_of(elements: tuple[Element, ...]) -> str:
-    charges = [c for e in elements if e.config.private for c in planned_charges(e.config, plan_privacy(e.config))]
-    return total_of(charges, 1e-5).text
+def sum_of(elements: tuple[Element, ...], cap: float | None = None) -> float:
+    """What several runs cost together by the filter; one alone by its own accountant."""
+    plans = [planned_charges(e.config, plan_privacy(e.config)) for e in elements if e.config.private]
+    return Spending((), no_set).largest_with(plans, Limit(cap, cap, 1e-5))
 
 
 def test_the_sum_of_all_private_elements_is_told_for_every_site(tmp_path: Path) -> None:
@@ -43,45 +41,54 @@ def test_the_sum_of_all_private_elements_is_told_for_every_site(tmp_path: Path) 
     budget = budget_of(elements)
     assert not budget.refused
     assert "3 private runs" in budget.told[0]
-    assert "not set" in budget.told[0]
+    assert "no cap is set" in budget.told[0]
     assert budget.told[1:] == (
-        f"  site1, site2, site3, site4: {BEFORE}: nothing; after this sweep: {sum_of(elements)}",
+        f"  site1, site2, site3, site4: {BEFORE}: epsilon 0.000; after this sweep: epsilon {sum_of(elements):.3f}",
     )
 
 
 def test_what_was_spent_before_counts_at_the_site_where_it_was(tmp_path: Path) -> None:
     elements = elements_of(tmp_path)
-    spend(elements[1], "site2", tmp_path / "earlier")
+    spend(elements[1].config, "site2", account_of(elements[1], "site2"), tmp_path / "earlier")
     told = budget_of(elements).told[1:]
-    assert told[0].startswith(f"  site1, site3, site4: {BEFORE}: nothing")
-    assert told[1].startswith(f"  site2: {BEFORE}: epsilon 1.99")
-    assert told[1].endswith(sum_of((*elements, elements[1])))
+    assert told[0].startswith(f"  site1, site3, site4: {BEFORE}: epsilon 0.000")
+    assert told[1].startswith(f"  site2: {BEFORE}: epsilon 2.")
+    assert told[1].endswith(f"{sum_of((*elements, elements[1])):.3f}")
 
 
 def test_an_attempt_of_its_own_does_not_count_twice(tmp_path: Path) -> None:
     elements = elements_of(tmp_path)
-    mine = spend(elements[0], "site1", tmp_path / elements[0].name)
-    assert budget_of(elements, {mine}).told[1].startswith(f"  site1, site2, site3, site4: {BEFORE}: nothing")
+    mine = spend(elements[0].config, "site1", account_of(elements[0], "site1"), tmp_path / elements[0].name)
+    assert budget_of(elements, {mine}).told[1].startswith(f"  site1, site2, site3, site4: {BEFORE}: epsilon 0.000")
 
 
-@pytest.mark.parametrize(("cap", "fitting"), [(100.0, 3), (6.0, 3), (4.2, 2), (2.1, 1), (0.5, 0)])
+@pytest.mark.parametrize(("cap", "fitting"), [(100.0, 3), (6.0, 3), (4.2, 2), (1.0, 1), (0.5, 0)])
 def test_a_cap_refuses_the_elements_that_do_not_fit_and_no_others(tmp_path: Path, cap: float, fitting: int) -> None:
     elements = elements_of(tmp_path, lifetime_epsilon=cap)
     refused = budget_of(elements).refused
     assert [line.partition(":")[0] for line in refused] == [e.name for e in elements[fitting:3]]
     assert all(f"above privacy.lifetime_epsilon={cap:g}" in line for line in refused)
     for count in range(1, 4):
-        fits = float(sum_of(elements[:count]).split()[1]) <= cap
-        assert fits == (count <= fitting)
+        assert (sum_of(elements[:count], cap) <= cap) == (count <= fitting)
 
 
-def test_units_that_do_not_add_up_are_refused_under_a_cap(tmp_path: Path) -> None:
-    by_image = elements_of(tmp_path, unit="image")
-    spend(by_image[0], "site3", tmp_path / "earlier")
-    elements = elements_of(tmp_path, lifetime_epsilon=50.0)
+def test_the_cap_of_the_site_ledger_holds_where_the_config_has_none(tmp_path: Path) -> None:
+    elements = elements_of(tmp_path)
+    SiteLedger.create(account_of(elements[0], "site3"), Terms("patient", cap=4.2, initialised=True))
     refused = budget_of(elements).refused
+    assert [line.partition(":")[0] for line in refused] == ["tiny-002"]
+    assert "above the site ledger's cap=4.2" in refused[0]
+
+
+def test_noise_from_a_known_seed_fits_under_no_cap(tmp_path: Path) -> None:
+    seeded = elements_of(tmp_path)[0].config
+    account = account_of(elements_of(tmp_path)[0], "site3")
+    ledger = SiteLedger.open_or_create(account, Terms("patient"))
+    charge = replace(planned_charges(seeded, plan_privacy(seeded))[0], insecure=True)
+    ledger.charge(Request(charge, ledger.register(ANYBODY["train"]), Owner("x", "earlier", "site3")))
+    refused = budget_of(elements_of(tmp_path, lifetime_epsilon=50.0)).refused
     assert len(refused) == 3
-    assert "cannot hold" in refused[0]
+    assert "without bound" in refused[0]
 
 
 def test_nothing_is_started_where_any_element_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,4 +112,4 @@ def test_a_ledger_that_only_the_hospitals_node_can_find_is_left_to_it(tmp_path: 
     elements = load_sweep(write_sweep(tmp_path, **more, local={"ranks": 1}), []).elements
     budget = budget_of(elements)
     assert not budget.refused
-    assert budget.told[1].startswith(f"  a: {BEFORE}: nothing")
+    assert budget.told[1].startswith(f"  a: {BEFORE}: epsilon 0.000")

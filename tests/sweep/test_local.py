@@ -14,7 +14,7 @@ import pytest
 
 from fedhpc.cli import main
 from fedhpc.config_file import load_config
-from fedhpc.privacy.ledger import Lifetime, lifetime_path
+from fedhpc.site.account import found_ledger
 from fedhpc.sweep.config import Local, load_sweep
 from fedhpc.sweep.local import at_once
 from fedhpc.sweep.queue import look
@@ -66,8 +66,11 @@ def test_what_was_told_of_privacy_is_what_the_ledgers_hold(local_sweep: Ran) -> 
     config = SweepDirectory(local_sweep.directory).read().elements[0].config
     assert "2 private runs on the same patients" in local_sweep.out
     for site in SITES:
-        runs = [spent.run for spent in Lifetime(lifetime_path(config.data.shard_path(site)), site).spendings()]
-        assert runs == ["tiny-000"], "001 never began, the others are not private"
+        ledger = found_ledger(config, site)
+        assert ledger is not None and ledger.folder.parent == config.data.shard_path(site).parent, "synthetic patients"
+        assert {entry["run"] for entry in ledger.entries("charge")} == {"tiny-000"}, (
+            "001 never began, the others are not private"
+        )
 
 
 def test_the_report_is_there_and_tells_of_the_failure(local_sweep: Ran) -> None:
