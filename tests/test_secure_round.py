@@ -152,7 +152,7 @@ def test_a_hospital_that_cannot_write_its_ledger_does_not_enter(tmp_path: Path) 
             return np.empty(0, np.int64)
 
     config = load_config(write(tmp_path / "c.yaml", GOOD), [f"data.shards={tmp_path}/{{site}}.h5"])
-    place = Workplace(config, None, None, PrivacyPlan(1.0, 1.0, 1, "skellam"), lambda *_: None)  # type: ignore[arg-type]
+    place = Workplace(config, None, None, PrivacyPlan(100.0, 1.0, 1, "skellam"), lambda *_: None)  # type: ignore[arg-type]
     hospital = Hospital("a", 0, 3, NoSamples(), place)  # type: ignore[arg-type]
     hospital.keep_ledger(tmp_path / "ledger.jsonl", "run")
     hospital.enter(0)
