@@ -41,6 +41,19 @@ def add_benchmarks(bench: argparse.ArgumentParser) -> None:
     wire.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
     wire.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     wire.set_defaults(verb=_wire)
+    splits = kinds.add_parser("splits", help="AUC over many random splits and draws of the noise, by public reference")
+    splits.add_argument("config", type=Path, help="with model.features")
+    splits.add_argument("images", type=Path, help="class folders, as for `prepare images`")
+    splits.add_argument(
+        "-o", "--out", type=Path, required=True, help="where the runs are kept; finished ones are reused"
+    )
+    splits.add_argument("--splits", type=int, default=20)
+    splits.add_argument("--draws", type=int, default=3, help="private runs on each split")
+    splits.add_argument("--reference", type=int, default=200, help="public images")
+    splits.add_argument("--size", type=int, default=224, help="pixels a side")
+    splits.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
+    splits.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+    splits.set_defaults(verb=_splits)
 
 
 def _dp(options: argparse.Namespace) -> int:
@@ -72,3 +85,18 @@ def _wire(options: argparse.Namespace) -> int:
 
     grid = wire.Grid(options.config, options.set, options.densities, options.bits, options.seeds)
     return _print(wire.run(grid, options.out), wire.text, options.json)
+
+
+def _splits(options: argparse.Namespace) -> int:
+    from fedhpc.bench import splits
+
+    job = splits.Experiment(
+        config=options.config,
+        images=options.images,
+        splits=options.splits,
+        draws=options.draws,
+        reference=options.reference,
+        size=options.size,
+        sets=options.set,
+    )
+    return _print(splits.run(job, options.out), splits.text, options.json)

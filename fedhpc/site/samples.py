@@ -52,13 +52,18 @@ class ImageSamples:
         return harmonise(self._shard.read(rows))
 
 
+def feature_path(shard: Shard, backbone: Backbone, cache: Path) -> Path:
+    """The file in the folder `cache` that keeps the features of a shard; another for any other image or weight."""
+    key = hashlib.sha256(f"{shard.digest} {backbone.digest}".encode()).hexdigest()[:16]
+    return cache / f"{shard.site}.features-{key}.npy"
+
+
 class FeatureSamples(ImageSamples):
     """Features of a frozen backbone: computed once per shard, kept beside it, and read from a `FeatureFile`."""
 
     def __init__(self, shard: Shard, backbone: Backbone, cache: Path) -> None:
         super().__init__(shard)
-        key = hashlib.sha256(f"{shard.digest} {backbone.digest}".encode()).hexdigest()[:16]
-        path = cache / f"{shard.site}.features-{key}.npy"
+        path = feature_path(shard, backbone, cache)
         if not path.exists():
             self._extract(backbone, path)
         shape = (shard.n, backbone.dim)

@@ -1,0 +1,225 @@
+"""`run.py bench splits CONFIG IMAGES`: how far a result on one folder of images depends on the split and on the noise.
+
+One split and one draw of the noise give one number. Here a config is run on many random splits of the same images into
+hospitals, training, validation and test, several times each, with and without privacy, and with each public reference:
+images of the same collection, which a hospital may not have, and phantoms, which anybody has.
+
+Every run is `run.py train` on shards that `prepare images` made. Only the features of the frozen backbone are computed
+once for all splits: those of an image do not depend on the hospital that it is in. All runs are charged to accounts in
+the output folder. Test AUC is measured exactly (`evaluation.epsilon: null`): it is the experiment's, not a release.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.images import ImageImport, import_images
+from data_prep.phantom.public import write_reference
+from fedhpc.backbones import Backbone
+from fedhpc.config_file import load_config
+from fedhpc.console import table
+from fedhpc.errors import InputError
+from fedhpc.models import load_backbone
+from fedhpc.site.samples import FeatureSamples, feature_path
+from fedhpc.site.shard import Shard
+
+COLLECTION, PHANTOMS = REFERENCES = ("collection", "phantoms")
+SITES, SKEW, VAL_SHARE = 4, 0.5, 0.02
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is run.
+
+    Attributes:
+        config: a config with `model.features`, whose shards and reference are replaced.
+        images: class folders, as for `prepare images`.
+        splits, draws: the number of random splits, and of private runs on each.
+        reference: how many public images; taken from the collection, or drawn as phantoms.
+        size: pixels a side of the stored images.
+        sets: overrides of the config, for all runs.
+    """
+
+    config: Path
+    images: Path
+    splits: int
+    draws: int
+    reference: int
+    size: int
+    sets: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table: the public reference, and whether the run is private."""
+
+    reference: str
+    private: bool
+
+    @property
+    def name(self) -> str:
+        """As in the names of run directories."""
+        return f"{self.reference}-{'private' if self.private else 'off'}"
+
+
+SETTINGS = tuple(Setting(reference, private) for reference in REFERENCES for private in (True, False))
+
+
+def run(experiment: Experiment, out: Path) -> dict[str, Any]:
+    """Do all runs that are not done yet, and give a row a setting.
+
+    Raises:
+        InputError: a config that does not fit, or a run that failed.
+    """
+    config = load_config(experiment.config, list(experiment.sets))
+    if config.model.backbone is None or config.model.features is None:
+        raise InputError(f"{experiment.config}: model.features is not set; `bench splits` compares public references")
+    backbone = load_backbone(config.model.backbone)
+    _make_phantoms(experiment, out)
+    features = _FeatureStore(experiment, backbone, out)
+    found: dict[Setting, list[list[float]]] = {setting: [] for setting in SETTINGS}
+    for split in range(experiment.splits):
+        folder = _split(experiment, features, split, out)
+        for setting in SETTINGS:
+            draws = range(experiment.draws if setting.private else 1)
+            found[setting].append([_auc(experiment, folder, setting, draw) for draw in draws])
+        print(f"split {split + 1} of {experiment.splits} done", file=sys.stderr, flush=True)
+    rows = [_row(setting, found[setting]) for setting in SETTINGS]
+    return {"config": str(experiment.config), "set": list(experiment.sets), "rows": rows}
+
+
+def _make_phantoms(experiment: Experiment, out: Path) -> None:
+    if not _reference(experiment, PHANTOMS, out).exists():
+        write_reference(_reference(experiment, PHANTOMS, out), experiment.reference, experiment.size)
+
+
+def _reference(experiment: Experiment, kind: str, folder: Path) -> Path:
+    name = f"phantoms-{experiment.reference}-{experiment.size}" if kind == PHANTOMS else "reference"
+    return folder / f"{name}.h5"
+
+
+class _FeatureStore:
+    """The backbone's features of every image of the collection, found by the SHA-256 of the image."""
+
+    def __init__(self, experiment: Experiment, backbone: Backbone, out: Path) -> None:
+        whole = out / "all.h5"
+        if not whole.exists():
+            _quietly(lambda: import_images(_import(experiment, whole, sites=1, all_test=True)))
+        self._backbone = backbone
+        with Shard.open(whole, None, need_train=False) as shard:
+            self._features = FeatureSamples(shard, backbone, out).inputs(np.arange(shard.n)).numpy()
+            self._row_of = {digest: row for row, digest in enumerate(_hashes(shard))}
+
+    def keep_for(self, path: Path) -> None:
+        """Put the features of the images of a shard beside it, where a run looks for them."""
+        with Shard.open(path, None, need_train=False) as shard:
+            rows = [self._row_of[digest] for digest in _hashes(shard)]
+            np.save(feature_path(shard, self._backbone, path.parent), self._features[rows], allow_pickle=False)
+
+
+def _hashes(shard: Shard) -> Iterator[bytes]:
+    for row in range(shard.n):
+        yield hashlib.sha256(np.ascontiguousarray(shard.read(np.array([row]))).tobytes()).digest()
+
+
+def _import(experiment: Experiment, out: Path, **more: Any) -> ImageImport:
+    return ImageImport(source=experiment.images, out=out, size=experiment.size, **more)
+
+
+def _split(experiment: Experiment, features: _FeatureStore, split: int, out: Path) -> Path:
+    """The folder with the shards of one random split, each with its features."""
+    folder = out / f"split{split:03}"
+    if not (folder / "ready").exists():
+        job = _import(
+            experiment,
+            folder,
+            sites=SITES,
+            skew=SKEW,
+            val_share=VAL_SHARE,
+            seed=1000 + split,
+            reference=experiment.reference,
+        )
+        for path in _quietly(lambda: import_images(job)):
+            features.keep_for(path)
+        (folder / "ready").touch()
+    return folder
+
+
+def _auc(experiment: Experiment, folder: Path, setting: Setting, draw: int) -> float:
+    directory = folder / f"{setting.name}-{draw}"
+    if not (directory / "summary.json").exists():
+        words = [
+            *experiment.sets,
+            f"data.shards={folder}/{{site}}.h5",
+            f"data.public_reference={_reference(experiment, setting.reference, _home(folder, setting))}",
+            "evaluation.epsilon=null",
+            "runtime.threads=1",
+        ]
+        if not setting.private:
+            words.append("privacy=off")
+        _train(experiment.config, directory, words)
+    auc: float = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["auc"]
+    return auc
+
+
+def _home(folder: Path, setting: Setting) -> Path:
+    return folder.parent if setting.reference == PHANTOMS else folder
+
+
+def _train(config: Path, directory: Path, sets: Sequence[str]) -> None:
+    from fedhpc.cli import main
+
+    arguments = ["train", str(config), "--run-dir", str(directory)]
+    arguments += [word for override in sets for word in ("--set", override)]
+    os.environ["FEDHPC_SITE_LEDGER"] = str(directory.parent.parent / "accounts" / "{site}")
+    status = _quietly(lambda: main(arguments))
+    if status:
+        raise InputError(f"{directory}: the run ended with status {status}: run.py {' '.join(arguments)}")
+
+
+def _quietly(work: Any) -> Any:
+    """What `work` gives, without what it prints to standard output, which belongs to `--json`."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return work()
+
+
+def _row(setting: Setting, aucs: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """The spread over splits of the mean over draws, and the spread over draws on the same split."""
+    by_split = [statistics.fmean(draws) for draws in aucs]
+    within = [statistics.variance(draws) for draws in aucs if len(draws) > 1]
+    return {
+        "reference": setting.reference,
+        "private": setting.private,
+        "splits": len(by_split),
+        "auc": statistics.fmean(by_split),
+        "auc_sd_of_splits": statistics.stdev(by_split) if len(by_split) > 1 else None,
+        "auc_sd_of_noise": statistics.fmean(within) ** 0.5 if within else None,
+        "auc_lowest": min(min(draws) for draws in aucs),
+        "auc_highest": max(max(draws) for draws in aucs),
+        "aucs": [list(draws) for draws in aucs],
+    }
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """For a person."""
+    head = ("public reference", "privacy", "splits", "AUC", "SD splits", "SD noise", "lowest", "highest")
+    return table([head, *(_line(row) for row in result["rows"])])
+
+
+def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
+    spread = [f"{row[key]:.3f}" if row[key] is not None else "-" for key in ("auc_sd_of_splits", "auc_sd_of_noise")]
+    ends = (f"{row['auc_lowest']:.3f}", f"{row['auc_highest']:.3f}")
+    private = "on" if row["private"] else "off"
+    return (row["reference"], private, str(row["splits"]), f"{row['auc']:.3f}", *spread, *ends)
