@@ -13,8 +13,6 @@ from fedhpc.cli import main
 from fedhpc.exchange.comm import MpiTransport
 from fedhpc.site import samples
 
-RANK = os.environ["OMPI_COMM_WORLD_RANK"]
-
 
 def keep_payloads(path: Path) -> None:
     """Append all that leaves this process to `path`, before it does."""
@@ -38,13 +36,13 @@ def fail_with(text: str) -> None:
 
 
 if __name__ == "__main__":
-    folder, config = Path(sys.argv[1]), sys.argv[2]
-    keep_payloads(folder / f"payloads-{RANK}")
+    folder, config, rank = Path(sys.argv[1]), sys.argv[2], os.environ["OMPI_COMM_WORLD_RANK"]
+    keep_payloads(folder / f"payloads-{rank}")
     status = 0
     for case in sys.argv[3:]:
         words = ["train", config, "--run-dir", str(folder / case.partition("=")[0])]
         if case.startswith("raise="):
-            if RANK == "1":
+            if rank == "1":
                 fail_with(case.partition("=")[2])
         else:
             words += ["--set", f"data.shards={folder}/{case}/shards/{{site}}.h5", "--set", f"exchange.pki={folder}/pki"]
