@@ -177,6 +177,22 @@ MUTANTS = (
         tests=(f"{ROUND_TESTS}test_all_steps_are_charged_before_the_first",),
     ),
     Mutant(
+        "the account is not charged",
+        LEDGER,
+        "                account.ledger.write(request)\n",
+        "                pass\n",
+        laws=("ledger: account before the steps", "ledger: account, all steps"),
+        tests=("tests/privacy/test_ledger.py::test_runs_at_the_same_time_share_an_account",),
+    ),
+    Mutant(
+        "cap ignored",
+        LEDGER,
+        "                if refused:\n",
+        "                if refused and not account:\n",
+        laws=("ledger: cap of the account",),
+        tests=("tests/privacy/test_ledger.py::test_a_lower_cap_holds_over_runs",),
+    ),
+    Mutant(
         "PRV x 0.9",
         ACCOUNTANT,
         "            epsilon = float(prv.get_epsilon(delta, eps_error=error))\n",
@@ -227,7 +243,7 @@ MUTANTS = (
     Mutant(
         "evaluation not charged",
         "fedhpc/site/answers.py",
-        "            self._ledger.charge(self._plan.charge(question.stage))\n",
+        "            self._ledger.charge(self._plan.charge(question.stage), self._plan.epsilon * ROUNDING)\n",
         "            pass\n",
         tests=(f"{ROUND_TESTS}test_an_evaluation_is_charged",),
     ),
