@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from fedhpc.config import RunConfig
@@ -27,6 +28,10 @@ from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
 from fedhpc.site.samples import Samples
 from fedhpc.site.training import Bench, OnStep, PrivateWork, train_plain, train_private
 from fedhpc.util.log import write_log
+
+LARGEST_PARAMETER = 1e4
+"""Of a global model that a private round starts from. Weights of 1e7, which an aggregator could send, amplify
+the rounding of features that a batch of another size gives, so that a clipped sum moves by more than `clip_norm`."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ class Hospital:
             SiteError: where training fails or gives values that are not finite; names site, round and layer.
         """
         place = self._place
+        self._check_bound(params, round)
         from_vector(place.model, params)
         with self.failing(f"round {round + 1}: training failed"):
             if place.plan is None:
@@ -117,6 +123,15 @@ class Hospital:
         if refused is not None:
             raise SiteError(f"site {self.name}, round {round + 1}: {refused}; lower training.lr")
         return update
+
+    def _check_bound(self, params: F32, round: int) -> None:
+        """Refuse global parameters, which are public, for which the bound on one unit's influence is not known."""
+        if self._place.plan is not None and not (np.abs(params) <= LARGEST_PARAMETER).all():
+            raise SiteError(
+                f"site {self.name}, round {round + 1}: a parameter of the global model is larger than "
+                f"{LARGEST_PARAMETER:g} or not finite, where clipping is not proven to bound one unit; nothing was "
+                "released. Lower training.lr, or ask who runs the aggregator"
+            )
 
     def _train_private(self, plan: PrivacyPlan, round: int) -> None:
         place, work = self._place, self._private_work(plan, round)
@@ -163,6 +178,7 @@ class Hospital:
         place = self._place
         if place.plan is None:
             raise ValueError("a secure sum needs a privacy plan")
+        self._check_bound(params, round)
         from_vector(place.model, params)
         at = (round, place.bench, self._private_work(place.plan, round))
         noise = (grid, source(place.config.privacy.noise_seed, self.name, round, "skellam"), place.on_step)

@@ -222,3 +222,17 @@ def test_an_evaluation_is_charged(tmp_path: Path) -> None:
         site.answer(to_vector(model), question, Weights(tasks=1, counted=4))
         (charge,) = read_ledger(tmp_path / "ledger.jsonl")[1]
         assert (charge.population, charge.mechanism, charge.steps) == ("evaluation", "laplace", 1)
+
+
+@pytest.mark.parametrize("bad", [1.1e4, -1e7, np.inf, np.nan])
+def test_extreme_global_parameters_are_refused(tmp_path: Path, bad: float) -> None:
+    """What an aggregator may send to make rounding errors larger than the noise's margin; nothing is charged."""
+    model = Silent()
+    site = hospital(tmp_path, model)
+    params = to_vector(model)
+    params[3] = bad
+    grid = plan_grid(PLAN.noise_multiplier, parameter_count(model), [UNITS] * 4, 3, 100)
+    for release in (lambda: site.train(params, 0), lambda: site.contribute(params, 0, grid)):
+        with pytest.raises(SiteError, match="global model"):
+            release()
+    assert not read_ledger(tmp_path / "ledger.jsonl")[1]
