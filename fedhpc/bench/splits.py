@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.images import ImageImport, import_images
+from data_prep.image_job import ImageImport
+from data_prep.images import import_images
 from data_prep.phantom.public import write_reference
 from fedhpc.backbones import Backbone
 from fedhpc.config_file import load_config

@@ -20,8 +20,15 @@ ROUNDING = 1e-9
 
 
 def composed_mu(history: Iterable[tuple[float, float, int]]) -> float:
-    """Return the mu of all steps of (noise multiplier, sample rate, steps) together, each as if of the full batch."""
-    return math.sqrt(math.fsum(steps / noise_multiplier**2 for noise_multiplier, _, steps in history))
+    """Return the mu of all steps of (noise multiplier, sample rate, steps) together, each as if of the full batch.
+
+    >>> composed_mu([(2.0, 1.0, 4)]), composed_mu([(0.0, 1.0, 1)])
+    (1.0, inf)
+    """
+    listed = list(history)
+    if any(noise_multiplier == 0 and steps for noise_multiplier, _, steps in listed):
+        return math.inf
+    return math.sqrt(math.fsum(steps / noise_multiplier**2 for noise_multiplier, _, steps in listed if steps))
 
 
 def log_delta(mu: float, epsilon: float) -> float:
@@ -40,6 +47,8 @@ def exact_epsilon(mu: float, delta: float) -> float:
     1.0
     """
     target = math.log(delta)
+    if mu == math.inf:
+        return math.inf
     if mu == 0 or log_delta(mu, 0.0) <= target:
         return 0.0
     low, high = 0.0, mu * mu / 2 + mu * math.sqrt(-2 * target) + 1
