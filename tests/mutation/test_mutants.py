@@ -36,6 +36,7 @@ def test_a_mutant_whose_place_has_moved_fails_loudly(tmp_path: Path) -> None:
         apply(Mutant("gone", "code.py", "b = 1", "b = 2"), tmp_path)
 
 
+@pytest.mark.timeout(900)
 def test_the_audit_notices_faults_that_no_attack_shows() -> None:
     chosen = [mutant for mutant in MUTANTS if mutant.name in ALWAYS]
     assert len(chosen) == len(ALWAYS)
