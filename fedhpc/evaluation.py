@@ -99,6 +99,16 @@ def law_of(config: RunConfig, plan: EvaluationPlan, tasks: int, stage: int) -> L
     return Law(weights, weights.l1 / plan.stage_epsilon(stage), sites / share)
 
 
+def sum_terms(config: RunConfig, size: int) -> SumTerms:
+    """Of the secure sum of an answer: all sites or none.
+
+    A kept answer is sent again, with the same noise, when a run is started again. A second sum without one site would
+    then differ from the first by exactly that site's vector, which has but a share of the noise.
+    """
+    sites, colluding = len(config.data.sites), config.privacy.colluding_sites or 0
+    return SumTerms(sites, threshold=sites, size=size, width_bytes=SUM_WIDTH_BYTES, colluding=colluding)
+
+
 def tasks_of(session: Session) -> int:
     """How many one-vs-rest tasks there are."""
     classes = len(session.task.classes)
@@ -204,13 +214,7 @@ def ask(session: Session, params_of: Callable[[str], F32], question: Question, r
     vectors = together(transport, lambda: [site.answer(params_of(site.name), question, weights) for site in sites])
     if config.privacy.trust == "sites":
         number = FIRST_SUM + 2 * question.stage + (question.split == "test")
-        terms = SumTerms(
-            sites=len(config.data.sites),
-            threshold=len(config.data.sites) - config.privacy.tolerated_dropouts,
-            size=int(np.prod(question.shape)),
-            width_bytes=SUM_WIDTH_BYTES,
-            colluding=config.privacy.colluding_sites or 0,
-        )
+        terms = sum_terms(config, int(np.prod(question.shape)))
         mine = {site.index: vector.ravel() for site, vector in zip(sites, vectors, strict=True)}
         total = masked_sum(session, terms, number, mine)
         return None if total is None else Answer(question, total.reshape(question.shape), {})

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from fedhpc.agreement import together
+from fedhpc.backbones import NAMES
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.exchange.comm import Transport
@@ -90,8 +91,27 @@ def _differences(saved: SavedModel, config: RunConfig, task: Task, model: nn.Mod
 
 
 def _refuse_unprotected(saved: SavedModel, config: RunConfig) -> None:
-    if config.private and not saved.config.private and data_digest(saved.config) == data_digest(config):
+    _refuse_if_unprotected(f"model.init_from={config.model.init_from}", saved.config, config)
+
+
+def check_backbone(config: RunConfig) -> None:
+    """Check that a backbone of another run does not hold what this run is to protect.
+
+    Raises:
+        PrivacyError: where it was trained on the same patients without privacy.
+    """
+    source = config.model.backbone
+    if source is not None and source not in NAMES and config.private:
+        _refuse_if_unprotected(f"model.backbone={source}", load_model(Path(source)).config, config)
+
+
+def _refuse_if_unprotected(key: str, earlier: RunConfig, config: RunConfig) -> None:
+    """Folds, copies and new imports of the same patients have another data section: sites of the same name count."""
+    seeded = earlier.privacy.noise_seed is not None and config.privacy.noise_seed is None
+    unprotected = config.private and (not earlier.private or seeded)
+    common = set(earlier.site_names) & set(config.site_names) if earlier.data.phantom is None else set()
+    if unprotected and (common or data_digest(earlier) == data_digest(config)):
         raise PrivacyError(
-            f"model.init_from={config.model.init_from}: was trained on these hospitals without privacy, so it may hold "
-            "what privacy.epsilon is to protect. Start from a run with privacy, or from one on other patients"
+            f"{key}: was trained on these hospitals without privacy, so it may hold what privacy.epsilon is to "
+            "protect. Start from a run with privacy, or from one on other patients, at sites of other names"
         )

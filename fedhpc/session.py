@@ -19,11 +19,11 @@ from fedhpc.errors import InputError, PayloadError, PrivacyError, ShardError, in
 from fedhpc.exchange.comm import Transport
 from fedhpc.exchange.messages import Count, Name, of_each, parsed, said
 from fedhpc.exchange.signatures import SigningSite
-from fedhpc.initial import start_from
+from fedhpc.initial import check_backbone, start_from
 from fedhpc.models import Task, build_model, load_backbone, parameter_count
 from fedhpc.preemption import Notice
 from fedhpc.privacy.ledger import SiteAccount
-from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
+from fedhpc.privacy.plan import PrivacyPlan, check_plan, plan_privacy
 from fedhpc.public_map import agreed_map, make_reference
 from fedhpc.recorded_heads import Recorded, check_recorded, recorded_heads
 from fedhpc.rundir import RunDirectory
@@ -100,6 +100,7 @@ def open_session(
     common = from_rank_0(transport, lambda: _agreement(facts))
     task = Task(tuple(common["classes"]), tuple(common["image_shape"]))
     backbone = together(transport, lambda: load_backbone(config.model.backbone) if config.model.backbone else None)
+    together(transport, lambda: check_backbone(config))
     plan = _agreed_plan(config, transport)
     model = build_model(config, task, backbone).to(bench.device)
     place = Workplace(config, model, bench, plan, _on_step(config, console, notice))
@@ -264,7 +265,9 @@ def _agreed_plan(config: RunConfig, transport: Transport) -> PrivacyPlan | None:
     """The noise of the run, calibrated at rank 0 alone: it takes seconds of a core that the others' ranks may share."""
     if not config.private:
         return None
-    return PrivacyPlan(**from_rank_0(transport, lambda: asdict(plan_privacy(config))))
+    plan = PrivacyPlan(**from_rank_0(transport, lambda: asdict(plan_privacy(config))))
+    together(transport, lambda: check_plan(config, plan))
+    return plan
 
 
 def _grid(config: RunConfig, place: Workplace, weights: Sequence[int]) -> Grid | None:

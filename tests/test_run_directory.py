@@ -304,6 +304,11 @@ def test_start_that_does_not_fit_is_refused(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_backbone_of_the_same_patients_without_privacy_is_refused(finished: Path, train: Here, tmp_path: Path) -> None:
+    sets = ("model.name=frozen", f"model.backbone={finished}/model.pt", "privacy.off=false", "privacy.epsilon=8")
+    refused(train(tmp_path / "run", *sets, "privacy.sample_rate=0.25"), "model.backbone=.*hospitals without privacy")
+
+
 def facts_changed(path: Path, key: str, value: object) -> None:
     saved = torch.load(path, weights_only=True)
     facts = json.loads(saved["facts"])

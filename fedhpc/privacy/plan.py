@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from fedhpc.config import RunConfig
+from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Bounds, Charge, Mechanism, bounds_of, calibrate_gaussian
 from fedhpc.privacy.skellam import calibrate
 
@@ -38,14 +39,36 @@ def plan_privacy(config: RunConfig) -> PrivacyPlan:
     Raises:
         PrivacyError: where no noise reaches the target.
     """
-    p = config.privacy
+    p, rounds, plan = config.privacy, config.training.rounds, _without_noise(config)
     if p.epsilon is None:
         raise ValueError("privacy.epsilon=null: a run without privacy has no plan")
     if p.trust == "sites":
-        return PrivacyPlan(calibrate(p.epsilon, p.delta, config.training.rounds), 1.0, 1, "skellam")
-    steps = config.training.local_epochs * max(1, round(1 / p.sample_rate))
-    sigma = calibrate_gaussian(p.epsilon, p.delta, p.sample_rate, steps * config.training.rounds)
-    return PrivacyPlan(sigma, p.sample_rate, steps)
+        return replace(plan, noise_multiplier=calibrate(p.epsilon, p.delta, rounds))
+    steps = plan.steps_per_round * rounds
+    return replace(plan, noise_multiplier=calibrate_gaussian(p.epsilon, p.delta, p.sample_rate, steps))
+
+
+def _without_noise(config: RunConfig) -> PrivacyPlan:
+    """All of a run's plan but the noise multiplier, which takes seconds to find."""
+    p = config.privacy
+    if p.trust == "sites":
+        return PrivacyPlan(0.0, 1.0, 1, "skellam")
+    return PrivacyPlan(0.0, p.sample_rate, config.training.local_epochs * max(1, round(1 / p.sample_rate)))
+
+
+def check_plan(config: RunConfig, plan: PrivacyPlan) -> None:
+    """Check a plan that came from the aggregator: it must be of the mechanism that this site's config makes it run.
+
+    The noise multiplier may be any: it is charged as it is, and the run's epsilon and the site ledger are limits.
+
+    Raises:
+        PrivacyError: a plan that would be charged as another mechanism, sample rate or number of steps.
+    """
+    if replace(plan, noise_multiplier=0.0) != _without_noise(config) or not 0 < plan.noise_multiplier < math.inf:
+        raise PrivacyError(
+            f"privacy plan from the aggregator: {plan}; the config asks for {_without_noise(config)} with a positive "
+            "noise multiplier. The aggregator does not keep to the protocol: do not train with it"
+        )
 
 
 def epsilon_if_unmasked(config: RunConfig, plan: PrivacyPlan) -> float:

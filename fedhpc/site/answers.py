@@ -3,12 +3,13 @@
 An answer is drawn once. A run that is started again and asks the same of the same model gets the same answer, which
 tells nothing new and costs nothing; another question, or another model, is another release and is charged again, as
 long as the budget lasts. The answer is on the disk before it is sent, in `sites/<site>/evaluation-<stage>-<split>.npz`
-(private where privacy.trust=sites: it carries a share of the noise only).
+(private where privacy.trust=sites: it carries a share of the noise only). The file of the validation split also counts
+the answers on the test split that it has paid for: one that is lost is charged when it is made again.
 """
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,15 @@ ROUNDING = 1 + 1e-9
 
 @dataclass(frozen=True)
 class Kept:
-    """The last answer to a stage and split: the digest of what was asked, how many there were, int64[...]."""
+    """The last answer to a stage and split: the digest of what was asked, how many there were, int64[...].
+
+    `tested`, of the validation split: how many answers on the test split there were.
+    """
 
     asked: str
     uses: int
     released: I64
+    tested: int = 0
 
 
 class Answers:
@@ -62,7 +67,11 @@ class Answers:
         if self._due(question, asked):
             self._ledger.charge(self._plan.charge(question.stage), self._plan.epsilon * ROUNDING)
         released = noised(self._plan.stage_epsilon(question.stage))
-        self._keep(question, Kept(asked, 1 + (kept.uses if kept else 0), released))
+        uses, before = 1 + self._uses(question), self._validation(question)
+        if question.split == "test" and before is not None:
+            self._keep(replace(question, split="val"), replace(before, tested=uses))
+        tested = kept.tested if kept else 0
+        self._keep(question, Kept(asked, uses, released, tested))
         return released
 
     def _due(self, question: Question, asked: str) -> bool:
@@ -72,8 +81,17 @@ class Answers:
             return False
         if question.split == "val":
             return True
-        before = self._kept_at(self._path(question.stage, "val"))
-        return (kept.uses if kept else 0) >= (before.uses if before else 0)
+        before = self._validation(question)
+        return self._uses(question) >= (before.uses if before else 0)
+
+    def _uses(self, question: Question) -> int:
+        """How many answers there were, whether the last is still there or not."""
+        kept, before = self._kept(question), self._validation(question)
+        known = kept.uses if kept else 0
+        return max(known, before.tested) if question.split == "test" and before else known
+
+    def _validation(self, question: Question) -> Kept | None:
+        return self._kept_at(self._path(question.stage, "val"))
 
     def _path(self, stage: int, split: str) -> Path:
         return self._folder / f"evaluation-{stage:04d}-{split}.npz"
@@ -86,7 +104,8 @@ class Answers:
             return None
         try:
             with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as file:
-                return Kept(str(file["asked"]), int(file["uses"]), file["released"])
+                tested = int(file["tested"]) if "tested" in file else 0
+                return Kept(str(file["asked"]), int(file["uses"]), file["released"], tested)
         except (ValueError, KeyError, OSError, EOFError) as error:
             raise InputError(
                 f"{path}: is damaged ({type(error).__name__}). Restore it, or remove it: the release is then charged "
@@ -95,5 +114,6 @@ class Answers:
 
     def _keep(self, question: Question, kept: Kept) -> None:
         buffer = io.BytesIO()
-        np.savez(buffer, asked=np.array(kept.asked), uses=np.array(kept.uses), released=kept.released)
+        uses, tested = np.array(kept.uses), np.array(kept.tested)
+        np.savez(buffer, asked=np.array(kept.asked), uses=uses, released=kept.released, tested=tested)
         write_bytes(self._path(question.stage, question.split), buffer.getbuffer(), mode=PRIVATE)

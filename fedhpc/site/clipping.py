@@ -9,10 +9,10 @@ differentially private libraries"). What of the margin is proven, with n units d
 - Sums over physical batches: added in float64 from the second on, in any order. The error of such a sum is at most n u
   times the sum of the terms' absolute values, hence n^2 u C in L2 norm, twice for two neighbouring inputs: below
   MARGIN / 4 up to `LARGEST_COUNT` units; more are refused.
-- A linear head at the end (`fedhpc.site.linear_head`): logits, norms, factors and sums are float64 too. Of a unit's
-  gradient only the rounding of its logits can depend on its batch; with up to 2^11 features x and a weight of norm W it
-  is below 2^-40 W |x|, and moves the gradient by at most that times 2 |x|: below MARGIN / 4 in all for n W |x|^2 up to
-  2^27 C. The features themselves are taken to be a function of the image alone.
+- A linear head at the end (`fedhpc.site.linear_head`): logits, norms, factors and sums are float64 too, and a unit's
+  logits are computed row by row, so that its gradient is a function of its own features, whatever the parameters are.
+  The features themselves are taken to be a function of the image alone (the map of `model.features` is a float32 matrix
+  product: not so, in the last bits, for a map that was made to cancel).
 - Any other network with `privacy.max_physical_batch: 1`: each unit is computed by itself, so all that it adds is a
   function of that unit alone. The norm of just that vector is taken in float64, and the vector scaled down if needed.
 - Any other network in larger batches: NOT proven. float32 kernels may round a unit's gradient differently in another

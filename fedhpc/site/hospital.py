@@ -269,4 +269,5 @@ class Hospital:
     def _predictions(self, params: F32, split: str) -> Predictions:
         with self.failing("evaluation failed"):
             from_vector(self._place.model, params)
-            return predict(self._place.model, self._samples, split, self._place.bench)
+            alone = self._place.config.private_evaluation
+            return predict(self._place.model, self._samples, split, self._place.bench, alone)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,19 @@ class LinearHead:
 
     def residuals(self, x: Tensor, labels: Tensor, owner: Tensor) -> Tensor:
         """r [n, classes] of the mean cross entropy of each unit: an image's own, divided by the images of its unit."""
-        bias = self.linear.bias.double() if self._offset else None
-        r = torch.softmax(F.linear(x, self.linear.weight.double(), bias), dim=1)
+        r = torch.softmax(self._logits(x), dim=1)
         r[torch.arange(len(r), device=r.device), labels] -= 1
         sizes = torch.bincount(owner)
         return r if len(sizes) == len(owner) else r / sizes[owner, None]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """[n, classes], each row a function of its own x alone.
+
+        A matrix product rounds a row by the number of rows. With weights so large that logits cancel, as a malicious
+        aggregator can send, that would change the gradients of all units of a small batch.
+        """
+        logits = torch.stack([(x * row).sum(dim=1) for row in self.linear.weight.double()], dim=1)
+        return logits + self.linear.bias.double() if self._offset else logits
 
     def squared_norms(self, x: Tensor, r: Tensor, owner: Tensor) -> Tensor:
         """For each image [n], that of its unit's gradient."""

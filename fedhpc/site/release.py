@@ -3,10 +3,12 @@
     scores of the split -> one-vs-rest log odds -> K bins by public edges -> integer weights -> + noise -> rank 0
 
 Formal guarantee. Adding or removing one unit (a patient, or an image with privacy.unit=image) moves the vector of
-weighted counts by at most `Question.l1` in the L1 norm, since the unit's images have so much weight together and each
-adds to one bin a task. With discrete Laplace noise of scale l1 / epsilon the release is epsilon-private by itself
-(`fedhpc.privacy.laplace`), and with privacy.trust=sites the sum over the honest sites' releases is. The edges are
-public: from an earlier private release, or fixed.
+weighted counts by at most `Weights.l1` in the L1 norm, since the unit's images have so much weight together and each
+adds to one bin a task; an image's scores are a function of the image alone (`fedhpc.site.evaluation.predict`, which
+computes each by itself; the features of a frozen backbone, computed in batches of one size, are taken to be). With
+discrete Laplace noise of scale l1 / epsilon the release is epsilon-private by itself (`fedhpc.privacy.laplace`), and
+with privacy.trust=sites the sum over the honest sites' releases is. The edges are public: from an earlier private
+release, or fixed.
 
 Several classes: an image is once among the positives of its own class and K - 1 times among the negatives of others.
 The former weigh K - 1 times as much, so that both have the same noise for their number.

@@ -85,7 +85,9 @@ class FeatureSamples(ImageSamples):
                 np.lib.format.write_array_header_1_0(out, header)
                 for start in progress(starts, len(starts), f"features of {self._shard.site}", unit="batch"):
                     rows = np.arange(start, min(start + FEATURE_BATCH, self._shard.n))
-                    features = backbone(super().inputs(rows).to(device)).cpu().numpy()
+                    # The last batch is filled up: in a smaller one, features are rounded otherwise.
+                    filled = np.concatenate([rows, np.repeat(rows[-1:], FEATURE_BATCH - len(rows))])
+                    features = backbone(super().inputs(filled).to(device)).cpu().numpy()[: len(rows)]
                     out.write(np.ascontiguousarray(features, "<f4").tobytes())
             os.replace(temporary, path)
         except OSError as error:
@@ -110,7 +112,9 @@ class PooledSamples:
         sizes = [len(part.labels) for part in parts]
         self._starts = np.concatenate(([0], np.cumsum(sizes)))
         self.labels = np.concatenate([part.labels for part in parts])
-        self.patient = np.concatenate([part.patient for part in parts])
+        # Equal pseudonyms at two hospitals are two people: as one unit they would be clipped and weighed together, and
+        # to take one away would move the sum by more than one clip norm.
+        self.patient = np.concatenate([np.char.add(f"{k}:".encode(), part.patient) for k, part in enumerate(parts)])
         self.early = np.concatenate([part.early for part in parts])
 
     def indices(self, split: str) -> I64:

@@ -17,6 +17,7 @@ from fedhpc import pki
 from fedhpc.config import RunConfig
 from fedhpc.config_file import load_config
 from fedhpc.errors import PayloadError
+from fedhpc.evaluation import sum_terms
 from fedhpc.exchange import shamir
 from fedhpc.exchange.masks import PublicKeys, SumTerms, X25519PrivateKey, expand, pair_mask
 from fedhpc.exchange.secure_sum import ADVERTISED_BYTES, MaskedSite, SumOffice
@@ -35,7 +36,7 @@ from fedhpc.exchange.sum_wire import (
 from fedhpc.exchange.tls import AGGREGATOR_NAME, Credentials, TlsError
 from fedhpc.exchange.update import I64
 from fedhpc.sum_identities import Own, check_identities
-from tests.exchange.test_secure_sum import drawn_vectors, signing_sites
+from tests.exchange.test_secure_sum import Rehearsal, drawn_vectors, signing_sites
 
 ROUND = 7
 Lists = Mapping[int, Sequence[int]]
@@ -308,6 +309,36 @@ def test_a_site_that_signs_the_survivors_for_another_is_refused() -> None:
 
 
 SITES = ("a", "b", "c")
+
+
+def sums_without(terms: SumTerms, left_out: int) -> tuple[I64, I64]:
+    """(sum of all, sum without one site) of the same vectors, as an aggregator gets that says a message was lost."""
+    vectors = drawn_vectors(terms.sites, terms.size)
+    whole, part = Rehearsal(terms, vectors), Rehearsal(terms, vectors, lost=(left_out,))
+    return whole.office.total(), part.office.total()
+
+
+def test_a_kept_answer_that_is_summed_twice_reveals_a_site_that_may_be_left_out() -> None:
+    terms = SumTerms(4, 3, 16, 8, colluding=1)
+    whole, part = sums_without(terms, 2)
+    np.testing.assert_array_equal(whole - part, drawn_vectors(4, 16)[2])
+
+
+def test_the_sum_of_an_evaluation_leaves_no_site_out(tmp_path: Path) -> None:
+    names = ("a", "b", "c", "d")
+    terms = sum_terms(config_of(tmp_path, names, "privacy.tolerated_dropouts=1"), 16)
+    vectors = drawn_vectors(terms.sites, terms.size)
+    np.testing.assert_array_equal(Rehearsal(terms, vectors).office.total(), sum(vectors))
+    masks = Rehearsal(terms, vectors)
+    with pytest.raises(PayloadError, match="at least 4"):
+        sums_without(terms, 2)
+    sites = [MaskedSite(terms, identity, 7) for identity in signing_sites(4)]
+    roster = masks.office.answer(KEYS, [site.advertise() for site in sites])
+    shares = masks.office.answer(SHARES, [site.share(roster) for site in sites])
+    for site, vector in zip(sites, vectors, strict=True):
+        site.mask(shares, vector)
+    with pytest.raises(PayloadError, match="refuses a list of masked vectors"):
+        sites[0].confirm(broadcast_of(MASKED, 7, dict.fromkeys((0, 1, 3), b"")))
 
 
 def config_of(folder: Path, names: Sequence[str], *sets: str) -> RunConfig:

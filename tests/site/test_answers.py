@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedhpc.config import RunConfig
+from fedhpc.errors import PrivacyError
 from fedhpc.privacy.evaluation_plan import EvaluationPlan, plan_evaluation
 from fedhpc.privacy.ledger import Ledger
 from fedhpc.site.answers import Answers
@@ -77,6 +78,20 @@ def test_a_lost_answer_is_charged_again(tmp_path: Path) -> None:
     site.ask(VAL, "m")
     (tmp_path / "evaluation-0004-val.npz").unlink()
     assert not site.answers.affords(VAL, "m")
+
+
+@pytest.mark.parametrize("lost", [("test",), ("val",), ("val", "test")])
+def test_no_split_is_released_twice_for_one_charge(tmp_path: Path, lost: tuple[str, ...]) -> None:
+    """Whoever can remove an answer would get as many draws of the noise as wanted, and their mean without noise."""
+    site = Site(tmp_path, plan())
+    site.ask(VAL, "m")
+    site.ask(TEST, "m")
+    for split in lost:
+        (tmp_path / f"evaluation-0004-{split}.npz").unlink()
+        assert not site.answers.affords(VAL if split == "val" else TEST, "m")
+    with pytest.raises(PrivacyError):
+        site.ask(VAL if "val" in lost else TEST, "m")
+    assert site.draws == 2
 
 
 def test_a_curve_shares_half_of_the_budget(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from fedhpc.bench.dp import Place, network
 from fedhpc.errors import PrivacyError
 from fedhpc.site.clipping import ClippedSum, squared_norms
+from fedhpc.site.linear_head import LinearHead
 from fedhpc.site.turns import Turns
 
 SINGLE, SEVERAL = [0, 1, 2, 3, 4, 5, 6], [2, 0, 1, 1, 2, 2, 3]
@@ -313,3 +314,19 @@ def test_turns_sum_over_units(sizes: list[int], random: object) -> None:
     sums = turns.unit_sums(arranged)
     torch.testing.assert_close(sums.square().sum(1), squares)
     torch.testing.assert_close(turns.in_batch(sums), expected[owner])
+
+
+def test_logits_of_a_head_do_not_depend_on_the_batch_whatever_its_weights() -> None:
+    """Weights of an aggregator that let every logit cancel: then the last bits of a product are all there is of it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Identity(), nn.Linear(48, 2))
+    with torch.no_grad():
+        model[1].weight.mul_(1e20)
+    head = LinearHead.of(model)
+    assert head is not None
+    x = torch.randn(200, 48, dtype=torch.float64)
+    owner, labels = torch.arange(200), torch.zeros(200, dtype=torch.int64)
+    whole = head.residuals(x, labels, owner)
+    for count in (1, 2, 3, 4, 5, 7, 17, 129):
+        part = head.residuals(x[-count:], labels[:count], owner[:count])
+        torch.testing.assert_close(part, whole[-count:], rtol=0, atol=0)

@@ -1,5 +1,6 @@
 """The training loop: the same bits streamed or from memory, pooled rows, mirrored images, cached features."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from fedhpc.config import RunConfig, Runtime, Training
 from fedhpc.models import Backbone, Task, build_model, to_vector
 from fedhpc.rng import generator
 from fedhpc.runtime import prepare
+from fedhpc.site.evaluation import predict
 from fedhpc.site.preprocess import harmonise
+from fedhpc.site.privacy import Units
 from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples
 from fedhpc.site.shard import Shard
 from fedhpc.site.training import Bench, learning_rate, mirrored, train_plain
@@ -21,6 +24,7 @@ BENCH = Bench(torch.device("cpu"), bf16=False)
 
 def shard_file(folder: Path, site: str = "a", images: int = 40) -> Path:
     rng = generator(0, site, "test")
+    folder.mkdir(exist_ok=True)
     write_shard(
         folder / f"{site}.h5",
         site=site,
@@ -78,6 +82,23 @@ def test_bf16_is_near_fp32_and_not_the_same(tmp_path: Path) -> None:
     np.testing.assert_allclose(vectors[0], vectors[1], atol=0.2)
 
 
+@dataclass
+class Some:
+    """A few rows of other samples, as their training split."""
+
+    of: ImageSamples
+    rows: np.ndarray
+
+    def __post_init__(self) -> None:
+        self.labels, self.patient, self.early = self.of.labels, self.of.patient, self.of.early
+
+    def indices(self, split: str) -> np.ndarray:
+        return self.rows
+
+    def inputs(self, rows: np.ndarray) -> torch.Tensor:
+        return self.of.inputs(rows)
+
+
 def test_tf32_is_asked_of_torch() -> None:
     before = torch.get_num_threads()
     try:
@@ -100,6 +121,29 @@ def test_pooled_rows_are_the_sites_rows_in_the_order_asked(tmp_path: Path) -> No
         for split in ("train", "val", "test"):
             assert len(pooled.indices(split)) == len(a.indices(split)) + len(b.indices(split))
         np.testing.assert_array_equal(pooled.labels, np.concatenate([a.labels, b.labels]))
+
+
+def test_equal_pseudonyms_of_two_sites_are_two_pooled_units(tmp_path: Path) -> None:
+    """As one unit, to take the patient of one site away would change the other's clipped gradient and weight too."""
+    paths = [shard_file(tmp_path / site, "a") for site in ("one", "two")]
+    with Shard.open(paths[0], "a") as a, Shard.open(paths[1], "a") as b:
+        parts = [ImageSamples(a), ImageSamples(b)]
+        assert set(parts[0].patient) == set(parts[1].patient)
+        units = [len(Units.of(samples, "patient", 4).rows) for samples in (PooledSamples(parts), *parts)]
+        assert units[0] == units[1] + units[2]
+
+
+def test_scores_of_an_image_do_not_depend_on_the_others(tmp_path: Path) -> None:
+    """Bit for bit: an aggregator may put an edge of its counts between two roundings of all scores."""
+    torch.manual_seed(0)
+    model = build_model(config(), Task(("no", "yes"), (1, 32, 32)))
+    with Shard.open(shard_file(tmp_path), "a") as shard:
+        samples = ImageSamples(shard)
+        together = predict(model, samples, "train", BENCH, alone=True)
+        for count in (1, 2, 3, 5, 8):
+            some = Some(samples, samples.indices("train")[-count:])
+            few = predict(model, some, "train", BENCH, alone=True)
+            np.testing.assert_array_equal(few.logits, together.logits[-count:])
 
 
 def test_mirrored_images_are_the_image_or_its_mirror() -> None:
