@@ -137,6 +137,9 @@ def _add_audit(audit: argparse.ArgumentParser) -> None:
     audit.add_argument("--site", metavar="NAME", help="default: the config's first")
     audit.add_argument("--quick", action="store_true", help="fewer trials, shorter training: about a minute")
     audit.add_argument("--seed", type=int, default=0, help="of coins and searches; noise is the system's")
+    audit.add_argument(
+        "--no-real-patients", action="store_true", help="canaries alone; default: also patients, at the site's expense"
+    )
     audit.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/audit, pictures in RUN/sites/NAME/audit")
     audit.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     audit.set_defaults(verb=_audit)
@@ -344,5 +347,6 @@ def _audit(options: argparse.Namespace) -> int:
         seed=options.seed,
         out=options.out,
         json=options.json,
+        real_patients=not options.no_real_patients,
     )
     return audit(asked)

@@ -22,6 +22,7 @@ Kind = Literal["claim", "control", "shown"]
 WITH_DP = "with DP"
 EPSILON = "epsilon >="
 ATTEMPTS = 4
+KEPT = "(kept in the site's folder)"
 CELL_NAMES = ("attack", "setting", "measured", "limit", "verdict")
 
 
@@ -38,6 +39,7 @@ class Finding:
         limit: the claim, ceiling or criterion, which `limit_name` says.
         kind: a "claim" holds if `proven` is not above the limit, a "control" is caught if it is; "shown" is not judged.
         details: more numbers for audit.json.
+        unnoised: whether it was measured on patients without noise, or beside their images: no epsilon bounds it.
     """
 
     attack: str
@@ -49,6 +51,7 @@ class Finding:
     limit_name: str
     kind: Kind
     details: Mapping[str, Any] = field(default_factory=dict)
+    unnoised: bool = False
 
     @property
     def passed(self) -> bool:
@@ -98,6 +101,10 @@ class Result(Protocol):
         """Whether it is judged, and how."""
 
     @property
+    def unnoised(self) -> bool:
+        """Whether no epsilon bounds what its figures tell about patients."""
+
+    @property
     def passed(self) -> bool:
         """Whether it is as it must be."""
 
@@ -126,6 +133,7 @@ class Law:
         least, most: the bounds: the law holds if the interval and the bounds have a point in common.
         kind: a "claim" must hold, a "control" must not.
         details: more numbers for audit.json.
+        unnoised: whether it was measured on patients without noise, or beside their images: no epsilon bounds it.
     """
 
     attack: str
@@ -138,6 +146,7 @@ class Law:
     most: float
     kind: Kind = "claim"
     details: Mapping[str, Any] = field(default_factory=dict)
+    unnoised: bool = False
 
     @property
     def within(self) -> bool:
@@ -182,6 +191,12 @@ class Law:
             key: None if isinstance(value, float) and math.isinf(value) else value for key, value in vars(self).items()
         }
         return {**plain, "details": dict(self.details), "verdict": self.verdict}
+
+
+def cells_to_tell(result: Result) -> tuple[str, ...]:
+    """The line of a result outside of the site's folder: without figures that no epsilon bounds."""
+    attack, setting, measured, limit, verdict = result.cells
+    return (attack, setting, *((KEPT, "") if result.unnoised else (measured, limit)), verdict)
 
 
 def worst(laws: list[Law]) -> Law:

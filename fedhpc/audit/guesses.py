@@ -1,7 +1,7 @@
 """A reconstruction and what it is worth; three of them make a row of the contact sheet."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,4 +58,5 @@ class Row:
 
     def _finding(self, setting: str, guess: Guess, kind: Kind) -> Finding:
         value, limit_name, details = guess.value, "recognisable from", {**guess.details, **self.details}
-        return Finding(self.attack, setting, self.quantity, value, value, self.limit, limit_name, kind, details)
+        found = Finding(self.attack, setting, self.quantity, value, value, self.limit, limit_name, kind, details)
+        return replace(found, unnoised=True)

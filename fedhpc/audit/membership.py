@@ -128,7 +128,7 @@ def real_training(subject: Subject, count: int, seed: int) -> Iterator[Finding]:
     """One round of the run's network on the site's patients and `count` more units, canaries, as the config trains it.
 
     A round has a small epsilon, so the bound is near 0; without noise the same canaries must stand out of what left.
-    All entries are sent: what top-k keeps back in one round goes out in a later one.
+    All entries are sent: what top-k keeps back in one round goes out in a later one. Attempts with noise are charged.
     """
     config = changed(subject.config, privacy={"noise_seed": None})
     canaries = _with_canaries(subject, count)
@@ -138,6 +138,7 @@ def real_training(subject: Subject, count: int, seed: int) -> Iterator[Finding]:
     def attempt(number: int) -> Finding:
         included = coins(seed, count, REAL_TRAINING, number)
         samples = CanarySamples(included, subject.samples)
+        subject.charges.pay(subject.plan)
         with hospital_with(subject, config, model, samples, subject.weight) as (hospital, _):
             update = released(hospital, start, subject.round, WORST_CASE)
             claim = (ledger_epsilon(hospital), config.privacy.delta)
@@ -149,7 +150,8 @@ def real_training(subject: Subject, count: int, seed: int) -> Iterator[Finding]:
     samples, quiet = CanarySamples(included, subject.samples), replace(subject.plan, noise_multiplier=0.0)
     site = AuditedSite(subject.site, subject.index, model, samples, config, quiet, subject.weight, subject.bench)
     scores = Scores(canaries.scores(released(site, start, subject.round, WORST_CASE)), included)
-    yield epsilon_finding(REAL_TRAINING, NO_NOISE, scores, (sound.limit, config.privacy.delta))
+    unnoised = epsilon_finding(REAL_TRAINING, NO_NOISE, scores, (sound.limit, config.privacy.delta))
+    yield replace(unnoised, unnoised=True)
 
 
 def _with_canaries(subject: Subject, count: int) -> Canaries:
@@ -175,7 +177,7 @@ def released_model(subject: Subject) -> list[Finding]:
     values = np.concatenate([-loss for loss in losses.values()])
     included = np.repeat([True, False, False], [len(loss) for loss in losses.values()])
     limits = ceilings(history_of(subject.plan, subject.rounds_done), subject.plan.mechanism)
-    return membership_findings(RELEASED, Scores(values, included), limits)
+    return [replace(one, unnoised=True) for one in membership_findings(RELEASED, Scores(values, included), limits)]
 
 
 def _loss_by_patient(subject: Subject, split: str) -> F64:

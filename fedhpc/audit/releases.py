@@ -59,7 +59,12 @@ def _plans(plan: PrivacyPlan) -> dict[str, PrivacyPlan | None]:
 
 
 def real_releases(subject: Subject) -> dict[str, F32]:
-    """What leaves the door after one round as the config has it, in each of SETTINGS, from the released parameters."""
+    """What leaves the door after one round as the config has it, in each of SETTINGS, from the released parameters.
+
+    Raises:
+        PrivacyError: the site ledger refuses the round with noise.
+    """
+    subject.charges.pay(subject.plan)
     config = changed(subject.config, privacy={"noise_seed": None})
     found = {}
     for setting, plan in _plans(subject.plan).items():

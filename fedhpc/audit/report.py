@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from fedhpc.audit.bounds import CEILING_CONFIDENCE, CONFIDENCE
-from fedhpc.audit.findings import CELL_NAMES, Result
+from fedhpc.audit.findings import CELL_NAMES, Result, cells_to_tell
 from fedhpc.audit.guesses import Row
 from fedhpc.audit.pictures import Strip, contact_sheet
 from fedhpc.audit.releases import SETTINGS
@@ -58,9 +58,9 @@ privacy, which is luck and no guarantee: the first two rows show what an update 
 
 
 def terminal_table(findings: Sequence[Result]) -> str:
-    """One line a finding, and what the signs mean."""
+    """One line a finding, and what the signs mean; no figure that was measured on patients without noise."""
     legend = f"epsilon >=: a lower bound with {CONFIDENCE:.0%} confidence. -: shown, not judged."
-    return f"{table([CELL_NAMES, *(finding.cells for finding in findings)])}\n\n{legend}"
+    return f"{table([CELL_NAMES, *(map(cells_to_tell, findings))])}\n\n{legend}"
 
 
 def as_json(subject: Subject, findings: Sequence[Result], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,10 +111,17 @@ PUBLIC_RESULT_KEYS = ("attack", "setting", "kind", "verdict")
 
 
 def public_part(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What may lie outside of the site's folder: claims and verdicts, no figure that was measured on patients."""
+    """What may lie outside of the site's folder: claims and verdicts, no figure that was measured."""
     results = [{key: finding[key] for key in PUBLIC_RESULT_KEYS} for finding in content["findings"]]
     kept = {key: content[key] for key in (*PUBLIC_KEYS, "config_digest", "git")}
     return {**kept, "findings": results}
+
+
+def told_part(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--json` prints: all but the figures that were measured on patients without noise."""
+    found = content["findings"]
+    told = [{key: one[key] for key in PUBLIC_RESULT_KEYS} if one["unnoised"] else one for one in found]
+    return {**content, "findings": told}
 
 
 def inversion_sheet(rows: Sequence[Row]) -> Image.Image:
@@ -184,7 +191,7 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole, or not at all; make its folder."""
+def write_bytes(path: Path, content: bytes, *, mode: int = files.PRIVATE) -> None:
+    """Write a file whole, or not at all; make its folder. Its owner alone may read it unless `mode` says otherwise."""
     files.make_folder(path.parent)
-    files.write_bytes(path, content)
+    files.write_bytes(path, content, mode=mode)

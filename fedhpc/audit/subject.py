@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from fedhpc.audit.charges import PatientCharges
 from fedhpc.backbones import Backbone
 from fedhpc.checkpoint import load_state, saved_rounds
 from fedhpc.config import RunConfig
@@ -80,6 +81,7 @@ class Subject:
         rounds_done: how many rounds made them.
         plan: the noise that the run claims.
         bench: where to compute.
+        charges: what trainings with noise on all of its patients are charged to.
     """
 
     config: RunConfig
@@ -94,6 +96,7 @@ class Subject:
     rounds_done: int
     plan: PrivacyPlan
     bench: Bench
+    charges: PatientCharges
 
     @property
     def frozen(self) -> bool:
@@ -143,6 +146,7 @@ def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
             rounds_done=rounds_done,
             plan=plan_privacy(config),
             bench=bench,
+            charges=PatientCharges(config, shard),
         )
 
 

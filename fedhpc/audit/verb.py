@@ -14,15 +14,27 @@ from tqdm import tqdm
 from fedhpc.audit.bounds import auditing
 from fedhpc.audit.controls import Trials, one_step, sampling, two_sites
 from fedhpc.audit.door import changed
-from fedhpc.audit.findings import WITH_DP, Finding, Result
+from fedhpc.audit.findings import WITH_DP, Finding, Result, cells_to_tell
 from fedhpc.audit.guesses import Row
 from fedhpc.audit.inversion import Effort, rows
-from fedhpc.audit.laws import judged
+from fedhpc.audit.laws import judged, laws_of
 from fedhpc.audit.membership import WholeRun, real_training, released_model, whole_run
-from fedhpc.audit.report import as_json, inversion_sheet, page, png, public_part, terminal_table, write_bytes
+from fedhpc.audit.observation import Claim
+from fedhpc.audit.report import (
+    as_json,
+    inversion_sheet,
+    page,
+    png,
+    public_part,
+    terminal_table,
+    told_part,
+    write_bytes,
+)
 from fedhpc.audit.subject import Subject, Target, find_target, open_subject
 from fedhpc.config import RunConfig
+from fedhpc.console import wrapped
 from fedhpc.rundir import RunDirectory
+from fedhpc.util.files import READABLE
 
 PASSED, FAILED = 0, 1
 T = TypeVar("T")
@@ -30,7 +42,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for: a run directory or a config (with overrides), a site, how much, and where to write."""
+    """What the user asked for: a run directory or a config (with overrides), a site, how much, and where to write.
+
+    `real_patients`: whether the site's patients are trained on, which is charged, or canaries alone.
+    """
 
     path: Path
     overrides: list[str]
@@ -39,6 +54,7 @@ class Options:
     seed: int
     out: Path | None
     json: bool
+    real_patients: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,16 +95,25 @@ def audit(options: Options) -> int:
 
     Raises:
         InputError: nothing that can be audited, or a library that is missing.
+        PrivacyError: the site ledger does not allow the trainings on the site's patients.
     """
     auditing()
     target = find_target(options.path, options.overrides)
     plan = plan_of(options.quick, options.seed, target.config.training.rounds)
     start = time.monotonic()
     with open_subject(target, options.site) as subject:
-        results, pictures = _attack(subject, plan, options.quick)
-        settings = {**asdict(plan), "quick": options.quick, "seconds": round(time.monotonic() - start, 1)}
+        results, pictures = _attack(subject, plan, options)
+        settings = {
+            **asdict(plan),
+            "quick": options.quick,
+            "real_patients": options.real_patients,
+            "charged_rounds": subject.charges.rounds,
+            "seconds": round(time.monotonic() - start, 1),
+        }
         content = as_json(subject, results, settings)
         _write(target, options, (content, results, pictures))
+        if not options.json:
+            print(f"\n{wrapped(_conclusion(subject, options.real_patients))}\n\n{content['verdict']}")
     return PASSED if content["passed"] else FAILED
 
 
@@ -100,26 +125,35 @@ def shortened(subject: Subject) -> Subject:
     return replace(subject, config=config, plan=plan)
 
 
-def _attack(subject: Subject, plan: Plan, quick: bool) -> tuple[list[Result], list[Row]]:
+def _attack(subject: Subject, plan: Plan, options: Options) -> tuple[list[Result], list[Row]]:
     """Pictures first; then the laws; then what adversaries make of it. No site's update is seen with trust=sites."""
+    quick, real = options.quick, options.real_patients
     trained = shortened(subject) if quick else subject
     # tqdm draws nothing where no person looks (disable=None), nor on a terminal that does not tell its size.
     size = shutil.get_terminal_size()
     shape = {"ncols": min(100, size.columns), "nrows": size.lines}
+    seen = subject.config.privacy.trust == "aggregator"
+    if seen and real:
+        subject.charges.check(trained.plan)
     with tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False, file=sys.stderr, **shape) as bar:
-        seen = subject.config.privacy.trust == "aggregator"
-        pictures = list(_told(bar, "inversion", rows(trained, plan.effort))) if seen else []
+        pictures = list(_told(bar, "inversion", rows(trained, plan.effort))) if seen and real else []
         results: list[Result] = [finding for row in pictures for finding in row.findings()]
-        results += _told(bar, "laws", judged(subject, plan.effort.seed, quick))
+        results += _told(bar, "laws", _laws(subject, plan.effort.seed, options))
         if seen:
             results += _told(bar, "one step", one_step(subject, plan.trials))
             results += _told(bar, "two sites", two_sites(subject, plan.pairs))
             results += _told(bar, "one round", sampling(trained, plan.rounds))
             rounds = _counted(bar, plan.whole_run)
             results += whole_run(trained, plan.whole_run, lambda: next(rounds, None))
+        if seen and real:
             results += _told(bar, "real training", real_training(trained, plan.real_canaries, plan.effort.seed))
-        results += released_model(subject)
+        results += released_model(subject) if real else []
     return [*results, noise_source(subject.config)], pictures
+
+
+def _laws(subject: Subject, seed: int, options: Options) -> Iterator[Result]:
+    real = options.real_patients
+    return judged(subject, seed, options.quick) if real else laws_of(Claim.of(subject, seed), options.quick)
 
 
 def _told(bar: Any, name: str, parts: Iterable[T]) -> Iterator[T]:
@@ -152,20 +186,32 @@ def _write(target: Target, options: Options, made: tuple[dict[str, Any], list[Re
     sheet = inversion_sheet(pictures) if pictures else None
     write_bytes(private / "audit.json", as_text(content))
     write_bytes(private / "audit.html", page(content, results, sheet).encode())
-    write_bytes(outside / f"{site}.json", as_text(public_part(content)))
+    write_bytes(outside / f"{site}.json", as_text(public_part(content)), mode=READABLE)
     if sheet is not None:
         write_bytes(private / "inversion.png", png(sheet))
     for result in results:
         if not result.passed:
-            said = f"{result.attack}, {result.setting}: {result.verdict}; {result.cells[2]}, {result.cells[3]}"
+            attack, setting, *figures, verdict = cells_to_tell(result)
+            said = f"{attack}, {setting}: {verdict}; {', '.join(filter(None, figures))}"
             print(f"error: audit: {said}", file=sys.stderr)
     if options.json:
-        print(json.dumps(content, allow_nan=False))
+        print(json.dumps(told_part(content), allow_nan=False))
         return
     print(terminal_table(results))
     print(f"\nprivate, figures and pictures of patients: {private}/audit.json, audit.html, inversion.png")
     print(f"verdicts alone, may leave the site: {outside / f'{site}.json'}")
-    print(f"\n{content['verdict']}")
+
+
+def _conclusion(subject: Subject, real_patients: bool) -> str:
+    """What the audit cost the site's patients, and what it kept back."""
+    if not real_patients:
+        return "canaries alone: no patient was trained on, nothing was charged"
+    kept = "figures measured on patients without noise are in the site's folder only: no epsilon bounds them"
+    rounds = subject.charges.rounds
+    if not rounds:
+        return f"no patient was trained on with noise, nothing was charged; {kept}"
+    folder = subject.charges.account.ledger.folder
+    return f"charged to the site ledger {folder}: {rounds} rounds of training on its patients\n{kept}"
 
 
 def as_text(content: dict[str, Any]) -> bytes:

@@ -2,7 +2,9 @@
 
 import html
 import json
+import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,25 @@ import yaml
 from PIL import Image
 
 from fedhpc.audit import verb
+from fedhpc.audit.charges import MOST_ROUNDS, PatientCharges
 from fedhpc.audit.controls import Trials
+from fedhpc.audit.findings import WITH_DP
 from fedhpc.audit.guesses import Row
 from fedhpc.audit.inversion import Effort, linear_row
 from fedhpc.audit.ledger_laws import accountant_laws
 from fedhpc.audit.membership import WholeRun
 from fedhpc.audit.observation import Claim
+from fedhpc.audit.report import PUBLIC_RESULT_KEYS, told_part
 from fedhpc.audit.subject import Subject, Target, find_target, open_subject
 from fedhpc.checkpoint import save_state
 from fedhpc.config import RunConfig
-from fedhpc.errors import InputError
+from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models import to_vector
+from fedhpc.privacy.places import VARIABLE
+from fedhpc.privacy.site_ledger import SiteLedger, Terms
+from fedhpc.privacy.spending import Limit, Spending
 from fedhpc.rundir import RunDirectory
+from fedhpc.sweep.budget import no_set
 
 
 def options(path: Path, **changes: Any) -> verb.Options:
@@ -49,7 +58,15 @@ def test_quick_audit_of_a_config(run_python: Callable[..., Any], config_file: Pa
     done = run_python(["audit", config_file, "--quick", "--out", tmp_path, "--json"], timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
-    assert told == json.loads((tmp_path / "sites" / "site1" / "audit.json").read_text(encoding="utf-8"))
+    kept = json.loads((tmp_path / "sites" / "site1" / "audit.json").read_text(encoding="utf-8"))
+    assert told == told_part(kept) and {key: told[key] for key in told if key != "findings"}.items() <= kept.items()
+    unnoised = {(one["attack"], one["setting"]) for one in kept["findings"] if one["unnoised"]}
+    attacks = {attack for attack, _ in unnoised}
+    assert {"inversion, linear layer", "inversion, real round", "real patients", "canaries, real training"} <= attacks
+    assert ("canaries, real training", WITH_DP) not in unnoised
+    figures = {len(one) for one in told["findings"] if (one["attack"], one["setting"]) in unnoised}
+    assert figures == {len(PUBLIC_RESULT_KEYS)}
+    assert 2 <= told["settings"]["charged_rounds"] <= MOST_ROUNDS
     assert list(told)[:2] == ["verdict", "passed"] and told["verdict"].startswith("Verdict: passed.")
     assert told["passed"] and told["site"] == "site1" and told["rounds_done"] == 0
     verdicts = {finding["verdict"] for finding in told["findings"]}
@@ -82,12 +99,75 @@ def test_a_control_that_is_not_caught_is_told_and_ends_with_1(
     told = json.loads((run / "sites" / "site1" / "audit" / "audit.json").read_text(encoding="utf-8"))
     assert told["rounds_done"] == 2 and not told["passed"]
     assert "released model's loss" in {finding["attack"] for finding in told["findings"]}
-    assert (run / "sites" / "site1" / "audit" / "inversion.png").exists()
+    private = sorted((run / "sites" / "site1" / "audit").iterdir())
+    assert [path.name for path in private] == ["audit.html", "audit.json", "inversion.png"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
+    assert "released model's loss       with DP             (kept in the site's folder)" in out
     outside = json.loads((run / "audit" / "site1.json").read_text(encoding="utf-8"))
     assert [path.name for path in (run / "audit").iterdir()] == ["site1.json"]
     assert {tuple(finding) for finding in outside["findings"]} == {("attack", "setting", "kind", "verdict")}
     assert "settings" not in outside and "measured" not in str(outside)
     assert not (run / "sites" / "site1" / "ledger.jsonl").exists()
+
+
+@pytest.fixture
+def site_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], SiteLedger]:
+    """Make the hospital's account with a cap."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "account"))
+    return lambda cap: SiteLedger.create(tmp_path / "account", Terms("patient", cap=cap, initialised=True))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_training_of_patients_is_charged_to_the_account(
+    config_file: Path, tmp_path: Path, site_ledger: Callable[[float], SiteLedger], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every audit anew: the noise is drawn anew, too."""
+    ledger, spent = site_ledger(100.0), [0.0]
+    for count in (1, 2):
+        verb.audit(options(config_file, out=tmp_path / "out"))
+        ledger.refresh()
+        entries = ledger.entries("charge")
+        assert len({entry["ledger"] for entry in entries}) == count
+        assert {(entry["run"], entry["site"], entry["population"]) for entry in entries} == {
+            ("audit of audited", "site1", "train")
+        }
+        spent.append(ledger.groups()[0].epsilon)
+        assert "charged to the site ledger" in capsys.readouterr().out
+    assert spent[0] < spent[1] < spent[2]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_audit_past_the_cap_is_refused_but_for_canaries(
+    config_file: Path, tmp_path: Path, site_ledger: Callable[[float], SiteLedger], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = site_ledger(0.01)
+    with pytest.raises(PrivacyError, match=r"would pass its cap, epsilon 0\.01 .*--no-real-patients"):
+        verb.audit(options(config_file, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    verb.audit(options(config_file, out=tmp_path / "out", real_patients=False))
+    assert "canaries alone: no patient was trained on" in capsys.readouterr().out
+    told = json.loads((tmp_path / "out" / "sites" / "site1" / "audit.json").read_text(encoding="utf-8"))
+    assert not any(finding["unnoised"] for finding in told["findings"])
+    assert not (tmp_path / "out" / "sites" / "site1" / "inversion.png").exists()
+    ledger.refresh()
+    assert not ledger.entries("charge")
+
+
+def test_rounds_that_an_audit_needs_are_judged_and_paid_together(
+    subject: Subject, site_ledger: Callable[[float], SiteLedger]
+) -> None:
+    """Who may begin may end: what is judged first is what all rounds cost."""
+    plan = subject.plan
+    whole = [replace(plan.charge(round), unit="patient") for round in range(MOST_ROUNDS)]
+    ledger = site_ledger(Spending((), no_set).largest_with([whole, []], Limit(None, None, 1e-5)) * (1 + 1e-9))
+    charges = PatientCharges(subject.config, subject.shard)
+    charges.check(plan)
+    for _ in range(MOST_ROUNDS):
+        charges.pay(plan)
+    ledger.refresh()
+    assert len(ledger.entries("charge")) == charges.rounds == MOST_ROUNDS
+    with pytest.raises(PrivacyError, match="would pass its cap"):
+        charges.pay(plan)
 
 
 def test_a_public_noise_seed_is_a_violation(audited_config: RunConfig) -> None:
