@@ -93,11 +93,11 @@ class Work:
 def hospital_at_work(work: Work, on_step: OnStep) -> Iterator[Hospital]:
     """The product's own hospital, with ledgers to throw away: what it trains here is not released.
 
-    Nothing that an audit trains leaves the hospital, so no patient pays for it: the ledgers beside the shards, too, are
-    those of an empty folder.
+    Trainings whose results are told are charged to the site's own account by `fedhpc.audit.charges`.
     """
     with tempfile.TemporaryDirectory(prefix="fedhpc-audit-") as scratch:
-        config = changed(work.config, data={"shards": f"{scratch}/{{site}}.h5"})
+        # No target: rounds without noise, or more of them than the run has, pass any. What they cost is written down.
+        config = changed(work.config, data={"shards": f"{scratch}/{{site}}.h5"}, privacy={"epsilon": None})
         place = Workplace(config, work.model, work.bench, work.plan, on_step)
         hospital = Hospital(work.site, work.index, work.weight, work.samples, place)
         hospital.keep_ledger(Path(scratch) / "ledger.jsonl", "audit")
