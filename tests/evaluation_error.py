@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fedhpc.evaluate import samples_of
-from fedhpc.evaluation import EDGES, Answer, Law, Thresholds, curves_of, interval_of, macro, metrics_of
+from fedhpc.evaluation.curves import EDGES, Answer, Law, Thresholds, curves_of, interval_of, macro, metrics_of
 from fedhpc.metrics import Predictions, auc, f1_thresholds, metrics, score_histogram
 from fedhpc.models import load_model
 from fedhpc.privacy.evaluation_plan import plan_evaluation

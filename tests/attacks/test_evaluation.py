@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhpc.evaluation import EDGES, Law, Thresholds, curves_of
+from fedhpc.evaluation.curves import EDGES, Law, Thresholds, curves_of
 from fedhpc.metrics import BINS, Predictions, auc, bootstrap_histograms, one_vs_rest, score_histogram
 from fedhpc.privacy.laplace import laplace_integers
 from fedhpc.privacy.noise import KeyStream

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedhpc.config import RunConfig
 from fedhpc.errors import PayloadError
-from fedhpc.evaluation import read_counts, read_influence
+from fedhpc.evaluation.exact import read_counts, read_influence
 from fedhpc.exchange.messages import of_each, parsed, said
 from fedhpc.exchange.update import ArraySpec, pack_arrays, unpack_arrays
 from fedhpc.launch import read_model

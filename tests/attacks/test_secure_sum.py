@@ -17,7 +17,7 @@ from fedhpc import pki
 from fedhpc.config import RunConfig
 from fedhpc.config_file import load_config
 from fedhpc.errors import PayloadError
-from fedhpc.evaluation import sum_terms
+from fedhpc.evaluation.questions import sum_terms
 from fedhpc.exchange import shamir
 from fedhpc.exchange.masks import PublicKeys, SumTerms, X25519PrivateKey, expand, pair_mask
 from fedhpc.exchange.secure_sum import ADVERTISED_BYTES, MaskedSite, SumOffice

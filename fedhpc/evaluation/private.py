@@ -1,0 +1,102 @@
+"""With privacy: validation release, thresholds, test release, metrics; each is charged before its noise is drawn."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedhpc.config import RunConfig
+from fedhpc.evaluation.answers import tasks_of
+from fedhpc.evaluation.curves import (
+    Answer,
+    Law,
+    Thresholds,
+    curves_of,
+    cut_count,
+    interval_of,
+    law_of,
+    macro,
+    metrics_of,
+)
+from fedhpc.evaluation.questions import ask, first_question, question_from_rank_0
+from fedhpc.exchange.update import F32
+from fedhpc.metrics import BINS, I64, Metrics, bin_of
+from fedhpc.privacy.evaluation_plan import plan_evaluation
+from fedhpc.records import Measured
+from fedhpc.session import Session
+from fedhpc.site.release import Question
+
+SPENT = "evaluation.epsilon is spent: this split was released before for another model or question"
+TOO_FEW = "too few patients of a class beside the noise of evaluation.epsilon"
+SUM_ONLY = "privacy.trust=sites: only the sum over the sites is seen"
+POOLED_ONLY = "mode=centralised: the pooled patients are released as one site"
+
+
+def measure_privately(session: Session, params: F32, stage: int) -> Measured | None:
+    """One final model: validation release, thresholds, test release, metrics; at rank 0."""
+    config, plan = session.config, plan_evaluation(session.config)
+    if plan is None:
+        raise ValueError("evaluation.epsilon=null")
+    law = law_of(config, plan, tasks_of(session), stage)
+    val = ask(session, lambda _: params, first_question(session, stage), None)
+    curves = None if val is None else curves_of(law, val.total[None], law.noises)
+    question, thresholds = None, None
+    if val is not None and curves is not None:
+        thresholds = [Thresholds.of(curve, edges) for curve, edges in zip(curves, val.question.edges, strict=True)]
+        count = cut_count(law, curves)
+        question = Question(stage=stage, split="test", groups=2, edges=tuple(one.cuts(count) for one in thresholds))
+    asked = question_from_rank_0(session, question)
+    test = None if asked is None else ask(session, lambda _: params, asked, None)
+    if session.transport.rank:
+        return None
+    if val is None:
+        return unmeasured(config, SPENT)
+    if curves is None or thresholds is None:
+        return unmeasured(config, TOO_FEW)
+    specificity = config.evaluation.specificity
+    known = Measured(
+        overall=Metrics(None, None, None, macro([one.sensitivity_early(specificity) for one in curves]), 0),
+        auc_val=macro([curve.auc for curve in curves]),
+        per_site=dict.fromkeys(config.site_names, Metrics(None, None, None, None, 0)),
+        thresholds=np.array([bin_of(float(one.score(np.array([one.f1]))[0])) for one in thresholds]),
+    )
+    if test is None:
+        return replace(known, reasons={"auc": SPENT})
+    return _with_test(known, test, (law, thresholds, config))
+
+
+def unmeasured(config: RunConfig, reason: str) -> Measured:
+    """No metrics, and why; the threshold of F1 is then at even odds."""
+    nothing = Metrics(None, None, None, None, 0)
+    even = np.array([BINS // 2])
+    return Measured(nothing, None, dict.fromkeys(config.site_names, nothing), even, None, {"auc": reason})
+
+
+def _with_test(known: Measured, test: Answer, by: tuple[Law, Sequence[Thresholds], RunConfig]) -> Measured:
+    law, thresholds, config = by
+    overall = metrics_of(law, test.question, (test.total, law.noises), (thresholds, config))
+    if overall is None:
+        return replace(known, reasons={"auc": TOO_FEW})
+    early = known.overall.sensitivity_early
+    reasons = {"sensitivity_early": "measured on the validation patients"}
+    if not test.by_site:
+        reasons["per_site"] = SUM_ONLY if config.privacy.trust == "sites" else POOLED_ONLY
+    per_site = dict(known.per_site)
+    for site, released in test.by_site.items():
+        alone = metrics_of(law, test.question, (released, 1.0), (thresholds, config))
+        per_site[site] = alone or per_site[site]
+        if alone is None:
+            reasons[f"per_site.{site}"] = TOO_FEW
+    return replace(
+        known,
+        overall=replace(overall, sensitivity_early=early),
+        per_site=per_site,
+        interval=interval_of(law, test, config),
+        reasons=reasons,
+    )
+
+
+def validation_auc(law: Law, released: I64, noises: float) -> float | None:
+    """Of one release of a validation split; None where a class has too few."""
+    curves = curves_of(law, released[None], noises)
+    return None if curves is None else macro([curve.auc for curve in curves])
