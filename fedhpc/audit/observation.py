@@ -27,6 +27,7 @@ from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.samples import I64, Samples
 from fedhpc.site.training import Bench, OnStep
 
+NO_TARGET = 1e4
 MOMENTUM = 0.9
 """Of the observed steps: an optimiser with a memory, in which a gradient without noise could hide."""
 
@@ -97,7 +98,9 @@ def hospital_at_work(work: Work, on_step: OnStep) -> Iterator[Hospital]:
     """
     with tempfile.TemporaryDirectory(prefix="fedhpc-audit-") as scratch:
         # No target: rounds without noise, or more of them than the run has, pass any. What they cost is written down.
-        config = changed(work.config, data={"shards": f"{scratch}/{{site}}.h5"}, privacy={"epsilon": None})
+        # A secure sum must have one.
+        target = NO_TARGET if work.config.privacy.trust == "sites" else None
+        config = changed(work.config, data={"shards": f"{scratch}/{{site}}.h5"}, privacy={"epsilon": target})
         place = Workplace(config, work.model, work.bench, work.plan, on_step)
         hospital = Hospital(work.site, work.index, work.weight, work.samples, place)
         hospital.keep_ledger(Path(scratch) / "ledger.jsonl", "audit")
