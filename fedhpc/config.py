@@ -158,7 +158,8 @@ class Privacy(Section):
       that may use its own share to learn about the others counts as colluding, and so does the first hospital where
       the aggregator is colocated. With certificates (exchange.tls) it holds against an aggregator that departs from the
       protocol, else against one that keeps to it; `epsilon_if_unmasked` in header, summary and `run.py privacy` is what
-      a site's own share leaves if that fails. 2 x (sites - tolerated_dropouts) must be above sites + colluding_sites.
+      a site's own share leaves its training patients if that fails; of validation and test patients it leaves nothing
+      that could be promised. 2 x (sites - tolerated_dropouts) must be above sites + colluding_sites.
     """
 
     off: bool = Field(default=False, description="train without privacy; a config says it as `privacy: off`")
@@ -172,7 +173,9 @@ class Privacy(Section):
         description="the folder of the site ledger, {site} for the site's name; FEDHPC_SITE_LEDGER comes before it",
     )
     unit: Literal["patient", "image"] = "patient"
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    clip_norm: Annotated[float, Field(ge=1e-9, le=1e9)] = Field(
+        default=1.0, description="far below, the squares of gradients that must be clipped would be 0 in float32"
+    )
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
     max_images_per_patient: Annotated[int, Field(ge=1)] = 4
     max_physical_batch: Annotated[int, Field(ge=1)] = 128

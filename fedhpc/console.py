@@ -229,6 +229,8 @@ def _trust_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
     else:
         lines.append(f"protects from an aggregator that may send what it likes: {trust.why}")
     lines.append(f"if that fails: epsilon {trust.epsilon_if_unmasked:.2f}, by a site's own share of the noise alone")
+    if config.private_evaluation:
+        lines[-1] += ", for training patients; no bound for validation and test patients"
     return "\n" + "\n".join(lines)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from fedhpc.config import RunConfig
-from fedhpc.errors import PrivacyError
+from fedhpc.config import RunConfig, placed
+from fedhpc.errors import ConfigError, PrivacyError
 from fedhpc.privacy.hash_chain import REMEDY
 from fedhpc.privacy.ledger import SiteAccount
 
@@ -80,7 +80,7 @@ def check_recorded(config: RunConfig, accounts: Sequence[SiteAccount], recorded:
                     f"site ledger of {account.site}: lacks the line {one.head.partition(':')[2]} that the records of "
                     f"run {one.run} tell of: it was shortened, or an older copy was put back; {REMEDY}"
                 )
-            elsewhere = recorded_id != ledger.id and one.shards == config.data.shards
+            elsewhere = recorded_id != ledger.id and _same_shard(one, config)
             if elsewhere and not account.synthetic and recorded_id not in lost:
                 raise PrivacyError(
                     f"site ledger of {account.site}: run {one.run} on the same shards was charged to another site "
@@ -88,3 +88,12 @@ def check_recorded(config: RunConfig, accounts: Sequence[SiteAccount], recorded:
                     f"back; where it is lost for good, the hospital says so: `run.py budget grant DIR --accept-lost "
                     f"{recorded_id} --reason ...`"
                 )
+
+
+def _same_shard(recorded: Recorded, config: RunConfig) -> bool:
+    """Whether both mean one file for the site, however they spell it."""
+    try:
+        there = placed("data.shards", recorded.shards, recorded.site)
+    except ConfigError:  # of another node, whose variables are not set here
+        return recorded.shards == config.data.shards
+    return there.resolve() == config.data.shard_path(recorded.site).resolve()

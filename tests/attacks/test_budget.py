@@ -280,6 +280,9 @@ def test_ledger_made_anew_is_seen_by_the_records(hospital: Hospital) -> None:
     lost = SiteLedger(hospital.site_ledger).id
     shutil.rmtree(hospital.site_ledger)
     assert lost in refused(lambda: hospital.run("two"))
+    (hospital.folder / "link").symlink_to(hospital.folder / "data")
+    for spelling in ("data/../data", "link"):
+        assert lost in refused(lambda way=spelling: hospital.run("two", data=hospital.folder / way))
     SiteLedger(hospital.site_ledger).note("accept_lost", {"account": lost, "reason": "the disk is broken"})
     hospital.run("two")
 
