@@ -78,14 +78,16 @@ def write_starter(job: ImageImport) -> str:
         return f"{why}has nothing to train on\n{next_steps(job, None)}"
     path = job.folder / NAME
     kept = path.exists() and not _unedited(path)
+    written = []
     if not kept:
         with writing(job.folder, PHANTOMS * PHANTOM_SIZES[1] ** 2):
             if not counts.reference and not (job.folder / PHANTOMS_NAME).exists():
                 write_reference(job.folder / PHANTOMS_NAME, PHANTOMS, int(np.clip(job.size, *PHANTOM_SIZES)))
+                written.append(f"{shown(job.folder / PHANTOMS_NAME)}\n")
             temporary = path.with_name(f".{NAME}.tmp")
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(path)
-    note = f"{shown(path)} was edited and is kept as it is\n" if kept else f"{shown(path)}\n"
+    note = f"{shown(path)} was edited and is kept as it is\n" if kept else "".join([*written, f"{shown(path)}\n"])
     return note + next_steps(job, path)
 
 

@@ -146,6 +146,8 @@ def problems_of(error: ValidationError, root: type[Section] = RunConfig, tree: o
     """Return all that is wrong with a tree that should have been a `root`, a line each, with its place in a file."""
     by_key: dict[str, list[str]] = {}
     for item in error.errors():
+        if item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]:
+            continue  # only because its items are wrong, each of which has a line of its own
         key, text = _problem(dict(item), root)
         by_key.setdefault(key, []).append(text)
     lines = [f"{key}: {' or '.join(texts)}" if key else texts[0] for key, texts in by_key.items()]
@@ -195,6 +197,8 @@ def _plain_words(item: dict[str, Any]) -> str:
         site = item["loc"][:2] == ("data", "sites") and isinstance(item["input"], str)
         example = f", such as {{name: {reprlib.repr(item['input'])[1:-1]}, weight: 100}}" if site else ""
         return f"is a single value; it must be a mapping of keys{example}"
+    if item["type"] == "too_short":
+        return f"is empty; it must have at least {item['ctx']['min_length']} item"
     message = str(item["msg"])
     return message[0].lower() + message[1:]
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fedhpc.agreement import from_rank_0, together
+from fedhpc.console import wrapped
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Charge, bounds_of
 from fedhpc.session import Session
@@ -41,11 +42,12 @@ def _written(session: Session, before: int | None) -> None:
     config, directory = session.config, session.directory
     if before is not None:
         directory.archive(before)
-        session.console.say(
+        told = (
             f"continuing a finished run of {before} rounds to {config.training.rounds}: its result is kept as "
             f"summary-{before:04d}.json; learning rate and averaging are from now on those of "
             f"{config.training.rounds} rounds"
         )
+        session.console.say(wrapped(told))
     directory.write_config(config)
 
 

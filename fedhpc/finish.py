@@ -77,7 +77,7 @@ def finish(session: Session, models: Mapping[str, F32], records: Sequence[Mappin
     session.console.say(closing(_beside(session, summary)))
     for line in map(wrapped, evaluation_lines(config, summary)):
         session.console.say(line)
-    session.console.say(f"stopped: {stopped}. Results in {directory.path}")
+    session.console.say(wrapped(f"stopped: {stopped}. Results in {directory.path}"))
 
 
 def _per_site(

@@ -12,7 +12,7 @@ from fedhpc.agreement import from_rank_0, together
 from fedhpc.averaging import IterateAverage
 from fedhpc.baselines import train_separately
 from fedhpc.checkpoint import load_state, save_state, saved_rounds
-from fedhpc.console import header, round_line
+from fedhpc.console import header, round_line, wrapped
 from fedhpc.continuation import begin
 from fedhpc.door import wire_line
 from fedhpc.errors import InputError, PayloadError, in_round
@@ -81,7 +81,9 @@ def run(session: Session, stop_after: int | None) -> str:
     models, stopped = drive(session, resumed, progress)
     if stopped == "preempted":
         by = f" ({session.notice.by})" if session.notice.given else ""
-        session.console.say(f"stopped early{by} in {session.directory.path}; the same command goes on from here")
+        session.console.say(
+            wrapped(f"stopped early{by} in {session.directory.path}; the same command goes on from here")
+        )
         return stopped
     done = from_rank_0(session.transport, lambda: len(progress.records))
     numbers = _budget_numbers(session, done) if stopped == "budget" else ""
@@ -107,7 +109,7 @@ def _introduce(session: Session, first: int, lifetimes: Sequence[str]) -> None:
         return
     session.console.say(header(session.config, session.facts, _header_facts(session)))
     for line in lifetimes:
-        session.console.say(line)
+        session.console.say(wrapped(line))
     if first:
         session.console.say(f"resuming after round {first}")
     session.console.start_round(first, session.config.training.rounds, None)

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,9 @@ def load_model(path: Path) -> SavedModel:
     return SavedModel(network.eval(), backbone, config, task, thresholds)
 
 
-UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError)
+UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+UNREADABLE += (AssertionError, ImportError, MemoryError, struct.error, pickle.UnpicklingError)
+"""What torch's unpickler raises at bytes that are no model: its machine checks little of what it reads."""
 
 
 def _no_model(path: Path, error: Exception) -> InputError:

@@ -101,7 +101,7 @@ def test_a_trained_model_serves_as_backbone(tmp_path: Path) -> None:
     assert not any(p.requires_grad for p in backbone.parameters())
 
 
-@pytest.mark.parametrize("content", [b"", b"no model"])
+@pytest.mark.parametrize("content", [b"", b"no model", b"abc", b".", b"\x80\x02.", b"}h", b"PK\x03\x04"])
 def test_not_a_model(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.pt").write_bytes(content)
     with pytest.raises(InputError, match=r"model\.pt"):

@@ -360,3 +360,20 @@ def test_more_private_rounds_need_a_larger_epsilon(train: Here, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert summary["rounds"] == 4 and 8 < summary["epsilon"] <= float(allowed[1].partition("=")[2])
+
+
+def test_needed_epsilon_leaves_evaluation_out(train: Here, tmp_path: Path) -> None:
+    """The last charge of a finished run is an evaluation's: of other patients, of another mechanism."""
+    private = ("privacy.off=false", "privacy.sample_rate=0.25", "privacy.epsilon=30", "evaluation.epsilon=20")
+    run = tmp_path / "run"
+    done = train(run, *private, "training.rounds=1")
+    assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stdout.splitlines() if len(line) > 80 and " " in line.strip()]
+    charges = [json.loads(line) for line in (run / "sites" / "site1" / "ledger.jsonl").read_text().splitlines()[1:]]
+    assert charges[-1]["population"] == "evaluation"
+    more = train(run, *private, "training.rounds=2")
+    refused(more, r"site1 has spent epsilon (2\d|30)\.?\d* in 1 rounds; 1 more .* above privacy\.epsilon=30")
+    allowed = re.search(r"--set (privacy\.epsilon=[\d.]+)", more.stderr)
+    assert allowed is not None and float(allowed[1].partition("=")[2]) > 30
+    done = train(run, *private, "training.rounds=2", allowed[1])
+    assert done.returncode == 0, done.stderr

@@ -89,7 +89,11 @@ def test_privacy_must_be_named(tmp_path: Path) -> None:
 def test_site_without_keys_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(BASE.replace("[{name: a, weight: 9}]", "[site1]"))
-    with pytest.raises(ConfigError, match=r"must be a mapping of keys, such as \{name: site1, weight: 100\}"):
+    with pytest.raises(ConfigError, match=r"must be a mapping of keys, such as \{name: site1, weight: 100\}") as caught:
+        load_config(path)
+    assert "tuple" not in str(caught.value) and "1 problem(s)" in str(caught.value)
+    path.write_text(BASE.replace("[{name: a, weight: 9}]", "[]"))
+    with pytest.raises(ConfigError, match=r"data\.sites=\[\]: is empty; it must have at least 1 item"):
         load_config(path)
 
 

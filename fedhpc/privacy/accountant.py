@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedhpc.errors import PrivacyError
-from fedhpc.privacy.analytic_gaussian import composed_mu, exact_epsilon, exact_mu
+from fedhpc.privacy.analytic_gaussian import ROUNDING, composed_mu, exact_epsilon, exact_mu
 from fedhpc.privacy.skellam import epsilon_by_rdp
 
 Mechanism = Literal["gaussian", "skellam", "laplace"]
@@ -243,8 +243,9 @@ def calibrate_gaussian(epsilon: float, delta: float, sample_rate: float, steps: 
 
     if not 0 < epsilon < math.inf:
         raise PrivacyError(f"privacy.epsilon={epsilon}: is not a positive number. Set one, or write `privacy: off`")
-    # As if of full batches: that is always enough, and exact where batches are full.
-    enough = math.sqrt(steps) / exact_mu(epsilon, delta)
+    # As if of full batches: that is always enough, and exact where batches are full. A little more, so that no
+    # rounding of the charges' sum passes the target: it would cost the run its last round.
+    enough = math.sqrt(steps) / exact_mu(epsilon, delta) * (1 + ROUNDING)
     if sample_rate < 1 and enough > LEAST_NOISE:
         enough = _subsampled_noise(epsilon, spent, _guess(epsilon, delta, sample_rate, steps), enough)
     if not LEAST_NOISE <= enough <= MOST_NOISE:

@@ -520,7 +520,9 @@ def test_starter_config_without_a_reference(job: ImageImport, monkeypatch: pytes
     monkeypatch.setattr("data_prep.starter.judged", lambda *_: None)  # it takes seconds
     monkeypatch.setattr("data_prep.starter.PHANTOMS", 20)
     import_images(job)
-    assert f"run.py privacy {job.out}/train.yaml" in write_starter(job)
+    told = write_starter(job)
+    assert f"run.py privacy {job.out}/train.yaml" in told
+    assert told.splitlines()[:2] == [f"{job.out}/phantoms.h5", f"{job.out}/train.yaml"]  # every file that was written
     config = load_config(job.out / "train.yaml", [])
     assert (
         config.private and config.data.public_reference == f"{job.out}/phantoms.h5" and config.privacy.unit == "patient"

@@ -106,6 +106,17 @@ def test_calibration_meets_its_target_from_below(epsilon: float, rate: float, st
     assert epsilon * (1 - CALIBRATION_SLACK) <= spent <= epsilon
 
 
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 20.0, 50.0])
+@pytest.mark.parametrize("delta", [1e-3, 1e-5])
+def test_last_round_is_within_the_target(epsilon: float, delta: float) -> None:
+    """Full batches are calibrated for exactly: one unit in the last place above the target would cost a round."""
+    for rounds in (1, 2, 3, 5, 10, 20, 50):
+        for steps in (1, 3):
+            sigma = calibrate_gaussian(epsilon, delta, 1.0, rounds * steps)
+            spent = bounds_of([Charge(round, sigma, 1.0, steps) for round in range(rounds)], delta).epsilon
+            assert epsilon * (1 - 1e-6) <= spent <= epsilon, (rounds, steps)
+
+
 @pytest.mark.parametrize("mechanisms", [("skellam",), ("gaussian", "skellam")])
 def test_prv_does_not_speak_of_skellam_noise(mechanisms: tuple[Mechanism, ...]) -> None:
     charges = [Charge(round, 12.8, 1.0, 1, mechanism) for round, mechanism in enumerate(mechanisms)]
