@@ -123,8 +123,10 @@ def test_a_violated_claim_is_confirmed_and_a_control_gets_one_chance() -> None:
 
         return confirmed(attempt), len(asked)
 
-    assert [attempts("claim", *p)[0].passed for p in ((0.9, 2), (1.1, 0.9), (1.1, 1.2))] == [True, True, False]
-    assert [attempts("claim", *p)[1] for p in ((0.9, 2), (1.1, 0.9), (1.1, 1.2))] == [1, 2, 2]
+    told = [attempts("claim", *p) for p in ((0.9, 2), (1.1, 0.9), (1.1, 1.2, 1.3, 0.9), (1.4, 1.1, 1.2, 1.3))]
+    assert [found.passed for found, _ in told] == [True, True, True, False]
+    assert [asked for _, asked in told] == [1, 2, 4, 4]
+    assert told[-1][0].proven == 1.1
     found, asked = attempts("control", 0.9, 1.1)
     assert (found.verdict, asked) == ("NOT CAUGHT", 1)
 
