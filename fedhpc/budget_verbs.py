@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 DELTA = 1e-5
 SHOWN_GROUPS, SHOWN_RUNS = 10, 20
-NAME_WIDTH = 36
 
 
 def add_budget(budget: argparse.ArgumentParser) -> None:
@@ -146,7 +145,8 @@ def _finite(epsilon: float) -> float | None:
 
 def _text(facts: dict[str, Any]) -> str:
     """Within 80 columns, but for the folder's name and the reasons."""
-    from fedhpc.console import fixed, table
+    from fedhpc.console import fitted, fixed, table
+    from fedhpc.privacy_report import alone_cells
 
     unit = facts["unit"]
     cap = "no cap is set" if facts["cap"] is None else f"cap epsilon {facts['cap']:g}"
@@ -167,11 +167,11 @@ def _text(facts: dict[str, Any]) -> str:
     if more:
         rows.append((f"{sum(one['units'] for one in more):,}", f"below {rows[-1][1]}", ""))
     lines.append(table(rows) if facts["spent"] else "nothing was spent")
-    runs = [("run", "charges", "alone", "")]
+    runs = [("run", "charges", "training", "evaluation", "")]
     for one in facts["runs"][-SHOWN_RUNS:]:
         sole = "all of the cap" if one["ledger"] in facts["committed_to"] else ""
-        runs.append((one["run"][:NAME_WIDTH], str(one["charges"]), one["spent"], sole))
-    lines += ["", table(runs)] if facts["runs"] else []
+        runs.append((one["run"], str(one["charges"]), *alone_cells(one, unit), sole))
+    lines += ["", fitted(runs)] if facts["runs"] else []
     if len(facts["runs"]) > SHOWN_RUNS:
         lines.append(f"and {len(facts['runs']) - SHOWN_RUNS} earlier runs (--json has all)")
     if facts["without_privacy"]:

@@ -11,19 +11,27 @@ from typing import Any
 
 from fedhpc.config import RunConfig
 from fedhpc.config_file import load_config
-from fedhpc.console import fixed, table
+from fedhpc.console import fitted, fixed, table, wrapped
 from fedhpc.errors import InputError, PrivacyError
-from fedhpc.privacy.accountant import Bounds, Charge, bounds_of, total_of
+from fedhpc.privacy.accountant import Charge, bounds_of, total_of
+from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.privacy.places import Whose, site_ledger_folder
 from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked, plan_privacy
 from fedhpc.privacy.site_ledger import SiteLedger, charge_of, exists
+from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.privacy.verdict import Verdict, directions_of, verdict
+from fedhpc.records import data_digest, data_labels
 from fedhpc.rundir import RunDirectory
-from fedhpc.site.account import SYNTHETIC, found_ledger, identities_of, told
+from fedhpc.site.account import SYNTHETIC, folder_on_this_node, found_ledger, identities_of, told
 from fedhpc.site.shard import Shard
 
 SHOWN_ROUNDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+ROUND_COLUMNS = 8
+ALL_RUNS = (
+    "PRV, RDP: epsilon of the rounds of this run; evaluation: of what it releases of validation and test patients; all "
+    "runs: of the patient who has spent most, with this run and those before"
+)
 OTHER_ROUNDS, OTHER_RATES = (1, 20, 100), (0.05, 0.2, 1.0)
 
 
@@ -54,29 +62,66 @@ def report(targets: Sequence[Path], overrides: list[str]) -> Report:
 
 
 def report_configs(configs: Sequence[RunConfig]) -> Report:
-    """The plan of each config, and what they all would have spent together, as a sweep over them would."""
+    """The plan of each config, and what those on the same data would have spent together, as a sweep would."""
     parts = [_report_config(config) for config in configs]
-    facts: dict[str, Any] = {"configs": [part.facts for part in parts]}
+    if len(configs) == 1:
+        return parts[0]
+    together = [_together(data, mine) for data, mine in by_data(configs).items()]
+    accounts = _shared_accounts(configs) if len(together) > 1 else []
+    facts = {"configs": [part.facts for part in parts], "together": together, "shared_accounts": accounts}
     texts = [part.text for part in parts]
-    if len(configs) > 1:
-        sites = sorted({name for config in configs for name in config.site_names})
-        together = {site: _together(site, configs) for site in sites}
-        facts["together"] = together
-        texts.append(
-            "All of these runs on the same patients add up, with what was spent before:\n"
-            + "\n".join(f"  {site}: {text}" for site, text in together.items())
-        )
-    return Report(facts if len(configs) > 1 else parts[0].facts, "\n\n".join(texts))
+    for one in together:
+        head = f"On the same patients ({', '.join(one['configs'])}; {one['data']}), with what was spent before:"
+        texts.append("\n".join([wrapped(head), *(f"  {site}: {text}" for site, text in one["sites"].items())]))
+    for one in accounts:
+        line = f"{one['site_ledger']}: the account of all {len(configs)} configs: a patient who is in the data of each "
+        texts.append(wrapped(f"{line}would have spent {one['spent_after']}"))
+    return Report(facts, "\n\n".join(texts))
 
 
-def _together(site: str, configs: Sequence[RunConfig]) -> str:
-    mine = [config for config in configs if site in config.site_names]
-    plans = [planned_charges(config, plan_privacy(config)) for config in mine]
-    account = found_ledger(mine[0], site)
-    if account is None:
-        planned = [charge for plan in plans for charge in plan]
-        return total_of(planned, max(config.privacy.delta for config in mine)).text
-    return f"epsilon {told(account.largest_with(plans))} per {account.terms.unit}"
+def by_data(configs: Sequence[RunConfig]) -> dict[str, list[RunConfig]]:
+    """Configs on the same data together, under a name of that data: "site1" of other shards is another site."""
+    labels = data_labels(configs)
+    found: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        found.setdefault(labels.get(data_digest(config), config.data.shards), []).append(config)
+    return found
+
+
+def _together(data: str, configs: Sequence[RunConfig]) -> dict[str, Any]:
+    sites = sorted({name for config in configs for name in config.site_names})
+    spent = {site: _spent_after(configs[0], site, configs) for site in sites}
+    return {"data": data, "configs": [config.name for config in configs], "sites": spent}
+
+
+def _shared_accounts(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """Accounts that every config charges, though their data differ: folds, or new imports, of the same patients."""
+    folders: dict[Path, list[tuple[RunConfig, str]]] = {}
+    for config in configs:
+        for site in config.site_names:
+            folders.setdefault(folder_on_this_node(config, site).resolve(), []).append((config, site))
+    shared = [users for users in folders.values() if len({id(config) for config, _ in users}) == len(configs)]
+    return [
+        {
+            "site_ledger": str(folder_on_this_node(*users[0])),
+            "sites": sorted({site for _, site in users}),
+            "spent_after": _spent_after(*users[0], configs, moving=True),
+        }
+        for users in shared
+    ]
+
+
+def _spent_after(config: RunConfig, site: str, configs: Sequence[RunConfig], *, moving: bool = False) -> str:
+    """What the patient who has spent most would have spent after all `configs`, on the site ledger of a site.
+
+    `moving`: their data differ, so that a patient may be in another split in each.
+    """
+    plans = [charges_of_run(one, plan_privacy(one)) for one in configs]
+    account = found_ledger(config, site)
+    if account is not None:
+        return f"epsilon {told(account.largest_with(plans, moving=moving))} per {account.terms.unit}"
+    limit = Limit(None, None, min(one.privacy.delta for one in configs))
+    return f"epsilon {told(Spending((), no_set).largest_with(plans, limit, moving=moving))} per {config.privacy.unit}"
 
 
 def planned_charges(config: RunConfig, plan: PrivacyPlan, rounds: int | None = None) -> list[Charge]:
@@ -92,7 +137,7 @@ def _report_config(config: RunConfig) -> Report:
             f"config {config.name}: privacy: off: nothing is promised and nothing is charged. Set privacy.epsilon"
         )
     plan = plan_privacy(config)
-    whole = bounds_of(planned_charges(config, plan), p.delta)
+    whole = _whole(config, plan)
     facts = {
         "name": config.name,
         "epsilon_target": p.epsilon,
@@ -110,7 +155,7 @@ def _report_config(config: RunConfig) -> Report:
         "noise_per_signal": noise_per_signal(config, plan),
         "verdict": None if (found := judged(config, plan)) is None else found.text,
         "lifetime_epsilon": p.lifetime_epsilon,
-        "sites": [_site_facts(config, plan, site.name, whole) for site in config.data.sites],
+        "sites": [_site_facts(config, site.name, whole) for site in config.data.sites],
         "by_round": [_round_facts(config, plan, round) for round in _shown(config.training.rounds)],
         "other_rounds": [_other(config, {"training": {"rounds": n}}) for n in OTHER_ROUNDS],
         "other_sample_rates": [_other(config, {"privacy": {"sample_rate": q}}) for q in OTHER_RATES]
@@ -140,26 +185,30 @@ def judged(config: RunConfig, plan: PrivacyPlan) -> Verdict | None:
     return None if directions is None else verdict(noise_per_signal(config, plan), directions)
 
 
-def _site_facts(config: RunConfig, plan: PrivacyPlan, site: str, whole: Bounds) -> dict[str, Any]:
+def _site_facts(config: RunConfig, site: str, whole: Mapping[str, Any]) -> dict[str, Any]:
     weight = {s.name: s.weight or 0 for s in config.data.sites}[site]
-    planned, account = planned_charges(config, plan), found_ledger(config, site)
-    facts = {
-        "site": site,
-        "weight": weight,
-        "expected_batch": weight * plan.sample_rate,
-        "epsilon_prv": whole.prv,
-        "epsilon_rdp": whole.rdp,
-    }
+    account = found_ledger(config, site)
+    facts = {"site": site, "weight": weight, **whole, "spent_after": _spent_after(config, site, [config])}
+    facts["expected_batch"] = weight * facts.pop("sample_rate")
     if account is None:
-        after = total_of(planned, config.privacy.delta).text
-        return {**facts, "runs_before": 0, "spent_before": "nothing", "spent_after": after, "cap": None}
-    unit, before = account.terms.unit, account.largest_with(())
+        return {**facts, "runs_before": 0, "spent_before": "nothing", "cap": None}
     return {
         **facts,
         "runs_before": len({entry["ledger"] for entry in account.entries("charge")}),
-        "spent_before": f"epsilon {told(before)} per {unit}",
-        "spent_after": f"epsilon {told(account.largest_with([planned]))} per {unit}",
+        "spent_before": f"epsilon {told(account.largest_with(()))} per {account.terms.unit}",
         "cap": account.terms.cap,
+    }
+
+
+def _whole(config: RunConfig, plan: PrivacyPlan) -> dict[str, Any]:
+    """What the run costs by itself, which is the same at all sites."""
+    bounds, evaluation = bounds_of(planned_charges(config, plan), config.privacy.delta), plan_evaluation(config)
+    released = None if evaluation is None else bounds_of(evaluation.charges, config.privacy.delta).epsilon
+    return {
+        "sample_rate": plan.sample_rate,
+        "epsilon_prv": bounds.prv,
+        "epsilon_rdp": bounds.rdp,
+        "epsilon_evaluation": released,
     }
 
 
@@ -188,43 +237,54 @@ def _other(config: RunConfig, change: Mapping[str, Mapping[str, Any]]) -> dict[s
 
 
 def _config_text(facts: Mapping[str, Any]) -> str:
-    sites = [
-        ("site", "weight", "expected batch", "epsilon PRV", "epsilon RDP", "runs before", "with this run, for life")
-    ]
-    sites += [
-        (
-            s["site"],
-            str(s["weight"]),
-            f"{s['expected_batch']:.1f}",
-            fixed(s["epsilon_prv"]),
-            fixed(s["epsilon_rdp"]),
-            str(s["runs_before"]),
-            s["spent_after"],
-        )
-        for s in facts["sites"]
-    ]
-    rounds = [("after round", *(str(r["round"]) for r in facts["by_round"]))]
-    rounds += [("epsilon", *(fixed(r["epsilon"]) for r in facts["by_round"]))]
     cap = "not set" if facts["lifetime_epsilon"] is None else f"{facts['lifetime_epsilon']:g}"
+    head = [
+        f"{facts['name']}: epsilon {facts['epsilon_target']:g} at delta {facts['delta']:g} per {facts['unit']}, "
+        f"trust: {facts['trust']}",
+        f"{facts['mechanism']} noise multiplier {facts['noise_multiplier']:.3f}, clip norm {facts['clip_norm']:g}, "
+        f"sample rate {facts['sample_rate']:g}, {facts['rounds']} rounds of {facts['steps_per_round']} steps; "
+        f"privacy.lifetime_epsilon {cap}",
+        *_unmasked(facts),
+    ]
+    tail = [
+        f"verdict: {facts['verdict'] or 'not known before the backbone is built'}.",
+        "exchange.density changes what is sent, after the noise: it costs and saves no epsilon.",
+    ]
     return "\n".join(
         [
-            f"{facts['name']}: epsilon {facts['epsilon_target']:g} at delta {facts['delta']:g} per {facts['unit']}, "
-            f"trust: {facts['trust']}",
-            f"{facts['mechanism']} noise multiplier {facts['noise_multiplier']:.3f}, clip norm {facts['clip_norm']:g}, "
-            f"sample rate {facts['sample_rate']:g}, {facts['rounds']} rounds of {facts['steps_per_round']} steps; "
-            f"privacy.lifetime_epsilon {cap}",
-            *_unmasked(facts),
+            wrapped("\n".join(head)),
             "",
-            table(sites),
+            _sites_table(facts["sites"]),
+            wrapped(ALL_RUNS),
             "",
-            table(rounds),
+            *_rounds_tables(facts["by_round"]),
             "",
-            "The same target with one key set otherwise (noise over signal: smaller learns better):",
+            wrapped("The same target with one key set otherwise (noise over signal: smaller learns better):"),
             _others_table(facts),
-            f"verdict: {facts['verdict'] or 'not known before the backbone is built'}.",
-            "exchange.density changes what is sent, after the noise: it costs and saves no epsilon.",
+            wrapped("\n".join(tail)),
         ]
     )
+
+
+def _sites_table(sites: Sequence[Mapping[str, Any]]) -> str:
+    rows: list[tuple[str, ...]] = [("site", "weight", "batch", "PRV", "RDP", "evaluation", "runs before", "all runs")]
+    for s in sites:
+        epsilons = (fixed(s[key]) for key in ("epsilon_prv", "epsilon_rdp", "epsilon_evaluation"))
+        after = s["spent_after"].removeprefix("epsilon ")
+        rows.append(
+            (s["site"], str(s["weight"]), f"{s['expected_batch']:.1f}", *epsilons, str(s["runs_before"]), after)
+        )
+    return fitted(rows)
+
+
+def _rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """As many columns a table as a terminal shows."""
+    tables = []
+    for start in range(0, len(rounds), ROUND_COLUMNS):
+        shown = rounds[start : start + ROUND_COLUMNS]
+        epsilons = (fixed(one["epsilon"]) for one in shown)
+        tables.append(table([("after round", *(str(one["round"]) for one in shown)), ("epsilon", *epsilons)]))
+    return tables
 
 
 def _unmasked(facts: Mapping[str, Any]) -> list[str]:
@@ -267,7 +327,7 @@ def report_run(directory: RunDirectory) -> Report:
     notes = ["INSECURE: noise from a fixed seed; nothing is guaranteed"] if insecure else []
     head = f"{directory.path}: spent of epsilon {config.privacy.epsilon:g} at delta {delta:g} per {config.privacy.unit}"
     facts = {"run": str(directory.path), "delta": delta, "epsilon_target": config.privacy.epsilon, "sites": sites}
-    return Report(facts, "\n".join([head, *notes, table(rows)]))
+    return Report(facts, "\n".join([wrapped(head), *notes, fitted(rows)]))
 
 
 def _spent_facts(site: str, recorded: Sequence[Charge], delta: float) -> dict[str, Any]:
@@ -318,12 +378,29 @@ def report_shard(shard: Path) -> Report:
         "runs": runs,
     }
     cap = "no cap is set" if terms.cap is None else f"cap {terms.cap:g}"
-    head = (
+    head = wrapped(
         f"{shard}: of its patients the one who has spent most: epsilon {told(largest)} per {terms.unit} at delta "
         f"{terms.delta:g}, over all runs ({cap})\nsite ledger: {folder}"
     )
-    rows = [("run", "charges", "alone"), *((r["run"], str(r["charges"]), r["spent"]) for r in runs)]
-    return Report(facts, f"{head}\n{table(rows)}")
+    return Report(facts, f"{head}\n{runs_table(runs, terms.unit)}")
+
+
+def runs_table(runs: Sequence[Mapping[str, Any]], unit: str) -> str:
+    """What each run costs by itself, within 80 columns; `unit` is the account's."""
+    rows = [("run", "charges", "training", "evaluation")]
+    rows += [(one["run"], str(one["charges"]), *alone_cells(one, unit)) for one in runs]
+    return fitted(rows)
+
+
+def alone_cells(run: Mapping[str, Any], unit: str) -> tuple[str, str]:
+    """Epsilon of one of `runs_of` in training and in evaluation, with its unit where that is not the account's."""
+    if run["insecure"]:
+        return "without bound", ""
+    first, second = (
+        ", ".join(f"{epsilon:.3f}" + ("" if its == unit else f" per {its}") for its, epsilon in run[key].items()) or "-"
+        for key in ("epsilon_training", "epsilon_evaluation")
+    )
+    return first, second
 
 
 def runs_of(ledger: SiteLedger) -> list[dict[str, Any]]:
@@ -333,6 +410,16 @@ def runs_of(ledger: SiteLedger) -> list[dict[str, Any]]:
     for key in dict.fromkeys(entry["ledger"] for entry in entries):
         mine = [entry for entry in entries if entry["ledger"] == key]
         charges = [charge_of(entry) for entry in mine]
-        spent = total_of(charges, ledger.terms.delta).text
-        found.append({"run": mine[0]["run"], "ledger": key, "charges": len(mine), "spent": spent})
+        total = total_of(charges, ledger.terms.delta)
+        found.append(
+            {
+                "run": mine[0]["run"],
+                "ledger": key,
+                "charges": len(mine),
+                "spent": total.text,
+                "epsilon_training": {unit: bounds.epsilon for unit, bounds in total.by_unit.items()},
+                "epsilon_evaluation": {unit: bounds.epsilon for unit, bounds in total.evaluation.items()},
+                "insecure": total.insecure,
+            }
+        )
     return found

@@ -1,5 +1,6 @@
 """From what the sites sent to a `RoundRecord` a round and `summary.json` at the end. Runs at rank 0; sees no image."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -193,6 +194,18 @@ def largest(spent: Sequence[float | None]) -> float | None:
 def data_digest(config: RunConfig) -> str:
     """Tells whether two runs were on the same data: the data section, without how it is read."""
     return json.dumps(config.data.model_dump(mode="json", exclude={"in_memory"}), sort_keys=True)
+
+
+def data_labels(configs: Sequence[RunConfig]) -> dict[str, str]:
+    """{data digest: a name for it} where the configs are on different data; empty where all are on the same."""
+    shards = {data_digest(config): config.data.shards for config in configs}
+    if len(shards) < 2:
+        return {}
+    names = list(shards.values())
+    return {
+        digest: name if names.count(name) == 1 else f"{name} #{hashlib.sha256(digest.encode()).hexdigest()[:6]}"
+        for digest, name in shards.items()
+    }
 
 
 def summary_of(config: RunConfig, records: Sequence[Mapping[str, Any]], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy.site_ledger import SiteLedger, Terms
 from fedhpc.privacy.skellam import epsilon_by_rdp
-from fedhpc.privacy.spending import Limit, Spending
+from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.privacy_report import planned_charges, report
-from fedhpc.sweep.budget import no_set
 from tests.accounts import ANYBODY, charge_run, spend, write_patients
 
 NAMES = ("site1", "site2")
@@ -41,13 +40,18 @@ def site_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "ledgers" / "site1"
 
 
+def words(text: str) -> str:
+    """A text without its line ends."""
+    return " ".join(text.split())
+
+
 def test_plan_of_a_config(config_file: Path) -> None:
     config = load_config(config_file)
     found = report([config_file], [])
     facts = found.facts
     plan = plan_privacy(config)
     # A whole network, and 100 units a step.
-    assert facts["verdict"].startswith("hopeless") and f"verdict: {facts['verdict']}" in found.text
+    assert facts["verdict"].startswith("hopeless") and f"verdict: {facts['verdict']}" in words(found.text)
     assert (facts["steps_per_round"], facts["steps"], facts["noise_multiplier"]) == (2, 6, plan.noise_multiplier)
     assert [site["expected_batch"] for site in facts["sites"]] == [100, 100]
     whole = bounds_of(planned_charges(config, plan), 1e-5)
@@ -74,8 +78,51 @@ def test_a_sweep_spends_the_sum(config_file: Path) -> None:
     other.write_text("extends: x.yaml\nname: y\nprivacy: {epsilon: 1.0}\n", encoding="utf-8")
     found = report([config_file, other], [])
     assert [facts["name"] for facts in found.facts["configs"]] == ["x", "y"]
-    assert 2.0 < float(found.facts["together"]["site1"].split()[1]) < 3.0
-    assert "add up" in found.text
+    assert 2.0 < float(found.facts["together"][0]["sites"]["site1"].split()[1]) < 3.0
+    assert "On the same patients (x, y; " in words(found.text)
+
+
+def test_same_names_of_other_data_do_not_add_up(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """site1 of one folder and site1 of another are two; what a patient of both would spend is told by account."""
+    folder = config_file.parent
+    for name, shards in (("same", f"{folder}/{{site}}.h5"), ("other", f"{folder}/other/{{site}}.h5")):
+        tree = {"extends": "x.yaml", "name": name, "data": {"shards": shards}}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    targets = [config_file, folder / "same.yaml", folder / "other.yaml"]
+    monkeypatch.setenv("FEDHPC_SITE_LEDGER", f"{folder}/ledgers/{{site}}")
+    facts = report(targets, []).facts
+    assert [one["configs"] for one in facts["together"]] == [["x", "same"], ["other"]]
+    (twice, once), all_three = (
+        [float(one["sites"]["site1"].split()[1]) for one in facts["together"]],
+        [float(one["spent_after"].split()[1]) for one in facts["shared_accounts"]],
+    )
+    assert once == pytest.approx(2.0, abs=0.02) and 1.2 * once < twice < 2 * once
+    assert [one["sites"] for one in facts["shared_accounts"]] == [["site1"], ["site2"]]
+    assert all(epsilon > twice for epsilon in all_three)
+    monkeypatch.delenv("FEDHPC_SITE_LEDGER")
+    for path in targets:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree.setdefault("data", {})["phantom"] = {"images": 100}
+        path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert not report(targets, []).facts["shared_accounts"], "the accounts of the built-in cohort lie beside its shards"
+
+
+def test_forecast_counts_what_is_released_for_evaluation(config_file: Path) -> None:
+    """Evaluated patients may spend more than trained ones; the run would be judged by them."""
+    (little,) = {site["spent_after"] for site in report([config_file], ["evaluation.epsilon=0.5"]).facts["sites"]}
+    (more,) = {site["spent_after"] for site in report([config_file], ["evaluation.epsilon=5"]).facts["sites"]}
+    assert (little, more) == ("epsilon 2.000 per patient", "epsilon 5.000 per patient")
+
+
+def test_tables_fit_80_columns(config_file: Path, site_ledger: Path) -> None:
+    long = ["training.rounds=1000", "privacy.lifetime_epsilon=12.5", "privacy.sample_rate=0.05"]
+    spend(load_config(config_file), "site1", site_ledger, config_file.with_name("a-run-with-a-name-of-some-length-001"))
+    text = report([config_file], long).text
+    assert max(map(len, text.splitlines())) <= 80
+    names = [f"p{number}" for number in range(6)]
+    shard = write_patients(config_file.with_name("site1.h5"), names, [0, 0, 0, 1, 2, 2])
+    for line in report([shard], []).text.splitlines():
+        assert len(line) <= 80 or str(config_file.parent) in line
 
 
 def test_a_shard_tells_what_its_patients_have_spent(config_file: Path, site_ledger: Path) -> None:
@@ -126,7 +173,7 @@ def test_epsilon_without_masks_is_that_of_one_share(tmp_path: Path, shares: int,
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     found = report([tmp_path / "x.yaml"], [])
     assert round(found.facts["epsilon_if_unmasked"], 1) == left
-    assert f"epsilon {found.facts['epsilon_if_unmasked']:.3f}, by that site's own noise" in found.text
+    assert f"epsilon {found.facts['epsilon_if_unmasked']:.3f}, by that site's own noise" in words(found.text)
     plan = plan_privacy(load_config(tmp_path / "x.yaml"))
     share = plan.charge(0).noise_multiplier / shares**0.5
     exact = epsilon_by_rdp(((share, 1.0, 10),), 1e-5)

@@ -7,10 +7,11 @@ McSherry 2009, Theorem 4). All stages of a run together cost `evaluation.epsilon
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedhpc.config import RunConfig
 from fedhpc.privacy.accountant import Charge
+from fedhpc.privacy.plan import PrivacyPlan
 
 COUNTED_SHARE = 0.75
 """A patient's images count as at most this share of privacy.max_images_per_patient: noise follows the patient with most
@@ -87,3 +88,12 @@ def plan_evaluation(config: RunConfig) -> EvaluationPlan | None:
         unit=p.unit,
         insecure=p.noise_seed is not None,
     )
+
+
+def charges_of_run(config: RunConfig, plan: PrivacyPlan) -> list[Charge]:
+    """All charges that a private run means to make: of its rounds, then of its evaluation."""
+    p, evaluation = config.privacy, plan_evaluation(config)
+    insecure = p.noise_seed is not None
+    rounds = map(plan.charge, range(config.training.rounds))
+    trained = [replace(charge, unit=p.unit, insecure=insecure) for charge in rounds]
+    return [*trained, *(evaluation.charges if evaluation is not None else ())]

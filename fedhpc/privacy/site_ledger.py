@@ -275,19 +275,22 @@ class SiteLedger:
         """What was spent, by groups of units with the same charges; those that have spent most first."""
         return self._caught_up().groups(self.limit())
 
-    def largest_with(self, plans: Sequence[Sequence[Charge]], without: frozenset[str] = frozenset()) -> float:
+    def largest_with(
+        self, plans: Sequence[Sequence[Charge]], without: frozenset[str] = frozenset(), *, moving: bool = False
+    ) -> float:
         """What the patient who has spent most would have spent after the `plans` of so many runs, if all concern it.
 
         Args:
             plans: the planned charges of each run. Images are counted as patients of one image.
             without: ids of run ledgers to leave out.
+            moving: whether a patient may be in another split in each of the runs.
         """
         spending = self._caught_up()
         if without:
             paid = (self._paid_of(e) for e in self.entries("charge") if e["ledger"] not in without)
             spending = Spending(paid, self._sets.get)
         converted = [[in_larger_units(charge, self._group(charge, 1)) for charge in plan] for plan in plans]
-        return spending.largest_with(converted, self.limit())
+        return spending.largest_with(converted, self.limit(), moving=moving)
 
     def spent_by(self, identities: Identities) -> float:
         """What the one of these units that has spent most has spent."""

@@ -43,6 +43,11 @@ class Limit:
     delta: float
 
 
+def no_set(digest: str) -> U64:
+    """Of an account that nothing was paid on: no set is asked for."""
+    raise KeyError(digest)
+
+
 @dataclass(frozen=True)
 class Group:
     """Units that have met the same charges: how many patients and images, what they spent, and at which charges."""
@@ -121,19 +126,23 @@ class Spending:
         paid = {one for row in rows for one in self._paid_by(members, row)}
         return [one for one in paid if one.ledger != ledger]
 
-    def largest_with(self, plans: Sequence[Sequence[Charge]], limit: Limit) -> float:
+    def largest_with(self, plans: Sequence[Sequence[Charge]], limit: Limit, *, moving: bool = False) -> float:
         """What the unit that has spent most would have spent after the `plans` of so many runs, if all concern it.
 
-        In a run a unit is in one population. One run on an account that nothing was paid on has its own accountant.
+        In a run a unit is in one population: in the same one in all these runs, or where `moving` in any in each, as in
+        the folds of a cross-validation. One run on an account that nothing was paid on has its own accountant.
         """
-        by_population = [[[c for c in plan if c.population == whose] for whose in POPULATIONS] for plan in plans]
+        by_population = [[[c for c in plan if c.population == whose] for plan in plans] for whose in POPULATIONS]
         if not self._by_set and len(plans) == 1:
             if any(charge.insecure for charge in plans[0]):
                 return math.inf
-            return max(bounds_of(charges, limit.delta).epsilon for charges in by_population[0])
-        planned = sum((np.max([total_curve(c) for c in run], axis=0) for run in by_population), np.zeros(len(ORDERS)))
-        before = self._sums(self._grouped(None)) if self._by_set else np.zeros((1, len(ORDERS)))
-        return float(filter_epsilon(before + planned, limit.delta, limit.shares_cap).max(initial=0.0))
+            return max(bounds_of(charges[0], limit.delta).epsilon for charges in by_population)
+        nothing = np.zeros((1, len(ORDERS)))
+        curves = np.array([[nothing[0], *map(total_curve, those)] for those in by_population])
+        planned = curves.max(axis=0).sum(axis=0)[None] if moving else curves.sum(axis=1)
+        before = self._sums(self._grouped(None)) if self._by_set else nothing
+        together = (before[:, None] + planned).reshape(-1, len(ORDERS))
+        return float(filter_epsilon(together, limit.delta, limit.shares_cap).max(initial=0.0))
 
     def _paid_by(self, members: Memberships, row: int) -> tuple[Paid, ...]:
         held = (digest for digest, holds in zip(members.digests, members.groups[row], strict=True) if holds)

@@ -1,6 +1,5 @@
 """What a report says, as values: a row a run, and a group for all seeds of one setting."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.records import data_digest
+from fedhpc.records import data_digest, data_labels
 from fedhpc.rundir import RunDirectory
 from fedhpc.sweep.config import SEED
 
@@ -140,18 +139,6 @@ def _config_of(path: Path) -> RunConfig:
     if config is None:
         raise InputError(f"{path}: is no run directory, it has no config.yaml; give runs, or one sweep")
     return config
-
-
-def data_labels(configs: Sequence[RunConfig]) -> dict[str, str]:
-    """{data digest: a name for it} where the configs are on different data; empty where all are on the same."""
-    shards = {data_digest(config): config.data.shards for config in configs}
-    if len(shards) < 2:
-        return {}
-    names = list(shards.values())
-    return {
-        digest: name if names.count(name) == 1 else f"{name} #{hashlib.sha256(digest.encode()).hexdigest()[:6]}"
-        for digest, name in shards.items()
-    }
 
 
 def groups_of(rows: Sequence[Row]) -> list[Group]:

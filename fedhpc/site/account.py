@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -27,14 +28,19 @@ def whose(config: RunConfig, shard: Shard) -> Whose:
 
 
 def found_ledger(config: RunConfig, site: str) -> SiteLedger | None:
-    """The site ledger of a site on this node, whether its shard is here or not; None where there is none.
+    """The site ledger of a site on this node, whether its shard is here or not; None where there is none."""
+    folder = folder_on_this_node(config, site)
+    return SiteLedger(folder) if exists(folder) else None
+
+
+def folder_on_this_node(config: RunConfig, site: str) -> Path:
+    """Where a run would look for the site ledger of a site on this node, whether its shard is here or not.
 
     A missing shard counts as synthetic where the config would make it.
     """
     shard = config.data.shard_path(site)
     synthetic = created_by(shard).startswith(SYNTHETIC) if shard.exists() else config.data.phantom is not None
-    folder = site_ledger_folder(Whose(site, shard, synthetic), config.privacy.site_ledger)
-    return SiteLedger(folder) if exists(folder) else None
+    return site_ledger_folder(Whose(site, shard, synthetic), config.privacy.site_ledger)
 
 
 def identities_of(shard: Shard, splits: tuple[str, ...]) -> Identities:
@@ -108,14 +114,20 @@ def _permit(config: RunConfig, shard: Shard, run: str) -> None:
 
 
 def forecast(account: SiteAccount, ledger: str, planned: Sequence[Charge]) -> str:
-    """One line about a site ledger and a run, whose `ledger` is named and whose whole plan is `planned`."""
+    """About a site ledger and a run: a line, and the ledger's place.
+
+    Args:
+        account: of the site.
+        ledger: the id of the run's own ledger, whose charges so far are part of its plan.
+        planned: the whole plan of the run.
+    """
     site, terms = account.ledger, account.ledger.terms
     before = site.largest_with((), frozenset({ledger}))
     after = site.largest_with([planned], frozenset({ledger}))
     cap = f"cap {terms.cap:g} at delta {terms.delta:g}" if terms.cap is not None else "no cap is set"
     return (
-        f"site ledger of {account.site}: {site.folder}: {cap}; epsilon {told(before)} per {terms.unit} before this "
-        f"run, at most {told(after)} after it"
+        f"{account.site}: epsilon {told(before)} per {terms.unit} spent, at most {told(after)} with this run; {cap}\n"
+        f"  site ledger: {site.folder}"
     )
 
 

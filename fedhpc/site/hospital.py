@@ -15,7 +15,7 @@ from fedhpc.exchange.update import F32, LARGEST_ENTRY
 from fedhpc.metrics import Placements, Predictions, score_histogram, squared_influence
 from fedhpc.models import from_vector, layers_of, to_vector
 from fedhpc.privacy.accountant import Charge
-from fedhpc.privacy.evaluation_plan import plan_evaluation
+from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
 from fedhpc.privacy.ledger import Ledger, RunTerms, SiteAccount
 from fedhpc.privacy.noise import source
 from fedhpc.privacy.plan import PrivacyPlan
@@ -211,9 +211,8 @@ class Hospital:
 
     def _planned(self) -> list[Charge]:
         """All charges that the run means to make, of both populations."""
-        config, plan, evaluation = self._place.config, self._place.plan, plan_evaluation(self._place.config)
-        trained = [] if plan is None else [self._next_charge(plan, round) for round in range(config.training.rounds)]
-        return [*trained, *(evaluation.charges if evaluation is not None else ())]
+        plan = self._place.plan
+        return [] if plan is None else charges_of_run(self._place.config, plan)
 
     def epsilon(self) -> float | None:
         """What this site has spent in the run's directory, by its ledger; None without privacy."""

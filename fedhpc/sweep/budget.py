@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from fedhpc.config import RunConfig
 from fedhpc.errors import ConfigError, PrivacyError
 from fedhpc.privacy.accountant import Charge
+from fedhpc.privacy.evaluation_plan import charges_of_run
 from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy.site_ledger import SiteLedger
-from fedhpc.privacy.spending import Limit, Spending
-from fedhpc.privacy.unit_sets import U64
-from fedhpc.privacy_report import planned_charges
+from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.site.account import found_ledger, told
 from fedhpc.sweep.config import Element
 
@@ -44,11 +43,6 @@ class Account:
         return Limit(lower, lower, self.delta) if self.ledger is None else self.ledger.limit(lower)
 
 
-def no_set(digest: str) -> U64:
-    """Nothing was paid, so no set is asked for."""
-    raise KeyError(digest)
-
-
 @dataclass(frozen=True)
 class Budget:
     """What to tell before the sweep starts, and for each element that cannot fit, why."""
@@ -69,7 +63,7 @@ def budget_of(elements: Iterable[Element], own: Collection[str] = ()) -> Budget:
     refused = []
     for element in private:
         try:
-            planned = planned_charges(element.config, plan_privacy(element.config))
+            planned = charges_of_run(element.config, plan_privacy(element.config))
         except PrivacyError as error:
             refused.append(f"{element.name}: {error}")
             continue

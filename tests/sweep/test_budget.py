@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from fedhpc.cli import main
+from fedhpc.privacy.evaluation_plan import charges_of_run
 from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy.site_ledger import Owner, Request, SiteLedger, Terms
-from fedhpc.privacy.spending import Limit, Spending
-from fedhpc.privacy_report import planned_charges
-from fedhpc.sweep.budget import budget_of, no_set
+from fedhpc.privacy.spending import Limit, Spending, no_set
+from fedhpc.sweep.budget import budget_of
 from fedhpc.sweep.config import Element, load_sweep
 from tests.accounts import ANYBODY, spend
 from tests.sweep.tiny import write_sweep
@@ -32,7 +32,7 @@ def account_of(element: Element, site: str) -> Path:
 
 def sum_of(elements: tuple[Element, ...], cap: float | None = None) -> float:
     """What several runs cost together by the filter; one alone by its own accountant."""
-    plans = [planned_charges(e.config, plan_privacy(e.config)) for e in elements if e.config.private]
+    plans = [charges_of_run(e.config, plan_privacy(e.config)) for e in elements if e.config.private]
     return Spending((), no_set).largest_with(plans, Limit(cap, cap, 1e-5))
 
 
@@ -84,7 +84,7 @@ def test_noise_from_a_known_seed_fits_under_no_cap(tmp_path: Path) -> None:
     seeded = elements_of(tmp_path)[0].config
     account = account_of(elements_of(tmp_path)[0], "site3")
     ledger = SiteLedger.open_or_create(account, Terms("patient"))
-    charge = replace(planned_charges(seeded, plan_privacy(seeded))[0], insecure=True)
+    charge = replace(charges_of_run(seeded, plan_privacy(seeded))[0], insecure=True)
     ledger.charge(Request(charge, ledger.register(ANYBODY["train"]), Owner("x", "earlier", "site3")))
     refused = budget_of(elements_of(tmp_path, lifetime_epsilon=50.0)).refused
     assert len(refused) == 3
