@@ -184,8 +184,8 @@ def load_model(path: Path) -> SavedModel:
     return SavedModel(network.eval(), backbone, config, task, thresholds)
 
 
-UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-UNREADABLE += (AssertionError, ImportError, MemoryError, struct.error, pickle.UnpicklingError)
+MALFORMED = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+UNREADABLE = (*MALFORMED, AssertionError, ImportError, MemoryError, struct.error, pickle.UnpicklingError)
 """What torch's unpickler raises at bytes that are no model: its machine checks little of what it reads."""
 
 
