@@ -7,6 +7,7 @@ from pathlib import Path
 from fedhpc.config import placed
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.site_ledger import SiteLedger, exists
+from fedhpc.privacy.unit_sets import Identities
 
 VARIABLE = "FEDHPC_SITE_LEDGER"
 
@@ -51,3 +52,43 @@ def default_folder(site: str) -> Path:
     """Of a user who has set nothing."""
     state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(state) / "fedhpc" / "ledgers" / site
+
+
+def check_other_names(ledger: SiteLedger, site: str, identities: Identities) -> None:
+    """See that a site's patients have no other account on this node, under the name of another site.
+
+    Where the hospital's setting holds {site}, or at the default place, a config that renames a site leads to another
+    folder, and without an account there to a new one without a cap. So of two accounts side by side of which the
+    hospital has initialised one, the other must not concern the same patients. Accounts that this process may not read
+    are left out: they are other hospitals'.
+
+    Args:
+        ledger: of the site, in its folder.
+        site: its name in this run.
+        identities: of all of its patients (private).
+
+    Raises:
+        PrivacyError: another account has charged some of them.
+    """
+    for folder in _beside(ledger.folder, site):
+        other = SiteLedger(folder)
+        if other.terms.initialised != ledger.terms.initialised and other.has_charged(identities):
+            whose = "the hospital has initialised" if other.terms.initialised else "an earlier run has made"
+            raise PrivacyError(
+                f"site ledger of {site}: {ledger.folder}: some of its patients were charged to {folder}, which "
+                f"{whose}: another name of the site leads to another budget. Use the name that the account has, or set "
+                f"{VARIABLE} to one folder, without {{site}}"
+            )
+
+
+def _beside(folder: Path, site: str) -> list[Path]:
+    """Accounts at the places of other site names, in the same folder or in the folders beside it."""
+    own = folder.resolve()
+    nested = own.parent.name == site
+    above = own.parent.parent if nested else own.parent
+    if not os.access(above, os.R_OK | os.X_OK):
+        return []
+    found = [one / own.name if nested else one for one in sorted(above.iterdir())]
+    # An account that another process is just making has no ledger yet, and has charged nothing.
+    needed = ("key", "ledger.jsonl")
+    return [one for one in found if one != own and all(os.access(one / name, os.R_OK) for name in needed)]

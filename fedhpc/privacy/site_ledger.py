@@ -37,6 +37,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import Charge, Unit
 from fedhpc.privacy.anchored_chain import AnchoredChain, replace_whole
@@ -296,6 +298,12 @@ class SiteLedger:
         """What the one of these units that has spent most has spent."""
         groups = self._caught_up().groups(self.limit(), keys_of(identities, self._secret))
         return groups[0].epsilon if groups else 0.0
+
+    def has_charged(self, identities: Identities) -> bool:
+        """Whether any of these units was charged here, by its pseudonym or by its pixels."""
+        keys = keys_of(identities, self._secret)
+        digests = {entry["units"] for entry in self.entries("charge")}
+        return any(bool(np.isin(keys, self._sets.get(digest)).any()) for digest in digests)
 
     def _group(self, charge: Charge, largest: int) -> int:
         """How many units of the charge one unit of the account can hold.

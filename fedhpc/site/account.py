@@ -11,7 +11,7 @@ from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Charge, Population
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.lifetime import lifetime_path, take_over
-from fedhpc.privacy.places import Whose, site_ledger_folder
+from fedhpc.privacy.places import Whose, check_other_names, site_ledger_folder
 from fedhpc.privacy.site_ledger import SiteLedger, Terms, exists
 from fedhpc.privacy.unit_sets import Identities
 from fedhpc.site.shard import Shard, created_by
@@ -60,7 +60,8 @@ def open_account(config: RunConfig, shard: Shard) -> SiteAccount:
     """Open the site ledger of a private run, make it where there is none, and take over an older ledger of the shard.
 
     Raises:
-        PrivacyError: a ledger that is not as it must be, or whose delta is too large for the site's declared units.
+        PrivacyError: a ledger that is not as it must be, or whose delta is too large for the site's declared units, or
+            beside which another has charged some of its patients.
     """
     asked = whose(config, shard)
     units = {site.name: site.weight for site in config.data.sites}[shard.site] or 1
@@ -73,6 +74,8 @@ def open_account(config: RunConfig, shard: Shard) -> SiteAccount:
             f"units) = {allowed:.2g}; set a smaller one with `run.py budget grant`"
         )
     identities = {who: identities_of(shard, splits) for who, splits in SPLITS.items()}
+    if not asked.synthetic:
+        check_other_names(ledger, shard.site, identities_of(shard, ("train", "val", "test")))
     account = SiteAccount.of(ledger, shard.site, identities, asked.synthetic)
     older = lifetime_path(asked.shard)
     if older.exists():

@@ -137,6 +137,46 @@ def test_other_place_in_the_config_is_refused(tmp_path: Path, monkeypatch: pytes
     assert site_ledger_folder(real, elsewhere) == tmp_path / "hospital" / "site1", "the hospital's setting comes first"
 
 
+def renamed(hospital: Hospital, names: list[str]) -> Callable[[], SiteAccount]:
+    """Open the account of a config that calls the site "clinic"."""
+    write_patients(hospital.folder / "renamed" / "clinic.h5", names, SPLIT)
+    tree = config_of(hospital.folder / "renamed").model_dump(mode="json")
+    tree["data"]["sites"][0]["name"] = "clinic"
+
+    def attempt() -> SiteAccount:
+        with Shard.open(hospital.folder / "renamed" / "clinic.h5", "clinic") as shard:
+            return open_account(RunConfig.model_validate(tree), shard)
+
+    return attempt
+
+
+@pytest.mark.parametrize("place", ["ledgers/{site}", "ledgers/{site}/account", None])
+def test_other_name_of_the_site_leads_to_no_other_budget(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, place: str | None
+) -> None:
+    """{site} in the place of the account is the name that a config gives, at the default place as well."""
+    if place is None:
+        monkeypatch.delenv(VARIABLE)
+        monkeypatch.setenv("XDG_STATE_HOME", str(hospital.folder / "state"))
+        hospital.site_ledger = default_folder("site1")
+    else:
+        monkeypatch.setenv(VARIABLE, f"{hospital.folder}/other/{place}")
+        hospital.site_ledger = hospital.folder / "other" / place.format(site="site1")
+    SiteLedger.create(hospital.site_ledger, Terms("patient", cap=CAP, initialised=True))
+    hospital.run("one")
+    said = refused(renamed(hospital, [PATIENTS[0], *(f"new{number}" for number in range(11))]))
+    assert str(hospital.site_ledger.resolve()) in said and "which the hospital has initialised" in said
+    strangers = renamed(hospital, [f"new{number}" for number in range(12)])()
+    assert not strangers.ledger.terms.initialised, "another hospital's patients have an account of their own"
+
+
+def test_account_made_before_under_another_name_is_seen(hospital: Hospital) -> None:
+    """The other way round: spent under the new name first, then the hospital's own account is used."""
+    account = renamed(hospital, PATIENTS)()
+    charge_run(config_of(hospital.folder), account, hospital.runs / "first", rounds=1)
+    assert "which an earlier run has made" in refused(lambda: hospital.run("two"))
+
+
 def test_config_cannot_call_real_patients_synthetic(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
     """data.phantom in a config moves the account beside the shards of the built-in cohort only."""
     monkeypatch.delenv(VARIABLE)
