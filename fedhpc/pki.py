@@ -14,7 +14,6 @@ A hospital needs ca.pem, crl.pem and its own two files, nothing else. Keys are E
 alone. A site's certificate is good for a TLS client and the aggregator's for a server, so neither can play the other.
 """
 
-import os
 import stat
 import tempfile
 from collections.abc import Sequence
@@ -29,11 +28,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedhpc.errors import InputError
 from fedhpc.exchange.tls import AGGREGATOR_NAME, Credentials, TlsError
+from fedhpc.util.files import PRIVATE, make_folder, write_bytes
 
 CA_NAME = "fedhpc CA"
 CA_DAYS, SITE_DAYS = 3650, 365
 CLOCKS_DIFFER = timedelta(minutes=5)
-PRIVATE_MODE = 0o600
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def init(folder: Path, names: Sequence[str], days: int = SITE_DAYS) -> None:
         raise InputError(
             f"{folder}: holds a CA already; `run.py pki issue` adds or renews a certificate; to start anew move it away"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         made = Path(scratch) / "pki"
         made.mkdir(0o755)
@@ -100,7 +99,7 @@ def issue(folder: Path, name: str, days: int = SITE_DAYS) -> None:
         .sign(ca_key, hashes.SHA256())
     )
     _write_key(folder / f"{name}.key", key)
-    _write(folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM))
+    write_bytes(folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def revoke(folder: Path, name: str) -> str:
@@ -154,7 +153,7 @@ def _make_ca(folder: Path) -> None:
         .sign(key, hashes.SHA256())
     )
     _write_key(folder / "ca.key", key)
-    _write(folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM))
+    write_bytes(folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM))
     _write_crl(folder, certificate, key, {})
 
 
@@ -202,7 +201,7 @@ def _write_crl(
     for serial, date in revoked.items():
         entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(date).build()
         builder = builder.add_revoked_certificate(entry)
-    _write(folder / "crl.pem", builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    write_bytes(folder / "crl.pem", builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
 
 def _ca(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -240,14 +239,6 @@ def _told(certificate: x509.Certificate, revoked: set[int]) -> Issued:
 
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
+    """With its mode from the start: no key is ever readable by others, nor half written."""
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    _write(path, pem, PRIVATE_MODE)
-
-
-def _write(path: Path, content: bytes, mode: int = 0o644) -> None:
-    """Under another name first, with its mode from the start: no key is ever readable by others, nor half written."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    file = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(file, "wb") as out:
-        out.write(content)
-    os.replace(scratch, path)
+    write_bytes(path, pem, mode=PRIVATE)

@@ -34,6 +34,7 @@ from fedhpc.errors import InputError
 from fedhpc.models import load_backbone
 from fedhpc.site.samples import FeatureSamples, feature_path
 from fedhpc.site.shard import Shard
+from fedhpc.util.files import write_atomically, write_bytes
 
 COLLECTION, PHANTOMS = REFERENCES = ("collection", "phantoms")
 SITES, SKEW, VAL_SHARE = 4, 0.5, 0.02
@@ -127,7 +128,8 @@ class _FeatureStore:
         """Put the features of the images of a shard beside it, where a run looks for them."""
         with Shard.open(path, None, need_train=False) as shard:
             rows = [self._row_of[digest] for digest in _hashes(shard)]
-            np.save(feature_path(shard, self._backbone, path.parent), self._features[rows], allow_pickle=False)
+            kept = feature_path(shard, self._backbone, path.parent)
+            write_atomically(kept, lambda out: np.save(out, self._features[rows], allow_pickle=False))
 
 
 def _hashes(shard: Shard) -> Iterator[bytes]:
@@ -154,7 +156,7 @@ def _split(experiment: Experiment, features: _FeatureStore, split: int, out: Pat
         )
         for path in _quietly(lambda: import_images(job)):
             features.keep_for(path)
-        (folder / "ready").touch()
+        write_bytes(folder / "ready", b"")
     return folder
 
 

@@ -6,6 +6,10 @@ chain. With a key, nobody without it can write a line or seal an edited one anew
 are missing at its *end*: `fedhpc.privacy.anchored_chain` keeps the last seal in a second file.
 
 Every write is complete or refused: a short write is continued, and a failed one is taken back.
+
+`fedhpc.util.files` does not write these files. It appends for one process; here several append to one file, so a line
+is written under a lock, at the offset up to which the file was read and checked, over what a crash has left of another.
+Errors are `PrivacyError`s: what a charge that could not be written means is another matter than a disk that is full.
 """
 
 import errno

@@ -1,7 +1,7 @@
 """What the training loop reads: images or cached features of one site, or of all sites pooled, row by row."""
 
 import hashlib
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedhpc.backbones import Backbone
-from fedhpc.errors import ShardError
+from fedhpc.errors import FileError, ShardError
 from fedhpc.site.feature_file import FeatureFile
 from fedhpc.site.preprocess import harmonise
 from fedhpc.site.shard import Shard, fits_in_memory
+from fedhpc.util.files import make_folder, replacing
 from fedhpc.util.progress import progress
 
 I64 = NDArray[np.int64]
@@ -74,34 +75,28 @@ class FeatureSamples(ImageSamples):
         return torch.from_numpy(self._features.read(rows))
 
     def _extract(self, backbone: Backbone, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         device = next(backbone.parameters()).device
         starts = range(0, self._shard.n, FEATURE_BATCH)
+        head = io.BytesIO()
+        shape = (self._shard.n, backbone.dim)
+        np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
         try:
+            make_folder(path.parent)
             # Written, not mapped: a map of a sparse file ends in SIGBUS where the disk is full.
-            with temporary.open("wb") as out:
-                header = {"descr": "<f4", "fortran_order": False, "shape": (self._shard.n, backbone.dim)}
-                np.lib.format.write_array_header_1_0(out, header)
+            with replacing(path) as write:
+                write(head.getvalue())
                 for start in progress(starts, len(starts), f"features of {self._shard.site}", unit="batch"):
                     rows = np.arange(start, min(start + FEATURE_BATCH, self._shard.n))
-                    # The last batch is filled up: in a smaller one, features are rounded otherwise.
-                    filled = np.concatenate([rows, np.repeat(rows[-1:], FEATURE_BATCH - len(rows))])
-                    features = backbone(super().inputs(filled).to(device)).cpu().numpy()[: len(rows)]
-                    out.write(np.ascontiguousarray(features, "<f4").tobytes())
-            os.replace(temporary, path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            site, cause = self._shard.site, error.strerror or str(error)
-            needed_mb = self._shard.n * backbone.dim * 4 / 1e6
+                    features = backbone(super().inputs(rows).to(device)).cpu().numpy()
+                    write(np.ascontiguousarray(features, "<f4").tobytes())
+        except FileError as error:
+            site, needed_mb = self._shard.site, shape[0] * shape[1] * 4 / 1e6
+            cause = error.__cause__.strerror if isinstance(error.__cause__, OSError) else str(error)
             raise ShardError(
                 f"site {site}: cannot keep the features of the backbone beside the shard: {cause}. Make room there",
                 private=f"{path}: cannot keep the features of site {site}: {cause}; {needed_mb:.1f} MB are needed. "
                 "Make room, or move the shard",
             ) from error
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 class PooledSamples:

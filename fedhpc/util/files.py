@@ -63,27 +63,49 @@ def make_folder(path: Path, *, parents: bool = True) -> None:
         path.mkdir(parents=parents, exist_ok=True)
 
 
+@contextlib.contextmanager
+def replacing(path: Path, *, mode: int = READABLE) -> Iterator[Callable[[bytes | memoryview], None]]:
+    """Give a function that writes to the file that is at `path`, on disk, when the block ends; the folder must exist.
+
+    Where the block raises, what was at `path` before is still there. For content that need not fit in memory.
+
+    Raises:
+        FileError: where it cannot be written. Other errors of the block are not touched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def write(content: bytes | memoryview) -> None:
+        with reported(path, "written"):
+            write_all(descriptor, content)
+
+    try:
+        with reported(path, "written"):
+            # Never into a file that is there: it has a mode of its own, or is a link.
+            temporary.unlink(missing_ok=True)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            yield write
+            with reported(path, "written"):
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        with reported(path, "written"):
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
 def write_bytes(path: Path, content: bytes | memoryview, *, mode: int = READABLE) -> None:
     """Put `content` at `path` in one step, on disk when this returns; the folder must exist.
 
     Raises:
         FileError: where it cannot be written; what was at `path` before is still there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with reported(path, "written"):
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-            try:
-                write_all(descriptor, content)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.replace(temporary, path)
-            sync_folder(path.parent)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+    with replacing(path, mode=mode) as write:
+        write(content)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None], *, mode: int = READABLE) -> None:
