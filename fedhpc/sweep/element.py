@@ -13,6 +13,7 @@ from fedhpc.preemption import Notice
 from fedhpc.startup import Startup
 from fedhpc.sweep.queue import is_running
 from fedhpc.sweep.store import ElementDirectory, Outcome, beginning
+from fedhpc.util.files import write_bytes
 
 FAILED, BAD_INPUT = 1, 2
 
@@ -77,7 +78,7 @@ def _end(folder: ElementDirectory, begun: Outcome, stopped: str, requeues: int) 
     folder.end(begun, "stopped", why)
     if restarts < requeues and is_running(os.environ["SLURM_JOB_ID"]):
         # By now every rank has saved its round. The job is queued again when all have ended (`fedhpc.sweep.slurm`).
-        folder.sweep.again(os.environ["SLURM_JOB_ID"]).touch()
+        write_bytes(folder.sweep.again(os.environ["SLURM_JOB_ID"]), b"")
 
 
 def _job_id() -> str:

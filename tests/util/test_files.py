@@ -1,6 +1,8 @@
 """A file is whole or as it was, a line is appended whole or not at all, and every error names path and remedy."""
 
+import ast
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,3 +99,67 @@ def test_torn_last_line_is_left_out(tmp_path: Path, content: bytes, lines: list[
     assert files.read_lines(path, "") == (lines, torn)
     assert bool(files.cut_torn_line(path)) is torn
     assert path.read_bytes() == content.rpartition(b"\n")[0] + (b"\n" if b"\n" in content else b"")
+
+
+def test_left_temporary_file_lends_no_mode(tmp_path: Path) -> None:
+    """Of a process with the same number that was killed; it may be readable by others, or lead elsewhere."""
+    left = tmp_path / f".key.{os.getpid()}.tmp"
+    left.write_text("old", encoding="ascii")
+    left.chmod(0o644)
+    files.write_bytes(tmp_path / "key", b"new", mode=files.PRIVATE)
+    (tmp_path / "elsewhere").write_text("mine", encoding="ascii")
+    left.symlink_to(tmp_path / "elsewhere")
+    files.write_bytes(tmp_path / "key", b"newer", mode=files.PRIVATE)
+    assert (tmp_path / "key").read_bytes() == b"newer"
+    assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
+    assert (tmp_path / "elsewhere").read_bytes() == b"mine"
+
+
+def test_replacing_leaves_the_old_file_where_its_block_fails(tmp_path: Path) -> None:
+    path = tmp_path / "features.npy"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="of the reader"), files.replacing(path) as write:
+        write(b"half")
+        raise OSError("of the reader: no error of this file")
+    assert [one.name for one in tmp_path.iterdir()] == ["features.npy"] and path.read_bytes() == b"old"
+    with files.replacing(path) as write:
+        write(b"one")
+        write(memoryview(b"two"))
+    assert path.read_bytes() == b"onetwo"
+
+
+OTHER_WRITERS = {
+    "privacy/hash_chain.py": "several processes append to one file under a lock",
+    "privacy/anchored_chain.py": "a charge that cannot be written is a PrivacyError",
+    "privacy/site_ledger.py": "a lock file",
+    "util/directory_lock.py": "a lock file",
+    "util/output.py": "/dev/null",
+    "exchange/egress.py": "holds its file open over a run, and appends by append_whole",
+    "preflight/facts.py": "a probe that it removes",
+    "sweep/local.py": "the log of a child process",
+    "bench/dp.py": "/proc",
+}
+
+
+def writes(call: ast.Call) -> bool:
+    """Whether a call opens a file for writing, or writes one, by its name and its mode."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    owner = ast.unparse(call.func).rpartition(".")[0]
+    if name == "open":
+        words = " ".join(ast.unparse(one) for one in [*call.args, *(word.value for word in call.keywords)])
+        mode = [one.value for one in call.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+        return any(flag in words for flag in ("O_WRONLY", "O_RDWR")) or any(set("wax+") & set(m) for m in mode)
+    to_path = name in ("write_text", "write_bytes", "touch") and isinstance(call.func, ast.Attribute)
+    return to_path and owner != "files"
+
+
+def test_files_are_written_in_one_place() -> None:
+    """All others would have to know of full disks, short writes, torn files and modes."""
+    root = Path(files.__file__).parents[1]
+    found = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and writes(node)
+    }
+    assert found - {"util/files.py"} == set(OTHER_WRITERS)
