@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run the verb, return the exit status."""
     options = _parsed(arguments)
     try:
+        _clear_status(options)
         status: int = options.verb(options)
     except InputError as error:
         if _speaks():
@@ -51,8 +53,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = FINISHED
     if getattr(options, "status", None) and (_speaks() or status == FAILED):
         # Launchers lose it: as the first rank ends with 75, srun ends the others and says 143.
-        write_text(options.status, f"{status}\n")
+        _write_status(options.status, status)
     return status
+
+
+def _clear_status(options: argparse.Namespace) -> None:
+    """Remove the status that an earlier run wrote: a run that is killed must not seem to have ended as that one did."""
+    path: Path | None = getattr(options, "status", None)
+    if path is None or not _speaks():
+        return
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
+        options.status = None
+        raise InputError(f"--status {path}: cannot be written there. Give a file in a folder that you may write to")
+    path.unlink(missing_ok=True)
+
+
+def _write_status(path: Path, status: int) -> None:
+    try:
+        write_text(path, f"{status}\n")
+    except FileError as error:
+        print(f"WARNING: --status: {error}", file=sys.stderr)
 
 
 def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,5 +1,6 @@
 """The command line before anything heavy is imported, and after its reader has gone."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedhpc.cli import main
-from tests.conftest import Outcome
+from tests.conftest import Outcome, run_limited
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = (
@@ -87,3 +88,31 @@ def test_sweep_directory_may_follow_options(
 ) -> None:
     assert main(["sweep", *(word.replace("DIR", str(tmp_path)) for word in words)]) == 2
     assert f"{tmp_path}: is no sweep" in capsys.readouterr().err
+
+
+def test_status_of_an_earlier_run_is_removed(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    status.write_text("0\n")
+    killed = "import os\nfrom fedhpc import cli\ncli._train = lambda options: os.kill(os.getpid(), 9)\n"
+    words = ["train", "configs/smoke.yaml", "--status", status]
+    done = run_limited([sys.executable, "-c", f"{killed}import sys\nsys.exit(cli.main(sys.argv[1:]))", *words], 60)
+    assert done.returncode == -9, done.stderr
+    assert not status.exists()
+
+
+def test_status_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for place in (tmp_path, tmp_path / "none" / "status"):
+        assert main(["train", "nothing.yaml", "--status", str(place)]) == 2
+        assert f"--status {place}: cannot be written there" in capsys.readouterr().err
+
+
+def test_mpi_library_that_is_not_there_is_one_message(tmp_path: Path) -> None:
+    """mpi4py loads the library that the environment names, as a cluster's module does."""
+    done = run_limited(
+        [sys.executable, "run.py", "world"],
+        60,
+        {"MPI4PY_LIBMPI": str(tmp_path / "libmpi.so"), "LD_LIBRARY_PATH": str(tmp_path)},
+    )
+    assert done.returncode == 2, done
+    assert re.match(r"error: the MPI library cannot be loaded on \S+ \(.*\)\. Load the MPI module", done.stderr)
+    assert "Traceback" not in done.stderr

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.exchange.egress import Kind
-from fedhpc.exchange.waiting import Waiting
+from fedhpc.exchange.waiting import Waiting, one_of, rest_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -140,11 +140,12 @@ class MpiTransport:
     def broadcast(self, payload: bytes | None, kind: Kind, round: int | None = None) -> bytes:
         """See `Transport`."""
         size = np.array([0 if payload is None else len(payload)], np.int64)
-        self._wait(self._comm.Ibcast(size, root=0))
+        others = [one_of(self._names[1:])]
+        self._wait(self._comm.Ibcast(size, root=0), others)
         buffer = bytearray(int(size[0])) if payload is None else payload
         view = memoryview(buffer)
         for at in range(0, len(buffer), BROADCAST_BYTES):
-            self._wait(self._comm.Ibcast([view[at : at + BROADCAST_BYTES], self._mpi.BYTE], root=0))
+            self._wait(self._comm.Ibcast([view[at : at + BROADCAST_BYTES], self._mpi.BYTE], root=0), others)
         return bytes(buffer)
 
     def reordered(self, rank: int) -> "MpiTransport":
@@ -210,8 +211,8 @@ class MpiTransport:
         received = np.empty(int(counts.sum()), np.uint8)
         starts = np.cumsum(counts) - counts
         request = comm.Igatherv([piece, self._mpi.BYTE], [received, counts, starts, self._mpi.BYTE], root=0)
-        # Which of several is late a collective does not tell.
-        self._wait(request, ["the rest of a message"])
+        senders = [self._names[rank] for rank in np.flatnonzero(counts).tolist() if rank] if comm is self._comm else []
+        self._wait(request, [rest_of(senders or self._names[1:])])
         return received.data
 
     def _wait(self, request: "MPI.Request", whom: Sequence[str] = ()) -> None:
@@ -252,7 +253,7 @@ def world_size() -> int:
 def library_version() -> str:
     """The MPI library's name and version, in short."""
     said: str = _mpi().Get_library_version()
-    return said.strip("\0").splitlines()[0].partition(",")[0]
+    return " ".join(said.strip("\0").splitlines()[0].partition(",")[0].split())
 
 
 def abort_at_exit(status: int) -> None:
@@ -266,9 +267,21 @@ def abort_at_exit(status: int) -> None:
 
 
 def _mpi() -> ModuleType:
-    """mpi4py.MPI, whose import starts MPI: only where a launcher has prepared a world."""
-    from mpi4py import MPI
+    """mpi4py.MPI, whose import starts MPI: only where a launcher has prepared a world.
 
+    Raises:
+        InputError: where the MPI library cannot be loaded.
+    """
+    try:
+        from mpi4py import MPI
+    except ModuleNotFoundError:
+        raise
+    except (ImportError, RuntimeError) as error:
+        cause = str(error).partition("\n")[0]
+        raise InputError(
+            f"the MPI library cannot be loaded on {socket.gethostname()} ({cause}). Load the MPI module that this "
+            "environment was installed with, or activate the environment that brings its own (`. .venv/bin/activate`)"
+        ) from None
     return MPI
 
 

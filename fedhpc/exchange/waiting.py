@@ -19,6 +19,25 @@ def first_notice_s() -> float:
     return asked if asked > 0 else FIRST_S
 
 
+def one_of(names: Sequence[str]) -> str:
+    """Ranks of which at least one is late: a collective does not tell which.
+
+    >>> one_of(["site2 (rank 1 on a)", "site3 (rank 2 on b)"])
+    'site2 (rank 1 on a) or site3 (rank 2 on b)'
+    """
+    more = [f"{len(names) - SHOWN} others"] if len(names) > SHOWN else []
+    return " or ".join([*names[:SHOWN], *more])
+
+
+def rest_of(names: Sequence[str]) -> str:
+    """The rest of a message that has begun, by its possible senders.
+
+    >>> rest_of(["site2 (rank 1 on a)"])
+    'the rest of a message of site2 (rank 1 on a)'
+    """
+    return f"the rest of a message of {one_of(names)}"
+
+
 class Waiting:
     """The notices of one process.
 
