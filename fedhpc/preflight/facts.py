@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import socket
@@ -28,6 +29,7 @@ from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import device_name, git_commit
 from fedhpc.site.shard import shard_problem
 
+TOKEN = re.compile(rb"\.preflight-[0-9a-f]{16}")
 COMPARED = ("torch", "numpy", "opacus", "monai", "h5py", "mpi4py")
 """The packages whose versions must be the same at all ranks: the bits of a result depend on them."""
 
@@ -75,7 +77,7 @@ def collect(config: RunConfig, directory: RunDirectory, transport: Transport) ->
     """
     token = directory.path / f".preflight-{secrets.token_hex(8)}"
     together(transport, lambda: None if transport.rank else _put_down(token))
-    told = transport.broadcast(token.name.encode() if transport.rank == 0 else None, "control").decode()
+    told = token_name(transport.broadcast(token.name.encode() if transport.rank == 0 else None, "control"))
     clock_s = time.time()
     try:
         mine = json.dumps(asdict(_facts(config, directory.path / told, transport, clock_s))).encode()
@@ -84,6 +86,19 @@ def collect(config: RunConfig, directory: RunDirectory, transport: Transport) ->
         if transport.rank == 0:
             token.unlink(missing_ok=True)
     return [read_facts(config, transport.size, rank, payload) for rank, payload in enumerate(payloads)]
+
+
+def token_name(payload: bytes) -> str:
+    """Return the name of the token that rank 0 has put down.
+
+    A file of this name is made and removed in the folder of each site: it must not be one that lies there.
+
+    Raises:
+        PayloadError: any other name.
+    """
+    if not TOKEN.fullmatch(payload):
+        raise PayloadError("aggregator, control: names no token of this check; nothing was written")
+    return payload.decode()
 
 
 def read_facts(config: RunConfig, ranks: int, rank: int, payload: bytes) -> RankFacts:

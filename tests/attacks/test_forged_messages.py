@@ -18,7 +18,7 @@ from fedhpc.exchange.messages import of_each, parsed, said
 from fedhpc.exchange.update import ArraySpec, pack_arrays, unpack_arrays
 from fedhpc.launch import read_model
 from fedhpc.metrics import BINS
-from fedhpc.preflight.facts import RANK_FACTS
+from fedhpc.preflight.facts import RANK_FACTS, token_name
 from fedhpc.preflight.facts import read_facts as read_rank_facts
 from fedhpc.records import SiteReport
 from fedhpc.resume import FOUND
@@ -232,3 +232,11 @@ def test_preflight_and_resume_messages_are_checked() -> None:
 def test_a_text_from_another_rank_cannot_move_the_terminal() -> None:
     assert said(b"lost\x1b[2J\r\x07 disk\n") == "lost?[2J?? disk\n"
     assert len(said(bytes(10**6))) <= 2**16
+
+
+@pytest.mark.parametrize("told", [b"ledger.jsonl", b"../x", b"/etc/passwd", b"", b".preflight-0123456789abcdef/x"])
+def test_a_site_makes_and_removes_no_file_of_another_name_for_rank_0(told: bytes) -> None:
+    """A file of that name in the site's own folder would be emptied and removed: its ledger, its log of what left."""
+    with pytest.raises(PayloadError, match="names no token"):
+        token_name(told)
+    assert token_name(b".preflight-0123456789abcdef") == ".preflight-0123456789abcdef"
