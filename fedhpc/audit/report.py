@@ -114,7 +114,7 @@ def public_part(content: Mapping[str, Any]) -> dict[str, Any]:
     """What may lie outside of the site's folder: claims and verdicts, no figure that was measured."""
     results = [{key: finding[key] for key in PUBLIC_RESULT_KEYS} for finding in content["findings"]]
     kept = {key: content[key] for key in (*PUBLIC_KEYS, "config_digest", "git")}
-    return {**kept, "findings": results}
+    return {**kept, "real_patients": content["settings"]["real_patients"], "findings": results}
 
 
 def told_part(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -129,8 +129,8 @@ def forecast(account: SiteAccount, ledger: str, planned: Sequence[Charge]) -> st
     after = site.largest_with([planned], frozenset({ledger}))
     cap = f"cap {terms.cap:g} at delta {terms.delta:g}" if terms.cap is not None else "no cap is set"
     return (
-        f"{account.site}: epsilon {told(before)} per {terms.unit} spent, at most {told(after)} with this run; {cap}\n"
-        f"  site ledger: {site.folder}"
+        f"{account.site}: epsilon {told(before)} per {terms.unit} spent, at most {told(after)} with this run\n"
+        f"  {cap}; site ledger: {site.folder}"
     )
 
 

@@ -144,6 +144,7 @@ def test_audit_past_the_cap_is_refused_but_for_canaries(
     assert not (tmp_path / "out").exists()
     verb.audit(options(config_file, out=tmp_path / "out", real_patients=False))
     assert "canaries alone: no patient was trained on" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "site1.json").read_text(encoding="utf-8"))["real_patients"] is False
     told = json.loads((tmp_path / "out" / "sites" / "site1" / "audit.json").read_text(encoding="utf-8"))
     assert not any(finding["unnoised"] for finding in told["findings"])
     assert not (tmp_path / "out" / "sites" / "site1" / "inversion.png").exists()
