@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from fedhpc.config import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Bounds, Charge, Mechanism, bounds_of, calibrate_gaussian
-from fedhpc.privacy.skellam import calibrate
+from fedhpc.privacy.skellam import LEAST_NOISE, MOST_NOISE, calibrate
 
 SHARE_EXACTNESS = 1 - 2**-24
 """A share has a variance of at least 2^26 (`skellam.SMALLEST_VARIANCE`): the 9 / 4 of `skellam.variance_for`, which
@@ -59,15 +59,19 @@ def _without_noise(config: RunConfig) -> PrivacyPlan:
 def check_plan(config: RunConfig, plan: PrivacyPlan) -> None:
     """Check a plan that came from the aggregator: it must be of the mechanism that this site's config makes it run.
 
-    The noise multiplier may be any: it is charged as it is, and the run's epsilon and the site ledger are limits.
+    The noise multiplier may be any that can be calibrated: it is charged as it is, and the run's epsilon and the site
+    ledger are limits.
 
     Raises:
         PrivacyError: a plan that would be charged as another mechanism, sample rate or number of steps.
     """
-    if replace(plan, noise_multiplier=0.0) != _without_noise(config) or not 0 < plan.noise_multiplier < math.inf:
+    if replace(plan, noise_multiplier=0.0) != _without_noise(config) or not (
+        LEAST_NOISE <= plan.noise_multiplier <= MOST_NOISE
+    ):
         raise PrivacyError(
-            f"privacy plan from the aggregator: {plan}; the config asks for {_without_noise(config)} with a positive "
-            "noise multiplier. The aggregator does not keep to the protocol: do not train with it"
+            f"privacy plan from the aggregator: {plan}; the config asks for {_without_noise(config)} with a noise "
+            f"multiplier from {LEAST_NOISE:g} to {MOST_NOISE:g}. The aggregator does not keep to the protocol: do not "
+            "train with it"
         )
 
 

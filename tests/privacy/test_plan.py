@@ -37,6 +37,8 @@ def test_a_plan_of_another_mechanism_is_charged_less_than_it_costs() -> None:
         PrivacyPlan(float("inf"), 1.0, 1),
         PrivacyPlan(-1.0, 1.0, 1),
         PrivacyPlan(0.0, 1.0, 1),
+        PrivacyPlan(1e-160, 1.0, 1),
+        PrivacyPlan(1e160, 1.0, 1),
     ],
 )
 def test_a_forged_plan_is_refused(forged: PrivacyPlan) -> None:
