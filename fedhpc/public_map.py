@@ -1,6 +1,7 @@
 """The public map of `model.features`: fitted once, at rank 0, to images that were set aside for good."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from fedhpc.console import Console
 from fedhpc.errors import PrivacyError
 from fedhpc.exchange.comm import Transport
 from fedhpc.exchange.update import Array, pack_arrays, unpack_arrays
+from fedhpc.rundir import RunDirectory
 from fedhpc.site.samples import FeatureSamples
 from fedhpc.site.shard import Shard
+from fedhpc.util.log import write_log
 
 REFERENCE_IMAGES = 1000
 
@@ -29,12 +32,30 @@ def make_reference(config: RunConfig, console: Console) -> None:
     write_reference(Path(path), REFERENCE_IMAGES, wanted.image_size)
 
 
-def agreed_map(config: RunConfig, backbone: Backbone, shards: Sequence[Shard], transport: Transport) -> PublicMap:
-    """Fitted at rank 0 to the public reference, sent to all; every rank checks that none of its images are in it."""
+@dataclass(frozen=True)
+class Place:
+    """Where a rank agrees on the map: its open shards, its run directory, and the way to the other ranks."""
+
+    shards: Sequence[Shard]
+    directory: RunDirectory
+    transport: Transport
+
+
+def agreed_map(config: RunConfig, backbone: Backbone, place: Place) -> PublicMap:
+    """Fitted at rank 0 to the public reference, sent to all; no image of it stays among a hospital's own.
+
+    With privacy such images are left out, each by itself, and only the site's own log says so: whether an image is in a
+    shard must not show. Without privacy they are refused.
+
+    Raises:
+        PrivacyError: without privacy, an image of the reference in a shard.
+    """
+    transport = place.transport
     fitted = together(transport, lambda: _fitted(config, backbone) if transport.rank == 0 else None)
     arrays = unpack_arrays(transport.broadcast(pack_arrays(fitted) if fitted else None, "hello"))
     public = {row.tobytes() for row in arrays["hashes"]}
-    together(transport, lambda: _refuse_private_reference(config, shards, public))
+    keep_apart = _leave_out if config.private else _refuse_private_reference
+    together(transport, lambda: keep_apart(config, place, public))
     return PublicMap(arrays["mean"].astype(np.float32), arrays["projection"].astype(np.float32))
 
 
@@ -53,10 +74,20 @@ def _fitted(config: RunConfig, backbone: Backbone) -> dict[str, Array]:
     return {"mean": found.mean, "projection": found.projection, "hashes": hashes}
 
 
-def _refuse_private_reference(config: RunConfig, shards: Sequence[Shard], public: set[bytes]) -> None:
-    for shard in shards:
+def _leave_out(config: RunConfig, place: Place, public: Set[bytes]) -> None:
+    for shard in place.shards:
+        count = shard.leave_out(public)
+        if count:
+            write_log(
+                place.directory.log(shard.site),
+                f"data.public_reference={config.data.public_reference}: {count} of its images are in this shard and "
+                "were left out of all splits. Public images have no protection: set them aside for good",
+            )
+
+
+def _refuse_private_reference(config: RunConfig, place: Place, public: Set[bytes]) -> None:
+    for shard in place.shards:
         if public & shard.image_hashes:
-            # Not how many: that would tell how many of the public images are patients of this site.
             raise PrivacyError(
                 f"data.public_reference={config.data.public_reference}: some of its images are in the shard of "
                 f"{shard.site}; a public image must not be a patient's of this study: set them aside for good"

@@ -24,6 +24,7 @@ from fedhpc.models import Task, build_model, load_backbone, parameter_count
 from fedhpc.preemption import Notice
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import PrivacyPlan, check_plan, plan_privacy
+from fedhpc.public_map import Place as MapPlace
 from fedhpc.public_map import agreed_map, make_reference
 from fedhpc.recorded_heads import Recorded, check_recorded, recorded_heads
 from fedhpc.rundir import RunDirectory
@@ -105,7 +106,8 @@ def open_session(
     model = build_model(config, task, backbone).to(bench.device)
     place = Workplace(config, model, bench, plan, _on_step(config, console, notice))
     if backbone is not None and config.model.features is not None:
-        agreed_map(config, backbone.to(bench.device), shards, transport).load_into(place.model)
+        found = agreed_map(config, backbone.to(bench.device), MapPlace(shards, directory, transport))
+        found.load_into(place.model)
     start_from(config, directory, task, place.model, transport)
     weights = tuple(common["weights"])
     grid = together(transport, lambda: _grid(config, place, weights))

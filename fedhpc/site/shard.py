@@ -16,7 +16,7 @@ refused: a shard must not smuggle names or dates. Columns and images are private
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -100,6 +100,7 @@ class Shard:
         self.image_hashes = frozenset(scan.hashes)
         self.row_hashes, self.created_by = tuple(scan.hashes), str(file.attrs["created_by"])
         self.digest = _digest(identity, columns, scan.hashes, self._dataset)
+        self._left_out = np.zeros(self.n, np.bool_)
 
     @classmethod
     def open(
@@ -136,7 +137,12 @@ class Shard:
         """Row numbers of one split ("train", "val" or "test"), ascending, int64 (private)."""
         if split not in SPLITS:
             raise ValueError(f"split={split!r}; allowed: {', '.join(SPLITS)}")
-        return np.flatnonzero(self.split == SPLITS.index(split)).astype(np.int64)
+        return np.flatnonzero((self.split == SPLITS.index(split)) & ~self._left_out).astype(np.int64)
+
+    def leave_out(self, public: Set[bytes]) -> int:
+        """Leave the images with these SHA-256 (public) out of every split; return how many they are (private)."""
+        self._left_out |= np.array([digest in public for digest in self._hashes], np.bool_)
+        return int(self._left_out.sum())
 
     def read(self, rows: npt.ArrayLike) -> Images:
         """The images of `rows` (int[k], may repeat, may be empty) in that order, private: [k, C, H, W], stored dtype.
