@@ -202,7 +202,8 @@ class _Builder:
                 raise _RefusedError(f"{dotted}: is there twice, in line {first} too. Remove one of them", line)
             lines[name] = line
             values[name] = self.value(value_node, dotted)
-        return Located(values, {name: f"{Path(self._source).name}, line {line}" for name, line in lines.items()})
+        where = "--set" if self._source.startswith("--set ") else Path(self._source).name
+        return Located(values, {name: f"{where}, line {line}" for name, line in lines.items()})
 
 
 def _line(node: Any) -> int:

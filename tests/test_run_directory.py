@@ -377,3 +377,10 @@ def test_needed_epsilon_leaves_evaluation_out(train: Here, tmp_path: Path) -> No
     assert allowed is not None and float(allowed[1].partition("=")[2]) > 30
     done = train(run, *private, "training.rounds=2", allowed[1])
     assert done.returncode == 0, done.stderr
+
+
+def test_evaluate_names_split_threshold_and_specificity(config: Path, finished: Path, run_here: Here) -> None:
+    done = run_here(["evaluate", finished, "--shard", config.parent / "site1.h5"])
+    assert done.returncode == 0, done.stderr
+    for words in (r"split test: \d+ images", r"F1 .* at log odds of ", r"sensitivity .* at specificity 0\.9"):
+        assert re.search(words, done.stdout), done.stdout

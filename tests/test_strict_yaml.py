@@ -97,6 +97,13 @@ def test_site_without_keys_is_explained(tmp_path: Path) -> None:
         load_config(path)
 
 
+def test_override_with_a_path_is_placed_at_set(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(BASE)
+    with pytest.raises(ConfigError, match=r"data\.sites\.0\.name='\.\./evil': .* \(--set, line 1\)"):
+        load_config(path, ["data.sites=[{name: ../evil, weight: 3}]"])
+
+
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{chr(98 + i)}: &{chr(98 + i)} [{','.join('*' + chr(97 + i) for _ in range(9))}]\n" for i in range(7)
 )
