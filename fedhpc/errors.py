@@ -49,6 +49,10 @@ class PayloadError(Exception):
     """An update that must not go through the door, or bytes that came through it and are not what they claim to be."""
 
 
+class ExchangeError(PayloadError):
+    """A message that MPI could not deliver, since another rank has ended: only under fault-tolerant launchers."""
+
+
 class SiteError(Exception):
     """A failure inside one hospital, with the site and the round at which it happened.
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.errors import InputError, PayloadError
+from fedhpc.errors import ExchangeError, InputError, PayloadError
 from fedhpc.exchange.egress import Kind
 from fedhpc.exchange.waiting import Waiting, one_of, rest_of
 
@@ -178,7 +178,7 @@ class MpiTransport:
         }
         pause_s = FIRST_SLEEP_S
         with self._waiting.begun() as look:
-            while missing := {rank: request for rank, request in missing.items() if not request.Test()}:
+            while missing := {rank: request for rank, request in missing.items() if not self._done(request)}:
                 look([self._names[rank] for rank in missing])
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
@@ -215,11 +215,20 @@ class MpiTransport:
         self._wait(request, [rest_of(senders or self._names[1:])])
         return received.data
 
+    def _done(self, request: "MPI.Request") -> bool:
+        try:
+            return bool(request.Test())
+        except self._mpi.Exception as error:
+            raise ExchangeError(
+                f"a message could not be exchanged ({error.Get_error_string().strip()}): another rank has ended. See "
+                "what the launcher says of it; the same command goes on after the last saved round"
+            ) from None
+
     def _wait(self, request: "MPI.Request", whom: Sequence[str] = ()) -> None:
         """Sleep until `request` is done; where rank 0 waits for `whom`, it says so after a while."""
         pause_s = FIRST_SLEEP_S
         with self._waiting.begun() as look:
-            while not request.Test():
+            while not self._done(request):
                 if whom and self.rank == 0:
                     look(whom)
                 time.sleep(pause_s)

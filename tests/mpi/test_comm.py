@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedhpc.exchange.comm import AloneTransport, connect
-from tests.conftest import missing
+from tests.conftest import Mpi, missing, run_limited
 
 pytestmark = pytest.mark.mpi
 
@@ -195,3 +195,25 @@ def test_memory_of_rank_0_does_not_grow_with_the_hospitals(mpirun: Callable[...,
     print(found)
     assert found[20]["mb"] < found[8]["mb"] + 8, "less than one update"
     assert found[8]["mean"] == pytest.approx(found[20]["mean"], abs=1e-3)
+
+
+KILLED = """
+import os, signal, sys, time
+from fedhpc.exchange.comm import connect
+t = connect()
+if t.rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+try:
+    t.gather([b"x"], "hello")
+except Exception as error:
+    print(type(error).__name__, error, flush=True)
+    os._exit(1)
+"""
+
+
+def test_rank_that_died_under_ulfm_is_said(mpi: Mpi) -> None:
+    """There the launcher does not end the others: MPI tells them at their next message."""
+    launcher, *words = mpi.command(2, ["-c", KILLED])
+    done = run_limited([launcher, "--with-ft", "ulfm", *words], 60, mpi.env)
+    assert "ExchangeError a message could not be exchanged" in done.stdout, done
+    assert "another rank has ended" in done.stdout
