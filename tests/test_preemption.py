@@ -175,7 +175,8 @@ def test_a_baseline_leaves_its_round_too(config: Path, tmp_path: Path) -> None:
 
 
 def charged(run_dir: Path) -> list[int]:
-    return [charge.round for charge in read_ledger(run_dir / "sites" / "site1" / "ledger.jsonl")[1]]
+    charges = read_ledger(run_dir / "sites" / "site1" / "ledger.jsonl")[1]
+    return [charge.round for charge in charges if charge.population == "train"]
 
 
 def test_a_private_round_that_was_finished_is_charged_once(

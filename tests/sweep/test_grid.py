@@ -82,7 +82,7 @@ def test_overrides_reach_the_runs_and_the_sweeps_own_sections(tmp_path: Path) ->
         ({"grid": {"seed": []}}, "grid.seed=[]: must be a list of one or more values"),
         ({"grid": {"seed": 3}}, "grid.seed=3: must be a list of one or more values"),
         ({"grid": {"seed": [1, 2, 1]}}, "grid.seed=[1, 2, 1]: a value is there twice"),
-        ({"grid": {}}, "grid={}: dictionary should have at least 1 item"),
+        ({"grid": {}}, "grid={}: is empty"),
         ({"grid": {"traning.rounds": [1]}}, "traning: unknown key; did you mean training? (in grid 000)"),
         (
             {"privacy": "off", "grid": {"data.shards": ["a/{site}.h5", "b/{site}.h5"]}},
