@@ -21,6 +21,12 @@ from tests.accounts import ANYBODY, charge_run, spend, write_patients
 NAMES = ("site1", "site2")
 
 
+@pytest.fixture(autouse=True)
+def no_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this session have charged site ledgers of sites of these names."""
+    monkeypatch.setenv("XDG_STATE_HOME", f"{tmp_path}/state")
+
+
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     tree = {

@@ -46,7 +46,7 @@ def parsed(payload: bytes, adapter: TypeAdapter[T], what: str, limit_bytes: int 
 
 
 def said(payload: bytes) -> str:
-    """Return a text for people from another rank: at most TEXT_BYTES of it, without control characters.
+    r"""Return a text for people from another rank: at most TEXT_BYTES of it, without control characters.
 
     >>> said(b"no \x1b[31mshard"), said(b"\xff")
     ('no ?[31mshard', '\ufffd')

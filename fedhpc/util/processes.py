@@ -6,6 +6,7 @@ from pathlib import Path
 def born(pid: int) -> str:
     """When a process of this machine was started, in clock ticks since boot; empty where there is none.
 
+    >>> import os
     >>> born(os.getpid()).isdecimal(), born(2**22 + 1)
     (True, '')
     """
