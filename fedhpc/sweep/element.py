@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from fedhpc.errors import InputError, Stopped
+from fedhpc.errors import FileError, InputError, Stopped
 from fedhpc.preemption import Notice
 from fedhpc.startup import Startup
 from fedhpc.sweep.queue import is_running
@@ -51,8 +51,11 @@ def run_element(path: str, requeues: int) -> str:
             folder.write_outcome(begun)
         stopped = train(Work(Source(folder.config, [], folder.path)), wire, notice, startup)
     except InputError as error:
-        # All ranks raise it, with the same message.
-        if rank == 0:
+        # All ranks raise it with the same message, but for a file that this rank alone cannot read or write.
+        if isinstance(error, FileError) and wire is not None:
+            folder.end(begun, "failed", f"rank {rank}: {error}")
+            abort_at_exit(BAD_INPUT)
+        elif rank == 0:
             folder.end(begun, "failed", str(error))
         raise
     except Stopped as stop:

@@ -101,7 +101,7 @@ def test_out_of_time_it_queues_itself_again_until_it_is_done(slurm: Slurm, cohor
 def test_an_error_on_one_rank_ends_the_job_and_is_on_record(slurm: Slurm, cohort: Path) -> None:
     arguments = (cohort, "--run-dir", slurm.folder / "bad", "--set", "training.lr=1e30")
     with cancelled(slurm.submit("bad", "--ntasks=2", script="fedavg.sbatch", arguments=arguments)) as job:
-        job.wait_until_it_says(r"error: rank \d: site site\d, round 0", 90)
+        job.wait_until_it_says(r"error: rank \d: site site\d, round 1", 90)
         said = time.monotonic()
         assert job.wait_for(ENDED, 30) == "FAILED"
     print(f"the job had ended {time.monotonic() - said:.1f} s after the message")
