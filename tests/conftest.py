@@ -1,5 +1,6 @@
 """What all tests share: where things lie, and how to start the real program with a time limit that always holds."""
 
+import atexit
 import contextlib
 import io
 import os
@@ -19,11 +20,12 @@ from hypothesis import settings
 REPO = Path(__file__).resolve().parents[1]
 ON_CI = os.environ.get("CI", "").lower() == "true"
 TERM_GRACE_S = 5
-STATE = tempfile.TemporaryDirectory(prefix="fedhpc-tests-")
+STATE = tempfile.mkdtemp(prefix="fedhpc-tests-")
+atexit.register(shutil.rmtree, STATE, ignore_errors=True)
 
 # No test may charge a ledger of the user who runs it. Synthetic patients keep theirs beside their shards.
 os.environ.pop("FEDHPC_SITE_LEDGER", None)
-os.environ["XDG_STATE_HOME"] = STATE.name
+os.environ["XDG_STATE_HOME"] = STATE
 
 # The machines are shared and slow at times: no deadline. On CI the same examples every time, so that red stays red.
 settings.register_profile("local", deadline=None)
