@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import h5py
-
 from data_prep.names import first_names, shown
 from fedhpc.errors import ShardError
+from fedhpc.site.shard import created_by
 
 CREATED_BY = "fedhpc prepare images"
 CANNOT_WRITE = (
@@ -53,7 +52,7 @@ class Target:
         Raises:
             ShardError: there are some and they may not be removed, or are not this importer's to remove.
         """
-        others = {path: made_by(path) for path in self._shards()}
+        others = {path: created_by(path) for path in self._shards()}
         old = sorted(path for path, stamp in others.items() if stamp != self.stamp)
         mine = [path for path in old if others[path].startswith(CREATED_BY)]
         taken = [path.name for path in old if path not in mine and path.name in self.files]
@@ -75,15 +74,6 @@ class Target:
         if self.shares_folder:
             return [path for name in self.files if (path := self.folder / name).exists()]
         return sorted(path for path in self.folder.glob("*.h5") if not path.name.startswith("."))
-
-
-def made_by(path: Path) -> str:
-    """`created_by` of a shard; empty where the file is none."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return str(file.attrs.get("created_by", ""))
-    except OSError:
-        return ""
 
 
 class Staging:

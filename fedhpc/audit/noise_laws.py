@@ -35,7 +35,7 @@ CANARIES, FEW = 400, 8
 ROUNDS = 120
 """Of canaries: a source with 8 bits of seed repeats itself among so many but for a chance of 6e-13."""
 ENOUGH = 500
-"""Values of noise from which 0.7 of it is told from the whole at LAW_RISK, with all the steps and tensors of a run."""
+"""Values of noise that tell 0.7 of it from the whole at LAW_RISK, with all the steps and tensors of a run."""
 ROWS, VALUES, ENTRIES = 600, 100_000, 200
 BIAS_SHARE = 0.03
 """How much shorter than 1 the part of a canary's gradient in its own direction may be, the rest being in the bias."""

@@ -94,7 +94,7 @@ class Work:
 def hospital_at_work(work: Work, on_step: OnStep) -> Iterator[Hospital]:
     """The product's own hospital, with ledgers to throw away: what it trains here is not released.
 
-    Trainings whose results are told are charged to the site's own account by `fedhpc.audit.charges`.
+    Trainings whose results are shown are charged to the site's own account by `fedhpc.audit.charges`.
     """
     with tempfile.TemporaryDirectory(prefix="fedhpc-audit-") as scratch:
         # No target: rounds without noise, or more of them than the run has, pass any. What they cost is written down.
