@@ -26,6 +26,10 @@ atexit.register(shutil.rmtree, STATE, ignore_errors=True)
 # No test may charge a ledger of the user who runs it. Synthetic patients keep theirs beside their shards.
 os.environ.pop("FEDHPC_SITE_LEDGER", None)
 os.environ["XDG_STATE_HOME"] = STATE
+# mpirun keeps a folder named after its process id. One killed by SIGKILL leaves its own behind, and the next mpirun with
+# the same process id refuses to start there: "The PMIx server's listener thread failed to start".
+MPI_FOLDERS = "PRTE_MCA_prte_tmpdir_base"
+os.environ[MPI_FOLDERS] = STATE
 
 # The machines are shared and slow at times: no deadline. On CI the same examples every time, so that red stays red.
 settings.register_profile("local", deadline=None)
@@ -150,6 +154,10 @@ class Mpi(NamedTuple):
         """`mpirun -n N python *args`."""
         return [self.launcher, "-n", str(n), sys.executable, *map(str, args)]
 
+    def start_env(self) -> dict[str, str]:
+        """The variables of one start: those of every start, and a folder for mpirun that no earlier start has used."""
+        return {**self.env, MPI_FOLDERS: tempfile.mkdtemp(dir=STATE)}
+
 
 @pytest.fixture(scope="session")
 def mpi() -> Mpi:
@@ -177,7 +185,7 @@ def mpirun(mpi: Mpi) -> Callable[..., Outcome]:
     """
 
     def run(n: int, args: Sequence[str | Path], timeout: float = 120, env: Mapping[str, str] | None = None) -> Outcome:
-        return run_limited(mpi.command(n, args), timeout, {**mpi.env, **(env or {})})
+        return run_limited(mpi.command(n, args), timeout, {**mpi.start_env(), **(env or {})})
 
     return run
 
@@ -190,7 +198,7 @@ def mpirun_killed_when(mpi: Mpi) -> Callable[..., None]:
         process = subprocess.Popen(
             mpi.command(n, args),
             cwd=REPO,
-            env={**os.environ, **mpi.env},
+            env={**os.environ, **mpi.start_env()},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

@@ -190,7 +190,7 @@ def tapped(mpi: Mpi, folder: Path, case: dict[str, object], config: Path) -> byt
     over_tcp = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "tcp,self", "OMPI_MCA_btl_tcp_if_include": "lo"}
     own_network = [] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--net"]
     command = [*own_network, sys.executable, "tests/mpi/wiretap.py", str(folder / "capture"), *program]
-    done = run_limited(command, 120, {**mpi.env, **over_tcp})
+    done = run_limited(command, 120, {**mpi.start_env(), **over_tcp})
     assert done.returncode == 0, done.stderr
     print(done.stderr)
     return (folder / "capture").read_bytes()

@@ -217,7 +217,7 @@ def test_rank_0_names_whom_it_waits_for_and_goes_on(secure_cohort: Path, mpi: Mp
     process = subprocess.Popen(
         mpi.command(2, words),
         cwd=REPO,
-        env={**os.environ, **mpi.env, "FEDHPC_WAIT_NOTICE_S": "1"},
+        env={**os.environ, **mpi.start_env(), "FEDHPC_WAIT_NOTICE_S": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
