@@ -27,8 +27,8 @@ from data_prep.shard_writer import UNLABELLED, write_shard
 from data_prep.spool import Spool
 from data_prep.target import Staging, Target, ended_by_sigterm, staging
 from fedhpc.errors import ShardError
-from fedhpc.rng import generator
 from fedhpc.util.progress import progress
+from fedhpc.util.rng import generator
 
 DUPLICATE = "an exact duplicate, the first kept"
 CONTRADICTION = "an exact duplicate in another class, the first kept: look at both"

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhpc.errors import ShardError
-from fedhpc.rng import generator
+from fedhpc.util.rng import generator
 
 Ints = npt.NDArray[np.int64]
 TRAIN, VAL, TEST = 0, 1, 2

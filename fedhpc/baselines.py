@@ -7,7 +7,7 @@ from fedhpc.errors import Interrupted
 from fedhpc.exchange.comm import Transport
 from fedhpc.exchange.update import F32
 from fedhpc.federation import Participant
-from fedhpc.stopwatch import Stopwatch
+from fedhpc.util.stopwatch import Stopwatch
 from fedhpc.votes import agreed, nobody_left, unless_interrupted
 
 Models = Mapping[str, F32]

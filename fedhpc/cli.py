@@ -15,10 +15,10 @@ from fedhpc.door_verbs import add_egress, add_pki
 from fedhpc.errors import FileError, InputError, Stopped, inside
 from fedhpc.preemption import Notice
 from fedhpc.preflight.verb import add_preflight
-from fedhpc.startup import Startup
 from fedhpc.sweep_verbs import add_report, add_sweep
 from fedhpc.util.files import write_text
 from fedhpc.util.output import stop_printing
+from fedhpc.util.startup import Startup
 
 FINISHED, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 STATUSES = """exit status:

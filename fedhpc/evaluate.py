@@ -10,11 +10,11 @@ import numpy as np
 from fedhpc.errors import InputError, ShardError
 from fedhpc.metrics import bootstrap_aucs, bootstrap_histograms, interval95, lower_edge, metrics, score_histogram
 from fedhpc.models import SavedModel, load_model
-from fedhpc.rng import generator
 from fedhpc.runtime import prepare
 from fedhpc.site.evaluation import predict
 from fedhpc.site.samples import FeatureSamples, ImageSamples, Samples
 from fedhpc.site.shard import Shard
+from fedhpc.util.rng import generator
 
 
 def evaluate(run: Path, shard_path: Path) -> dict[str, Any]:

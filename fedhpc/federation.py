@@ -30,8 +30,8 @@ from fedhpc.exchange.comm import Transport
 from fedhpc.exchange.selection import Layers, entry_name
 from fedhpc.exchange.sparsify import Coding, with_feedback
 from fedhpc.exchange.update import AGGREGATOR, F32, LARGEST_ENTRY, Update
-from fedhpc.rng import generator
-from fedhpc.stopwatch import Stopwatch
+from fedhpc.util.rng import generator
+from fedhpc.util.stopwatch import Stopwatch
 from fedhpc.votes import agreed, nobody_left, same_everywhere, unless_interrupted
 
 

@@ -28,10 +28,10 @@ from fedhpc.finish import GLOBAL, finish, reports_of
 from fedhpc.models import layers_of, parameter_count, to_vector
 from fedhpc.records import FLOAT32_BYTES, SiteReport, Validation, record_of
 from fedhpc.resume import Resumed, resume_point
-from fedhpc.rng import generator
 from fedhpc.secure_round import secure_mean
 from fedhpc.session import POOLED, Session, open_ledgers, session_trust
-from fedhpc.stopwatch import Stopwatch
+from fedhpc.util.rng import generator
+from fedhpc.util.stopwatch import Stopwatch
 from fedhpc.votes import agreed
 
 LIKE_ALL = 1 << 20

@@ -20,8 +20,8 @@ from fedhpc.backbones import ACT, GROUPS, NAMES, NORM, Backbone, Whitening, publ
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.exchange.update import F32
-from fedhpc.rng import seed_of
 from fedhpc.util.files import read_bytes, write_bytes
+from fedhpc.util.rng import seed_of
 
 
 @dataclass(frozen=True)

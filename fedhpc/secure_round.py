@@ -30,7 +30,7 @@ from fedhpc.models import parameter_count
 from fedhpc.session import Session
 from fedhpc.site.integer_sum import Grid
 from fedhpc.site.training import one_step
-from fedhpc.stopwatch import Stopwatch
+from fedhpc.util.stopwatch import Stopwatch
 
 T = TypeVar("T")
 

@@ -16,8 +16,8 @@ from fedhpc.preflight.check import preflight
 from fedhpc.rundir import RunDirectory
 from fedhpc.seating import seated
 from fedhpc.session import open_session
-from fedhpc.startup import Startup
 from fedhpc.util.log import write_log
+from fedhpc.util.startup import Startup
 
 
 @dataclass(frozen=True)

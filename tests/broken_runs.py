@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import fedhpc.launch
 import fedhpc.preflight.check  # noqa: F401  (before the first fork, so that each child has it)
 from fedhpc.cli import main
-from fedhpc.stopwatch import Stopwatch
+from fedhpc.util.stopwatch import Stopwatch
 
 PHASES = ("train", "exchange", "aggregate", "evaluate", "checkpoint")
 

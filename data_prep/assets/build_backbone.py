@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from data_prep.phantom.public import MEASUREMENTS, TRAINING_SEED, public_cohort, public_images
 from fedhpc.backbones import phantom_network
-from fedhpc.rng import generator, seed_of
 from fedhpc.site.preprocess import harmonise
+from fedhpc.util.rng import generator, seed_of
 
 IMAGES, IMAGE_SIZE, HELD_OUT = 24_000, 64, 1_500
 EPOCHS, BATCH, LARGEST_LR, WEIGHT_DECAY = 14, 64, 5e-3, 1e-4

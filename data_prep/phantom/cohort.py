@@ -18,8 +18,8 @@ from data_prep.phantom.plan import Plan, draw_plan, share_out
 from data_prep.phantom.sites import SiteProtocol, default_sites
 from data_prep.shard_writer import write_shard
 from fedhpc.errors import ConfigError
-from fedhpc.rng import generator
 from fedhpc.util.progress import progress
+from fedhpc.util.rng import generator
 
 CLASSES = ("benign", "malignant")
 PIXEL_RANGE = (0, 255)

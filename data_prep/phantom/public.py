@@ -21,8 +21,8 @@ from data_prep.phantom.lesions import Lesion
 from data_prep.phantom.mri import MriProtocol, mri_image
 from data_prep.phantom.sites import SiteProtocol
 from data_prep.shard_writer import UNLABELLED, write_shard
-from fedhpc.rng import generator
 from fedhpc.util.progress import progress
+from fedhpc.util.rng import generator
 
 ANATOMY = AnatomyRange(slice_mm=(-18.0, 52.0), rotation_deg=12.0, scale=0.07, shear=0.05, shift_mm=5.0, elastic_mm=4.0)
 MACHINES = 16

@@ -20,7 +20,7 @@ from fedhpc.audit.findings import WITH_DP, Finding, confirmed, epsilon_finding
 from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
 from fedhpc.audit.subject import Subject
 from fedhpc.privacy.plan import plan_privacy
-from fedhpc.rng import seed_of
+from fedhpc.util.rng import seed_of
 
 REFERENCE = {"epsilon": 1.0, "delta": 1e-5}
 NO_NOISE, NO_CLIP = "no noise", "no clipping"

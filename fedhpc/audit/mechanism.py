@@ -10,8 +10,8 @@ from fedhpc.audit.door import WORST_CASE, AuditedSite, changed, released
 from fedhpc.config import RunConfig
 from fedhpc.models import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.rng import generator
 from fedhpc.site.training import Bench
+from fedhpc.util.rng import generator
 
 # So small that the parameters hardly move, and each canary's gradient stays what it was: the adversary's choice.
 LEARNING_RATE = 1e-4

@@ -28,8 +28,8 @@ from fedhpc.audit.statistics import (
     spread_interval,
 )
 from fedhpc.models import layers_of
-from fedhpc.rng import generator
 from fedhpc.site.samples import I64
+from fedhpc.util.rng import generator
 
 CANARIES, FEW = 400, 8
 ROUNDS = 120

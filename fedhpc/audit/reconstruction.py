@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedhpc.exchange.update import F32
-from fedhpc.rng import seed_of
 from fedhpc.site.preprocess import harmonise
+from fedhpc.util.rng import seed_of
 
 CHANNELS = 16
 WARM_UP = 3

@@ -21,8 +21,8 @@ from fedhpc.audit.statistics import LAW_RISK, dispersion_interval, share_interva
 from fedhpc.audit.subject import Subject
 from fedhpc.config import Privacy
 from fedhpc.models import from_vector
-from fedhpc.rng import generator
 from fedhpc.site.samples import I64, Samples
+from fedhpc.util.rng import generator
 
 UNITS, STEPS = 120, 100
 """Of the observed site, more where the sample rate is small: each count is to expect COUNT or more of what is drawn."""

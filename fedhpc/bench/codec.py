@@ -28,12 +28,12 @@ from fedhpc.exchange.sparsify import Coding, count_to_send, quantised, select, w
 from fedhpc.exchange.update import F32, SparseVector, Update
 from fedhpc.models import Task, build_model, to_vector
 from fedhpc.records import FLOAT32_BYTES
-from fedhpc.rng import generator
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.samples import ImageSamples
 from fedhpc.site.shard import Shard
 from fedhpc.site.training import Bench
 from fedhpc.util.progress import progress
+from fedhpc.util.rng import generator
 
 REPEATS = 3
 PHANTOM_IMAGES, PHANTOM_SIZE, PHANTOM_SITE = 160, 64, "site1"

@@ -12,9 +12,9 @@ from scipy.special import ndtr, ndtri
 from fedhpc.config import RunConfig
 from fedhpc.metrics import F64, I64, Metrics
 from fedhpc.privacy.evaluation_plan import EvaluationPlan
-from fedhpc.rng import generator
 from fedhpc.roc import Counts, Curve, fit, shares
 from fedhpc.site.release import WHOLE, Question, Weights
+from fedhpc.util.rng import generator
 
 EDGES = (-6.0, -3.0, -1.0, 0.0, 1.0, 3.0, 6.0)
 """Of the bins of a validation split of which nothing is known, in log odds."""

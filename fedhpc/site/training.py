@@ -13,9 +13,9 @@ from fedhpc.config import RunConfig, Training
 from fedhpc.exchange.update import F32
 from fedhpc.models import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.rng import generator
 from fedhpc.site.privacy import Entropy, PrivateStep, Terms, Units, physical_batches
 from fedhpc.site.samples import Samples
+from fedhpc.util.rng import generator
 
 OnStep = Callable[[int, int], None]
 """Called after every step with (steps done, steps in all)."""

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from fedhpc.errors import FileError, InputError, Stopped
 from fedhpc.preemption import Notice
-from fedhpc.startup import Startup
 from fedhpc.sweep.queue import is_running
 from fedhpc.sweep.store import ElementDirectory, Outcome, beginning
 from fedhpc.util.files import write_bytes
+from fedhpc.util.startup import Startup
 
 FAILED, BAD_INPUT = 1, 2
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from fedhpc.privacy.gaussian import grid_of
 from fedhpc.privacy.noise import source
-from fedhpc.rng import seed_of
 from fedhpc.site.clipping import MARGIN
 from fedhpc.site.privacy import Terms, Units, entropy
+from fedhpc.util.rng import seed_of
 from tests.attacks.releases import released_by
 
 FEATURES, CLASSES, CLIP_NORM, NOISE_MULTIPLIER = 40, 3, 0.5, 2.0

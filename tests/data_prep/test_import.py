@@ -23,9 +23,9 @@ from data_prep.starter import write_starter
 from data_prep.target import Staging
 from fedhpc.config_file import load_config
 from fedhpc.errors import ShardError
-from fedhpc.rng import generator
 from fedhpc.site.shard import Shard
 from fedhpc.util.progress import progress
+from fedhpc.util.rng import generator
 from tests.conftest import Outcome
 
 PER_CLASS = 12

@@ -27,8 +27,8 @@ from fedhpc.exchange.comm import Transport, connect
 from fedhpc.exchange.egress import Kind
 from fedhpc.exchange.tls import Credentials
 from fedhpc.exchange.update import SparseVector, Update
-from fedhpc.rng import generator
 from fedhpc.rundir import RunDirectory
+from fedhpc.util.rng import generator
 
 D = 20_000
 Change = Callable[[list[bytes], list[bytes]], list[bytes]]

@@ -15,7 +15,7 @@ from data_prep.shard_writer import write_shard
 from fedhpc import pki
 from fedhpc.exchange.codec import FIXED
 from fedhpc.privacy.ledger import read_ledger
-from fedhpc.rng import generator
+from fedhpc.util.rng import generator
 
 pytestmark = pytest.mark.mpi
 SITES = ("site1", "site2", "site3", "site4")

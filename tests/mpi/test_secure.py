@@ -18,8 +18,8 @@ from data_prep.shard_writer import write_shard
 from fedhpc import pki
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.ledger import read_ledger
-from fedhpc.rng import generator
 from fedhpc.site import hospital
+from fedhpc.util.rng import generator
 from tests.conftest import REPO, Mpi, kill_session
 from tests.mpi.secure_faults import failing
 

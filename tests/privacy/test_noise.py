@@ -225,7 +225,7 @@ def test_gpu_gives_the_integers_of_the_cpu() -> None:
 
 @pytest.mark.parametrize("path", RESTS_ON, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_no_other_generator_where_privacy_rests(path: Path) -> None:
-    """No torch or numpy generator, nor `fedhpc.rng`, whose seeds are public."""
+    """No torch or numpy generator, nor `fedhpc.util.rng`, whose seeds are public."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}

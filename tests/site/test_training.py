@@ -10,7 +10,6 @@ import torch
 from data_prep.shard_writer import write_shard
 from fedhpc.config import RunConfig, Runtime, Training
 from fedhpc.models import Backbone, Task, build_model, to_vector
-from fedhpc.rng import generator
 from fedhpc.runtime import prepare
 from fedhpc.site.evaluation import predict
 from fedhpc.site.preprocess import harmonise
@@ -18,6 +17,7 @@ from fedhpc.site.privacy import Units
 from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples
 from fedhpc.site.shard import Shard
 from fedhpc.site.training import Bench, learning_rate, mirrored, train_plain
+from fedhpc.util.rng import generator
 
 BENCH = Bench(torch.device("cpu"), bf16=False)
 
