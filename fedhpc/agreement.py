@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from fedhpc.config import RunConfig
 from fedhpc.config_file import load_config
 from fedhpc.errors import InputError
-from fedhpc.exchange.comm import Transport
-from fedhpc.exchange.messages import said
 from fedhpc.rundir import RunDirectory
+from fedhpc.transport.messages import said
+from fedhpc.transport.mpi import Transport
 
 T = TypeVar("T")
 FREE: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}}

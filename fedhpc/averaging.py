@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.exchange.update import F32
+from fedhpc.compression.update import F32
 
 
 @dataclass(frozen=True)

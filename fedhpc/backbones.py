@@ -16,8 +16,8 @@ from monai.networks.nets.densenet import DenseNet
 from monai.networks.utils import replace_modules
 from torch import Tensor, nn
 
+from fedhpc.compression.update import F32
 from fedhpc.errors import InputError
-from fedhpc.exchange.update import F32
 
 GROUPS = 8
 NORM = ("group", {"num_groups": GROUPS})

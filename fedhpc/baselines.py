@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from fedhpc.compression.update import F32
 from fedhpc.errors import Interrupted
-from fedhpc.exchange.comm import Transport
-from fedhpc.exchange.update import F32
 from fedhpc.federation import Participant
+from fedhpc.transport.collectives import agreed, nobody_left, unless_interrupted
+from fedhpc.transport.mpi import Transport
 from fedhpc.util.stopwatch import Stopwatch
-from fedhpc.votes import agreed, nobody_left, unless_interrupted
 
 Models = Mapping[str, F32]
 

@@ -242,7 +242,7 @@ def _train(options: argparse.Namespace) -> int:
     notice = Notice()
     notice.listen()
     startup = Startup()
-    from fedhpc.exchange.comm import abort_at_exit, connect
+    from fedhpc.transport.mpi import abort_at_exit, connect
 
     transport = connect()
     startup.mark("MPI")
@@ -279,7 +279,7 @@ def _train_on(transport: Any, watch: tuple[Notice, Startup], options: argparse.N
 
 
 def _world(options: argparse.Namespace) -> int:
-    from fedhpc.exchange.comm import world_size
+    from fedhpc.transport.mpi import world_size
 
     print(world_size(), flush=True)
     return FINISHED

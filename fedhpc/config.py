@@ -381,7 +381,7 @@ def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
 
 
 def _largest_dropouts(sites: int, colluding: int) -> str:
-    """The remedy, by 2 x (sites - dropouts) > sites + colluding: the condition of `fedhpc.exchange.masks.SumTerms`."""
+    """The remedy, by 2 x (sites - dropouts) > sites + colluding: the condition of `fedhpc.secagg.masks.SumTerms`."""
     most = (sites - colluding - 1) // 2
     return f"set tolerated_dropouts to {most} or less" if most >= 0 else "lower colluding_sites or add sites"
 

@@ -6,17 +6,17 @@ log. Before it, while the ranks agree on the config, there is no run directory t
 
 from collections.abc import Mapping, Sequence
 
-from fedhpc import pki
 from fedhpc.agreement import together
 from fedhpc.config import RunConfig
 from fedhpc.console import Console, wrapped
 from fedhpc.errors import InputError
-from fedhpc.exchange.channel import Channel, Sessions
-from fedhpc.exchange.comm import Transport, carved, frame_header
-from fedhpc.exchange.egress import EgressLog
-from fedhpc.exchange.tls import AGGREGATOR_NAME, TlsError, TlsSession
 from fedhpc.federation import placement
 from fedhpc.rundir import RunDirectory
+from fedhpc.transport import pki
+from fedhpc.transport.channel import Channel, Sessions
+from fedhpc.transport.egress_log import EgressLog
+from fedhpc.transport.mpi import Transport, carved, frame_header
+from fedhpc.transport.tls import AGGREGATOR_NAME, TlsError, TlsSession
 
 
 def seats(config: RunConfig, ranks: int) -> list[range]:

@@ -38,10 +38,10 @@ def add_egress(egress: argparse.ArgumentParser) -> None:
 
 
 def _pki(options: argparse.Namespace) -> int:
-    from fedhpc import pki
     from fedhpc.config_file import load_config
     from fedhpc.console import table
-    from fedhpc.exchange.tls import AGGREGATOR_NAME
+    from fedhpc.transport import pki
+    from fedhpc.transport.tls import AGGREGATOR_NAME
 
     config = load_config(options.config, options.set)
     folder = options.out or config.exchange.pki_folder(config.data, AGGREGATOR_NAME)

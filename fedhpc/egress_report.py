@@ -13,8 +13,8 @@ from typing import Any
 from fedhpc.config import RunConfig
 from fedhpc.console import data_size, table
 from fedhpc.errors import InputError
-from fedhpc.exchange.egress import KINDS, Entry, read_log
 from fedhpc.rundir import RunDirectory
+from fedhpc.transport.egress_log import KINDS, Entry, read_log
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 Logs = Mapping[str, Sequence[Entry]]

@@ -24,15 +24,15 @@ from typing import Protocol
 import numpy as np
 
 from fedhpc.aggregator.aggregate import WeightedMean
+from fedhpc.compression.codec import decode, encode
+from fedhpc.compression.error_feedback import Coding, with_feedback
+from fedhpc.compression.top_k import Layers, entry_name
+from fedhpc.compression.update import AGGREGATOR, F32, LARGEST_ENTRY, Update
 from fedhpc.errors import Interrupted, PayloadError, at
-from fedhpc.exchange.codec import decode, encode
-from fedhpc.exchange.comm import Transport
-from fedhpc.exchange.selection import Layers, entry_name
-from fedhpc.exchange.sparsify import Coding, with_feedback
-from fedhpc.exchange.update import AGGREGATOR, F32, LARGEST_ENTRY, Update
+from fedhpc.transport.collectives import agreed, nobody_left, same_everywhere, unless_interrupted
+from fedhpc.transport.mpi import Transport
 from fedhpc.util.rng import generator
 from fedhpc.util.stopwatch import Stopwatch
-from fedhpc.votes import agreed, nobody_left, same_everywhere, unless_interrupted
 
 
 class Participant(Protocol):

@@ -7,13 +7,13 @@ from torch import nn
 
 from fedhpc.agreement import together
 from fedhpc.backbones import NAMES
+from fedhpc.compression.update import F32, pack_arrays, unpack_arrays
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError, PrivacyError
-from fedhpc.exchange.comm import Transport
-from fedhpc.exchange.update import F32, pack_arrays, unpack_arrays
 from fedhpc.models import SavedModel, Task, from_vector, layers_of, load_model, to_vector
 from fedhpc.records import data_digest
 from fedhpc.rundir import RunDirectory
+from fedhpc.transport.mpi import Transport
 from fedhpc.util.files import read_bytes
 
 

@@ -12,27 +12,27 @@ from fedhpc.agreement import from_rank_0, together
 from fedhpc.averaging import IterateAverage
 from fedhpc.baselines import train_separately
 from fedhpc.checkpoint import load_state, save_state, saved_rounds
+from fedhpc.compression.codec import encode
+from fedhpc.compression.error_feedback import Coding, with_feedback
+from fedhpc.compression.update import AGGREGATOR, F32, Array, ArraySpec, Update, pack_arrays, unpack_arrays
 from fedhpc.console import header, round_line, wrapped
 from fedhpc.continuation import begin
 from fedhpc.door import wire_line
 from fedhpc.errors import InputError, PayloadError, in_round
 from fedhpc.evaluation import validate
-from fedhpc.exchange.codec import encode
-from fedhpc.exchange.messages import of_each
-from fedhpc.exchange.secure_sum import round_bytes
-from fedhpc.exchange.sparsify import Coding, with_feedback
-from fedhpc.exchange.tls import AGGREGATOR_NAME
-from fedhpc.exchange.update import AGGREGATOR, F32, Array, ArraySpec, Update, pack_arrays, unpack_arrays
 from fedhpc.federation import GlobalState, Memory, RoundResult, Terms, federate, fresh_memory
 from fedhpc.finish import GLOBAL, finish, reports_of
 from fedhpc.models import layers_of, parameter_count, to_vector
 from fedhpc.records import FLOAT32_BYTES, SiteReport, Validation, record_of
 from fedhpc.resume import Resumed, resume_point
+from fedhpc.secagg.protocol import round_bytes
 from fedhpc.secure_round import secure_mean
 from fedhpc.session import POOLED, Session, open_ledgers, session_trust
+from fedhpc.transport.collectives import agreed
+from fedhpc.transport.messages import of_each
+from fedhpc.transport.tls import AGGREGATOR_NAME
 from fedhpc.util.rng import generator
 from fedhpc.util.stopwatch import Stopwatch
-from fedhpc.votes import agreed
 
 LIKE_ALL = 1 << 20
 """How many entries of an update are drawn to tell how small it will be."""

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fedhpc.backbones import ACT, GROUPS, NAMES, NORM, Backbone, Whitening, public_backbone
+from fedhpc.compression.update import F32
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.exchange.update import F32
 from fedhpc.util.files import read_bytes, write_bytes
 from fedhpc.util.rng import seed_of
 

@@ -8,14 +8,14 @@ import numpy as np
 
 from fedhpc.agreement import together
 from fedhpc.backbones import Backbone, PublicMap, fit_public_map
+from fedhpc.compression.update import Array, pack_arrays, unpack_arrays
 from fedhpc.config import RunConfig
 from fedhpc.console import Console
 from fedhpc.errors import PrivacyError
-from fedhpc.exchange.comm import Transport
-from fedhpc.exchange.update import Array, pack_arrays, unpack_arrays
 from fedhpc.rundir import RunDirectory
 from fedhpc.site.samples import FeatureSamples
 from fedhpc.site.shard import Shard
+from fedhpc.transport.mpi import Transport
 from fedhpc.util.log import write_log
 
 REFERENCE_IMAGES = 1000

@@ -12,8 +12,8 @@ from pydantic.dataclasses import dataclass as checked
 
 from fedhpc.config import RunConfig
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.messages import Name, parsed
 from fedhpc.metrics import I64, Metrics, auc, f1_thresholds, metrics
+from fedhpc.transport.messages import Name, parsed
 
 FLOAT32_BYTES = 4
 OUTSIDE_GUARANTEE = ("auc", "auc_val", "auc_ci95", "f1", "sensitivity", "sensitivity_early", "n_test", "f1_thresholds")

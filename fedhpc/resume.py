@@ -15,12 +15,12 @@ from fedhpc.agreement import FREE, from_rank_0, together
 from fedhpc.checkpoint import KEPT, ForeignCheckpointError, Owner, forget_after, intact_rounds, saved_rounds
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.exchange.messages import Count, Text, parsed
-from fedhpc.exchange.tls import AGGREGATOR_NAME
 from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import environment
 from fedhpc.session import Session
 from fedhpc.site.shard_record import shard_mark
+from fedhpc.transport.messages import Count, Text, parsed
+from fedhpc.transport.tls import AGGREGATOR_NAME
 
 Records = list[dict[str, Any]]
 

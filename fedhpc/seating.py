@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 from fedhpc.agreement import from_rank_0
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.exchange.comm import Wire
-from fedhpc.exchange.messages import Name, parsed
+from fedhpc.transport.messages import Name, parsed
+from fedhpc.transport.mpi import Wire
 
 HOST: TypeAdapter[str] = TypeAdapter(Name)
 

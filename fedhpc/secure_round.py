@@ -8,7 +8,7 @@
                reveal its shares of the survivors' self-masks and of the mask keys of those that dropped out
     the aggregator: sum -> mean gradient -> one step of the optimiser = the mean update
 
-Protocol and guarantee: `fedhpc.exchange.secure_sum`; integers and noise: `fedhpc.site.integer_sum`. The masks cancel
+Protocol and guarantee: `fedhpc.secagg.protocol`; integers and noise: `fedhpc.site.integer_sum`. The masks cancel
 exactly, so with a `noise_seed` the result is the same, bit for bit, at any number of ranks, though every key is fresh.
 """
 
@@ -17,19 +17,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, cast
 
+from fedhpc.compression.update import F32, I64
 from fedhpc.config import Privacy
 from fedhpc.errors import SiteError
-from fedhpc.exchange.comm import Transport
-from fedhpc.exchange.masks import SumTerms
-from fedhpc.exchange.secure_sum import MaskedSite, SumOffice
-from fedhpc.exchange.signatures import SigningSite
-from fedhpc.exchange.sum_wire import CONFIRMED, KEYS, MASKED, REVEALED, SHARES, split_broadcast
-from fedhpc.exchange.update import F32, I64
 from fedhpc.federation import Collected, GlobalState, Participant
 from fedhpc.models import parameter_count
+from fedhpc.secagg.masks import SumTerms
+from fedhpc.secagg.messages import CONFIRMED, KEYS, MASKED, REVEALED, SHARES, split_broadcast
+from fedhpc.secagg.protocol import MaskedSite, SumOffice
+from fedhpc.secagg.signatures import SigningSite
 from fedhpc.session import Session
 from fedhpc.site.integer_sum import Grid
 from fedhpc.site.training import one_step
+from fedhpc.transport.mpi import Transport
 from fedhpc.util.stopwatch import Stopwatch
 
 T = TypeVar("T")

@@ -16,9 +16,6 @@ from fedhpc.config import RunConfig
 from fedhpc.console import Console
 from fedhpc.door import open_door, seats
 from fedhpc.errors import InputError, PayloadError, PrivacyError, ShardError, inside
-from fedhpc.exchange.comm import Transport
-from fedhpc.exchange.messages import Count, Name, of_each, parsed, said
-from fedhpc.exchange.signatures import SigningSite
 from fedhpc.initial import check_backbone, start_from
 from fedhpc.models import Task, build_model, load_backbone, parameter_count
 from fedhpc.preemption import Notice
@@ -29,6 +26,7 @@ from fedhpc.public_map import agreed_map, make_reference
 from fedhpc.recorded_heads import Recorded, check_recorded, recorded_heads
 from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import prepare
+from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.account import open_account, permit_without_privacy
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.integer_sum import Grid, plan_grid
@@ -37,6 +35,8 @@ from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples, Sam
 from fedhpc.site.shard import Shard
 from fedhpc.site.training import Bench, OnStep
 from fedhpc.sum_identities import TrustModel, agreed_identities, trust_model
+from fedhpc.transport.messages import Count, Name, of_each, parsed, said
+from fedhpc.transport.mpi import Transport
 from fedhpc.util.log import write_log
 
 POOLED = "pooled"

@@ -1,6 +1,6 @@
 """How the sites of a secure sum learn each other's signing keys, and against whom that protects.
 
-    each site -> rank 0 -> all sites: certificate, 32 fresh bytes          (`fedhpc.exchange.signatures.Introduction`)
+    each site -> rank 0 -> all sites: certificate, 32 fresh bytes          (`fedhpc.secagg.signatures.Introduction`)
     each site: check every certificate by its own CA, revocation list and clock, and by the name in the config
 
 Rank 0 only relays: what it changes is refused by the sites, before the first round or by the first signature. Where
@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedhpc import pki
 from fedhpc.agreement import together
 from fedhpc.config import RunConfig
 from fedhpc.door import seats
-from fedhpc.exchange.comm import Transport, carved, frame_header
-from fedhpc.exchange.signatures import (
+from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked
+from fedhpc.secagg.signatures import (
     Introduction,
     PrivateKey,
     PublicKey,
@@ -28,8 +27,9 @@ from fedhpc.exchange.signatures import (
     signatories_of,
     uncertified,
 )
-from fedhpc.exchange.tls import AGGREGATOR_NAME, TlsError
-from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked
+from fedhpc.transport import pki
+from fedhpc.transport.mpi import Transport, carved, frame_header
+from fedhpc.transport.tls import AGGREGATOR_NAME, TlsError
 
 LEVELS = ("none", "honest-but-curious", "malicious")
 Own = Mapping[int, tuple[Introduction, PrivateKey]]

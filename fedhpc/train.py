@@ -9,13 +9,13 @@ from fedhpc.config import RunConfig
 from fedhpc.console import Console, wrapped
 from fedhpc.door import seats
 from fedhpc.errors import InputError, Interrupted, PayloadError, SiteError, site_failure
-from fedhpc.exchange.comm import Wire
 from fedhpc.launch import run
 from fedhpc.preemption import Notice
 from fedhpc.preflight.check import preflight
 from fedhpc.rundir import RunDirectory
 from fedhpc.seating import seated
 from fedhpc.session import open_session
+from fedhpc.transport.mpi import Wire
 from fedhpc.util.log import write_log
 from fedhpc.util.startup import Startup
 

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from fedhpc.compression.error_feedback import Coding
+from fedhpc.compression.update import F32
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.comm import AloneTransport
-from fedhpc.exchange.egress import Kind
-from fedhpc.exchange.sparsify import Coding
-from fedhpc.exchange.update import F32
 from fedhpc.federation import (
     GlobalState,
     Memory,
@@ -23,6 +21,8 @@ from fedhpc.federation import (
     placement,
     site_round,
 )
+from fedhpc.transport.egress_log import Kind
+from fedhpc.transport.mpi import AloneTransport
 
 
 @dataclass

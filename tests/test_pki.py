@@ -9,10 +9,10 @@ import yaml
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fedhpc import pki
 from fedhpc.cli import main
 from fedhpc.errors import InputError
-from fedhpc.exchange.tls import AGGREGATOR_NAME, TlsError
+from fedhpc.transport import pki
+from fedhpc.transport.tls import AGGREGATOR_NAME, TlsError
 
 SITES = ("site1", "st_mary-2")
 

@@ -12,9 +12,9 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 # Who may import what: a package, and the module (with what is below it) that owns it.
 OWNERS = {
-    "cryptography": ["fedhpc.exchange", "fedhpc.pki", "fedhpc.privacy.noise"],
-    "mpi4py": ["fedhpc.exchange.comm"],
-    "ssl": ["fedhpc.exchange.tls"],
+    "cryptography": ["fedhpc.exchange", "fedhpc.transport.pki", "fedhpc.privacy.noise"],
+    "mpi4py": ["fedhpc.transport.mpi"],
+    "ssl": ["fedhpc.transport.tls"],
     "h5py": ["fedhpc.site.shard", "data_prep"],
     "opacus": ["fedhpc.site", "fedhpc.privacy"],
     "submitit": ["fedhpc.sweep"],

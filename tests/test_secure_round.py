@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import yaml
 
+from fedhpc.compression.codec import FIXED
+from fedhpc.compression.error_feedback import Coding
+from fedhpc.compression.update import F32, I64
 from fedhpc.config import Privacy
 from fedhpc.config_file import load_config
 from fedhpc.errors import ConfigError, SiteError
-from fedhpc.exchange.codec import FIXED
-from fedhpc.exchange.comm import AloneTransport
-from fedhpc.exchange.masks import SumTerms, most_dropouts
-from fedhpc.exchange.secure_sum import round_bytes
-from fedhpc.exchange.sparsify import Coding
-from fedhpc.exchange.update import F32, I64
 from fedhpc.federation import GlobalState, RoundResult, Terms, federate, fresh_memory
+from fedhpc.secagg.masks import SumTerms, most_dropouts
+from fedhpc.secagg.protocol import round_bytes
 from fedhpc.secure_round import SecureMean
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.integer_sum import Grid
+from fedhpc.transport.mpi import AloneTransport
 from tests.exchange.test_secure_sum import signing_sites
 
 D, UNIT = 5, 2**-10

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedhpc.exchange.update import F32, SparseVector
+from fedhpc.compression.update import F32, SparseVector
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedhpc.exchange.update import F32
+from fedhpc.compression.update import F32
 from fedhpc.site.samples import I64, Samples
 
 F64 = NDArray[np.float64]

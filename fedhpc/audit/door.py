@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fedhpc.compression.codec import decode
+from fedhpc.compression.error_feedback import Coding
+from fedhpc.compression.update import F32
 from fedhpc.config import Exchange, RunConfig
-from fedhpc.exchange.codec import decode
-from fedhpc.exchange.sparsify import Coding
-from fedhpc.exchange.update import F32
 from fedhpc.federation import GlobalState, Participant, Terms, site_round
 from fedhpc.models import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan

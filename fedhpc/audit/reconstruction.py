@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedhpc.exchange.update import F32
+from fedhpc.compression.update import F32
 from fedhpc.site.preprocess import harmonise
 from fedhpc.util.rng import seed_of
 

@@ -12,11 +12,11 @@ from torch import nn
 from fedhpc.audit.charges import PatientCharges
 from fedhpc.backbones import Backbone
 from fedhpc.checkpoint import load_state, saved_rounds
+from fedhpc.compression.update import F32
 from fedhpc.config import RunConfig
 from fedhpc.config_file import load_config
 from fedhpc.console import Console
 from fedhpc.errors import InputError
-from fedhpc.exchange.update import F32
 from fedhpc.models import Task, build_model, load_backbone, to_vector
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.public_map import make_reference, public_map

@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fedhpc.compression.update import F32
 from fedhpc.evaluation.answers import tasks_of
 from fedhpc.evaluation.curves import law_of
 from fedhpc.evaluation.exact import exact_counts, measure_exactly
 from fedhpc.evaluation.private import measure_privately, validation_auc
 from fedhpc.evaluation.questions import ask, first_question
-from fedhpc.exchange.update import F32
 from fedhpc.metrics import auc
 from fedhpc.privacy.evaluation_plan import plan_evaluation
 from fedhpc.records import Measured, Validation, mean_of

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from fedhpc.compression.update import ArraySpec, unpack_arrays
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.update import ArraySpec, unpack_arrays
 from fedhpc.metrics import I64
 from fedhpc.session import Session
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from fedhpc.compression.update import F32, pack_arrays, unpack_arrays
 from fedhpc.errors import PayloadError
 from fedhpc.evaluation.answers import read_array, tasks_of
-from fedhpc.exchange.messages import of_each
-from fedhpc.exchange.update import F32, pack_arrays, unpack_arrays
 from fedhpc.metrics import BINS, I64, Placements, delong_interval
 from fedhpc.records import Measured, measure_counts
 from fedhpc.session import Session
+from fedhpc.transport.messages import of_each
 
 LARGEST_COUNT = 2**40
 

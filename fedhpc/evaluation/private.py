@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fedhpc.compression.update import F32
 from fedhpc.config import RunConfig
 from fedhpc.evaluation.answers import tasks_of
 from fedhpc.evaluation.curves import (
@@ -19,7 +20,6 @@ from fedhpc.evaluation.curves import (
     metrics_of,
 )
 from fedhpc.evaluation.questions import ask, first_question, question_from_rank_0
-from fedhpc.exchange.update import F32
 from fedhpc.metrics import BINS, I64, Metrics, bin_of
 from fedhpc.privacy.evaluation_plan import plan_evaluation
 from fedhpc.records import Measured

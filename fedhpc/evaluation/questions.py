@@ -5,18 +5,18 @@ from collections.abc import Callable
 import numpy as np
 
 from fedhpc.agreement import together
+from fedhpc.compression.update import F32, pack_arrays
 from fedhpc.config import RunConfig
 from fedhpc.evaluation.answers import read_array, tasks_of
 from fedhpc.evaluation.curves import EDGES, Answer
-from fedhpc.exchange.masks import SumTerms
-from fedhpc.exchange.messages import of_each, parsed
-from fedhpc.exchange.update import F32, pack_arrays
 from fedhpc.privacy.evaluation_plan import plan_evaluation
+from fedhpc.secagg.masks import SumTerms
 from fedhpc.secure_round import masked_sum
 from fedhpc.session import Session
 from fedhpc.site.hospital import Hospital
 from fedhpc.site.release import QUESTION, Question, Weights
-from fedhpc.votes import agreed
+from fedhpc.transport.collectives import agreed
+from fedhpc.transport.messages import of_each, parsed
 
 LARGEST_RELEASE = 2**55
 SUM_WIDTH_BYTES = 8

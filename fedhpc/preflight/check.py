@@ -5,10 +5,10 @@ import os
 from fedhpc.agreement import from_rank_0
 from fedhpc.config import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.exchange.comm import Transport
 from fedhpc.preflight.facts import collect
 from fedhpc.preflight.rules import notes, one_line, problems, rank_table
 from fedhpc.rundir import RunDirectory
+from fedhpc.transport.mpi import Transport
 
 
 def preflight(config: RunConfig, directory: RunDirectory, transport: Transport) -> tuple[str, str]:

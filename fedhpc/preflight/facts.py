@@ -23,11 +23,11 @@ from fedhpc.agreement import together
 from fedhpc.config import RunConfig
 from fedhpc.door import seats
 from fedhpc.errors import InputError, PayloadError
-from fedhpc.exchange.comm import Transport, library_version
-from fedhpc.exchange.messages import parsed
 from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import device_name, git_commit
 from fedhpc.site.shard import shard_problem
+from fedhpc.transport.messages import parsed
+from fedhpc.transport.mpi import Transport, library_version
 
 TOKEN = re.compile(rb"\.preflight-[0-9a-f]{16}")
 COMPARED = ("torch", "numpy", "opacus", "monai", "h5py", "mpi4py")

@@ -11,8 +11,8 @@ import yaml
 
 from fedhpc.config_file import load_config
 from fedhpc.errors import InputError
-from fedhpc.exchange.comm import library_version
 from fedhpc.runtime import environment
+from fedhpc.transport.mpi import library_version
 
 TOLD = re.compile(
     r"^(SLURM|OMPI|PMIX|PMI|PRTE|MPI|UCX|NCCL|OMP|CUDA|HIP|ROCR|HDF5|FEDHPC)_|^(LOADEDMODULES|VIRTUAL_ENV)$"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedhpc.exchange.comm import Wire
+    from fedhpc.transport.mpi import Wire
 
 FIRST_CONFIG = Path("configs/fedavg.yaml")
 
@@ -23,7 +23,7 @@ def add_preflight(verb: argparse.ArgumentParser) -> None:
 
 def _preflight(options: argparse.Namespace) -> int:
     from fedhpc.errors import InputError
-    from fedhpc.exchange.comm import abort_at_exit, connect
+    from fedhpc.transport.mpi import abort_at_exit, connect
 
     transport = connect()
     try:

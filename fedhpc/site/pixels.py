@@ -1,4 +1,4 @@
-"""Pieces of a shard's images to know them by, for the search of what leaves (`fedhpc.exchange.residency`)."""
+"""Pieces of a shard's images to know them by, for the search of what leaves (`fedhpc.transport.pixel_scan`)."""
 
 import numpy as np
 from numpy.typing import NDArray

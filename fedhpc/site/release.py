@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass as checked
 
+from fedhpc.compression.update import F32
 from fedhpc.errors import PrivacyError
-from fedhpc.exchange.update import F32
 from fedhpc.metrics import Predictions, one_vs_rest
 from fedhpc.privacy.laplace import laplace_integers
 from fedhpc.privacy.noise import KeyStream

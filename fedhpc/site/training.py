@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fedhpc.compression.update import F32
 from fedhpc.config import RunConfig, Training
-from fedhpc.exchange.update import F32
 from fedhpc.models import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.privacy import Entropy, PrivateStep, Terms, Units, physical_batches

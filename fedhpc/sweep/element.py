@@ -37,8 +37,8 @@ def run_element(path: str, requeues: int) -> str:
     notice.listen()
     startup = Startup()
     from fedhpc.agreement import Source
-    from fedhpc.exchange.comm import Wire, abort_at_exit, connect
     from fedhpc.train import Work, train
+    from fedhpc.transport.mpi import Wire, abort_at_exit, connect
 
     folder, rank = ElementDirectory(Path(path)), int(os.environ.get("SLURM_PROCID", "0"))
     begun = beginning(_job_id())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fedhpc.aggregator.aggregate import WeightedMean
-from fedhpc.exchange.update import SparseVector
+from fedhpc.compression.update import SparseVector
 
 
 def sparse(values: list[float]) -> SparseVector:

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedhpc.compression.update import ArraySpec, pack_arrays, unpack_arrays
 from fedhpc.config import RunConfig
 from fedhpc.errors import PayloadError
 from fedhpc.evaluation.exact import read_counts, read_influence
-from fedhpc.exchange.messages import of_each, parsed, said
-from fedhpc.exchange.update import ArraySpec, pack_arrays, unpack_arrays
 from fedhpc.launch import read_model
 from fedhpc.metrics import BINS
 from fedhpc.preflight.facts import RANK_FACTS, token_name
@@ -23,6 +22,7 @@ from fedhpc.preflight.facts import read_facts as read_rank_facts
 from fedhpc.records import SiteReport
 from fedhpc.resume import FOUND
 from fedhpc.session import read_facts
+from fedhpc.transport.messages import of_each, parsed, said
 
 SHAPE = (1, 3, BINS)
 REPORT = {"site": "site3", "epsilon": 0.5, "evaluation_epsilon": None, "learner": "site3", "head": "0" * 16}

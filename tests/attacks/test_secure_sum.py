@@ -13,16 +13,14 @@ import numpy as np
 import pytest
 import yaml
 
-from fedhpc import pki
+from fedhpc.compression.update import I64
 from fedhpc.config import RunConfig
 from fedhpc.config_file import load_config
 from fedhpc.errors import PayloadError
 from fedhpc.evaluation.questions import sum_terms
-from fedhpc.exchange import shamir
-from fedhpc.exchange.masks import PublicKeys, SumTerms, X25519PrivateKey, expand, pair_mask
-from fedhpc.exchange.secure_sum import ADVERTISED_BYTES, MaskedSite, SumOffice
-from fedhpc.exchange.signatures import Introduction, SigningSite, certified, signatories_of, uncertified
-from fedhpc.exchange.sum_wire import (
+from fedhpc.secagg import shamir
+from fedhpc.secagg.masks import PublicKeys, SumTerms, X25519PrivateKey, expand, pair_mask
+from fedhpc.secagg.messages import (
     CONFIRMED,
     HEADER,
     KEYS,
@@ -33,9 +31,11 @@ from fedhpc.exchange.sum_wire import (
     signed,
     split_broadcast,
 )
-from fedhpc.exchange.tls import AGGREGATOR_NAME, Credentials, TlsError
-from fedhpc.exchange.update import I64
+from fedhpc.secagg.protocol import ADVERTISED_BYTES, MaskedSite, SumOffice
+from fedhpc.secagg.signatures import Introduction, SigningSite, certified, signatories_of, uncertified
 from fedhpc.sum_identities import Own, check_identities
+from fedhpc.transport import pki
+from fedhpc.transport.tls import AGGREGATOR_NAME, Credentials, TlsError
 from tests.exchange.test_secure_sum import Rehearsal, drawn_vectors, signing_sites
 
 ROUND = 7

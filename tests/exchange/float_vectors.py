@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedhpc.exchange.float_bits import SIGN
+from fedhpc.compression.float_bits import SIGN
 
 EVERY, SUBNORMAL, AROUND_THE_SMALLEST_NORMAL = (0, 0x7DFF_FFFF), (0, 3), (0, 0x0180_0000)
 AN_OCTAVE, MANY_OCTAVES = (0x3F80_0000, 0x4000_0000), (0x3000_0000, 0x4800_0000)

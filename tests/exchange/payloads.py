@@ -5,9 +5,9 @@ import zlib
 
 import numpy as np
 
-from fedhpc.exchange.codec import CRC, FIXED, MAGIC, VERSION, Header, decode, encode
-from fedhpc.exchange.sparsify import Coding, with_feedback
-from fedhpc.exchange.update import Update
+from fedhpc.compression.codec import CRC, FIXED, MAGIC, VERSION, Header, decode, encode
+from fedhpc.compression.error_feedback import Coding, with_feedback
+from fedhpc.compression.update import Update
 
 SENDER, ROUND, SIZE = 2, 7, 1000
 KINDS = ((1, 32), (1, 4), (0.5, 16), (0.5, 8), (0.1, 4), (0.1, 3), (0.01, 5), (0.001, 32))

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedhpc.compression.byte_planes import container, deflated, inflated, join, split, width_of
+from fedhpc.compression.codec import BITMASK, CRC, EVERY, FIXED, GAPS, Header, decode, encode, encode_indices
+from fedhpc.compression.error_feedback import Coding, with_feedback
+from fedhpc.compression.float_bits import LARGEST_BITS
+from fedhpc.compression.update import SparseVector, Update, pack_arrays, unpack_arrays
 from fedhpc.config import Exchange
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.codec import BITMASK, CRC, EVERY, FIXED, GAPS, Header, decode, encode, encode_indices
-from fedhpc.exchange.float_bits import LARGEST_BITS
-from fedhpc.exchange.planes import container, deflated, inflated, join, split, width_of
-from fedhpc.exchange.sparsify import Coding, with_feedback
-from fedhpc.exchange.update import SparseVector, Update, pack_arrays, unpack_arrays
 from tests.exchange.payloads import (
     KINDS,
     ROUND,

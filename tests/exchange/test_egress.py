@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedhpc.compression.update import pack_arrays
 from fedhpc.errors import FileError, InputError, PayloadError
-from fedhpc.exchange.channel import Channel
-from fedhpc.exchange.comm import AloneTransport
-from fedhpc.exchange.egress import KINDS, EgressLog, Kind, read_log
-from fedhpc.exchange.update import pack_arrays
+from fedhpc.transport.channel import Channel
+from fedhpc.transport.egress_log import KINDS, EgressLog, Kind, read_log
+from fedhpc.transport.mpi import AloneTransport
 
 
 class Reading(AloneTransport):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fedhpc.exchange.float_bits import magnitude_bits, smallest_bits
-from fedhpc.exchange.grid import EXACT, OCTAVE, Grid, grid_for, rounded
+from fedhpc.compression.float_bits import magnitude_bits, smallest_bits
+from fedhpc.compression.quantization import EXACT, OCTAVE, Grid, grid_for, rounded
 from tests.exchange.float_vectors import vectors
 
 BITS = st.sampled_from([3, 4, 5, 6, 7, 8, 16, 32])

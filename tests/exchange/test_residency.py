@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.shard_writer import write_shard
+from fedhpc.compression.codec import encode
+from fedhpc.compression.quantization import EXACT
+from fedhpc.compression.update import SparseVector, Update, pack_arrays
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.codec import encode
-from fedhpc.exchange.grid import EXACT
-from fedhpc.exchange.residency import DISTINCT, STRIDE_BYTES, ImageSearch
-from fedhpc.exchange.update import SparseVector, Update, pack_arrays
 from fedhpc.site.pixels import image_blocks
 from fedhpc.site.shard import Shard
+from fedhpc.transport.pixel_scan import DISTINCT, STRIDE_BYTES, ImageSearch
 
 BLOCKS = np.random.default_rng(0).integers(0, 2**63, (500, 2), dtype=np.uint64)
 SEARCH = ImageSearch(BLOCKS)

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedhpc.compression.update import I64
 from fedhpc.errors import PayloadError
-from fedhpc.exchange import shamir
-from fedhpc.exchange.masks import SumTerms, expand, most_dropouts
-from fedhpc.exchange.secure_sum import MaskedSite, SumOffice, round_bytes
-from fedhpc.exchange.signatures import SigningSite, bare_key, signatories_of, uncertified
-from fedhpc.exchange.sum_wire import (
+from fedhpc.secagg import shamir
+from fedhpc.secagg.masks import SumTerms, expand, most_dropouts
+from fedhpc.secagg.messages import (
     CONFIRMED,
     HEADER,
     KEYS,
@@ -24,7 +23,8 @@ from fedhpc.exchange.sum_wire import (
     signed,
     to_bytes,
 )
-from fedhpc.exchange.update import I64
+from fedhpc.secagg.protocol import MaskedSite, SumOffice, round_bytes
+from fedhpc.secagg.signatures import SigningSite, bare_key, signatories_of, uncertified
 
 
 def signing_sites(count: int, run: bytes = b"run") -> list[SigningSite]:

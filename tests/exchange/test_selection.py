@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedhpc.compression.top_k import SAMPLE, refusal, top_k
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.selection import SAMPLE, refusal, top_k
 from tests.exchange.float_vectors import vectors
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhpc.exchange.shamir import PRIME, SECRET_BYTES, SHARE_BYTES, combine, evaluate, split
+from fedhpc.secagg.shamir import PRIME, SECRET_BYTES, SHARE_BYTES, combine, evaluate, split
 
 secrets = st.one_of(st.binary(min_size=32, max_size=32), st.sampled_from([bytes(32), b"\xff" * 32]))
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedhpc.compression.codec import decode, encode
+from fedhpc.compression.error_feedback import Coding, count_to_send, select, with_feedback
+from fedhpc.compression.update import Update
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.codec import decode, encode
-from fedhpc.exchange.sparsify import Coding, count_to_send, select, with_feedback
-from fedhpc.exchange.update import Update
 from tests.exchange.float_vectors import vectors
 
 BITS = (3, 4, 5, 6, 7, 8, 16, 32)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhpc import pki
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.seal import open_sealed, seal
-from fedhpc.exchange.tls import AGGREGATOR_NAME, Credentials, TlsError, TlsSession
+from fedhpc.transport import pki
+from fedhpc.transport.sealed_broadcast import open_sealed, seal
+from fedhpc.transport.tls import AGGREGATOR_NAME, Credentials, TlsError, TlsSession
 
 NAMES = ("site1", "site2")
 
@@ -238,7 +238,7 @@ def test_a_site_that_knows_the_key_cannot_change_what_the_others_get(folder: Pat
     """It opens the broadcast with its own ticket, seals another payload under the same key, and keeps the tickets."""
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-    from fedhpc.exchange.seal import KEY_BYTES, NONCE
+    from fedhpc.transport.sealed_broadcast import KEY_BYTES, NONCE
 
     insider, victim = connected(folder, "site2"), connected(folder, "site1")
     message = seal(b"the model", "update", {"site1": victim.office, "site2": insider.office})

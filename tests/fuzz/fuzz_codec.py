@@ -19,9 +19,9 @@ import atheris
 with atheris.instrument_imports(include=["fedhpc.exchange"]):
     import numpy as np
 
+    from fedhpc.compression.byte_planes import deflated
+    from fedhpc.compression.codec import CRC, Header
     from fedhpc.errors import PayloadError
-    from fedhpc.exchange.codec import CRC, Header
-    from fedhpc.exchange.planes import deflated
     from tests.exchange.payloads import ROUND, SENDER, SIZE, assembled, check_decoded, payloads, sealed
 
 AS_IT_IS, UNDER_CHECKSUM, DRAWN = range(3)

@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from fedhpc.compression.codec import encode
+from fedhpc.compression.update import SparseVector, Update
 from fedhpc.config_file import load_config
 from fedhpc.console import Console
 from fedhpc.door import open_door
 from fedhpc.errors import InputError, PayloadError
-from fedhpc.exchange.channel import Channel
-from fedhpc.exchange.codec import encode
-from fedhpc.exchange.comm import Transport, connect
-from fedhpc.exchange.egress import Kind
-from fedhpc.exchange.tls import Credentials
-from fedhpc.exchange.update import SparseVector, Update
 from fedhpc.rundir import RunDirectory
+from fedhpc.transport.channel import Channel
+from fedhpc.transport.egress_log import Kind
+from fedhpc.transport.mpi import Transport, connect
+from fedhpc.transport.tls import Credentials
 from fedhpc.util.rng import generator
 
 D = 20_000

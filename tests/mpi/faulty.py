@@ -10,9 +10,9 @@ import numpy as np
 
 from fedhpc import federation
 from fedhpc.cli import main
-from fedhpc.exchange.comm import MpiTransport
-from fedhpc.exchange.egress import Kind
 from fedhpc.federation import GlobalState
+from fedhpc.transport.egress_log import Kind
+from fedhpc.transport.mpi import MpiTransport
 
 ROUND = 2
 honest_state, honest_stream = federation.next_state, MpiTransport.stream

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedhpc.cli import main
-from fedhpc.exchange.comm import MpiTransport
 from fedhpc.site import samples
+from fedhpc.transport.mpi import MpiTransport
 
 
 def keep_payloads(path: Path) -> None:

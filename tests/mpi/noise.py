@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedhpc.exchange.comm import connect
 from fedhpc.site.privacy import PrivateStep, Terms, entropy
+from fedhpc.transport.mpi import connect
 
 STEPS, ROUNDS, SIZE = 2, 2, 512
 

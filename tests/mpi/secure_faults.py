@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedhpc.cli import main
-from fedhpc.exchange.secure_sum import MaskedSite, SumOffice
-from fedhpc.exchange.sum_wire import HEADER, KEYS, frame
-from fedhpc.exchange.update import F32, I64
+from fedhpc.compression.update import F32, I64
+from fedhpc.secagg.messages import HEADER, KEYS, frame
+from fedhpc.secagg.protocol import MaskedSite, SumOffice
 from fedhpc.site import hospital
 from fedhpc.site.integer_sum import Grid
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhpc.exchange.comm import AloneTransport, connect
+from fedhpc.transport.mpi import AloneTransport, connect
 from tests.conftest import Mpi, missing, run_limited
 
 pytestmark = pytest.mark.mpi
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.mpi
 PROGRAM = """
 import json, sys, time
 from pathlib import Path
-from fedhpc.exchange.comm import connect
+from fedhpc.transport.mpi import connect
 t = connect()
 gathered = t.gather([bytes([t.rank]) * (n * 1000) for n in range(t.rank + 1)], "hello")
 nothing = t.gather([], "hello")
@@ -53,7 +53,7 @@ def test_gather_and_broadcast(mpirun: Callable[..., tuple[int, str, str]], tmp_p
 FAILING = """
 import sys, time
 from pathlib import Path
-from fedhpc.exchange.comm import abort_at_exit, connect
+from fedhpc.transport.mpi import abort_at_exit, connect
 t = connect()
 if t.rank == 1:
     Path(sys.argv[1]).write_text(str(time.time()))
@@ -86,7 +86,7 @@ def test_slurm_with_the_wrong_mpi_is_refused(mpirun: Callable[..., tuple[int, st
         "import os; os.environ['SLURM_STEP_NUM_TASKS'] = '4'\n"
         "for name in list(os.environ):\n"
         "    if name.startswith(('OMPI_', 'PMIX_', 'PRTE_')): del os.environ[name]\n"
-        "from fedhpc.exchange.comm import connect\n"
+        "from fedhpc.transport.mpi import connect\n"
         "from fedhpc.errors import InputError\n"
         "try: connect()\n"
         "except InputError as error: print(error)\n"
@@ -107,7 +107,7 @@ WAYS = """
 import hashlib, json, sys
 from pathlib import Path
 from mpi4py import MPI
-from fedhpc.exchange.comm import MpiTransport
+from fedhpc.transport.mpi import MpiTransport
 rank = MPI.COMM_WORLD.Get_rank()
 payloads = [bytes([rank, n]) * (rank * 700 + n) for n in range(rank % 3)]
 told = {}
@@ -136,7 +136,7 @@ BIG = """
 import sys, zlib
 from pathlib import Path
 import numpy as np
-from fedhpc.exchange.comm import connect
+from fedhpc.transport.mpi import connect
 transport, size = connect(), int(sys.argv[2])
 here = np.resize(np.arange(251, dtype=np.uint8), size if transport.rank else 0).tobytes()
 crc = zlib.crc32(here)
@@ -160,10 +160,10 @@ def test_a_message_of_2_5_gib(mpirun: Callable[..., tuple[int, str, str]], tmp_p
 PEAK = """
 import json, resource, sys
 import numpy as np
-from fedhpc.exchange.codec import encode
-from fedhpc.exchange.comm import connect
-from fedhpc.exchange.sparsify import Coding
-from fedhpc.exchange.update import SparseVector, Update
+from fedhpc.compression.codec import encode
+from fedhpc.transport.mpi import connect
+from fedhpc.compression.error_feedback import Coding
+from fedhpc.compression.update import SparseVector, Update
 from fedhpc.federation import GlobalState, Terms, mean_update
 
 transport, d, each = connect(), 2_000_000, int(sys.argv[1])
@@ -199,7 +199,7 @@ def test_memory_of_rank_0_does_not_grow_with_the_hospitals(mpirun: Callable[...,
 
 KILLED = """
 import os, signal, sys, time
-from fedhpc.exchange.comm import connect
+from fedhpc.transport.mpi import connect
 t = connect()
 if t.rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)

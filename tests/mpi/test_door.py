@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import yaml
 
-from fedhpc import pki
 from fedhpc.cli import main
 from fedhpc.egress_report import report
-from fedhpc.exchange.egress import read_log
+from fedhpc.transport import pki
+from fedhpc.transport.egress_log import read_log
 from tests.conftest import Mpi, missing, run_limited
 from tests.mpi.door_cases import known_image, known_update
 from tests.mpi.test_federated import make_shard, params

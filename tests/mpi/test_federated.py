@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from data_prep.shard_writer import write_shard
-from fedhpc import pki
-from fedhpc.exchange.codec import FIXED
+from fedhpc.compression.codec import FIXED
 from fedhpc.privacy.ledger import read_ledger
+from fedhpc.transport import pki
 from fedhpc.util.rng import generator
 
 pytestmark = pytest.mark.mpi

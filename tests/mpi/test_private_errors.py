@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fedhpc import pki
+from fedhpc.transport import pki
 from tests.mpi.test_federated import make_shard
 
 pytestmark = pytest.mark.mpi

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from data_prep.shard_writer import write_shard
-from fedhpc import pki
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.site import hospital
+from fedhpc.transport import pki
 from fedhpc.util.rng import generator
 from tests.conftest import REPO, Mpi, kill_session
 from tests.mpi.secure_faults import failing

@@ -249,14 +249,14 @@ MUTANTS = (
     ),
     Mutant(
         "threshold rule of the secure sum dropped",
-        "fedhpc/exchange/masks.py",
+        "fedhpc/secagg/masks.py",
         "        if self.colluding < 0 or 2 * self.threshold <= self.sites + self.colluding:\n",
         "        if self.colluding < 0:\n",
         tests=("tests/attacks/test_secure_sum.py::test_that_threshold_is_refused_by_protocol_and_config",),
     ),
     Mutant(
         "unsigned round keys accepted",
-        "fedhpc/exchange/signatures.py",
+        "fedhpc/secagg/signatures.py",
         "            self.keys[site].verify(encode_dss_signature(r, s), statement, ec.ECDSA(SHA256()))\n",
         "            encode_dss_signature(r, s)\n",
         tests=("tests/attacks/test_secure_sum.py::test_round_keys_of_the_aggregator_are_refused",),

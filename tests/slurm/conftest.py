@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fedhpc import pki
+from fedhpc.transport import pki
 from tests.conftest import REPO, missing
 from tests.mpi.test_federated import SITES, make_shard
 from tests.slurm.cluster import Cluster, allowed, install, lacking, until

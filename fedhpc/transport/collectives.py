@@ -4,10 +4,10 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from fedhpc.compression.update import F32
 from fedhpc.errors import Interrupted, SiteError
-from fedhpc.exchange.comm import Transport
-from fedhpc.exchange.messages import said
-from fedhpc.exchange.update import F32
+from fedhpc.transport.messages import said
+from fedhpc.transport.mpi import Transport
 
 T = TypeVar("T")
 

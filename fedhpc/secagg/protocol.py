@@ -39,11 +39,11 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from fedhpc.compression.update import I64
 from fedhpc.errors import PayloadError
-from fedhpc.exchange import shamir
-from fedhpc.exchange.masks import KEY_BYTES, NO_NONCE, PublicKeys, SumTerms, agree, context, expand, pair_mask
-from fedhpc.exchange.signatures import SIGNATURE_BYTES, SigningSite
-from fedhpc.exchange.sum_wire import (
+from fedhpc.secagg import shamir
+from fedhpc.secagg.masks import KEY_BYTES, NO_NONCE, PublicKeys, SumTerms, agree, context, expand, pair_mask
+from fedhpc.secagg.messages import (
     CONFIRMED,
     ENTRY,
     HEADER,
@@ -60,7 +60,7 @@ from fedhpc.exchange.sum_wire import (
     split_broadcast,
     to_bytes,
 )
-from fedhpc.exchange.update import I64
+from fedhpc.secagg.signatures import SIGNATURE_BYTES, SigningSite
 
 TAG_BYTES = 16
 SEALED_BYTES = 2 * shamir.SHARE_BYTES + TAG_BYTES

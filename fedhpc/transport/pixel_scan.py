@@ -18,8 +18,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhpc.compression.codec import MAGIC, deflated_planes
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.codec import MAGIC, deflated_planes
 
 U64 = NDArray[np.uint64]
 BLOCK_BYTES = 16

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhpc.compression.quantization import EXACT, Grid
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.grid import EXACT, Grid
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]

@@ -1,6 +1,6 @@
 """A TLS 1.3 session over any byte pipe: bytes in, bytes out; no socket and no MPI (`ssl.MemoryBIO`).
 
-Both ends show a certificate of the federation's own CA (`fedhpc.pki`), and each checks that the other's is in date, not
+Both ends show a certificate of the federation's own CA (`fedhpc.transport.pki`), and each checks that the other's is in date, not
 revoked, made for its role, and that its subject is the name of whoever should be there. Certificates of public CAs are
 not accepted, older versions of TLS are not spoken, sessions are not resumed.
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.errors import InputError, PayloadError
-from fedhpc.exchange.egress import KINDS, Kind
+from fedhpc.transport.egress_log import KINDS, Kind
 
 AGGREGATOR_NAME = "aggregator"
 """The subject of rank 0's certificate; no site may have this name."""

@@ -8,7 +8,7 @@ One JSON object a line, appended, never rewritten:
 `round` is numbered as in rounds.jsonl and null outside the rounds; `bytes` and `sha256` are of the payload before
 encryption; `via` is `tls`, `clear`, or `process` where sender and receiver are one process; `searched` says for about
 how many blocks of the site's images the payload was searched, as a power of two, so that it does not tell how many
-images there are (`fedhpc.exchange.residency`); null where it was not.
+images there are (`fedhpc.transport.pixel_scan`); null where it was not.
 
 A line is with the operating system before its payload is with MPI, so the death of the process loses none. It is not
 fsynced: on a disk that is 5 ms a line, and only the machine's own crash would show the difference. A line that a crash

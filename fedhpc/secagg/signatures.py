@@ -27,8 +27,8 @@ from cryptography.x509.oid import NameOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.sum_wire import KIND_NAMES
-from fedhpc.exchange.tls import Credentials, TlsError
+from fedhpc.secagg.messages import KIND_NAMES
+from fedhpc.transport.tls import Credentials, TlsError
 
 DOMAIN = b"fedhpc secure sum, signature of a site, version 1\0"
 STATEMENT = struct.Struct("<32sIHB")

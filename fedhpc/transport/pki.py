@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedhpc.errors import InputError
-from fedhpc.exchange.tls import AGGREGATOR_NAME, Credentials, TlsError
+from fedhpc.transport.tls import AGGREGATOR_NAME, Credentials, TlsError
 from fedhpc.util.files import PRIVATE, make_folder, write_bytes
 
 CA_NAME = "fedhpc CA"

@@ -1,7 +1,7 @@
 """Bytes between ranks: MPI collectives that sleep while they wait, and their one-process twin.
 
 No rank ever waits inside a blocking MPI call: a rank that spins there steals the core from those that train. Where rank
-0 waits for long, it says on stderr for whom (`fedhpc.exchange.waiting`), and goes on waiting.
+0 waits for long, it says on stderr for whom (`fedhpc.transport.waiting`), and goes on waiting.
 
 What all ranks have to send is one long stream, in rank order. It comes to rank 0 in waves of at most WAVE_BYTES, each
 one `Igatherv`; so no count ever reaches the 2 GiB of MPI's ints, and rank 0 holds two waves and one payload, however
@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import ExchangeError, InputError, PayloadError
-from fedhpc.exchange.egress import Kind
-from fedhpc.exchange.waiting import Waiting, one_of, rest_of
+from fedhpc.transport.egress_log import Kind
+from fedhpc.transport.waiting import Waiting, one_of, rest_of
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -44,7 +44,7 @@ Counts = NDArray[np.int64]
 class Transport(Protocol):
     """What the round needs of the ranks. `rank` 0 is the aggregator's.
 
-    Every payload is of a kind on the whitelist (`fedhpc.exchange.egress`): of control there is one payload a rank, of
+    Every payload is of a kind on the whitelist (`fedhpc.transport.egress_log`): of control there is one payload a rank, of
     all other kinds one a site. `round` is numbered as in rounds.jsonl; None outside the rounds.
     """
 

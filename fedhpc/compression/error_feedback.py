@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedhpc.exchange.float_bits import blocks
-from fedhpc.exchange.grid import grid_for, rounded
-from fedhpc.exchange.selection import Layers, top_k
-from fedhpc.exchange.update import F32, SparseVector
+from fedhpc.compression.float_bits import blocks
+from fedhpc.compression.quantization import grid_for, rounded
+from fedhpc.compression.top_k import Layers, top_k
+from fedhpc.compression.update import F32, SparseVector
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Coding:
 
     Attributes:
         density: the share of the entries to send, in (0, 1].
-        value_bits: 32 (as they are), 16 (as exact as fp16), or 8 to 3 (log-scaled): see `fedhpc.exchange.grid`.
+        value_bits: 32 (as they are), 16 (as exact as fp16), or 8 to 3 (log-scaled): see `fedhpc.compression.quantization`.
         layers: the split of the vector, to name an entry and for `per_tensor`; empty where neither matters.
         per_tensor: send the density of every tensor by itself, not of the whole.
     """
@@ -59,7 +59,7 @@ def select(vector: F32, coding: Coding) -> SparseVector:
 
 
 def quantised(entries: SparseVector, value_bits: int, draws: np.random.Generator | None) -> SparseVector:
-    """The entries with their values rounded to a grid for `value_bits`, by `fedhpc.exchange.grid.rounded`."""
+    """The entries with their values rounded to a grid for `value_bits`, by `fedhpc.compression.quantization.rounded`."""
     grid = grid_for(entries.values, value_bits)
     return SparseVector(entries.size, entries.indices, rounded(entries.values, grid, draws), grid)
 
@@ -78,7 +78,7 @@ def with_feedback(
     Returns:
         (sent, new residual). Guarantee: sent.dense() + new residual == update + residual, bit for bit (if the residual
         holds no -0.0, and none that is made here does): an entry that is not sent is kept as it is; of one that is sent
-        `fedhpc.exchange.grid` proves it.
+        `fedhpc.compression.quantization` proves it.
 
     Raises:
         PayloadError: as `top_k`.

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from fedhpc.compression.update import AGGREGATOR
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.sum_wire import U64, from_bytes
-from fedhpc.exchange.update import AGGREGATOR
+from fedhpc.secagg.messages import U64, from_bytes
 
 KEY_BYTES = 32
 NO_NONCE = bytes(16)

@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.egress import Kind
-from fedhpc.exchange.tls import TlsSession
+from fedhpc.transport.egress_log import Kind
+from fedhpc.transport.tls import TlsSession
 
 KEY_BYTES, TAG_BYTES = 32, 16
 NONCE = bytes(12)

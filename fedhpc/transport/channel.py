@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedhpc.errors import PayloadError, at
-from fedhpc.exchange.comm import Transport
-from fedhpc.exchange.egress import EgressLog, Kind, Via, checked_kind
-from fedhpc.exchange.residency import U64, ImageSearch
-from fedhpc.exchange.seal import open_sealed, seal
-from fedhpc.exchange.tls import TlsSession
+from fedhpc.transport.egress_log import EgressLog, Kind, Via, checked_kind
+from fedhpc.transport.mpi import Transport
+from fedhpc.transport.pixel_scan import U64, ImageSearch
+from fedhpc.transport.sealed_broadcast import open_sealed, seal
+from fedhpc.transport.tls import TlsSession
 
 
 @dataclass(frozen=True)

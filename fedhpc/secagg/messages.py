@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhpc.compression.update import AGGREGATOR, I64
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.update import AGGREGATOR, I64
 
 U64 = NDArray[np.uint64]
 MAGIC = b"FHSS"

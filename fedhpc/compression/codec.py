@@ -6,7 +6,7 @@
     levels    of the values on the grid: 1 to 4 planes of k bytes
     CRC-32    of all before it
 
-A plane is a raw deflate stream (`fedhpc.exchange.planes`). Of bitmask and gaps the smaller is sent. Where the density p
+A plane is a raw deflate stream (`fedhpc.compression.byte_planes`). Of bitmask and gaps the smaller is sent. Where the density p
 is the same everywhere, it takes up to 1.3 % more than the entropy of the index set, d * H(p) bits (4.4 % near p = 0.01,
 where some gaps begin to need a second byte); where p changes along the vector, as from layer to layer, it takes less.
 """
@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhpc.compression.byte_planes import MAX_PLANES, U8, container, deflated, inflated, join, split, width_of
+from fedhpc.compression.float_bits import LARGEST_BITS, blocks, magnitude_bits
+from fedhpc.compression.quantization import OCTAVE, Grid
+from fedhpc.compression.update import F32, I64, SparseVector, Update
 from fedhpc.errors import PayloadError
-from fedhpc.exchange.float_bits import LARGEST_BITS, blocks, magnitude_bits
-from fedhpc.exchange.grid import OCTAVE, Grid
-from fedhpc.exchange.planes import MAX_PLANES, U8, container, deflated, inflated, join, split, width_of
-from fedhpc.exchange.update import F32, I64, SparseVector, Update
 
 MAGIC = b"FHPC"
 VERSION = 2

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedhpc.exchange.float_bits import F32, I64, LOWER, SIGN, U32, blocks, histogram, magnitude_bits, smallest_bits
+from fedhpc.compression.float_bits import F32, I64, LOWER, SIGN, U32, blocks, histogram, magnitude_bits, smallest_bits
 
 OCTAVE = 1 << 23
 FP16_STEP = 1 << 13

@@ -1,1 +1,0 @@
-"""The door: all that crosses the wall goes through here."""
