@@ -23,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedhpc.aggregator.aggregate import WeightedMean
+from fedhpc.aggregation.mean import WeightedMean
 from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import Coding, with_feedback
 from fedhpc.compression.top_k import Layers, entry_name

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fedhpc.aggregation.iterate_average import IterateAverage
 from fedhpc.agreement import from_rank_0, together
-from fedhpc.averaging import IterateAverage
 from fedhpc.baselines import train_separately
 from fedhpc.checkpoint import load_state, save_state, saved_rounds
 from fedhpc.compression.codec import encode

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedhpc.averaging import IterateAverage
+from fedhpc.aggregation.iterate_average import IterateAverage
 
 MODELS = [np.array([t, -t], np.float32) for t in range(1, 11)]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedhpc.aggregator.aggregate import WeightedMean
+from fedhpc.aggregation.mean import WeightedMean
 from fedhpc.compression.update import SparseVector
 
 

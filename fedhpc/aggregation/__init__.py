@@ -1,0 +1,1 @@
+"""Updates of many sites become one. Sees updates, never an image."""

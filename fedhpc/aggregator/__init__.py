@@ -1,1 +1,0 @@
-"""Rank 0's office: sees updates, never an image."""
