@@ -10,7 +10,7 @@ from data_prep.partition import VAL_SHARE, Partition
 from fedhpc.errors import ShardError
 from fedhpc.site.shard import MODALITIES
 
-# As `fedhpc.config.SiteName`.
+# As `fedhpc.config.schema.SiteName`.
 SITE_NAME = r"[a-z0-9][a-z0-9_-]{0,30}"
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedhpc.config import RunConfig
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.rundir import RunDirectory
 from fedhpc.transport.messages import said

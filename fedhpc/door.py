@@ -7,7 +7,7 @@ log. Before it, while the ranks agree on the config, there is no run directory t
 from collections.abc import Mapping, Sequence
 
 from fedhpc.agreement import together
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.console import Console, wrapped
 from fedhpc.errors import InputError
 from fedhpc.federation import placement

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.console import data_size, table
 from fedhpc.errors import InputError
 from fedhpc.rundir import RunDirectory

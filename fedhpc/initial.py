@@ -8,7 +8,7 @@ from torch import nn
 from fedhpc.agreement import together
 from fedhpc.backbones import NAMES
 from fedhpc.compression.update import F32, pack_arrays, unpack_arrays
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models import SavedModel, Task, from_vector, layers_of, load_model, to_vector
 from fedhpc.records import data_digest

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fedhpc.backbones import ACT, GROUPS, NAMES, NORM, Backbone, Whitening, public_backbone
 from fedhpc.compression.update import F32
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.util.files import read_bytes, write_bytes
 from fedhpc.util.rng import seed_of

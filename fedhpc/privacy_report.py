@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedhpc.config import RunConfig
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
+from fedhpc.config.schema import RunConfig
 from fedhpc.console import fitted, fixed, table, wrapped
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import Charge, bounds_of, total_of

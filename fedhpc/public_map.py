@@ -9,7 +9,7 @@ import numpy as np
 from fedhpc.agreement import together
 from fedhpc.backbones import Backbone, PublicMap, fit_public_map
 from fedhpc.compression.update import Array, pack_arrays, unpack_arrays
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.console import Console
 from fedhpc.errors import PrivacyError
 from fedhpc.rundir import RunDirectory

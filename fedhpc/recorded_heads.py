@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from fedhpc.config import RunConfig, placed
+from fedhpc.config.schema import RunConfig, placed
 from fedhpc.errors import ConfigError, PrivacyError
 from fedhpc.privacy.hash_chain import REMEDY
 from fedhpc.privacy.ledger import SiteAccount

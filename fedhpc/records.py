@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
 from fedhpc.metrics import I64, Metrics, auc, f1_thresholds, metrics
 from fedhpc.transport.messages import Name, parsed

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from fedhpc.agreement import FREE, from_rank_0, together
 from fedhpc.checkpoint import KEPT, ForeignCheckpointError, Owner, forget_after, intact_rounds, saved_rounds
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.rundir import RunDirectory
 from fedhpc.runtime import environment

@@ -22,10 +22,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedhpc.config import RunConfig
-from fedhpc.config_file import problems_of, told_of
+from fedhpc.config.loader import problems_of, told_of
+from fedhpc.config.schema import RunConfig
+from fedhpc.config.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.errors import ConfigError, InputError
-from fedhpc.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.util.directory_lock import DirectoryLock
 from fedhpc.util.files import (
     append_line,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fedhpc.config import Runtime
+from fedhpc.config.schema import Runtime
 from fedhpc.errors import InputError
 from fedhpc.site.training import Bench
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pydantic import TypeAdapter
 
 from fedhpc.agreement import from_rank_0
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.transport.messages import Name, parsed
 from fedhpc.transport.mpi import Wire

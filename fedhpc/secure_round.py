@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, cast
 
 from fedhpc.compression.update import F32, I64
-from fedhpc.config import Privacy
+from fedhpc.config.schema import Privacy
 from fedhpc.errors import SiteError
 from fedhpc.federation import Collected, GlobalState, Participant
 from fedhpc.models import parameter_count

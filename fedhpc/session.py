@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from fedhpc.agreement import from_rank_0, together
 from fedhpc.backbones import Backbone
 from fedhpc.checkpoint import saved_rounds
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.console import Console
 from fedhpc.door import open_door, seats
 from fedhpc.errors import InputError, PayloadError, PrivacyError, ShardError, inside

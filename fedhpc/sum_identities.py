@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedhpc.agreement import together
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.door import seats
 from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked
 from fedhpc.secagg.signatures import (

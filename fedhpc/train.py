@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fedhpc.agreement import Source, agree_on_config
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.console import Console, wrapped
 from fedhpc.door import seats
 from fedhpc.errors import InputError, Interrupted, PayloadError, SiteError, site_failure

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.shard_writer import write_shard
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.accountant import Population
 from fedhpc.privacy.ledger import Ledger, RunTerms, SiteAccount
 from fedhpc.privacy.plan import plan_privacy

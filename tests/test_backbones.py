@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedhpc.backbones import NAMES, PublicMap, StageStatistics, Whitening, fit_public_map, public_backbone
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models import Task, build_model, parameter_count, to_vector
 

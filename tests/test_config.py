@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhpc.config import RunConfig
-from fedhpc.config_file import load_config, merged
+from fedhpc.config.loader import load_config, merged
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError
 from fedhpc.sweep.config import load_sweep
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from opacus.validators import ModuleValidator
 
-from fedhpc.config import Model, RunConfig
+from fedhpc.config.schema import Model, RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models import (
     Task,

@@ -137,7 +137,7 @@ def test_the_verbs(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_where_each_site_keeps_its_own(tmp_path: Path) -> None:
-    from fedhpc.config import RunConfig
+    from fedhpc.config.schema import RunConfig
 
     data = {"shards": f"{tmp_path}/{{site}}/shard.h5", "sites": [{"name": "a"}]}
     beside = RunConfig.model_validate({"name": "x", "data": data})

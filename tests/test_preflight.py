@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedhpc.cli import main
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.preflight.facts import RankFacts
 from fedhpc.preflight.rules import notes, problems, rank_table

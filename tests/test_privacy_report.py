@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fedhpc.cli import main
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import bounds_of
 from fedhpc.privacy.ledger import SiteAccount

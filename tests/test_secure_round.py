@@ -12,8 +12,8 @@ import yaml
 from fedhpc.compression.codec import FIXED
 from fedhpc.compression.error_feedback import Coding
 from fedhpc.compression.update import F32, I64
-from fedhpc.config import Privacy
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
+from fedhpc.config.schema import Privacy
 from fedhpc.errors import ConfigError, SiteError
 from fedhpc.federation import GlobalState, RoundResult, Terms, federate, fresh_memory
 from fedhpc.secagg.masks import SumTerms, most_dropouts

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
+from fedhpc.config.strict_yaml import MOST_BYTES, MOST_DEPTH, MOST_VALUES, dump_yaml, parse_yaml, read_yaml
 from fedhpc.errors import ConfigError
-from fedhpc.strict_yaml import MOST_BYTES, MOST_DEPTH, MOST_VALUES, dump_yaml, parse_yaml, read_yaml
 
 BASE = "name: x\nprivacy: {epsilon: 1.0}\ndata: {shards: '{site}.h5', sites: [{name: a, weight: 9}]}\n"
 

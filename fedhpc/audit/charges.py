@@ -14,7 +14,7 @@ import secrets
 from dataclasses import dataclass, field, replace
 
 from fedhpc.audit.findings import ATTEMPTS
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import PrivacyPlan

@@ -10,7 +10,7 @@ from torch import nn
 from fedhpc.compression.codec import decode
 from fedhpc.compression.error_feedback import Coding
 from fedhpc.compression.update import F32
-from fedhpc.config import Exchange, RunConfig
+from fedhpc.config.schema import Exchange, RunConfig
 from fedhpc.federation import GlobalState, Participant, Terms, site_round
 from fedhpc.models import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
@@ -84,7 +84,7 @@ def with_memory(site: Participant, state: GlobalState, residual: F32, exchange: 
 def changed(config: RunConfig, **sections: Mapping[str, Any]) -> RunConfig:
     """`config` with some keys of some sections replaced, checked like any config.
 
-    >>> from fedhpc.config import Exchange, RunConfig
+    >>> from fedhpc.config.schema import Exchange, RunConfig
     >>> tree = {"name": "x", "data": {"shards": "{site}.h5", "sites": [{"name": "a"}]}}
     >>> changed(RunConfig.model_validate(tree), training={"lr": 1.0}).training.lr
     1.0

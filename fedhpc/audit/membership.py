@@ -18,7 +18,7 @@ from fedhpc.audit.findings import WITH_DP, Finding, confirmed, epsilon_finding, 
 from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
 from fedhpc.audit.observation import Work, hospital_at_work
 from fedhpc.audit.subject import Subject
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.federation import GlobalState
 from fedhpc.models import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan

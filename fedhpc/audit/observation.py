@@ -20,7 +20,7 @@ from fedhpc.audit.door import changed
 from fedhpc.audit.mechanism import mechanism_config
 from fedhpc.audit.subject import Subject
 from fedhpc.compression.update import F32
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.models import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.hospital import Hospital, Workplace

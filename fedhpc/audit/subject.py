@@ -13,8 +13,8 @@ from fedhpc.audit.charges import PatientCharges
 from fedhpc.backbones import Backbone
 from fedhpc.checkpoint import load_state, saved_rounds
 from fedhpc.compression.update import F32
-from fedhpc.config import RunConfig
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
+from fedhpc.config.schema import RunConfig
 from fedhpc.console import Console
 from fedhpc.errors import InputError
 from fedhpc.models import Task, build_model, load_backbone, to_vector

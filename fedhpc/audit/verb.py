@@ -31,7 +31,7 @@ from fedhpc.audit.report import (
     write_bytes,
 )
 from fedhpc.audit.subject import Subject, Target, find_target, open_subject
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.console import wrapped
 from fedhpc.rundir import RunDirectory
 from fedhpc.util.files import READABLE

@@ -24,7 +24,7 @@ from fedhpc.compression.codec import decode, encode, encode_indices
 from fedhpc.compression.error_feedback import Coding, count_to_send, quantised, select, with_feedback
 from fedhpc.compression.float_bits import magnitude_bits
 from fedhpc.compression.update import F32, SparseVector, Update
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.console import MB, table
 from fedhpc.models import Task, build_model, to_vector
 from fedhpc.records import FLOAT32_BYTES

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhpc.backbones import Backbone
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models import Task, build_model, parameter_count
 from fedhpc.privacy.gaussian import Noise, released

@@ -28,7 +28,7 @@ from data_prep.image_job import ImageImport
 from data_prep.images import import_images
 from data_prep.phantom.public import write_reference
 from fedhpc.backbones import Backbone
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
 from fedhpc.console import table
 from fedhpc.errors import InputError
 from fedhpc.models import load_backbone

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
 from fedhpc.console import table
 from fedhpc.egress_report import exchanged
 from fedhpc.errors import InputError

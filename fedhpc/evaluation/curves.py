@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.metrics import F64, I64, Metrics
 from fedhpc.privacy.evaluation_plan import EvaluationPlan
 from fedhpc.roc import Counts, Curve, fit, shares

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedhpc.compression.update import F32
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.evaluation.answers import tasks_of
 from fedhpc.evaluation.curves import (
     Answer,

@@ -6,7 +6,7 @@ import numpy as np
 
 from fedhpc.agreement import together
 from fedhpc.compression.update import F32, pack_arrays
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.evaluation.answers import read_array, tasks_of
 from fedhpc.evaluation.curves import EDGES, Answer
 from fedhpc.privacy.evaluation_plan import plan_evaluation

@@ -3,7 +3,7 @@
 import os
 
 from fedhpc.agreement import from_rank_0
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.preflight.facts import collect
 from fedhpc.preflight.rules import notes, one_line, problems, rank_table

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from fedhpc import __version__
 from fedhpc.agreement import together
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.door import seats
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.rundir import RunDirectory

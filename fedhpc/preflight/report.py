@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
 from fedhpc.errors import InputError
 from fedhpc.runtime import environment
 from fedhpc.transport.mpi import library_version

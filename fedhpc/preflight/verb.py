@@ -38,7 +38,7 @@ def _preflight(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace, transport: "Wire") -> int:
     from fedhpc.agreement import check_ranks, together
-    from fedhpc.config_file import load_config
+    from fedhpc.config.loader import load_config
     from fedhpc.errors import InputError
     from fedhpc.preflight.check import preflight
     from fedhpc.preflight.report import report

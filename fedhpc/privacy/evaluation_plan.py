@@ -9,7 +9,7 @@ McSherry 2009, Theorem 4). All stages of a run together cost `evaluation.epsilon
 import math
 from dataclasses import dataclass, replace
 
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.plan import PrivacyPlan
 

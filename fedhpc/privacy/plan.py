@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Bounds, Charge, Mechanism, bounds_of, calibrate_gaussian
 from fedhpc.privacy.skellam import LEAST_NOISE, MOST_NOISE, calibrate

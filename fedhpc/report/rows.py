@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records import data_digest, data_labels
 from fedhpc.rundir import RunDirectory

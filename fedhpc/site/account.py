@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Charge, Population
 from fedhpc.privacy.ledger import SiteAccount

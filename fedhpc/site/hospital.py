@@ -10,7 +10,7 @@ from torch import nn
 
 from fedhpc.compression.top_k import refusal
 from fedhpc.compression.update import F32, LARGEST_ENTRY
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import Interrupted, PayloadError, PrivacyError, SiteError, site_failure
 from fedhpc.metrics import Placements, Predictions, score_histogram, squared_influence
 from fedhpc.models import from_vector, layers_of, to_vector

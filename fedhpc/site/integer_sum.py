@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedhpc.config import Privacy, RunConfig
+from fedhpc.config.schema import Privacy, RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.models import parameter_count
 from fedhpc.privacy.noise import KeyStream

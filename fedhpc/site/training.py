@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedhpc.compression.update import F32
-from fedhpc.config import RunConfig, Training
+from fedhpc.config.schema import RunConfig, Training
 from fedhpc.models import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.privacy import Entropy, PrivateStep, Terms, Units, physical_batches

@@ -6,7 +6,7 @@ Calibrates the noise of every element, so it takes a second or two; sees configs
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError, PrivacyError
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.evaluation_plan import charges_of_run

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from fedhpc.config import RunConfig, Section
-from fedhpc.config_file import apply_override, checked, merged, problems_of, read_tree, told_of
+from fedhpc.config.loader import apply_override, checked, merged, problems_of, read_tree, told_of
+from fedhpc.config.schema import RunConfig, Section
 from fedhpc.errors import ConfigError
 from fedhpc.sweep.grid import Point, Tree, flattened, grid_problems, nested, points
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedhpc.config_file import merged
+from fedhpc.config.loader import merged
 
 Tree = dict[str, Any]
 Point = dict[str, Any]

@@ -21,11 +21,11 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from fedhpc.config import RunConfig, Section
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
+from fedhpc.config.schema import RunConfig, Section
+from fedhpc.config.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.rundir import RunDirectory
-from fedhpc.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.sweep.config import Element, Local, Slurm, Sweep
 from fedhpc.util.files import make_folder, read_json, read_text, write_json, write_text
 from fedhpc.util.processes import born

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedhpc.config_file import told_of
+from fedhpc.config.loader import told_of
 from fedhpc.console import Console
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.sweep import queue, slurm

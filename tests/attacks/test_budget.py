@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.hash_chain import FIRST, Chain, sealed

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhpc.compression.update import ArraySpec, pack_arrays, unpack_arrays
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
 from fedhpc.evaluation.exact import read_counts, read_influence
 from fedhpc.launch import read_model

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from fedhpc.compression.update import I64
-from fedhpc.config import RunConfig
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
 from fedhpc.evaluation.questions import sum_terms
 from fedhpc.secagg import shamir

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fedhpc.audit.subject import Subject, Target, open_subject
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 
 TREE = {
     "name": "audited",

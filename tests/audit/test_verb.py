@@ -24,7 +24,7 @@ from fedhpc.audit.observation import Claim
 from fedhpc.audit.report import PUBLIC_RESULT_KEYS, told_part
 from fedhpc.audit.subject import Subject, Target, find_target, open_subject
 from fedhpc.checkpoint import save_state
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models import to_vector
 from fedhpc.privacy.places import VARIABLE

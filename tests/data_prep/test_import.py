@@ -21,7 +21,7 @@ from data_prep.images import import_images
 from data_prep.spool import Spool
 from data_prep.starter import write_starter
 from data_prep.target import Staging
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
 from fedhpc.errors import ShardError
 from fedhpc.site.shard import Shard
 from fedhpc.util.progress import progress

@@ -14,7 +14,7 @@ from fedhpc.compression.codec import BITMASK, CRC, EVERY, FIXED, GAPS, Header, d
 from fedhpc.compression.error_feedback import Coding, with_feedback
 from fedhpc.compression.float_bits import LARGEST_BITS
 from fedhpc.compression.update import SparseVector, Update, pack_arrays, unpack_arrays
-from fedhpc.config import Exchange
+from fedhpc.config.schema import Exchange
 from fedhpc.errors import PayloadError
 from tests.exchange.payloads import (
     KINDS,

@@ -19,7 +19,7 @@ import numpy as np
 
 from fedhpc.compression.codec import encode
 from fedhpc.compression.update import SparseVector, Update
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
 from fedhpc.console import Console
 from fedhpc.door import open_door
 from fedhpc.errors import InputError, PayloadError

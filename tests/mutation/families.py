@@ -13,7 +13,7 @@ from fedhpc.audit.noise_laws import canary_laws, observe_canaries, observe_own_n
 from fedhpc.audit.observation import Claim
 from fedhpc.audit.secure_laws import observe_secure_units, observe_shares, secure_unit_laws, share_laws
 from fedhpc.audit.unit_laws import observe_units, unit_laws
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.site.training import Bench
 

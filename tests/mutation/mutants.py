@@ -218,7 +218,7 @@ MUTANTS = (
     ),
     Mutant(
         "all sites counted honest",
-        "fedhpc/config.py",
+        "fedhpc/config/schema.py",
         "        return len(self.data.sites) - (self.privacy.colluding_sites or 0) - self.privacy.tolerated_dropouts",
         "        return len(self.data.sites)",
         laws=("secure: honest sites alone",),

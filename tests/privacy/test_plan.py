@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import bounds_of
 from fedhpc.privacy.plan import PrivacyPlan, check_plan, plan_privacy

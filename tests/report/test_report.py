@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhpc.cli import main
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.report.build import Report, report, write
 from fedhpc.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Mark, draw
 from fedhpc.report.page import chart_of, page

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.evaluation_plan import EvaluationPlan, plan_evaluation
 from fedhpc.privacy.ledger import Ledger

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedhpc.config import Privacy, RunConfig, Training
+from fedhpc.config.schema import Privacy, RunConfig, Training
 from fedhpc.errors import PrivacyError
 from fedhpc.models import Task, build_model, from_vector, parameter_count, to_vector
 from fedhpc.privacy.noise import KeyStream, source

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedhpc.backbones import Backbone
-from fedhpc.config import Model, RunConfig
+from fedhpc.config.schema import Model, RunConfig
 from fedhpc.models import Task, build_model
 from fedhpc.privacy.accountant import epsilon_of
 from fedhpc.privacy.gaussian import Noise, released

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedhpc.config import RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import SiteError
 from fedhpc.models import layers_of, parameter_count, to_vector
 from fedhpc.privacy.ledger import read_ledger

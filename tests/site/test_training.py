@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_prep.shard_writer import write_shard
-from fedhpc.config import RunConfig, Runtime, Training
+from fedhpc.config.schema import RunConfig, Runtime, Training
 from fedhpc.models import Backbone, Task, build_model, to_vector
 from fedhpc.runtime import prepare
 from fedhpc.site.evaluation import predict

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
 from fedhpc.errors import ConfigError
 from fedhpc.sweep.config import load_sweep, ranks_of
 from fedhpc.sweep.grid import flattened, nested, points

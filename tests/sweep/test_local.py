@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fedhpc.cli import main
-from fedhpc.config_file import load_config
+from fedhpc.config.loader import load_config
 from fedhpc.site.account import found_ledger
 from fedhpc.sweep.config import Local, load_sweep
 from fedhpc.sweep.local import at_once

@@ -1,6 +1,6 @@
 """`RunConfig`: the one frozen, strictly validated value that a run depends on, beside its data.
 
-`fedhpc.config_file` reads it from YAML. Paths inside a config are relative to the working directory.
+`fedhpc.config.loader` reads it from YAML. Paths inside a config are relative to the working directory.
 """
 
 import hashlib

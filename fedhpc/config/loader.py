@@ -1,7 +1,7 @@
 """YAML -> `RunConfig`: inheritance, overrides, and all the errors of a config at once, each with file, line and key.
 
 A config may inherit from one other by `extends: other.yaml` (relative to itself). Any key can be overridden by
-`--set section.key=value`. What counts as YAML is said in `fedhpc.strict_yaml`.
+`--set section.key=value`. What counts as YAML is said in `fedhpc.config.strict_yaml`.
 """
 
 import difflib
@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fedhpc.config import RunConfig, Section
+from fedhpc.config.schema import RunConfig, Section
+from fedhpc.config.strict_yaml import WORDS, Located, parse_yaml, read_yaml
 from fedhpc.errors import ConfigError
-from fedhpc.strict_yaml import WORDS, Located, parse_yaml, read_yaml
 
 MOST_PROBLEMS = 50
 """How many problems of one config are told at once."""

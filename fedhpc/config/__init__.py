@@ -1,0 +1,1 @@
+"""The config of a run: its keys, its rules, and how it is read from YAML."""
