@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.rundir import RunDirectory
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport.messages import said
 from fedhpc.transport.mpi import Transport
 

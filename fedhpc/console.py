@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from fedhpc.config.schema import RunConfig
-from fedhpc.records import GIVEN_AWAY
+from fedhpc.records.rounds import GIVEN_AWAY
 from fedhpc.util.output import stop_printing
 
 MB = 1e6

@@ -11,7 +11,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.console import Console, wrapped
 from fedhpc.errors import InputError
 from fedhpc.federation import placement
-from fedhpc.rundir import RunDirectory
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport import pki
 from fedhpc.transport.channel import Channel, Sessions
 from fedhpc.transport.egress_log import EgressLog

@@ -8,8 +8,15 @@ from typing import Any
 import numpy as np
 
 from fedhpc.errors import InputError, ShardError
-from fedhpc.metrics import bootstrap_aucs, bootstrap_histograms, interval95, lower_edge, metrics, score_histogram
 from fedhpc.models import SavedModel, load_model
+from fedhpc.records.metrics import (
+    bootstrap_aucs,
+    bootstrap_histograms,
+    interval95,
+    lower_edge,
+    metrics,
+    score_histogram,
+)
 from fedhpc.runtime import prepare
 from fedhpc.site.evaluation import predict
 from fedhpc.site.samples import FeatureSamples, ImageSamples, Samples

@@ -11,8 +11,8 @@ from fedhpc.compression.update import F32, pack_arrays, unpack_arrays
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models import SavedModel, Task, from_vector, layers_of, load_model, to_vector
-from fedhpc.records import data_digest
-from fedhpc.rundir import RunDirectory
+from fedhpc.records.rounds import data_digest
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.files import read_bytes
 

@@ -11,7 +11,6 @@ import numpy as np
 from fedhpc.aggregation.iterate_average import IterateAverage
 from fedhpc.agreement import from_rank_0, together
 from fedhpc.baselines import train_separately
-from fedhpc.checkpoint import load_state, save_state, saved_rounds
 from fedhpc.compression.codec import encode
 from fedhpc.compression.error_feedback import Coding, with_feedback
 from fedhpc.compression.update import AGGREGATOR, F32, Array, ArraySpec, Update, pack_arrays, unpack_arrays
@@ -23,7 +22,8 @@ from fedhpc.evaluation import validate
 from fedhpc.federation import GlobalState, Memory, RoundResult, Terms, federate, fresh_memory
 from fedhpc.finish import GLOBAL, finish, reports_of
 from fedhpc.models import layers_of, parameter_count, to_vector
-from fedhpc.records import FLOAT32_BYTES, SiteReport, Validation, record_of
+from fedhpc.records.checkpoint import load_state, save_state, saved_rounds
+from fedhpc.records.rounds import FLOAT32_BYTES, SiteReport, Validation, record_of
 from fedhpc.resume import Resumed, resume_point
 from fedhpc.secagg.protocol import round_bytes
 from fedhpc.secure_round import secure_mean

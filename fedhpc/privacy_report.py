@@ -21,8 +21,8 @@ from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked, plan_privacy
 from fedhpc.privacy.site_ledger import SiteLedger, charge_of, exists
 from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.privacy.verdict import Verdict, directions_of, verdict
-from fedhpc.records import data_digest, data_labels
-from fedhpc.rundir import RunDirectory
+from fedhpc.records.rounds import data_digest, data_labels
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.site.account import SYNTHETIC, folder_on_this_node, found_ledger, identities_of, told
 from fedhpc.site.shard import Shard
 

@@ -12,7 +12,7 @@ from fedhpc.compression.update import Array, pack_arrays, unpack_arrays
 from fedhpc.config.schema import RunConfig
 from fedhpc.console import Console
 from fedhpc.errors import PrivacyError
-from fedhpc.rundir import RunDirectory
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.site.samples import FeatureSamples
 from fedhpc.site.shard import Shard
 from fedhpc.transport.mpi import Transport

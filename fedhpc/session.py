@@ -11,7 +11,6 @@ from typing_extensions import TypedDict
 
 from fedhpc.agreement import from_rank_0, together
 from fedhpc.backbones import Backbone
-from fedhpc.checkpoint import saved_rounds
 from fedhpc.config.schema import RunConfig
 from fedhpc.console import Console
 from fedhpc.door import open_door, seats
@@ -24,7 +23,8 @@ from fedhpc.privacy.plan import PrivacyPlan, check_plan, plan_privacy
 from fedhpc.public_map import Place as MapPlace
 from fedhpc.public_map import agreed_map, make_reference
 from fedhpc.recorded_heads import Recorded, check_recorded, recorded_heads
-from fedhpc.rundir import RunDirectory
+from fedhpc.records.checkpoint import saved_rounds
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.runtime import prepare
 from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.account import open_account, permit_without_privacy

@@ -12,7 +12,7 @@ from fedhpc.errors import InputError, Interrupted, PayloadError, SiteError, site
 from fedhpc.launch import run
 from fedhpc.preemption import Notice
 from fedhpc.preflight.check import preflight
-from fedhpc.rundir import RunDirectory
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.seating import seated
 from fedhpc.session import open_session
 from fedhpc.transport.mpi import Wire

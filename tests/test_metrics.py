@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score, roc_curve
 
-from fedhpc.metrics import (
+from fedhpc.records.metrics import (
     BINS,
     LOGIT_RANGE,
     Predictions,

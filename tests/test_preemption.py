@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import yaml
 
-from fedhpc.checkpoint import DIGEST, OWNER, forget_after, intact_rounds, load_state, save_state, saved_rounds
 from fedhpc.cli import BAD_INPUT, FAILED, FINISHED, INTERRUPTED, RESUMABLE, main
 from fedhpc.errors import InputError, Interrupted
 from fedhpc.preemption import Notice
 from fedhpc.privacy.ledger import read_ledger
+from fedhpc.records.checkpoint import DIGEST, OWNER, forget_after, intact_rounds, load_state, save_state, saved_rounds
 from fedhpc.transport import pki
 from tests.broken_runs import PHASES, on_entering, signal_myself
 from tests.conftest import run_limited

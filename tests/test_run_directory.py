@@ -15,8 +15,8 @@ import pytest
 import torch
 import yaml
 
-from fedhpc.checkpoint import load_state
 from fedhpc.models import load_model, to_vector
+from fedhpc.records.checkpoint import load_state
 from tests.broken_runs import on_entering
 from tests.conftest import Outcome, run_limited
 from tests.mpi.test_federated import make_shard

@@ -11,7 +11,6 @@ from torch import nn
 
 from fedhpc.audit.charges import PatientCharges
 from fedhpc.backbones import Backbone
-from fedhpc.checkpoint import load_state, saved_rounds
 from fedhpc.compression.update import F32
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
@@ -20,7 +19,8 @@ from fedhpc.errors import InputError
 from fedhpc.models import Task, build_model, load_backbone, to_vector
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.public_map import make_reference, public_map
-from fedhpc.rundir import RunDirectory
+from fedhpc.records.checkpoint import load_state, saved_rounds
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.runtime import prepare
 from fedhpc.session import make_phantoms
 from fedhpc.site.samples import FeatureSamples, ImageSamples, Samples

@@ -33,7 +33,7 @@ from fedhpc.audit.report import (
 from fedhpc.audit.subject import Subject, Target, find_target, open_subject
 from fedhpc.config.schema import RunConfig
 from fedhpc.console import wrapped
-from fedhpc.rundir import RunDirectory
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.util.files import READABLE
 
 PASSED, FAILED = 0, 1

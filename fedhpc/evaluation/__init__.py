@@ -3,7 +3,7 @@
     after a round (`validate`):  the validation split, if the config asks for it then
     at the end (`measure`):      the validation split: threshold of F1; then the test split, once
 
-Without privacy, or with `evaluation.epsilon: null`, a site's answers are exact score histograms (`fedhpc.metrics`), and
+Without privacy, or with `evaluation.epsilon: null`, a site's answers are exact score histograms (`fedhpc.records.metrics`), and
 the interval comes from DeLong's components. With it they are a few counts with noise (`fedhpc.site.release`): wide bins
 of the validation split, then of the test split the two sides of one threshold where the validation split has both
 error rates equal, or more bins where the noise is small beside the counts. Rank 0 fits binormal ROC curves to them
@@ -21,9 +21,9 @@ from fedhpc.evaluation.curves import law_of
 from fedhpc.evaluation.exact import exact_counts, measure_exactly
 from fedhpc.evaluation.private import measure_privately, validation_auc
 from fedhpc.evaluation.questions import ask, first_question
-from fedhpc.metrics import auc
 from fedhpc.privacy.evaluation_plan import plan_evaluation
-from fedhpc.records import Measured, Validation, mean_of
+from fedhpc.records.metrics import auc
+from fedhpc.records.rounds import Measured, Validation, mean_of
 from fedhpc.session import Session
 
 

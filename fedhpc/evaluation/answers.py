@@ -4,7 +4,7 @@ import numpy as np
 
 from fedhpc.compression.update import ArraySpec, unpack_arrays
 from fedhpc.errors import PayloadError
-from fedhpc.metrics import I64
+from fedhpc.records.metrics import I64
 from fedhpc.session import Session
 
 

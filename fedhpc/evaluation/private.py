@@ -20,9 +20,9 @@ from fedhpc.evaluation.curves import (
     metrics_of,
 )
 from fedhpc.evaluation.questions import ask, first_question, question_from_rank_0
-from fedhpc.metrics import BINS, I64, Metrics, bin_of
 from fedhpc.privacy.evaluation_plan import plan_evaluation
-from fedhpc.records import Measured
+from fedhpc.records.metrics import BINS, I64, Metrics, bin_of
+from fedhpc.records.rounds import Measured
 from fedhpc.session import Session
 from fedhpc.site.release import Question
 

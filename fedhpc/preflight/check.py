@@ -7,7 +7,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.preflight.facts import collect
 from fedhpc.preflight.rules import notes, one_line, problems, rank_table
-from fedhpc.rundir import RunDirectory
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport.mpi import Transport
 
 

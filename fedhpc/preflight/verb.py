@@ -42,7 +42,7 @@ def _check(options: argparse.Namespace, transport: "Wire") -> int:
     from fedhpc.errors import InputError
     from fedhpc.preflight.check import preflight
     from fedhpc.preflight.report import report
-    from fedhpc.rundir import RunDirectory
+    from fedhpc.records.run_directory import RunDirectory
     from fedhpc.seating import seated
 
     if options.report and transport.rank == 0:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedhpc.console import clock, fixed
-from fedhpc.records import OUTSIDE_GUARANTEE
+from fedhpc.records.rounds import OUTSIDE_GUARANTEE
 from fedhpc.report.chart import Chart, Mark, draw
 from fedhpc.report.rows import DATA, EPSILON, FINISHED, Group, Row
 from fedhpc.sweep.config import SEED

@@ -9,8 +9,8 @@ from typing import Any
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.records import data_digest, data_labels
-from fedhpc.rundir import RunDirectory
+from fedhpc.records.rounds import data_digest, data_labels
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.sweep.config import SEED
 
 EPSILON, DENSITY, DATA = "privacy.epsilon", "exchange.density", "data"

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedhpc.metrics import Predictions
+from fedhpc.records.metrics import Predictions
 from fedhpc.site.samples import Samples
 from fedhpc.site.training import Bench
 

@@ -12,13 +12,13 @@ from fedhpc.compression.top_k import refusal
 from fedhpc.compression.update import F32, LARGEST_ENTRY
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import Interrupted, PayloadError, PrivacyError, SiteError, site_failure
-from fedhpc.metrics import Placements, Predictions, score_histogram, squared_influence
 from fedhpc.models import from_vector, layers_of, to_vector
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
 from fedhpc.privacy.ledger import Ledger, RunTerms, SiteAccount
 from fedhpc.privacy.noise import source
 from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.records.metrics import Placements, Predictions, score_histogram, squared_influence
 from fedhpc.site.account import forecast
 from fedhpc.site.answers import Answers
 from fedhpc.site.evaluation import predict
@@ -233,7 +233,7 @@ class Hospital:
         return score_histogram(self._predictions(params, split))
 
     def squared_influence(self, params: F32, placed: Placements) -> float:
-        """What this site's test patients add to the variance of the AUC: one number (`fedhpc.metrics`).
+        """What this site's test patients add to the variance of the AUC: one number (`fedhpc.records.metrics`).
 
         Raises:
             PrivacyError: in a run whose evaluation is private.

@@ -25,9 +25,9 @@ from pydantic.dataclasses import dataclass as checked
 
 from fedhpc.compression.update import F32
 from fedhpc.errors import PrivacyError
-from fedhpc.metrics import Predictions, one_vs_rest
 from fedhpc.privacy.laplace import laplace_integers
 from fedhpc.privacy.noise import KeyStream
+from fedhpc.records.metrics import Predictions, one_vs_rest
 
 I64 = NDArray[np.int64]
 WHOLE = 840

@@ -16,10 +16,10 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
 from fedhpc.evaluation.exact import read_counts, read_influence
 from fedhpc.launch import read_model
-from fedhpc.metrics import BINS
 from fedhpc.preflight.facts import RANK_FACTS, token_name
 from fedhpc.preflight.facts import read_facts as read_rank_facts
-from fedhpc.records import SiteReport
+from fedhpc.records.metrics import BINS
+from fedhpc.records.rounds import SiteReport
 from fedhpc.resume import FOUND
 from fedhpc.session import read_facts
 from fedhpc.transport.messages import of_each, parsed, said

@@ -23,13 +23,13 @@ from fedhpc.audit.membership import WholeRun
 from fedhpc.audit.observation import Claim
 from fedhpc.audit.report import PUBLIC_RESULT_KEYS, told_part
 from fedhpc.audit.subject import Subject, Target, find_target, open_subject
-from fedhpc.checkpoint import save_state
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models import to_vector
 from fedhpc.privacy.places import VARIABLE
 from fedhpc.privacy.site_ledger import SiteLedger, Terms
-from fedhpc.rundir import RunDirectory
+from fedhpc.records.checkpoint import save_state
+from fedhpc.records.run_directory import RunDirectory
 
 
 def options(path: Path, **changes: Any) -> verb.Options:

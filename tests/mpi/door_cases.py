@@ -23,7 +23,7 @@ from fedhpc.config.loader import load_config
 from fedhpc.console import Console
 from fedhpc.door import open_door
 from fedhpc.errors import InputError, PayloadError
-from fedhpc.rundir import RunDirectory
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport.channel import Channel
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.mpi import Transport, connect

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from fedhpc.cli import main
 from fedhpc.config.schema import RunConfig
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.report.build import Report, report, write
 from fedhpc.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Mark, draw
 from fedhpc.report.page import chart_of, page
 from fedhpc.report.rows import Row, groups_of
-from fedhpc.rundir import RunDirectory
 
 EMPTY = {"baseline": "", "state": "finished", "message": "", "mode": "federated", "epsilon_target": None,
          "epsilon": None, "delta": None, "density": 0.1, "seed": 0}  # fmt: skip

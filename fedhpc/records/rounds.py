@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
-from fedhpc.metrics import I64, Metrics, auc, f1_thresholds, metrics
+from fedhpc.records.metrics import I64, Metrics, auc, f1_thresholds, metrics
 from fedhpc.transport.messages import Name, parsed
 
 FLOAT32_BYTES = 4
@@ -109,7 +109,7 @@ class Measured:
     """The metrics over all sites and of each, at F1 thresholds chosen on the pooled validation splits.
 
     `auc_val` is on the validation splits: what to choose hyperparameters by. `thresholds` are bins of
-    `fedhpc.metrics.score_histogram`, `interval` is that of the AUC, `reasons` say why a metric is None or what else
+    `fedhpc.records.metrics.score_histogram`, `interval` is that of the AUC, `reasons` say why a metric is None or what else
     must be known of it.
     """
 
