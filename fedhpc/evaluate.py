@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fedhpc.errors import InputError, ShardError
-from fedhpc.models import SavedModel, load_model
+from fedhpc.models.build import SavedModel, load_model
+from fedhpc.models.device import prepare
 from fedhpc.records.metrics import (
     bootstrap_aucs,
     bootstrap_histograms,
@@ -17,7 +18,6 @@ from fedhpc.records.metrics import (
     metrics,
     score_histogram,
 )
-from fedhpc.runtime import prepare
 from fedhpc.site.evaluation import predict
 from fedhpc.site.samples import FeatureSamples, ImageSamples, Samples
 from fedhpc.site.shard import Shard

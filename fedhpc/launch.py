@@ -21,7 +21,7 @@ from fedhpc.errors import InputError, PayloadError, in_round
 from fedhpc.evaluation import validate
 from fedhpc.federation import GlobalState, Memory, RoundResult, Terms, federate, fresh_memory
 from fedhpc.finish import GLOBAL, finish, reports_of
-from fedhpc.models import layers_of, parameter_count, to_vector
+from fedhpc.models.build import layers_of, parameter_count, to_vector
 from fedhpc.records.checkpoint import load_state, save_state, saved_rounds
 from fedhpc.records.rounds import FLOAT32_BYTES, SiteReport, Validation, record_of
 from fedhpc.resume import Resumed, resume_point

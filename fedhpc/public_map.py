@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from fedhpc.agreement import together
-from fedhpc.backbones import Backbone, PublicMap, fit_public_map
 from fedhpc.compression.update import Array, pack_arrays, unpack_arrays
 from fedhpc.config.schema import RunConfig
 from fedhpc.console import Console
 from fedhpc.errors import PrivacyError
+from fedhpc.models.backbones import Backbone, PublicMap, fit_public_map
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.site.samples import FeatureSamples
 from fedhpc.site.shard import Shard

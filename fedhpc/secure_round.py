@@ -21,7 +21,7 @@ from fedhpc.compression.update import F32, I64
 from fedhpc.config.schema import Privacy
 from fedhpc.errors import SiteError
 from fedhpc.federation import Collected, GlobalState, Participant
-from fedhpc.models import parameter_count
+from fedhpc.models.build import parameter_count
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.secagg.messages import CONFIRMED, KEYS, MASKED, REVEALED, SHARES, split_broadcast
 from fedhpc.secagg.protocol import MaskedSite, SumOffice

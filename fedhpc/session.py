@@ -10,13 +10,14 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from fedhpc.agreement import from_rank_0, together
-from fedhpc.backbones import Backbone
 from fedhpc.config.schema import RunConfig
 from fedhpc.console import Console
 from fedhpc.door import open_door, seats
 from fedhpc.errors import InputError, PayloadError, PrivacyError, ShardError, inside
 from fedhpc.initial import check_backbone, start_from
-from fedhpc.models import Task, build_model, load_backbone, parameter_count
+from fedhpc.models.backbones import Backbone
+from fedhpc.models.build import Task, build_model, load_backbone, parameter_count
+from fedhpc.models.device import prepare
 from fedhpc.preemption import Notice
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import PrivacyPlan, check_plan, plan_privacy
@@ -25,7 +26,6 @@ from fedhpc.public_map import agreed_map, make_reference
 from fedhpc.recorded_heads import Recorded, check_recorded, recorded_heads
 from fedhpc.records.checkpoint import saved_rounds
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.runtime import prepare
 from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.account import open_account, permit_without_privacy
 from fedhpc.site.hospital import Hospital, Workplace

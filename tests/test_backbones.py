@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedhpc.backbones import NAMES, PublicMap, StageStatistics, Whitening, fit_public_map, public_backbone
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.models import Task, build_model, parameter_count, to_vector
+from fedhpc.models.backbones import NAMES, PublicMap, StageStatistics, Whitening, fit_public_map, public_backbone
+from fedhpc.models.build import Task, build_model, parameter_count, to_vector
 
 DIMENSIONS = {"efficientnet_lite0": 1024, "phantom": 272}
 

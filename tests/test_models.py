@@ -10,7 +10,7 @@ from opacus.validators import ModuleValidator
 
 from fedhpc.config.schema import Model, RunConfig
 from fedhpc.errors import InputError
-from fedhpc.models import (
+from fedhpc.models.build import (
     Task,
     build_model,
     from_vector,
@@ -21,7 +21,7 @@ from fedhpc.models import (
     save_model,
     to_vector,
 )
-from fedhpc.runtime import device_name
+from fedhpc.models.device import device_name
 
 # Every name that a config may give, but for the one that has no network of its own.
 NETWORKS = [name for name in get_args(Model.model_fields["name"].annotation) if name != "frozen"]

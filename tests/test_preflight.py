@@ -9,9 +9,9 @@ import pytest
 from fedhpc.cli import main
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError, InputError
+from fedhpc.models.device import device_name
 from fedhpc.preflight.facts import RankFacts
 from fedhpc.preflight.rules import notes, problems, rank_table
-from fedhpc.runtime import device_name
 from fedhpc.seating import rank_order
 
 CONFIG = RunConfig.model_validate(

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from fedhpc.models import load_model, to_vector
+from fedhpc.models.build import load_model, to_vector
 from fedhpc.records.checkpoint import load_state
 from tests.broken_runs import on_entering
 from tests.conftest import Outcome, run_limited

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_prep.phantom.public import MEASUREMENTS, TRAINING_SEED, public_cohort, public_images
-from fedhpc.backbones import phantom_network
+from fedhpc.models.backbones import phantom_network
 from fedhpc.site.preprocess import harmonise
 from fedhpc.util.rng import generator, seed_of
 

@@ -12,7 +12,7 @@ from fedhpc.compression.error_feedback import Coding
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import Exchange, RunConfig
 from fedhpc.federation import GlobalState, Participant, Terms, site_round
-from fedhpc.models import from_vector, to_vector
+from fedhpc.models.build import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.privacy import Units, entropy
 from fedhpc.site.samples import Samples

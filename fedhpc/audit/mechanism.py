@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fedhpc.audit.canaries import F64, Blank, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
 from fedhpc.audit.door import WORST_CASE, AuditedSite, changed, released
 from fedhpc.config.schema import RunConfig
-from fedhpc.models import to_vector
+from fedhpc.models.build import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.training import Bench
 from fedhpc.util.rng import generator

@@ -20,7 +20,7 @@ from fedhpc.audit.observation import Work, hospital_at_work
 from fedhpc.audit.subject import Subject
 from fedhpc.config.schema import RunConfig
 from fedhpc.federation import GlobalState
-from fedhpc.models import from_vector, to_vector
+from fedhpc.models.build import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.evaluation import predict
 from fedhpc.site.hospital import Hospital

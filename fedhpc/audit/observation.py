@@ -21,7 +21,7 @@ from fedhpc.audit.mechanism import mechanism_config
 from fedhpc.audit.subject import Subject
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig
-from fedhpc.models import to_vector
+from fedhpc.models.build import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.samples import I64, Samples

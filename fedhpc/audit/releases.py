@@ -12,7 +12,7 @@ from fedhpc.audit.findings import WITH_DP
 from fedhpc.audit.mechanism import mechanism_config
 from fedhpc.audit.subject import Subject
 from fedhpc.compression.update import F32
-from fedhpc.models import from_vector, to_vector
+from fedhpc.models.build import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.samples import I64
 

@@ -17,7 +17,7 @@ from fedhpc.audit.releases import SETTINGS
 from fedhpc.audit.statistics import AUDIT_RISK
 from fedhpc.audit.subject import Subject
 from fedhpc.console import table
-from fedhpc.runtime import git_commit
+from fedhpc.models.device import git_commit
 from fedhpc.util import files
 
 FORMAT_VERSION = 2

@@ -20,7 +20,7 @@ from fedhpc.audit.observation import Claim, Work, observed_config, private_gradi
 from fedhpc.audit.statistics import LAW_RISK, dispersion_interval, share_interval
 from fedhpc.audit.subject import Subject
 from fedhpc.config.schema import Privacy
-from fedhpc.models import from_vector
+from fedhpc.models.build import from_vector
 from fedhpc.site.samples import I64, Samples
 from fedhpc.util.rng import generator
 

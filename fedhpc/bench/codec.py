@@ -26,7 +26,7 @@ from fedhpc.compression.float_bits import magnitude_bits
 from fedhpc.compression.update import F32, SparseVector, Update
 from fedhpc.config.schema import RunConfig
 from fedhpc.console import MB, table
-from fedhpc.models import Task, build_model, to_vector
+from fedhpc.models.build import Task, build_model, to_vector
 from fedhpc.records.rounds import FLOAT32_BYTES
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.samples import ImageSamples

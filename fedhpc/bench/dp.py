@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedhpc.backbones import Backbone
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.models import Task, build_model, parameter_count
+from fedhpc.models.backbones import Backbone
+from fedhpc.models.build import Task, build_model, parameter_count
+from fedhpc.models.device import device_name
 from fedhpc.privacy.gaussian import Noise, released
 from fedhpc.privacy.noise import KeyStream
-from fedhpc.runtime import device_name
 from fedhpc.site.opacus_modes import MODES, Step, opacus_step
 from fedhpc.site.privacy import PrivateStep, Terms
 from fedhpc.util.progress import Beat, progress

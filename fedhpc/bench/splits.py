@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from data_prep.image_job import ImageImport
 from data_prep.images import import_images
 from data_prep.phantom.public import write_reference
-from fedhpc.backbones import Backbone
 from fedhpc.config.loader import load_config
 from fedhpc.console import table
 from fedhpc.errors import InputError
-from fedhpc.models import load_backbone
+from fedhpc.models.backbones import Backbone
+from fedhpc.models.build import load_backbone
 from fedhpc.site.samples import FeatureSamples, feature_path
 from fedhpc.site.shard import Shard
 from fedhpc.util.files import write_atomically, write_bytes

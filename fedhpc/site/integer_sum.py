@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fedhpc.config.schema import Privacy, RunConfig
 from fedhpc.errors import PrivacyError
-from fedhpc.models import parameter_count
+from fedhpc.models.build import parameter_count
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.skellam import SMALLEST_VARIANCE, draw, variance_for
 from fedhpc.site.privacy import physical_batches

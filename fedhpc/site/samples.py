@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedhpc.backbones import Backbone
 from fedhpc.errors import FileError, ShardError
+from fedhpc.models.backbones import Backbone
 from fedhpc.site.feature_file import FeatureFile
 from fedhpc.site.preprocess import harmonise
 from fedhpc.site.shard import Shard, fits_in_memory

@@ -11,7 +11,7 @@ from torch import nn
 
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig, Training
-from fedhpc.models import from_vector, to_vector
+from fedhpc.models.build import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.privacy import Entropy, PrivateStep, Terms, Units, physical_batches
 from fedhpc.site.samples import Samples

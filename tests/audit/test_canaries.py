@@ -11,8 +11,8 @@ from fedhpc.audit.canaries import Blank, CanarySamples, head_canaries, network_c
 from fedhpc.audit.door import WORST_CASE, AuditedSite, changed, released
 from fedhpc.audit.mechanism import Mechanism, mechanism_config
 from fedhpc.audit.subject import Subject
-from fedhpc.backbones import Whitening
-from fedhpc.models import to_vector
+from fedhpc.models.backbones import Whitening
+from fedhpc.models.build import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.privacy import Units
 from fedhpc.site.training import Bench, mirrored

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.stats import mannwhitneyu
 
-from fedhpc.backbones import public_backbone
-from fedhpc.models import Task, _network, parameter_count
+from fedhpc.models.backbones import public_backbone
+from fedhpc.models.build import Task, _network, parameter_count
 from fedhpc.privacy.verdict import BACKBONE_FEATURES, PARAMETERS, directions_of, verdict
 
 CLIP, LR, STEPS = 0.3, 32.0, 30

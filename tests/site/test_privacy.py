@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedhpc.backbones import Backbone
 from fedhpc.config.schema import Model, RunConfig
-from fedhpc.models import Task, build_model
+from fedhpc.models.backbones import Backbone
+from fedhpc.models.build import Task, build_model
 from fedhpc.privacy.accountant import epsilon_of
 from fedhpc.privacy.gaussian import Noise, released
 from fedhpc.privacy.noise import KeyStream

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import SiteError
-from fedhpc.models import layers_of, parameter_count, to_vector
+from fedhpc.models.build import layers_of, parameter_count, to_vector
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import PrivacyPlan

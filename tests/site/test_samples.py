@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 
 from data_prep.shard_writer import write_shard
-from fedhpc.backbones import Backbone
 from fedhpc.errors import ShardError, inside
+from fedhpc.models.backbones import Backbone
 from fedhpc.site.samples import FeatureSamples
 from fedhpc.site.shard import Shard
 

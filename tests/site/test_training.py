@@ -9,8 +9,8 @@ import torch
 
 from data_prep.shard_writer import write_shard
 from fedhpc.config.schema import RunConfig, Runtime, Training
-from fedhpc.models import Backbone, Task, build_model, to_vector
-from fedhpc.runtime import prepare
+from fedhpc.models.build import Backbone, Task, build_model, to_vector
+from fedhpc.models.device import prepare
 from fedhpc.site.evaluation import predict
 from fedhpc.site.preprocess import harmonise
 from fedhpc.site.privacy import Units

@@ -16,10 +16,10 @@ from monai.networks.utils import replace_modules
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fedhpc.backbones import ACT, GROUPS, NAMES, NORM, Backbone, Whitening, public_backbone
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
+from fedhpc.models.backbones import ACT, GROUPS, NAMES, NORM, Backbone, Whitening, public_backbone
 from fedhpc.util.files import read_bytes, write_bytes
 from fedhpc.util.rng import seed_of
 
@@ -92,7 +92,7 @@ def _head(dim: int, kept: int | None, classes: int) -> nn.Module:
 
 
 def load_backbone(source: str) -> Backbone:
-    """A public extractor by its name (see `fedhpc.backbones.public_backbone`), or a fedhpc `model.pt` without its head.
+    """A public extractor by its name (see `fedhpc.models.backbones.public_backbone`), or a fedhpc `model.pt` without its head.
 
     Raises:
         InputError: where there is no such backbone.
