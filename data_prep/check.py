@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_prep.shard_writer import UNLABELLED
 from fedhpc.errors import ShardError, inside
-from fedhpc.site.shard import SPLITS, Shard
+from fedhpc.site.data.shard import SPLITS, Shard
 
 COLUMNS = 12
 THUMB, GAP, CAPTION, HEADER = 128, 8, 34, 34

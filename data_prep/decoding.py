@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from data_prep.discovery import FORMATS
-from fedhpc.site.shard import _available_bytes
+from fedhpc.site.data.shard import _available_bytes
 
 WINDOW = (0.5, 99.5)
 GREY_MODES = ("L", "I", "F", "I;16", "I;16B", "I;16L")

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_prep.names import shown
 from data_prep.partition import VAL_SHARE, Partition
 from fedhpc.errors import ShardError
-from fedhpc.site.shard import MODALITIES
+from fedhpc.site.data.shard import MODALITIES
 
 # As `fedhpc.config.schema.SiteName`.
 SITE_NAME = r"[a-z0-9][a-z0-9_-]{0,30}"
@@ -29,7 +29,7 @@ class ImageImport:
         size: pixels a side of the stored square.
         patient_csv: a table with the columns file (relative to source, or the bare name) and patient.
         patient_regex: searched in the file's name; its group `patient`, or else its first group, is the patient.
-        modality: one of `fedhpc.site.shard.MODALITIES`, of all images.
+        modality: one of `fedhpc.site.data.shard.MODALITIES`, of all images.
         split_folders: the top folders are splits (Training, Testing, ...) and the classes lie in them.
         follow_links: walk into links to folders.
         repair_nan: replace NaN and infinite pixels instead of refusing the image.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedhpc.errors import ShardError
 from fedhpc.privacy.hash_chain import sync
-from fedhpc.site.shard import COLUMNS, FORMAT_VERSION, IMAGE_DTYPES
+from fedhpc.site.data.shard import COLUMNS, FORMAT_VERSION, IMAGE_DTYPES
 
 # Of a shard that stands for images without labels: every label is 0.
 UNLABELLED = ("unlabelled", "not used")
@@ -22,7 +22,7 @@ Images = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ShardContent:
-    """What goes into a shard, private but for site, classes and pixel_range; `fedhpc.site.shard` tells the format.
+    """What goes into a shard, private but for site, classes and pixel_range; `fedhpc.site.data.shard` tells the format.
 
     Attributes:
         site: the hospital's name.

@@ -18,7 +18,7 @@ from types import FrameType
 
 from data_prep.names import first_names, shown
 from fedhpc.errors import ShardError
-from fedhpc.site.shard import created_by
+from fedhpc.site.data.shard import created_by
 
 CREATED_BY = "fedhpc prepare images"
 CANNOT_WRITE = (

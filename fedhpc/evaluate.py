@@ -18,9 +18,9 @@ from fedhpc.records.metrics import (
     metrics,
     score_histogram,
 )
+from fedhpc.site.data.samples import FeatureSamples, ImageSamples, Samples
+from fedhpc.site.data.shard import Shard
 from fedhpc.site.evaluation import predict
-from fedhpc.site.samples import FeatureSamples, ImageSamples, Samples
-from fedhpc.site.shard import Shard
 from fedhpc.util.rng import generator
 
 

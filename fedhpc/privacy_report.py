@@ -24,7 +24,7 @@ from fedhpc.privacy.verdict import Verdict, directions_of, verdict
 from fedhpc.records.rounds import data_digest, data_labels
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.site.account import SYNTHETIC, folder_on_this_node, found_ledger, identities_of, told
-from fedhpc.site.shard import Shard
+from fedhpc.site.data.shard import Shard
 
 SHOWN_ROUNDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 ROUND_COLUMNS = 8

@@ -13,8 +13,8 @@ from fedhpc.console import Console
 from fedhpc.errors import PrivacyError
 from fedhpc.models.backbones import Backbone, PublicMap, fit_public_map
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.site.samples import FeatureSamples
-from fedhpc.site.shard import Shard
+from fedhpc.site.data.samples import FeatureSamples
+from fedhpc.site.data.shard import Shard
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.log import write_log
 

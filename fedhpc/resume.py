@@ -18,7 +18,7 @@ from fedhpc.models.device import environment
 from fedhpc.records.checkpoint import KEPT, ForeignCheckpointError, Owner, forget_after, intact_rounds, saved_rounds
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.session import Session
-from fedhpc.site.shard_record import shard_mark
+from fedhpc.site.data.shard_record import shard_mark
 from fedhpc.transport.messages import Count, Text, parsed
 from fedhpc.transport.tls import AGGREGATOR_NAME
 

@@ -8,7 +8,7 @@
                reveal its shares of the survivors' self-masks and of the mask keys of those that dropped out
     the aggregator: sum -> mean gradient -> one step of the optimiser = the mean update
 
-Protocol and guarantee: `fedhpc.secagg.protocol`; integers and noise: `fedhpc.site.integer_sum`. The masks cancel
+Protocol and guarantee: `fedhpc.secagg.protocol`; integers and noise: `fedhpc.site.training.secure_contribution`. The masks cancel
 exactly, so with a `noise_seed` the result is the same, bit for bit, at any number of ranks, though every key is fresh.
 """
 
@@ -27,8 +27,8 @@ from fedhpc.secagg.messages import CONFIRMED, KEYS, MASKED, REVEALED, SHARES, sp
 from fedhpc.secagg.protocol import MaskedSite, SumOffice
 from fedhpc.secagg.signatures import SigningSite
 from fedhpc.session import Session
-from fedhpc.site.integer_sum import Grid
-from fedhpc.site.training import one_step
+from fedhpc.site.training.local_sgd import one_step
+from fedhpc.site.training.secure_contribution import Grid
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.stopwatch import Stopwatch
 

@@ -28,12 +28,12 @@ from fedhpc.records.checkpoint import saved_rounds
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.account import open_account, permit_without_privacy
+from fedhpc.site.data.pixel_blocks import image_blocks
+from fedhpc.site.data.samples import FeatureSamples, ImageSamples, PooledSamples, Samples
+from fedhpc.site.data.shard import Shard
 from fedhpc.site.hospital import Hospital, Workplace
-from fedhpc.site.integer_sum import Grid, plan_grid
-from fedhpc.site.pixels import image_blocks
-from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples, Samples
-from fedhpc.site.shard import Shard
-from fedhpc.site.training import Bench, OnStep
+from fedhpc.site.training.local_sgd import Bench, OnStep
+from fedhpc.site.training.secure_contribution import Grid, plan_grid
 from fedhpc.sum_identities import TrustModel, agreed_identities, trust_model
 from fedhpc.transport.messages import Count, Name, of_each, parsed, said
 from fedhpc.transport.mpi import Transport

@@ -17,9 +17,9 @@ from fedhpc.models.device import prepare
 from fedhpc.privacy.evaluation_plan import plan_evaluation
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.records.metrics import Predictions, auc, f1_thresholds, metrics, score_histogram
+from fedhpc.site.data.shard import Shard
 from fedhpc.site.evaluation import predict
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
-from fedhpc.site.shard import Shard
 
 
 def predictions(run: Path) -> tuple[list[Predictions], list[Predictions]]:

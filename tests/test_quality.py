@@ -15,7 +15,7 @@ OWNERS = {
     "cryptography": ["fedhpc.exchange", "fedhpc.transport.pki", "fedhpc.privacy.noise"],
     "mpi4py": ["fedhpc.transport.mpi"],
     "ssl": ["fedhpc.transport.tls"],
-    "h5py": ["fedhpc.site.shard", "data_prep"],
+    "h5py": ["fedhpc.site.data.shard", "data_prep"],
     "opacus": ["fedhpc.site", "fedhpc.privacy"],
     "submitit": ["fedhpc.sweep"],
 }

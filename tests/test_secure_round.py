@@ -20,7 +20,7 @@ from fedhpc.secagg.masks import SumTerms, most_dropouts
 from fedhpc.secagg.protocol import round_bytes
 from fedhpc.secure_round import SecureMean
 from fedhpc.site.hospital import Hospital, Workplace
-from fedhpc.site.integer_sum import Grid
+from fedhpc.site.training.secure_contribution import Grid
 from fedhpc.transport.mpi import AloneTransport
 from tests.exchange.test_secure_sum import signing_sites
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data_prep.phantom.public import MEASUREMENTS, TRAINING_SEED, public_cohort, public_images
 from fedhpc.models.backbones import phantom_network
-from fedhpc.site.preprocess import harmonise
+from fedhpc.site.data.harmonise import harmonise
 from fedhpc.util.rng import generator, seed_of
 
 IMAGES, IMAGE_SIZE, HELD_OUT = 24_000, 64, 1_500

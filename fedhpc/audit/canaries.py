@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedhpc.compression.update import F32
-from fedhpc.site.samples import I64, Samples
+from fedhpc.site.data.samples import I64, Samples
 
 F64 = NDArray[np.float64]
 OVER_CLIP = 10.0

@@ -20,7 +20,7 @@ from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.privacy.site_ledger import Owner, Request
 from fedhpc.site.account import open_account
-from fedhpc.site.shard import Shard
+from fedhpc.site.data.shard import Shard
 
 MOST_ROUNDS = 1 + ATTEMPTS
 """An inversion of a real round, and as many attempts of canaries in the real training as one audit makes."""

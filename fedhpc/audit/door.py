@@ -14,9 +14,9 @@ from fedhpc.config.schema import Exchange, RunConfig
 from fedhpc.federation import GlobalState, Participant, Terms, site_round
 from fedhpc.models.build import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.privacy import Units, entropy
-from fedhpc.site.samples import Samples
-from fedhpc.site.training import Bench, PrivateWork, train_plain, train_private
+from fedhpc.site.data.samples import Samples
+from fedhpc.site.training.dp_sgd import Units, entropy
+from fedhpc.site.training.local_sgd import Bench, PrivateWork, train_plain, train_private
 
 WORST_CASE = Exchange(density=1.0, value_bits=32)
 """All entries are sent as they are: nothing is hidden from the adversary but by privacy."""

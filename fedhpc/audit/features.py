@@ -15,7 +15,7 @@ from fedhpc.audit.statistics import LAW_RISK, correlation_limit
 from fedhpc.audit.subject import Subject
 from fedhpc.compression.update import F32
 from fedhpc.models.build import from_vector
-from fedhpc.site.samples import I64
+from fedhpc.site.data.samples import I64
 
 MARGIN = 0.1
 """How much nearer than any other patient's image a training image must be to count as found."""

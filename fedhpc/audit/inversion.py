@@ -24,8 +24,8 @@ from fedhpc.audit.reconstruction import (
 from fedhpc.audit.releases import NO_PRIVACY, one_step_releases, real_releases
 from fedhpc.audit.subject import Subject
 from fedhpc.models.build import from_vector
-from fedhpc.site.preprocess import harmonise
-from fedhpc.site.samples import I64
+from fedhpc.site.data.harmonise import harmonise
+from fedhpc.site.data.samples import I64
 from fedhpc.util.rng import generator, seed_of
 
 LARGEST_SIDE = 64

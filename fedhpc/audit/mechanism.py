@@ -10,7 +10,7 @@ from fedhpc.audit.door import WORST_CASE, AuditedSite, changed, released
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.build import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.training import Bench
+from fedhpc.site.training.local_sgd import Bench
 from fedhpc.util.rng import generator
 
 # So small that the parameters hardly move, and each canary's gradient stays what it was: the adversary's choice.

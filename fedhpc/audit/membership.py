@@ -22,9 +22,9 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.federation import GlobalState
 from fedhpc.models.build import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import predict
 from fedhpc.site.hospital import Hospital
-from fedhpc.site.samples import Samples
 
 WHOLE_RUN, REAL_TRAINING, RELEASED = "canaries, whole run", "canaries, real training", "released model's loss"
 

@@ -28,7 +28,7 @@ from fedhpc.audit.statistics import (
     spread_interval,
 )
 from fedhpc.models.build import layers_of
-from fedhpc.site.samples import I64
+from fedhpc.site.data.samples import I64
 from fedhpc.util.rng import generator
 
 CANARIES, FEW = 400, 8

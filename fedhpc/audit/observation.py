@@ -23,9 +23,9 @@ from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.build import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.site.data.samples import I64, Samples
 from fedhpc.site.hospital import Hospital, Workplace
-from fedhpc.site.samples import I64, Samples
-from fedhpc.site.training import Bench, OnStep
+from fedhpc.site.training.local_sgd import Bench, OnStep
 
 NO_TARGET = 1e4
 MOMENTUM = 0.9

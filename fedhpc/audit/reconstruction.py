@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhpc.compression.update import F32
-from fedhpc.site.preprocess import harmonise
+from fedhpc.site.data.harmonise import harmonise
 from fedhpc.util.rng import seed_of
 
 CHANNELS = 16

@@ -14,7 +14,7 @@ from fedhpc.audit.subject import Subject
 from fedhpc.compression.update import F32
 from fedhpc.models.build import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.samples import I64
+from fedhpc.site.data.samples import I64
 
 NO_PRIVACY, CLIP_ONLY = "without privacy", "clip only"
 SETTINGS = (NO_PRIVACY, CLIP_ONLY, WITH_DP)

@@ -17,8 +17,8 @@ from fedhpc.audit.statistics import LAW_RISK, correlation_limit, largest_correla
 from fedhpc.audit.unit_laws import DECLARED_SHARE, ROUNDING, UNITS, CanaryPatients, Drawn, sizes_of_units
 from fedhpc.models.build import parameter_count, to_vector
 from fedhpc.privacy.skellam import SMALLEST_VARIANCE
-from fedhpc.site.integer_sum import Grid, plan_grid
-from fedhpc.site.samples import Samples
+from fedhpc.site.data.samples import Samples
+from fedhpc.site.training.secure_contribution import Grid, plan_grid
 
 ROUNDS = 24
 """At each site: with it 0.7 of a share's noise is told from the whole."""

@@ -23,9 +23,9 @@ from fedhpc.public_map import make_reference, public_map
 from fedhpc.records.checkpoint import load_state, saved_rounds
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.session import make_phantoms
-from fedhpc.site.samples import FeatureSamples, ImageSamples, Samples
-from fedhpc.site.shard import Shard
-from fedhpc.site.training import Bench
+from fedhpc.site.data.samples import FeatureSamples, ImageSamples, Samples
+from fedhpc.site.data.shard import Shard
+from fedhpc.site.training.local_sgd import Bench
 
 
 @dataclass(frozen=True)

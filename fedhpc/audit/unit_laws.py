@@ -21,7 +21,7 @@ from fedhpc.audit.statistics import LAW_RISK, dispersion_interval, share_interva
 from fedhpc.audit.subject import Subject
 from fedhpc.config.schema import Privacy
 from fedhpc.models.build import from_vector
-from fedhpc.site.samples import I64, Samples
+from fedhpc.site.data.samples import I64, Samples
 from fedhpc.util.rng import generator
 
 UNITS, STEPS = 120, 100

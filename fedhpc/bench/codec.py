@@ -28,10 +28,10 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.console import MB, table
 from fedhpc.models.build import Task, build_model, to_vector
 from fedhpc.records.rounds import FLOAT32_BYTES
+from fedhpc.site.data.samples import ImageSamples
+from fedhpc.site.data.shard import Shard
 from fedhpc.site.hospital import Hospital, Workplace
-from fedhpc.site.samples import ImageSamples
-from fedhpc.site.shard import Shard
-from fedhpc.site.training import Bench
+from fedhpc.site.training.local_sgd import Bench
 from fedhpc.util.progress import progress
 from fedhpc.util.rng import generator
 

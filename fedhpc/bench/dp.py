@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedhpc.bench.opacus_modes import MODES, Step, opacus_step
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
@@ -29,8 +30,7 @@ from fedhpc.models.build import Task, build_model, parameter_count
 from fedhpc.models.device import device_name
 from fedhpc.privacy.gaussian import Noise, released
 from fedhpc.privacy.noise import KeyStream
-from fedhpc.site.opacus_modes import MODES, Step, opacus_step
-from fedhpc.site.privacy import PrivateStep, Terms
+from fedhpc.site.training.dp_sgd import PrivateStep, Terms
 from fedhpc.util.progress import Beat, progress
 
 DEFAULT_MODELS = ("densenet_small", "conv4", "head")

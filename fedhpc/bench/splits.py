@@ -32,8 +32,8 @@ from fedhpc.console import table
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import load_backbone
-from fedhpc.site.samples import FeatureSamples, feature_path
-from fedhpc.site.shard import Shard
+from fedhpc.site.data.samples import FeatureSamples, feature_path
+from fedhpc.site.data.shard import Shard
 from fedhpc.util.files import write_atomically, write_bytes
 
 COLLECTION, PHANTOMS = REFERENCES = ("collection", "phantoms")

@@ -10,7 +10,7 @@ import torch
 
 from fedhpc.config.schema import Runtime
 from fedhpc.errors import InputError
-from fedhpc.site.training import Bench
+from fedhpc.site.training.local_sgd import Bench
 
 RECORDED = ("torch", "numpy", "opacus", "monai", "mpi4py", "h5py", "openmpi", "mpich")
 

@@ -25,7 +25,7 @@ from fedhpc.door import seats
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.models.device import device_name, git_commit
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.site.shard import shard_problem
+from fedhpc.site.data.shard import shard_problem
 from fedhpc.transport.messages import parsed
 from fedhpc.transport.mpi import Transport, library_version
 

@@ -34,7 +34,7 @@ class Owner:
     Attributes:
         site: the learner's name (public); `aggregator` of the global state.
         config: digest of the config without what may change at a resume (public).
-        shard: the site's keyed digest of its shard (private to the site; see `fedhpc.site.shard_record`).
+        shard: the site's keyed digest of its shard (private to the site; see `fedhpc.site.data.shard_record`).
     """
 
     site: str = ""

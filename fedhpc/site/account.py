@@ -14,7 +14,7 @@ from fedhpc.privacy.lifetime import lifetime_path, take_over
 from fedhpc.privacy.places import Whose, check_other_names, site_ledger_folder
 from fedhpc.privacy.site_ledger import SiteLedger, Terms, exists
 from fedhpc.privacy.unit_sets import Identities
-from fedhpc.site.shard import Shard, created_by
+from fedhpc.site.data.shard import Shard, created_by
 
 SYNTHETIC = "data_prep.phantom"
 """How the attribute created_by of a shard of the built-in cohort begins. A config cannot claim it for other shards."""

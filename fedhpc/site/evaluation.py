@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from fedhpc.records.metrics import Predictions
-from fedhpc.site.samples import Samples
-from fedhpc.site.training import Bench
+from fedhpc.site.data.samples import Samples
+from fedhpc.site.training.local_sgd import Bench
 
 BATCH = 256
 

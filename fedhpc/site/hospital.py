@@ -21,12 +21,12 @@ from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.records.metrics import Placements, Predictions, score_histogram, squared_influence
 from fedhpc.site.account import forecast
 from fedhpc.site.answers import Answers
+from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import predict
-from fedhpc.site.integer_sum import I64, Grid, contribution
-from fedhpc.site.privacy import Units, entropy
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
-from fedhpc.site.samples import Samples
-from fedhpc.site.training import Bench, OnStep, PrivateWork, train_plain, train_private
+from fedhpc.site.training.dp_sgd import Units, entropy
+from fedhpc.site.training.local_sgd import Bench, OnStep, PrivateWork, train_plain, train_private
+from fedhpc.site.training.secure_contribution import I64, Grid, contribution
 from fedhpc.util.log import write_log
 
 LARGEST_PARAMETER = 1e4

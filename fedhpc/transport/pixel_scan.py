@@ -1,6 +1,6 @@
 """The last look at a payload before it leaves: does it hold a piece of one of the site's own images?
 
-Each image is known here by up to 256 blocks of 16 bytes, evenly spaced over it (`fedhpc.site.pixels`). A payload is
+Each image is known here by up to 256 blocks of 16 bytes, evenly spaced over it (`fedhpc.site.data.pixel_blocks`). A payload is
 searched for all of them at every byte, as it is and after whatever is deflated inside it has been inflated. So a
 stretch of an image is found as soon as it holds one whole block: from twice the spacing on, always, and for 64 x 64
 pixels of 8 bits from 31 bytes on.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fedhpc.site.privacy import PrivateStep, Terms
+from fedhpc.site.training.dp_sgd import PrivateStep, Terms
 
 
 class Recorded(torch.optim.SGD):

@@ -29,7 +29,7 @@ from fedhpc.privacy.places import VARIABLE, Whose, default_folder, site_ledger_f
 from fedhpc.privacy.site_ledger import Owner, Request, SiteLedger, Terms
 from fedhpc.recorded_heads import check_recorded, recorded_heads
 from fedhpc.site.account import identities_of, open_account, permit_without_privacy
-from fedhpc.site.shard import Shard
+from fedhpc.site.data.shard import Shard
 from tests.accounts import ANYBODY, charge_run, write_patients
 
 PATIENTS = [f"p{number:02d}" for number in range(12)]

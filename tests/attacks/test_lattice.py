@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fedhpc.privacy.gaussian import grid_of
 from fedhpc.privacy.noise import KeyStream
-from fedhpc.site.clipping import MARGIN, ClippedSum
-from fedhpc.site.privacy import Terms
+from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
+from fedhpc.site.training.dp_sgd import Terms
 from tests.attacks.releases import released_by
 
 RELEASES = 4000

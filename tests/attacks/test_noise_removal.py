@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fedhpc.privacy.gaussian import grid_of
 from fedhpc.privacy.noise import source
-from fedhpc.site.clipping import MARGIN
-from fedhpc.site.privacy import Terms, Units, entropy
+from fedhpc.site.per_example.clipped_sum import MARGIN
+from fedhpc.site.training.dp_sgd import Terms, Units, entropy
 from fedhpc.util.rng import seed_of
 from tests.attacks.releases import released_by
 

@@ -27,7 +27,7 @@ from fedhpc.audit.membership import WholeRun, history_of, ledger_finding, real_t
 from fedhpc.audit.reconstruction import affordable_iterations, input_of_linear, linear_on_pixels
 from fedhpc.audit.releases import CLIP_ONLY, NO_PRIVACY, SETTINGS, one_step_releases
 from fedhpc.audit.subject import Subject
-from fedhpc.site.preprocess import harmonise
+from fedhpc.site.data.harmonise import harmonise
 
 
 def by_setting(findings: Iterator[Finding]) -> dict[str, Finding]:

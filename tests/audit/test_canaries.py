@@ -14,8 +14,8 @@ from fedhpc.audit.subject import Subject
 from fedhpc.models.backbones import Whitening
 from fedhpc.models.build import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.privacy import Units
-from fedhpc.site.training import Bench, mirrored
+from fedhpc.site.training.dp_sgd import Units
+from fedhpc.site.training.local_sgd import Bench, mirrored
 
 CPU = Bench(torch.device("cpu"), bf16=False)
 COUNT = 6

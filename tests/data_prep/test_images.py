@@ -18,7 +18,7 @@ from data_prep.images import import_images
 from data_prep.partition import Partition, partition, proportions
 from data_prep.patients import pseudonym
 from fedhpc.errors import ShardError
-from fedhpc.site.shard import Shard
+from fedhpc.site.data.shard import Shard
 from fedhpc.util.rng import generator
 
 BRAIN_MRI = Path(__file__).parents[2].parent / "shared/data/brain_mri"

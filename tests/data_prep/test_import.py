@@ -23,7 +23,7 @@ from data_prep.starter import write_starter
 from data_prep.target import Staging
 from fedhpc.config.loader import load_config
 from fedhpc.errors import ShardError
-from fedhpc.site.shard import Shard
+from fedhpc.site.data.shard import Shard
 from fedhpc.util.progress import progress
 from fedhpc.util.rng import generator
 from tests.conftest import Outcome

@@ -16,7 +16,7 @@ from data_prep.phantom.lesions import EARLY_MM, draw_aggressiveness, draw_lesion
 from data_prep.phantom.mri import MriProtocol, mri_image, rician, spin_echo, tissue_signals
 from data_prep.phantom.plan import TEST, TRAIN, VAL, draw_plan, share_out
 from fedhpc.errors import ConfigError
-from fedhpc.site.shard import Shard
+from fedhpc.site.data.shard import Shard
 from fedhpc.util.rng import generator
 
 MRI = MriProtocol(1.5, tr_ms=500, te_ms=20, gadolinium_mmol=0.5, snr=20, psf_fwhm_mm=2.0, bias=0.1)

@@ -12,8 +12,8 @@ from fedhpc.compression.codec import encode
 from fedhpc.compression.quantization import EXACT
 from fedhpc.compression.update import SparseVector, Update, pack_arrays
 from fedhpc.errors import PayloadError
-from fedhpc.site.pixels import image_blocks
-from fedhpc.site.shard import Shard
+from fedhpc.site.data.pixel_blocks import image_blocks
+from fedhpc.site.data.shard import Shard
 from fedhpc.transport.pixel_scan import DISTINCT, STRIDE_BYTES, ImageSearch
 
 BLOCKS = np.random.default_rng(0).integers(0, 2**63, (500, 2), dtype=np.uint64)

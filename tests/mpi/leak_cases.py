@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedhpc.cli import main
-from fedhpc.site import samples
+from fedhpc.site.data import samples
 from fedhpc.transport.mpi import MpiTransport
 
 

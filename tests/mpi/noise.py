@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedhpc.site.privacy import PrivateStep, Terms, entropy
+from fedhpc.site.training.dp_sgd import PrivateStep, Terms, entropy
 from fedhpc.transport.mpi import connect
 
 STEPS, ROUNDS, SIZE = 2, 2, 512

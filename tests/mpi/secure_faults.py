@@ -19,7 +19,7 @@ from fedhpc.compression.update import F32, I64
 from fedhpc.secagg.messages import HEADER, KEYS, frame
 from fedhpc.secagg.protocol import MaskedSite, SumOffice
 from fedhpc.site import hospital
-from fedhpc.site.integer_sum import Grid
+from fedhpc.site.training.secure_contribution import Grid
 
 ROUND = 1
 

@@ -15,7 +15,7 @@ from fedhpc.audit.secure_laws import observe_secure_units, observe_shares, secur
 from fedhpc.audit.unit_laws import observe_units, unit_laws
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
-from fedhpc.site.training import Bench
+from fedhpc.site.training.local_sgd import Bench
 
 INPUTS, CLASSES, ROUNDS = 20, 2, 100
 SITES = ("a", "b", "c", "d")

@@ -44,8 +44,12 @@ def apply(mutant: Mutant, root: Path) -> None:
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
 
 
-NOISE, HOSPITAL, TRAINING = "fedhpc/privacy/noise.py", "fedhpc/site/hospital.py", "fedhpc/site/training.py"
-DP_SGD, LEDGER, ACCOUNTANT = "fedhpc/site/privacy.py", "fedhpc/privacy/ledger.py", "fedhpc/privacy/accountant.py"
+NOISE, HOSPITAL, TRAINING = "fedhpc/privacy/noise.py", "fedhpc/site/hospital.py", "fedhpc/site/training/local_sgd.py"
+DP_SGD, LEDGER, ACCOUNTANT = (
+    "fedhpc/site/training/dp_sgd.py",
+    "fedhpc/privacy/ledger.py",
+    "fedhpc/privacy/accountant.py",
+)
 ROUND_TESTS = "tests/site/test_private_round.py::"
 PRIVACY_TESTS = "tests/site/test_privacy.py::"
 
@@ -128,7 +132,7 @@ MUTANTS = (
     ),
     Mutant(
         "clip norm x 2",
-        "fedhpc/site/clipping.py",
+        "fedhpc/site/per_example/clipped_sum.py",
         "        return (self._clip_norm / squares.sqrt()).clamp(max=1)",
         "        return (2 * self._clip_norm / squares.sqrt()).clamp(max=1)",
         laws=("units: clip norm",),
@@ -210,7 +214,7 @@ MUTANTS = (
     ),
     Mutant(
         "Skellam noise x 0.7",
-        "fedhpc/site/integer_sum.py",
+        "fedhpc/site/training/secure_contribution.py",
         "    return kept + draw(grid.site_variance, kept.size, stream)",
         "    return kept + draw(grid.site_variance, kept.size, stream) * 7 // 10",
         laws=("secure: share of the noise", "secure: honest sites alone"),

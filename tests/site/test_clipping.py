@@ -13,9 +13,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from fedhpc.bench.dp import Place, network
 from fedhpc.errors import PrivacyError
-from fedhpc.site.clipping import ClippedSum, squared_norms
-from fedhpc.site.linear_head import LinearHead
-from fedhpc.site.turns import Turns
+from fedhpc.site.per_example.clipped_sum import ClippedSum, squared_norms
+from fedhpc.site.per_example.linear_head import LinearHead
+from fedhpc.site.per_example.unit_order import Turns
 
 SINGLE, SEVERAL = [0, 1, 2, 3, 4, 5, 6], [2, 0, 1, 1, 2, 2, 3]
 

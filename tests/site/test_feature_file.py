@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedhpc.errors import ShardError
-from fedhpc.site.feature_file import FeatureFile
+from fedhpc.site.data.feature_file import FeatureFile
 
 SHAPE = (5000, 7)
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedhpc.site import grad_samplers
-from fedhpc.site.grad_samplers import Layer, handles, inner_products, prefers_gram, way_of, weighted_sum
+from fedhpc.site.per_example import kernels as grad_samplers
+from fedhpc.site.per_example.kernels import Layer, handles, inner_products, prefers_gram, way_of, weighted_sum
 
 
 def one_by_one(layer: Layer, x: Tensor, g: Tensor) -> Tensor:

@@ -15,9 +15,16 @@ from fedhpc.models.build import Task, build_model, from_vector, parameter_count,
 from fedhpc.privacy.noise import KeyStream, source
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.privacy.skellam import calibrate, draw
-from fedhpc.site.integer_sum import LARGEST_SIZE, Grid, contribution, per_image_gradients, plan_grid, rounded_
-from fedhpc.site.privacy import Units, entropy
-from fedhpc.site.training import Bench, PrivateWork, one_step, train_private
+from fedhpc.site.training.dp_sgd import Units, entropy
+from fedhpc.site.training.local_sgd import Bench, PrivateWork, one_step, train_private
+from fedhpc.site.training.secure_contribution import (
+    LARGEST_SIZE,
+    Grid,
+    contribution,
+    per_image_gradients,
+    plan_grid,
+    rounded_,
+)
 
 BENCH = Bench(torch.device("cpu"), bf16=False)
 SITES = ("a", "b", "c", "d")

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from fedhpc.bench.dp import Place, network
-from fedhpc.site.opacus_modes import MODES, OurSamplers, opacus_step
-from fedhpc.site.privacy import PrivateStep, Terms
+from fedhpc.bench.opacus_modes import MODES, OurSamplers, opacus_step
+from fedhpc.site.training.dp_sgd import PrivateStep, Terms
 
 IMAGES = 16
 

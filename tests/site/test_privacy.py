@@ -17,8 +17,8 @@ from fedhpc.privacy.accountant import epsilon_of
 from fedhpc.privacy.gaussian import Noise, released
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import plan_privacy
-from fedhpc.site.clipping import MARGIN
-from fedhpc.site.privacy import PrivateStep, Terms, Units, entropy, physical_batches
+from fedhpc.site.per_example.clipped_sum import MARGIN
+from fedhpc.site.training.dp_sgd import PrivateStep, Terms, Units, entropy, physical_batches
 
 TASK = Task(("a", "b"), (1, 32, 32))
 

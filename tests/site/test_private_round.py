@@ -16,11 +16,11 @@ from fedhpc.models.build import layers_of, parameter_count, to_vector
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.clipping import MARGIN, ClippedSum
 from fedhpc.site.hospital import Hospital, Workplace
-from fedhpc.site.integer_sum import plan_grid
+from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
 from fedhpc.site.release import Question, Weights, with_noise
-from fedhpc.site.training import Bench
+from fedhpc.site.training.local_sgd import Bench
+from fedhpc.site.training.secure_contribution import plan_grid
 
 LR, MOMENTUM, CLIP_NORM, PLAN = 1e-3, 0.9, 0.5, PrivacyPlan(2.0, 1.0, 3)
 INPUTS, UNITS = 30, 6

@@ -10,8 +10,8 @@ from torch import nn
 from data_prep.shard_writer import write_shard
 from fedhpc.errors import ShardError, inside
 from fedhpc.models.backbones import Backbone
-from fedhpc.site.samples import FeatureSamples
-from fedhpc.site.shard import Shard
+from fedhpc.site.data.samples import FeatureSamples
+from fedhpc.site.data.shard import Shard
 
 N, DIM = 40, 512
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from data_prep.shard_writer import write_shard
 from fedhpc.errors import ShardError
-from fedhpc.site import shard as shard_module
-from fedhpc.site.shard import Shard
+from fedhpc.site.data import shard as shard_module
+from fedhpc.site.data.shard import Shard
 
 N = 12
 

@@ -11,12 +11,12 @@ from data_prep.shard_writer import write_shard
 from fedhpc.config.schema import RunConfig, Runtime, Training
 from fedhpc.models.build import Backbone, Task, build_model, to_vector
 from fedhpc.models.device import prepare
+from fedhpc.site.data.harmonise import harmonise
+from fedhpc.site.data.samples import FeatureSamples, ImageSamples, PooledSamples
+from fedhpc.site.data.shard import Shard
 from fedhpc.site.evaluation import predict
-from fedhpc.site.preprocess import harmonise
-from fedhpc.site.privacy import Units
-from fedhpc.site.samples import FeatureSamples, ImageSamples, PooledSamples
-from fedhpc.site.shard import Shard
-from fedhpc.site.training import Bench, learning_rate, mirrored, train_plain
+from fedhpc.site.training.dp_sgd import Units
+from fedhpc.site.training.local_sgd import Bench, learning_rate, mirrored, train_plain
 from fedhpc.util.rng import generator
 
 BENCH = Bench(torch.device("cpu"), bf16=False)

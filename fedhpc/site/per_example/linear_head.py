@@ -3,7 +3,7 @@
 The gradient of the loss at the logits of image i is its residual r_i = softmax(logits) - one-hot(label). The bias's is
 r_i too, and the weight's is the outer product of r_i and the features x_i; so the inner product of the gradients of two
 images is <r, r'> (<x, x'> + 1), and <r, r'> <x, x'> where the layer has no bias. All of it is computed in float64: see
-`fedhpc.site.clipping` for why.
+`fedhpc.site.per_example.clipped_sum` for why.
 """
 
 from dataclasses import dataclass

@@ -25,9 +25,9 @@ from fedhpc.errors import PrivacyError
 from fedhpc.models.build import parameter_count
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.skellam import SMALLEST_VARIANCE, draw, variance_for
-from fedhpc.site.privacy import physical_batches
-from fedhpc.site.samples import Samples
-from fedhpc.site.training import Bench, OnStep, PrivateWork, mirrored
+from fedhpc.site.data.samples import Samples
+from fedhpc.site.training.dp_sgd import physical_batches
+from fedhpc.site.training.local_sgd import Bench, OnStep, PrivateWork, mirrored
 
 I64 = NDArray[np.int64]
 FINENESS = 2**10

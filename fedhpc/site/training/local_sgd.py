@@ -13,8 +13,8 @@ from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig, Training
 from fedhpc.models.build import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.privacy import Entropy, PrivateStep, Terms, Units, physical_batches
-from fedhpc.site.samples import Samples
+from fedhpc.site.data.samples import Samples
+from fedhpc.site.training.dp_sgd import Entropy, PrivateStep, Terms, Units, physical_batches
 from fedhpc.util.rng import generator
 
 OnStep = Callable[[int, int], None]

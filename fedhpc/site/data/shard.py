@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhpc.errors import ShardError
-from fedhpc.site.shard_checks import storage_problems
+from fedhpc.site.data.shard_checks import storage_problems
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")

@@ -11,8 +11,8 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 
-from fedhpc.site.grad_samplers import Layer, bias_by_image, handles, way_of
-from fedhpc.site.privacy import Terms
+from fedhpc.site.per_example.kernels import Layer, bias_by_image, handles, way_of
+from fedhpc.site.training.dp_sgd import Terms
 
 Step = Callable[[Tensor, Tensor], None]
 """One optimiser step on images [n, ...] and labels int64 [n], each image its own unit."""

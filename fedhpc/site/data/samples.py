@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fedhpc.errors import FileError, ShardError
 from fedhpc.models.backbones import Backbone
-from fedhpc.site.feature_file import FeatureFile
-from fedhpc.site.preprocess import harmonise
-from fedhpc.site.shard import Shard, fits_in_memory
+from fedhpc.site.data.feature_file import FeatureFile
+from fedhpc.site.data.harmonise import harmonise
+from fedhpc.site.data.shard import Shard, fits_in_memory
 from fedhpc.util.files import make_folder, replacing
 from fedhpc.util.progress import progress
 

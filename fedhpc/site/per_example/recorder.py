@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedhpc.errors import PrivacyError
-from fedhpc.site.grad_samplers import Layer, Way, bias_by_image, handles, is_pointwise, prefers_gram, way_of
+from fedhpc.site.per_example.kernels import Layer, Way, bias_by_image, handles, is_pointwise, prefers_gram, way_of
 
 
 @dataclass
