@@ -7,10 +7,10 @@ log. Before it, while the ranks agree on the config, there is no run directory t
 from collections.abc import Mapping, Sequence
 
 from fedhpc.agreement import together
+from fedhpc.algorithms.fedavg import placement
 from fedhpc.config.schema import RunConfig
 from fedhpc.console import Console, wrapped
 from fedhpc.errors import InputError
-from fedhpc.federation import placement
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport import pki
 from fedhpc.transport.channel import Channel, Sessions

@@ -4,7 +4,7 @@ SLURM sends SIGUSR1 before the time limit (`--signal`) and SIGTERM when a job is
 Python's never runs inside a blocked MPI call, and a rank that went on its own would leave the others waiting, so the
 handler only notes the time. The run looks in two places: after each round all ranks vote on whether to go on; and
 after each step of training a site whose time is up leaves the round, upon which all ranks do (see
-`fedhpc.federation.federate`). Either way what is on disk is the state after a whole round.
+`fedhpc.algorithms.fedavg.federate`). Either way what is on disk is the state after a whole round.
 
 Before the first round there is nothing to save: there a signal ends the process at once, by `Stopped`, with status 143
 (SIGTERM) or 75 (SIGUSR1, since a batch system sends it to have the job queued again). Ctrl-C ends a run at any time,

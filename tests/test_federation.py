@@ -6,10 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from fedhpc.compression.error_feedback import Coding
-from fedhpc.compression.update import F32
-from fedhpc.errors import PayloadError
-from fedhpc.federation import (
+from fedhpc.algorithms.fedavg import (
     GlobalState,
     Memory,
     Participant,
@@ -21,6 +18,9 @@ from fedhpc.federation import (
     placement,
     site_round,
 )
+from fedhpc.compression.error_feedback import Coding
+from fedhpc.compression.update import F32
+from fedhpc.errors import PayloadError
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.mpi import AloneTransport
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import yaml
 
+from fedhpc.algorithms.fedavg import GlobalState, RoundResult, Terms, federate, fresh_memory
+from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.codec import FIXED
 from fedhpc.compression.error_feedback import Coding
 from fedhpc.compression.update import F32, I64
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import Privacy
 from fedhpc.errors import ConfigError, SiteError
-from fedhpc.federation import GlobalState, RoundResult, Terms, federate, fresh_memory
 from fedhpc.secagg.masks import SumTerms, most_dropouts
 from fedhpc.secagg.protocol import round_bytes
-from fedhpc.secure_round import SecureMean
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.training.secure_contribution import Grid
 from fedhpc.transport.mpi import AloneTransport

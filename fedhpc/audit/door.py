@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fedhpc.algorithms.fedavg import GlobalState, Participant, Terms, site_round
 from fedhpc.compression.codec import decode
 from fedhpc.compression.error_feedback import Coding
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import Exchange, RunConfig
-from fedhpc.federation import GlobalState, Participant, Terms, site_round
 from fedhpc.models.build import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fedhpc.algorithms.fedavg import GlobalState
 from fedhpc.audit.bounds import History, Scores, ceilings, claimed_epsilon
 from fedhpc.audit.canaries import F64, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
 from fedhpc.audit.controls import NO_NOISE
@@ -19,7 +20,6 @@ from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
 from fedhpc.audit.observation import Work, hospital_at_work
 from fedhpc.audit.subject import Subject
 from fedhpc.config.schema import RunConfig
-from fedhpc.federation import GlobalState
 from fedhpc.models.build import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples

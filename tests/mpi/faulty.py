@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fedhpc import federation
+from fedhpc.algorithms import fedavg as federation
+from fedhpc.algorithms.fedavg import GlobalState
 from fedhpc.cli import main
-from fedhpc.federation import GlobalState
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.mpi import MpiTransport
 

@@ -164,7 +164,7 @@ from fedhpc.compression.codec import encode
 from fedhpc.transport.mpi import connect
 from fedhpc.compression.error_feedback import Coding
 from fedhpc.compression.update import SparseVector, Update
-from fedhpc.federation import GlobalState, Terms, mean_update
+from fedhpc.algorithms.fedavg import GlobalState, Terms, mean_update
 
 transport, d, each = connect(), 2_000_000, int(sys.argv[1])
 names = tuple(f"site{i}" for i in range(2 * each))

@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, cast
 
+from fedhpc.algorithms.fedavg import Collected, GlobalState, Participant
 from fedhpc.compression.update import F32, I64
 from fedhpc.config.schema import Privacy
 from fedhpc.errors import SiteError
-from fedhpc.federation import Collected, GlobalState, Participant
 from fedhpc.models.build import parameter_count
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.secagg.messages import CONFIRMED, KEYS, MASKED, REVEALED, SHARES, split_broadcast
@@ -47,7 +47,7 @@ class SecureParticipant(Participant, Protocol):
 
 @dataclass(frozen=True)
 class SecureMean:
-    """A `fedhpc.federation.Collector` by secure sums.
+    """A `fedhpc.algorithms.fedavg.Collector` by secure sums.
 
     Attributes:
         terms: of the protocol; its threshold is the number of sites less the dropouts that are tolerated.

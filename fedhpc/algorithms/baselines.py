@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from fedhpc.algorithms.fedavg import Participant
 from fedhpc.compression.update import F32
 from fedhpc.errors import Interrupted
-from fedhpc.federation import Participant
 from fedhpc.transport.collectives import agreed, nobody_left, unless_interrupted
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.stopwatch import Stopwatch

@@ -14,7 +14,7 @@ The sequential and the MPI driver run these same functions; only the `Transport`
 bits in both at any number of ranks, because payloads are folded in site order by one plain loop.
 
 With `privacy.trust: sites` the aggregator gets u without any u_i: `Terms.secure` then stands in for `in_the_open`, and
-the rest of the round is the same (see `fedhpc.secure_round`).
+the rest of the round is the same (see `fedhpc.algorithms.secure_fedavg`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,0 +1,1 @@
+"""What a round is: federated averaging (Algorithm 1), its secure form, and the two baselines."""
