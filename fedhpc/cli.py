@@ -13,8 +13,8 @@ from fedhpc.bench import add_benchmarks
 from fedhpc.budget_verbs import add_budget
 from fedhpc.door_verbs import add_egress, add_pki
 from fedhpc.errors import FileError, InputError, Stopped, inside
-from fedhpc.preemption import Notice
-from fedhpc.preflight.verb import add_preflight
+from fedhpc.run.preemption import Notice
+from fedhpc.run.preflight.verb import add_preflight
 from fedhpc.sweep_verbs import add_report, add_sweep
 from fedhpc.util.files import write_text
 from fedhpc.util.output import stop_printing
@@ -267,12 +267,12 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _train_on(transport: Any, watch: tuple[Notice, Startup], options: argparse.Namespace) -> int:
-    from fedhpc.agreement import Source, check_start
+    from fedhpc.run.agreement import Source, check_start
 
     started = [] if options.init_from is None else [f"model.init_from={json.dumps(str(options.init_from))}"]
     source = Source(options.config, [*options.set, *started], options.run_dir, options.take_over)
     check_start(transport, source)
-    from fedhpc.train import Work, train
+    from fedhpc.run.train import Work, train
 
     stopped = train(Work(source, options.stop_after), transport, *watch)
     return RESUMABLE if stopped == "preempted" else FINISHED
@@ -346,7 +346,7 @@ def _privacy(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from fedhpc.evaluate import evaluate, evaluation_text
+    from fedhpc.run.evaluate import evaluate, evaluation_text
 
     result = evaluate(options.run, options.shard)
     if options.json:

@@ -39,7 +39,7 @@ def add_egress(egress: argparse.ArgumentParser) -> None:
 
 def _pki(options: argparse.Namespace) -> int:
     from fedhpc.config.loader import load_config
-    from fedhpc.console import table
+    from fedhpc.run.display import table
     from fedhpc.transport import pki
     from fedhpc.transport.tls import AGGREGATOR_NAME
 

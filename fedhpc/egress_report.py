@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.config.schema import RunConfig
-from fedhpc.console import data_size, table
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.display import data_size, table
 from fedhpc.transport.egress_log import KINDS, Entry, read_log
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -76,7 +76,7 @@ class Stopped(BaseException):
 
 
 class Interrupted(Exception):
-    """Told to stop (`fedhpc.preemption`): the round that was begun is left, and will be done again."""
+    """Told to stop (`fedhpc.run.preemption`): the round that was begun is left, and will be done again."""
 
 
 @contextmanager

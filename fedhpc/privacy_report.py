@@ -11,7 +11,6 @@ from typing import Any
 
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
-from fedhpc.console import fitted, fixed, table, wrapped
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import Charge, bounds_of, total_of
 from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
@@ -23,6 +22,7 @@ from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.privacy.verdict import Verdict, directions_of, verdict
 from fedhpc.records.rounds import data_digest, data_labels
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.display import fitted, fixed, table, wrapped
 from fedhpc.site.account import SYNTHETIC, folder_on_this_node, found_ledger, identities_of, told
 from fedhpc.site.data.shard import Shard
 

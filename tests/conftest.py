@@ -127,7 +127,7 @@ def run_here() -> Callable[..., Outcome]:
     import torch
 
     from fedhpc.cli import main
-    from fedhpc.preemption import SIGNALS
+    from fedhpc.run.preemption import SIGNALS
 
     def run(args: Sequence[str | Path]) -> Outcome:
         threads, handlers = torch.get_num_threads(), [signal.getsignal(number) for number in SIGNALS]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedhpc.evaluate import samples_of
-from fedhpc.evaluation.curves import EDGES, Answer, Law, Thresholds, curves_of, interval_of, macro, metrics_of
 from fedhpc.models.build import load_model
 from fedhpc.models.device import prepare
 from fedhpc.privacy.evaluation_plan import plan_evaluation
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.records.metrics import Predictions, auc, f1_thresholds, metrics, score_histogram
+from fedhpc.run.evaluate import samples_of
+from fedhpc.run.evaluation.curves import EDGES, Answer, Law, Thresholds, curves_of, interval_of, macro, metrics_of
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.evaluation import predict
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise

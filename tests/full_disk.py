@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import fedhpc.finish
-import fedhpc.launch
-import fedhpc.preflight.check  # noqa: F401  (before the first fork, so that each child has it)
+import fedhpc.run.finish
+import fedhpc.run.loop
+import fedhpc.run.preflight.check  # noqa: F401  (before the first fork, so that each child has it)
 from fedhpc.cli import main
-from fedhpc.preflight import rules
+from fedhpc.run.preflight import rules
 
 original_write = os.write
 

@@ -27,7 +27,7 @@ sys.exit(status)
 READER_GONE = """
 import sys, time
 from pathlib import Path
-from fedhpc.console import Console
+from fedhpc.run.display import Console
 console = Console(speaks=True)
 for number in range(200):
     console.say("x" * 1000)

@@ -11,7 +11,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 PROGRAM = """
 import time
-from fedhpc.console import Console
+from fedhpc.run.display import Console
 console = Console(speaks=True)
 console.start_round(0, 3, 60.0)
 for done in range(1, 4):

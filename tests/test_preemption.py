@@ -14,9 +14,9 @@ import yaml
 
 from fedhpc.cli import BAD_INPUT, FAILED, FINISHED, INTERRUPTED, RESUMABLE, main
 from fedhpc.errors import InputError, Interrupted
-from fedhpc.preemption import Notice
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.records.checkpoint import DIGEST, OWNER, forget_after, intact_rounds, load_state, save_state, saved_rounds
+from fedhpc.run.preemption import Notice
 from fedhpc.transport import pki
 from tests.broken_runs import PHASES, on_entering, signal_myself
 from tests.conftest import run_limited
@@ -120,7 +120,7 @@ def test_a_signal_before_the_first_round_ends_the_run_at_once(
     number: int,
     status: int,
 ) -> None:
-    monkeypatch.setattr("fedhpc.train.open_session", lambda *_: signal_myself(number)())
+    monkeypatch.setattr("fedhpc.run.train.open_session", lambda *_: signal_myself(number)())
     assert main([*command(config, tmp_path), "--status", str(tmp_path / "status")]) == status
     assert (tmp_path / "status").read_text(encoding="utf-8") == f"{status}\n"
     (line,) = capfd.readouterr().err.splitlines()

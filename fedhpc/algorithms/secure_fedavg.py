@@ -22,11 +22,11 @@ from fedhpc.compression.update import F32, I64
 from fedhpc.config.schema import Privacy
 from fedhpc.errors import SiteError
 from fedhpc.models.build import parameter_count
+from fedhpc.run.session import Session
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.secagg.messages import CONFIRMED, KEYS, MASKED, REVEALED, SHARES, split_broadcast
 from fedhpc.secagg.protocol import MaskedSite, SumOffice
 from fedhpc.secagg.signatures import SigningSite
-from fedhpc.session import Session
 from fedhpc.site.training.local_sgd import one_step
 from fedhpc.site.training.secure_contribution import Grid
 from fedhpc.transport.mpi import Transport

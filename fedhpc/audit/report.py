@@ -16,8 +16,8 @@ from fedhpc.audit.pictures import Strip, contact_sheet
 from fedhpc.audit.releases import SETTINGS
 from fedhpc.audit.statistics import AUDIT_RISK
 from fedhpc.audit.subject import Subject
-from fedhpc.console import table
 from fedhpc.models.device import git_commit
+from fedhpc.run.display import table
 from fedhpc.util import files
 
 FORMAT_VERSION = 2

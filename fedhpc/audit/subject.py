@@ -13,16 +13,16 @@ from fedhpc.audit.charges import PatientCharges
 from fedhpc.compression.update import F32
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
-from fedhpc.console import Console
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import Task, build_model, load_backbone, to_vector
 from fedhpc.models.device import prepare
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
-from fedhpc.public_map import make_reference, public_map
 from fedhpc.records.checkpoint import load_state, saved_rounds
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.session import make_phantoms
+from fedhpc.run.display import Console
+from fedhpc.run.public_features import make_reference, public_map
+from fedhpc.run.session import make_phantoms
 from fedhpc.site.data.samples import FeatureSamples, ImageSamples, Samples
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.training.local_sgd import Bench

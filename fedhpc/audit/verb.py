@@ -32,8 +32,8 @@ from fedhpc.audit.report import (
 )
 from fedhpc.audit.subject import Subject, Target, find_target, open_subject
 from fedhpc.config.schema import RunConfig
-from fedhpc.console import wrapped
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.display import wrapped
 from fedhpc.util.files import READABLE
 
 PASSED, FAILED = 0, 1

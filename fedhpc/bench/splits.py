@@ -28,10 +28,10 @@ from data_prep.image_job import ImageImport
 from data_prep.images import import_images
 from data_prep.phantom.public import write_reference
 from fedhpc.config.loader import load_config
-from fedhpc.console import table
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import load_backbone
+from fedhpc.run.display import table
 from fedhpc.site.data.samples import FeatureSamples, feature_path
 from fedhpc.site.data.shard import Shard
 from fedhpc.util.files import write_atomically, write_bytes

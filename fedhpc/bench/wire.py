@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.config.loader import load_config
-from fedhpc.console import table
 from fedhpc.egress_report import exchanged
 from fedhpc.errors import InputError
+from fedhpc.run.display import table
 
 DENSE = (1.0, 32)
 Run = Mapping[str, Any]

@@ -83,7 +83,7 @@ class RoundRecord:
     `dropped` names the sites whose update is not in the round's mean; `ledger_heads` stand for the learners' whole
     ledgers (`fedhpc.privacy.ledger`), `account_heads` for the site ledgers (`fedhpc.privacy.site_ledger`), for later
     runs to look for in them; `protects_from_aggregator` is the level of a secure sum
-    (`fedhpc.sum_identities.TrustModel`).
+    (`fedhpc.run.sum_identities.TrustModel`).
     """
 
     round: int

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedhpc.console import fixed, table
 from fedhpc.errors import InputError
 from fedhpc.report.page import page, sent, settings
 from fedhpc.report.rows import DATA, DENSITY, EPSILON, Group, Row, groups_of, row_of, rows_of_runs
+from fedhpc.run.display import fixed, table
 from fedhpc.sweep.config import SEED
 from fedhpc.sweep.queue import look
 from fedhpc.sweep.status import shown

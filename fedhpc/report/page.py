@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedhpc.console import clock, fixed
 from fedhpc.records.rounds import OUTSIDE_GUARANTEE
 from fedhpc.report.chart import Chart, Mark, draw
 from fedhpc.report.rows import DATA, EPSILON, FINISHED, Group, Row
+from fedhpc.run.display import clock, fixed
 from fedhpc.sweep.config import SEED
 from fedhpc.sweep.status import shown
 

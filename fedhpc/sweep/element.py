@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from fedhpc.errors import FileError, InputError, Stopped
-from fedhpc.preemption import Notice
+from fedhpc.run.preemption import Notice
 from fedhpc.sweep.queue import is_running
 from fedhpc.sweep.store import ElementDirectory, Outcome, beginning
 from fedhpc.util.files import write_bytes
@@ -36,8 +36,8 @@ def run_element(path: str, requeues: int) -> str:
     notice = Notice()
     notice.listen()
     startup = Startup()
-    from fedhpc.agreement import Source
-    from fedhpc.train import Work, train
+    from fedhpc.run.agreement import Source
+    from fedhpc.run.train import Work, train
     from fedhpc.transport.mpi import Wire, abort_at_exit, connect
 
     folder, rank = ElementDirectory(Path(path)), int(os.environ.get("SLURM_PROCID", "0"))

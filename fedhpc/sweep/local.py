@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from fedhpc.console import Console, clock, fixed
 from fedhpc.errors import InputError
+from fedhpc.run.display import Console, clock, fixed
 from fedhpc.sweep.config import Local, Sweep
 from fedhpc.sweep.status import Line, line_of
 from fedhpc.sweep.store import Outcome, SweepDirectory, beginning

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedhpc.console import clock, fitted, fixed
+from fedhpc.run.display import clock, fitted, fixed
 from fedhpc.sweep.config import Element, Sweep
 from fedhpc.sweep.store import ElementDirectory, Outcome, Submission, SweepDirectory
 from fedhpc.util.processes import born

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedhpc.config.loader import told_of
-from fedhpc.console import Console
 from fedhpc.errors import ConfigError, InputError
+from fedhpc.run.display import Console
 from fedhpc.sweep import queue, slurm
 from fedhpc.sweep.config import Element, Sweep, expand, ranks_of
 from fedhpc.sweep.local import StoppedError, check_memory, run_all
@@ -162,9 +162,9 @@ def _prepare(sweep: Sweep, cluster: Cluster, console: Console) -> None:
     built_in = [element.config for element in sweep.elements if element.config.data.phantom is not None]
     if not built_in:
         return
-    from fedhpc.door import make_demo
-    from fedhpc.public_map import make_reference
-    from fedhpc.session import make_phantoms
+    from fedhpc.run.public_features import make_reference
+    from fedhpc.run.secure_channel import make_demo
+    from fedhpc.run.session import make_phantoms
 
     for config in built_in:
         make_phantoms(config, config.site_names, console)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhpc.evaluation.curves import EDGES, Law, Thresholds, curves_of
 from fedhpc.privacy.laplace import laplace_integers
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.records.metrics import BINS, Predictions, auc, bootstrap_histograms, one_vs_rest, score_histogram
+from fedhpc.run.evaluation.curves import EDGES, Law, Thresholds, curves_of
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
 
 

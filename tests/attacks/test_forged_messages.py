@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from fedhpc.compression.update import ArraySpec, pack_arrays, unpack_arrays
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
-from fedhpc.evaluation.exact import read_counts, read_influence
-from fedhpc.launch import read_model
-from fedhpc.preflight.facts import RANK_FACTS, token_name
-from fedhpc.preflight.facts import read_facts as read_rank_facts
 from fedhpc.records.metrics import BINS
 from fedhpc.records.rounds import SiteReport
-from fedhpc.resume import FOUND
-from fedhpc.session import read_facts
+from fedhpc.run.evaluation.exact import read_counts, read_influence
+from fedhpc.run.loop import read_model
+from fedhpc.run.preflight.facts import RANK_FACTS, token_name
+from fedhpc.run.preflight.facts import read_facts as read_rank_facts
+from fedhpc.run.resume import FOUND
+from fedhpc.run.session import read_facts
 from fedhpc.transport.messages import of_each, parsed, said
 
 SHAPE = (1, 3, BINS)

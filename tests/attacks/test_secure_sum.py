@@ -17,7 +17,8 @@ from fedhpc.compression.update import I64
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
-from fedhpc.evaluation.questions import sum_terms
+from fedhpc.run.evaluation.questions import sum_terms
+from fedhpc.run.sum_identities import Own, check_identities
 from fedhpc.secagg import shamir
 from fedhpc.secagg.masks import PublicKeys, SumTerms, X25519PrivateKey, expand, pair_mask
 from fedhpc.secagg.messages import (
@@ -33,7 +34,6 @@ from fedhpc.secagg.messages import (
 )
 from fedhpc.secagg.protocol import ADVERTISED_BYTES, MaskedSite, SumOffice
 from fedhpc.secagg.signatures import Introduction, SigningSite, certified, signatories_of, uncertified
-from fedhpc.sum_identities import Own, check_identities
 from fedhpc.transport import pki
 from fedhpc.transport.tls import AGGREGATOR_NAME, Credentials, TlsError
 from tests.exchange.test_secure_sum import Rehearsal, drawn_vectors, signing_sites

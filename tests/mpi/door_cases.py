@@ -20,10 +20,10 @@ import numpy as np
 from fedhpc.compression.codec import encode
 from fedhpc.compression.update import SparseVector, Update
 from fedhpc.config.loader import load_config
-from fedhpc.console import Console
-from fedhpc.door import open_door
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.display import Console
+from fedhpc.run.secure_channel import open_door
 from fedhpc.transport.channel import Channel
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.mpi import Transport, connect

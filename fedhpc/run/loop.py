@@ -9,25 +9,25 @@ from typing import Any
 import numpy as np
 
 from fedhpc.aggregation.iterate_average import IterateAverage
-from fedhpc.agreement import from_rank_0, together
 from fedhpc.algorithms.baselines import train_separately
 from fedhpc.algorithms.fedavg import GlobalState, Memory, RoundResult, Terms, federate, fresh_memory
 from fedhpc.algorithms.secure_fedavg import secure_mean
 from fedhpc.compression.codec import encode
 from fedhpc.compression.error_feedback import Coding, with_feedback
 from fedhpc.compression.update import AGGREGATOR, F32, Array, ArraySpec, Update, pack_arrays, unpack_arrays
-from fedhpc.console import header, round_line, wrapped
-from fedhpc.continuation import begin
-from fedhpc.door import wire_line
 from fedhpc.errors import InputError, PayloadError, in_round
-from fedhpc.evaluation import validate
-from fedhpc.finish import GLOBAL, finish, reports_of
 from fedhpc.models.build import layers_of, parameter_count, to_vector
 from fedhpc.records.checkpoint import load_state, save_state, saved_rounds
 from fedhpc.records.rounds import FLOAT32_BYTES, SiteReport, Validation, record_of
-from fedhpc.resume import Resumed, resume_point
+from fedhpc.run.agreement import from_rank_0, together
+from fedhpc.run.continuation import begin
+from fedhpc.run.display import header, round_line, wrapped
+from fedhpc.run.evaluation import validate
+from fedhpc.run.finish import GLOBAL, finish, reports_of
+from fedhpc.run.resume import Resumed, resume_point
+from fedhpc.run.secure_channel import wire_line
+from fedhpc.run.session import POOLED, Session, open_ledgers, session_trust
 from fedhpc.secagg.protocol import round_bytes
-from fedhpc.session import POOLED, Session, open_ledgers, session_trust
 from fedhpc.transport.collectives import agreed
 from fedhpc.transport.messages import of_each
 from fedhpc.transport.tls import AGGREGATOR_NAME

@@ -11,13 +11,13 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from fedhpc.agreement import FREE, from_rank_0, together
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.device import environment
 from fedhpc.records.checkpoint import KEPT, ForeignCheckpointError, Owner, forget_after, intact_rounds, saved_rounds
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.session import Session
+from fedhpc.run.agreement import FREE, from_rank_0, together
+from fedhpc.run.session import Session
 from fedhpc.site.data.shard_record import shard_mark
 from fedhpc.transport.messages import Count, Text, parsed
 from fedhpc.transport.tls import AGGREGATOR_NAME

@@ -5,7 +5,7 @@ import numpy as np
 from fedhpc.compression.update import ArraySpec, unpack_arrays
 from fedhpc.errors import PayloadError
 from fedhpc.records.metrics import I64
-from fedhpc.session import Session
+from fedhpc.run.session import Session
 
 
 def tasks_of(session: Session) -> int:

@@ -37,13 +37,13 @@ def _preflight(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace, transport: "Wire") -> int:
-    from fedhpc.agreement import check_ranks, together
     from fedhpc.config.loader import load_config
     from fedhpc.errors import InputError
-    from fedhpc.preflight.check import preflight
-    from fedhpc.preflight.report import report
     from fedhpc.records.run_directory import RunDirectory
-    from fedhpc.seating import seated
+    from fedhpc.run.agreement import check_ranks, together
+    from fedhpc.run.placement import seated
+    from fedhpc.run.preflight.check import preflight
+    from fedhpc.run.preflight.report import report
 
     if options.report and transport.rank == 0:
         print(report(options.config, options.set), flush=True)

@@ -8,10 +8,10 @@ import numpy as np
 
 from fedhpc.compression.update import F32, pack_arrays, unpack_arrays
 from fedhpc.errors import PayloadError
-from fedhpc.evaluation.answers import read_array, tasks_of
 from fedhpc.records.metrics import BINS, I64, Placements, delong_interval
 from fedhpc.records.rounds import Measured, measure_counts
-from fedhpc.session import Session
+from fedhpc.run.evaluation.answers import read_array, tasks_of
+from fedhpc.run.session import Session
 from fedhpc.transport.messages import of_each
 
 LARGEST_COUNT = 2**40

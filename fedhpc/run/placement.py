@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from pydantic import TypeAdapter
 
-from fedhpc.agreement import from_rank_0
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
+from fedhpc.run.agreement import from_rank_0
 from fedhpc.transport.messages import Name, parsed
 from fedhpc.transport.mpi import Wire
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from torch import nn
 
-from fedhpc.agreement import together
 from fedhpc.compression.update import F32, pack_arrays, unpack_arrays
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
@@ -13,6 +12,7 @@ from fedhpc.models.backbones import NAMES
 from fedhpc.models.build import SavedModel, Task, from_vector, layers_of, load_model, to_vector
 from fedhpc.records.rounds import data_digest
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.agreement import together
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.files import read_bytes
 

@@ -12,7 +12,7 @@ from scipy.special import ndtr, ndtri
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.evaluation_plan import EvaluationPlan
 from fedhpc.records.metrics import F64, I64, Metrics
-from fedhpc.roc import Counts, Curve, fit, shares
+from fedhpc.run.evaluation.binormal_roc import Counts, Curve, fit, shares
 from fedhpc.site.release import WHOLE, Question, Weights
 from fedhpc.util.rng import generator
 

@@ -7,7 +7,7 @@ Without privacy, or with `evaluation.epsilon: null`, a site's answers are exact 
 the interval comes from DeLong's components. With it they are a few counts with noise (`fedhpc.site.release`): wide bins
 of the validation split, then of the test split the two sides of one threshold where the validation split has both
 error rates equal, or more bins where the noise is small beside the counts. Rank 0 fits binormal ROC curves to them
-(`fedhpc.roc`); its interval is from its own resamples of the fitted curves, patients and noise drawn anew. Early-stage
+(`fedhpc.run.evaluation.binormal_roc`); its interval is from its own resamples of the fitted curves, patients and noise drawn anew. Early-stage
 sensitivity is then that of the *validation* patients: a third group would cost the test AUC a fifth of its precision.
 """
 
@@ -16,15 +16,15 @@ from collections.abc import Callable
 import numpy as np
 
 from fedhpc.compression.update import F32
-from fedhpc.evaluation.answers import tasks_of
-from fedhpc.evaluation.curves import law_of
-from fedhpc.evaluation.exact import exact_counts, measure_exactly
-from fedhpc.evaluation.private import measure_privately, validation_auc
-from fedhpc.evaluation.questions import ask, first_question
 from fedhpc.privacy.evaluation_plan import plan_evaluation
 from fedhpc.records.metrics import auc
 from fedhpc.records.rounds import Measured, Validation, mean_of
-from fedhpc.session import Session
+from fedhpc.run.evaluation.answers import tasks_of
+from fedhpc.run.evaluation.curves import law_of
+from fedhpc.run.evaluation.exact import exact_counts, measure_exactly
+from fedhpc.run.evaluation.private import measure_privately, validation_auc
+from fedhpc.run.evaluation.questions import ask, first_question
+from fedhpc.run.session import Session
 
 
 def validate(session: Session, params_of: Callable[[str], F32], round: int) -> Validation:

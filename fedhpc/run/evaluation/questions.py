@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fedhpc.agreement import together
 from fedhpc.algorithms.secure_fedavg import masked_sum
 from fedhpc.compression.update import F32, pack_arrays
 from fedhpc.config.schema import RunConfig
-from fedhpc.evaluation.answers import read_array, tasks_of
-from fedhpc.evaluation.curves import EDGES, Answer
 from fedhpc.privacy.evaluation_plan import plan_evaluation
+from fedhpc.run.agreement import together
+from fedhpc.run.evaluation.answers import read_array, tasks_of
+from fedhpc.run.evaluation.curves import EDGES, Answer
+from fedhpc.run.session import Session
 from fedhpc.secagg.masks import SumTerms
-from fedhpc.session import Session
 from fedhpc.site.hospital import Hospital
 from fedhpc.site.release import QUESTION, Question, Weights
 from fedhpc.transport.collectives import agreed

@@ -7,8 +7,11 @@ import numpy as np
 
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig
-from fedhpc.evaluation.answers import tasks_of
-from fedhpc.evaluation.curves import (
+from fedhpc.privacy.evaluation_plan import plan_evaluation
+from fedhpc.records.metrics import BINS, I64, Metrics, bin_of
+from fedhpc.records.rounds import Measured
+from fedhpc.run.evaluation.answers import tasks_of
+from fedhpc.run.evaluation.curves import (
     Answer,
     Law,
     Thresholds,
@@ -19,11 +22,8 @@ from fedhpc.evaluation.curves import (
     macro,
     metrics_of,
 )
-from fedhpc.evaluation.questions import ask, first_question, question_from_rank_0
-from fedhpc.privacy.evaluation_plan import plan_evaluation
-from fedhpc.records.metrics import BINS, I64, Metrics, bin_of
-from fedhpc.records.rounds import Measured
-from fedhpc.session import Session
+from fedhpc.run.evaluation.questions import ask, first_question, question_from_rank_0
+from fedhpc.run.session import Session
 from fedhpc.site.release import Question
 
 SPENT = "evaluation.epsilon is spent: this split was released before for another model or question"

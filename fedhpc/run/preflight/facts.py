@@ -19,12 +19,12 @@ import torch
 from pydantic import TypeAdapter
 
 from fedhpc import __version__
-from fedhpc.agreement import together
 from fedhpc.config.schema import RunConfig
-from fedhpc.door import seats
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.models.device import device_name, git_commit
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.agreement import together
+from fedhpc.run.secure_channel import seats
 from fedhpc.site.data.shard import shard_problem
 from fedhpc.transport.messages import parsed
 from fedhpc.transport.mpi import Transport, library_version

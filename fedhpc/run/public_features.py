@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedhpc.agreement import together
 from fedhpc.compression.update import Array, pack_arrays, unpack_arrays
 from fedhpc.config.schema import RunConfig
-from fedhpc.console import Console
 from fedhpc.errors import PrivacyError
 from fedhpc.models.backbones import Backbone, PublicMap, fit_public_map
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.agreement import together
+from fedhpc.run.display import Console
 from fedhpc.site.data.samples import FeatureSamples
 from fedhpc.site.data.shard import Shard
 from fedhpc.transport.mpi import Transport

@@ -4,11 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fedhpc.agreement import from_rank_0, together
-from fedhpc.console import wrapped
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Charge, bounds_of
-from fedhpc.session import Session
+from fedhpc.run.agreement import from_rank_0, together
+from fedhpc.run.display import wrapped
+from fedhpc.run.session import Session
 from fedhpc.site.hospital import Hospital
 
 

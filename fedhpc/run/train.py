@@ -4,17 +4,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fedhpc.agreement import Source, agree_on_config
 from fedhpc.config.schema import RunConfig
-from fedhpc.console import Console, wrapped
-from fedhpc.door import seats
 from fedhpc.errors import InputError, Interrupted, PayloadError, SiteError, site_failure
-from fedhpc.launch import run
-from fedhpc.preemption import Notice
-from fedhpc.preflight.check import preflight
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.seating import seated
-from fedhpc.session import open_session
+from fedhpc.run.agreement import Source, agree_on_config
+from fedhpc.run.display import Console, wrapped
+from fedhpc.run.loop import run
+from fedhpc.run.placement import seated
+from fedhpc.run.preemption import Notice
+from fedhpc.run.preflight.check import preflight
+from fedhpc.run.secure_channel import seats
+from fedhpc.run.session import open_session
 from fedhpc.transport.mpi import Wire
 from fedhpc.util.log import write_log
 from fedhpc.util.startup import Startup

@@ -2,12 +2,12 @@
 
 import os
 
-from fedhpc.agreement import from_rank_0
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.preflight.facts import collect
-from fedhpc.preflight.rules import notes, one_line, problems, rank_table
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.agreement import from_rank_0
+from fedhpc.run.preflight.facts import collect
+from fedhpc.run.preflight.rules import notes, one_line, problems, rank_table
 from fedhpc.transport.mpi import Transport
 
 

@@ -9,23 +9,24 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from fedhpc.agreement import from_rank_0, together
 from fedhpc.config.schema import RunConfig
-from fedhpc.console import Console
-from fedhpc.door import open_door, seats
 from fedhpc.errors import InputError, PayloadError, PrivacyError, ShardError, inside
-from fedhpc.initial import check_backbone, start_from
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import Task, build_model, load_backbone, parameter_count
 from fedhpc.models.device import prepare
-from fedhpc.preemption import Notice
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import PrivacyPlan, check_plan, plan_privacy
-from fedhpc.public_map import Place as MapPlace
-from fedhpc.public_map import agreed_map, make_reference
-from fedhpc.recorded_heads import Recorded, check_recorded, recorded_heads
 from fedhpc.records.checkpoint import saved_rounds
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.agreement import from_rank_0, together
+from fedhpc.run.display import Console
+from fedhpc.run.initial_model import check_backbone, start_from
+from fedhpc.run.preemption import Notice
+from fedhpc.run.public_features import Place as MapPlace
+from fedhpc.run.public_features import agreed_map, make_reference
+from fedhpc.run.recorded_heads import Recorded, check_recorded, recorded_heads
+from fedhpc.run.secure_channel import open_door, seats
+from fedhpc.run.sum_identities import TrustModel, agreed_identities, trust_model
 from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.account import open_account, permit_without_privacy
 from fedhpc.site.data.pixel_blocks import image_blocks
@@ -34,7 +35,6 @@ from fedhpc.site.data.shard import Shard
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.training.local_sgd import Bench, OnStep
 from fedhpc.site.training.secure_contribution import Grid, plan_grid
-from fedhpc.sum_identities import TrustModel, agreed_identities, trust_model
 from fedhpc.transport.messages import Count, Name, of_each, parsed, said
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.log import write_log

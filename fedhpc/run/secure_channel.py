@@ -6,12 +6,12 @@ log. Before it, while the ranks agree on the config, there is no run directory t
 
 from collections.abc import Mapping, Sequence
 
-from fedhpc.agreement import together
 from fedhpc.algorithms.fedavg import placement
 from fedhpc.config.schema import RunConfig
-from fedhpc.console import Console, wrapped
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.agreement import together
+from fedhpc.run.display import Console, wrapped
 from fedhpc.transport import pki
 from fedhpc.transport.channel import Channel, Sessions
 from fedhpc.transport.egress_log import EgressLog

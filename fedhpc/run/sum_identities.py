@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedhpc.agreement import together
 from fedhpc.config.schema import RunConfig
-from fedhpc.door import seats
 from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked
+from fedhpc.run.agreement import together
+from fedhpc.run.secure_channel import seats
 from fedhpc.secagg.signatures import (
     Introduction,
     PrivateKey,

@@ -1,0 +1,1 @@
+"""One training run at one rank, from its config to its summary."""
