@@ -33,7 +33,7 @@ def _sweep(options: argparse.Namespace) -> int:
         raise InputError(f"sweep {options.what}: {strange} does not go with {action}; see run.py sweep --help")
     if (options.directory is None) == (action != "a config"):
         raise InputError("use: run.py sweep CONFIG, or run.py sweep status|resume|cancel DIR")
-    from fedhpc.sweep import verb
+    from fedhpc.sweep import commands as verb
 
     if action == "status":
         return verb.status(options.directory, watch=options.watch, as_json=options.json)

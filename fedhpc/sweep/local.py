@@ -15,8 +15,8 @@ from types import FrameType
 from fedhpc.errors import InputError
 from fedhpc.run.display import Console, clock, fixed
 from fedhpc.sweep.config import Local, Sweep
+from fedhpc.sweep.directory import Outcome, SweepDirectory, beginning
 from fedhpc.sweep.status import Line, line_of
-from fedhpc.sweep.store import Outcome, SweepDirectory, beginning
 
 GB = 1e9
 POLL_S = 0.1
@@ -39,7 +39,7 @@ class Running:
 
 def command_of(path: Path, ranks: int, requeues: int = 0) -> list[str]:
     """The command that trains the element in `path` on so many ranks; `requeues` is of SLURM only."""
-    alone = [sys.executable, "-m", "fedhpc.sweep.element", str(path), str(requeues)]
+    alone = [sys.executable, "-m", "fedhpc.sweep.trial", str(path), str(requeues)]
     return alone if ranks == 1 else [_mpirun(), "-n", str(ranks), *alone]
 
 

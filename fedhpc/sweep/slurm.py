@@ -1,6 +1,6 @@
 """A sweep on SLURM, by submitit: one array of MPI jobs, and a job after it that makes the report.
 
-submitit's tasks are the MPI ranks. What it does badly for MPI is done otherwise here (`fedhpc.sweep.element`): an
+submitit's tasks are the MPI ranks. What it does badly for MPI is done otherwise here (`fedhpc.sweep.trial`): an
 exception at one rank ends all of them; told to stop, all ranks save a whole round and end, and only then is the job
 queued again, once and by its script: a step that is killed leaves behind what its successor of the same number falls
 over. The bound on that is SLURM's own count of restarts.
@@ -23,10 +23,10 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from fedhpc.errors import InputError
 from fedhpc.run.preemption import SIGNALS
 from fedhpc.sweep.config import Slurm, Sweep, ranks_of
+from fedhpc.sweep.directory import ElementDirectory, SweepDirectory, beginning
 from fedhpc.sweep.environment import outside_of_any_job
 from fedhpc.sweep.local import command_of
-from fedhpc.sweep.queue import requeue
-from fedhpc.sweep.store import ElementDirectory, SweepDirectory, beginning
+from fedhpc.sweep.slurm_queue import requeue
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT_MIN = 15
@@ -181,9 +181,9 @@ def _common(slurm: Slurm) -> dict[str, Any]:
 
 
 def run_under_srun(path: str, requeues: int) -> str:
-    """One rank of an element, in a task of submitit's; see `fedhpc.sweep.element.run_element`."""
+    """One rank of an element, in a task of submitit's; see `fedhpc.sweep.trial.run_element`."""
     # It imports torch, which submitting needs not.
-    from fedhpc.sweep.element import run_element
+    from fedhpc.sweep.trial import run_element
 
     return run_element(path, requeues)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fedhpc.run.display import clock, fitted, fixed
 from fedhpc.sweep.config import Element, Sweep
-from fedhpc.sweep.store import ElementDirectory, Outcome, Submission, SweepDirectory
+from fedhpc.sweep.directory import ElementDirectory, Outcome, Submission, SweepDirectory
 from fedhpc.util.processes import born
 
 State = Literal["missing", "pending", "running", "finished", "failed", "stopped", "cancelled", "lost", "unknown"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fedhpc.sweep.store import Submission, SweepDirectory
+from fedhpc.sweep.directory import Submission, SweepDirectory
 from tests.slurm.cluster import until
 from tests.slurm.conftest import Slurm, params
 

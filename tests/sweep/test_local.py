@@ -16,10 +16,10 @@ from fedhpc.cli import main
 from fedhpc.config.loader import load_config
 from fedhpc.site.account import found_ledger
 from fedhpc.sweep.config import Local, load_sweep
+from fedhpc.sweep.directory import SweepDirectory, beginning
 from fedhpc.sweep.local import at_once
-from fedhpc.sweep.queue import look
+from fedhpc.sweep.slurm_queue import look
 from fedhpc.sweep.status import Line
-from fedhpc.sweep.store import SweepDirectory, beginning
 from tests.sweep.conftest import Ran
 from tests.sweep.tiny import SITES, write_sweep
 

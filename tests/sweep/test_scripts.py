@@ -12,8 +12,8 @@ import pytest
 from fedhpc.cli import main
 from fedhpc.sweep import slurm
 from fedhpc.sweep.config import load_sweep
+from fedhpc.sweep.directory import SweepDirectory
 from fedhpc.sweep.environment import outside_of_any_job
-from fedhpc.sweep.store import SweepDirectory
 from tests.sweep.tiny import write_sweep
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from fedhpc.config.loader import told_of
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.run.display import Console
-from fedhpc.sweep import queue, slurm
+from fedhpc.sweep import slurm
+from fedhpc.sweep import slurm_queue as queue
 from fedhpc.sweep.config import Element, Sweep, expand, ranks_of
+from fedhpc.sweep.directory import Cluster, SweepDirectory, submission
 from fedhpc.sweep.local import StoppedError, check_memory, run_all
 from fedhpc.sweep.status import AT_REST, latest, runs_here, shown, status_text
-from fedhpc.sweep.store import Cluster, SweepDirectory, submission
 
 FINISHED, FAILED, RESUMABLE = 0, 1, 75
 UNDER_WAY = ("pending", "running")

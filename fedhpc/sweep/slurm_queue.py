@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from fedhpc.errors import InputError
 from fedhpc.sweep.config import Sweep
+from fedhpc.sweep.directory import SweepDirectory
 from fedhpc.sweep.status import Line, known_jobs, lines
-from fedhpc.sweep.store import SweepDirectory
 
 ASK_S = 60
 

@@ -1,6 +1,6 @@
 """One element of a sweep at one rank: `run.py train` in its directory, and a file that tells how it ended.
 
-Started by submitit's tasks under srun, or by `python -m fedhpc.sweep.element DIRECTORY REQUEUES` under mpirun or alone.
+Started by submitit's tasks under srun, or by `python -m fedhpc.sweep.trial DIRECTORY REQUEUES` under mpirun or alone.
 It trains as `run.py train DIRECTORY/element.yaml --run-dir DIRECTORY` would, which can also be used to go on by hand.
 """
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from fedhpc.errors import FileError, InputError, Stopped
 from fedhpc.run.preemption import Notice
-from fedhpc.sweep.queue import is_running
-from fedhpc.sweep.store import ElementDirectory, Outcome, beginning
+from fedhpc.sweep.directory import ElementDirectory, Outcome, beginning
+from fedhpc.sweep.slurm_queue import is_running
 from fedhpc.util.files import write_bytes
 from fedhpc.util.startup import Startup
 
