@@ -357,7 +357,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from fedhpc.audit.verb import Options, audit
+    from fedhpc.audit.procedure import Options, audit
 
     asked = Options(
         path=options.target,

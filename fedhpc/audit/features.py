@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedhpc.audit.canaries import parts_of_head
-from fedhpc.audit.guesses import NEAREST, RECOGNISABLE, VICTIM, Guess, Row
+from fedhpc.audit.contact_rows import NEAREST, RECOGNISABLE, VICTIM, Guess, Row
 from fedhpc.audit.reconstruction import input_of_linear
 from fedhpc.audit.releases import NO_PRIVACY, one_step_releases, real_releases
 from fedhpc.audit.statistics import LAW_RISK, correlation_limit
-from fedhpc.audit.subject import Subject
+from fedhpc.audit.target import Subject
 from fedhpc.compression.update import F32
 from fedhpc.models.build import from_vector
 from fedhpc.site.data.samples import I64

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedhpc.audit.contact_rows import NEAREST, VICTIM, Guess, Row
+from fedhpc.audit.contact_sheet import HIGHEST_PSNR_DB, Likeness, likeness
 from fedhpc.audit.features import feature_row, real_feature_row
-from fedhpc.audit.guesses import NEAREST, VICTIM, Guess, Row
-from fedhpc.audit.pictures import HIGHEST_PSNR_DB, Likeness, likeness
 from fedhpc.audit.reconstruction import (
     Search,
     affordable_iterations,
@@ -22,7 +22,7 @@ from fedhpc.audit.reconstruction import (
     smooth_convolutional,
 )
 from fedhpc.audit.releases import NO_PRIVACY, one_step_releases, real_releases
-from fedhpc.audit.subject import Subject
+from fedhpc.audit.target import Subject
 from fedhpc.models.build import from_vector
 from fedhpc.site.data.harmonise import harmonise
 from fedhpc.site.data.samples import I64

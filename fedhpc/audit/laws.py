@@ -15,7 +15,7 @@ from fedhpc.audit.noise_laws import (
 )
 from fedhpc.audit.observation import Claim
 from fedhpc.audit.secure_laws import observe_secure_units, observe_shares, secure_unit_laws, share_laws
-from fedhpc.audit.subject import Subject
+from fedhpc.audit.target import Subject
 from fedhpc.audit.unit_laws import all_units_control, observe_units, real_patients, unit_laws
 
 LESS_NOISE = 0.7

@@ -13,12 +13,12 @@ from torch import nn
 from fedhpc.algorithms.fedavg import GlobalState
 from fedhpc.audit.bounds import History, Scores, ceilings, claimed_epsilon
 from fedhpc.audit.canaries import F64, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
-from fedhpc.audit.controls import NO_NOISE
-from fedhpc.audit.door import WORST_CASE, AuditedSite, changed, released, with_memory
 from fedhpc.audit.findings import WITH_DP, Finding, confirmed, epsilon_finding, membership_findings
 from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
+from fedhpc.audit.negative_controls import NO_NOISE
 from fedhpc.audit.observation import Work, hospital_at_work
-from fedhpc.audit.subject import Subject
+from fedhpc.audit.target import Subject
+from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released, with_memory
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.build import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan

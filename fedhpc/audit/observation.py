@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedhpc.audit.canaries import CanarySamples
-from fedhpc.audit.door import changed
 from fedhpc.audit.mechanism import mechanism_config
-from fedhpc.audit.subject import Subject
+from fedhpc.audit.target import Subject
+from fedhpc.audit.transmission import changed
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.build import to_vector

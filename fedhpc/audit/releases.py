@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedhpc.audit.door import WORST_CASE, AuditedSite, changed, released
 from fedhpc.audit.findings import WITH_DP
 from fedhpc.audit.mechanism import mechanism_config
-from fedhpc.audit.subject import Subject
+from fedhpc.audit.target import Subject
+from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released
 from fedhpc.compression.update import F32
 from fedhpc.models.build import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan

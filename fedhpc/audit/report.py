@@ -10,12 +10,12 @@ from typing import Any
 from PIL import Image
 
 from fedhpc.audit.bounds import CEILING_CONFIDENCE, CONFIDENCE
+from fedhpc.audit.contact_rows import Row
+from fedhpc.audit.contact_sheet import Strip, contact_sheet
 from fedhpc.audit.findings import CELL_NAMES, Result, cells_to_tell
-from fedhpc.audit.guesses import Row
-from fedhpc.audit.pictures import Strip, contact_sheet
 from fedhpc.audit.releases import SETTINGS
 from fedhpc.audit.statistics import AUDIT_RISK
-from fedhpc.audit.subject import Subject
+from fedhpc.audit.target import Subject
 from fedhpc.models.device import git_commit
 from fedhpc.run.display import table
 from fedhpc.util import files

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedhpc.audit.canaries import F64, CanarySamples
-from fedhpc.audit.door import changed
 from fedhpc.audit.findings import WITH_DP, Kind, Law, worst
 from fedhpc.audit.mechanism import LEARNING_RATE, mechanism_config
 from fedhpc.audit.noise_laws import BIAS_SHARE, canaries_alone
 from fedhpc.audit.observation import Claim, Work, observed_config, private_gradients
 from fedhpc.audit.statistics import LAW_RISK, dispersion_interval, share_interval
-from fedhpc.audit.subject import Subject
+from fedhpc.audit.target import Subject
+from fedhpc.audit.transmission import changed
 from fedhpc.config.schema import Privacy
 from fedhpc.models.build import from_vector
 from fedhpc.site.data.samples import I64, Samples

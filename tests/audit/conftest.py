@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedhpc.audit.subject import Subject, Target, open_subject
+from fedhpc.audit.target import Subject, Target, open_subject
 from fedhpc.config.schema import RunConfig
 
 TREE = {

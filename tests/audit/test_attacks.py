@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from fedhpc.audit.controls import (
+from fedhpc.audit.contact_rows import Guess, Row
+from fedhpc.audit.findings import WITH_DP, Finding
+from fedhpc.audit.inversion import Effort, convolutional_row, linear_row, small
+from fedhpc.audit.membership import WholeRun, history_of, ledger_finding, real_training, released_model, whole_run
+from fedhpc.audit.negative_controls import (
     NO_CLIP,
     NO_NOISE,
     ONE_SEED,
@@ -20,13 +24,9 @@ from fedhpc.audit.controls import (
     sampling,
     two_sites,
 )
-from fedhpc.audit.findings import WITH_DP, Finding
-from fedhpc.audit.guesses import Guess, Row
-from fedhpc.audit.inversion import Effort, convolutional_row, linear_row, small
-from fedhpc.audit.membership import WholeRun, history_of, ledger_finding, real_training, released_model, whole_run
 from fedhpc.audit.reconstruction import affordable_iterations, input_of_linear, linear_on_pixels
 from fedhpc.audit.releases import CLIP_ONLY, NO_PRIVACY, SETTINGS, one_step_releases
-from fedhpc.audit.subject import Subject
+from fedhpc.audit.target import Subject
 from fedhpc.site.data.harmonise import harmonise
 
 

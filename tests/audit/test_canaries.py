@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from fedhpc.audit.canaries import Blank, CanarySamples, head_canaries, network_canaries
-from fedhpc.audit.door import WORST_CASE, AuditedSite, changed, released
 from fedhpc.audit.mechanism import Mechanism, mechanism_config
-from fedhpc.audit.subject import Subject
+from fedhpc.audit.target import Subject
+from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released
 from fedhpc.models.backbones import Whitening
 from fedhpc.models.build import to_vector
 from fedhpc.privacy.plan import PrivacyPlan

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedhpc.audit.pictures import (
+from fedhpc.audit.contact_sheet import (
     CAPTION,
     GAP,
     HEADER,

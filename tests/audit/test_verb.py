@@ -12,17 +12,17 @@ import pytest
 import yaml
 from PIL import Image
 
-from fedhpc.audit import verb
+from fedhpc.audit import procedure as verb
 from fedhpc.audit.charges import MOST_ROUNDS, PatientCharges
-from fedhpc.audit.controls import Trials
+from fedhpc.audit.contact_rows import Row
 from fedhpc.audit.findings import WITH_DP
-from fedhpc.audit.guesses import Row
 from fedhpc.audit.inversion import Effort, linear_row
 from fedhpc.audit.ledger_laws import accountant_laws
 from fedhpc.audit.membership import WholeRun
+from fedhpc.audit.negative_controls import Trials
 from fedhpc.audit.observation import Claim
 from fedhpc.audit.report import PUBLIC_RESULT_KEYS, told_part
-from fedhpc.audit.subject import Subject, Target, find_target, open_subject
+from fedhpc.audit.target import Subject, Target, find_target, open_subject
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.build import to_vector

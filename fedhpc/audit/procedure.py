@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from fedhpc.audit.bounds import auditing
-from fedhpc.audit.controls import Trials, one_step, sampling, two_sites
-from fedhpc.audit.door import changed
+from fedhpc.audit.contact_rows import Row
 from fedhpc.audit.findings import WITH_DP, Finding, Result, cells_to_tell
-from fedhpc.audit.guesses import Row
 from fedhpc.audit.inversion import Effort, rows
 from fedhpc.audit.laws import judged, laws_of
 from fedhpc.audit.membership import WholeRun, real_training, released_model, whole_run
+from fedhpc.audit.negative_controls import Trials, one_step, sampling, two_sites
 from fedhpc.audit.observation import Claim
 from fedhpc.audit.report import (
     as_json,
@@ -30,7 +29,8 @@ from fedhpc.audit.report import (
     told_part,
     write_bytes,
 )
-from fedhpc.audit.subject import Subject, Target, find_target, open_subject
+from fedhpc.audit.target import Subject, Target, find_target, open_subject
+from fedhpc.audit.transmission import changed
 from fedhpc.config.schema import RunConfig
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import wrapped
