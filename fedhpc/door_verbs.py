@@ -60,7 +60,7 @@ def _pki(options: argparse.Namespace) -> int:
 
 
 def _egress(options: argparse.Namespace) -> int:
-    from fedhpc.egress_report import report
+    from fedhpc.report.egress import report
 
     found = report(options.run)
     print(json.dumps(found.facts, allow_nan=False) if options.json else found.text)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.config.loader import load_config
-from fedhpc.egress_report import exchanged
 from fedhpc.errors import InputError
+from fedhpc.report.egress import exchanged
 from fedhpc.run.display import table
 
 DENSE = (1.0, 32)

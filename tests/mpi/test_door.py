@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from fedhpc.cli import main
-from fedhpc.egress_report import report
+from fedhpc.report.egress import report
 from fedhpc.transport import pki
 from fedhpc.transport.egress_log import read_log
 from tests.conftest import Mpi, missing, run_limited
