@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 def run() -> int:
     """Run the command line; a package that is missing is a missing environment, and said so."""
     try:
-        from fedhpc.cli import main
+        from fedhpc.cli.main import main
 
         return main()
     except ModuleNotFoundError as error:

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from data_prep.shard_writer import write_shard
+from fedhpc.cli.privacy_report import planned_charges
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.accountant import Population
 from fedhpc.privacy.ledger import Ledger, RunTerms, SiteAccount
 from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy.site_ledger import SiteLedger, Terms
 from fedhpc.privacy.unit_sets import Identities
-from fedhpc.privacy_report import planned_charges
 
 ANYBODY: Mapping[Population, Identities] = {
     "train": Identities((b"p",), (b"i",)),

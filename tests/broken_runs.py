@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import fedhpc.run.loop
 import fedhpc.run.preflight.check  # noqa: F401  (before the first fork, so that each child has it)
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from fedhpc.util.stopwatch import Stopwatch
 
 PHASES = ("train", "exchange", "aggregate", "evaluate", "checkpoint")

@@ -126,7 +126,7 @@ def run_here() -> Callable[..., Outcome]:
     """`run_here(args)`: the command line without a new process, whose imports are most of what a small run costs."""
     import torch
 
-    from fedhpc.cli import main
+    from fedhpc.cli.main import main
     from fedhpc.run.preemption import SIGNALS
 
     def run(args: Sequence[str | Path]) -> Outcome:

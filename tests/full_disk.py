@@ -17,7 +17,7 @@ from pathlib import Path
 import fedhpc.run.finish
 import fedhpc.run.loop
 import fedhpc.run.preflight.check  # noqa: F401  (before the first fork, so that each child has it)
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from fedhpc.run.preflight import rules
 
 original_write = os.write

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fedhpc.bench.dp import table
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 
 NOISE_LINES = ["noise alone", "torch.normal alone"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from tests.conftest import Outcome, run_limited
 
 REPO = Path(__file__).resolve().parents[1]
@@ -18,7 +18,7 @@ CONFIG = (
 )
 LIGHT = """
 import sys
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 status = main(sys.argv[1:])
 heavy = {"torch", "opacus", "h5py", "scipy"} & set(sys.modules)
 assert not heavy, heavy

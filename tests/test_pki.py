@@ -9,7 +9,7 @@ import yaml
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from fedhpc.errors import InputError
 from fedhpc.transport import pki
 from fedhpc.transport.tls import AGGREGATOR_NAME, TlsError

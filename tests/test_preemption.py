@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fedhpc.cli import BAD_INPUT, FAILED, FINISHED, INTERRUPTED, RESUMABLE, main
+from fedhpc.cli.main import BAD_INPUT, FAILED, FINISHED, INTERRUPTED, RESUMABLE, main
 from fedhpc.errors import InputError, Interrupted
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.records.checkpoint import DIGEST, OWNER, forget_after, intact_rounds, load_state, save_state, saved_rounds

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.models.device import device_name

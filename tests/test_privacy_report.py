@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedhpc.cli import main
+from fedhpc.cli.main import main
+from fedhpc.cli.privacy_report import planned_charges, report
 from fedhpc.config.loader import load_config
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import bounds_of
@@ -15,7 +16,6 @@ from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy.site_ledger import SiteLedger, Terms
 from fedhpc.privacy.skellam import epsilon_by_rdp
 from fedhpc.privacy.spending import Limit, Spending, no_set
-from fedhpc.privacy_report import planned_charges, report
 from tests.accounts import ANYBODY, charge_run, spend, write_patients
 
 NAMES = ("site1", "site2")

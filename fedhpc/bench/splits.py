@@ -182,7 +182,7 @@ def _home(folder: Path, setting: Setting) -> Path:
 
 
 def _train(config: Path, directory: Path, sets: Sequence[str]) -> None:
-    from fedhpc.cli import main
+    from fedhpc.cli.main import main
 
     arguments = ["train", str(config), "--run-dir", str(directory)]
     arguments += [word for override in sets for word in ("--set", override)]

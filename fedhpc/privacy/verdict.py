@@ -1,6 +1,6 @@
 """Whether a private run can learn anything: a verdict on its noise over signal, before any training.
 
-`noise_per_signal` (fedhpc.privacy_report) is the noise of a whole run in one parameter, over what all units add
+`noise_per_signal` (fedhpc.cli.privacy_report) is the noise of a whole run in one parameter, over what all units add
 together if each had a gradient of clip_norm along it. The noise lies in every direction that is learned, so its length
 is sqrt(directions) times that, and this length decides.
 

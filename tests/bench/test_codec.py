@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fedhpc.cli import BAD_INPUT, main
+from fedhpc.cli.main import BAD_INPUT, main
 from fedhpc.config.schema import Exchange
 
 Run = Callable[..., tuple[int, str, str]]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fedhpc.bench import wire
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from fedhpc.errors import InputError
 
 

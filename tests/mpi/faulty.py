@@ -10,7 +10,7 @@ import numpy as np
 
 from fedhpc.algorithms import fedavg as federation
 from fedhpc.algorithms.fedavg import GlobalState
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.mpi import MpiTransport
 

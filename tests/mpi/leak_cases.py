@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from fedhpc.site.data import samples
 from fedhpc.transport.mpi import MpiTransport
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from fedhpc.compression.update import F32, I64
 from fedhpc.secagg.messages import HEADER, KEYS, frame
 from fedhpc.secagg.protocol import MaskedSite, SumOffice

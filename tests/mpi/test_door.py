@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from fedhpc.report.egress import report
 from fedhpc.transport import pki
 from fedhpc.transport.egress_log import read_log

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from fedhpc.config.schema import RunConfig
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.report.build import Report, report, write

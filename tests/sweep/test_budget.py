@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from fedhpc.privacy.evaluation_plan import charges_of_run
 from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy.site_ledger import Owner, Request, SiteLedger, Terms

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from fedhpc.config.loader import load_config
 from fedhpc.site.account import found_ledger
 from fedhpc.sweep.config import Local, load_sweep

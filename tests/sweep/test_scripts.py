@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedhpc.cli import main
+from fedhpc.cli.main import main
 from fedhpc.sweep import slurm
 from fedhpc.sweep.config import load_sweep
 from fedhpc.sweep.directory import SweepDirectory

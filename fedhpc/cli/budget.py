@@ -104,7 +104,7 @@ def _opened(folder: Path) -> "SiteLedger":
 
 def _facts(ledger: "SiteLedger") -> dict[str, Any]:
     """All that `show` tells; no hash and no pseudonym is among it."""
-    from fedhpc.privacy_report import runs_of
+    from fedhpc.cli.privacy_report import runs_of
 
     terms, groups = ledger.terms, ledger.groups()
     counted = "images" if terms.unit == "image" else "patients"
@@ -145,7 +145,7 @@ def _finite(epsilon: float) -> float | None:
 
 def _text(facts: dict[str, Any]) -> str:
     """Within 80 columns, but for the folder's name and the reasons."""
-    from fedhpc.privacy_report import alone_cells
+    from fedhpc.cli.privacy_report import alone_cells
     from fedhpc.run.display import fitted, fixed, table
 
     unit = facts["unit"]

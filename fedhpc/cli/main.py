@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.bench import add_benchmarks
-from fedhpc.budget_verbs import add_budget
-from fedhpc.door_verbs import add_egress, add_pki
+from fedhpc.cli.budget import add_budget
+from fedhpc.cli.pki import add_egress, add_pki
+from fedhpc.cli.preflight import add_preflight
+from fedhpc.cli.sweep import add_report, add_sweep
 from fedhpc.errors import FileError, InputError, Stopped, inside
 from fedhpc.run.preemption import Notice
-from fedhpc.run.preflight.verb import add_preflight
-from fedhpc.sweep_verbs import add_report, add_sweep
 from fedhpc.util.files import write_text
 from fedhpc.util.output import stop_printing
 from fedhpc.util.startup import Startup
@@ -338,7 +338,7 @@ def _prepare_check(options: argparse.Namespace) -> int:
 
 
 def _privacy(options: argparse.Namespace) -> int:
-    from fedhpc.privacy_report import report
+    from fedhpc.cli.privacy_report import report
 
     found = report(options.targets, options.set)
     print(json.dumps(found.facts, allow_nan=False) if options.json else found.text)
