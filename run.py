@@ -1,28 +1,8 @@
 """The way in: `python run.py VERB ...`; see the README."""
 
-import os
 import sys
 
-# Read by OpenMP when torch is imported: a thread that waits must not spin, since other ranks may share its core.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def run() -> int:
-    """Run the command line; a package that is missing is a missing environment, and said so."""
-    try:
-        from fedhpc.cli.main import main
-
-        return main()
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] in ("fedhpc", "data_prep"):
-            raise
-        print(
-            f"error: {sys.executable}: has no module {error.name}. Activate the environment first "
-            "(`. .venv/bin/activate`), or make it: `sh setup.sh`",
-            file=sys.stderr,
-        )
-        return 2
-
+from fedhpc.__main__ import run
 
 if __name__ == "__main__":
     sys.exit(run())

@@ -16,9 +16,9 @@ from data_prep.image_job import ImageImport
 from data_prep.names import shown
 from data_prep.phantom.public import write_reference
 from data_prep.target import writing
-from fedhpc.cli.privacy_report import judged
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.plan import plan_privacy
+from fedhpc.privacy.verdict import judged
 
 NAME = "train.yaml"
 EPSILON, DELTA = 1.0, 1e-5

@@ -12,11 +12,11 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 # Who may import what: a package, and the module (with what is below it) that owns it.
 OWNERS = {
-    "cryptography": ["fedhpc.exchange", "fedhpc.transport.pki", "fedhpc.privacy.noise"],
+    "cryptography": ["fedhpc.secagg", "fedhpc.transport", "fedhpc.privacy.noise"],
     "mpi4py": ["fedhpc.transport.mpi"],
     "ssl": ["fedhpc.transport.tls"],
     "h5py": ["fedhpc.site.data.shard", "data_prep"],
-    "opacus": ["fedhpc.site", "fedhpc.privacy"],
+    "opacus": ["fedhpc.bench.opacus_modes", "fedhpc.privacy"],
     "submitit": ["fedhpc.sweep"],
 }
 NOT_OURS = {"runs", "data", "build", "dist", "__pycache__"}

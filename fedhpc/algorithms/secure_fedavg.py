@@ -8,11 +8,11 @@
                reveal its shares of the survivors' self-masks and of the mask keys of those that dropped out
     the aggregator: sum -> mean gradient -> one step of the optimiser = the mean update
 
-Protocol and guarantee: `fedhpc.secagg.protocol`; integers and noise: `fedhpc.site.training.secure_contribution`. The masks cancel
-exactly, so with a `noise_seed` the result is the same, bit for bit, at any number of ranks, though every key is fresh.
+Protocol and guarantee: `fedhpc.secagg.protocol`; integers and noise: `fedhpc.site.training.secure_contribution`. The
+masks cancel exactly, so with a `noise_seed` the result is the same, bit for bit, at any number of ranks, though every
+key is fresh.
 """
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, cast
@@ -21,13 +21,10 @@ from fedhpc.algorithms.fedavg import Collected, GlobalState, Participant
 from fedhpc.compression.update import F32, I64
 from fedhpc.config.schema import Privacy
 from fedhpc.errors import SiteError
-from fedhpc.models.build import parameter_count
-from fedhpc.run.session import Session
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.secagg.messages import CONFIRMED, KEYS, MASKED, REVEALED, SHARES, split_broadcast
 from fedhpc.secagg.protocol import MaskedSite, SumOffice
 from fedhpc.secagg.signatures import SigningSite
-from fedhpc.site.training.local_sgd import one_step
 from fedhpc.site.training.secure_contribution import Grid
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.stopwatch import Stopwatch
@@ -168,34 +165,20 @@ class _Relay:
         return b"" if kind == REVEALED else answer
 
 
-def secure_mean(session: Session) -> SecureMean | None:
-    """How a session forms the mean with `privacy.trust: sites`; None where it does so in the open."""
-    config, place, weights = session.config, session.place, session.weights
-    if session.grid is None:
-        return None
-    n, d = len(weights), parameter_count(place.model)
-    return SecureMean(
-        terms=SumTerms(
-            sites=n,
-            threshold=n - config.privacy.tolerated_dropouts,
-            size=d,
-            width_bytes=session.grid.width_bytes,
-            colluding=config.privacy.colluding_sites or 0,
-        ),
-        grid=session.grid,
-        sites=tuple(zip(config.site_names, weights, strict=True)),
-        privacy=config.privacy,
-        step=lambda state, gradient: one_step(place.model, config.training, (state.round, state.params), gradient),
-        tell=lambda text: print(f"rank {session.transport.rank}: {text}", file=sys.stderr, flush=True),
-        identities=session.identities,
-    )
+@dataclass(frozen=True)
+class SumGroup:
+    """Who takes part in a secure sum: the names of all sites, and this rank's sites by index with what they sign by."""
+
+    transport: Transport
+    names: tuple[str, ...]
+    identities: Mapping[int, SigningSite]
 
 
-def masked_sum(session: Session, terms: SumTerms, number: int, vectors: Mapping[int, I64]) -> I64 | None:
+def masked_sum(group: SumGroup, terms: SumTerms, number: int, vectors: Mapping[int, I64]) -> I64 | None:
     """The sum over all sites of one int64[terms.size] each, by one secure sum: at rank 0, None elsewhere.
 
     Args:
-        session: this rank's.
+        group: the sites, as seen from this rank.
         terms: of the protocol.
         number: of the sum, in the place of a round: used once in a run and unlike any round.
         vectors: of this rank's sites, by index (private until they are masked).
@@ -203,10 +186,9 @@ def masked_sum(session: Session, terms: SumTerms, number: int, vectors: Mapping[
     Raises:
         SiteError: at rank 0, where a site is missing.
     """
-    transport = session.transport
-    masks = {index: MaskedSite(terms, session.identities[index], number) for index in vectors}
-    office = SumOffice(terms, number) if transport.rank == 0 else None
-    relay = _Relay(transport, None, office, session.config.site_names, tuple(masks))
+    masks = {index: MaskedSite(terms, group.identities[index], number) for index in vectors}
+    office = SumOffice(terms, number) if group.transport.rank == 0 else None
+    relay = _Relay(group.transport, None, office, group.names, tuple(masks))
     roster = relay(KEYS, {index: one.advertise() for index, one in masks.items()})
     shares = relay(SHARES, {index: one.share(roster) for index, one in masks.items()})
     survivors = relay(MASKED, {index: one.mask(shares, vectors[index]) for index, one in masks.items()})

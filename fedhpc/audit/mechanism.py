@@ -9,8 +9,8 @@ from fedhpc.audit.canaries import F64, Blank, Canaries, CanarySamples, canary_no
 from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.build import to_vector
+from fedhpc.models.device import Device
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.training.local_sgd import Bench
 from fedhpc.util.rng import generator
 
 # So small that the parameters hardly move, and each canary's gradient stays what it was: the adversary's choice.
@@ -59,7 +59,7 @@ class Mechanism:
     plan: PrivacyPlan
     clip_norm: float
     head: bool
-    bench: Bench
+    bench: Device
 
     def canaries(self, count: int) -> Canaries:
         """Canaries alone."""

@@ -22,10 +22,11 @@ from fedhpc.audit.transmission import changed
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.build import to_vector
+from fedhpc.models.device import Device
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import I64, Samples
 from fedhpc.site.hospital import Hospital, Workplace
-from fedhpc.site.training.local_sgd import Bench, OnStep
+from fedhpc.site.training.local_sgd import OnStep
 
 NO_TARGET = 1e4
 MOMENTUM = 0.9
@@ -53,7 +54,7 @@ class Claim:
     input_shape: tuple[int, ...]
     classes: int
     head: bool
-    bench: Bench
+    bench: Device
     seed: int
 
     @classmethod
@@ -86,7 +87,7 @@ class Work:
     model: nn.Module
     samples: Samples
     weight: int
-    bench: Bench
+    bench: Device
     index: int = 0
 
 

@@ -33,8 +33,8 @@ from fedhpc.audit.target import Subject, Target, find_target, open_subject
 from fedhpc.audit.transmission import changed
 from fedhpc.config.schema import RunConfig
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.display import wrapped
 from fedhpc.util.files import READABLE
+from fedhpc.util.text import wrapped
 
 PASSED, FAILED = 0, 1
 T = TypeVar("T")

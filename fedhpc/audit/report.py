@@ -16,9 +16,9 @@ from fedhpc.audit.findings import CELL_NAMES, Result, cells_to_tell
 from fedhpc.audit.releases import SETTINGS
 from fedhpc.audit.statistics import AUDIT_RISK
 from fedhpc.audit.target import Subject
-from fedhpc.models.device import git_commit
-from fedhpc.run.display import table
+from fedhpc.records.environment import git_commit
 from fedhpc.util import files
+from fedhpc.util.text import table
 
 FORMAT_VERSION = 2
 STYLE = """

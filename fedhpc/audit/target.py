@@ -16,7 +16,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import Task, build_model, load_backbone, to_vector
-from fedhpc.models.device import prepare
+from fedhpc.models.device import Device, prepare
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.records.checkpoint import load_state, saved_rounds
 from fedhpc.records.run_directory import RunDirectory
@@ -25,7 +25,6 @@ from fedhpc.run.public_features import make_reference, public_map
 from fedhpc.run.session import make_phantoms
 from fedhpc.site.data.samples import FeatureSamples, ImageSamples, Samples
 from fedhpc.site.data.shard import Shard
-from fedhpc.site.training.local_sgd import Bench
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Subject:
     params: F32
     rounds_done: int
     plan: PrivacyPlan
-    bench: Bench
+    bench: Device
     charges: PatientCharges
 
     @property
@@ -165,7 +164,7 @@ def _params(target: Target, model: nn.Module) -> tuple[F32, int]:
     return params, last
 
 
-def _samples(config: RunConfig, shard: Shard, backbone: Backbone | None, bench: Bench) -> Samples:
+def _samples(config: RunConfig, shard: Shard, backbone: Backbone | None, bench: Device) -> Samples:
     if backbone is None:
         return ImageSamples(shard)
     return FeatureSamples(shard, backbone.to(bench.device), config.data.shard_path(shard.site).parent)

@@ -13,10 +13,11 @@ from fedhpc.compression.error_feedback import Coding
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import Exchange, RunConfig
 from fedhpc.models.build import from_vector, to_vector
+from fedhpc.models.device import Device
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import Units, entropy
-from fedhpc.site.training.local_sgd import Bench, PrivateWork, train_plain, train_private
+from fedhpc.site.training.local_sgd import PrivateWork, train_plain, train_private
 
 WORST_CASE = Exchange(density=1.0, value_bits=32)
 """All entries are sent as they are: nothing is hidden from the adversary but by privacy."""
@@ -43,7 +44,7 @@ class AuditedSite:
     config: RunConfig
     plan: PrivacyPlan | None
     weight: int
-    bench: Bench
+    bench: Device
 
     def train(self, params: F32, round: int) -> F32:
         """Local - global, f32[d], as `Hospital.train` makes it."""

@@ -26,14 +26,15 @@ from fedhpc.compression.float_bits import magnitude_bits
 from fedhpc.compression.update import F32, SparseVector, Update
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.build import Task, build_model, to_vector
+from fedhpc.models.device import Device
 from fedhpc.records.rounds import FLOAT32_BYTES
-from fedhpc.run.display import MB, table
+from fedhpc.run.display import MB
 from fedhpc.site.data.samples import ImageSamples
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.hospital import Hospital, Workplace
-from fedhpc.site.training.local_sgd import Bench
 from fedhpc.util.progress import progress
 from fedhpc.util.rng import generator
+from fedhpc.util.text import table
 
 REPEATS = 3
 PHANTOM_IMAGES, PHANTOM_SIZE, PHANTOM_SITE = 160, 64, "site1"
@@ -200,7 +201,7 @@ def densenet121_update() -> F32:
             }
         )
         model = build_model(config, Task(tuple(shard.classes), shard.image_shape))
-        place = Workplace(config, model, Bench(torch.device("cpu"), bf16=False), None, lambda done, total: None)
+        place = Workplace(config, model, Device(torch.device("cpu"), bf16=False), None, lambda done, total: None)
         return Hospital(PHANTOM_SITE, 0, shard.n, ImageSamples(shard), place).train(to_vector(model), 0)
 
 

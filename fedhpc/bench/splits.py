@@ -31,10 +31,10 @@ from fedhpc.config.loader import load_config
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import load_backbone
-from fedhpc.run.display import table
 from fedhpc.site.data.samples import FeatureSamples, feature_path
 from fedhpc.site.data.shard import Shard
 from fedhpc.util.files import write_atomically, write_bytes
+from fedhpc.util.text import table
 
 COLLECTION, PHANTOMS = REFERENCES = ("collection", "phantoms")
 SITES, SKEW, VAL_SHARE = 4, 0.5, 0.02

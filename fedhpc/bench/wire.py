@@ -19,7 +19,7 @@ from typing import Any
 from fedhpc.config.loader import load_config
 from fedhpc.errors import InputError
 from fedhpc.report.egress import exchanged
-from fedhpc.run.display import table
+from fedhpc.util.text import table
 
 DENSE = (1.0, 32)
 Run = Mapping[str, Any]

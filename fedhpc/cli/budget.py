@@ -146,7 +146,7 @@ def _finite(epsilon: float) -> float | None:
 def _text(facts: dict[str, Any]) -> str:
     """Within 80 columns, but for the folder's name and the reasons."""
     from fedhpc.cli.privacy_report import alone_cells
-    from fedhpc.run.display import fitted, fixed, table
+    from fedhpc.util.text import fitted, fixed, table
 
     unit = facts["unit"]
     cap = "no cap is set" if facts["cap"] is None else f"cap epsilon {facts['cap']:g}"

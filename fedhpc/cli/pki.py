@@ -39,9 +39,9 @@ def add_egress(egress: argparse.ArgumentParser) -> None:
 
 def _pki(options: argparse.Namespace) -> int:
     from fedhpc.config.loader import load_config
-    from fedhpc.run.display import table
     from fedhpc.transport import pki
     from fedhpc.transport.tls import AGGREGATOR_NAME
+    from fedhpc.util.text import table
 
     config = load_config(options.config, options.set)
     folder = options.out or config.exchange.pki_folder(config.data, AGGREGATOR_NAME)

@@ -19,12 +19,12 @@ from fedhpc.privacy.places import Whose, site_ledger_folder
 from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked, plan_privacy
 from fedhpc.privacy.site_ledger import SiteLedger, charge_of, exists
 from fedhpc.privacy.spending import Limit, Spending, no_set
-from fedhpc.privacy.verdict import Verdict, directions_of, verdict
+from fedhpc.privacy.verdict import judged, noise_per_signal
 from fedhpc.records.rounds import data_digest, data_labels
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.display import fitted, fixed, table, wrapped
 from fedhpc.site.account import SYNTHETIC, folder_on_this_node, found_ledger, identities_of, told
 from fedhpc.site.data.shard import Shard
+from fedhpc.util.text import fitted, fixed, table, wrapped
 
 SHOWN_ROUNDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 ROUND_COLUMNS = 8
@@ -163,26 +163,6 @@ def _report_config(config: RunConfig) -> Report:
         else [],
     }
     return Report(facts, _config_text(facts))
-
-
-def noise_per_signal(config: RunConfig, plan: PrivacyPlan) -> float:
-    """Noise over signal of a whole run, in one parameter of the mean over all sites; smaller learns better.
-
-    The standard deviation of the noise that all steps add to it together, over what all units would add together if
-    each had a gradient of clip_norm along it: noise multiplier / (sample rate * sqrt(steps) * units), times the square
-    root of the number of sites where each carries its full noise.
-    """
-    units = sum(site.weight or 0 for site in config.data.sites)
-    steps = plan.steps_per_round * config.training.rounds
-    shares = len(config.data.sites)
-    copies = shares if config.privacy.trust == "aggregator" else shares / config.honest_sites
-    return plan.noise_multiplier * math.sqrt(copies) / (plan.sample_rate * math.sqrt(steps) * units)
-
-
-def judged(config: RunConfig, plan: PrivacyPlan) -> Verdict | None:
-    """The verdict on a private config; None where the size of its model is not known before it is built."""
-    directions = directions_of(config.model.name, config.model.features, config.model.backbone)
-    return None if directions is None else verdict(noise_per_signal(config, plan), directions)
 
 
 def _site_facts(config: RunConfig, site: str, whole: Mapping[str, Any]) -> dict[str, Any]:

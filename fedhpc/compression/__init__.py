@@ -1,1 +1,1 @@
-"""Updates as few bytes: top-k with error feedback, quantisation, entropy-near coding. Knows numpy arrays and bytes only."""
+"""Updates as few bytes: top-k with error feedback, quantisation, entropy-near coding. Knows numpy and bytes only."""

@@ -6,9 +6,10 @@
     levels    of the values on the grid: 1 to 4 planes of k bytes
     CRC-32    of all before it
 
-A plane is a raw deflate stream (`fedhpc.compression.byte_planes`). Of bitmask and gaps the smaller is sent. Where the density p
-is the same everywhere, it takes up to 1.3 % more than the entropy of the index set, d * H(p) bits (4.4 % near p = 0.01,
-where some gaps begin to need a second byte); where p changes along the vector, as from layer to layer, it takes less.
+A plane is a raw deflate stream (`fedhpc.compression.byte_planes`). Of bitmask and gaps the smaller is sent. Where the
+density p is the same everywhere, it takes up to 1.3 % more than the entropy of the index set, d * H(p) bits (4.4 % near
+p = 0.01, where some gaps begin to need a second byte); where p changes along the vector, as from layer to layer, it
+takes less.
 """
 
 import itertools

@@ -18,7 +18,7 @@ class Coding:
 
     Attributes:
         density: the share of the entries to send, in (0, 1].
-        value_bits: 32 (as they are), 16 (as exact as fp16), or 8 to 3 (log-scaled): see `fedhpc.compression.quantization`.
+        value_bits: 32 (as they are), 16 (as exact as fp16), or 8 to 3 (log-scaled): see `compression.quantization`.
         layers: the split of the vector, to name an entry and for `per_tensor`; empty where neither matters.
         per_tensor: send the density of every tensor by itself, not of the whole.
     """
@@ -59,7 +59,7 @@ def select(vector: F32, coding: Coding) -> SparseVector:
 
 
 def quantised(entries: SparseVector, value_bits: int, draws: np.random.Generator | None) -> SparseVector:
-    """The entries with their values rounded to a grid for `value_bits`, by `fedhpc.compression.quantization.rounded`."""
+    """The entries with their values rounded to a grid for `value_bits`, by `quantization.rounded`."""
     grid = grid_for(entries.values, value_bits)
     return SparseVector(entries.size, entries.indices, rounded(entries.values, grid, draws), grid)
 

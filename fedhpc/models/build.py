@@ -92,7 +92,7 @@ def _head(dim: int, kept: int | None, classes: int) -> nn.Module:
 
 
 def load_backbone(source: str) -> Backbone:
-    """A public extractor by its name (see `fedhpc.models.backbones.public_backbone`), or a fedhpc `model.pt` without its head.
+    """A public extractor by its name (see `backbones.public_backbone`), or a fedhpc `model.pt` without its head.
 
     Raises:
         InputError: where there is no such backbone.

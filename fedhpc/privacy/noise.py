@@ -24,8 +24,9 @@ operating system and is never stored or sent):
 Not covered: timing (Jin et al. 2022, "Are we there yet? Timing and floating-point attacks on differential privacy
 systems"). The rare second computation depends on the fraction of v + s Z, which is uniform whatever v is, to within
 exp(-2 pi^2 s^2); the time of a training step depends on the number of images that were drawn. Not covered either: the
-memory of the process, and the rounding of the sum v itself, which is in `fedhpc.site.per_example.clipped_sum`. Casacuberta et al.
-2022, "Widespread underestimation of sensitivity in differentially private libraries", is about that sum.
+memory of the process, and the rounding of the sum v itself, which is in `fedhpc.site.per_example.clipped_sum`.
+Casacuberta et al. 2022, "Widespread underestimation of sensitivity in differentially private libraries", is about that
+sum.
 
 `privacy.noise_seed` replaces the key by a hash of a number that is known, for tests: it voids the whole guarantee.
 """

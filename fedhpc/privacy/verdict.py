@@ -1,6 +1,6 @@
 """Whether a private run can learn anything: a verdict on its noise over signal, before any training.
 
-`noise_per_signal` (fedhpc.cli.privacy_report) is the noise of a whole run in one parameter, over what all units add
+`noise_per_signal` is the noise of a whole run in one parameter, over what all units add
 together if each had a gradient of clip_norm along it. The noise lies in every direction that is learned, so its length
 is sqrt(directions) times that, and this length decides.
 
@@ -20,6 +20,9 @@ import math
 import textwrap
 from dataclasses import dataclass
 from typing import Literal
+
+from fedhpc.config.schema import RunConfig
+from fedhpc.privacy.plan import PrivacyPlan
 
 GOOD_AT_MOST, WEAK_AT_MOST = 0.04, 0.12
 # Whole networks for two classes: trained parameters, each of them a direction.
@@ -81,3 +84,23 @@ def directions_of(name: str, features: int | None, backbone: str | None) -> int 
     if features is not None:
         return features
     return BACKBONE_FEATURES.get(backbone or "") if name == "frozen" else PARAMETERS[name]
+
+
+def noise_per_signal(config: RunConfig, plan: PrivacyPlan) -> float:
+    """Noise over signal of a whole run, in one parameter of the mean over all sites; smaller learns better.
+
+    The standard deviation of the noise that all steps add to it together, over what all units would add together if
+    each had a gradient of clip_norm along it: noise multiplier / (sample rate * sqrt(steps) * units), times the square
+    root of the number of sites where each carries its full noise.
+    """
+    units = sum(site.weight or 0 for site in config.data.sites)
+    steps = plan.steps_per_round * config.training.rounds
+    shares = len(config.data.sites)
+    copies = shares if config.privacy.trust == "aggregator" else shares / config.honest_sites
+    return plan.noise_multiplier * math.sqrt(copies) / (plan.sample_rate * math.sqrt(steps) * units)
+
+
+def judged(config: RunConfig, plan: PrivacyPlan) -> Verdict | None:
+    """The verdict on a private config; None where the size of its model is not known before it is built."""
+    directions = directions_of(config.model.name, config.model.features, config.model.backbone)
+    return None if directions is None else verdict(noise_per_signal(config, plan), directions)

@@ -109,8 +109,8 @@ class Measured:
     """The metrics over all sites and of each, at F1 thresholds chosen on the pooled validation splits.
 
     `auc_val` is on the validation splits: what to choose hyperparameters by. `thresholds` are bins of
-    `fedhpc.records.metrics.score_histogram`, `interval` is that of the AUC, `reasons` say why a metric is None or what else
-    must be known of it.
+    `fedhpc.records.metrics.score_histogram`, `interval` is that of the AUC, `reasons` say why a metric is None or what
+    else must be known of it.
     """
 
     overall: Metrics

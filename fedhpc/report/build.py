@@ -12,12 +12,12 @@ from typing import Any
 from fedhpc.errors import InputError
 from fedhpc.report.page import page, sent, settings
 from fedhpc.report.rows import DATA, DENSITY, EPSILON, Group, Row, groups_of, row_of, rows_of_runs
-from fedhpc.run.display import fixed, table
 from fedhpc.sweep.config import SEED
 from fedhpc.sweep.directory import SweepDirectory, now
 from fedhpc.sweep.slurm_queue import look
 from fedhpc.sweep.status import shown
 from fedhpc.util.files import make_folder, write_text
+from fedhpc.util.text import fixed, table
 
 FORMAT_VERSION = 1
 

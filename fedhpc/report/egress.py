@@ -13,10 +13,10 @@ from typing import Any
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.display import data_size, table
 from fedhpc.transport.egress_log import KINDS, Entry, read_log
+from fedhpc.util.text import data_size, table
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 Logs = Mapping[str, Sequence[Entry]]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from fedhpc.records.rounds import OUTSIDE_GUARANTEE
 from fedhpc.report.chart import Chart, Mark, draw
 from fedhpc.report.rows import DATA, EPSILON, FINISHED, Group, Row
-from fedhpc.run.display import clock, fixed
 from fedhpc.sweep.config import SEED
 from fedhpc.sweep.status import shown
+from fedhpc.util.text import clock, fixed
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 80rem; margin: 2rem auto;

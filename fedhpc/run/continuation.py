@@ -7,9 +7,9 @@ from dataclasses import replace
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Charge, bounds_of
 from fedhpc.run.agreement import from_rank_0, together
-from fedhpc.run.display import wrapped
 from fedhpc.run.session import Session
 from fedhpc.site.hospital import Hospital
+from fedhpc.util.text import wrapped
 
 
 def begin(session: Session, first: int) -> None:

@@ -10,14 +10,15 @@ import numpy as np
 from fedhpc.compression.update import F32
 from fedhpc.errors import InputError
 from fedhpc.models.build import from_vector, parameter_count, save_model
-from fedhpc.models.device import git_commit
+from fedhpc.records.environment import git_commit
 from fedhpc.records.rounds import FLOAT32_BYTES, Measured, SiteReport, data_digest, largest, mean_of, summary_of
 from fedhpc.records.run_directory import RESTORE, RunDirectory
-from fedhpc.run.display import closing, evaluation_lines, wrapped
+from fedhpc.run.display import closing, evaluation_lines
 from fedhpc.run.evaluation import measure
 from fedhpc.run.session import POOLED, Session, session_trust
 from fedhpc.transport.messages import of_each
 from fedhpc.util.files import read_json
+from fedhpc.util.text import wrapped
 
 GLOBAL = "global"
 

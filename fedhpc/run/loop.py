@@ -10,21 +10,21 @@ import numpy as np
 
 from fedhpc.aggregation.iterate_average import IterateAverage
 from fedhpc.algorithms.baselines import train_separately
-from fedhpc.algorithms.fedavg import GlobalState, Memory, RoundResult, Terms, federate, fresh_memory
-from fedhpc.algorithms.secure_fedavg import secure_mean
+from fedhpc.algorithms.fedavg import GlobalState, Memory, RoundResult, federate, fresh_memory
 from fedhpc.compression.codec import encode
 from fedhpc.compression.error_feedback import Coding, with_feedback
 from fedhpc.compression.update import AGGREGATOR, F32, Array, ArraySpec, Update, pack_arrays, unpack_arrays
 from fedhpc.errors import InputError, PayloadError, in_round
-from fedhpc.models.build import layers_of, parameter_count, to_vector
+from fedhpc.models.build import parameter_count, to_vector
 from fedhpc.records.checkpoint import load_state, save_state, saved_rounds
 from fedhpc.records.rounds import FLOAT32_BYTES, SiteReport, Validation, record_of
 from fedhpc.run.agreement import from_rank_0, together
 from fedhpc.run.continuation import begin
-from fedhpc.run.display import header, round_line, wrapped
+from fedhpc.run.display import header, round_line
 from fedhpc.run.evaluation import validate
 from fedhpc.run.finish import GLOBAL, finish, reports_of
 from fedhpc.run.resume import Resumed, resume_point
+from fedhpc.run.round_terms import round_terms, secure_mean
 from fedhpc.run.secure_channel import wire_line
 from fedhpc.run.session import POOLED, Session, open_ledgers, session_trust
 from fedhpc.secagg.protocol import round_bytes
@@ -33,6 +33,7 @@ from fedhpc.transport.messages import of_each
 from fedhpc.transport.tls import AGGREGATOR_NAME
 from fedhpc.util.rng import generator
 from fedhpc.util.stopwatch import Stopwatch
+from fedhpc.util.text import wrapped
 
 LIKE_ALL = 1 << 20
 """How many entries of an update are drawn to tell how small it will be."""
@@ -116,7 +117,7 @@ def _introduce(session: Session, first: int, lifetimes: Sequence[str]) -> None:
 
 
 def _header_facts(session: Session) -> dict[str, Any]:
-    config, plan, terms = session.config, session.place.plan, _terms(session)
+    config, plan, terms = session.config, session.place.plan, round_terms(session)
     d, sites = parameter_count(session.place.model), len(config.data.sites)
     secure = secure_mean(session)
     up, more_down = (_payload_bytes(d, terms.up), 0) if secure is None else round_bytes(secure.terms)
@@ -146,19 +147,8 @@ def _payload_bytes(size: int, coding: Coding) -> int:
     return len(encode(Update(AGGREGATOR, 0, sent))) * size // drawn
 
 
-def _terms(session: Session) -> Terms:
-    config = session.config
-    exchange, layers = config.exchange, layers_of(session.place.model)
-    up, down = (
-        Coding(density, exchange.value_bits, layers, exchange.selection == "per_tensor")
-        for density in (exchange.density, exchange.down)
-    )
-    seed = config.seed if exchange.rounding == "stochastic" else None
-    return Terms(config.training.rounds, up, down, config.site_names, session.weights, seed, secure_mean(session))
-
-
 def _federated(session: Session, resumed: Resumed, progress: Progress) -> tuple[Mapping[str, F32], str]:
-    directory, transport, terms, owners = session.directory, session.transport, _terms(session), resumed.owners
+    directory, transport, terms, owners = session.directory, session.transport, round_terms(session), resumed.owners
     memory = _loaded_memory(session, resumed)
     payload = together(transport, lambda: None if transport.rank else _start_payload(session, resumed))
     start = unpack_arrays(transport.broadcast(payload, "update"))

@@ -13,8 +13,8 @@ from typing_extensions import TypedDict
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.models.device import environment
 from fedhpc.records.checkpoint import KEPT, ForeignCheckpointError, Owner, forget_after, intact_rounds, saved_rounds
+from fedhpc.records.environment import environment
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.agreement import FREE, from_rank_0, together
 from fedhpc.run.session import Session

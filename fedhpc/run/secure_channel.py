@@ -11,12 +11,13 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.agreement import together
-from fedhpc.run.display import Console, wrapped
+from fedhpc.run.display import Console
 from fedhpc.transport import pki
 from fedhpc.transport.channel import Channel, Sessions
 from fedhpc.transport.egress_log import EgressLog
 from fedhpc.transport.mpi import Transport, carved, frame_header
 from fedhpc.transport.tls import AGGREGATOR_NAME, TlsError, TlsSession
+from fedhpc.util.text import wrapped
 
 
 def seats(config: RunConfig, ranks: int) -> list[range]:

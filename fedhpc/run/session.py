@@ -13,7 +13,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PayloadError, PrivacyError, ShardError, inside
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import Task, build_model, load_backbone, parameter_count
-from fedhpc.models.device import prepare
+from fedhpc.models.device import Device, prepare
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import PrivacyPlan, check_plan, plan_privacy
 from fedhpc.records.checkpoint import saved_rounds
@@ -33,7 +33,7 @@ from fedhpc.site.data.pixel_blocks import image_blocks
 from fedhpc.site.data.samples import FeatureSamples, ImageSamples, PooledSamples, Samples
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.hospital import Hospital, Workplace
-from fedhpc.site.training.local_sgd import Bench, OnStep
+from fedhpc.site.training.local_sgd import OnStep
 from fedhpc.site.training.secure_contribution import Grid, plan_grid
 from fedhpc.transport.messages import Count, Name, of_each, parsed, said
 from fedhpc.transport.mpi import Transport
@@ -237,7 +237,7 @@ def _accounts(
     return accounts
 
 
-def _facts(config: RunConfig, shard: Shard, transport: Transport, bench: Bench) -> dict[str, Any]:
+def _facts(config: RunConfig, shard: Shard, transport: Transport, bench: Device) -> dict[str, Any]:
     declared = {site.name: site.weight for site in config.data.sites}[shard.site]
     # With privacy on the config has declared a weight, so the true count is never put into a message.
     weight = declared if declared is not None else len(shard.indices("train"))
@@ -279,7 +279,7 @@ def _grid(config: RunConfig, place: Workplace, weights: Sequence[int]) -> Grid |
     return plan_grid(place.plan.noise_multiplier, size, weights, config.honest_sites, rounds)
 
 
-def _samples(config: RunConfig, shard: Shard, backbone: Backbone | None, bench: Bench) -> Samples:
+def _samples(config: RunConfig, shard: Shard, backbone: Backbone | None, bench: Device) -> Samples:
     if backbone is None:
         return ImageSamples(shard)
     cache = config.data.shard_path(shard.site).parent

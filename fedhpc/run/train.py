@@ -8,7 +8,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, Interrupted, PayloadError, SiteError, site_failure
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.agreement import Source, agree_on_config
-from fedhpc.run.display import Console, wrapped
+from fedhpc.run.display import Console
 from fedhpc.run.loop import run
 from fedhpc.run.placement import seated
 from fedhpc.run.preemption import Notice
@@ -18,6 +18,7 @@ from fedhpc.run.session import open_session
 from fedhpc.transport.mpi import Wire
 from fedhpc.util.log import write_log
 from fedhpc.util.startup import Startup
+from fedhpc.util.text import wrapped
 
 
 @dataclass(frozen=True)

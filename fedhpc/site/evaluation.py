@@ -4,15 +4,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedhpc.models.device import Device
 from fedhpc.records.metrics import Predictions
 from fedhpc.site.data.samples import Samples
-from fedhpc.site.training.local_sgd import Bench
 
 BATCH = 256
 
 
 @torch.no_grad()
-def predict(model: nn.Module, samples: Samples, split: str, bench: Bench, alone: bool = False) -> Predictions:
+def predict(model: nn.Module, samples: Samples, split: str, bench: Device, alone: bool = False) -> Predictions:
     """The model's logits on one split (private).
 
     With `alone` each image goes through the network by itself, so that its logits are a function of the image and of

@@ -13,6 +13,7 @@ from fedhpc.compression.update import F32, LARGEST_ENTRY
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import Interrupted, PayloadError, PrivacyError, SiteError, site_failure
 from fedhpc.models.build import from_vector, layers_of, to_vector
+from fedhpc.models.device import Device
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
 from fedhpc.privacy.ledger import Ledger, RunTerms, SiteAccount
@@ -25,7 +26,7 @@ from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import predict
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
 from fedhpc.site.training.dp_sgd import Units, entropy
-from fedhpc.site.training.local_sgd import Bench, OnStep, PrivateWork, train_plain, train_private
+from fedhpc.site.training.local_sgd import OnStep, PrivateWork, train_plain, train_private
 from fedhpc.site.training.secure_contribution import I64, Grid, contribution
 from fedhpc.util.log import write_log
 
@@ -40,7 +41,7 @@ class Workplace:
 
     config: RunConfig
     model: nn.Module
-    bench: Bench
+    bench: Device
     plan: PrivacyPlan | None
     on_step: OnStep
 

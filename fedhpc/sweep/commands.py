@@ -16,6 +16,7 @@ from fedhpc.sweep import slurm
 from fedhpc.sweep import slurm_queue as queue
 from fedhpc.sweep.config import Element, Sweep, expand, ranks_of
 from fedhpc.sweep.directory import Cluster, SweepDirectory, submission
+from fedhpc.sweep.final_report import write_report
 from fedhpc.sweep.local import StoppedError, check_memory, run_all
 from fedhpc.sweep.status import AT_REST, latest, runs_here, shown, status_text
 
@@ -193,8 +194,6 @@ def _hand_over(
 
 
 def _run_here(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], console: Console) -> int:
-    from fedhpc.report.build import report_sweep
-
     check_memory(sweep.local)
     directory.add(submission("local", dict.fromkeys(names, "")))
     try:
@@ -202,7 +201,7 @@ def _run_here(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], con
     except StoppedError as error:
         console.say(f"stopped by {error}; `python run.py sweep resume {directory.path}` goes on")
         return RESUMABLE
-    console.say(f"report: {report_sweep(directory.path)}")
+    console.say(f"report: {write_report(directory.path)}")
     return FINISHED if finished else FAILED
 
 

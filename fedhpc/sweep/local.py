@@ -13,10 +13,11 @@ from pathlib import Path
 from types import FrameType
 
 from fedhpc.errors import InputError
-from fedhpc.run.display import Console, clock, fixed
+from fedhpc.run.display import Console
 from fedhpc.sweep.config import Local, Sweep
 from fedhpc.sweep.directory import Outcome, SweepDirectory, beginning
 from fedhpc.sweep.status import Line, line_of
+from fedhpc.util.text import clock, fixed
 
 GB = 1e9
 POLL_S = 0.1

@@ -25,6 +25,7 @@ from fedhpc.run.preemption import SIGNALS
 from fedhpc.sweep.config import Slurm, Sweep, ranks_of
 from fedhpc.sweep.directory import ElementDirectory, SweepDirectory, beginning
 from fedhpc.sweep.environment import outside_of_any_job
+from fedhpc.sweep.final_report import write_report
 from fedhpc.sweep.local import command_of
 from fedhpc.sweep.slurm_queue import requeue
 
@@ -215,6 +216,4 @@ def run_by_mpirun(path: str, ranks: int, requeues: int) -> None:
 
 def make_report(path: str) -> None:
     """The last job of a sweep."""
-    from fedhpc.report.build import report_sweep
-
-    report_sweep(Path(path))
+    write_report(Path(path))

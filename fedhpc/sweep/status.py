@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedhpc.run.display import clock, fitted, fixed
 from fedhpc.sweep.config import Element, Sweep
 from fedhpc.sweep.directory import ElementDirectory, Outcome, Submission, SweepDirectory
 from fedhpc.util.processes import born
+from fedhpc.util.text import clock, fitted, fixed
 
 State = Literal["missing", "pending", "running", "finished", "failed", "stopped", "cancelled", "lost", "unknown"]
 AT_REST: frozenset[State] = frozenset({"missing", "failed", "stopped", "cancelled", "lost"})

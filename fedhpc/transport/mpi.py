@@ -44,8 +44,8 @@ Counts = NDArray[np.int64]
 class Transport(Protocol):
     """What the round needs of the ranks. `rank` 0 is the aggregator's.
 
-    Every payload is of a kind on the whitelist (`fedhpc.transport.egress_log`): of control there is one payload a rank, of
-    all other kinds one a site. `round` is numbered as in rounds.jsonl; None outside the rounds.
+    Every payload is of a kind on the whitelist (`fedhpc.transport.egress_log`): of control there is one payload a rank,
+    of all other kinds one a site. `round` is numbered as in rounds.jsonl; None outside the rounds.
     """
 
     rank: int

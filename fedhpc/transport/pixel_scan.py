@@ -1,9 +1,9 @@
 """The last look at a payload before it leaves: does it hold a piece of one of the site's own images?
 
-Each image is known here by up to 256 blocks of 16 bytes, evenly spaced over it (`fedhpc.site.data.pixel_blocks`). A payload is
-searched for all of them at every byte, as it is and after whatever is deflated inside it has been inflated. So a
-stretch of an image is found as soon as it holds one whole block: from twice the spacing on, always, and for 64 x 64
-pixels of 8 bits from 31 bytes on.
+Each image is known here by up to 256 blocks of 16 bytes, evenly spaced over it (`fedhpc.site.data.pixel_blocks`). A
+payload is searched for all of them at every byte, as it is and after whatever is deflated inside it has been inflated.
+So a stretch of an image is found as soon as it holds one whole block: from twice the spacing on, always, and for 64 x
+64 pixels of 8 bits from 31 bytes on.
 
 What it does not find: pixels that were scaled, re-coded, encrypted or scattered, and blocks of fewer than DISTINCT
 different bytes, such as a black border, which any payload may hold. It is a net under the import contracts and the

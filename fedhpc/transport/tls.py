@@ -1,8 +1,8 @@
 """A TLS 1.3 session over any byte pipe: bytes in, bytes out; no socket and no MPI (`ssl.MemoryBIO`).
 
-Both ends show a certificate of the federation's own CA (`fedhpc.transport.pki`), and each checks that the other's is in date, not
-revoked, made for its role, and that its subject is the name of whoever should be there. Certificates of public CAs are
-not accepted, older versions of TLS are not spoken, sessions are not resumed.
+Both ends show a certificate of the federation's own CA (`fedhpc.transport.pki`), and each checks that the other's is in
+date, not revoked, made for its role, and that its subject is the name of whoever should be there. Certificates of
+public CAs are not accepted, older versions of TLS are not spoken, sessions are not resumed.
 
 A message is a kind, a length and a payload, as one run of TLS records. TLS numbers its records, so a message that was
 changed, repeated, left out or moved fails its check; the length tells where one was cut short between two records.

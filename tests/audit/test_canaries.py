@@ -13,11 +13,12 @@ from fedhpc.audit.target import Subject
 from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released
 from fedhpc.models.backbones import Whitening
 from fedhpc.models.build import to_vector
+from fedhpc.models.device import Device
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.training.dp_sgd import Units
-from fedhpc.site.training.local_sgd import Bench, mirrored
+from fedhpc.site.training.local_sgd import mirrored
 
-CPU = Bench(torch.device("cpu"), bf16=False)
+CPU = Device(torch.device("cpu"), bf16=False)
 COUNT = 6
 INCLUDED = np.array([True, False, True, True, False, False])
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["fedhpc.exchange"]):
+with atheris.instrument_imports(include=["fedhpc.compression"]):
     import numpy as np
 
     from fedhpc.compression.byte_planes import deflated

@@ -14,8 +14,8 @@ from fedhpc.audit.observation import Claim
 from fedhpc.audit.secure_laws import observe_secure_units, observe_shares, secure_unit_laws, share_laws
 from fedhpc.audit.unit_laws import observe_units, unit_laws
 from fedhpc.config.schema import RunConfig
+from fedhpc.models.device import Device
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
-from fedhpc.site.training.local_sgd import Bench
 
 INPUTS, CLASSES, ROUNDS = 20, 2, 100
 SITES = ("a", "b", "c", "d")
@@ -32,7 +32,7 @@ def claim_of(privacy: dict[str, object], plan: PrivacyPlan | None = None, **sect
     }
     config = RunConfig.model_validate(tree)
     model = nn.Sequential(nn.LayerNorm(INPUTS, elementwise_affine=False), nn.Linear(INPUTS, CLASSES))
-    bench = Bench(torch.device("cpu"), bf16=False)
+    bench = Device(torch.device("cpu"), bf16=False)
     return Claim(config, plan or plan_privacy(config), model, (INPUTS,), CLASSES, True, bench, 0)
 
 

@@ -12,11 +12,12 @@ from torch import nn
 from fedhpc.config.schema import Privacy, RunConfig, Training
 from fedhpc.errors import PrivacyError
 from fedhpc.models.build import Task, build_model, from_vector, parameter_count, to_vector
+from fedhpc.models.device import Device
 from fedhpc.privacy.noise import KeyStream, source
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.privacy.skellam import calibrate, draw
 from fedhpc.site.training.dp_sgd import Units, entropy
-from fedhpc.site.training.local_sgd import Bench, PrivateWork, one_step, train_private
+from fedhpc.site.training.local_sgd import PrivateWork, one_step, train_private
 from fedhpc.site.training.secure_contribution import (
     LARGEST_SIZE,
     Grid,
@@ -26,7 +27,7 @@ from fedhpc.site.training.secure_contribution import (
     rounded_,
 )
 
-BENCH = Bench(torch.device("cpu"), bf16=False)
+BENCH = Device(torch.device("cpu"), bf16=False)
 SITES = ("a", "b", "c", "d")
 PLAN = PrivacyPlan(12.8, 1.0, 1, "skellam")
 

@@ -10,16 +10,16 @@ import torch
 from data_prep.shard_writer import write_shard
 from fedhpc.config.schema import RunConfig, Runtime, Training
 from fedhpc.models.build import Backbone, Task, build_model, to_vector
-from fedhpc.models.device import prepare
+from fedhpc.models.device import Device, prepare
 from fedhpc.site.data.harmonise import harmonise
 from fedhpc.site.data.samples import FeatureSamples, ImageSamples, PooledSamples
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.evaluation import predict
 from fedhpc.site.training.dp_sgd import Units
-from fedhpc.site.training.local_sgd import Bench, learning_rate, mirrored, train_plain
+from fedhpc.site.training.local_sgd import learning_rate, mirrored, train_plain
 from fedhpc.util.rng import generator
 
-BENCH = Bench(torch.device("cpu"), bf16=False)
+BENCH = Device(torch.device("cpu"), bf16=False)
 
 
 def shard_file(folder: Path, site: str = "a", images: int = 40) -> Path:
@@ -75,7 +75,7 @@ def test_bf16_is_near_fp32_and_not_the_same(tmp_path: Path) -> None:
     with Shard.open(shard_file(tmp_path), "a") as shard:
         for bf16 in (False, True):
             model = build_model(config(), Task(("no", "yes"), (1, 32, 32)))
-            at = ("a", 0, Bench(torch.device("cpu"), bf16))
+            at = ("a", 0, Device(torch.device("cpu"), bf16))
             train_plain(model, ImageSamples(shard), config(local_epochs=1), at, lambda *_: None)
             vectors.append(to_vector(model))
     assert (vectors[0] != vectors[1]).any()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fedhpc.algorithms.secure_fedavg import masked_sum
+from fedhpc.algorithms.secure_fedavg import SumGroup, masked_sum
 from fedhpc.compression.update import F32, pack_arrays
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.evaluation_plan import plan_evaluation
@@ -59,7 +59,7 @@ def ask(session: Session, params_of: Callable[[str], F32], question: Question, r
         number = FIRST_SUM + 2 * question.stage + (question.split == "test")
         terms = sum_terms(config, int(np.prod(question.shape)))
         mine = {site.index: vector.ravel() for site, vector in zip(sites, vectors, strict=True)}
-        total = masked_sum(session, terms, number, mine)
+        total = masked_sum(SumGroup(transport, config.site_names, session.identities), terms, number, mine)
         return None if total is None else Answer(question, total.reshape(question.shape), {})
     payloads = transport.gather([pack_arrays({"counts": vector}) for vector in vectors], "metrics", round)
     if transport.rank:

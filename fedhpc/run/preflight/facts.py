@@ -21,7 +21,8 @@ from pydantic import TypeAdapter
 from fedhpc import __version__
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PayloadError
-from fedhpc.models.device import device_name, git_commit
+from fedhpc.models.device import device_name
+from fedhpc.records.environment import git_commit
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.agreement import together
 from fedhpc.run.secure_channel import seats

@@ -11,7 +11,7 @@ import yaml
 
 from fedhpc.config.loader import load_config
 from fedhpc.errors import InputError
-from fedhpc.models.device import environment
+from fedhpc.records.environment import environment
 from fedhpc.transport.mpi import library_version
 
 TOLD = re.compile(

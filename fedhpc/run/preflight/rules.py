@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from fedhpc.config.schema import RunConfig
-from fedhpc.run.display import table
 from fedhpc.run.preflight.facts import RankFacts
+from fedhpc.util.text import table
 
 LEAST_FREE_BYTES = 200 * 10**6
 LARGEST_SKEW_S = 60.0

@@ -9,7 +9,7 @@ differentially private libraries"). What of the margin is proven, with n units d
 - Sums over physical batches: added in float64 from the second on, in any order. The error of such a sum is at most n u
   times the sum of the terms' absolute values, hence n^2 u C in L2 norm, twice for two neighbouring inputs: below
   MARGIN / 4 up to `LARGEST_COUNT` units; more are refused.
-- A linear head at the end (`fedhpc.site.per_example.linear_head`): logits, norms, factors and sums are float64 too, and a unit's
+- A linear head at the end (`per_example.linear_head`): logits, norms, factors and sums are float64 too, and a unit's
   logits are computed row by row, so that its gradient is a function of its own features, whatever the parameters are.
   The features themselves are taken to be a function of the image alone (the map of `model.features` is a float32 matrix
   product: not so, in the last bits, for a map that was made to cancel).

@@ -5,10 +5,10 @@ removing one unit (a patient with all images, or one image), by the ledger's acc
 accounted: every step draws each unit independently with probability `sample_rate`, which is charged.
 
 It rests on three things, each with its own proof: that one unit moves the sum of clipped gradients by at most
-`clip_norm (1 + MARGIN)` (`fedhpc.site.per_example.clipped_sum`, which says what of that is proven and what is measured); that the
-released sum is the exactly rounded sum plus Gaussian noise of standard deviation `noise_multiplier clip_norm
-(1 + MARGIN)` (`fedhpc.privacy.noise`); and that nobody can tell or repeat the random numbers, all of which are from an
-AES-256 keystream with a key of the operating system. `privacy.noise_seed` voids the last.
+`clip_norm (1 + MARGIN)` (`fedhpc.site.per_example.clipped_sum`, which says what of that is proven and what is
+measured); that the released sum is the exactly rounded sum plus Gaussian noise of standard deviation `noise_multiplier
+clip_norm (1 + MARGIN)` (`fedhpc.privacy.noise`); and that nobody can tell or repeat the random numbers, all of which
+are from an AES-256 keystream with a key of the operating system. `privacy.noise_seed` voids the last.
 """
 
 from collections.abc import Iterator

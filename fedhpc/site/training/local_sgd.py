@@ -12,6 +12,7 @@ from torch import nn
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig, Training
 from fedhpc.models.build import from_vector, to_vector
+from fedhpc.models.device import Device
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import Entropy, PrivateStep, Terms, Units, physical_batches
@@ -19,18 +20,6 @@ from fedhpc.util.rng import generator
 
 OnStep = Callable[[int, int], None]
 """Called after every step with (steps done, steps in all)."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Where the training runs: the device, and whether bf16 autocast is on."""
-
-    device: torch.device
-    bf16: bool
-
-    def autocast(self) -> torch.autocast:
-        """The precision context of forward and loss."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
 def learning_rate(training: Training, round: int) -> float:
@@ -61,7 +50,7 @@ def mirrored(images: torch.Tensor, uniform: NDArray[np.float64]) -> torch.Tensor
 
 
 def train_plain(
-    model: nn.Module, samples: Samples, config: RunConfig, at: tuple[str, int, Bench], on_step: OnStep
+    model: nn.Module, samples: Samples, config: RunConfig, at: tuple[str, int, Device], on_step: OnStep
 ) -> None:
     """`local_epochs` epochs of mini-batches, in an order that is a function of (seed, site, round, epoch).
 
@@ -123,7 +112,7 @@ class PrivateWork:
 
 
 def train_private(
-    model: nn.Module, samples: Samples, config: RunConfig, at: tuple[int, Bench, PrivateWork], on_step: OnStep
+    model: nn.Module, samples: Samples, config: RunConfig, at: tuple[int, Device, PrivateWork], on_step: OnStep
 ) -> None:
     """The same number of epochs as DP-SGD: `plan.steps_per_round` Poisson batches, clipped per unit, noised.
 

@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from fedhpc.config.schema import Privacy, RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.models.build import parameter_count
+from fedhpc.models.device import Device
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.skellam import SMALLEST_VARIANCE, draw, variance_for
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import physical_batches
-from fedhpc.site.training.local_sgd import Bench, OnStep, PrivateWork, mirrored
+from fedhpc.site.training.local_sgd import OnStep, PrivateWork, mirrored
 
 I64 = NDArray[np.int64]
 FINENESS = 2**10
@@ -131,7 +132,7 @@ def contribution(
     model: nn.Module,
     samples: Samples,
     config: RunConfig,
-    at: tuple[int, Bench, PrivateWork],
+    at: tuple[int, Device, PrivateWork],
     noise: tuple[Grid, KeyStream, OnStep],
 ) -> I64:
     """One site's vector for the secure sum of one round, int64[d]: to be masked before it leaves.
@@ -163,7 +164,7 @@ def contribution(
 
 
 @contextmanager
-def per_image_gradients(model: nn.Module, bench: Bench) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
+def per_image_gradients(model: nn.Module, bench: Device) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
     """A function (inputs [b, ...], labels int64[b]) -> each image's own gradient, float64[b, d] (private).
 
     The hooks are off the model again at the end, also where a site fails and the round goes on without it.

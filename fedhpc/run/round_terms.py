@@ -1,0 +1,46 @@
+"""How the rounds of a session are formed: what `federate` needs of the config, in the open or by secure sums."""
+
+import sys
+
+from fedhpc.algorithms.fedavg import Terms
+from fedhpc.algorithms.secure_fedavg import SecureMean
+from fedhpc.compression.error_feedback import Coding
+from fedhpc.models.build import layers_of, parameter_count
+from fedhpc.run.session import Session
+from fedhpc.secagg.masks import SumTerms
+from fedhpc.site.training.local_sgd import one_step
+
+
+def round_terms(session: Session) -> Terms:
+    """Return the terms of all rounds of a session."""
+    config = session.config
+    exchange, layers = config.exchange, layers_of(session.place.model)
+    up, down = (
+        Coding(density, exchange.value_bits, layers, exchange.selection == "per_tensor")
+        for density in (exchange.density, exchange.down)
+    )
+    seed = config.seed if exchange.rounding == "stochastic" else None
+    return Terms(config.training.rounds, up, down, config.site_names, session.weights, seed, secure_mean(session))
+
+
+def secure_mean(session: Session) -> SecureMean | None:
+    """How a session forms the mean with `privacy.trust: sites`; None where it does so in the open."""
+    config, place, weights = session.config, session.place, session.weights
+    if session.grid is None:
+        return None
+    n, d = len(weights), parameter_count(place.model)
+    return SecureMean(
+        terms=SumTerms(
+            sites=n,
+            threshold=n - config.privacy.tolerated_dropouts,
+            size=d,
+            width_bytes=session.grid.width_bytes,
+            colluding=config.privacy.colluding_sites or 0,
+        ),
+        grid=session.grid,
+        sites=tuple(zip(config.site_names, weights, strict=True)),
+        privacy=config.privacy,
+        step=lambda state, gradient: one_step(place.model, config.training, (state.round, state.params), gradient),
+        tell=lambda text: print(f"rank {session.transport.rank}: {text}", file=sys.stderr, flush=True),
+        identities=session.identities,
+    )
