@@ -6,7 +6,7 @@ from functools import partial
 from fedhpc.algorithms.fedavg import Participant
 from fedhpc.compression.update import F32
 from fedhpc.errors import Interrupted
-from fedhpc.transport.collectives import agreed, nobody_left, unless_interrupted
+from fedhpc.transport.collectives import all_agree, require_all_trained, unless_interrupted
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.stopwatch import Stopwatch
 
@@ -36,13 +36,13 @@ def train_separately(
     """
     done, models = start
     while done < rounds:
-        if not agreed(transport, all(learner.can_afford(done) for learner in learners), done + 1):
+        if not all_agree(transport, all(learner.can_afford(done) for learner in learners), done + 1):
             return models, "budget"
         watch = Stopwatch()
         with watch.phase("train"):
             trained = unless_interrupted(partial(_one_round, learners, models, done))
             try:
-                models = nobody_left(transport, trained, done + 1)
+                models = require_all_trained(transport, trained, done + 1)
             except Interrupted:
                 return models, "preempted"
         done += 1

@@ -7,7 +7,7 @@
         the aggregator:                                                             (mean_update, server_round)
             u = sum_i w_i sent_i / sum_i w_i                                      folded in the order of the sites
             send the top k of u + e to all, rounded; keep the rest as e
-        everybody: x_{t+1} = x_t + what the aggregator sent                  (next_state, compared by same_everywhere)
+        everybody: x_{t+1} = x_t + what the aggregator sent                  (next_state, check_replicas_equal)
 
 FedAvg is McMahan et al. 2017, Algorithm 1; sparse exchange both ways with memory is Sattler et al. 2019, Algorithm 2.
 The sequential and the MPI driver run these same functions; only the `Transport` differs. The same seed gives the same
@@ -29,7 +29,7 @@ from fedhpc.compression.error_feedback import Coding, with_feedback
 from fedhpc.compression.top_k import Layers, entry_name
 from fedhpc.compression.update import AGGREGATOR, F32, LARGEST_ENTRY, Update
 from fedhpc.errors import Interrupted, PayloadError, at
-from fedhpc.transport.collectives import agreed, nobody_left, same_everywhere, unless_interrupted
+from fedhpc.transport.collectives import all_agree, check_replicas_equal, require_all_trained, unless_interrupted
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.rng import generator
 from fedhpc.util.stopwatch import Stopwatch
@@ -224,7 +224,7 @@ def federate(
     """
     state, memory = start
     while state.round < terms.rounds:
-        if not agreed(transport, all(site.can_afford(state.round) for site in sites), state.round + 1):
+        if not all_agree(transport, all(site.can_afford(state.round) for site in sites), state.round + 1):
             return state, "budget"
         try:
             result = _one_round(sites, state, memory, terms, transport)
@@ -250,7 +250,7 @@ def _one_round(
     with watch.phase("exchange"):
         down = transport.broadcast(down, "update", state.round + 1)
         after = next_state(state, down)
-        same_everywhere(transport, after.params, after.round, [site.name for site in sites])
+        check_replicas_equal(transport, after.params, after.round, [site.name for site in sites])
     return RoundResult(after, got.residuals, server_residual, traffic, watch, got.dropped)
 
 
@@ -267,7 +267,7 @@ def in_the_open(terms: Terms) -> "Collector":
         with watch.phase("train"):
             trained = unless_interrupted(lambda: [site_round(s, state, residuals[s.name], terms) for s in sites])
         with watch.phase("exchange"):
-            done = nobody_left(transport, trained, state.round + 1)
+            done = require_all_trained(transport, trained, state.round + 1)
             received = transport.stream([payload for payload, _ in done], "update", state.round + 1)
         kept = {site.name: residual for site, (_, residual) in zip(sites, done, strict=True)}
         if transport.rank:

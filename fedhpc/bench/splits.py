@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from data_prep.image_job import ImageImport
 from data_prep.images import import_images
 from data_prep.phantom.public import write_reference
-from fedhpc.config.loader import load_config
+from fedhpc.api import load_config, train
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import load_backbone
@@ -182,14 +182,8 @@ def _home(folder: Path, setting: Setting) -> Path:
 
 
 def _train(config: Path, directory: Path, sets: Sequence[str]) -> None:
-    from fedhpc.cli.main import main
-
-    arguments = ["train", str(config), "--run-dir", str(directory)]
-    arguments += [word for override in sets for word in ("--set", override)]
     os.environ["FEDHPC_SITE_LEDGER"] = str(directory.parent.parent / "accounts" / "{site}")
-    status = _quietly(lambda: main(arguments))
-    if status:
-        raise InputError(f"{directory}: the run ended with status {status}: run.py {' '.join(arguments)}")
+    _quietly(lambda: train(load_config(config, sets), directory))
 
 
 def _quietly(work: Any) -> Any:

@@ -40,15 +40,16 @@ def _check(options: argparse.Namespace, transport: "Wire") -> int:
     from fedhpc.config.loader import load_config
     from fedhpc.errors import InputError
     from fedhpc.records.run_directory import RunDirectory
-    from fedhpc.run.agreement import check_ranks, together
+    from fedhpc.run.agreement import check_ranks
     from fedhpc.run.placement import seated
     from fedhpc.run.preflight.check import preflight
     from fedhpc.run.preflight.report import report
+    from fedhpc.transport.collectives import run_on_all_ranks
 
     if options.report and transport.rank == 0:
         print(report(options.config, options.set), flush=True)
-    config = together(transport, lambda: load_config(options.config, options.set))
-    together(transport, lambda: check_ranks(config, transport.size))
+    config = run_on_all_ranks(transport, lambda: load_config(options.config, options.set))
+    run_on_all_ranks(transport, lambda: check_ranks(config, transport.size))
     transport = seated(config, transport)
     directory = RunDirectory(options.run_dir or Path("runs") / config.name)
     try:

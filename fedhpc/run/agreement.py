@@ -1,10 +1,8 @@
-"""How ranks agree: every step that can fail on one rank is done `together`, so that all learn of all problems and end
-with the same message; and what they agree on first, the config and the run directory."""
+"""What ranks agree on first: the config and the run directory."""
 
-import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +11,7 @@ from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.transport.messages import said
+from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.mpi import Transport
 
 T = TypeVar("T")
@@ -21,39 +19,22 @@ FREE: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}
 """A hospital may have moved to another node since; neither that nor patience changes a bit of the result."""
 
 
-def together(transport: Transport, work: Callable[[], T]) -> T:
-    """Do `work` at every rank; if it raises InputError at any, raise one at all, with every distinct message.
-
-    A rank that failed alone would leave the others waiting for ever.
-    """
-    result, problem = None, ""
-    try:
-        result = work()
-    except InputError as error:
-        problem = str(error)
-    told = [said(payload) for payload in transport.gather([problem.encode()], "control")]
-    distinct = "\n".join(dict.fromkeys(filter(None, told))).encode() if told else None
-    problems = transport.broadcast(distinct, "control")
-    if problems:
-        raise InputError(problems.decode())
-    return result  # type: ignore[return-value]
-
-
-def from_rank_0(transport: Transport, make: Callable[[], T]) -> T:
-    """What `make` gives at rank 0, as JSON to all."""
-    text = together(transport, lambda: json.dumps(make()) if transport.rank == 0 else "")
-    value: T = json.loads(transport.broadcast(text.encode() if transport.rank == 0 else None, "control"))
-    return value
-
-
 @dataclass(frozen=True)
 class Source:
-    """What a run is started from: a config file with overrides, and where it is kept (None: runs/<name>)."""
+    """What a run is started from: a config or its file with overrides, and where it is kept (None: runs/<name>)."""
 
-    config: Path
+    config: Path | RunConfig
     overrides: list[str]
     run_dir: Path | None
     take_over: bool = False
+
+    def load(self) -> RunConfig:
+        """Return the config.
+
+        Raises:
+            ConfigError: with every problem of the file.
+        """
+        return self.config if isinstance(self.config, RunConfig) else load_config(self.config, self.overrides)
 
 
 def check_start(transport: Transport, source: Source) -> None:
@@ -62,7 +43,7 @@ def check_start(transport: Transport, source: Source) -> None:
     Raises:
         InputError: at every rank, with the problems of all.
     """
-    together(transport, lambda: check_ranks(load_config(source.config, source.overrides), transport.size))
+    run_on_all_ranks(transport, lambda: check_ranks(source.load(), transport.size))
 
 
 def agree_on_config(transport: Transport, source: Source) -> tuple[RunConfig, RunDirectory]:
@@ -74,14 +55,14 @@ def agree_on_config(transport: Transport, source: Source) -> tuple[RunConfig, Ru
         InputError: bad config, too many ranks, a run directory that is in use or of another config, or a rank that
             read another config than rank 0: a hospital runs under the terms that it has read itself.
     """
-    config = together(transport, lambda: load_config(source.config, source.overrides))
+    config = run_on_all_ranks(transport, lambda: source.load())
     directory = RunDirectory(source.run_dir or Path("runs") / config.name)
     try:
-        plain = from_rank_0(
+        plain = broadcast_json(
             transport, lambda: _settled(config, directory, transport, source.take_over).model_dump(mode="json")
         )
         agreed = RunConfig.model_validate(plain)
-        together(transport, lambda: _refuse_other(config, agreed, transport.rank))
+        run_on_all_ranks(transport, lambda: _refuse_other(config, agreed, transport.rank))
     except BaseException:
         directory.lock.release()
         raise

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Charge, bounds_of
-from fedhpc.run.agreement import from_rank_0, together
 from fedhpc.run.session import Session
 from fedhpc.site.hospital import Hospital
+from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.util.text import wrapped
 
 
@@ -22,10 +22,10 @@ def begin(session: Session, first: int) -> None:
         PrivacyError: at every rank, where the rounds to come would pass the target epsilon.
     """
     transport = session.transport
-    before = from_rank_0(transport, lambda: _rounds_before(session, first))
+    before = broadcast_json(transport, lambda: _rounds_before(session, first))
     if before is not None and session.config.private:
-        together(transport, lambda: _check_budget(session, first))
-    together(transport, lambda: None if transport.rank else _written(session, before))
+        run_on_all_ranks(transport, lambda: _check_budget(session, first))
+    run_on_all_ranks(transport, lambda: None if transport.rank else _written(session, before))
 
 
 def _rounds_before(session: Session, first: int) -> int | None:

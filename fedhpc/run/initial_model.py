@@ -12,7 +12,7 @@ from fedhpc.models.backbones import NAMES
 from fedhpc.models.build import SavedModel, Task, from_vector, layers_of, load_model, to_vector
 from fedhpc.records.rounds import data_digest
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.agreement import together
+from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.files import read_bytes
 
@@ -33,7 +33,7 @@ def start_from(config: RunConfig, directory: RunDirectory, task: Task, model: nn
             return b""
         return pack_arrays({"params": _parameters(config, directory, task, model)})
 
-    payload = together(transport, packed)
+    payload = run_on_all_ranks(transport, packed)
     received = transport.broadcast(payload if transport.rank == 0 else None, "update")
     if received:
         from_vector(model, unpack_arrays(received)["params"].astype("float32", copy=False))

@@ -18,7 +18,6 @@ from fedhpc.errors import InputError, PayloadError, in_round
 from fedhpc.models.build import parameter_count, to_vector
 from fedhpc.records.checkpoint import load_state, save_state, saved_rounds
 from fedhpc.records.rounds import FLOAT32_BYTES, SiteReport, Validation, record_of
-from fedhpc.run.agreement import from_rank_0, together
 from fedhpc.run.continuation import begin
 from fedhpc.run.display import header, round_line
 from fedhpc.run.evaluation import validate
@@ -28,7 +27,7 @@ from fedhpc.run.round_terms import round_terms, secure_mean
 from fedhpc.run.secure_channel import wire_line
 from fedhpc.run.session import POOLED, Session, open_ledgers, session_trust
 from fedhpc.secagg.protocol import round_bytes
-from fedhpc.transport.collectives import agreed
+from fedhpc.transport.collectives import all_agree, broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import of_each
 from fedhpc.transport.tls import AGGREGATOR_NAME
 from fedhpc.util.rng import generator
@@ -86,7 +85,7 @@ def run(session: Session, stop_after: int | None) -> str:
             wrapped(f"stopped early{by} in {session.directory.path}; the same command goes on from here")
         )
         return stopped
-    done = from_rank_0(session.transport, lambda: len(progress.records))
+    done = broadcast_json(session.transport, lambda: len(progress.records))
     numbers = _budget_numbers(session, done) if stopped == "budget" else ""
     if not done:
         raise InputError(
@@ -102,7 +101,7 @@ def _budget_numbers(session: Session, done: int) -> str:
     """What each learner that cannot afford one more round has spent, would spend and may spend; the same at all."""
     told = "\n".join(filter(None, (learner.budget_line(done) for learner in session.learners)))
     lines = [payload.decode() for payload in session.transport.gather([told.encode()], "control")]
-    return from_rank_0(session.transport, lambda: "\n".join(filter(None, lines)))
+    return broadcast_json(session.transport, lambda: "\n".join(filter(None, lines)))
 
 
 def _introduce(session: Session, first: int, lifetimes: Sequence[str]) -> None:
@@ -150,7 +149,7 @@ def _payload_bytes(size: int, coding: Coding) -> int:
 def _federated(session: Session, resumed: Resumed, progress: Progress) -> tuple[Mapping[str, F32], str]:
     directory, transport, terms, owners = session.directory, session.transport, round_terms(session), resumed.owners
     memory = _loaded_memory(session, resumed)
-    payload = together(transport, lambda: None if transport.rank else _start_payload(session, resumed))
+    payload = run_on_all_ranks(transport, lambda: None if transport.rank else _start_payload(session, resumed))
     start = unpack_arrays(transport.broadcast(payload, "update"))
     state = GlobalState(resumed.first, start["params"].astype(np.float32, copy=False))
     average = _resumed_average(session, start)
@@ -201,7 +200,7 @@ def _loaded_memory(session: Session, resumed: Resumed) -> Memory:
     fresh = fresh_memory(session.sites, parameter_count(session.place.model))
     if not resumed.first:
         return fresh
-    return together(session.transport, lambda: _read_memory(session, resumed, fresh))
+    return run_on_all_ranks(session.transport, lambda: _read_memory(session, resumed, fresh))
 
 
 def _read_memory(session: Session, resumed: Resumed, fresh: Memory) -> Memory:
@@ -235,7 +234,7 @@ def _separate(session: Session, resumed: Resumed, progress: Progress) -> tuple[M
 
         return _close_round(session, (done, _chooser(session, models), save), Ran(((), 0), watch), progress)
 
-    start = together(session.transport, loaded)
+    start = run_on_all_ranks(session.transport, loaded)
     rounds = session.config.training.rounds
     models, stopped = train_separately(session.learners, (first, start), rounds, session.transport, on_round)
     return shared(session, models), stopped
@@ -287,14 +286,14 @@ def _close_round(session: Session, at: Closing, ran: Ran, progress: Progress) ->
     with watch.phase("evaluate"), in_round(done):
         told = reports_of(session, done), validate(session, params_of, done)
     with watch.phase("checkpoint"):
-        together(session.transport, save)
+        run_on_all_ranks(session.transport, save)
     progress.done_here += 1
-    together(session.transport, lambda: _record(session, done, told, ran, progress))
+    run_on_all_ranks(session.transport, lambda: _record(session, done, told, ran, progress))
     if session.transport.rank == 0:
         _tell(session, done, progress.records)
     progress.round_started = time.monotonic()
     more = progress.stop_after is None or progress.done_here < progress.stop_after
-    return agreed(session.transport, more and not session.notice.given, done)
+    return all_agree(session.transport, more and not session.notice.given, done)
 
 
 def _record(

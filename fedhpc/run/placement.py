@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.run.agreement import from_rank_0
+from fedhpc.transport.collectives import broadcast_json
 from fedhpc.transport.messages import Name, parsed
 from fedhpc.transport.mpi import Wire
 
@@ -34,7 +34,7 @@ def seated(config: RunConfig, transport: Wire) -> Wire:
         for rank, payload in enumerate(transport.gather([mine], "control"))
     ]
     office = config.federation.aggregator == "dedicated" and transport.size > 1
-    order = from_rank_0(transport, lambda: rank_order(hosts, [None, *pins] if office else pins))
+    order = broadcast_json(transport, lambda: rank_order(hosts, [None, *pins] if office else pins))
     return transport.reordered(order.index(transport.rank))
 
 

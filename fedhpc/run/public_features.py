@@ -11,10 +11,10 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.models.backbones import Backbone, PublicMap, fit_public_map
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.agreement import together
 from fedhpc.run.display import Console
 from fedhpc.site.data.samples import FeatureSamples
 from fedhpc.site.data.shard import Shard
+from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.log import write_log
 
@@ -51,11 +51,11 @@ def agreed_map(config: RunConfig, backbone: Backbone, place: Place) -> PublicMap
         PrivacyError: without privacy, an image of the reference in a shard.
     """
     transport = place.transport
-    fitted = together(transport, lambda: _fitted(config, backbone) if transport.rank == 0 else None)
+    fitted = run_on_all_ranks(transport, lambda: _fitted(config, backbone) if transport.rank == 0 else None)
     arrays = unpack_arrays(transport.broadcast(pack_arrays(fitted) if fitted else None, "hello"))
     public = {row.tobytes() for row in arrays["hashes"]}
     keep_apart = _leave_out if config.private else _refuse_private_reference
-    together(transport, lambda: keep_apart(config, place, public))
+    run_on_all_ranks(transport, lambda: keep_apart(config, place, public))
     return PublicMap(arrays["mean"].astype(np.float32), arrays["projection"].astype(np.float32))
 
 

@@ -16,9 +16,10 @@ from fedhpc.errors import InputError
 from fedhpc.records.checkpoint import KEPT, ForeignCheckpointError, Owner, forget_after, intact_rounds, saved_rounds
 from fedhpc.records.environment import environment
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.agreement import FREE, from_rank_0, together
+from fedhpc.run.agreement import FREE
 from fedhpc.run.session import Session
 from fedhpc.site.data.shard_record import shard_mark
+from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import Count, Text, parsed
 from fedhpc.transport.tls import AGGREGATOR_NAME
 
@@ -53,14 +54,14 @@ def resume_point(session: Session) -> Resumed:
             config or shard.
     """
     directory, transport = session.directory, session.transport
-    run = from_rank_0(transport, directory.write_identity)
-    started = from_rank_0(transport, directory.has_rounds)
-    owners = together(transport, lambda: _owners(session, run, started=started))
+    run = broadcast_json(transport, directory.write_identity)
+    started = broadcast_json(transport, directory.has_rounds)
+    owners = run_on_all_ranks(transport, lambda: _owners(session, run, started=started))
     mine = json.dumps(_found(session, owners)).encode()
     payloads = transport.gather([mine], "control")
     told = [parsed(payload, FOUND, f"rank {rank}, control") for rank, payload in enumerate(payloads)]
-    first, heads = from_rank_0(transport, lambda: _settled(directory, told))
-    together(transport, lambda: _forget(session, first))
+    first, heads = broadcast_json(transport, lambda: _settled(directory, told))
+    run_on_all_ranks(transport, lambda: _forget(session, first))
     return Resumed(first, directory.read_rounds() if transport.rank == 0 else [], heads, owners)
 
 

@@ -10,10 +10,10 @@ from fedhpc.algorithms.fedavg import placement
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.agreement import together
 from fedhpc.run.display import Console
 from fedhpc.transport import pki
 from fedhpc.transport.channel import Channel, Sessions
+from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.egress_log import EgressLog
 from fedhpc.transport.mpi import Transport, carved, frame_header
 from fedhpc.transport.tls import AGGREGATOR_NAME, TlsError, TlsSession
@@ -56,10 +56,10 @@ def _sessions(
     away = [names for names in placed[1:] if names]
     if not away or not config.exchange.tls:
         return None
-    together(plain, lambda: None if plain.rank else make_demo(config, console))
+    run_on_all_ranks(plain, lambda: None if plain.rank else make_demo(config, console))
     everybody = tuple(name for names in away for name in names)
     here = everybody if plain.rank == 0 else placed[plain.rank]
-    by_site = together(plain, lambda: _started(config, here, server=plain.rank == 0))
+    by_site = run_on_all_ranks(plain, lambda: _started(config, here, server=plain.rank == 0))
     _shake_hands(by_site, everybody, plain)
     return Sessions(everybody, tuple(names[0] for names in away), by_site)
 
@@ -117,11 +117,11 @@ def _shake_hands(by_site: Mapping[str, TlsSession], everybody: Sequence[str], pl
     """
     at_rank_0 = plain.rank == 0
     hellos = plain.gather([] if at_rank_0 else _advanced(by_site, [b""] * len(by_site)), "hello")
-    answers = together(plain, lambda: _advanced(by_site, hellos) if at_rank_0 else [])
+    answers = run_on_all_ranks(plain, lambda: _advanced(by_site, hellos) if at_rank_0 else [])
     told = plain.broadcast(frame_header(answers) + b"".join(answers) if at_rank_0 else None, "hello")
     mine = [answer for name, answer in zip(everybody, carved([told], 1), strict=True) if name in by_site]
-    proofs = plain.gather(together(plain, lambda: [] if at_rank_0 else _advanced(by_site, mine)), "hello")
-    together(plain, lambda: _advanced(by_site, proofs) if at_rank_0 else [])
+    proofs = plain.gather(run_on_all_ranks(plain, lambda: [] if at_rank_0 else _advanced(by_site, mine)), "hello")
+    run_on_all_ranks(plain, lambda: _advanced(by_site, proofs) if at_rank_0 else [])
 
 
 def _advanced(by_site: Mapping[str, TlsSession], received: Sequence[bytes]) -> list[bytes]:

@@ -18,7 +18,6 @@ from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import PrivacyPlan, check_plan, plan_privacy
 from fedhpc.records.checkpoint import saved_rounds
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.agreement import from_rank_0, together
 from fedhpc.run.display import Console
 from fedhpc.run.initial_model import check_backbone, start_from
 from fedhpc.run.preemption import Notice
@@ -35,6 +34,7 @@ from fedhpc.site.data.shard import Shard
 from fedhpc.site.hospital import Hospital, Workplace
 from fedhpc.site.training.local_sgd import OnStep
 from fedhpc.site.training.secure_contribution import Grid, plan_grid
+from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import Count, Name, of_each, parsed, said
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.log import write_log
@@ -87,21 +87,23 @@ def open_session(
     """
     transport = open_door(config, directory, wire, console)
     indices = my_sites(config, transport)
-    together(transport, lambda: make_phantoms(config, [config.site_names[i] for i in indices], console))
-    together(transport, lambda: make_reference(config, console) if transport.rank == 0 else None)
-    shards = together(transport, lambda: _open_shards(config, indices, directory))
+    run_on_all_ranks(transport, lambda: make_phantoms(config, [config.site_names[i] for i in indices], console))
+    run_on_all_ranks(transport, lambda: make_reference(config, console) if transport.rank == 0 else None)
+    shards = run_on_all_ranks(transport, lambda: _open_shards(config, indices, directory))
     accounts = _accounts(config, directory, transport, shards)
     if config.exchange.search:
         for shard in shards:
             transport.search_for(shard.site, image_blocks(shard))
-    bench = together(transport, lambda: prepare(config.runtime, transport.local_rank))
+    bench = run_on_all_ranks(transport, lambda: prepare(config.runtime, transport.local_rank))
     hello = [_facts(config, shard, transport, bench) for shard in shards]
     gathered = transport.gather([json.dumps(fact).encode() for fact in hello], "hello")
     facts = tuple(read_facts(config, transport.size, gathered)) if gathered else ()
-    common = from_rank_0(transport, lambda: _agreement(facts))
+    common = broadcast_json(transport, lambda: _agreement(facts))
     task = Task(tuple(common["classes"]), tuple(common["image_shape"]))
-    backbone = together(transport, lambda: load_backbone(config.model.backbone) if config.model.backbone else None)
-    together(transport, lambda: check_backbone(config))
+    backbone = run_on_all_ranks(
+        transport, lambda: load_backbone(config.model.backbone) if config.model.backbone else None
+    )
+    run_on_all_ranks(transport, lambda: check_backbone(config))
     plan = _agreed_plan(config, transport)
     model = build_model(config, task, backbone).to(bench.device)
     place = Workplace(config, model, bench, plan, _on_step(config, console, notice))
@@ -110,7 +112,7 @@ def open_session(
         found.load_into(place.model)
     start_from(config, directory, task, place.model, transport)
     weights = tuple(common["weights"])
-    grid = together(transport, lambda: _grid(config, place, weights))
+    grid = run_on_all_ranks(transport, lambda: _grid(config, place, weights))
     samples = [_samples(config, shard, backbone, bench) for shard in shards]
     sites = tuple(
         Hospital(config.site_names[i], i, weights[i], mine, place) for i, mine in zip(indices, samples, strict=True)
@@ -229,11 +231,13 @@ def _accounts(
     """
     if not config.private:
         run = directory.path.resolve().name
-        together(transport, lambda: permit_without_privacy(config, shards, run))
+        run_on_all_ranks(transport, lambda: permit_without_privacy(config, shards, run))
         return ()
-    accounts = tuple(together(transport, lambda: [open_account(config, shard) for shard in shards]))
-    found = from_rank_0(transport, lambda: [asdict(one) for one in recorded_heads(directory.path, config.site_names)])
-    together(transport, lambda: check_recorded(config, accounts, [Recorded(**one) for one in found]))
+    accounts = tuple(run_on_all_ranks(transport, lambda: [open_account(config, shard) for shard in shards]))
+    found = broadcast_json(
+        transport, lambda: [asdict(one) for one in recorded_heads(directory.path, config.site_names)]
+    )
+    run_on_all_ranks(transport, lambda: check_recorded(config, accounts, [Recorded(**one) for one in found]))
     return accounts
 
 
@@ -267,8 +271,8 @@ def _agreed_plan(config: RunConfig, transport: Transport) -> PrivacyPlan | None:
     """The noise of the run, calibrated at rank 0 alone: it takes seconds of a core that the others' ranks may share."""
     if not config.private:
         return None
-    plan = PrivacyPlan(**from_rank_0(transport, lambda: asdict(plan_privacy(config))))
-    together(transport, lambda: check_plan(config, plan))
+    plan = PrivacyPlan(**broadcast_json(transport, lambda: asdict(plan_privacy(config))))
+    run_on_all_ranks(transport, lambda: check_plan(config, plan))
     return plan
 
 
@@ -309,7 +313,7 @@ def open_ledgers(session: Session, heads: Mapping[str, str]) -> tuple[str, ...]:
     """
     if not session.config.private:
         return ()
-    together(session.transport, lambda: _keep_ledgers(session, heads))
+    run_on_all_ranks(session.transport, lambda: _keep_ledgers(session, heads))
     told = ["\n".join(learner.forecast()).encode() for learner in session.learners]
     return tuple(said(payload) for payload in session.transport.gather(told, "hello") if payload)
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked
-from fedhpc.run.agreement import together
 from fedhpc.run.secure_channel import seats
 from fedhpc.secagg.signatures import (
     Introduction,
@@ -28,6 +27,7 @@ from fedhpc.secagg.signatures import (
     uncertified,
 )
 from fedhpc.transport import pki
+from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.mpi import Transport, carved, frame_header
 from fedhpc.transport.tls import AGGREGATOR_NAME, TlsError
 
@@ -46,10 +46,12 @@ def agreed_identities(config: RunConfig, transport: Transport, indices: Sequence
     Raises:
         InputError: at every rank, naming each site whose certificate or key is refused.
     """
-    own: Own = together(transport, lambda: {i: _own(config, i, transport.size) for i in indices})
+    own: Own = run_on_all_ranks(transport, lambda: {i: _own(config, i, transport.size) for i in indices})
     told = transport.gather([introduction.pack() for introduction, _ in own.values()], "hello")
     relayed = transport.broadcast(frame_header(told) + b"".join(told) if transport.rank == 0 else None, "hello")
-    return together(transport, lambda: check_identities(config, own, list(carved([relayed], 1)), transport.size))
+    return run_on_all_ranks(
+        transport, lambda: check_identities(config, own, list(carved([relayed], 1)), transport.size)
+    )
 
 
 def _own(config: RunConfig, index: int, ranks: int) -> tuple[Introduction, PrivateKey]:

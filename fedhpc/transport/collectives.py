@@ -1,18 +1,48 @@
-"""What all ranks must be of one mind about in a round: whether to go on, that nobody has left it, the global state."""
+"""Collective steps of all ranks: one that can fail at any of them, a value of rank 0, a vote, equal replicas.
+
+A rank that fails alone leaves the others waiting for ever. So every step that can fail at one rank is run by
+`run_on_all_ranks`: all ranks learn of all problems and end with the same message.
+"""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from fedhpc.compression.update import F32
-from fedhpc.errors import Interrupted, SiteError
+from fedhpc.errors import InputError, Interrupted, SiteError
 from fedhpc.transport.messages import said
 from fedhpc.transport.mpi import Transport
 
 T = TypeVar("T")
 
 
-def agreed(transport: Transport, vote: bool, round: int | None = None) -> bool:
+def run_on_all_ranks(transport: Transport, work: Callable[[], T]) -> T:
+    """Do `work` at every rank; if it raises InputError at any, raise one at all, with every distinct message.
+
+    A rank that failed alone would leave the others waiting for ever.
+    """
+    result, problem = None, ""
+    try:
+        result = work()
+    except InputError as error:
+        problem = str(error)
+    told = [said(payload) for payload in transport.gather([problem.encode()], "control")]
+    distinct = "\n".join(dict.fromkeys(filter(None, told))).encode() if told else None
+    problems = transport.broadcast(distinct, "control")
+    if problems:
+        raise InputError(problems.decode())
+    return result  # type: ignore[return-value]
+
+
+def broadcast_json(transport: Transport, make: Callable[[], T]) -> T:
+    """What `make` gives at rank 0, as JSON to all."""
+    text = run_on_all_ranks(transport, lambda: json.dumps(make()) if transport.rank == 0 else "")
+    value: T = json.loads(transport.broadcast(text.encode() if transport.rank == 0 else None, "control"))
+    return value
+
+
+def all_agree(transport: Transport, vote: bool, round: int | None = None) -> bool:
     """Whether every rank votes yes; all learn the same answer. `round`: the one that the vote is about."""
     votes = transport.gather([bytes([vote])], "control", round)
     answer = bytes([all(v == b"\x01" for v in votes)]) if transport.rank == 0 else None
@@ -27,15 +57,15 @@ def unless_interrupted(train: Callable[[], T]) -> T | None:
         return None
 
 
-def nobody_left(transport: Transport, trained: T | None, round: int) -> T:
+def require_all_trained(transport: Transport, trained: T | None, round: int) -> T:
     """`trained`, if every rank has trained; else all leave the round together: Interrupted at every rank."""
-    everybody = agreed(transport, trained is not None, round)
+    everybody = all_agree(transport, trained is not None, round)
     if trained is None or not everybody:
         raise Interrupted(f"round {round}: a site left it")
     return trained
 
 
-def same_everywhere(transport: Transport, params: F32, round: int, names: Sequence[str]) -> None:
+def check_replicas_equal(transport: Transport, params: F32, round: int, names: Sequence[str]) -> None:
     """Compare a digest of the global state over all ranks.
 
     Args:

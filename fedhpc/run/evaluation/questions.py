@@ -8,14 +8,13 @@ from fedhpc.algorithms.secure_fedavg import SumGroup, masked_sum
 from fedhpc.compression.update import F32, pack_arrays
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.evaluation_plan import plan_evaluation
-from fedhpc.run.agreement import together
 from fedhpc.run.evaluation.answers import read_array, tasks_of
 from fedhpc.run.evaluation.curves import EDGES, Answer
 from fedhpc.run.session import Session
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.site.hospital import Hospital
 from fedhpc.site.release import QUESTION, Question, Weights
-from fedhpc.transport.collectives import agreed
+from fedhpc.transport.collectives import all_agree, run_on_all_ranks
 from fedhpc.transport.messages import of_each, parsed
 
 LARGEST_RELEASE = 2**55
@@ -51,10 +50,12 @@ def ask(session: Session, params_of: Callable[[str], F32], question: Question, r
         raise ValueError("evaluation.epsilon=null: a run whose evaluation is not private asks no such question")
     config, transport, sites = session.config, session.transport, evaluated(session)
     willing = all(site.may_answer(params_of(site.name), question) for site in sites)
-    if not agreed(transport, willing, round):
+    if not all_agree(transport, willing, round):
         return None
     weights = Weights(question.shape[0], plan.counted)
-    vectors = together(transport, lambda: [site.answer(params_of(site.name), question, weights) for site in sites])
+    vectors = run_on_all_ranks(
+        transport, lambda: [site.answer(params_of(site.name), question, weights) for site in sites]
+    )
     if config.privacy.trust == "sites":
         number = FIRST_SUM + 2 * question.stage + (question.split == "test")
         terms = sum_terms(config, int(np.prod(question.shape)))

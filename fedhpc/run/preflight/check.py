@@ -5,9 +5,9 @@ import os
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.agreement import from_rank_0
 from fedhpc.run.preflight.facts import collect
 from fedhpc.run.preflight.rules import notes, one_line, problems, rank_table
+from fedhpc.transport.collectives import broadcast_json
 from fedhpc.transport.mpi import Transport
 
 
@@ -29,5 +29,5 @@ def preflight(config: RunConfig, directory: RunDirectory, transport: Transport) 
         noted = notes(facts, int(os.environ.get("SLURM_NTASKS", 0)))
         return "\n".join([one_line(facts), *(f"  note: {note}" for note in noted)]), rank_table(facts)
 
-    said, ranks = from_rank_0(transport, judged)
+    said, ranks = broadcast_json(transport, judged)
     return said, ranks

@@ -24,9 +24,9 @@ from fedhpc.errors import InputError, PayloadError
 from fedhpc.models.device import device_name
 from fedhpc.records.environment import git_commit
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.agreement import together
 from fedhpc.run.secure_channel import seats
 from fedhpc.site.data.shard import shard_problem
+from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.messages import parsed
 from fedhpc.transport.mpi import Transport, library_version
 
@@ -77,7 +77,7 @@ def collect(config: RunConfig, directory: RunDirectory, transport: Transport) ->
         InputError: at every rank, where rank 0 cannot make the run directory.
     """
     token = directory.path / f".preflight-{secrets.token_hex(8)}"
-    together(transport, lambda: None if transport.rank else _put_down(token))
+    run_on_all_ranks(transport, lambda: None if transport.rank else _put_down(token))
     told = token_name(transport.broadcast(token.name.encode() if transport.rank == 0 else None, "control"))
     clock_s = time.time()
     try:

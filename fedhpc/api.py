@@ -1,0 +1,116 @@
+"""The Python interface: load a config, train, open what a run has left. For notebooks and scripts.
+
+The same as `run.py train`: in one process all sites train in turn; under `mpirun` or `srun` each rank plays its site.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedhpc.config.loader import load_config as read_config
+from fedhpc.config.schema import RunConfig
+from fedhpc.errors import InputError
+from fedhpc.records.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from fedhpc.models.build import SavedModel
+
+__all__ = ["Run", "load_config", "open_run", "train"]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a config.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value` each, as for `--set`.
+
+    Raises:
+        ConfigError: with every problem of the config, one a line.
+    """
+    return read_config(Path(path), list(overrides))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has left in its directory. Everything here is what the run has released; no image is among it."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The resolved config; InputError where there is none."""
+        config = RunDirectory(self.path).read_config()
+        if config is None:
+            raise InputError(f"{self.path}: is no run directory, config.yaml is missing. Give the directory of a run")
+        return config
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """One record for each finished round, as in rounds.jsonl."""
+        return RunDirectory(self.path).read_rounds()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The result, as in summary.json; InputError where the run has not finished."""
+        return RunDirectory(self.path).read_summary()
+
+    @property
+    def epsilon(self) -> float | None:
+        """The largest epsilon of any site, all releases of the run counted; None without privacy."""
+        spent: float | None = self.summary["epsilon"]
+        return spent
+
+    def model(self) -> "SavedModel":
+        """Return the final model with its classes and image shape; InputError where it cannot be rebuilt."""
+        from fedhpc.models.build import load_model
+
+        return load_model(RunDirectory(self.path).model)
+
+
+def open_run(path: str | Path) -> Run:
+    """Open the directory of a run, finished or not.
+
+    Raises:
+        InputError: it is not the directory of a run.
+    """
+    run = Run(Path(path))
+    run.config  # noqa: B018  read now, so that a wrong path is refused here
+    return run
+
+
+def train(config: RunConfig | str | Path, run_dir: str | Path | None = None, *, stop_after: int | None = None) -> Run:
+    """Train as the config says; where the run directory holds rounds of this config already, go on after them.
+
+    Args:
+        config: a config, or the path of one.
+        run_dir: where the run is kept; None: runs/<name>.
+        stop_after: stop after so many more rounds; the next call goes on.
+
+    Raises:
+        InputError: bad config, bad shard, a run directory of another config. At every rank, with the same message.
+    """
+    from fedhpc.run.agreement import Source, check_start
+    from fedhpc.run.preemption import Notice
+    from fedhpc.run.train import Work
+    from fedhpc.run.train import train as train_here
+    from fedhpc.transport.mpi import abort_at_exit, connect
+    from fedhpc.util.startup import Startup
+
+    loaded = config if isinstance(config, RunConfig) else load_config(config)
+    directory = Path(run_dir) if run_dir is not None else Path("runs") / loaded.name
+    startup, transport = Startup(), connect()
+    source = Source(loaded, [], directory)
+    try:
+        check_start(transport, source)
+        train_here(Work(source, stop_after), transport, Notice(), startup)
+    except InputError:
+        raise
+    except BaseException:
+        if transport.size > 1:
+            # The other ranks may wait for this one.
+            abort_at_exit(1)
+        raise
+    return Run(directory)
