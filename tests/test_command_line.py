@@ -93,7 +93,7 @@ def test_sweep_directory_may_follow_options(
 def test_status_of_an_earlier_run_is_removed(tmp_path: Path) -> None:
     status = tmp_path / "status"
     status.write_text("0\n")
-    killed = "import os\nfrom fedhpc import cli\ncli._train = lambda options: os.kill(os.getpid(), 9)\n"
+    killed = "import os\nfrom fedhpc.cli import main as cli\ncli._train = lambda options: os.kill(os.getpid(), 9)\n"
     words = ["train", "configs/smoke.yaml", "--status", status]
     done = run_limited([sys.executable, "-c", f"{killed}import sys\nsys.exit(cli.main(sys.argv[1:]))", *words], 60)
     assert done.returncode == -9, done.stderr
