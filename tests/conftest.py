@@ -26,8 +26,8 @@ atexit.register(shutil.rmtree, STATE, ignore_errors=True)
 # No test may charge a ledger of the user who runs it. Synthetic patients keep theirs beside their shards.
 os.environ.pop("FEDHPC_SITE_LEDGER", None)
 os.environ["XDG_STATE_HOME"] = STATE
-# mpirun keeps a folder named after its process id. One that was killed leaves its own behind, and the next mpirun with
-# the same process id refuses to start there: "The PMIx server's listener thread failed to start".
+# mpirun keeps a folder named after its process id. One killed by SIGKILL leaves its own behind, and the next mpirun
+# with the same process id refuses to start there: "The PMIx server's listener thread failed to start".
 MPI_FOLDERS = "PRTE_MCA_prte_tmpdir_base"
 os.environ[MPI_FOLDERS] = STATE
 

@@ -21,6 +21,7 @@ from fedhpc.models.build import (
     save_model,
     to_vector,
 )
+from fedhpc.models.densenet import GROUPS, DenseNet
 from fedhpc.models.device import device_name
 
 # Every name that a config may give, but for the one that has no network of its own.
@@ -116,3 +117,23 @@ def test_unknown_backbone() -> None:
 def test_gpu_is_demanded_and_not_there() -> None:
     with pytest.raises(InputError, match="no GPU is visible"):
         device_name("cuda", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("init_features", "growth_rate", "block_config"), [(16, 8, (2, 4, 4)), (64, 32, (6, 12, 24, 16))]
+)
+def test_densenet_equals_monai_bitwise(init_features: int, growth_rate: int, block_config: tuple[int, ...]) -> None:
+    """Names, initial weights and outputs: a run's results do not depend on which of the two is loaded."""
+    from monai.networks.nets.densenet import DenseNet as MonaiDenseNet
+
+    size = {"init_features": init_features, "growth_rate": growth_rate, "block_config": block_config}
+    norm, act = ("group", {"num_groups": GROUPS}), ("relu", {"inplace": False})
+    torch.manual_seed(3)
+    ours = DenseNet(1, 2, **size)  # type: ignore[arg-type]
+    torch.manual_seed(3)
+    theirs = MonaiDenseNet(spatial_dims=2, in_channels=1, out_channels=2, norm=norm, act=act, **size)
+    assert str(ours) == str(theirs), "the digest of a backbone covers its text"
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(torch.equal(one, two) for one, two in zip(ours.parameters(), theirs.parameters(), strict=True))
+    images = torch.randn(2, 1, 64, 64)
+    assert torch.equal(ours(images), theirs(images))

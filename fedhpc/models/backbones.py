@@ -12,16 +12,12 @@ from importlib import resources
 
 import numpy as np
 import torch
-from monai.networks.nets.densenet import DenseNet
-from monai.networks.utils import replace_modules
 from torch import Tensor, nn
 
 from fedhpc.compression.update import F32
 from fedhpc.errors import InputError
+from fedhpc.models.densenet import DenseNet
 
-GROUPS = 8
-NORM = ("group", {"num_groups": GROUPS})
-ACT = ("relu", {"inplace": False})
 EFFICIENTNET, PHANTOM = NAMES = ("efficientnet_lite0", "phantom")
 
 
@@ -111,7 +107,7 @@ def _efficientnet_lite0() -> Backbone:
         )
     # Nothing behind the last stage is read.
     for name in ("_conv_head", "_bn1", "_dropout", "_fc"):
-        replace_modules(network, name, nn.Identity())
+        setattr(network, name, nn.Identity())
     ends = [0, 2, 4, 10, 15]  # the last block of each resolution
     channels = sum(int(network._blocks[end]._bn2.num_features) for end in ends)
     return Backbone(StageStatistics(network, [f"_blocks.{end}" for end in ends]), 2 * channels, image_size=224)
@@ -119,9 +115,7 @@ def _efficientnet_lite0() -> Backbone:
 
 def phantom_network(outputs: int) -> nn.Module:
     """The network of the backbone `phantom`, untrained: grey images [b, 1, H, W] -> f32[b, outputs]."""
-    shape = {"spatial_dims": 2, "in_channels": 1, "out_channels": outputs}
-    network: nn.Module = DenseNet(**shape, init_features=16, growth_rate=8, block_config=(2, 4, 4), norm=NORM, act=ACT)
-    return network
+    return DenseNet(1, outputs, init_features=16, growth_rate=8, block_config=(2, 4, 4))
 
 
 def _phantom() -> Backbone:

@@ -1,4 +1,4 @@
-"""Networks without batch statistics (MONAI), public frozen backbones, and model <-> flat vector."""
+"""Networks without batch statistics, public frozen backbones, and model <-> flat vector."""
 
 import io
 import json
@@ -10,16 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.networks.nets.densenet import DenseNet, DenseNet121
-from monai.networks.nets.resnet import resnet18, resnet50
-from monai.networks.utils import replace_modules
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.models.backbones import ACT, GROUPS, NAMES, NORM, Backbone, Whitening, public_backbone
+from fedhpc.models.backbones import NAMES, Backbone, Whitening, public_backbone
+from fedhpc.models.densenet import GROUPS, DenseNet
 from fedhpc.util.files import read_bytes, write_bytes
 from fedhpc.util.rng import seed_of
 
@@ -49,13 +47,15 @@ def build_model(config: RunConfig, task: Task, backbone: Backbone | None = None)
 
 def _network(name: str, task: Task) -> nn.Module:
     channels, classes = task.image_shape[0], len(task.classes)
-    shape: dict[str, Any] = {"spatial_dims": 2, "in_channels": channels, "out_channels": classes}
     if name == "densenet_small":
-        return DenseNet(**shape, init_features=16, growth_rate=8, block_config=(2, 4, 4), norm=NORM, act=ACT)
+        return DenseNet(channels, classes, init_features=16, growth_rate=8, block_config=(2, 4, 4))
     if name == "densenet121":
-        return DenseNet121(**shape, norm=NORM, act=ACT)
+        return DenseNet(channels, classes)
+    # Imported for these networks only: it takes longer than all else that a rank imports.
+    from monai.networks.nets.resnet import resnet18, resnet50
+
     factory = {"resnet18": resnet18, "resnet50": resnet50}[name]
-    return _fit_for_privacy(factory(spatial_dims=2, n_input_channels=channels, num_classes=classes, act=ACT))
+    return _fit_for_privacy(factory(spatial_dims=2, n_input_channels=channels, num_classes=classes))
 
 
 class Copy(nn.Module):
@@ -72,10 +72,15 @@ def _fit_for_privacy(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             norm = nn.GroupNorm(GROUPS, module.num_features)
             before_sum = name.endswith(("bn2", "bn3"))
-            replace_modules(network, name, nn.Sequential(norm, Copy()) if before_sum else norm)
+            _replace(network, name, nn.Sequential(norm, Copy()) if before_sum else norm)
         elif isinstance(module, nn.ReLU):
             module.inplace = False
     return network
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    above, _, own = name.rpartition(".")
+    setattr(network.get_submodule(above), own, module)
 
 
 def _head(dim: int, kept: int | None, classes: int) -> nn.Module:
@@ -106,7 +111,7 @@ def load_backbone(source: str) -> Backbone:
         raise InputError(f"model.backbone={source}: is itself a head on a backbone; give a whole network's model.pt")
     name = "fc" if hasattr(saved.network, "fc") else "class_layers.out"
     dim = int(saved.network.get_submodule(name).in_features)  # type: ignore[arg-type]
-    replace_modules(saved.network, name, nn.Identity())
+    _replace(saved.network, name, nn.Identity())
     return Backbone(saved.network, dim, image_size=None)
 
 

@@ -3,7 +3,7 @@
 PRV: Gopi, Lee and Wutschitz 2021, "Numerical composition of differential privacy" (tight; Gaussian noise only). RDP:
 Mironov 2017, with the conversion of Balle et al. 2020. All of this is public: no function here sees data.
 
-Opacus is imported where it is called: it takes a second of every rank, which a run without privacy need not wait for.
+Opacus is imported where it is called: it takes as long as PyTorch, and a run without subsampling does not need it.
 """
 
 import math
@@ -18,6 +18,7 @@ import numpy as np
 
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.analytic_gaussian import ROUNDING, composed_mu, exact_epsilon, exact_mu
+from fedhpc.privacy.rdp import composed_rdp, epsilon_from_rdp
 from fedhpc.privacy.skellam import epsilon_by_rdp
 
 Mechanism = Literal["gaussian", "skellam", "laplace"]
@@ -38,6 +39,8 @@ MOST_PRV_POINTS = 2**19
 MOST_PRV_EPSILON, LEAST_PRV_DELTA, MOST_PRV_DELTA = 50.0, 1e-9, 0.01
 """Where PRV is used. With a smaller delta, mass that counts is lost in the rounding of its FFT in float64; with a
 larger one, or a larger epsilon, nothing is protected that would be worth its time."""
+RDP_ORDERS = (*(1 + tenths / 10.0 for tenths in range(1, 100)), *range(12, 64))
+"""The orders that Opacus tries."""
 LEAST_NOISE, MOST_NOISE = 0.02, 1e6
 """Noise multipliers that are tried: with less than the first nobody is protected, with more nothing is learned."""
 CALIBRATION_SLACK, NOISE_SLACK, MOST_TRIALS, JUMP = 0.002, 1e-3, 24, 1.02
@@ -169,13 +172,8 @@ def gaussian_bounds(history: History, delta: float) -> Bounds:
 
 
 def _by_rdp(history: History, delta: float) -> float:
-    from opacus.accountants import RDPAccountant
-
-    rdp = RDPAccountant()
-    rdp.history = list(history)
     with _without_noise_of_opacus():
-        epsilon = float(rdp.get_epsilon(delta))
-    return max(0.0, epsilon) if math.isfinite(epsilon) else math.inf
+        return epsilon_from_rdp(composed_rdp(history, RDP_ORDERS), RDP_ORDERS, delta)
 
 
 def _by_prv(history: History, delta: float, about: float) -> float:
@@ -301,8 +299,8 @@ def _out_of_reach(told: str, spent: Callable[[float], float], steps: int) -> str
 def _without_noise_of_opacus() -> Iterator[None]:
     """Silence two warnings that touch no bound.
 
-    RDP tells where its best order is at the edge of its list: its bound is then loose, but still a bound. PRV takes the
-    log of 1 - sample rate, which is of no consequence at a rate of 1.
+    PRV finds its domain by RDP, which warns where its best order is at the edge of its list: that is still a bound. PRV
+    takes the log of 1 - sample rate, also at a rate of 1.
     """
     with warnings.catch_warnings(), np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         warnings.filterwarnings("ignore", message="Optimal order is the")

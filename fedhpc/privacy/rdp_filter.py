@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.privacy.accountant import Charge
+from fedhpc.privacy.rdp import gaussian_rdp
 
 F64 = NDArray[np.float64]
 ORDERS = (1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 32.0, 48.0, 64.0, 128.0, 256.0)
@@ -58,10 +59,8 @@ def _conversion(order: float, delta: float) -> float:
 
 @lru_cache(maxsize=4096)
 def _curve_of_step(noise_multiplier: float, sample_rate: float, integer_only: bool) -> tuple[float, ...]:
-    from opacus.accountants.analysis.rdp import compute_rdp
-
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        curve = compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(ORDERS))
+        curve = gaussian_rdp(noise_multiplier, sample_rate, 1, ORDERS)
     # An order at which the bound does not hold, or could not be computed, bounds nothing.
     holds = [not (integer_only and order != int(order)) for order in ORDERS]
     return tuple(

@@ -15,7 +15,6 @@ no more than z, then; but it must not be accounted by PRV, nor at orders that ar
 """
 
 import math
-import warnings
 from decimal import Context, Decimal
 from functools import lru_cache
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.noise import KeyStream
+from fedhpc.privacy.rdp import composed_rdp, epsilon_from_rdp
 
 I64 = NDArray[np.int64]
 ORDERS = (*range(2, 64), *range(64, 128, 4), *range(128, 1025, 32))
@@ -58,23 +58,14 @@ def variance_for(noise_multiplier: float, l2: float) -> float:
 def epsilon_by_rdp(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
     """The epsilon of a history of (noise multiplier, sample rate, steps) at `delta`, by RDP at integer orders alone.
 
-    It may mix Gaussian charges and Skellam ones, whose sample rate must be 1. The conversion is Opacus's.
+    It may mix Gaussian charges and Skellam ones, whose sample rate must be 1.
 
     >>> round(epsilon_by_rdp(((12.7927, 1.0, 10),), 1e-5), 4)
     1.0
     """
     if not history:
         return 0.0
-    from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
-
-    total = np.zeros(len(ORDERS))
-    for noise_multiplier, sample_rate, steps in history:
-        total += compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=steps, orders=list(ORDERS))
-    with warnings.catch_warnings():
-        # It warns where the best order is at the edge of the list: the bound is then loose, but still a bound.
-        warnings.filterwarnings("ignore", message="Optimal order is the")
-        epsilon, _ = get_privacy_spent(orders=list(ORDERS), rdp=total, delta=delta)
-    return max(0.0, float(epsilon))
+    return epsilon_from_rdp(composed_rdp(history, ORDERS), ORDERS, delta)
 
 
 def calibrate(epsilon: float, delta: float, releases: int) -> float:

@@ -1,6 +1,7 @@
 """Epsilon against an independent library and against published values, over a grid of noise, rate and steps."""
 
 import logging
+import warnings
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import given
 from hypothesis import strategies as st
+from opacus.accountants import RDPAccountant
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -17,6 +19,7 @@ from fedhpc.privacy import accountant, skellam
 from fedhpc.privacy.accountant import (
     CALIBRATION_SLACK,
     PRV_ERROR,
+    RDP_ORDERS,
     Charge,
     Mechanism,
     bounds_of,
@@ -25,6 +28,7 @@ from fedhpc.privacy.accountant import (
     gaussian_bounds,
 )
 from fedhpc.privacy.analytic_gaussian import exact_epsilon
+from fedhpc.privacy.rdp import composed_rdp, epsilon_from_rdp
 
 GRID = [
     (0.8, 0.01, 500),
@@ -48,6 +52,19 @@ def by_google(history: tuple[tuple[float, float, int], ...], accountant: PLDAcco
     logging.getLogger("absl").setLevel(logging.ERROR)
     accountant.compose(event(history))
     return float(accountant.get_epsilon(1e-5))
+
+
+@pytest.mark.parametrize("delta", [1e-9, 1e-5, 0.5])
+def test_rdp_equals_opacus_bitwise(delta: float) -> None:
+    """Also where the best order is the first or the last, of which Opacus warns: the bound holds there too."""
+    for history in (*((step,) for step in GRID), ((0.05, 1.0, 1),), ((1e4, 1.0, 1),), tuple(GRID)):
+        theirs = RDPAccountant()
+        theirs.history = list(history)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Optimal order is the")
+            expected = theirs.get_epsilon(delta)
+        assert epsilon_from_rdp(composed_rdp(history, RDP_ORDERS), RDP_ORDERS, delta) == max(0.0, expected)
+    assert list(RDP_ORDERS) == RDPAccountant.DEFAULT_ALPHAS
 
 
 @pytest.mark.parametrize("step", GRID, ids=str)

@@ -140,7 +140,9 @@ class ClippedSum:
         losses = F.cross_entropy(out, labels, reduction="none")
         tape.plan(self._workspace)
         with torch.autocast(images.device.type, enabled=False):
-            losses.backward(1 / turns.of_images(turns.sizes).to(losses.dtype))  # type: ignore[no-untyped-call]
+            # A sum, since a backward pass from a vector imports torch's symbolic shapes, which takes a rank a second.
+            share = 1 / turns.of_images(turns.sizes).to(losses.dtype)
+            (losses * share).sum().backward()  # type: ignore[no-untyped-call]
         escaped = [name for name, p in zip(self._names, self.trained, strict=True) if p.grad is not None]
         if escaped:
             raise PrivacyError(

@@ -287,16 +287,23 @@ def _own_trained(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters(recurse=False) if p.requires_grad]
 
 
+def _opacus_refusals(module: nn.Module) -> list[str]:
+    if handles(module) or type(module) is nn.GroupNorm:
+        # Opacus objects to none of them, and takes as long to import as PyTorch.
+        return []
+    from opacus.validators import ModuleValidator
+
+    validate = ModuleValidator.VALIDATORS.get(type(module))
+    return [str(problem) for problem in validate(module)] if validate else []
+
+
 def _refusals(module: nn.Module) -> list[str]:
     """Why a module, by itself, cannot be part of a network that is trained with privacy."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
         return ["batch norm mixes the images of a batch; use group norm"]
     if not _own_trained(module):
         return []
-    from opacus.validators import ModuleValidator
-
-    validate = ModuleValidator.VALIDATORS.get(type(module))
-    problems = [str(problem) for problem in validate(module)] if validate else []
+    problems = _opacus_refusals(module)
     if any(True for _ in module.buffers()):
         problems.append("it is trained and has buffers, which would carry statistics of images outside the guarantee")
     if not getattr(module, "batch_first", True):

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from fedhpc.privacy.gaussian import Noise, released
 from fedhpc.privacy.noise import KeyStream, source
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
+from fedhpc.site.training.optimizers import Optimizer
 
 I64 = NDArray[np.int64]
 
@@ -99,11 +99,11 @@ class PrivateStep:
     """One clipped and noised optimiser step after another, on a wrapped model."""
 
     clipped: ClippedSum
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     terms: Terms
 
     @classmethod
-    def wrap(cls, model: nn.Module, optimizer: torch.optim.Optimizer, terms: Terms) -> "PrivateStep":
+    def wrap(cls, model: nn.Module, optimizer: Optimizer, terms: Terms) -> "PrivateStep":
         """Attach to `model`, whose trained parameters `optimizer` steps; call `unwrap` when done.
 
         Raises:

@@ -16,6 +16,7 @@ from fedhpc.models.device import Device
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import Entropy, PrivateStep, Terms, Units, physical_batches
+from fedhpc.site.training.optimizers import Optimizer, Sgd
 from fedhpc.util.rng import generator
 
 OnStep = Callable[[int, int], None]
@@ -29,13 +30,13 @@ def learning_rate(training: Training, round: int) -> float:
     return training.lr * 0.5 * (1 + math.cos(math.pi * round / training.rounds))
 
 
-def make_optimizer(model: nn.Module, training: Training, round: int) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, training: Training, round: int) -> Optimizer:
     """A fresh optimiser for one round: momenta do not cross rounds, since the parameters they belong to have moved."""
     lr = learning_rate(training, round)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if training.optimizer == "adam":
         return torch.optim.AdamW(parameters, lr, weight_decay=training.weight_decay)
-    return torch.optim.SGD(parameters, lr, momentum=training.momentum, weight_decay=training.weight_decay)
+    return Sgd(parameters, lr, training.momentum, training.weight_decay)
 
 
 def mirrored(images: torch.Tensor, uniform: NDArray[np.float64]) -> torch.Tensor:
