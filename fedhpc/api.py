@@ -15,7 +15,7 @@ from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from fedhpc.models.build import SavedModel
+    from fedhpc.models.saved import SavedModel
 
 __all__ = ["Run", "load_config", "open_run", "train"]
 
@@ -65,7 +65,7 @@ class Run:
 
     def model(self) -> "SavedModel":
         """Return the final model with its classes and image shape; InputError where it cannot be rebuilt."""
-        from fedhpc.models.build import load_model
+        from fedhpc.models.saved import load_model
 
         return load_model(RunDirectory(self.path).model)
 

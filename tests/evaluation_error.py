@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedhpc.models.build import load_model
 from fedhpc.models.device import prepare
+from fedhpc.models.saved import load_model
 from fedhpc.privacy.evaluation_plan import plan_evaluation
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.records.metrics import Predictions, auc, f1_thresholds, metrics, score_histogram

@@ -6,8 +6,10 @@ import torch
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.models.backbones import NAMES, PublicMap, StageStatistics, Whitening, fit_public_map, public_backbone
-from fedhpc.models.build import Task, build_model, parameter_count, to_vector
+from fedhpc.models.backbones import NAMES, StageStatistics, public_backbone
+from fedhpc.models.build import Task, build_model
+from fedhpc.models.vector import parameter_count, to_vector
+from fedhpc.models.whitening import PublicMap, Whitening, fit_public_map
 
 DIMENSIONS = {"efficientnet_lite0": 1024, "phantom": 272}
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 import yaml
 
-from fedhpc.models.build import load_model, to_vector
+from fedhpc.models.saved import load_model
+from fedhpc.models.vector import to_vector
 from fedhpc.records.checkpoint import load_state
 from tests.broken_runs import on_entering
 from tests.conftest import Outcome, run_limited

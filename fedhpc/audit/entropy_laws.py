@@ -16,7 +16,7 @@ from fedhpc.audit.findings import WITH_DP, Law
 from fedhpc.audit.mechanism import LEARNING_RATE
 from fedhpc.audit.observation import Claim, Work, hospital_at_work, observed_config
 from fedhpc.audit.statistics import LAW_RISK, draws_for_collision
-from fedhpc.models.build import to_vector
+from fedhpc.models.vector import to_vector
 from fedhpc.privacy.noise import source
 
 KEY_BITS = 256

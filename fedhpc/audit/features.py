@@ -14,7 +14,7 @@ from fedhpc.audit.releases import NO_PRIVACY, one_step_releases, real_releases
 from fedhpc.audit.statistics import LAW_RISK, correlation_limit
 from fedhpc.audit.target import Subject
 from fedhpc.compression.update import F32
-from fedhpc.models.build import from_vector
+from fedhpc.models.vector import from_vector
 from fedhpc.site.data.samples import I64
 
 MARGIN = 0.1

@@ -15,7 +15,7 @@ from fedhpc.audit.findings import WITH_DP, Law
 from fedhpc.audit.mechanism import LEARNING_RATE
 from fedhpc.audit.observation import Claim, observed_config
 from fedhpc.errors import InputError, SiteError
-from fedhpc.models.build import to_vector
+from fedhpc.models.vector import to_vector
 from fedhpc.privacy.accountant import Charge, bounds_of
 from fedhpc.privacy.ledger import SiteAccount, read_ledger
 from fedhpc.privacy.site_ledger import LARGEST_DELTA, SiteLedger, Terms, charge_of, exists

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from fedhpc.audit.canaries import F64, Blank, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
 from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released
 from fedhpc.config.schema import RunConfig
-from fedhpc.models.build import to_vector
 from fedhpc.models.device import Device
+from fedhpc.models.vector import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.util.rng import generator
 

@@ -20,7 +20,7 @@ from fedhpc.audit.observation import Work, hospital_at_work
 from fedhpc.audit.target import Subject
 from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released, with_memory
 from fedhpc.config.schema import RunConfig
-from fedhpc.models.build import from_vector, to_vector
+from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import predict

@@ -27,7 +27,7 @@ from fedhpc.audit.statistics import (
     mean_interval,
     spread_interval,
 )
-from fedhpc.models.build import layers_of
+from fedhpc.models.vector import layers_of
 from fedhpc.site.data.samples import I64
 from fedhpc.util.rng import generator
 

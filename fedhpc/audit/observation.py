@@ -21,8 +21,8 @@ from fedhpc.audit.target import Subject
 from fedhpc.audit.transmission import changed
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig
-from fedhpc.models.build import to_vector
 from fedhpc.models.device import Device
+from fedhpc.models.vector import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import I64, Samples
 from fedhpc.site.hospital import Hospital, Workplace

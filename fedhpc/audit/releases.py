@@ -12,7 +12,7 @@ from fedhpc.audit.mechanism import mechanism_config
 from fedhpc.audit.target import Subject
 from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released
 from fedhpc.compression.update import F32
-from fedhpc.models.build import from_vector, to_vector
+from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import I64
 

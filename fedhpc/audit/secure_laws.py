@@ -15,7 +15,7 @@ from fedhpc.audit.noise_laws import CANARIES, canaries_alone
 from fedhpc.audit.observation import Claim, Work, hospital_at_work
 from fedhpc.audit.statistics import LAW_RISK, correlation_limit, largest_correlation, spread_interval
 from fedhpc.audit.unit_laws import DECLARED_SHARE, ROUNDING, UNITS, CanaryPatients, Drawn, sizes_of_units
-from fedhpc.models.build import parameter_count, to_vector
+from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.privacy.skellam import SMALLEST_VARIANCE
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.secure_contribution import Grid, plan_grid

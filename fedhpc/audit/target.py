@@ -15,8 +15,10 @@ from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
-from fedhpc.models.build import Task, build_model, load_backbone, to_vector
+from fedhpc.models.build import Task, build_model
 from fedhpc.models.device import Device, prepare
+from fedhpc.models.saved import load_backbone
+from fedhpc.models.vector import to_vector
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.records.checkpoint import load_state, saved_rounds
 from fedhpc.records.run_directory import RunDirectory

@@ -12,8 +12,8 @@ from fedhpc.compression.codec import decode
 from fedhpc.compression.error_feedback import Coding
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import Exchange, RunConfig
-from fedhpc.models.build import from_vector, to_vector
 from fedhpc.models.device import Device
+from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import Units, entropy

@@ -20,7 +20,7 @@ from fedhpc.audit.statistics import LAW_RISK, dispersion_interval, share_interva
 from fedhpc.audit.target import Subject
 from fedhpc.audit.transmission import changed
 from fedhpc.config.schema import Privacy
-from fedhpc.models.build import from_vector
+from fedhpc.models.vector import from_vector
 from fedhpc.site.data.samples import I64, Samples
 from fedhpc.util.rng import generator
 

@@ -30,7 +30,7 @@ from data_prep.phantom.public import write_reference
 from fedhpc.api import load_config, train
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
-from fedhpc.models.build import load_backbone
+from fedhpc.models.saved import load_backbone
 from fedhpc.site.data.samples import FeatureSamples, feature_path
 from fedhpc.site.data.shard import Shard
 from fedhpc.util.files import write_atomically, write_bytes

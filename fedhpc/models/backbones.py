@@ -1,20 +1,14 @@
-"""Public, frozen feature extractors, and the public map from features to the few that a head is trained on.
-
-What is learned from patients is then a small head, which needs little noise for its privacy. All that happens here
-comes from public weights and from images that were set aside for good (`data.public_reference`).
-"""
+"""Public, frozen feature extractors. What is learned from patients is then a small head, which needs little noise."""
 
 import contextlib
 import hashlib
 import io
-from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedhpc.compression.update import F32
 from fedhpc.errors import InputError
 from fedhpc.models.densenet import DenseNet
 
@@ -126,72 +120,3 @@ def _phantom() -> Backbone:
     network.load_state_dict(weights)
     stages = ["features.denseblock1", "features.denseblock2", "features.denseblock3"]
     return Backbone(StageStatistics(network, stages), 2 * (32 + 48 + 56), image_size=None)
-
-
-class Whitening(nn.Module):
-    """Features f32[b, D] -> f32[b, d] of length 1, by a public affine map; nothing in it is trained.
-
-    Length 1 bounds what any image can do to the gradient of a linear head, so clipping need not bend it.
-    """
-
-    mean: Tensor
-    projection: Tensor
-
-    def __init__(self, size: int, kept: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("projection", torch.zeros(size, kept))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """The leading whitened directions, scaled to the unit sphere."""
-        return nn.functional.normalize((features - self.mean) @ self.projection, dim=1)
-
-
-@dataclass(frozen=True)
-class PublicMap:
-    """What a `Whitening` does, fitted to public images (public): `mean` f32[D], `projection` f32[D, d]."""
-
-    mean: F32
-    projection: F32
-
-    def load_into(self, model: nn.Module) -> None:
-        """Set the model's `Whitening` modules."""
-        for module in model.modules():
-            if isinstance(module, Whitening):
-                module.mean.copy_(torch.from_numpy(self.mean))
-                module.projection.copy_(torch.from_numpy(self.projection))
-
-
-def fit_public_map(features: F32, kept: int, exponent: float) -> PublicMap:
-    """Standardise each feature, keep the `kept` leading principal directions, divide each by its deviation^exponent.
-
-    The projection is also the public mask of private training: of a head on all D features only the entries along
-    these directions are trained, clipped and noised.
-
-    Args:
-        features: f32[n, D] of public images, without labels.
-        kept: d, at most n - 1 and D.
-        exponent: 0 keeps the directions' own sizes, 1 makes all equally wide.
-
-    Raises:
-        InputError: fewer images or features than directions.
-
-    >>> rng = np.random.default_rng(0)
-    >>> found = fit_public_map(rng.normal(size=(200, 5)).astype(np.float32) * [1, 2, 3, 4, 5] + 7, 2, 1.0)
-    >>> found.projection.shape, bool(np.allclose(found.mean, 7, atol=1.5))
-    ((5, 2), True)
-    """
-    n, size = features.shape
-    if kept > min(n - 1, size):
-        raise InputError(
-            f"model.features={kept}: data.public_reference has {n} images of {size} features; allowed: at most "
-            f"{min(n - 1, size)}"
-        )
-    values = features.astype(np.float64)
-    mean, deviation = values.mean(axis=0), values.std(axis=0)
-    scale = np.where(deviation > 1e-6 * deviation.max(initial=1e-30), deviation, np.inf)
-    _, singular, directions = np.linalg.svd((values - mean) / scale, full_matrices=False)
-    widths = singular[:kept] / np.sqrt(n)
-    turned = directions[:kept] * np.sign(directions[:kept].sum(axis=1, keepdims=True) + 1e-30)
-    projection = (turned / widths[:, None] ** exponent).T / scale[:, None]
-    return PublicMap(mean.astype(np.float32), projection.astype(np.float32))

@@ -1,24 +1,14 @@
-"""Networks without batch statistics, public frozen backbones, and model <-> flat vector."""
+"""Build the trained part of a model: a network without batch statistics, or a head on a frozen backbone."""
 
-import io
-import json
-import pickle
-import struct
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import InputError
-from fedhpc.models.backbones import NAMES, Backbone, Whitening, public_backbone
+from fedhpc.models.backbones import Backbone
 from fedhpc.models.densenet import GROUPS, DenseNet
-from fedhpc.util.files import read_bytes, write_bytes
+from fedhpc.models.whitening import Whitening
 from fedhpc.util.rng import seed_of
 
 
@@ -72,13 +62,14 @@ def _fit_for_privacy(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             norm = nn.GroupNorm(GROUPS, module.num_features)
             before_sum = name.endswith(("bn2", "bn3"))
-            _replace(network, name, nn.Sequential(norm, Copy()) if before_sum else norm)
+            replace_module(network, name, nn.Sequential(norm, Copy()) if before_sum else norm)
         elif isinstance(module, nn.ReLU):
             module.inplace = False
     return network
 
 
-def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the one with this dotted name."""
     above, _, own = name.rpartition(".")
     setattr(network.get_submodule(above), own, module)
 
@@ -94,109 +85,3 @@ def _head(dim: int, kept: int | None, classes: int) -> nn.Module:
     linear = nn.Linear(kept, classes, bias=False)
     nn.init.zeros_(linear.weight)
     return nn.Sequential(Whitening(dim, kept), linear)
-
-
-def load_backbone(source: str) -> Backbone:
-    """A public extractor by its name (see `backbones.public_backbone`), or a fedhpc `model.pt` without its head.
-
-    Raises:
-        InputError: where there is no such backbone.
-    """
-    if source in NAMES:
-        return public_backbone(source)
-    if not Path(source).is_file():
-        raise InputError(f"model.backbone={source}: no such file; allowed: {', '.join(NAMES)} or the model.pt of a run")
-    saved = load_model(Path(source))
-    if saved.backbone is not None:
-        raise InputError(f"model.backbone={source}: is itself a head on a backbone; give a whole network's model.pt")
-    name = "fc" if hasattr(saved.network, "fc") else "class_layers.out"
-    dim = int(saved.network.get_submodule(name).in_features)  # type: ignore[arg-type]
-    _replace(saved.network, name, nn.Identity())
-    return Backbone(saved.network, dim, image_size=None)
-
-
-def parameter_count(model: nn.Module) -> int:
-    """d: how many parameters are trained and exchanged."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def layers_of(model: nn.Module) -> tuple[tuple[str, int], ...]:
-    """Name and size of every trained parameter tensor, in the order in which they make up the vector (public)."""
-    return tuple((name, p.numel()) for name, p in model.named_parameters() if p.requires_grad)
-
-
-def to_vector(model: nn.Module) -> F32:
-    """The trained parameters as one f32[d], in the module's own order."""
-    parts = [p.detach().reshape(-1).cpu() for p in model.parameters() if p.requires_grad]
-    return torch.cat(parts).numpy().astype(np.float32)
-
-
-@torch.no_grad()
-def from_vector(model: nn.Module, vector: F32) -> None:
-    """Set the trained parameters to f32[d]; raises ValueError where d is another."""
-    if vector.size != parameter_count(model):
-        raise ValueError(f"vector of {vector.size} entries for a model of {parameter_count(model)} parameters")
-    start = 0
-    for p in model.parameters():
-        if p.requires_grad:
-            p.copy_(torch.from_numpy(vector[start : start + p.numel()]).view_as(p))
-            start += p.numel()
-
-
-@dataclass(frozen=True)
-class SavedModel:
-    """A finished model: `network` takes harmonised images, or features of `backbone` where there is one."""
-
-    network: nn.Module
-    backbone: Backbone | None
-    config: RunConfig
-    task: Task
-    f1_thresholds: tuple[int, ...]
-
-
-def save_model(path: Path, model: nn.Module, facts: dict[str, Any]) -> None:
-    """Write weights only, with the JSON `facts` (config, classes, image_shape, f1_thresholds) to rebuild the model.
-
-    Raises:
-        FileError: where it cannot be written; a model that was there before is still there.
-    """
-    buffer = io.BytesIO()
-    torch.save({"state_dict": model.state_dict(), "facts": json.dumps(facts)}, buffer)
-    write_bytes(path, buffer.getbuffer())
-
-
-def load_model(path: Path) -> SavedModel:
-    """Read a `model.pt`, without unpickling any code.
-
-    Raises:
-        InputError: where it is not one, or its facts and its weights do not fit together.
-    """
-    content = read_bytes(path)
-    try:
-        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        facts = json.loads(saved["facts"])
-        config = RunConfig.model_validate(facts["config"])
-        task = Task(tuple(facts["classes"]), tuple(facts["image_shape"]))
-        thresholds = tuple(int(value) for value in facts["f1_thresholds"])
-    except (*UNREADABLE, ValidationError) as error:
-        raise _no_model(path, error) from None
-    backbone = load_backbone(config.model.backbone) if config.model.backbone else None
-    try:
-        network = build_model(config, task, backbone)
-        network.load_state_dict(saved["state_dict"])
-    except UNREADABLE as error:
-        raise _no_model(path, error) from None
-    return SavedModel(network.eval(), backbone, config, task, thresholds)
-
-
-MALFORMED = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-UNREADABLE = (*MALFORMED, AssertionError, ImportError, MemoryError, struct.error, pickle.UnpicklingError)
-"""What torch's unpickler raises at bytes that are no model: its machine checks little of what it reads."""
-
-
-def _no_model(path: Path, error: Exception) -> InputError:
-    cause = str(error).partition("\n")[0]
-    return InputError(
-        f"{path}: is not the model.pt of a fedhpc run ({type(error).__name__}: {cause}). Give the one that a finished "
-        "run of this version wrote"
-    )

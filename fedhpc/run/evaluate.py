@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fedhpc.errors import InputError, ShardError
-from fedhpc.models.build import SavedModel, load_model
 from fedhpc.models.device import prepare
+from fedhpc.models.saved import SavedModel, load_model
 from fedhpc.records.metrics import (
     bootstrap_aucs,
     bootstrap_histograms,

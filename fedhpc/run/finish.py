@@ -9,7 +9,8 @@ import numpy as np
 
 from fedhpc.compression.update import F32
 from fedhpc.errors import InputError
-from fedhpc.models.build import from_vector, parameter_count, save_model
+from fedhpc.models.saved import save_model
+from fedhpc.models.vector import from_vector, parameter_count
 from fedhpc.records.environment import git_commit
 from fedhpc.records.rounds import FLOAT32_BYTES, Measured, SiteReport, data_digest, largest, mean_of, summary_of
 from fedhpc.records.run_directory import RESTORE, RunDirectory

@@ -9,7 +9,9 @@ from fedhpc.compression.update import F32, pack_arrays, unpack_arrays
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.backbones import NAMES
-from fedhpc.models.build import SavedModel, Task, from_vector, layers_of, load_model, to_vector
+from fedhpc.models.build import Task
+from fedhpc.models.saved import SavedModel, load_model
+from fedhpc.models.vector import from_vector, layers_of, to_vector
 from fedhpc.records.rounds import data_digest
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport.collectives import run_on_all_ranks

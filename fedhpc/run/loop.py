@@ -15,7 +15,7 @@ from fedhpc.compression.codec import encode
 from fedhpc.compression.error_feedback import Coding, with_feedback
 from fedhpc.compression.update import AGGREGATOR, F32, Array, ArraySpec, Update, pack_arrays, unpack_arrays
 from fedhpc.errors import InputError, PayloadError, in_round
-from fedhpc.models.build import parameter_count, to_vector
+from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.records.checkpoint import load_state, save_state, saved_rounds
 from fedhpc.records.rounds import FLOAT32_BYTES, SiteReport, Validation, record_of
 from fedhpc.run.continuation import begin

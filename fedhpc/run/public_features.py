@@ -9,7 +9,8 @@ import numpy as np
 from fedhpc.compression.update import Array, pack_arrays, unpack_arrays
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
-from fedhpc.models.backbones import Backbone, PublicMap, fit_public_map
+from fedhpc.models.backbones import Backbone
+from fedhpc.models.whitening import PublicMap, fit_public_map
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
 from fedhpc.site.data.samples import FeatureSamples

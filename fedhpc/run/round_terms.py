@@ -5,7 +5,7 @@ import sys
 from fedhpc.algorithms.fedavg import Terms
 from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.error_feedback import Coding
-from fedhpc.models.build import layers_of, parameter_count
+from fedhpc.models.vector import layers_of, parameter_count
 from fedhpc.run.session import Session
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.site.training.local_sgd import one_step

@@ -12,8 +12,10 @@ from typing_extensions import TypedDict
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PayloadError, PrivacyError, ShardError, inside
 from fedhpc.models.backbones import Backbone
-from fedhpc.models.build import Task, build_model, load_backbone, parameter_count
+from fedhpc.models.build import Task, build_model
 from fedhpc.models.device import Device, prepare
+from fedhpc.models.saved import load_backbone
+from fedhpc.models.vector import parameter_count
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import PrivacyPlan, check_plan, plan_privacy
 from fedhpc.records.checkpoint import saved_rounds

@@ -12,8 +12,8 @@ from fedhpc.compression.top_k import refusal
 from fedhpc.compression.update import F32, LARGEST_ENTRY
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import Interrupted, PayloadError, PrivacyError, SiteError, site_failure
-from fedhpc.models.build import from_vector, layers_of, to_vector
 from fedhpc.models.device import Device
+from fedhpc.models.vector import from_vector, layers_of, to_vector
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
 from fedhpc.privacy.ledger import Ledger, RunTerms, SiteAccount

@@ -11,9 +11,9 @@ from fedhpc.audit.canaries import Blank, CanarySamples, head_canaries, network_c
 from fedhpc.audit.mechanism import Mechanism, mechanism_config
 from fedhpc.audit.target import Subject
 from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released
-from fedhpc.models.backbones import Whitening
-from fedhpc.models.build import to_vector
 from fedhpc.models.device import Device
+from fedhpc.models.vector import to_vector
+from fedhpc.models.whitening import Whitening
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.training.dp_sgd import Units
 from fedhpc.site.training.local_sgd import mirrored

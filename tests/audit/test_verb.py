@@ -25,7 +25,7 @@ from fedhpc.audit.report import PUBLIC_RESULT_KEYS, told_part
 from fedhpc.audit.target import Subject, Target, find_target, open_subject
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
-from fedhpc.models.build import to_vector
+from fedhpc.models.vector import to_vector
 from fedhpc.privacy.places import VARIABLE
 from fedhpc.privacy.site_ledger import SiteLedger, Terms
 from fedhpc.records.checkpoint import save_state

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import SiteError
-from fedhpc.models.build import layers_of, parameter_count, to_vector
 from fedhpc.models.device import Device
+from fedhpc.models.vector import layers_of, parameter_count, to_vector
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import PrivacyPlan

@@ -9,8 +9,10 @@ import torch
 
 from data_prep.shard_writer import write_shard
 from fedhpc.config.schema import RunConfig, Runtime, Training
-from fedhpc.models.build import Backbone, Task, build_model, to_vector
+from fedhpc.models.backbones import Backbone
+from fedhpc.models.build import Task, build_model
 from fedhpc.models.device import Device, prepare
+from fedhpc.models.vector import to_vector
 from fedhpc.site.data.harmonise import harmonise
 from fedhpc.site.data.samples import FeatureSamples, ImageSamples, PooledSamples
 from fedhpc.site.data.shard import Shard

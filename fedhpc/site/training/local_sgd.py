@@ -11,8 +11,8 @@ from torch import nn
 
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig, Training
-from fedhpc.models.build import from_vector, to_vector
 from fedhpc.models.device import Device
+from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import Entropy, PrivateStep, Terms, Units, physical_batches

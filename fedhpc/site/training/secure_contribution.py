@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from fedhpc.config.schema import Privacy, RunConfig
 from fedhpc.errors import PrivacyError
-from fedhpc.models.build import parameter_count
 from fedhpc.models.device import Device
+from fedhpc.models.vector import parameter_count
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.skellam import SMALLEST_VARIANCE, draw, variance_for
 from fedhpc.site.data.samples import Samples

@@ -1,0 +1,35 @@
+"""The trained parameters of a model as one flat vector, in the module's own order."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedhpc.compression.update import F32
+
+
+def parameter_count(model: nn.Module) -> int:
+    """d: how many parameters are trained and exchanged."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def layers_of(model: nn.Module) -> tuple[tuple[str, int], ...]:
+    """Name and size of every trained parameter tensor, in the order in which they make up the vector (public)."""
+    return tuple((name, p.numel()) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def to_vector(model: nn.Module) -> F32:
+    """The trained parameters as one f32[d], in the module's own order."""
+    parts = [p.detach().reshape(-1).cpu() for p in model.parameters() if p.requires_grad]
+    return torch.cat(parts).numpy().astype(np.float32)
+
+
+@torch.no_grad()
+def from_vector(model: nn.Module, vector: F32) -> None:
+    """Set the trained parameters to f32[d]; raises ValueError where d is another."""
+    if vector.size != parameter_count(model):
+        raise ValueError(f"vector of {vector.size} entries for a model of {parameter_count(model)} parameters")
+    start = 0
+    for p in model.parameters():
+        if p.requires_grad:
+            p.copy_(torch.from_numpy(vector[start : start + p.numel()]).view_as(p))
+            start += p.numel()
