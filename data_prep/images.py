@@ -119,7 +119,7 @@ def _refuse_unreadable(job: ImageImport, left: Sequence[LeftOut]) -> None:
     if not wrong or job.skip_unreadable:
         return
     repair = " or repair them with --repair-nan" if any(entry.reason == NOT_FINITE for entry in wrong) else ""
-    refuse(job, [*reasons(wrong), f"mend these files{repair}, or leave them out with --skip-unreadable"])
+    refuse(job, [*reasons(wrong), f"correct these files{repair}, or leave them out with --skip-unreadable"])
 
 
 def _divide(job: ImageImport, cohort: Cohort) -> tuple[npt.NDArray[np.bool_], Ints, npt.NDArray[np.uint8]]:

@@ -93,7 +93,7 @@ def train(config: RunConfig | str | Path, run_dir: str | Path | None = None, *, 
         InputError: bad config, bad shard, a run directory of another config. At every rank, with the same message.
     """
     from fedhpc.run.agreement import Source, check_start
-    from fedhpc.run.preemption import Notice
+    from fedhpc.run.preemption import StopRequest
     from fedhpc.run.train import Work
     from fedhpc.run.train import train as train_here
     from fedhpc.transport.mpi import abort_at_exit, connect
@@ -105,7 +105,7 @@ def train(config: RunConfig | str | Path, run_dir: str | Path | None = None, *, 
     source = Source(loaded, [], directory)
     try:
         check_start(transport, source)
-        train_here(Work(source, stop_after), transport, Notice(), startup)
+        train_here(Work(source, stop_after), transport, StopRequest(), startup)
     except InputError:
         raise
     except BaseException:

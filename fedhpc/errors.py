@@ -1,4 +1,4 @@
-"""The errors that a user can cause and can mend.
+"""The errors that a user can cause and can correct.
 
 Every message names the value, the place (file, key, site, round), what is allowed and what to do next. The command line
 prints it without a traceback and exits with status 2.
@@ -46,7 +46,7 @@ class PrivacyError(InputError):
 
 
 class PayloadError(Exception):
-    """An update that must not go through the door, or bytes that came through it and are not what they claim to be."""
+    """An update that must not be sent, or bytes that were received and are not what they claim to be."""
 
 
 class ExchangeError(PayloadError):

@@ -8,17 +8,17 @@ import pytest
 
 from fedhpc.algorithms.fedavg import (
     GlobalState,
-    Memory,
     Participant,
+    Residuals,
+    RoundConfig,
     RoundResult,
-    Terms,
     federate,
-    fresh_memory,
+    fresh_residuals,
     mean_update,
     placement,
     site_round,
 )
-from fedhpc.compression.error_feedback import Coding
+from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.compression.update import F32
 from fedhpc.errors import PayloadError
 from fedhpc.transport.egress_log import Kind
@@ -42,7 +42,7 @@ class Puller:
 
 
 def run(
-    sites: Sequence[Participant], terms: Terms, d: int, go_on: int = 1000
+    sites: Sequence[Participant], terms: RoundConfig, d: int, go_on: int = 1000
 ) -> tuple[GlobalState, str, list[RoundResult]]:
     results: list[RoundResult] = []
 
@@ -50,17 +50,21 @@ def run(
         results.append(result)
         return len(results) < go_on
 
-    start = (GlobalState(0, np.zeros(d, np.float32)), fresh_memory(sites, d))
+    start = (GlobalState(0, np.zeros(d, np.float32)), fresh_residuals(sites, d))
     state, stopped = federate(sites, start, terms, AloneTransport(), on_round)
     return state, stopped, results
 
 
 def terms_of(
-    rounds: int, up: float | Coding, down: float | Coding, weights: tuple[int, ...], seed: int | None = None
-) -> Terms:
+    rounds: int,
+    up: float | CompressionConfig,
+    down: float | CompressionConfig,
+    weights: tuple[int, ...],
+    seed: int | None = None,
+) -> RoundConfig:
     """A density stands for that share of the entries as they are."""
-    codings = [coding if isinstance(coding, Coding) else Coding(coding) for coding in (up, down)]
-    return Terms(rounds, *codings, tuple("abc"[: len(weights)]), weights, seed)
+    codings = [coding if isinstance(coding, CompressionConfig) else CompressionConfig(coding) for coding in (up, down)]
+    return RoundConfig(rounds, *codings, tuple("abc"[: len(weights)]), weights, seed)
 
 
 def pullers(d: int = 3) -> list[Puller]:
@@ -97,12 +101,14 @@ class Fixed(Puller):
         (0.5, 1, None),
         (1, 0.1, None),
         (0.1, 0.1, None),
-        (Coding(0.1, 4), Coding(0.2, 3), None),
-        (Coding(1, 5), Coding(1, 4), 1),
-        (Coding(0.2, 4, (("x", 10), ("y", 30)), per_tensor=True), Coding(1, 16), 1),
+        (CompressionConfig(0.1, 4), CompressionConfig(0.2, 3), None),
+        (CompressionConfig(1, 5), CompressionConfig(1, 4), 1),
+        (CompressionConfig(0.2, 4, (("x", 10), ("y", 30)), per_tensor=True), CompressionConfig(1, 16), 1),
     ],
 )
-def test_nothing_is_lost_on_the_way(up: float | Coding, down: float | Coding, seed: int | None) -> None:
+def test_nothing_is_lost_on_the_way(
+    up: float | CompressionConfig, down: float | CompressionConfig, seed: int | None
+) -> None:
     """What all sites trained equals what arrived plus what sites and server still keep (weights equal)."""
     sites = [Fixed(n, i, np.arange(i, i + 40, dtype=np.float32)) for i, n in enumerate("ab")]
     state, _, results = run(sites, terms_of(7, up, down, (1, 1), seed), 40)
@@ -136,7 +142,7 @@ class Weighing(AloneTransport):
 def test_traffic_is_what_passed_and_follows_each_density_by_itself() -> None:
     def traffic(up: float, down: float) -> tuple[int, int]:
         sites, transport, results = random_targets(1000), Weighing(), []
-        start = (GlobalState(0, np.zeros(1000, np.float32)), fresh_memory(sites, 1000))
+        start = (GlobalState(0, np.zeros(1000, np.float32)), fresh_residuals(sites, 1000))
         federate(sites, start, terms_of(1, up, down, (1, 1)), transport, lambda result: results.append(result) or True)
         found = results[0].traffic
         assert (found.up_bytes, found.down_bytes) == (tuple(transport.up), transport.down)
@@ -152,10 +158,10 @@ def test_traffic_is_what_passed_and_follows_each_density_by_itself() -> None:
 @pytest.mark.parametrize("seed", [None, 5])
 def test_a_run_goes_on_from_its_memory_with_the_same_bits(seed: int | None) -> None:
     """Rounding errors that were kept are sent after the restart, and the draws are those of the round."""
-    terms, sites = terms_of(4, Coding(0.1, 3), Coding(0.2, 3), (1, 2), seed), random_targets(500)
+    terms, sites = terms_of(4, CompressionConfig(0.1, 3), CompressionConfig(0.2, 3), (1, 2), seed), random_targets(500)
     straight, _, _ = run(sites, terms, 500)
     _, _, results = run(sites, terms, 500, go_on=1)
-    memory = Memory(results[0].residuals, results[0].server_residual)
+    memory = Residuals(results[0].residuals, results[0].server_residual)
     resumed, _ = federate(sites, (results[0].state, memory), terms, AloneTransport(), lambda _: True)
     assert memory.residuals["a"].any()
     assert resumed.params.tobytes() == straight.params.tobytes()
@@ -165,7 +171,7 @@ def test_rounding_is_another_at_each_site_and_round() -> None:
     """The same update at both: what is rounded up at one would otherwise be rounded up at all, and in every round."""
     update = np.random.default_rng(0).standard_normal(300, np.float32)
     sites = [Fixed(name, i, update) for i, name in enumerate("ab")]
-    terms, nothing = terms_of(2, Coding(1, 4), 1, (1, 1), seed=3), np.zeros(300, np.float32)
+    terms, nothing = terms_of(2, CompressionConfig(1, 4), 1, (1, 1), seed=3), np.zeros(300, np.float32)
     kept = [
         site_round(site, GlobalState(round, nothing), nothing, terms)[1].tobytes() for site in sites for round in (0, 1)
     ]
@@ -185,7 +191,7 @@ def test_who_sent_it_is_named_where_a_payload_is_damaged() -> None:
 def test_an_update_of_implausible_size_is_refused_before_it_is_folded(value: float) -> None:
     """3e36 is finite, and so is its mean; the model after it is of no use."""
     state = GlobalState(4, np.zeros(3, np.float32))
-    terms = terms_of(9, Coding(1, layers=(("conv", 2), ("head", 1))), 1, (1, 1))
+    terms = terms_of(9, CompressionConfig(1, layers=(("conv", 2), ("head", 1))), 1, (1, 1))
     sites = [Fixed("a", 0, np.ones(3, np.float32)), Fixed("b", 1, np.array([1, 2, value], np.float32))]
     payloads = [site_round(site, state, np.zeros(3, np.float32), terms)[0] for site in sites]
     with pytest.raises(PayloadError, match=r"^site b: round 5: entry 0 of layer head of its update is "):
@@ -194,8 +200,8 @@ def test_an_update_of_implausible_size_is_refused_before_it_is_folded(value: flo
 
 def test_site_and_layer_are_named_where_what_is_kept_overflows() -> None:
     site = Fixed("a", 0, np.array([1, 2, 3e38], np.float32))
-    memory = Memory({"a": site.target}, np.zeros(3, np.float32))
-    terms = terms_of(1, Coding(1, layers=(("conv", 2), ("head", 1))), 1, (1,))
+    memory = Residuals({"a": site.target}, np.zeros(3, np.float32))
+    terms = terms_of(1, CompressionConfig(1, layers=(("conv", 2), ("head", 1))), 1, (1,))
     with pytest.raises(PayloadError, match="site a, round 1: entry 0 of layer head is inf"):
         site_round(site, GlobalState(0, np.zeros(3, np.float32)), memory.residuals["a"], terms)
 

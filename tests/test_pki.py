@@ -37,8 +37,8 @@ def test_what_init_makes(folder: Path) -> None:
         one.verify_directly_issued_by(ca)
         assert one.subject.rfc4514_string() == f"CN={name}"
         usage = one.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        office = name == AGGREGATOR_NAME
-        assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH if office else ExtendedKeyUsageOID.CLIENT_AUTH]
+        aggregator = name == AGGREGATOR_NAME
+        assert list(usage) == [ExtendedKeyUsageOID.SERVER_AUTH if aggregator else ExtendedKeyUsageOID.CLIENT_AUTH]
         assert not one.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     assert ca.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
 

@@ -16,7 +16,7 @@ from fedhpc.cli.main import BAD_INPUT, FAILED, FINISHED, INTERRUPTED, RESUMABLE,
 from fedhpc.errors import InputError, Interrupted
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.records.checkpoint import DIGEST, OWNER, forget_after, intact_rounds, load_state, save_state, saved_rounds
-from fedhpc.run.preemption import Notice
+from fedhpc.run.preemption import StopRequest
 from fedhpc.transport import pki
 from tests.broken_runs import PHASES, on_entering, signal_myself
 from tests.conftest import run_limited
@@ -293,10 +293,10 @@ def test_three_states_are_kept_and_later_ones_forgotten(tmp_path: Path) -> None:
 
 def test_the_last_step_is_never_left(capsys: pytest.CaptureFixture[str]) -> None:
     """A site that has trained has paid for it: only an unfinished training is given up."""
-    notice = Notice(asked_s=0.0, by="SIGUSR1")
+    notice = StopRequest(asked_s=0.0, by="SIGUSR1")
     step = notice.watched(lambda done, total: None, patience_s=0.0)
     with pytest.raises(Interrupted):
         step(1, 2)
     step(2, 2)
-    Notice().watched(lambda done, total: None, patience_s=0.0)(1, 2)
-    Notice(asked_s=0.0).watched(lambda done, total: None, patience_s=1e12)(1, 2)
+    StopRequest().watched(lambda done, total: None, patience_s=0.0)(1, 2)
+    StopRequest(asked_s=0.0).watched(lambda done, total: None, patience_s=1e12)(1, 2)

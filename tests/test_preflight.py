@@ -1,4 +1,4 @@
-"""What the preflight makes of the facts of all ranks, the seats of pinned hospitals, and paths of shards."""
+"""What the preflight makes of the facts of all ranks, the places of pinned hospitals, and paths of shards."""
 
 import os
 from dataclasses import replace
@@ -113,7 +113,7 @@ def test_seats() -> None:
     assert rank_order(["n2", "n1", "n3"], [None, "n1", "n2"]) == [2, 1, 0], "an aggregator takes what is left"
     with pytest.raises(InputError, match="pinned to n9, and no rank is left for it there; ranks are on n1, n2"):
         rank_order(["n1", "n2"], ["n1", "n9"])
-    with pytest.raises(InputError, match="2 ranks for 3 seats"):
+    with pytest.raises(InputError, match="2 ranks for 3 of them"):
         rank_order(["n1", "n2"], ["n1", None, None])
     with pytest.raises(InputError, match="pinned to n2"):
         rank_order(["n1"], ["n1", "n2"])

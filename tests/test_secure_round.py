@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 import yaml
 
-from fedhpc.algorithms.fedavg import GlobalState, RoundResult, Terms, federate, fresh_memory
+from fedhpc.algorithms.fedavg import GlobalState, RoundConfig, RoundResult, federate, fresh_residuals
 from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.codec import FIXED
-from fedhpc.compression.error_feedback import Coding
+from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.compression.update import F32, I64
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import Privacy
 from fedhpc.errors import ConfigError, SiteError
 from fedhpc.secagg.masks import SumTerms, most_dropouts
 from fedhpc.secagg.protocol import round_bytes
-from fedhpc.site.hospital import Hospital, Workplace
-from fedhpc.site.training.secure_contribution import Grid
+from fedhpc.site.hospital import Hospital, SiteContext
+from fedhpc.site.training.secure_contribution import IntegerGrid
 from fedhpc.transport.mpi import AloneTransport
 from tests.exchange.test_secure_sum import signing_sites
 
 D, UNIT = 5, 2**-10
-GRID = Grid(clip_units=2**10, l2=2.0**10, site_variance=0.0, width_bytes=3)
+GRID = IntegerGrid(clip_units=2**10, l2=2.0**10, site_variance=0.0, width_bytes=3)
 NAMES, WEIGHTS = ("a", "b", "c", "d", "e", "f"), (1, 2, 3, 4, 5, 6)
 
 
@@ -50,13 +50,13 @@ class Giver:
             raise SiteError(f"site {self.name}, round {round}: no ledger")
         self.charged.append(round)
 
-    def contribute(self, params: F32, round: int, grid: Grid) -> I64:
+    def contribute(self, params: F32, round: int, grid: IntegerGrid) -> I64:
         if round in self.fails_in:
             raise SiteError(f"site {self.name}, round {round}: no memory")
         return np.arange(D) * (self.index + 1) - 3 * round
 
 
-def secure_terms(rounds: int, tolerated: int, told: list[str]) -> Terms:
+def secure_terms(rounds: int, tolerated: int, told: list[str]) -> RoundConfig:
     privacy = Privacy(sample_rate=1, trust="sites", colluding_sites=1, tolerated_dropouts=tolerated)
     mean = SecureMean(
         terms=SumTerms(6, 6 - tolerated, D, GRID.width_bytes, colluding=1),
@@ -67,13 +67,13 @@ def secure_terms(rounds: int, tolerated: int, told: list[str]) -> Terms:
         tell=told.append,
         identities=dict(enumerate(signing_sites(6))),
     )
-    return Terms(rounds, Coding(1), Coding(1), NAMES, WEIGHTS, secure=mean)
+    return RoundConfig(rounds, CompressionConfig(1), CompressionConfig(1), NAMES, WEIGHTS, secure=mean)
 
 
 def run(sites: list[Giver], rounds: int, tolerated: int) -> tuple[list[RoundResult], list[str]]:
     results: list[RoundResult] = []
     told: list[str] = []
-    start = (GlobalState(0, np.zeros(D, np.float32)), fresh_memory(sites, D))
+    start = (GlobalState(0, np.zeros(D, np.float32)), fresh_residuals(sites, D))
     federate(sites, start, secure_terms(rounds, tolerated, told), AloneTransport(), lambda r: not results.append(r))
     return results, told
 
@@ -152,7 +152,7 @@ def test_a_hospital_that_cannot_write_its_ledger_does_not_enter(tmp_path: Path) 
             return np.empty(0, np.int64)
 
     config = load_config(write(tmp_path / "c.yaml", GOOD), [f"data.shards={tmp_path}/{{site}}.h5"])
-    place = Workplace(config, None, None, PrivacyPlan(100.0, 1.0, 1, "skellam"), lambda *_: None)  # type: ignore[arg-type]
+    place = SiteContext(config, None, None, PrivacyPlan(100.0, 1.0, 1, "skellam"), lambda *_: None)  # type: ignore[arg-type]
     hospital = Hospital("a", 0, 3, NoSamples(), place)  # type: ignore[arg-type]
     hospital.keep_ledger(tmp_path / "ledger.jsonl", "run")
     hospital.enter(0)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from data_prep.phantom.fields import Float, Grid, draw_coefficients, smooth_fields
+from data_prep.phantom.fields import Float, PixelGrid, draw_coefficients, smooth_fields
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -97,7 +97,7 @@ def _rotation(angle_rad: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float
     return np.array([[cosine, -sine], [sine, cosine]])
 
 
-def template_points(pose: Pose, grid: Grid) -> Float:
+def template_points(pose: Pose, grid: PixelGrid) -> Float:
     """Where each fine pixel lies in the template: float32 (2, fine_size, fine_size), y and x in mm from its middle."""
     place = grid.fine_positions_mm()
     rows, columns = place[:, None], place[None, :]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from data_prep.phantom import anatomy, lesions
 from data_prep.phantom.anatomy import AnatomyRange
 from data_prep.phantom.ct import ct_image
-from data_prep.phantom.fields import Float, Grid
+from data_prep.phantom.fields import Float, PixelGrid
 from data_prep.phantom.mri import mri_image
 from data_prep.phantom.plan import Plan, draw_plan, share_out
 from data_prep.phantom.sites import SiteProtocol, default_sites
@@ -131,7 +131,7 @@ def draw_patient(rng: np.random.Generator, cohort: Cohort, label: int) -> Patien
     return Patient(pose, z_mm, lesions.draw_lesion(rng, aggressiveness, diameter_mm, places_mm))
 
 
-def patient_fractions(rng: np.random.Generator, patient: Patient, grid: Grid, number: int) -> Float:
+def patient_fractions(rng: np.random.Generator, patient: Patient, grid: PixelGrid, number: int) -> Float:
     """Tissue fractions (10, fine_size, fine_size) in the patient's picture `number`: a section within 3 mm."""
     points = anatomy.template_points(anatomy.reposition(rng, patient.pose), grid)
     healthy = anatomy.warp(anatomy.section(patient.z_mm + float(rng.uniform(-3, 3))), points)
@@ -143,7 +143,7 @@ def patient_images(
     rng: np.random.Generator, cohort: Cohort, site: str, patient: Patient, is_ct: NDArray[np.bool_]
 ) -> Iterator[NDArray[np.uint8]]:
     """One picture uint8 (image_size, image_size) for each entry of is_ct."""
-    grid, protocol = Grid(cohort.image_size), cohort.sites[site]
+    grid, protocol = PixelGrid(cohort.image_size), cohort.sites[site]
     for number, by_ct in enumerate(is_ct):
         fractions = patient_fractions(rng, patient, grid, number)
         if by_ct:

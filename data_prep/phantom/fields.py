@@ -15,7 +15,7 @@ ORDER = 5
 
 
 @dataclass(frozen=True)
-class Grid:
+class PixelGrid:
     """A square picture of `size` pixels over the field of view; rendered OVERSAMPLING times finer."""
 
     size: int
@@ -61,7 +61,7 @@ def smooth_fields(coefficients: Float, size: int) -> Float:
     return fields.astype(np.float32, copy=False)
 
 
-def speckle(rng: np.random.Generator, grid: Grid, sigma_mm: float) -> Float:
+def speckle(rng: np.random.Generator, grid: PixelGrid, sigma_mm: float) -> Float:
     """Gaussian noise of unit variance, smoothed by a Gaussian of sigma_mm, float32 (fine_size, fine_size)."""
     white = rng.standard_normal((grid.fine_size, grid.fine_size), dtype=np.float32)
     sigma = sigma_mm / grid.fine_pixel_mm
@@ -76,7 +76,7 @@ def mix(values: NDArray[np.float64], fractions: Float) -> Float:
     return mixed
 
 
-def detect(fine: Float, grid: Grid, psf_fwhm_mm: float) -> Float:
+def detect(fine: Float, grid: PixelGrid, psf_fwhm_mm: float) -> Float:
     """Blur by the point spread (Gaussian, full width at half maximum in mm) and average to picture pixels.
 
     (fine_size, fine_size) -> (size, size); the Gaussian point spread of MRI with a smooth k-space filter and of CT.

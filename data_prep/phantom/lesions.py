@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from data_prep.phantom.anatomy import ASSETS, ENHANCING, GREY, NECROSIS, OEDEMA, SOLID, TISSUES, WHITE
-from data_prep.phantom.fields import Float, Grid, speckle
+from data_prep.phantom.fields import Float, PixelGrid, speckle
 
 EARLY_MM = 25.0  # a lesion of smaller diameter is in the early stage
 DIAMETER_MM = (10.0, 60.0)
@@ -138,6 +138,6 @@ def add_lesion(fractions: Float, distance_mm: Float, lesion: Lesion, texture: Fl
     return result
 
 
-def lesion_texture(rng: np.random.Generator, grid: Grid) -> Float:
+def lesion_texture(rng: np.random.Generator, grid: PixelGrid) -> Float:
     """The unevenness of one lesion section: speckle of 3 mm, (fine_size, fine_size)."""
     return speckle(rng, grid, 3.0)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.phantom.anatomy import TISSUES, WHITE
-from data_prep.phantom.fields import Float, Grid, detect, draw_coefficients, mix, smooth_fields, to_uint8
+from data_prep.phantom.fields import Float, PixelGrid, detect, draw_coefficients, mix, smooth_fields, to_uint8
 
 Column = NDArray[np.float64]
 
@@ -92,7 +92,7 @@ def bias_field(rng: np.random.Generator, size: int, strength: float) -> Float:
     return field
 
 
-def mri_image(rng: np.random.Generator, fractions: Float, grid: Grid, protocol: MriProtocol) -> NDArray[np.uint8]:
+def mri_image(rng: np.random.Generator, fractions: Float, grid: PixelGrid, protocol: MriProtocol) -> NDArray[np.uint8]:
     """Picture uint8 (size, size) of tissue fractions (10, fine_size, fine_size); TR and TE vary by 5 %."""
     jitter = np.exp(0.05 * rng.standard_normal(2))
     scan = replace(protocol, tr_ms=protocol.tr_ms * jitter[0], te_ms=protocol.te_ms * jitter[1])

@@ -13,8 +13,8 @@ FedAvg is McMahan et al. 2017, Algorithm 1; sparse exchange both ways with memor
 The sequential and the MPI driver run these same functions; only the `Transport` differs. The same seed gives the same
 bits in both at any number of ranks, because payloads are folded in site order by one plain loop.
 
-With `privacy.trust: sites` the aggregator gets u without any u_i: `Terms.secure` then stands in for `in_the_open`, and
-the rest of the round is the same (see `fedhpc.algorithms.secure_fedavg`).
+With `privacy.trust: sites` the aggregator gets u without any u_i: `RoundConfig.secure` then stands in for
+`in_the_open`, and the rest of the round is the same (see `fedhpc.algorithms.secure_fedavg`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ import numpy as np
 
 from fedhpc.aggregation.mean import WeightedMean
 from fedhpc.compression.codec import decode, encode
-from fedhpc.compression.error_feedback import Coding, with_feedback
+from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.top_k import Layers, entry_name
 from fedhpc.compression.update import AGGREGATOR, F32, LARGEST_ENTRY, Update
 from fedhpc.errors import Interrupted, PayloadError, at
@@ -81,7 +81,7 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class Terms:
+class RoundConfig:
     """What all have agreed on (public).
 
     Attributes:
@@ -93,8 +93,8 @@ class Terms:
     """
 
     rounds: int
-    up: Coding
-    down: Coding
+    up: CompressionConfig
+    down: CompressionConfig
     sites: tuple[str, ...]
     weights: tuple[int, ...]
     rounding_seed: int | None = None
@@ -107,7 +107,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What crossed the wall in one round, counted at the aggregator: `len` of every payload."""
+    """What was exchanged in one round, counted at the aggregator: `len` of every payload."""
 
     up_bytes: tuple[int, ...]
     down_bytes: int
@@ -143,14 +143,14 @@ class Collector(Protocol):
 
 
 @dataclass(frozen=True)
-class Memory:
+class Residuals:
     """What a rank carries from round to round: its sites' residuals by name, and the aggregator's (rank 0)."""
 
     residuals: Mapping[str, F32]
     server_residual: F32
 
 
-def site_round(site: Participant, state: GlobalState, residual: F32, terms: Terms) -> tuple[bytes, F32]:
+def site_round(site: Participant, state: GlobalState, residual: F32, terms: RoundConfig) -> tuple[bytes, F32]:
     """One hospital's part: (payload to send, new residual)."""
     update = site.train(state.params, state.round)
     with at(f"site {site.name}, round {state.round + 1}"):
@@ -158,7 +158,7 @@ def site_round(site: Participant, state: GlobalState, residual: F32, terms: Term
     return encode(Update(site.index, state.round, sent)), residual
 
 
-def mean_update(payloads: Iterable[bytes], state: GlobalState, terms: Terms) -> F32:
+def mean_update(payloads: Iterable[bytes], state: GlobalState, terms: RoundConfig) -> F32:
     """The aggregator's view of the sites: the weighted mean of their updates.
 
     Payloads come in site order; each is folded before the next is taken, so that memory does not grow with the sites.
@@ -188,7 +188,7 @@ def check_plausible(update: Update, layers: Layers) -> None:
         )
 
 
-def server_round(mean: F32, state: GlobalState, residual: F32, terms: Terms) -> tuple[bytes, F32]:
+def server_round(mean: F32, state: GlobalState, residual: F32, terms: RoundConfig) -> tuple[bytes, F32]:
     """The aggregator's part: (payload for all, new residual)."""
     with at(f"aggregator, round {state.round + 1}"):
         sent, residual = with_feedback(mean, residual, terms.down, terms.draws(state.round, AGGREGATOR))
@@ -205,8 +205,8 @@ def next_state(state: GlobalState, payload: bytes) -> GlobalState:
 
 def federate(
     sites: Sequence[Participant],
-    start: tuple[GlobalState, Memory],
-    terms: Terms,
+    start: tuple[GlobalState, Residuals],
+    terms: RoundConfig,
     transport: Transport,
     on_round: Callable[[RoundResult], bool],
 ) -> tuple[GlobalState, str]:
@@ -230,14 +230,14 @@ def federate(
             result = _one_round(sites, state, memory, terms, transport)
         except Interrupted:
             return state, "preempted"
-        state, memory = result.state, Memory(result.residuals, result.server_residual)
+        state, memory = result.state, Residuals(result.residuals, result.server_residual)
         if not on_round(result) and state.round < terms.rounds:
             return state, "preempted"
     return state, "finished"
 
 
 def _one_round(
-    sites: Sequence[Participant], state: GlobalState, memory: Memory, terms: Terms, transport: Transport
+    sites: Sequence[Participant], state: GlobalState, memory: Residuals, terms: RoundConfig, transport: Transport
 ) -> RoundResult:
     watch = Stopwatch()
     collect = terms.secure or in_the_open(terms)
@@ -254,7 +254,7 @@ def _one_round(
     return RoundResult(after, got.residuals, server_residual, traffic, watch, got.dropped)
 
 
-def in_the_open(terms: Terms) -> "Collector":
+def in_the_open(terms: RoundConfig) -> "Collector":
     """Every site's update comes to the aggregator as it is."""
 
     def collect(
@@ -291,9 +291,9 @@ def _weighed(received: Iterator[bytes], up_bytes: list[int], watch: Stopwatch) -
         yield payload
 
 
-def fresh_memory(sites: Sequence[Participant], size: int) -> Memory:
+def fresh_residuals(sites: Sequence[Participant], size: int) -> Residuals:
     """No residuals yet: zeros, f32[size]."""
-    return Memory({site.name: np.zeros(size, np.float32) for site in sites}, np.zeros(size, np.float32))
+    return Residuals({site.name: np.zeros(size, np.float32) for site in sites}, np.zeros(size, np.float32))
 
 
 def placement(sites: int, ranks: int, dedicated: bool) -> list[range]:

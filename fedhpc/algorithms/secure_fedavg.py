@@ -23,9 +23,9 @@ from fedhpc.config.schema import Privacy
 from fedhpc.errors import SiteError
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.secagg.messages import CONFIRMED, KEYS, MASKED, REVEALED, SHARES, split_broadcast
-from fedhpc.secagg.protocol import MaskedSite, SumOffice
+from fedhpc.secagg.protocol import MaskedSite, SumAggregator
 from fedhpc.secagg.signatures import SigningSite
-from fedhpc.site.training.secure_contribution import Grid
+from fedhpc.site.training.secure_contribution import IntegerGrid
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.stopwatch import Stopwatch
 
@@ -38,7 +38,7 @@ class SecureParticipant(Participant, Protocol):
     def enter(self, round: int) -> None:
         """Charge the ledger for the round; raises SiteError where it cannot."""
 
-    def contribute(self, params: F32, round: int, grid: Grid) -> I64:
+    def contribute(self, params: F32, round: int, grid: IntegerGrid) -> I64:
         """The clipped sum with the share of the noise, int64[d]; raises SiteError where training fails."""
 
 
@@ -57,7 +57,7 @@ class SecureMean:
     """
 
     terms: SumTerms
-    grid: Grid
+    grid: IntegerGrid
     sites: tuple[tuple[str, int], ...]
     privacy: Privacy
     step: Callable[[GlobalState, F32], F32]
@@ -77,34 +77,34 @@ class SecureMean:
         Raises:
             SiteError: one site failed and none may, or (at rank 0) more dropped out than are tolerated.
         """
-        seats = {site.index: _Seat(cast(SecureParticipant, site), self, state) for site in sites}
-        office = SumOffice(self.terms, state.round) if transport.rank == 0 else None
-        relay = _Relay(transport, state.round + 1, office, [name for name, _ in self.sites], tuple(seats))
+        participants = {site.index: _Masked(cast(SecureParticipant, site), self, state) for site in sites}
+        aggregator = SumAggregator(self.terms, state.round) if transport.rank == 0 else None
+        relay = _Relay(transport, state.round + 1, aggregator, [name for name, _ in self.sites], tuple(participants))
         with watch.phase("exchange"):
-            keys = self._attempt(seats, _Seat.enter)
+            keys = self._attempt(participants, _Masked.enter)
             roster = relay(KEYS, keys)
-            shares = relay(SHARES, {index: seats[index].masks.share(roster) for index in keys})
+            shares = relay(SHARES, {index: participants[index].masks.share(roster) for index in keys})
         with watch.phase("train"):
-            masked = self._attempt({index: seats[index] for index in keys}, lambda seat: seat.train(shares))
+            masked = self._attempt({index: participants[index] for index in keys}, lambda one: one.train(shares))
         with watch.phase("exchange"):
             survivors = relay(MASKED, masked)
-            confirmed = relay(CONFIRMED, {index: seats[index].masks.confirm(survivors) for index in masked})
-            relay(REVEALED, {index: seats[index].masks.reveal(confirmed) for index in masked})
+            confirmed = relay(CONFIRMED, {index: participants[index].masks.confirm(survivors) for index in masked})
+            relay(REVEALED, {index: participants[index].masks.reveal(confirmed) for index in masked})
         stayed = split_broadcast(MASKED, state.round, survivors, 0)
         dropped = tuple(name for index, (name, _) in enumerate(self.sites) if index not in stayed)
-        if office is None:
+        if aggregator is None:
             return Collected(None, residuals, (), dropped=dropped)
         with watch.phase("aggregate"):
             weight = sum(self.sites[index][1] for index in stayed)
-            mean = self.step(state, self.grid.mean_gradient(office.total(), weight, self.privacy))
+            mean = self.step(state, self.grid.mean_gradient(aggregator.total(), weight, self.privacy))
         return Collected(mean, residuals, tuple(relay.up_bytes), relay.down_bytes, dropped)
 
-    def _attempt(self, seats: Mapping[int, "_Seat"], work: Callable[["_Seat"], T]) -> dict[int, T]:
+    def _attempt(self, participants: Mapping[int, "_Masked"], work: Callable[["_Masked"], T]) -> dict[int, T]:
         """What `work` gives for each site; where dropouts are tolerated, without the sites that fail."""
         done = {}
-        for index, seat in seats.items():
+        for index, one in participants.items():
             try:
-                done[index] = work(seat)
+                done[index] = work(one)
             except SiteError as error:
                 if not self.privacy.tolerated_dropouts:
                     raise
@@ -112,7 +112,7 @@ class SecureMean:
         return done
 
 
-class _Seat:
+class _Masked:
     """One site of this rank in one round, with its secrets."""
 
     def __init__(self, site: SecureParticipant, mean: SecureMean, state: GlobalState) -> None:
@@ -133,7 +133,7 @@ class _Relay:
 
     transport: Transport
     round: int | None
-    office: SumOffice | None
+    aggregator: SumAggregator | None
     names: Sequence[str]
     mine: tuple[int, ...]
     down_bytes: int = 0
@@ -146,21 +146,21 @@ class _Relay:
         sent = [messages.get(index, b"") for index in self.mine]
         payloads = self.transport.gather(sent, "update", self.round)
         answer = None
-        if self.office is not None:
+        if self.aggregator is not None:
             self.up_bytes = [sent + len(more) for sent, more in zip(self.up_bytes, payloads, strict=True)]
-            answer = self._answered(self.office, kind, payloads)
+            answer = self._answered(self.aggregator, kind, payloads)
             self.down_bytes += len(answer)
         return self.transport.broadcast(answer, "update", self.round)
 
-    def _answered(self, office: SumOffice, kind: int, payloads: Sequence[bytes]) -> bytes:
+    def _answered(self, aggregator: SumAggregator, kind: int, payloads: Sequence[bytes]) -> bytes:
         missing = [name for name, payload in zip(self.names, payloads, strict=True) if not payload]
-        if len(payloads) - len(missing) < office.terms.threshold:
-            allowed = len(self.names) - office.terms.threshold
+        if len(payloads) - len(missing) < aggregator.terms.threshold:
+            allowed = len(self.names) - aggregator.terms.threshold
             raise SiteError(
-                f"round {office.round + 1}: {', '.join(missing)} dropped out, {len(missing)} of {len(self.names)} "
+                f"round {aggregator.round + 1}: {', '.join(missing)} dropped out, {len(missing)} of {len(self.names)} "
                 f"sites; privacy.tolerated_dropouts={allowed}. The round was refused before any mask was removed"
             )
-        answer = office.answer(kind, payloads)
+        answer = aggregator.answer(kind, payloads)
         # Nobody waits for what was revealed: it is the aggregator's own.
         return b"" if kind == REVEALED else answer
 
@@ -187,11 +187,11 @@ def masked_sum(group: SumGroup, terms: SumTerms, number: int, vectors: Mapping[i
         SiteError: at rank 0, where a site is missing.
     """
     masks = {index: MaskedSite(terms, group.identities[index], number) for index in vectors}
-    office = SumOffice(terms, number) if group.transport.rank == 0 else None
-    relay = _Relay(group.transport, None, office, group.names, tuple(masks))
+    aggregator = SumAggregator(terms, number) if group.transport.rank == 0 else None
+    relay = _Relay(group.transport, None, aggregator, group.names, tuple(masks))
     roster = relay(KEYS, {index: one.advertise() for index, one in masks.items()})
     shares = relay(SHARES, {index: one.share(roster) for index, one in masks.items()})
     survivors = relay(MASKED, {index: one.mask(shares, vectors[index]) for index, one in masks.items()})
     confirmed = relay(CONFIRMED, {index: one.confirm(survivors) for index, one in masks.items()})
     relay(REVEALED, {index: one.reveal(confirmed) for index, one in masks.items()})
-    return None if office is None else office.total()
+    return None if aggregator is None else aggregator.total()

@@ -1,4 +1,4 @@
-"""The privacy audit: attacks on what really left the door, and mutilated privacy that those attacks must notice.
+"""The privacy audit: attacks on what was really sent, and mutilated privacy that those attacks must notice.
 
 It runs inside one hospital, on its own shard, and sends nothing. Which attack answers which question:
 

@@ -1,4 +1,4 @@
-"""Gradient inversion of what left the door: worst cases of one image and one step, and a real round of the run.
+"""Gradient inversion of what was sent: worst cases of one image and one step, and a real round of the run.
 
 Three releases of each: without privacy, with the clip alone, and with DP at the run's noise multiplier.
 """

@@ -20,7 +20,7 @@ from fedhpc.privacy.accountant import Charge, bounds_of
 from fedhpc.privacy.ledger import SiteAccount, read_ledger
 from fedhpc.privacy.site_ledger import LARGEST_DELTA, SiteLedger, Terms, charge_of, exists
 from fedhpc.privacy.unit_sets import Identities
-from fedhpc.site.hospital import Hospital, Workplace
+from fedhpc.site.hospital import Hospital, SiteContext
 
 UNITS, ROUNDS = 20, 3
 PESSIMISTIC = 0.03
@@ -98,7 +98,7 @@ def _trained(claim: Claim, scratch: Path, cap: float | None) -> tuple[Books, tup
     units = Identities(tuple(b"canary %d" % number for number in range(UNITS)), ())
     made = SiteLedger.create(books.account, Terms(config.privacy.unit, min(config.privacy.delta, LARGEST_DELTA), cap))
     account = SiteAccount.of(made, site, {"train": units, "evaluation": Identities((), ())})
-    place = Workplace(config, model, claim.bench, claim.plan, books)
+    place = SiteContext(config, model, claim.bench, claim.plan, books)
     hospital = Hospital(site, 0, UNITS, CanarySamples(np.ones(UNITS, np.bool_)), place)
     hospital.keep_ledger(ledger, "audit", [account])
     start = to_vector(model)

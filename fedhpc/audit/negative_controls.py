@@ -69,7 +69,7 @@ class Game:
         return replace(found, details={**found.details, **self._measured(scores)})
 
     def _measured(self, scores: Scores) -> dict[str, float]:
-        """The noise and the mean contribution of a canary, in clip norms, as they came out of the door."""
+        """The noise and the mean contribution of a canary, in clip norms, as they were sent."""
         without = scores.values[~scores.included]
         contribution = scores.values[scores.included].mean() - without.mean()
         return {"noise_planned": self.noise, "noise": float(without.std()), "contribution": float(contribution)}

@@ -1,6 +1,6 @@
 """The product's own hospital under observation: what its optimiser was given at every step of a round.
 
-A step's private gradient is read off the parameters before and after it, through the step callback of `Workplace`;
+A step's private gradient is read off the parameters before and after it, through the step callback of `SiteContext`;
 with SGD it follows from two successive moves whatever the momentum is. So what is judged is `Hospital.train` itself.
 """
 
@@ -25,7 +25,7 @@ from fedhpc.models.device import Device
 from fedhpc.models.vector import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import I64, Samples
-from fedhpc.site.hospital import Hospital, Workplace
+from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.site.training.local_sgd import OnStep
 
 NO_TARGET = 1e4
@@ -102,7 +102,7 @@ def hospital_at_work(work: Work, on_step: OnStep) -> Iterator[Hospital]:
         # A secure sum must have one.
         target = NO_TARGET if work.config.privacy.trust == "sites" else None
         config = changed(work.config, data={"shards": f"{scratch}/{{site}}.h5"}, privacy={"epsilon": target})
-        place = Workplace(config, work.model, work.bench, work.plan, on_step)
+        place = SiteContext(config, work.model, work.bench, work.plan, on_step)
         hospital = Hospital(work.site, work.index, work.weight, work.samples, place)
         hospital.keep_ledger(Path(scratch) / "ledger.jsonl", "audit")
         yield hospital

@@ -78,7 +78,7 @@ def match_gradient(model: nn.Module, update: Tensor, labels: Tensor, shape: tupl
 
     Args:
         model: at the global parameters.
-        update: f32[d], as it left the door.
+        update: f32[d], as it was sent.
         labels: int64[n], of the images that are sought.
         shape: (C, H, W) of an image.
         search: how long.

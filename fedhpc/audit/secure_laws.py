@@ -18,7 +18,7 @@ from fedhpc.audit.unit_laws import DECLARED_SHARE, ROUNDING, UNITS, CanaryPatien
 from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.privacy.skellam import SMALLEST_VARIANCE
 from fedhpc.site.data.samples import Samples
-from fedhpc.site.training.secure_contribution import Grid, plan_grid
+from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
 
 ROUNDS = 24
 """At each site: with it 0.7 of a share's noise is told from the whole."""
@@ -41,7 +41,7 @@ class Shares:
         return self.scores[:, ~self.included]
 
 
-def _given(claim: Claim, what: tuple[str, Samples, int], canaries: Canaries, at: tuple[Grid, int]) -> F64:
+def _given(claim: Claim, what: tuple[str, Samples, int], canaries: Canaries, at: tuple[IntegerGrid, int]) -> F64:
     """The scores of a site's vectors over so many rounds, [rounds, canaries]."""
     (site, samples, weight), (grid, rounds) = what, at
     model = canaries.module.to(claim.bench.device)
@@ -57,14 +57,14 @@ def _given(claim: Claim, what: tuple[str, Samples, int], canaries: Canaries, at:
     return np.stack(found)
 
 
-def run_grid(claim: Claim, size: int) -> Grid:
+def run_grid(claim: Claim, size: int) -> IntegerGrid:
     """The grid that the run itself would plan for a model of this size."""
     weights = [site.weight or 1 for site in claim.config.data.sites]
     rounds = claim.config.training.rounds
     return plan_grid(claim.plan.noise_multiplier, size, weights, claim.config.honest_sites, rounds)
 
 
-def observe_shares(claim: Claim) -> tuple[list[Shares], Grid]:
+def observe_shares(claim: Claim) -> tuple[list[Shares], IntegerGrid]:
     """ROUNDS contributions of every site, half of whose canaries took part."""
     canaries = canaries_alone(claim, CANARIES)
     grid = run_grid(claim, parameter_count(canaries.module))
@@ -77,7 +77,7 @@ def observe_shares(claim: Claim) -> tuple[list[Shares], Grid]:
     return found, grid
 
 
-def share_laws(claim: Claim, shares: Sequence[Shares], grid: Grid) -> Iterator[Law]:
+def share_laws(claim: Claim, shares: Sequence[Shares], grid: IntegerGrid) -> Iterator[Law]:
     """Each site's share, their independence, and the epsilon of the sum with the honest sites' shares alone."""
     planned = math.sqrt(grid.site_variance) / grid.clip_units
     laws, risk = [], LAW_RISK / len(shares)
@@ -101,7 +101,7 @@ def honest_sites(claim: Claim) -> int:
     return len(claim.config.data.sites) - (p.colluding_sites or 0) - p.tolerated_dropouts
 
 
-def _honest_law(claim: Claim, shares: Sequence[Shares], grid: Grid) -> Law:
+def _honest_law(claim: Claim, shares: Sequence[Shares], grid: IntegerGrid) -> Law:
     """Another accountant's epsilon of the run if no more than the honest sites' shares, as measured, hide a unit."""
     p, honest = claim.config.privacy, honest_sites(claim)
     noise = np.concatenate([share.noise.ravel() for share in shares])
@@ -123,7 +123,7 @@ def observe_secure_units(claim: Claim) -> Drawn:
     samples = CanaryPatients(sizes_of_units(claim.config.privacy, UNITS))
     canaries = canaries_alone(claim, len(samples.labels))
     size = parameter_count(canaries.module)
-    fine = Grid(FINE_UNITS, FINE_UNITS * (1 + 2**-40) + math.sqrt(size) / 2, SMALLEST_VARIANCE, 8)
+    fine = IntegerGrid(FINE_UNITS, FINE_UNITS * (1 + 2**-40) + math.sqrt(size) / 2, SMALLEST_VARIANCE, 8)
     moved = _given(claim, (claim.config.site_names[0], samples, round(DECLARED_SHARE * UNITS)), canaries, (fine, 1))
     return Drawn(moved, samples.owner)
 

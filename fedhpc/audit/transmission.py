@@ -1,4 +1,4 @@
-"""What leaves the door of a hospital that trains as the audit says: the payload of `site_round`, decoded."""
+"""What a hospital sends that trains as the audit says: the payload of `site_round`, decoded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fedhpc.algorithms.fedavg import GlobalState, Participant, Terms, site_round
+from fedhpc.algorithms.fedavg import GlobalState, Participant, RoundConfig, site_round
 from fedhpc.compression.codec import decode
-from fedhpc.compression.error_feedback import Coding
+from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import Exchange, RunConfig
 from fedhpc.models.device import Device
@@ -75,8 +75,8 @@ def released(site: Participant, params: F32, round: int, exchange: Exchange) -> 
 
 def with_memory(site: Participant, state: GlobalState, residual: F32, exchange: Exchange) -> tuple[F32, F32]:
     """(the aggregator's view, what error feedback keeps) of one round, each f32[d]."""
-    coding = Coding(exchange.density, exchange.value_bits)
-    terms = Terms(state.round + 1, coding, coding, (site.name,), (1,))
+    coding = CompressionConfig(exchange.density, exchange.value_bits)
+    terms = RoundConfig(state.round + 1, coding, coding, (site.name,), (1,))
     payload, residual = site_round(site, state, residual, terms)
     update = decode(payload, sender=site.index, round=state.round, size=state.params.size)
     return update.entries.dense(), residual

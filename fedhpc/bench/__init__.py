@@ -83,7 +83,7 @@ def _codec(options: argparse.Namespace) -> int:
 def _wire(options: argparse.Namespace) -> int:
     from fedhpc.bench import wire
 
-    grid = wire.Grid(options.config, options.set, options.densities, options.bits, options.seeds)
+    grid = wire.BenchmarkGrid(options.config, options.set, options.densities, options.bits, options.seeds)
     return _print(wire.run(grid, options.out), wire.text, options.json)
 
 

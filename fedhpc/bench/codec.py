@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from fedhpc.compression.codec import decode, encode, encode_indices
-from fedhpc.compression.error_feedback import Coding, count_to_send, quantised, select, with_feedback
+from fedhpc.compression.error_feedback import CompressionConfig, count_to_send, quantised, select, with_feedback
 from fedhpc.compression.float_bits import magnitude_bits
 from fedhpc.compression.update import F32, SparseVector, Update
 from fedhpc.config.schema import RunConfig
@@ -32,7 +32,7 @@ from fedhpc.records.rounds import FLOAT32_BYTES
 from fedhpc.run.display import MB
 from fedhpc.site.data.samples import ImageSamples
 from fedhpc.site.data.shard import Shard
-from fedhpc.site.hospital import Hospital, Workplace
+from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.util.progress import progress
 from fedhpc.util.rng import generator
 from fedhpc.util.text import table
@@ -54,7 +54,7 @@ class Job:
 def bench(job: Job) -> dict[str, Any]:
     """All figures as plain values; those of the Gaussian update at the top, of the real one under `densenet121`."""
     torch.set_num_threads(job.threads)
-    coding = Coding(job.density, job.value_bits)
+    coding = CompressionConfig(job.density, job.value_bits)
     gaussian = generator(0, "bench codec").standard_normal(job.size, np.float32)
     figures = measured(gaussian, coding)
     del gaussian
@@ -62,7 +62,7 @@ def bench(job: Job) -> dict[str, Any]:
     return {**setting, **figures, "densenet121": measured(densenet121_update(), coding)}
 
 
-def measured(update: F32, coding: Coding) -> dict[str, Any]:
+def measured(update: F32, coding: CompressionConfig) -> dict[str, Any]:
     """The figures of one update f32[d]."""
     sent = quantised(select(update, coding), coding.value_bits, None)
     payload = encode(Update(0, 0, sent))
@@ -81,7 +81,7 @@ def measured(update: F32, coding: Coding) -> dict[str, Any]:
     }
 
 
-def _timed(update: F32, coding: Coding, payload: bytes) -> dict[str, Any]:
+def _timed(update: F32, coding: CompressionConfig, payload: bytes) -> dict[str, Any]:
     """Seconds of ours, of `torch.topk` alone, and of others' ways to send what it has chosen."""
     magnitudes = torch.from_numpy(np.abs(update))
     k = count_to_send(update.size, coding.density)
@@ -140,7 +140,7 @@ def _entropy_bits(counts: np.ndarray) -> float:
     return float(np.sum(shares * -np.log2(shares)))
 
 
-def _site_step(update: F32, coding: Coding) -> bytes:
+def _site_step(update: F32, coding: CompressionConfig) -> bytes:
     """What a hospital does after training, but for making the residual that it starts from."""
     sent, _ = with_feedback(update, np.broadcast_to(np.float32(0), update.shape), coding)
     return encode(Update(0, 0, sent))
@@ -202,7 +202,7 @@ def densenet121_update() -> F32:
             }
         )
         model = build_model(config, Task(tuple(shard.classes), shard.image_shape))
-        place = Workplace(config, model, Device(torch.device("cpu"), bf16=False), None, lambda done, total: None)
+        place = SiteContext(config, model, Device(torch.device("cpu"), bf16=False), None, lambda done, total: None)
         return Hospital(PHANTOM_SITE, 0, shard.n, ImageSamples(shard), place).train(to_vector(model), 0)
 
 

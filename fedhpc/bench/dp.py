@@ -31,7 +31,7 @@ from fedhpc.models.device import device_name
 from fedhpc.models.vector import parameter_count
 from fedhpc.privacy.gaussian import Noise, released
 from fedhpc.privacy.noise import KeyStream
-from fedhpc.site.training.dp_sgd import PrivateStep, Terms
+from fedhpc.site.training.dp_sgd import NoiseConfig, PrivateStep
 from fedhpc.util.progress import Beat, progress
 
 DEFAULT_MODELS = ("densenet_small", "conv4", "head")
@@ -138,7 +138,7 @@ def step_of(way: str, name: str, place: Place) -> Step:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     if way == "plain":
         return _plain_step(model, optimizer)
-    terms = Terms(1.0, 1.0, place.batch, KeyStream.fresh())
+    terms = NoiseConfig(1.0, 1.0, place.batch, KeyStream.fresh())
     if way in MODES:
         return opacus_step(way, model, optimizer, terms)
     private, images_a_unit = PrivateStep.wrap(model, optimizer, terms), IMAGES_A_PATIENT if "patients" in way else 1

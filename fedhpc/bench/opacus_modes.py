@@ -11,8 +11,8 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor, nn
 
-from fedhpc.site.per_example.kernels import Layer, bias_by_image, handles, way_of
-from fedhpc.site.training.dp_sgd import Terms
+from fedhpc.site.per_example.kernels import Layer, bias_by_image, handles, kernel_of
+from fedhpc.site.training.dp_sgd import NoiseConfig
 
 Step = Callable[[Tensor, Tensor], None]
 """One optimiser step on images [n, ...] and labels int64 [n], each image its own unit."""
@@ -21,7 +21,7 @@ MODES = ("hooks", "functorch", "ew", "ghost", "hooks+")
 """Opacus's `grad_sample_mode`s; `hooks+` is `hooks` with our per-image gradients through its own extension point."""
 
 
-def opacus_step(mode: str, model: nn.Module, optimizer: torch.optim.Optimizer, terms: Terms) -> Step:
+def opacus_step(mode: str, model: nn.Module, optimizer: torch.optim.Optimizer, terms: NoiseConfig) -> Step:
     """A private step by Opacus alone; `terms.expected_units` is the batch size."""
     options: dict[str, Any] = {
         "noise_multiplier": terms.noise_multiplier,
@@ -68,7 +68,7 @@ def sample_gradients(layer: Layer, activations: list[Tensor], backprops: Tensor)
     if not handles(layer):
         sampled: dict[Tensor, Tensor] = GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, activations, backprops)
         return sampled
-    way, out = way_of(layer, x, g), g.new_empty(len(g), layer.weight.numel())
+    way, out = kernel_of(layer, x, g), g.new_empty(len(g), layer.weight.numel())
     way.write(layer, x, g, out)
     grads = {layer.weight: way.natural(layer, out)}
     if layer.bias is not None:

@@ -27,7 +27,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Grid:
+class BenchmarkGrid:
     """What to run: a config with overrides, at each density, with each number of value bits, from each seed."""
 
     config: Path
@@ -48,7 +48,7 @@ class Grid:
         return [*self.sets, *own, f"seed={seed}"]
 
 
-def run(grid: Grid, out: Path) -> dict[str, Any]:
+def run(grid: BenchmarkGrid, out: Path) -> dict[str, Any]:
     """Do all runs that are not done, and give a row a cell.
 
     Raises:
@@ -64,7 +64,7 @@ def run(grid: Grid, out: Path) -> dict[str, Any]:
     return {"config": str(grid.config), "set": list(grid.sets), "seeds": list(grid.seeds), "rows": rows}
 
 
-def _trained(grid: Grid, cell: tuple[float, int], seed: int, out: Path) -> dict[str, Any]:
+def _trained(grid: BenchmarkGrid, cell: tuple[float, int], seed: int, out: Path) -> dict[str, Any]:
     """What one run came to: AUC, and the bytes of its egress logs as shares of dense float32."""
     directory = out / f"density{cell[0]:g}-bits{cell[1]}-seed{seed}"
     if not (directory / "summary.json").exists():

@@ -15,7 +15,7 @@ from fedhpc.cli.pki import add_egress, add_pki
 from fedhpc.cli.preflight import add_preflight
 from fedhpc.cli.sweep import add_report, add_sweep
 from fedhpc.errors import FileError, InputError, Stopped, inside
-from fedhpc.run.preemption import Notice
+from fedhpc.run.preemption import StopRequest
 from fedhpc.util.files import write_text
 from fedhpc.util.output import stop_printing
 from fedhpc.util.startup import Startup
@@ -144,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     add_budget(verbs.add_parser("budget", help="the hospital's own cap on what its patients spend over all runs"))
     add_pki(verbs.add_parser("pki", help="the certificates of the hospitals and of rank 0"))
     add_egress(verbs.add_parser("egress", help="what left each hospital in a run, and why no image is among it"))
-    _add_audit(verbs.add_parser("audit", help="attack what left the door, and see that broken privacy is noticed"))
+    _add_audit(verbs.add_parser("audit", help="attack what a site has sent, and see that broken privacy is noticed"))
     add_sweep(verbs.add_parser("sweep", help="many configs as one SLURM array, or a few at a time on this machine"))
     add_report(verbs.add_parser("report", help="one page about a sweep, or about several runs"))
     add_benchmarks(verbs.add_parser("bench", help="the project's own benchmarks, with ratios"))
@@ -239,7 +239,7 @@ def _fold(text: str) -> tuple[int, int]:
 
 def _train(options: argparse.Namespace) -> int:
     # Before all that takes seconds to import: until then a signal ends this process.
-    notice = Notice()
+    notice = StopRequest()
     notice.listen()
     startup = Startup()
     from fedhpc.transport.mpi import abort_at_exit, connect
@@ -266,7 +266,7 @@ def _train(options: argparse.Namespace) -> int:
         return FAILED
 
 
-def _train_on(transport: Any, watch: tuple[Notice, Startup], options: argparse.Namespace) -> int:
+def _train_on(transport: Any, watch: tuple[StopRequest, Startup], options: argparse.Namespace) -> int:
     from fedhpc.run.agreement import Source, check_start
 
     started = [] if options.init_from is None else [f"model.init_from={json.dumps(str(options.init_from))}"]

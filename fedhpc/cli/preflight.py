@@ -41,7 +41,7 @@ def _check(options: argparse.Namespace, transport: "Wire") -> int:
     from fedhpc.errors import InputError
     from fedhpc.records.run_directory import RunDirectory
     from fedhpc.run.agreement import check_ranks
-    from fedhpc.run.placement import seated
+    from fedhpc.run.placement import place_sites
     from fedhpc.run.preflight.check import preflight
     from fedhpc.run.preflight.report import report
     from fedhpc.transport.collectives import run_on_all_ranks
@@ -50,7 +50,7 @@ def _check(options: argparse.Namespace, transport: "Wire") -> int:
         print(report(options.config, options.set), flush=True)
     config = run_on_all_ranks(transport, lambda: load_config(options.config, options.set))
     run_on_all_ranks(transport, lambda: check_ranks(config, transport.size))
-    transport = seated(config, transport)
+    transport = place_sites(config, transport)
     directory = RunDirectory(options.run_dir or Path("runs") / config.name)
     try:
         said, ranks = preflight(config, directory, transport)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fedhpc.compression.byte_planes import MAX_PLANES, U8, container, deflated, inflated, join, split, width_of
 from fedhpc.compression.float_bits import LARGEST_BITS, blocks, magnitude_bits
-from fedhpc.compression.quantization import OCTAVE, Grid
+from fedhpc.compression.quantization import OCTAVE, QuantizationGrid
 from fedhpc.compression.update import F32, I64, SparseVector, Update
 from fedhpc.errors import PayloadError
 
@@ -138,7 +138,7 @@ def decode(payload: bytes, *, sender: int, round: int, size: int) -> Update:
         values = _values(header, planes[header.index_planes :])
     except PayloadError as error:
         raise PayloadError(f"payload of sender {sender} in round {round + 1}: {error}") from None
-    return Update(sender, round, SparseVector(size, indices, values, Grid(header.lowest, header.step)))
+    return Update(sender, round, SparseVector(size, indices, values, QuantizationGrid(header.lowest, header.step)))
 
 
 def _checked_header(payload: bytes, expected: tuple[int, int, int]) -> Header:
@@ -209,7 +209,7 @@ def _indices(header: Header, planes: list[memoryview]) -> I64:
 
 def _values(header: Header, planes: list[memoryview]) -> F32:
     """f32[k], finite and not zero, from one plane of signs and those of the levels."""
-    k, grid = header.entries, Grid(header.lowest, header.step)
+    k, grid = header.entries, QuantizationGrid(header.lowest, header.step)
     negative: U8 = np.unpackbits(inflated(planes[0], (k + 7) // 8), count=k, bitorder="little")
     levels = join(planes[1:], k)
     largest = int(levels.max(initial=0))

@@ -13,7 +13,7 @@ from fedhpc.compression.update import F32, SparseVector
 
 
 @dataclass(frozen=True)
-class Coding:
+class CompressionConfig:
     """How an update is made small; all of it is public.
 
     Attributes:
@@ -38,7 +38,7 @@ def count_to_send(size: int, density: float) -> int:
     return max(1, math.ceil(round(size * density, 6)))
 
 
-def select(vector: F32, coding: Coding) -> SparseVector:
+def select(vector: F32, coding: CompressionConfig) -> SparseVector:
     """What `coding` chooses of f32[d], the values as they are: `top_k` of the whole, or of each tensor.
 
     Raises:
@@ -65,7 +65,7 @@ def quantised(entries: SparseVector, value_bits: int, draws: np.random.Generator
 
 
 def with_feedback(
-    update: F32, residual: F32, coding: Coding, draws: np.random.Generator | None = None
+    update: F32, residual: F32, coding: CompressionConfig, draws: np.random.Generator | None = None
 ) -> tuple[SparseVector, F32]:
     """One step of error feedback.
 

@@ -40,10 +40,10 @@ mantissa m is log-uniform in [1, 2) and a step of t octaves is t/m of the value.
 
 
 @dataclass(frozen=True)
-class Grid:
+class QuantizationGrid:
     """The magnitudes whose float32 bits are lowest + level * step, for level = 0, 1, 2 ... (public).
 
-    >>> Grid(lowest=0x3F800000, step=2**22).magnitudes(np.arange(4, dtype=np.uint32)).tolist()
+    >>> QuantizationGrid(lowest=0x3F800000, step=2**22).magnitudes(np.arange(4, dtype=np.uint32)).tolist()
     [1.0, 1.5, 2.0, 3.0]
     """
 
@@ -59,11 +59,11 @@ class Grid:
         return (levels * np.uint32(self.step) + np.uint32(self.lowest)).view(np.float32)
 
 
-EXACT = Grid(1, 1)
+EXACT = QuantizationGrid(1, 1)
 """Every float32 but zero."""
 
 
-def grid_for(values: F32, value_bits: int) -> Grid:
+def grid_for(values: F32, value_bits: int) -> QuantizationGrid:
     """The grid for values f32[k] that may be sent and are not zero: it starts at the smallest magnitude, or just below.
 
     Args:
@@ -74,11 +74,11 @@ def grid_for(values: F32, value_bits: int) -> Grid:
         return EXACT
     smallest = smallest_bits(values)
     if value_bits == 16:
-        return Grid(smallest // FP16_STEP * FP16_STEP or smallest, FP16_STEP)
+        return QuantizationGrid(smallest // FP16_STEP * FP16_STEP or smallest, FP16_STEP)
     counts, intervals = histogram(values), 2 ** (value_bits - 1) - 1
     top = int(np.searchsorted(np.cumsum(counts), values.size * (1 - OUTLIERS))) + 1
     first = max(_first_that_counts(counts[:top], intervals) << LOWER, smallest)
-    return Grid(smallest, min(max(-(-((top << LOWER) - first) // intervals), 1), OCTAVE))
+    return QuantizationGrid(smallest, min(max(-(-((top << LOWER) - first) // intervals), 1), OCTAVE))
 
 
 def _first_that_counts(counts: I64, intervals: int) -> int:
@@ -93,7 +93,7 @@ def _first_that_counts(counts: I64, intervals: int) -> int:
     return int(np.argmin(lost / energy.sum() + STEP_ERROR * octaves**2))
 
 
-def rounded(values: F32, grid: Grid, draws: np.random.Generator | None) -> F32:
+def rounded(values: F32, grid: QuantizationGrid, draws: np.random.Generator | None) -> F32:
     """Each value as one of its two neighbours on the grid, f32[k].
 
     Args:

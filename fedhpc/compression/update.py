@@ -1,4 +1,4 @@
-"""What crosses the wall, as values: sparse updates, and named arrays for everything that is not an update."""
+"""What is exchanged, as values: sparse updates, and named arrays for everything that is not an update."""
 
 import io
 import math
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.compression.quantization import EXACT, Grid
+from fedhpc.compression.quantization import EXACT, QuantizationGrid
 from fedhpc.errors import PayloadError
 
 F32 = NDArray[np.float32]
@@ -39,7 +39,7 @@ class SparseVector:
     size: int
     indices: I64
     values: F32
-    grid: Grid = EXACT
+    grid: QuantizationGrid = EXACT
 
     def dense(self) -> F32:
         """The vector with its zeros, f32[size]."""

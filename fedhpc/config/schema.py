@@ -193,7 +193,7 @@ class Privacy(Section):
 
 
 class Exchange(Section):
-    """What crosses the wall: the share of entries sent up, and down (the same when null), and how exactly.
+    """What is exchanged: the share of entries sent up, and down (the same when null), and how exactly.
 
     `selection` is of the largest entries of the whole update, or of that share of each parameter tensor. `value_bits`
     is 32 (as they are), 16 (as exact as fp16), or 8 to 3 (log-scaled); what is rounded away is sent later.

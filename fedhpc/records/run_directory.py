@@ -52,7 +52,7 @@ class RunDirectory:
         self.path = path
         self.config, self.summary, self.model = path / "config.yaml", path / "summary.json", path / "model.pt"
         self.rounds, self.environment = path / "rounds.jsonl", path / "environment.json"
-        self.office_egress, self.identity = path / "egress.jsonl", path / "run.json"
+        self.aggregator_egress, self.identity = path / "egress.jsonl", path / "run.json"
         self.initial = path / "initial.json"
         self.state, self.lock = path / "state", DirectoryLock(path)
 

@@ -43,14 +43,14 @@ def report(run: Path) -> Report:
     Raises:
         InputError: no run directory, or a log of it that is missing or damaged.
     """
-    directory, config, logs, office = _read(run)
+    directory, config, logs, aggregator = _read(run)
     records = directory.read_rounds()
     checks = [_kinds(logs), _counts(logs, records), _wire(config, logs), _contracts(), _search(config, logs)]
-    rounds = _rounds(logs, office, len(config.site_names))
+    rounds = _rounds(logs, aggregator, len(config.site_names))
     facts = {
         "run": str(run),
         "sites": {name: _by_kind(entries) for name, entries in logs.items()},
-        "aggregator": _by_kind(office),
+        "aggregator": _by_kind(aggregator),
         "rounds": rounds,
         "checks": {check.name: {"holds": check.holds, "text": check.text} for check in checks},
         "holds": all(check.holds is not False for check in checks),
@@ -64,8 +64,8 @@ def exchanged(run: Path) -> list[dict[str, int]]:
     Raises:
         InputError: as `report`.
     """
-    _, config, logs, office = _read(run)
-    return _rounds(logs, office, len(config.site_names))
+    _, config, logs, aggregator = _read(run)
+    return _rounds(logs, aggregator, len(config.site_names))
 
 
 def _read(run: Path) -> tuple[RunDirectory, RunConfig, Logs, Sequence[Entry]]:
@@ -74,7 +74,7 @@ def _read(run: Path) -> tuple[RunDirectory, RunConfig, Logs, Sequence[Entry]]:
     if config is None:
         raise InputError(f"{run}: is no run directory; give the one that `run.py train` wrote to")
     logs = {name: read_log(directory.egress(name)) for name in config.site_names}
-    return directory, config, logs, read_log(directory.office_egress)
+    return directory, config, logs, read_log(directory.aggregator_egress)
 
 
 def _by_kind(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
@@ -92,10 +92,10 @@ def _by_kind(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _rounds(logs: Logs, office: Sequence[Entry], sites: int) -> list[dict[str, int]]:
+def _rounds(logs: Logs, aggregator: Sequence[Entry], sites: int) -> list[dict[str, int]]:
     """Bytes of the updates of each round, over all sites; what rank 0 sends counts once for every site that gets it."""
     up = _bytes_by_round(entry for entries in logs.values() for entry in entries)
-    down = _bytes_by_round(office)
+    down = _bytes_by_round(aggregator)
     return [{"round": r, "bytes_up": up.get(r, 0), "bytes_down": sites * down.get(r, 0)} for r in sorted({*up, *down})]
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from fedhpc.aggregation.iterate_average import IterateAverage
 from fedhpc.algorithms.baselines import train_separately
-from fedhpc.algorithms.fedavg import GlobalState, Memory, RoundResult, federate, fresh_memory
+from fedhpc.algorithms.fedavg import GlobalState, Residuals, RoundResult, federate, fresh_residuals
 from fedhpc.compression.codec import encode
-from fedhpc.compression.error_feedback import Coding, with_feedback
+from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.update import AGGREGATOR, F32, Array, ArraySpec, Update, pack_arrays, unpack_arrays
 from fedhpc.errors import InputError, PayloadError, in_round
 from fedhpc.models.vector import parameter_count, to_vector
@@ -138,11 +138,11 @@ def _header_facts(session: Session) -> dict[str, Any]:
     return facts
 
 
-def _payload_bytes(size: int, coding: Coding) -> int:
+def _payload_bytes(size: int, coding: CompressionConfig) -> int:
     """About what a payload will take: one of Gaussian numbers does, a million of which stand for all."""
     drawn = min(size, LIKE_ALL)
     update = generator(0, "like an update").standard_normal(drawn, np.float32)
-    sent, _ = with_feedback(update, np.zeros_like(update), Coding(coding.density, coding.value_bits))
+    sent, _ = with_feedback(update, np.zeros_like(update), CompressionConfig(coding.density, coding.value_bits))
     return len(encode(Update(AGGREGATOR, 0, sent))) * size // drawn
 
 
@@ -196,14 +196,14 @@ def _resumed_average(session: Session, start: Mapping[str, Any]) -> IterateAvera
     return replace(fresh, total=start["average_total"], count=int(start["average_count"]))
 
 
-def _loaded_memory(session: Session, resumed: Resumed) -> Memory:
-    fresh = fresh_memory(session.sites, parameter_count(session.place.model))
+def _loaded_memory(session: Session, resumed: Resumed) -> Residuals:
+    fresh = fresh_residuals(session.sites, parameter_count(session.place.model))
     if not resumed.first:
         return fresh
     return run_on_all_ranks(session.transport, lambda: _read_memory(session, resumed, fresh))
 
 
-def _read_memory(session: Session, resumed: Resumed, fresh: Memory) -> Memory:
+def _read_memory(session: Session, resumed: Resumed, fresh: Residuals) -> Residuals:
     directory, first, residuals = session.directory, resumed.first, dict(fresh.residuals)
     for site in session.sites:
         folder = directory.site(site.name)
@@ -213,8 +213,8 @@ def _read_memory(session: Session, resumed: Resumed, fresh: Memory) -> Memory:
             print(f"site {site.name}: nothing of this run is here; it joins with the full model", file=sys.stderr)
     if session.transport.rank:
         return replace(fresh, residuals=residuals)
-    office = load_state(directory.state, "round", first, resumed.owners[AGGREGATOR_NAME])
-    return Memory(residuals, office["server_residual"])
+    aggregator = load_state(directory.state, "round", first, resumed.owners[AGGREGATOR_NAME])
+    return Residuals(residuals, aggregator["server_residual"])
 
 
 def _separate(session: Session, resumed: Resumed, progress: Progress) -> tuple[Mapping[str, F32], str]:

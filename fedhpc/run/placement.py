@@ -19,7 +19,7 @@ from fedhpc.transport.mpi import Wire
 HOST: TypeAdapter[str] = TypeAdapter(Name)
 
 
-def seated(config: RunConfig, transport: Wire) -> Wire:
+def place_sites(config: RunConfig, transport: Wire) -> Wire:
     """`transport` with its ranks in the order that the pins ask for; itself where there are none.
 
     Raises:
@@ -33,17 +33,17 @@ def seated(config: RunConfig, transport: Wire) -> Wire:
         parsed(payload, HOST, f"rank {rank}, control")
         for rank, payload in enumerate(transport.gather([mine], "control"))
     ]
-    office = config.federation.aggregator == "dedicated" and transport.size > 1
-    order = broadcast_json(transport, lambda: rank_order(hosts, [None, *pins] if office else pins))
+    aggregator = config.federation.aggregator == "dedicated" and transport.size > 1
+    order = broadcast_json(transport, lambda: rank_order(hosts, [None, *pins] if aggregator else pins))
     return transport.reordered(order.index(transport.rank))
 
 
 def rank_order(hosts: Sequence[str], pins: Sequence[str | None]) -> list[int]:
-    """Which of the present ranks comes first, second ..., so that seat i is on the node `pins[i]`.
+    """Which of the present ranks comes first, second ..., so that place i is on the node `pins[i]`.
 
     Args:
         hosts: of each present rank.
-        pins: the node of each seat; None: any that is left.
+        pins: the node of each place; None: any that is left.
 
     >>> rank_order(["n1", "n2", "n3"], ["n3", None, "n1.site.org"])
     [2, 1, 0]
@@ -51,7 +51,7 @@ def rank_order(hosts: Sequence[str], pins: Sequence[str | None]) -> list[int]:
     [0]
 
     Raises:
-        InputError: more than one rank and not one for each seat, or a node without a rank left for its hospital.
+        InputError: more than one rank and not one for each place, or a node without a rank left for its hospital.
     """
     wanted = [pin and _short(pin) for pin in pins]
     free = {rank: _short(host) for rank, host in enumerate(hosts)}
@@ -62,17 +62,17 @@ def rank_order(hosts: Sequence[str], pins: Sequence[str | None]) -> list[int]:
         return [0]
     if len(hosts) != len(pins):
         raise InputError(
-            f"data.sites: hospitals are pinned to nodes, and there are {len(hosts)} ranks for {len(pins)} seats: start "
-            "one rank for each hospital (and one for a dedicated aggregator), or take the pins away"
+            f"data.sites: hospitals are pinned to nodes, and there are {len(hosts)} ranks for {len(pins)} of them: "
+            "start one rank for each hospital (and one for a dedicated aggregator), or take the pins away"
         )
     chosen: dict[int, int] = {}
-    for seat in sorted(range(len(pins)), key=lambda seat: wanted[seat] is None):
-        fitting = [rank for rank, host in free.items() if wanted[seat] in (None, host)]
+    for place in sorted(range(len(pins)), key=lambda place: wanted[place] is None):
+        fitting = [rank for rank, host in free.items() if wanted[place] in (None, host)]
         if not fitting:
-            raise InputError(_lacking([str(wanted[seat])], hosts))
-        chosen[seat] = fitting[0]
+            raise InputError(_lacking([str(wanted[place])], hosts))
+        chosen[place] = fitting[0]
         del free[fitting[0]]
-    return [chosen[seat] for seat in range(len(pins))]
+    return [chosen[place] for place in range(len(pins))]
 
 
 def _short(host: str) -> str:
@@ -82,5 +82,5 @@ def _short(host: str) -> str:
 def _lacking(nodes: Sequence[str], hosts: Sequence[str]) -> str:
     return (
         f"data.sites: a hospital is pinned to {', '.join(nodes)}, and no rank is left for it there; ranks are on "
-        f"{', '.join(hosts)}: sbatch --nodelist={','.join(nodes)},... --ntasks-per-node, or mend the pin"
+        f"{', '.join(hosts)}: sbatch --nodelist={','.join(nodes)},... --ntasks-per-node, or correct the pin"
     )

@@ -30,7 +30,7 @@ OnStep = Callable[[int, int], None]
 
 
 @dataclass
-class Notice:
+class StopRequest:
     """Whether this process has been told to stop, and since when.
 
     Attributes:

@@ -2,25 +2,25 @@
 
 import sys
 
-from fedhpc.algorithms.fedavg import Terms
+from fedhpc.algorithms.fedavg import RoundConfig
 from fedhpc.algorithms.secure_fedavg import SecureMean
-from fedhpc.compression.error_feedback import Coding
+from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.models.vector import layers_of, parameter_count
 from fedhpc.run.session import Session
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.site.training.local_sgd import one_step
 
 
-def round_terms(session: Session) -> Terms:
+def round_terms(session: Session) -> RoundConfig:
     """Return the terms of all rounds of a session."""
     config = session.config
     exchange, layers = config.exchange, layers_of(session.place.model)
     up, down = (
-        Coding(density, exchange.value_bits, layers, exchange.selection == "per_tensor")
+        CompressionConfig(density, exchange.value_bits, layers, exchange.selection == "per_tensor")
         for density in (exchange.density, exchange.down)
     )
     seed = config.seed if exchange.rounding == "stochastic" else None
-    return Terms(config.training.rounds, up, down, config.site_names, session.weights, seed, secure_mean(session))
+    return RoundConfig(config.training.rounds, up, down, config.site_names, session.weights, seed, secure_mean(session))
 
 
 def secure_mean(session: Session) -> SecureMean | None:

@@ -1,4 +1,4 @@
-"""Opening the door of a run: who sits at which rank, the handshakes with them, and each one's egress log.
+"""The secure channel of a run: who sits at which rank, the handshakes with them, and each one's egress log.
 
 The handshakes are written down too, as hello, in the clear: from here on nothing leaves a hospital that is not in its
 log. Before it, while the ranks agree on the config, there is no run directory to log to and no shard is open.
@@ -20,7 +20,7 @@ from fedhpc.transport.tls import AGGREGATOR_NAME, TlsError, TlsSession
 from fedhpc.util.text import wrapped
 
 
-def seats(config: RunConfig, ranks: int) -> list[range]:
+def sites_by_rank(config: RunConfig, ranks: int) -> list[range]:
     """The indices of the sites that each rank plays; a centralised run is rank 0's alone."""
     count = len(config.data.sites)
     if config.mode == "centralised":
@@ -28,22 +28,22 @@ def seats(config: RunConfig, ranks: int) -> list[range]:
     return placement(count, ranks, config.federation.aggregator == "dedicated")
 
 
-def open_door(config: RunConfig, directory: RunDirectory, wire: Transport, console: Console) -> Channel:
+def open_secure_channel(config: RunConfig, directory: RunDirectory, wire: Transport, console: Console) -> Channel:
     """The channel of a run: TLS sessions where `exchange.tls` is on and hospitals sit at other ranks, logs in any case.
 
     Raises:
         InputError: at every rank, naming every site whose certificate, key or peer is not as it must be.
     """
-    placed = [tuple(config.site_names[i] for i in block) for block in seats(config, wire.size)]
+    placed = [tuple(config.site_names[i] for i in block) for block in sites_by_rank(config, wire.size)]
     logs = {name: EgressLog(directory.egress(name), AGGREGATOR_NAME) for name in placed[wire.rank]}
-    office = None if wire.rank else EgressLog(directory.office_egress, "all sites")
-    plain = Channel(wire, logs, office)
-    return Channel(wire, logs, office, _sessions(config, placed, plain, console))
+    aggregator = None if wire.rank else EgressLog(directory.aggregator_egress, "all sites")
+    plain = Channel(wire, logs, aggregator)
+    return Channel(wire, logs, aggregator, _sessions(config, placed, plain, console))
 
 
 def wire_line(config: RunConfig, ranks: int) -> str:
     """What the header says about the way between the hospitals and rank 0."""
-    if not any(seats(config, ranks)[1:]):
+    if not any(sites_by_rank(config, ranks)[1:]):
         return "wire: all hospitals are in rank 0's process, nothing of theirs crosses a wire"
     if config.exchange.tls:
         return "wire: TLS 1.3 between every hospital and rank 0, certificates of both ends checked"

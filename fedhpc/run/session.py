@@ -22,20 +22,20 @@ from fedhpc.records.checkpoint import saved_rounds
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
 from fedhpc.run.initial_model import check_backbone, start_from
-from fedhpc.run.preemption import Notice
+from fedhpc.run.preemption import StopRequest
 from fedhpc.run.public_features import Place as MapPlace
 from fedhpc.run.public_features import agreed_map, make_reference
 from fedhpc.run.recorded_heads import Recorded, check_recorded, recorded_heads
-from fedhpc.run.secure_channel import open_door, seats
+from fedhpc.run.secure_channel import open_secure_channel, sites_by_rank
 from fedhpc.run.sum_identities import TrustModel, agreed_identities, trust_model
 from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.account import open_account, permit_without_privacy
 from fedhpc.site.data.pixel_blocks import image_blocks
 from fedhpc.site.data.samples import FeatureSamples, ImageSamples, PooledSamples, Samples
 from fedhpc.site.data.shard import Shard
-from fedhpc.site.hospital import Hospital, Workplace
+from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.site.training.local_sgd import OnStep
-from fedhpc.site.training.secure_contribution import Grid, plan_grid
+from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import Count, Name, of_each, parsed, said
 from fedhpc.transport.mpi import Transport
@@ -65,29 +65,29 @@ class Session:
     transport: Transport
     directory: RunDirectory
     console: Console
-    place: Workplace
+    place: SiteContext
     task: Task
     sites: tuple[Hospital, ...]
     learners: tuple[Hospital, ...]
     weights: tuple[int, ...]
     facts: tuple[Mapping[str, Any], ...]
-    grid: Grid | None
-    notice: Notice = field(default_factory=Notice)
+    grid: IntegerGrid | None
+    notice: StopRequest = field(default_factory=StopRequest)
     identities: Mapping[int, SigningSite] = field(default_factory=dict)
     shard_digests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     accounts: tuple[SiteAccount, ...] = ()
 
 
 def open_session(
-    config: RunConfig, directory: RunDirectory, wire: Transport, console: Console, notice: Notice
+    config: RunConfig, directory: RunDirectory, wire: Transport, console: Console, notice: StopRequest
 ) -> Session:
-    """Open the door, make missing phantom shards, open and check this rank's own, agree on task and weights, build the
+    """Open the secure channel, make missing phantom shards, open and check this rank's own, agree on task and weights, build the
     network.
 
     Raises:
         InputError: at every rank, with the problems of all.
     """
-    transport = open_door(config, directory, wire, console)
+    transport = open_secure_channel(config, directory, wire, console)
     indices = my_sites(config, transport)
     run_on_all_ranks(transport, lambda: make_phantoms(config, [config.site_names[i] for i in indices], console))
     run_on_all_ranks(transport, lambda: make_reference(config, console) if transport.rank == 0 else None)
@@ -108,7 +108,7 @@ def open_session(
     run_on_all_ranks(transport, lambda: check_backbone(config))
     plan = _agreed_plan(config, transport)
     model = build_model(config, task, backbone).to(bench.device)
-    place = Workplace(config, model, bench, plan, _on_step(config, console, notice))
+    place = SiteContext(config, model, bench, plan, _on_step(config, console, notice))
     if backbone is not None and config.model.features is not None:
         found = agreed_map(config, backbone.to(bench.device), MapPlace(shards, directory, transport))
         found.load_into(place.model)
@@ -157,7 +157,7 @@ def read_facts(config: RunConfig, ranks: int, payloads: Sequence[bytes]) -> list
     Raises:
         PayloadError: naming a site whose message is none, or speaks for another site or rank.
     """
-    places = {config.site_names[i]: rank for rank, block in enumerate(seats(config, ranks)) for i in block}
+    places = {config.site_names[i]: rank for rank, block in enumerate(sites_by_rank(config, ranks)) for i in block}
     declared = {site.name: site.weight for site in config.data.sites}
 
     def read(site: str, payload: bytes) -> SiteFacts:
@@ -169,7 +169,7 @@ def read_facts(config: RunConfig, ranks: int, payloads: Sequence[bytes]) -> list
     return of_each(payloads, config.site_names, "hello", read)
 
 
-def _on_step(config: RunConfig, console: Console, notice: Notice) -> OnStep:
+def _on_step(config: RunConfig, console: Console, notice: StopRequest) -> OnStep:
     """A secure sum is one step, which cannot be left in the middle; all other training can."""
     return console.step if config.privacy.trust == "sites" else notice.watched(console.step, config.runtime.patience_s)
 
@@ -183,7 +183,7 @@ def session_trust(session: Session) -> TrustModel | None:
 
 def my_sites(config: RunConfig, transport: Transport) -> range:
     """The indices of the sites that this rank plays; a centralised run is rank 0's alone."""
-    return seats(config, transport.size)[transport.rank]
+    return sites_by_rank(config, transport.size)[transport.rank]
 
 
 def make_phantoms(config: RunConfig, sites: Sequence[str], console: Console) -> None:
@@ -278,7 +278,7 @@ def _agreed_plan(config: RunConfig, transport: Transport) -> PrivacyPlan | None:
     return plan
 
 
-def _grid(config: RunConfig, place: Workplace, weights: Sequence[int]) -> Grid | None:
+def _grid(config: RunConfig, place: SiteContext, weights: Sequence[int]) -> IntegerGrid | None:
     if config.privacy.trust != "sites" or place.plan is None:
         return None
     size, rounds = parameter_count(place.model), config.training.rounds
@@ -293,7 +293,7 @@ def _samples(config: RunConfig, shard: Shard, backbone: Backbone | None, bench: 
 
 
 def _learners(
-    config: RunConfig, sites: tuple[Hospital, ...], samples: Sequence[Samples], weight: int, place: Workplace
+    config: RunConfig, sites: tuple[Hospital, ...], samples: Sequence[Samples], weight: int, place: SiteContext
 ) -> tuple[Hospital, ...]:
     if config.mode != "centralised" or not sites:
         return sites

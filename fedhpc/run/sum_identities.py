@@ -14,7 +14,7 @@ from typing import Any
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked
-from fedhpc.run.secure_channel import seats
+from fedhpc.run.secure_channel import sites_by_rank
 from fedhpc.secagg.signatures import (
     Introduction,
     PrivateKey,
@@ -37,7 +37,7 @@ Own = Mapping[int, tuple[Introduction, PrivateKey]]
 
 def certificates_needed(config: RunConfig, ranks: int) -> bool:
     """Whether the sites sign with their certificates: TLS is on and some hospital is not in rank 0's process."""
-    return config.exchange.tls and any(seats(config, ranks)[1:])
+    return config.exchange.tls and any(sites_by_rank(config, ranks)[1:])
 
 
 def agreed_identities(config: RunConfig, transport: Transport, indices: Sequence[int]) -> dict[int, SigningSite]:
@@ -116,7 +116,7 @@ class TrustModel:
 
 def trust_model(config: RunConfig, plan: PrivacyPlan, ranks: int) -> TrustModel:
     """Return against whom this run protects, over so many ranks; as rank 0's process sees it."""
-    placed = seats(config, ranks)
+    placed = sites_by_rank(config, ranks)
     epsilon = epsilon_if_unmasked(config, plan)
     colluding = config.privacy.colluding_sites or 0
     if len(placed[0]) > colluding:

@@ -10,10 +10,10 @@ from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.agreement import Source, agree_on_config
 from fedhpc.run.display import Console
 from fedhpc.run.loop import run
-from fedhpc.run.placement import seated
-from fedhpc.run.preemption import Notice
+from fedhpc.run.placement import place_sites
+from fedhpc.run.preemption import StopRequest
 from fedhpc.run.preflight.check import preflight
-from fedhpc.run.secure_channel import seats
+from fedhpc.run.secure_channel import sites_by_rank
 from fedhpc.run.session import open_session
 from fedhpc.transport.mpi import Wire
 from fedhpc.util.log import write_log
@@ -29,7 +29,7 @@ class Work:
     stop_after: int | None = None
 
 
-def train(work: Work, wire: Wire, notice: Notice, startup: Startup) -> str:
+def train(work: Work, wire: Wire, notice: StopRequest, startup: Startup) -> str:
     """Train from where the run directory stands.
 
     Returns:
@@ -47,16 +47,16 @@ def train(work: Work, wire: Wire, notice: Notice, startup: Startup) -> str:
 
 
 def _train_in(
-    config: RunConfig, directory: RunDirectory, machine: tuple[Wire, Notice, Startup], stop_after: int | None
+    config: RunConfig, directory: RunDirectory, machine: tuple[Wire, StopRequest, Startup], stop_after: int | None
 ) -> str:
     wire, notice, startup = machine
-    wire = seated(config, wire)
-    wire.name_ranks([", ".join(config.site_names[i] for i in block) for block in seats(config, wire.size)])
+    wire = place_sites(config, wire)
+    wire.name_ranks([", ".join(config.site_names[i] for i in block) for block in sites_by_rank(config, wire.size)])
     console = Console(speaks=wire.rank == 0)
     found, _ = preflight(config, directory, wire)
     console.say(wrapped(found))
     startup.mark("config and preflight")
-    names = tuple(config.site_names[i] for i in seats(config, wire.size)[wire.rank])
+    names = tuple(config.site_names[i] for i in sites_by_rank(config, wire.size)[wire.rank])
     with _kept_inside(directory, names):
         session = open_session(config, directory, wire, console, notice)
         startup.mark("certificates, shards and network")

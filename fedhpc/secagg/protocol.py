@@ -205,7 +205,7 @@ class MaskedSite:
         return AESGCM(agree(self._sealing, self._roster[peer].sealing, context(b"seal", self._round, direction, keys)))
 
 
-class SumOffice:
+class SumAggregator:
     """The aggregator in one round: it hands the sites' messages on, and takes the masks off the sum."""
 
     def __init__(self, terms: SumTerms, round: int) -> None:

@@ -1,1 +1,1 @@
-"""Inside the hospital walls: the only code that may see an image or a label."""
+"""Inside a hospital: the only code that may see an image or a label."""

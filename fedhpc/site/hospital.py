@@ -27,7 +27,7 @@ from fedhpc.site.evaluation import predict
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
 from fedhpc.site.training.dp_sgd import Units, entropy
 from fedhpc.site.training.local_sgd import OnStep, PrivateWork, train_plain, train_private
-from fedhpc.site.training.secure_contribution import I64, Grid, contribution
+from fedhpc.site.training.secure_contribution import I64, IntegerGrid, contribution
 from fedhpc.util.log import write_log
 
 LARGEST_PARAMETER = 1e4
@@ -36,7 +36,7 @@ the rounding of features that a batch of another size gives, so that a clipped s
 
 
 @dataclass(frozen=True)
-class Workplace:
+class SiteContext:
     """What the hospitals of one rank share: the config, one network that each sets to its parameters, the device."""
 
     config: RunConfig
@@ -55,7 +55,7 @@ class Hospital:
         weight: its public weight in the mean, and with privacy its declared number of units.
     """
 
-    def __init__(self, name: str, index: int, weight: int, samples: Samples, place: Workplace) -> None:
+    def __init__(self, name: str, index: int, weight: int, samples: Samples, place: SiteContext) -> None:
         self.name, self.index, self.weight = name, index, weight
         self._samples, self._place = samples, place
         self._ledger: Ledger | None = None
@@ -170,7 +170,7 @@ class Hospital:
         with self.failing(f"round {round + 1}: the ledger cannot be charged"):
             self._charge(self._place.plan, round)
 
-    def contribute(self, params: F32, round: int, grid: Grid) -> I64:
+    def contribute(self, params: F32, round: int, grid: IntegerGrid) -> I64:
         """This site's vector for the secure sum of a round that it has entered, int64[d]: private until it is masked.
 
         Raises:

@@ -80,7 +80,7 @@ def submit(directory: SweepDirectory, sweep: Sweep, names: Sequence[str]) -> dic
         with outside_of_any_job(), executor.batch():
             jobs = [_submitted(executor, sweep, path) for path in paths]
     except (FailedJobError, FailedSubmissionError) as error:
-        raise InputError(f"sbatch refused the sweep: {str(error).strip()}; mend the section slurm of it") from None
+        raise InputError(f"sbatch refused the sweep: {str(error).strip()}; correct its section slurm") from None
     return {name: str(job.job_id) for name, job in zip(names, jobs, strict=True)}
 
 

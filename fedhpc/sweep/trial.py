@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from fedhpc.errors import FileError, InputError, Stopped
-from fedhpc.run.preemption import Notice
+from fedhpc.run.preemption import StopRequest
 from fedhpc.sweep.directory import ElementDirectory, Outcome, beginning
 from fedhpc.sweep.slurm_queue import is_running
 from fedhpc.util.files import write_bytes
@@ -33,7 +33,7 @@ def run_element(path: str, requeues: int) -> str:
     """
     # Before all that takes seconds to import. It takes the place of submitit's handlers, which at rank 0 raise in the
     # middle of a round and elsewhere do nothing.
-    notice = Notice()
+    notice = StopRequest()
     notice.listen()
     startup = Startup()
     from fedhpc.run.agreement import Source

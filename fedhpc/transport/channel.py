@@ -1,4 +1,4 @@
-"""The door itself: a `Transport` that searches, logs and encrypts all that passes, over one that only carries bytes.
+"""The secure channel: a `Transport` that searches, logs and encrypts all that passes, over one that only carries bytes.
 
     a site's payload:   searched for pixels of the site -> written into its egress log -> sealed in its TLS session
     rank 0's broadcast: written into rank 0's log -> sealed once, the key in every site's session (`exchange.seal`)
@@ -40,13 +40,13 @@ class Channel:
     Attributes:
         wire: what carries the bytes.
         logs: the egress logs of this rank's sites, in site order.
-        office: the log of what the aggregator sends; None elsewhere than at rank 0.
+        aggregator: the log of what the aggregator sends; None elsewhere than at rank 0.
         sessions: None: in the clear.
     """
 
     wire: Transport
     logs: Mapping[str, EgressLog]
-    office: EgressLog | None
+    aggregator: EgressLog | None
     sessions: Sessions | None = None
     _searches: dict[str, ImageSearch] = field(default_factory=dict)
 
@@ -79,10 +79,10 @@ class Channel:
         Raises:
             PayloadError: naming this rank's sites, where what came is not what rank 0 has sent.
         """
-        if self.office is not None:
+        if self.aggregator is not None:
             if payload is None:
                 raise ValueError("payload=None: rank 0 must pass the payload that it broadcasts")
-            self.office.write_down(payload, kind, round, via=self._via())
+            self.aggregator.write_down(payload, kind, round, via=self._via())
             sealed = payload if self.sessions is None else seal(payload, kind, self.sessions.by_site)
             self.wire.broadcast(sealed, kind, round)
             return payload

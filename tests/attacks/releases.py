@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fedhpc.site.training.dp_sgd import PrivateStep, Terms
+from fedhpc.site.training.dp_sgd import NoiseConfig, PrivateStep
 
 
 class Recorded(torch.optim.SGD):
@@ -15,7 +15,9 @@ class Recorded(torch.optim.SGD):
         self.given = [p.grad.clone() for group in self.param_groups for p in group["params"]]
 
 
-def released_by(model: nn.Module, batch: tuple[Tensor, Tensor], terms: Terms, releases: int = 1) -> list[list[Tensor]]:
+def released_by(
+    model: nn.Module, batch: tuple[Tensor, Tensor], terms: NoiseConfig, releases: int = 1
+) -> list[list[Tensor]]:
     """So many releases, each the noisy gradient of every parameter, for a batch (images, labels) of single images."""
     optimizer = Recorded(model.parameters(), lr=1.0)
     step = PrivateStep.wrap(model, optimizer, terms)

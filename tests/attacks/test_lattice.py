@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fedhpc.privacy.gaussian import grid_of
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
-from fedhpc.site.training.dp_sgd import Terms
+from fedhpc.site.training.dp_sgd import NoiseConfig
 from tests.attacks.releases import released_by
 
 RELEASES = 4000
@@ -66,7 +66,7 @@ def log_likelihood(units: np.ndarray, total: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def releases() -> dict[int, np.ndarray]:
     """By the number of patients, float32 [RELEASES / 2, d]: what the optimiser gets, from the code as it is."""
-    terms = Terms(CLIP_NORM, NOISE_MULTIPLIER, 1.0, KeyStream.of_seed(2))
+    terms = NoiseConfig(CLIP_NORM, NOISE_MULTIPLIER, 1.0, KeyStream.of_seed(2))
     found = {patients: released_by(head(), world(patients), terms, RELEASES // 2) for patients in (1, 2)}
     return {
         patients: np.stack([torch.cat([p.reshape(-1) for p in parts]).numpy() for parts in many])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedhpc.privacy.gaussian import grid_of
 from fedhpc.privacy.noise import source
 from fedhpc.site.per_example.clipped_sum import MARGIN
-from fedhpc.site.training.dp_sgd import Terms, Units, entropy
+from fedhpc.site.training.dp_sgd import NoiseConfig, Units, entropy
 from fedhpc.util.rng import seed_of
 from tests.attacks.releases import released_by
 
@@ -35,7 +35,7 @@ def released_rows(noise_seed: int | None) -> Tensor:
     """The weight's part of one private step on one patient, float32 [CLASSES, FEATURES]."""
     model, images, labels = victim()
     fresh = entropy(noise_seed, "site1", 0)
-    terms = Terms(CLIP_NORM, NOISE_MULTIPLIER, 1.0, fresh.noise)
+    terms = NoiseConfig(CLIP_NORM, NOISE_MULTIPLIER, 1.0, fresh.noise)
     return released_by(model, (images, labels), terms)[0][0]
 
 

@@ -32,7 +32,7 @@ from fedhpc.secagg.messages import (
     signed,
     split_broadcast,
 )
-from fedhpc.secagg.protocol import ADVERTISED_BYTES, MaskedSite, SumOffice
+from fedhpc.secagg.protocol import ADVERTISED_BYTES, MaskedSite, SumAggregator
 from fedhpc.secagg.signatures import Introduction, SigningSite, certified, signatories_of, uncertified
 from fedhpc.transport import pki
 from fedhpc.transport.tls import AGGREGATOR_NAME, Credentials, TlsError
@@ -60,11 +60,11 @@ class Round:
     """A round up to the masked vectors, as the aggregator sees it. The last site colludes with it."""
 
     def __init__(self, terms: SumTerms, kind: type[MaskedSite]) -> None:
-        self.terms, self.office = terms, SumOffice(terms, ROUND)
+        self.terms, self.aggregator = terms, SumAggregator(terms, ROUND)
         self.vectors = drawn_vectors(terms.sites, terms.size)
         self.sites = [kind(terms, identity, ROUND) for identity in signing_sites(terms.sites)]
-        self.roster = self.office.answer(KEYS, [site.advertise() for site in self.sites])
-        shares = self.office.answer(SHARES, [site.share(self.roster) for site in self.sites])
+        self.roster = self.aggregator.answer(KEYS, [site.advertise() for site in self.sites])
+        shares = self.aggregator.answer(SHARES, [site.share(self.roster) for site in self.sites])
         masked = [site.mask(shares, vector) for site, vector in zip(self.sites, self.vectors, strict=True)]
         self.masked = {i: from_bytes(payload[HEADER.size :], terms.width_bytes) for i, payload in enumerate(masked)}
         self.colluding = terms.sites - 1
@@ -233,16 +233,16 @@ def played_by_the_aggregator(kind: type[MaskedSite], signs: bool) -> tuple[Maske
 
 def test_round_keys_of_the_aggregator_reveal_a_site_that_does_not_check_signatures() -> None:
     victim, others, roster = played_by_the_aggregator(NoChecks, signs=False)
-    office, vector = SumOffice(SumTerms(4, 3, 16, 8), ROUND), drawn_vectors(1, 16)[0]
+    aggregator, vector = SumAggregator(SumTerms(4, 3, 16, 8), ROUND), drawn_vectors(1, 16)[0]
     everybody = [*others, victim]
-    office._got[KEYS] = split_broadcast(KEYS, ROUND, roster, ADVERTISED_BYTES)
-    shares = office.answer(SHARES, [site.share(roster) for site in everybody])
+    aggregator._got[KEYS] = split_broadcast(KEYS, ROUND, roster, ADVERTISED_BYTES)
+    shares = aggregator.answer(SHARES, [site.share(roster) for site in everybody])
     nothing = np.zeros(16, np.int64)
     masked = [site.mask(shares, vector if site is victim else nothing) for site in everybody]
-    survivors = office.answer(MASKED, masked)
-    confirmed = office.answer(CONFIRMED, [site.confirm(survivors) for site in everybody])
-    office.answer(CONFIRMED + 1, [site.reveal(confirmed) for site in everybody])
-    np.testing.assert_array_equal(office.total(), vector)
+    survivors = aggregator.answer(MASKED, masked)
+    confirmed = aggregator.answer(CONFIRMED, [site.confirm(survivors) for site in everybody])
+    aggregator.answer(CONFIRMED + 1, [site.reveal(confirmed) for site in everybody])
+    np.testing.assert_array_equal(aggregator.total(), vector)
 
 
 @pytest.mark.parametrize("signs", [True, False])
@@ -315,7 +315,7 @@ def sums_without(terms: SumTerms, left_out: int) -> tuple[I64, I64]:
     """(sum of all, sum without one site) of the same vectors, as an aggregator gets that says a message was lost."""
     vectors = drawn_vectors(terms.sites, terms.size)
     whole, part = Rehearsal(terms, vectors), Rehearsal(terms, vectors, lost=(left_out,))
-    return whole.office.total(), part.office.total()
+    return whole.aggregator.total(), part.aggregator.total()
 
 
 def test_a_kept_answer_that_is_summed_twice_reveals_a_site_that_may_be_left_out() -> None:
@@ -328,13 +328,13 @@ def test_the_sum_of_an_evaluation_leaves_no_site_out(tmp_path: Path) -> None:
     names = ("a", "b", "c", "d")
     terms = sum_terms(config_of(tmp_path, names, "privacy.tolerated_dropouts=1"), 16)
     vectors = drawn_vectors(terms.sites, terms.size)
-    np.testing.assert_array_equal(Rehearsal(terms, vectors).office.total(), sum(vectors))
+    np.testing.assert_array_equal(Rehearsal(terms, vectors).aggregator.total(), sum(vectors))
     masks = Rehearsal(terms, vectors)
     with pytest.raises(PayloadError, match="at least 4"):
         sums_without(terms, 2)
     sites = [MaskedSite(terms, identity, 7) for identity in signing_sites(4)]
-    roster = masks.office.answer(KEYS, [site.advertise() for site in sites])
-    shares = masks.office.answer(SHARES, [site.share(roster) for site in sites])
+    roster = masks.aggregator.answer(KEYS, [site.advertise() for site in sites])
+    shares = masks.aggregator.answer(SHARES, [site.share(roster) for site in sites])
     for site, vector in zip(sites, vectors, strict=True):
         site.mask(shares, vector)
     with pytest.raises(PayloadError, match="refuses a list of masked vectors"):

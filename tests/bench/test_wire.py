@@ -64,4 +64,4 @@ def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
     data = {"shards": f"{tmp_path}/none/{{site}}.h5", "sites": [{"name": "a"}]}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"name": "x", "data": data, "privacy": "off"}))
     with pytest.raises(InputError, match="density1-bits32-seed7: the run ended with status 2"):
-        wire.run(wire.Grid(tmp_path / "c.yaml", (), (1,), (32,), (7,)), tmp_path / "out")
+        wire.run(wire.BenchmarkGrid(tmp_path / "c.yaml", (), (1,), (32,), (7,)), tmp_path / "out")

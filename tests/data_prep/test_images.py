@@ -149,7 +149,7 @@ def test_all_unreadable_files_are_named_and_nothing_is_written(job: ImageImport)
     stack[0].save(job.source / "normal" / "Doe052_x.tif", save_all=True, append_images=stack[1:])
     with pytest.raises(ShardError) as caught:
         import_images(job)
-    # Headers are read first: a file that is cut off later is found when the others have been mended.
+    # Headers are read first: a file that is cut off later is found when the others have been corrected.
     assert (
         "2 unreadable: normal/Doe051_x.png (cannot identify image file), normal/Doe052_x.tif (2 frames; allow"
         in str(caught.value)

@@ -11,7 +11,7 @@ from data_prep.phantom import CLASSES, Cohort, SiteArrays, default_sites, site_a
 from data_prep.phantom.anatomy import ATLAS_TISSUES, TISSUES, AnatomyRange, load_atlas, section, template_points, warp
 from data_prep.phantom.cohort import draw_patient, patient_fractions
 from data_prep.phantom.ct import TISSUE_HU, CtProtocol, attenuation_hu, ct_image, noise_hu
-from data_prep.phantom.fields import Grid, detect
+from data_prep.phantom.fields import PixelGrid, detect
 from data_prep.phantom.lesions import EARLY_MM, draw_aggressiveness, draw_lesion, load_outlines, outline_distance_mm
 from data_prep.phantom.mri import MriProtocol, mri_image, rician, spin_echo, tissue_signals
 from data_prep.phantom.plan import TEST, TRAIN, VAL, draw_plan, share_out
@@ -153,7 +153,7 @@ def test_noise_in_tissue_is_rician() -> None:
 
 
 def test_hounsfield_units_without_noise() -> None:
-    grid = Grid(32)
+    grid = PixelGrid(32)
     for index, name in enumerate(TISSUES):
         pure = np.zeros((len(TISSUES), grid.fine_size, grid.fine_size), np.float32)
         pure[index] = 1.0
@@ -163,7 +163,7 @@ def test_hounsfield_units_without_noise() -> None:
 
 
 def test_window_maps_its_ends_to_black_and_white() -> None:
-    grid, quiet = Grid(32), replace(CT, noise_hu=0.0)
+    grid, quiet = PixelGrid(32), replace(CT, noise_hu=0.0)
     water = np.zeros((len(TISSUES), grid.fine_size, grid.fine_size), np.float32)
     water[TISSUES.index("grey")] = 1.0
     assert set(ct_image(generator(0), water, grid, replace(quiet, level_hu=37)).flat) == {128}
@@ -172,7 +172,7 @@ def test_window_maps_its_ends_to_black_and_white() -> None:
 
 
 def test_ct_noise_has_its_deviation_and_spectrum() -> None:
-    grid = Grid(64)
+    grid = PixelGrid(64)
     noise = np.stack([noise_hu(generator(0, n), grid, CT) for n in range(60)])
     assert noise.std() == pytest.approx(CT.noise_hu, rel=0.02)
     power = (np.abs(np.fft.fft2(noise)) ** 2).mean(axis=0)
@@ -185,7 +185,7 @@ def test_ct_noise_has_its_deviation_and_spectrum() -> None:
 
 
 def test_point_spread_keeps_the_mean_and_blurs() -> None:
-    grid = Grid(32)
+    grid = PixelGrid(32)
     step = np.zeros((grid.fine_size, grid.fine_size), np.float32)
     step[:, grid.fine_size // 2 :] = 1.0
     sharp, broad = detect(step, grid, 1.0), detect(step, grid, 20.0)
@@ -204,7 +204,7 @@ def test_atlas_fractions_sum_to_one_in_the_head() -> None:
 
 
 def test_untouched_head_is_the_atlas() -> None:
-    grid = Grid(112)  # fine pixels of 1 mm
+    grid = PixelGrid(112)  # fine pixels of 1 mm
     still = replace(AnatomyRange(), rotation_deg=0, scale=0, shear=0, shift_mm=0, elastic_mm=0)
     pose = draw_patient(generator(0, "still"), Cohort(seed=0, anatomy=still), 0).pose
     tissue = section(10.0)
@@ -214,7 +214,7 @@ def test_untouched_head_is_the_atlas() -> None:
 
 
 def test_lesion_replaces_tissue_and_adds_none(cohort: Cohort) -> None:
-    rng, grid = generator(0, "whole"), Grid(64)
+    rng, grid = generator(0, "whole"), PixelGrid(64)
     fractions = patient_fractions(rng, draw_patient(rng, cohort, 1), grid, 0)
     total = fractions.sum(axis=0)
     assert fractions.min() >= -1e-6
@@ -232,7 +232,7 @@ def test_difficulty_is_the_overlap_of_the_classes(difficulty: float) -> None:
 
 def rendered_shape(label: int, number: int) -> tuple[float, float]:
     """Perimeter squared over 4 pi area (1 for a circle) and diameter in mm of one lesion drawn at 1 mm."""
-    rng, grid = generator(0, label, number, "shape"), Grid(112)
+    rng, grid = generator(0, label, number, "shape"), PixelGrid(112)
     aggressiveness = draw_aggressiveness(rng, label, 0.5)
     lesion = draw_lesion(rng, aggressiveness, 30.0, np.zeros((1, 2), np.float32))
     place = grid.fine_positions_mm()
@@ -284,8 +284,8 @@ def test_site3_has_the_lowest_signal_to_noise(arrays: dict[str, SiteArrays]) -> 
 
 def test_each_protocol_makes_its_own_picture(cohort: Cohort) -> None:
     rng = generator(0, "same head")
-    fractions = patient_fractions(rng, draw_patient(rng, cohort, 0), Grid(64), 0)
-    pictures = [mri_image(generator(1), fractions, Grid(64), p.mri) for p in default_sites().values()]
-    pictures += [ct_image(generator(1), fractions, Grid(64), p.ct) for p in default_sites().values()]
+    fractions = patient_fractions(rng, draw_patient(rng, cohort, 0), PixelGrid(64), 0)
+    pictures = [mri_image(generator(1), fractions, PixelGrid(64), p.mri) for p in default_sites().values()]
+    pictures += [ct_image(generator(1), fractions, PixelGrid(64), p.ct) for p in default_sites().values()]
     apart = [np.abs(a.astype(int) - b).mean() for n, a in enumerate(pictures) for b in pictures[:n]]
     assert min(apart) > 2.0  # grey levels

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 
 from fedhpc.compression.codec import CRC, FIXED, MAGIC, VERSION, Header, decode, encode
-from fedhpc.compression.error_feedback import Coding, with_feedback
+from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.update import Update
 
 SENDER, ROUND, SIZE = 2, 7, 1000
@@ -17,7 +17,7 @@ KINDS = ((1, 32), (1, 4), (0.5, 16), (0.5, 8), (0.1, 4), (0.1, 3), (0.01, 5), (0
 def update_of(density: float, value_bits: int, size: int = SIZE, seed: int = 0) -> Update:
     """An update of Gaussian numbers."""
     vector = np.random.default_rng(seed).standard_normal(size, np.float32)
-    sent, _ = with_feedback(vector, np.zeros_like(vector), Coding(density, value_bits))
+    sent, _ = with_feedback(vector, np.zeros_like(vector), CompressionConfig(density, value_bits))
     return Update(SENDER, ROUND, sent)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedhpc.compression.byte_planes import container, deflated, inflated, join, split, width_of
 from fedhpc.compression.codec import BITMASK, CRC, EVERY, FIXED, GAPS, Header, decode, encode, encode_indices
-from fedhpc.compression.error_feedback import Coding, with_feedback
+from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.float_bits import LARGEST_BITS
 from fedhpc.compression.update import SparseVector, Update, pack_arrays, unpack_arrays
 from fedhpc.config.schema import Exchange
@@ -59,7 +59,7 @@ def test_round_trip_of_any_index_set(chosen: set[int]) -> None:
 
 def test_an_update_of_zeros_sends_nothing() -> None:
     zeros = np.zeros(SIZE, np.float32)
-    sent, kept = with_feedback(zeros, zeros, Coding(0.1, 4))
+    sent, kept = with_feedback(zeros, zeros, CompressionConfig(0.1, 4))
     payload = encode(Update(SENDER, ROUND, sent))
     assert len(payload) < 100
     assert decoded(payload).entries.indices.size == kept.any() == 0
@@ -124,7 +124,7 @@ def test_memory_of_a_sites_step() -> None:
     payloads: list[bytes] = []
 
     def step() -> None:
-        sent, _ = with_feedback(vector, nothing, Coding(0.1, 4))
+        sent, _ = with_feedback(vector, nothing, CompressionConfig(0.1, 4))
         payloads.append(encode(Update(SENDER, ROUND, sent)))
 
     assert peak_bytes(step) < 1.5 * vector.nbytes

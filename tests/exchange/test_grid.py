@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedhpc.compression.float_bits import magnitude_bits, smallest_bits
-from fedhpc.compression.quantization import EXACT, OCTAVE, Grid, grid_for, rounded
+from fedhpc.compression.quantization import EXACT, OCTAVE, QuantizationGrid, grid_for, rounded
 from tests.exchange.float_vectors import vectors
 
 BITS = st.sampled_from([3, 4, 5, 6, 7, 8, 16, 32])
@@ -48,7 +48,7 @@ def test_nearest_is_nearest(values: np.ndarray, bits: int) -> None:
 def test_nearest_is_within_a_third_of_a_normal_number(bits: int) -> None:
     """At the fewest bits and over the widest range the step is an octave."""
     values = np.geomspace(1e-37, 1e37, 5000).astype(np.float32)
-    grid = Grid(smallest_bits(values), OCTAVE)
+    grid = QuantizationGrid(smallest_bits(values), OCTAVE)
     assert grid_for(values, bits).step <= OCTAVE
     assert np.abs(rounded(values, grid, None) / values - 1).max() <= 1 / 3
 
@@ -112,6 +112,6 @@ def test_the_smallest_of_everything_do_not_widen_the_steps(bits: int) -> None:
     """At density 1: the squared error is much less than with the levels over everything."""
     values = np.random.default_rng(0).standard_normal(100_000, np.float32)
     smallest, top = smallest_bits(values), int(np.quantile(magnitude_bits(values), 0.999))
-    over_all = Grid(smallest, min((top - smallest) // (2 ** (bits - 1) - 1), OCTAVE))
+    over_all = QuantizationGrid(smallest, min((top - smallest) // (2 ** (bits - 1) - 1), OCTAVE))
     ours, theirs = (np.sum(np.square(values - rounded(values, g, None))) for g in (grid_for(values, bits), over_all))
     assert ours < 0.4 * theirs

@@ -23,7 +23,7 @@ from fedhpc.secagg.messages import (
     signed,
     to_bytes,
 )
-from fedhpc.secagg.protocol import MaskedSite, SumOffice, round_bytes
+from fedhpc.secagg.protocol import MaskedSite, SumAggregator, round_bytes
 from fedhpc.secagg.signatures import SigningSite, bare_key, signatories_of, uncertified
 
 
@@ -53,23 +53,23 @@ class Rehearsal:
         silent: Collection[int] = (),
     ) -> None:
         self.sites = [MaskedSite(terms, identity, 7) for identity in signing_sites(terms.sites)]
-        self.office = SumOffice(terms, 7)
+        self.aggregator = SumAggregator(terms, 7)
         gone = set(absent)
         self.keys = [b"" if i in gone else site.advertise() for i, site in enumerate(self.sites)]
-        self.roster = self.office.answer(KEYS, self.keys)
+        self.roster = self.aggregator.answer(KEYS, self.keys)
         gone |= set(late)
         self.sealed = [b"" if i in gone else site.share(self.roster) for i, site in enumerate(self.sites)]
-        self.shares = self.office.answer(SHARES, self.sealed)
+        self.shares = self.aggregator.answer(SHARES, self.sealed)
         gone |= set(lost)
         self.masked = [b"" if i in gone else site.mask(self.shares, vectors[i]) for i, site in enumerate(self.sites)]
-        self.survivors = self.office.answer(MASKED, self.masked)
+        self.survivors = self.aggregator.answer(MASKED, self.masked)
         gone |= set(mute)
         self.signed = [b"" if i in gone else site.confirm(self.survivors) for i, site in enumerate(self.sites)]
-        self.confirmed = self.office.answer(CONFIRMED, self.signed)
+        self.confirmed = self.aggregator.answer(CONFIRMED, self.signed)
         gone |= set(silent)
         self.held = [dict(site._held) for site in self.sites]
         self.revealed = [b"" if i in gone else site.reveal(self.confirmed) for i, site in enumerate(self.sites)]
-        self.office.answer(REVEALED, self.revealed)
+        self.aggregator.answer(REVEALED, self.revealed)
 
     @property
     def seen_by_the_aggregator(self) -> list[bytes]:
@@ -94,7 +94,7 @@ def test_sum_of_masked_is_sum_of_plain_for_every_set_of_survivors(
     gone = [order[ends[stage] : ends[stage + 1]] for stage in reversed(range(5))]
     terms = SumTerms(sites, threshold, size, width)
     vectors = drawn_vectors(sites, size, seed=sites)
-    total = Rehearsal(terms, vectors, *gone).office.total()
+    total = Rehearsal(terms, vectors, *gone).aggregator.total()
     plain = np.sum([vectors[i].view(np.uint64) for i in order[: stages[2]]], axis=0, dtype=np.uint64)
     np.testing.assert_array_equal(total, signed(plain, width))
     if width < 8:
@@ -103,7 +103,7 @@ def test_sum_of_masked_is_sum_of_plain_for_every_set_of_survivors(
 
 def test_a_sum_that_fits_the_ring_is_exact() -> None:
     vectors = [np.array([-5, 100, -3]), np.array([1, -228, 3]), np.array([1, 1, 0])]
-    assert Rehearsal(SumTerms(3, 2, 3, 1), vectors).office.total().tolist() == [-3, -127, 0]
+    assert Rehearsal(SumTerms(3, 2, 3, 1), vectors).aggregator.total().tolist() == [-3, -127, 0]
 
 
 @pytest.mark.parametrize("lost", [(), (1,)])
@@ -113,12 +113,12 @@ def test_what_the_aggregator_sees_of_a_site_is_uniform(lost: tuple[int, ...]) ->
     round = Rehearsal(terms, [np.zeros(20_000, np.int64)] * 4, lost=lost)
     for index in set(range(4)) - set(lost):
         masked = from_bytes(round.masked[index][HEADER.size :], 5)
-        peeled = masked - expand(round.office._secret(index, index), terms)
+        peeled = masked - expand(round.aggregator._secret(index, index), terms)
         for vector in (masked, peeled):
             counts = np.bincount(np.frombuffer(to_bytes(vector, 5), np.uint8), minlength=256)
             # 255 degrees of freedom: 400 has a chance of 1e-8.
             assert ((counts - 100_000 / 256) ** 2 / (100_000 / 256)).sum() < 400, index
-    assert not round.office.total().any()
+    assert not round.aggregator.total().any()
 
 
 def test_two_rounds_of_the_same_vector_share_nothing() -> None:
@@ -212,11 +212,11 @@ def test_one_flipped_byte_is_refused(stage: int, at: int, flip: int) -> None:
     payloads = messages[stage]
     broken = bytearray(payloads[1])
     broken[at % len(broken)] ^= flip
-    office = SumOffice(SumTerms(3, 2, 8, 4), 7)
+    aggregator = SumAggregator(SumTerms(3, 2, 8, 4), 7)
     for kind in range(stage):
-        office.answer(kind, messages[kind])
+        aggregator.answer(kind, messages[kind])
     with pytest.raises(PayloadError, match="sender 1 in round 8"):
-        office.answer(stage, [payloads[0], bytes(broken), payloads[2]])
+        aggregator.answer(stage, [payloads[0], bytes(broken), payloads[2]])
 
 
 ROUND = Rehearsal(SumTerms(3, 2, 8, 4), drawn_vectors(3, 8))
@@ -226,8 +226,8 @@ def test_shares_that_were_sealed_for_another_are_refused() -> None:
     """What the aggregator cannot do: give a site other shares than those its peers have made for it."""
     terms = SumTerms(3, 2, 4, 4)
     sites = [MaskedSite(terms, identity, 7) for identity in signing_sites(3)]
-    office = SumOffice(terms, 7)
-    roster = office.answer(KEYS, [site.advertise() for site in sites])
+    aggregator = SumAggregator(terms, 7)
+    roster = aggregator.answer(KEYS, [site.advertise() for site in sites])
     bodies = {index: site.share(roster)[HEADER.size :] for index, site in enumerate(sites)}
     half = len(bodies[1]) // 2
     swapped = {**bodies, 1: bodies[1][half:] + bodies[1][:half]}
@@ -239,9 +239,9 @@ def test_wrong_shares_of_a_mask_key_are_noticed() -> None:
     round = Rehearsal(SumTerms(4, 3, 4, 4), drawn_vectors(4, 4), lost=[1])
     held = round.held[0]
     forged = b"".join(held[owner][1] for owner in sorted(held))
-    round.office._got[REVEALED] |= {0: forged}
+    round.aggregator._got[REVEALED] |= {0: forged}
     with pytest.raises(PayloadError, match=r"secret of site 1|mask key of site 1"):
-        round.office.total()
+        round.aggregator.total()
 
 
 def test_round_bytes_are_those_of_the_messages() -> None:

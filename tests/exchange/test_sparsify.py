@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhpc.compression.codec import decode, encode
-from fedhpc.compression.error_feedback import Coding, count_to_send, select, with_feedback
+from fedhpc.compression.error_feedback import CompressionConfig, count_to_send, select, with_feedback
 from fedhpc.compression.update import Update
 from fedhpc.errors import PayloadError
 from tests.exchange.float_vectors import vectors
@@ -31,7 +31,7 @@ def test_sent_plus_residual_is_corrected_bit_for_bit(
     residual = data.draw(vectors(size, size)) + np.float32(0)  # no -0.0, as none is ever made
     for _ in range(2):
         corrected = update + residual
-        sent, residual = with_feedback(update, residual, Coding(density, bits), draws(seed))
+        sent, residual = with_feedback(update, residual, CompressionConfig(density, bits), draws(seed))
         arrived = decode(encode(Update(1, 2, sent)), sender=1, round=2, size=size).entries
         np.testing.assert_array_equal((arrived.dense() + residual).view(np.uint32), corrected.view(np.uint32))
         update = residual / np.float32(4)
@@ -40,7 +40,7 @@ def test_sent_plus_residual_is_corrected_bit_for_bit(
 @given(vectors(), densities, st.sampled_from(BITS))
 def test_the_inputs_are_not_touched(update: np.ndarray, density: float, bits: int) -> None:
     residual, before = np.ones_like(update), update.copy()
-    with_feedback(update, residual, Coding(density, bits))
+    with_feedback(update, residual, CompressionConfig(density, bits))
     np.testing.assert_array_equal(update, before)
     assert (residual == 1).all()
 
@@ -51,7 +51,7 @@ def test_per_tensor_takes_the_density_of_each(per_tensor: bool) -> None:
     vector = np.random.default_rng(0).standard_normal(1100).astype(np.float32)
     vector[300:700] *= 1000
     layers = (("a", 300), ("b", 400), ("c", 399), ("d", 1))
-    sent = select(vector, Coding(0.1, layers=layers, per_tensor=per_tensor))
+    sent = select(vector, CompressionConfig(0.1, layers=layers, per_tensor=per_tensor))
     edges = np.cumsum([0, *(size for _, size in layers)])
     counts = np.histogram(sent.indices, edges)[0].tolist()
     assert counts == ([30, 40, 40, 1] if per_tensor else [0, 110, 0, 0])
@@ -64,7 +64,7 @@ def test_per_tensor_takes_the_density_of_each(per_tensor: bool) -> None:
 
 def test_layers_must_make_up_the_vector() -> None:
     with pytest.raises(ValueError, match="layers of 3 entries for a vector of 4"):
-        select(np.ones(4, np.float32), Coding(1, layers=(("a", 3),), per_tensor=True))
+        select(np.ones(4, np.float32), CompressionConfig(1, layers=(("a", 3),), per_tensor=True))
 
 
 @pytest.mark.parametrize("per_tensor", [False, True])
@@ -72,7 +72,7 @@ def test_layers_must_make_up_the_vector() -> None:
 def test_what_is_not_finite_is_never_sent(update: float, residual: float, per_tensor: bool) -> None:
     vectors = np.ones((2, 10), np.float32)
     vectors[:, 7] = update, residual
-    coding = Coding(0.5, layers=(("a", 6), ("b", 4)), per_tensor=per_tensor)
+    coding = CompressionConfig(0.5, layers=(("a", 6), ("b", 4)), per_tensor=per_tensor)
     with pytest.raises(PayloadError, match="entry 1 of layer b is"):
         with_feedback(*vectors, coding)
 
@@ -88,7 +88,7 @@ def test_feedback_delivers_everything_in_the_end() -> None:
     updates = rng.integers(-8, 9, (20, 50)).astype(np.float32)
     residual, delivered = np.zeros(50, np.float32), np.zeros(50, np.float32)
     for update in [*updates, *np.zeros((60, 50), np.float32)]:
-        sent, residual = with_feedback(update, residual, Coding(0.1))
+        sent, residual = with_feedback(update, residual, CompressionConfig(0.1))
         delivered += sent.dense()
     np.testing.assert_array_equal(delivered, updates.sum(axis=0))
 
@@ -100,7 +100,7 @@ def test_what_is_rounded_away_is_delivered_too(bits: int, seed: int | None) -> N
     update = rng.standard_normal(500, np.float32)
     residual, delivered = np.zeros_like(update), np.zeros(500)
     for _ in range(60):
-        sent, residual = with_feedback(update, residual, Coding(0.1, bits), draws(seed))
+        sent, residual = with_feedback(update, residual, CompressionConfig(0.1, bits), draws(seed))
         delivered += sent.dense()
     np.testing.assert_allclose(delivered + residual, 60 * update.astype(np.float64), atol=1e-4)
     assert np.linalg.norm(residual) < 12 * np.linalg.norm(update)
@@ -108,7 +108,7 @@ def test_what_is_rounded_away_is_delivered_too(bits: int, seed: int | None) -> N
 
 def test_stochastic_rounding_is_reproducible() -> None:
     update = np.random.default_rng(0).standard_normal(5000, np.float32)
-    coding, nothing = Coding(0.1, 4), np.zeros(5000, np.float32)
+    coding, nothing = CompressionConfig(0.1, 4), np.zeros(5000, np.float32)
     one, two, other = (with_feedback(update, nothing, coding, draws(seed))[0].values for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, two)
     assert (one != other).any()

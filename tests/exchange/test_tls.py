@@ -22,7 +22,7 @@ class Ends(NamedTuple):
     """Both ends of one session."""
 
     site: TlsSession
-    office: TlsSession
+    aggregator: TlsSession
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def files(folder: Path, name: str) -> Credentials:
     return Credentials(folder / "ca.pem", folder / "crl.pem", folder / f"{name}.pem", folder / f"{name}.key")
 
 
-def shaken(site: ssl.SSLContext, office: ssl.SSLContext, expected: str = "site1") -> Ends:
-    ends = Ends(TlsSession(site, AGGREGATOR_NAME, server=False), TlsSession(office, expected, server=True))
-    ends.office.handshake(ends.site.handshake(ends.office.handshake(ends.site.handshake())))
+def shaken(site: ssl.SSLContext, aggregator: ssl.SSLContext, expected: str = "site1") -> Ends:
+    ends = Ends(TlsSession(site, AGGREGATOR_NAME, server=False), TlsSession(aggregator, expected, server=True))
+    ends.aggregator.handshake(ends.site.handshake(ends.aggregator.handshake(ends.site.handshake())))
     return ends
 
 
@@ -53,8 +53,8 @@ def test_payloads_come_out_as_they_went_in_both_ways(folder: Path, size: int) ->
         sealed = ends.site.seal(payload, "update")
         assert payload[:100] not in sealed or size < 8
         assert len(sealed) < 100 + 1.003 * size
-        assert ends.office.open(sealed, "update") == payload
-        assert ends.site.open(ends.office.seal(payload, "control"), "control") == payload
+        assert ends.aggregator.open(sealed, "update") == payload
+        assert ends.site.open(ends.aggregator.seal(payload, "control"), "control") == payload
 
 
 def flipped(sealed: bytes, at: int) -> bytes:
@@ -78,24 +78,24 @@ def test_no_change_on_the_way_gets_through(folder: Path, damage: str, at: int, s
     ends = connected(folder)
     sealed = DAMAGES[damage](ends.site.seal(bytes(size), "update"), at)
     with pytest.raises(PayloadError, match="site1: "):
-        ends.office.open(sealed, "update")
+        ends.aggregator.open(sealed, "update")
 
 
 def test_a_message_counts_once_in_its_place_as_its_kind_in_its_session(folder: Path) -> None:
     ends, others = connected(folder), connected(folder, "site2")
     first, second = ends.site.seal(b"one", "update"), ends.site.seal(b"two", "update")
     with pytest.raises(PayloadError, match="site2: its update message was changed, moved or sent again"):
-        others.office.open(first, "update")
-    assert ends.office.open(first, "update") == b"one"
+        others.aggregator.open(first, "update")
+    assert ends.aggregator.open(first, "update") == b"one"
     with pytest.raises(PayloadError, match="sent again"):
-        ends.office.open(first, "update")
+        ends.aggregator.open(first, "update")
     ends = connected(folder)
     first, second = ends.site.seal(b"one", "update"), ends.site.seal(b"two", "update")
     with pytest.raises(PayloadError, match="moved"):
-        ends.office.open(second, "update")
+        ends.aggregator.open(second, "update")
     ends = connected(folder)
     with pytest.raises(PayloadError, match="not one whole metrics message"):
-        ends.office.open(ends.site.seal(b"one", "update"), "metrics")
+        ends.aggregator.open(ends.site.seal(b"one", "update"), "metrics")
 
 
 def test_nothing_is_said_before_the_handshake(folder: Path) -> None:
@@ -159,21 +159,21 @@ def test_a_revoked_certificate_is_refused_and_a_new_one_is_not(tmp_path: Path) -
     pki.revoke(made, "site1")
     with pytest.raises(TlsError, match="TLS with site1 refused: certificate revoked"):
         connected(made)
-    assert connected(made, "site2").office.established
+    assert connected(made, "site2").aggregator.established
     pki.issue(made, "site1")
-    assert connected(made).office.established
+    assert connected(made).aggregator.established
     pki.revoke(made, AGGREGATOR_NAME)
     with pytest.raises(TlsError, match="TLS with aggregator refused: certificate revoked"):
         connected(made)
 
 
-@pytest.mark.parametrize("old", ["site", "office"])
+@pytest.mark.parametrize("old", ["site", "aggregator"])
 def test_tls_1_2_is_refused(folder: Path, old: str) -> None:
-    site, office = files(folder, "site1").context(server=False), files(folder, AGGREGATOR_NAME).context(server=True)
-    context = site if old == "site" else office
+    site, aggregator = files(folder, "site1").context(server=False), files(folder, AGGREGATOR_NAME).context(server=True)
+    context = site if old == "site" else aggregator
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(TlsError, match=r"TLS with \w+ refused: .*protocol"):
-        shaken(site, office)
+        shaken(site, aggregator)
 
 
 def test_a_peer_without_a_certificate_is_refused(folder: Path) -> None:
@@ -194,7 +194,7 @@ def two(folder: Path) -> dict[str, Ends]:
 
 
 def broadcast(two: dict[str, Ends], payload: bytes) -> bytes:
-    return seal(payload, "update", {name: ends.office for name, ends in two.items()})
+    return seal(payload, "update", {name: ends.aggregator for name, ends in two.items()})
 
 
 @pytest.mark.parametrize("size", [0, 5, 10**6])
@@ -218,7 +218,7 @@ def test_equal_payloads_look_different(two: dict[str, Ends]) -> None:
 @settings(max_examples=60)
 def test_no_change_of_a_broadcast_gets_through(folder: Path, at: int, cut: bool) -> None:
     ends = connected(folder)
-    message = seal(bytes(200), "update", {"site1": ends.office})
+    message = seal(bytes(200), "update", {"site1": ends.aggregator})
     changed = message[: at % len(message)] if cut else flipped(message, at)
     with pytest.raises(PayloadError):
         open_sealed(changed, "update", {0: ends.site})
@@ -226,12 +226,12 @@ def test_no_change_of_a_broadcast_gets_through(folder: Path, at: int, cut: bool)
 
 def test_a_broadcast_sent_again_or_for_others_is_refused(folder: Path) -> None:
     ends = connected(folder)
-    first = seal(b"round 1", "update", {"site1": ends.office})
+    first = seal(b"round 1", "update", {"site1": ends.aggregator})
     assert open_sealed(first, "update", {0: ends.site}) == b"round 1"
     with pytest.raises(PayloadError, match="sent again"):
         open_sealed(first, "update", {0: ends.site})
     with pytest.raises(PayloadError, match="has 1 tickets, none for"):
-        open_sealed(seal(b"x", "update", {"site1": ends.office}), "update", {1: ends.site})
+        open_sealed(seal(b"x", "update", {"site1": ends.aggregator}), "update", {1: ends.site})
 
 
 def test_a_site_that_knows_the_key_cannot_change_what_the_others_get(folder: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_site_that_knows_the_key_cannot_change_what_the_others_get(folder: Pat
     from fedhpc.transport.sealed_broadcast import KEY_BYTES, NONCE
 
     insider, victim = connected(folder, "site2"), connected(folder, "site1")
-    message = seal(b"the model", "update", {"site1": victim.office, "site2": insider.office})
+    message = seal(b"the model", "update", {"site1": victim.aggregator, "site2": insider.aggregator})
     lengths = [int.from_bytes(message[8 * i : 8 * i + 8], "little") for i in range(3)]
     end = 24 + lengths[1] + lengths[2]
     key = insider.site.open(message[24 + lengths[1] : end], "update")[:KEY_BYTES]

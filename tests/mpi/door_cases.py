@@ -1,4 +1,4 @@
-"""Run under mpirun: opens the door as each case of a file says, passes payloads through it, and notes how it went.
+"""Run under mpirun: opens the secure channel as each case of a file says, passes payloads through it, and notes how it went.
 
     python -m tests.mpi.door_cases CONFIG CASES OUT
 
@@ -23,7 +23,7 @@ from fedhpc.config.loader import load_config
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
-from fedhpc.run.secure_channel import open_door
+from fedhpc.run.secure_channel import open_secure_channel
 from fedhpc.transport.channel import Channel
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.mpi import Transport, connect
@@ -104,7 +104,7 @@ def opened(config: Path, run: Path, case: dict[str, Any], wire: Transport) -> Ch
     if case.get("old") and wire.rank == 1:
         Credentials.context = old_context(new)  # type: ignore[method-assign]
     try:
-        return open_door(load_config(config, sets), RunDirectory(run), wire, Console(speaks=False))
+        return open_secure_channel(load_config(config, sets), RunDirectory(run), wire, Console(speaks=False))
     finally:
         Credentials.context = new  # type: ignore[method-assign]
 

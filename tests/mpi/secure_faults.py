@@ -17,9 +17,9 @@ from typing import Any
 from fedhpc.cli.main import main
 from fedhpc.compression.update import F32, I64
 from fedhpc.secagg.messages import HEADER, KEYS, frame
-from fedhpc.secagg.protocol import MaskedSite, SumOffice
+from fedhpc.secagg.protocol import MaskedSite, SumAggregator
 from fedhpc.site import hospital
-from fedhpc.site.training.secure_contribution import Grid
+from fedhpc.site.training.secure_contribution import IntegerGrid
 
 ROUND = 1
 
@@ -45,7 +45,7 @@ def failing(names: Sequence[str]) -> Callable[..., Any]:
     """`Hospital.contribute`, in which these sites run out of memory."""
     honest, train = hospital.Hospital.contribute, hospital.contribution
 
-    def contribute(self: hospital.Hospital, params: F32, round: int, grid: Grid) -> I64:
+    def contribute(self: hospital.Hospital, params: F32, round: int, grid: IntegerGrid) -> I64:
         hospital.contribution = out_of_memory if self.name in names else train
         return honest(self, params, round, grid)
 
@@ -53,9 +53,9 @@ def failing(names: Sequence[str]) -> Callable[..., Any]:
 
 
 def substituted(honest: Callable[..., bytes]) -> Callable[..., bytes]:
-    """`SumOffice.answer`, which replaces the last site's keys by those of a site that the aggregator plays itself."""
+    """`SumAggregator.answer`, which replaces the last site's keys by those of a site that it plays itself."""
 
-    def answer(self: SumOffice, kind: int, payloads: Sequence[bytes]) -> bytes:
+    def answer(self: SumAggregator, kind: int, payloads: Sequence[bytes]) -> bytes:
         if kind == KEYS and self.round == ROUND:
             last = len(payloads) - 1
             # Those of the first hospital, which is the aggregator's own, with its good signature.
@@ -73,7 +73,7 @@ if __name__ == "__main__":
     if action == "fail":
         hospital.Hospital.contribute = failing(name.split(","))  # type: ignore[method-assign]
     elif action == "substitute" and rank == 0:
-        SumOffice.answer = substituted(SumOffice.answer)  # type: ignore[method-assign]
+        SumAggregator.answer = substituted(SumAggregator.answer)  # type: ignore[method-assign]
     elif action in ("kill", "stop") and rank == 1:
         number = signal.SIGKILL if action == "kill" else signal.SIGSTOP
         setattr(MaskedSite, name, with_signal(getattr(MaskedSite, name), number))

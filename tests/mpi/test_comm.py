@@ -162,13 +162,13 @@ import json, resource, sys
 import numpy as np
 from fedhpc.compression.codec import encode
 from fedhpc.transport.mpi import connect
-from fedhpc.compression.error_feedback import Coding
+from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.compression.update import SparseVector, Update
-from fedhpc.algorithms.fedavg import GlobalState, Terms, mean_update
+from fedhpc.algorithms.fedavg import GlobalState, RoundConfig, mean_update
 
 transport, d, each = connect(), 2_000_000, int(sys.argv[1])
 names = tuple(f"site{i}" for i in range(2 * each))
-terms = Terms(1, Coding(1), Coding(1), names, (1,) * len(names))
+terms = RoundConfig(1, CompressionConfig(1), CompressionConfig(1), names, (1,) * len(names))
 values = np.random.default_rng(transport.rank).uniform(0.5, 1, d).astype(np.float32)
 mine = range((transport.rank - 1) * each, transport.rank * each) if transport.rank else ()
 before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""The door on real MPI: who may come in, what gets through it, and what can be read on the wire."""
+"""The secure channel on real MPI: who is admitted, what passes, and what can be read on the wire."""
 
 import json
 import os

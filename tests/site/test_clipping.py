@@ -15,7 +15,7 @@ from fedhpc.bench.dp import Place, network
 from fedhpc.errors import PrivacyError
 from fedhpc.site.per_example.clipped_sum import ClippedSum, squared_norms
 from fedhpc.site.per_example.linear_head import LinearHead
-from fedhpc.site.per_example.unit_order import Turns
+from fedhpc.site.per_example.unit_order import UnitOrder
 
 SINGLE, SEVERAL = [0, 1, 2, 3, 4, 5, 6], [2, 0, 1, 1, 2, 2, 3]
 
@@ -304,7 +304,7 @@ def test_turns_sum_over_units(sizes: list[int], random: object) -> None:
     """For units of any sizes in any order: sums, squared norms of sums, and values handed out and back."""
     owner = torch.tensor([unit for unit, size in enumerate(sizes) for _ in range(size)])
     owner = owner[torch.randperm(len(owner), generator=torch.Generator().manual_seed(random.randint(0, 99)))]  # type: ignore[attr-defined]
-    turns, rows = Turns.of(owner), torch.arange(3.0 * len(owner)).view(-1, 3)
+    turns, rows = UnitOrder.of(owner), torch.arange(3.0 * len(owner)).view(-1, 3)
     expected = torch.zeros(len(sizes), 3).index_add_(0, owner, rows)
     assert turns.sizes.tolist() == (sizes if max(sizes) == 1 else sorted(sizes, reverse=True))
     arranged = turns.arrange(rows)

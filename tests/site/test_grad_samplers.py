@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedhpc.site.per_example import kernels as grad_samplers
-from fedhpc.site.per_example.kernels import Layer, handles, inner_products, prefers_gram, way_of, weighted_sum
+from fedhpc.site.per_example.kernels import Layer, handles, inner_products, kernel_of, prefers_gram, weighted_sum
 
 
 def one_by_one(layer: Layer, x: Tensor, g: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def test_convolution_gradients_are_those_of_each_image(case: tuple[nn.Conv2d, Te
         torch.testing.assert_close(way.natural(layer, out), expected, rtol=1e-10, atol=1e-10)
 
 
-def ways_for(layer: nn.Conv2d) -> list[grad_samplers.Way]:
+def ways_for(layer: nn.Conv2d) -> list[grad_samplers.GradKernel]:
     """Those that are valid for a layer, whatever they cost."""
     ways = [grad_samplers.UNFOLDED_INPUT, grad_samplers.BATCH_AS_GROUPS]
     if grad_samplers.is_pointwise(layer):
@@ -74,7 +74,7 @@ def test_linear_layers_on_vectors_and_on_sequences(shape: tuple[int, ...]) -> No
     layer, x = nn.Linear(6, 4).double(), torch.randn(shape, dtype=torch.float64)
     g = torch.randn_like(layer(x).detach())
     grads = one_by_one(layer, x, g)
-    way, out = way_of(layer, x, g), torch.empty(5, 24, dtype=torch.float64)
+    way, out = kernel_of(layer, x, g), torch.empty(5, 24, dtype=torch.float64)
     way.write(layer, x, g, out)
     torch.testing.assert_close(way.natural(layer, out), grads)
     torch.testing.assert_close(inner_products(layer, x, g, [(slice(0, 5),) * 2]), grads.flatten(1).square().sum(1))
@@ -92,9 +92,9 @@ def test_linear_layers_on_vectors_and_on_sequences(shape: tuple[int, ...]) -> No
         (nn.Conv2d(32, 8, 3, padding=1), 8, grad_samplers.UNFOLDED_GRADIENT),
     ],
 )
-def test_shapes_choose_the_way(layer: nn.Conv2d, size: int, way: grad_samplers.Way) -> None:
+def test_shapes_choose_the_way(layer: nn.Conv2d, size: int, way: grad_samplers.GradKernel) -> None:
     x = torch.zeros(2, layer.in_channels, size, size)
-    assert way_of(layer, x, layer(x)) is way
+    assert kernel_of(layer, x, layer(x)) is way
 
 
 def test_gram_matrices_are_for_many_weights_at_few_positions() -> None:

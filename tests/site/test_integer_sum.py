@@ -21,7 +21,7 @@ from fedhpc.site.training.dp_sgd import Units, entropy
 from fedhpc.site.training.local_sgd import PrivateWork, one_step, train_private
 from fedhpc.site.training.secure_contribution import (
     LARGEST_SIZE,
-    Grid,
+    IntegerGrid,
     contribution,
     per_image_gradients,
     plan_grid,
@@ -70,7 +70,7 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
     return build_model(config(), Task(("a", "b"), (1, 32, 32))), torch.randn(12, 1, 32, 32)
 
 
-def noiseless(model: nn.Module, samples: FakeSamples, **privacy: object) -> tuple[np.ndarray, Grid]:
+def noiseless(model: nn.Module, samples: FakeSamples, **privacy: object) -> tuple[np.ndarray, IntegerGrid]:
     """The integers of a site without its noise, which a fixed seed lets us take off again."""
     settings = config(noise_seed=3, **privacy)
     grid = plan_grid(PLAN.noise_multiplier, parameter_count(model), (10,) * 4, settings.honest_sites, 10)

@@ -6,7 +6,7 @@ from torch import nn
 
 from fedhpc.bench.dp import Place, network
 from fedhpc.bench.opacus_modes import MODES, OurSamplers, opacus_step
-from fedhpc.site.training.dp_sgd import PrivateStep, Terms
+from fedhpc.site.training.dp_sgd import NoiseConfig, PrivateStep
 
 IMAGES = 16
 
@@ -15,7 +15,7 @@ def stepped(mode: str) -> torch.Tensor:
     model = network("conv4", Place("cpu", 1, IMAGES, 32))
     torch.manual_seed(0)
     images, labels = torch.randn(IMAGES, 1, 32, 32), torch.randint(0, 2, (IMAGES,))
-    terms = Terms(0.5, 0.0, IMAGES, torch.Generator())
+    terms = NoiseConfig(0.5, 0.0, IMAGES, torch.Generator())
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     if mode == "fedhpc":
         PrivateStep.wrap(model, optimizer, terms)(images, labels, torch.arange(IMAGES), last=True)

@@ -18,7 +18,7 @@ from fedhpc.privacy.gaussian import Noise, released
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import plan_privacy
 from fedhpc.site.per_example.clipped_sum import MARGIN
-from fedhpc.site.training.dp_sgd import PrivateStep, Terms, Units, entropy, physical_batches
+from fedhpc.site.training.dp_sgd import NoiseConfig, PrivateStep, Units, entropy, physical_batches
 
 TASK = Task(("a", "b"), (1, 32, 32))
 
@@ -58,7 +58,7 @@ def gradient(
         model.load_state_dict(at.state_dict())
     before = torch.cat([p.detach().reshape(-1).clone() for p in model.parameters()])
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    step = PrivateStep.wrap(model, optimizer, Terms(0.5, noise, 1.0, KeyStream.of_seed(0)))
+    step = PrivateStep.wrap(model, optimizer, NoiseConfig(0.5, noise, 1.0, KeyStream.of_seed(0)))
     for number, (images, labels, owner) in enumerate(batches):
         step(images, labels, torch.tensor(owner, dtype=torch.int64), number == len(batches) - 1)
     step.unwrap()
@@ -151,7 +151,7 @@ def test_the_noisy_sum_over_expected_units_is_what_the_optimizer_gets(optimizer:
     models[1].load_state_dict(models[0].state_dict())
     images, labels = torch.randn(3, 4), torch.tensor([0, 1, 1])
     both = [optimizer(model.parameters(), lr=0.1) for model in models]
-    terms = Terms(0.5, 2.0, 7.0, KeyStream.of_seed(0))
+    terms = NoiseConfig(0.5, 2.0, 7.0, KeyStream.of_seed(0))
     PrivateStep.wrap(models[0], both[0], terms)(images, labels, torch.arange(3), last=True)
     assert all(p.grad is None for p in models[0].parameters())
     total = torch.from_numpy(gradient(nn.Linear(4, 2), [(images, labels, [0, 1, 2])], at=models[1]))

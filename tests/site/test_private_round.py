@@ -17,7 +17,7 @@ from fedhpc.models.vector import layers_of, parameter_count, to_vector
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.hospital import Hospital, Workplace
+from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
 from fedhpc.site.release import Question, Weights, with_noise
 from fedhpc.site.training.secure_contribution import plan_grid
@@ -72,7 +72,7 @@ def config(scratch: Path, local_epochs: int = 3, **privacy: object) -> RunConfig
 def hospital(
     scratch: Path, model: nn.Module, plan: PrivacyPlan = PLAN, on_step: Callable[[int, int], None] = lambda *_: None
 ) -> Hospital:
-    place = Workplace(config(scratch), model, Device(torch.device("cpu"), bf16=False), plan, on_step)
+    place = SiteContext(config(scratch), model, Device(torch.device("cpu"), bf16=False), plan, on_step)
     site = Hospital("a", 0, UNITS, Patients(UNITS), place)
     site.keep_ledger(scratch / "ledger.jsonl", "run")
     return site
@@ -107,7 +107,7 @@ def test_the_denominator_is_the_declared_count(tmp_path: Path) -> None:
     model, quiet = nn.Linear(INPUTS, 2), PrivacyPlan(1e-6, 1.0, 1)
     start, moved = to_vector(model), []
     for count in (UNITS, 2 * UNITS):
-        place = Workplace(config(tmp_path), model, Device(torch.device("cpu"), bf16=False), quiet, lambda *_: None)
+        place = SiteContext(config(tmp_path), model, Device(torch.device("cpu"), bf16=False), quiet, lambda *_: None)
         patients = Patients(UNITS)
         patients.images = patients.images.repeat(count // UNITS, 1)
         patients.labels = np.tile(patients.labels, count // UNITS)
@@ -163,7 +163,7 @@ def test_a_share_of_a_secure_sum_has_the_planned_variance(tmp_path: Path) -> Non
     plan, model = PrivacyPlan(12.8, 1.0, 1, "skellam"), nn.Linear(INPUTS, 2)
     grid = plan_grid(plan.noise_multiplier, parameter_count(model), (UNITS,) * 4, 3, 10)
     bench = Device(torch.device("cpu"), bf16=False)
-    place = Workplace(settings, model, bench, plan, lambda *_: None)
+    place = SiteContext(settings, model, bench, plan, lambda *_: None)
     site = Hospital("a", 0, UNITS, Patients(0), place)
     site.keep_ledger(tmp_path / "ledger.jsonl", "run")
     shares = [site.contribute(to_vector(model), round, grid) for round in range(40)]
@@ -216,7 +216,7 @@ def test_an_evaluation_is_charged(tmp_path: Path) -> None:
     """To the population of validation and test patients, and not again for an answer that was given before."""
     settings = RunConfig.model_validate({**config(tmp_path).model_dump(mode="json"), "evaluation": {"epsilon": 1.0}})
     model = nn.Linear(INPUTS, 2)
-    place = Workplace(settings, model, Device(torch.device("cpu"), bf16=False), PLAN, lambda *_: None)
+    place = SiteContext(settings, model, Device(torch.device("cpu"), bf16=False), PLAN, lambda *_: None)
     site = Hospital("a", 0, UNITS, Measured(UNITS), place)
     site.keep_ledger(tmp_path / "ledger.jsonl", "run")
     question = Question(stage=101, split="val", groups=2, edges=((-1.0, 0.0, 1.0),))

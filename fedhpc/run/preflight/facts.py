@@ -24,7 +24,7 @@ from fedhpc.errors import InputError, PayloadError
 from fedhpc.models.device import device_name
 from fedhpc.records.environment import git_commit
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.secure_channel import seats
+from fedhpc.run.secure_channel import sites_by_rank
 from fedhpc.site.data.shard import shard_problem
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.messages import parsed
@@ -109,7 +109,7 @@ def read_facts(config: RunConfig, ranks: int, rank: int, payload: bytes) -> Rank
         PayloadError: no facts, or those of another rank or of sites that it does not play.
     """
     facts = parsed(payload, RANK_FACTS, f"rank {rank}, control")
-    own = {config.site_names[i] for i in seats(config, ranks)[rank]}
+    own = {config.site_names[i] for i in sites_by_rank(config, ranks)[rank]}
     if facts.rank != rank or set(facts.shards) != own:
         raise PayloadError(f"rank {rank}, control: it speaks for another rank, or for sites that it does not play")
     return facts
@@ -127,7 +127,7 @@ def _put_down(token: Path) -> None:
 
 
 def _facts(config: RunConfig, token: Path, transport: Transport, clock_s: float) -> RankFacts:
-    sites = [config.site_names[i] for i in seats(config, transport.size)[transport.rank]]
+    sites = [config.site_names[i] for i in sites_by_rank(config, transport.size)[transport.rank]]
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     device = _device(config, transport.local_rank)
     return RankFacts(

@@ -31,7 +31,7 @@ def _shard_problems(facts: Facts) -> list[str]:
     return [
         f"site {site}: its shard {path} cannot be used on its own node {rank.host} (rank {rank.rank}): {problem}. Put "
         "it there (`python run.py prepare ...` makes one), pin the site to the node that has it (data.sites: node), or "
-        "mend data.shards"
+        "correct data.shards"
         for rank in facts
         for site, (path, problem) in rank.shards.items()
         if problem

@@ -31,8 +31,8 @@ from torch.nn import functional as F
 from fedhpc.errors import PrivacyError
 from fedhpc.site.per_example.kernels import inner_products, weighted_sum
 from fedhpc.site.per_example.linear_head import LinearHead
-from fedhpc.site.per_example.recorder import Recorder, Tape
-from fedhpc.site.per_example.unit_order import Turns
+from fedhpc.site.per_example.recorder import ForwardRecord, Recorder
+from fedhpc.site.per_example.unit_order import UnitOrder
 
 MARGIN = 2.0**-10
 """What rounding may add to the sensitivity, as a share of `clip_norm`."""
@@ -118,7 +118,7 @@ class ClippedSum:
         if self._head is not None:
             with torch.no_grad(), _full_precision(images.device):
                 return self._add_head(self._head, images, labels, owner)
-        turns = Turns.of(owner)
+        turns = UnitOrder.of(owner)
         tape = self._record(turns.arrange(images), turns.arrange(labels), turns)
         with torch.no_grad(), _full_precision(images.device):
             finite = self._add_recorded(tape, turns)
@@ -132,7 +132,7 @@ class ClippedSum:
             self._add(dict(zip(self.trained, head.weighted_sums(x, r, factor), strict=True)))
         return finite
 
-    def _record(self, images: Tensor, labels: Tensor, turns: Turns) -> Tape:
+    def _record(self, images: Tensor, labels: Tensor, turns: UnitOrder) -> ForwardRecord:
         """Both passes."""
         for p in self.trained:
             p.grad = None
@@ -152,7 +152,7 @@ class ClippedSum:
         tape.finish()
         return tape
 
-    def _add_recorded(self, tape: Tape, turns: Turns) -> Tensor | None:
+    def _add_recorded(self, tape: ForwardRecord, turns: UnitOrder) -> Tensor | None:
         """The same as `_add_if_finite`, but bool [units]."""
         units = turns.unit_sums(tape.kept)
         squares = squared_norms(units)
@@ -196,7 +196,7 @@ class ClippedSum:
         # For a gradient of zero the quotient is infinite before it is bounded.
         return (self._clip_norm / squares.sqrt()).clamp(max=1), None if finite.all() else finite
 
-    def _kept_sums(self, tape: Tape, weighted: Tensor) -> dict[Tensor, Tensor]:
+    def _kept_sums(self, tape: ForwardRecord, weighted: Tensor) -> dict[Tensor, Tensor]:
         sums = dict(zip(tape.slots, torch.split(weighted, [p.numel() for p in tape.slots]), strict=True))
         for p, (layer, way) in tape.ways.items():
             sums[p] = way.natural(layer, sums[p]).reshape(-1)

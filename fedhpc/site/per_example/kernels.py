@@ -27,7 +27,7 @@ CACHED_ENTRIES = 2**19  # what is unfolded at a time: 2 MB in float32, a core's 
 
 
 @dataclass(frozen=True)
-class Way:
+class GradKernel:
     """One way to the gradients of each image.
 
     `write(layer, x, g, out)` fills out [n, weights], each image's entries in an order of the way's own;
@@ -57,7 +57,7 @@ def can_unfold_gradient(layer: nn.Conv2d) -> bool:
     return layer.groups == 1 and all(s == 1 and p <= d * (k - 1) for k, s, p, d in _axes(layer))
 
 
-def way_of(layer: Layer, x: Tensor, g: Tensor) -> Way:
+def kernel_of(layer: Layer, x: Tensor, g: Tensor) -> GradKernel:
     """The cheapest way for these shapes."""
     if isinstance(layer, nn.Linear):
         return LINEAR
@@ -214,11 +214,11 @@ def _from_unfolded_gradient(layer: nn.Conv2d, v: Tensor) -> Tensor:
     return v.view(*v.shape[:-1], layer.out_channels, *layer.kernel_size, -1).flip(-2, -3).movedim(-1, -3)
 
 
-LINEAR = Way(_write_linear, _as_is)
-POINTWISE = Way(_write_pointwise, _as_is)
-BATCH_AS_GROUPS = Way(_write_batch_as_groups, _as_is)
-UNFOLDED_INPUT = Way(_write_unfolded_input, _from_unfolded_input)
-UNFOLDED_GRADIENT = Way(_write_unfolded_gradient, _from_unfolded_gradient)
+LINEAR = GradKernel(_write_linear, _as_is)
+POINTWISE = GradKernel(_write_pointwise, _as_is)
+BATCH_AS_GROUPS = GradKernel(_write_batch_as_groups, _as_is)
+UNFOLDED_INPUT = GradKernel(_write_unfolded_input, _from_unfolded_input)
+UNFOLDED_GRADIENT = GradKernel(_write_unfolded_gradient, _from_unfolded_gradient)
 
 
 def _gram(a: Tensor, b: Tensor) -> Tensor:

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedhpc.errors import PrivacyError
-from fedhpc.site.per_example.kernels import Layer, Way, bias_by_image, handles, is_pointwise, prefers_gram, way_of
+from fedhpc.site.per_example.kernels import (
+    GradKernel,
+    Layer,
+    bias_by_image,
+    handles,
+    is_pointwise,
+    kernel_of,
+    prefers_gram,
+)
 
 
 @dataclass
@@ -55,7 +63,7 @@ class GramUse:
 
 
 @dataclass
-class Tape:
+class ForwardRecord:
     """What a forward pass recorded and its backward pass left (private).
 
     `kept` [n, entries] holds the images' gradients of all parameters but the weights in `by_gram`. Those of parameter p
@@ -68,7 +76,7 @@ class Tape:
     affine: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     kept: Tensor = field(default_factory=lambda: torch.empty(0))
     slots: dict[Tensor, Tensor] = field(default_factory=dict)
-    ways: dict[Tensor, tuple[Layer, Way]] = field(default_factory=dict)
+    ways: dict[Tensor, tuple[Layer, GradKernel]] = field(default_factory=dict)
     shared: set[Tensor] = field(default_factory=set)
     written: set[Tensor] = field(default_factory=set)
     by_gram: list[GramUse] = field(default_factory=list)
@@ -96,7 +104,7 @@ class Tape:
 
     def keep_weight(self, layer: Layer, x: Tensor, g: Tensor) -> None:
         """The same for the weight of a layer, written in place where one use is all there is."""
-        way, slot = way_of(layer, x, g), self.slots[layer.weight]
+        way, slot = kernel_of(layer, x, g), self.slots[layer.weight]
         if layer.weight in self.shared or g.dtype != slot.dtype:
             out = torch.empty_like(slot, dtype=g.dtype)
             way.write(layer, x, g, out)
@@ -128,7 +136,7 @@ class _Start(torch.autograd.Function):
         return None, None
 
 
-Rule = Callable[[Tape, Any, Tensor], Tensor]
+Rule = Callable[[ForwardRecord, Any, Tensor], Tensor]
 
 
 class Recorder:
@@ -148,7 +156,7 @@ class Recorder:
         if refused:
             raise PrivacyError("the network cannot be trained with privacy: " + "; ".join(refused))
         self._model = model
-        self._tape: Tape | None = None
+        self._tape: ForwardRecord | None = None
         self._names: dict[nn.Module, str] = {}
         try:
             self._attach(model, "")
@@ -163,13 +171,13 @@ class Recorder:
             layer.__dict__.pop("ft_compute_sample_grad", None)
         self._names.clear()
 
-    def record(self, images: Tensor, pairs: int) -> tuple[Tensor, Tape]:
+    def record(self, images: Tensor, pairs: int) -> tuple[Tensor, ForwardRecord]:
         """The model's output for images [n, ...], and the tape; `pairs` as in `prefers_gram`.
 
         Raises:
             PrivacyError: where a trained layer sees anything but one row an image.
         """
-        tape = self._tape = Tape(len(images), pairs)
+        tape = self._tape = ForwardRecord(len(images), pairs)
         try:
             return self._model(images), tape
         finally:
@@ -217,7 +225,7 @@ class Recorder:
                 f"with a row for each of the {images} images; change the network"
             )
 
-    def _group_norm(self, tape: Tape, layer: nn.GroupNorm, x: Tensor) -> Tensor:
+    def _group_norm(self, tape: ForwardRecord, layer: nn.GroupNorm, x: Tensor) -> Tensor:
         """The batch as one image of n times as many channels and groups, so with a scale and shift for each image."""
         n, channels = x.shape[:2]
         parameters = (layer.weight, layer.bias)
@@ -227,7 +235,7 @@ class Recorder:
         tape.affine += [(p, leaf) for p, leaf in zip(parameters, leaves, strict=True) if p.requires_grad]
         return out.reshape(x.shape)
 
-    def _matrix_product(self, tape: Tape, layer: Layer, x: Tensor) -> Tensor:
+    def _matrix_product(self, tape: ForwardRecord, layer: Layer, x: Tensor) -> Tensor:
         weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
         if isinstance(layer, nn.Linear):
             out = F.linear(x, weight, bias)
@@ -240,7 +248,7 @@ class Recorder:
         by_gram = layer.weight.requires_grad and prefers_gram(layer, x, out, tape.pairs)
         return self._watched(tape, self._use(layer, x, by_gram), out, _take_matrix_product)
 
-    def _other(self, tape: Tape, layer: nn.Module, x: Tensor) -> Tensor:
+    def _other(self, tape: ForwardRecord, layer: nn.Module, x: Tensor) -> Tensor:
         self._tape = None
         try:
             out = torch.func.functional_call(layer, {name: p.detach() for name, p in layer.named_parameters()}, x)
@@ -251,7 +259,9 @@ class Recorder:
     def _use(self, layer: nn.Module, x: Tensor, by_gram: bool) -> Use:
         return Use(self._names[layer], layer, [x.detach()], x._version, by_gram)
 
-    def _watched(self, tape: Tape, use: Use, out: Tensor, take: Callable[[Tape, Use, Tensor], None]) -> Tensor:
+    def _watched(
+        self, tape: ForwardRecord, use: Use, out: Tensor, take: Callable[[ForwardRecord, Use, Tensor], None]
+    ) -> Tensor:
         self._check_rows(use.layer, "gives", [out], tape.images)
         tape.uses.append(use)
         if not out.requires_grad:
@@ -261,7 +271,7 @@ class Recorder:
         return out
 
 
-def _take_matrix_product(tape: Tape, use: Use, g: Tensor) -> None:
+def _take_matrix_product(tape: ForwardRecord, use: Use, g: Tensor) -> None:
     layer: Any = use.layer
     x = use.pop()
     if layer.bias is not None and layer.bias.requires_grad:
@@ -273,7 +283,7 @@ def _take_matrix_product(tape: Tape, use: Use, g: Tensor) -> None:
         tape.keep_weight(layer, x.to(g.dtype), g)
 
 
-def _take_other(tape: Tape, use: Use, g: Tensor) -> None:
+def _take_other(tape: ForwardRecord, use: Use, g: Tensor) -> None:
     from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
 
     # Not by Opacus's sampler for the layer's type: for a Conv2d with circular padding, say, that one is silently wrong.

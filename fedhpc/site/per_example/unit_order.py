@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Turns:
+class UnitOrder:
     """The order of a batch (private): one image of every unit, then a second of every unit that has two, and so on.
 
     Units go by falling number of images, so that unit u has row u of every turn that it takes part in, and sums over
@@ -22,10 +22,10 @@ class Turns:
     """int64 [units]: images of each unit."""
 
     @classmethod
-    def of(cls, owner: Tensor) -> "Turns":
+    def of(cls, owner: Tensor) -> "UnitOrder":
         """From the unit of each image, int64 [n], which goes from 0 on with none left out.
 
-        >>> turns = Turns.of(torch.tensor([0, 1, 1, 2, 2, 2]))
+        >>> turns = UnitOrder.of(torch.tensor([0, 1, 1, 2, 2, 2]))
         >>> turns.counts, turns.sizes.tolist(), turns.arrange(torch.arange(6)).tolist()
         ((3, 2, 1), [3, 2, 1], [3, 1, 0, 4, 2, 5])
         """

@@ -85,7 +85,7 @@ def physical_batches(drawn: list[I64], limit: int) -> Iterator[tuple[I64, I64, b
 
 
 @dataclass(frozen=True)
-class Terms:
+class NoiseConfig:
     """What a private optimiser needs: clip norm C, sigma / C, the public expected unit count, the noise's source."""
 
     clip_norm: float
@@ -100,10 +100,10 @@ class PrivateStep:
 
     clipped: ClippedSum
     optimizer: Optimizer
-    terms: Terms
+    terms: NoiseConfig
 
     @classmethod
-    def wrap(cls, model: nn.Module, optimizer: Optimizer, terms: Terms) -> "PrivateStep":
+    def wrap(cls, model: nn.Module, optimizer: Optimizer, terms: NoiseConfig) -> "PrivateStep":
         """Attach to `model`, whose trained parameters `optimizer` steps; call `unwrap` when done.
 
         Raises:

@@ -15,7 +15,7 @@ from fedhpc.models.device import Device
 from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
-from fedhpc.site.training.dp_sgd import Entropy, PrivateStep, Terms, Units, physical_batches
+from fedhpc.site.training.dp_sgd import Entropy, PrivateStep, NoiseConfig, Units, physical_batches
 from fedhpc.site.training.optimizers import Optimizer, Sgd
 from fedhpc.util.rng import generator
 
@@ -126,7 +126,7 @@ def train_private(
     """
     round, bench, work = at
     plan, p, stream = work.plan, config.privacy, work.entropy.sampling
-    terms = Terms(p.clip_norm, plan.noise_multiplier, plan.sample_rate * work.weight, work.entropy.noise)
+    terms = NoiseConfig(p.clip_norm, plan.noise_multiplier, plan.sample_rate * work.weight, work.entropy.noise)
     step = PrivateStep.wrap(model, make_optimizer(model, config.training, round), terms)
     for done in range(1, plan.steps_per_round + 1):
         drawn = work.units.draw(plan.sample_rate, stream)

@@ -2,9 +2,9 @@
 
 Formal guarantee. Each unit (a patient or an image) is clipped to `clip_norm` and rounded to integers *by itself*, and
 the integers are added: so the sum over all units of all sites changes by one unit's integer vector when one unit is
-added or removed, with an L2 norm of at most `Grid.l2`, whatever the order and the size of batches. (Rounding the site's
-float sum instead would add the rounding errors of that sum, which depend on every unit.) The noise is Skellam on the
-same integers: no real number is rounded after it. What remains float32 is each unit's own gradient, taken to be a
+added or removed, with an L2 norm of at most `IntegerGrid.l2`, whatever the order and the size of batches. (Rounding the
+site's float sum instead would add the rounding errors of that sum, which depend on every unit.) The noise is Skellam on
+the same integers: no real number is rounded after it. What remains float32 is each unit's own gradient, taken to be a
 function of that unit alone. A matrix product may round its last bit differently in a batch of another size; the tests
 bound what that adds: nothing for a linear head, less than 10^-4 of `l2` for a small DenseNet.
 """
@@ -39,7 +39,7 @@ WRAP_CHANCE_LOG2 = -40
 
 
 @dataclass(frozen=True)
-class Grid:
+class IntegerGrid:
     """The integers of one run (public; the same at all sites and in all rounds).
 
     Attributes:
@@ -64,12 +64,15 @@ class Grid:
         return (total.astype(np.float64) * (privacy.clip_norm / (self.clip_units * units))).astype(np.float32)
 
 
-def plan_grid(noise_multiplier: float, size: int, weights: Sequence[int], honest_sites: int, rounds: int) -> Grid:
+def plan_grid(
+    noise_multiplier: float, size: int, weights: Sequence[int], honest_sites: int, rounds: int
+) -> IntegerGrid:
     """The grid on which `honest_sites` shares of the noise make the noise multiplier (all public).
 
     It is so fine that rounding adds less than 1 / (2 FINENESS) to the sensitivity. A true sum cannot wrap round, since
-    each site keeps its own within `Grid.bound`; with the noise any entry in the whole run does with a chance below
-    2^-40, by Chernoff's bound for a Skellam variable of variance s^2, P(|X| >= x s) <= 2 exp(-x^2 / 2 (1 - 10^-3)).
+    each site keeps its own within `IntegerGrid.bound`; with the noise any entry in the whole run does with a chance
+    below 2^-40, by Chernoff's bound for a Skellam variable of variance s^2, P(|X| >= x s) <= 2 exp(-x^2 / 2 (1 -
+    10^-3)).
 
     Args:
         noise_multiplier: of the honest sites' noise together, by `fedhpc.privacy.skellam.calibrate`.
@@ -103,10 +106,10 @@ def plan_grid(noise_multiplier: float, size: int, weights: Sequence[int], honest
     width_bytes = math.ceil((largest.bit_length() + 1) / 8)
     if width_bytes > 8:
         raise PrivacyError(f"data.sites: sums of {sum(weights)} units do not fit into 64 bits; declare smaller weights")
-    return Grid(clip_units, l2, variance, width_bytes)
+    return IntegerGrid(clip_units, l2, variance, width_bytes)
 
 
-def rounded_(gradients: Tensor, clip_norm: float, grid: Grid) -> Tensor:
+def rounded_(gradients: Tensor, clip_norm: float, grid: IntegerGrid) -> Tensor:
     """Clip each unit's gradient and round it to the grid, in place: float64[u, d] -> integers as float64 (private).
 
     A unit whose gradient is not finite gives zeros, since no factor would bound it; to fail because of it would tell
@@ -133,7 +136,7 @@ def contribution(
     samples: Samples,
     config: RunConfig,
     at: tuple[int, Device, PrivateWork],
-    noise: tuple[Grid, KeyStream, OnStep],
+    noise: tuple[IntegerGrid, KeyStream, OnStep],
 ) -> I64:
     """One site's vector for the secure sum of one round, int64[d]: to be masked before it leaves.
 
