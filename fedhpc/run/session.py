@@ -81,8 +81,7 @@ class Session:
 def open_session(
     config: RunConfig, directory: RunDirectory, wire: Transport, console: Console, notice: StopRequest
 ) -> Session:
-    """Open the secure channel, make missing phantom shards, open and check this rank's own, agree on task and weights, build the
-    network.
+    """Open the secure channel and this rank's shards, agree on task and weights, and build the network.
 
     Raises:
         InputError: at every rank, with the problems of all.

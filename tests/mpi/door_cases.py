@@ -1,4 +1,4 @@
-"""Run under mpirun: opens the secure channel as each case of a file says, passes payloads through it, and notes how it went.
+"""Run under mpirun: opens the secure channel as each case of a file says, passes payloads, and notes how it went.
 
     python -m tests.mpi.door_cases CONFIG CASES OUT
 
