@@ -15,7 +15,7 @@ from fedhpc.models.device import Device
 from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
-from fedhpc.site.training.dp_sgd import Entropy, PrivateStep, NoiseConfig, Units, physical_batches
+from fedhpc.site.training.dp_sgd import Entropy, NoiseConfig, PrivateStep, Units, physical_batches
 from fedhpc.site.training.optimizers import Optimizer, Sgd
 from fedhpc.util.rng import generator
 
