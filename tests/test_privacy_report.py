@@ -16,7 +16,7 @@ from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy.site_ledger import SiteLedger, Terms
 from fedhpc.privacy.skellam import epsilon_by_rdp
 from fedhpc.privacy.spending import Limit, Spending, no_set
-from tests.accounts import ANYBODY, charge_run, spend, write_patients
+from tests.support.accounts import ANYBODY, charge_run, spend, write_patients
 
 NAMES = ("site1", "site2")
 

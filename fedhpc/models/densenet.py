@@ -1,8 +1,8 @@
 """DenseNet (Huang et al. 2017, "Densely Connected Convolutional Networks") with group norms, for two dimensions.
 
 It is MONAI's network: the same modules under the same names, initial weights and outputs, bit for bit, which
-tests/test_models.py checks. It is written out because `import monai` loads all of MONAI, which takes longer than all
-else that a rank imports. A network that is not here is taken from MONAI (`fedhpc.models.build`).
+tests/models/test_build.py checks. It is written out because `import monai` loads all of MONAI, which takes longer than
+all else that a rank imports. A network that is not here is taken from MONAI (`fedhpc.models.build`).
 """
 
 from collections import OrderedDict

@@ -30,7 +30,7 @@ from fedhpc.privacy.site_ledger import Owner, Request, SiteLedger, Terms
 from fedhpc.run.recorded_heads import check_recorded, recorded_heads
 from fedhpc.site.account import identities_of, open_account, permit_without_privacy
 from fedhpc.site.data.shard import Shard
-from tests.accounts import ANYBODY, charge_run, write_patients
+from tests.support.accounts import ANYBODY, charge_run, write_patients
 
 PATIENTS = [f"p{number:02d}" for number in range(12)]
 SPLIT = [0] * 8 + [1] * 2 + [2] * 2
@@ -349,7 +349,7 @@ SPENDER = """
 import sys, time
 from pathlib import Path
 from tests.attacks.test_budget import Hospital, config_of
-from tests.accounts import charge_run
+from tests.support.accounts import charge_run
 from fedhpc.errors import PrivacyError
 hospital = Hospital.__new__(Hospital)
 hospital.folder, hospital.runs = Path(sys.argv[1]), Path(sys.argv[1]) / "runs"

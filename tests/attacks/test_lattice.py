@@ -15,7 +15,7 @@ from fedhpc.privacy.gaussian import grid_of
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
 from fedhpc.site.training.dp_sgd import NoiseConfig
-from tests.attacks.releases import released_by
+from tests.support.releases import released_by
 
 RELEASES = 4000
 FEATURES = 3

@@ -19,7 +19,7 @@ from fedhpc.privacy.noise import source
 from fedhpc.site.per_example.clipped_sum import MARGIN
 from fedhpc.site.training.dp_sgd import NoiseConfig, Units, entropy
 from fedhpc.util.rng import seed_of
-from tests.attacks.releases import released_by
+from tests.support.releases import released_by
 
 FEATURES, CLASSES, CLIP_NORM, NOISE_MULTIPLIER = 40, 3, 0.5, 2.0
 STD = NOISE_MULTIPLIER * CLIP_NORM * (1 + MARGIN)

@@ -36,7 +36,7 @@ from fedhpc.secagg.protocol import ADVERTISED_BYTES, MaskedSite, SumAggregator
 from fedhpc.secagg.signatures import Introduction, SigningSite, certified, signatories_of, uncertified
 from fedhpc.transport import pki
 from fedhpc.transport.tls import AGGREGATOR_NAME, Credentials, TlsError
-from tests.exchange.test_secure_sum import Rehearsal, drawn_vectors, signing_sites
+from tests.secagg.test_protocol import Rehearsal, drawn_vectors, signing_sites
 
 ROUND = 7
 Lists = Mapping[int, Sequence[int]]

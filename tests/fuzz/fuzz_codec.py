@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["fedhpc.compression"]):
     from fedhpc.compression.byte_planes import deflated
     from fedhpc.compression.codec import CRC, Header
     from fedhpc.errors import PayloadError
-    from tests.exchange.payloads import ROUND, SENDER, SIZE, assembled, check_decoded, payloads, sealed
+    from tests.support.payloads import ROUND, SENDER, SIZE, assembled, check_decoded, payloads, sealed
 
 AS_IT_IS, UNDER_CHECKSUM, DRAWN = range(3)
 

@@ -131,7 +131,7 @@ def test_run_directory_has_what_is_promised(sequential: tuple[Path, str]) -> Non
 
 
 def test_bytes_are_counted_for_each_site_and_add_up(sequential: tuple[Path, str]) -> None:
-    """That they are the payloads' own lengths, tests/test_federation.py shows; here, that they reach the records."""
+    """That they are the payloads' own lengths, algorithms/test_fedavg.py shows; here, that they reach the records."""
     run_dir, _ = sequential
     d = params(run_dir).size
     k = -(-d // 10)

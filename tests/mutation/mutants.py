@@ -51,7 +51,7 @@ DP_SGD, LEDGER, ACCOUNTANT = (
     "fedhpc/privacy/accountant.py",
 )
 ROUND_TESTS = "tests/site/test_private_round.py::"
-PRIVACY_TESTS = "tests/site/test_privacy.py::"
+PRIVACY_TESTS = "tests/site/training/test_dp_sgd.py::"
 
 MUTANTS = (
     Mutant(
@@ -226,7 +226,7 @@ MUTANTS = (
         "        return len(self.data.sites) - (self.privacy.colluding_sites or 0) - self.privacy.tolerated_dropouts",
         "        return len(self.data.sites)",
         laws=("secure: honest sites alone",),
-        tests=("tests/test_secure_round.py::test_what_is_allowed",),
+        tests=("tests/algorithms/test_secure_fedavg.py::test_what_is_allowed",),
     ),
     Mutant(
         "float noise instead of grid noise",

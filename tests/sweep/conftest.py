@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from tests.sweep.tiny import tree_of, write_sweep
+from tests.support.tiny_sweeps import tree_of, write_sweep
 
 
 class Ran(NamedTuple):

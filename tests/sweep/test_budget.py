@@ -13,8 +13,8 @@ from fedhpc.privacy.site_ledger import Owner, Request, SiteLedger, Terms
 from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.sweep.budget import budget_of
 from fedhpc.sweep.config import Element, load_sweep
-from tests.accounts import ANYBODY, spend
-from tests.sweep.tiny import write_sweep
+from tests.support.accounts import ANYBODY, spend
+from tests.support.tiny_sweeps import write_sweep
 
 BEFORE = "spent before, by the site ledgers seen from here"
 

@@ -20,8 +20,8 @@ from fedhpc.sweep.directory import SweepDirectory, beginning
 from fedhpc.sweep.local import at_once
 from fedhpc.sweep.slurm_queue import look
 from fedhpc.sweep.status import Line
+from tests.support.tiny_sweeps import SITES, write_sweep
 from tests.sweep.conftest import Ran
-from tests.sweep.tiny import SITES, write_sweep
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -14,7 +14,7 @@ from fedhpc.sweep import slurm
 from fedhpc.sweep.config import load_sweep
 from fedhpc.sweep.directory import SweepDirectory
 from fedhpc.sweep.environment import outside_of_any_job
-from tests.sweep.tiny import write_sweep
+from tests.support.tiny_sweeps import write_sweep
 
 
 def scripts_of(folder: Path, run: Path | None = None, **settings: Any) -> tuple[str, str]:

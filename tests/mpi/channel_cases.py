@@ -1,6 +1,6 @@
 """Run under mpirun: opens the secure channel as each case of a file says, passes payloads, and notes how it went.
 
-    python -m tests.mpi.door_cases CONFIG CASES OUT
+    python -m tests.mpi.channel_cases CONFIG CASES OUT
 
 CASES is a JSON object of name -> case, OUT a folder for <rank>.json.
 

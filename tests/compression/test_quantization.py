@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedhpc.compression.float_bits import magnitude_bits, smallest_bits
 from fedhpc.compression.quantization import EXACT, OCTAVE, QuantizationGrid, grid_for, rounded
-from tests.exchange.float_vectors import vectors
+from tests.support.float_vectors import vectors
 
 BITS = st.sampled_from([3, 4, 5, 6, 7, 8, 16, 32])
 LOG_SCALED = (3, 4, 5, 6, 7, 8)

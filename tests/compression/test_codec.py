@@ -16,7 +16,7 @@ from fedhpc.compression.float_bits import LARGEST_BITS
 from fedhpc.compression.update import SparseVector, Update, pack_arrays, unpack_arrays
 from fedhpc.config.schema import Exchange
 from fedhpc.errors import PayloadError
-from tests.exchange.payloads import (
+from tests.support.payloads import (
     KINDS,
     ROUND,
     SENDER,

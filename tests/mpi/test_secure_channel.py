@@ -21,7 +21,7 @@ from fedhpc.report.egress import report
 from fedhpc.transport import pki
 from fedhpc.transport.egress_log import read_log
 from tests.conftest import Mpi, missing, run_limited
-from tests.mpi.door_cases import known_image, known_update
+from tests.mpi.channel_cases import known_image, known_update
 from tests.mpi.test_federated import make_shard, params
 
 pytestmark = pytest.mark.mpi
@@ -29,7 +29,7 @@ SITES = ("site1", "site2", "site3", "site4")
 ROUNDS = 3
 Run = Callable[..., tuple[int, str, str]]
 Told = list[dict[str, dict[str, Any]]]
-CASES = ("-m", "tests.mpi.door_cases")
+CASES = ("-m", "tests.mpi.channel_cases")
 
 
 class Earlier(datetime):

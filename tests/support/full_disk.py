@@ -1,4 +1,4 @@
-"""Runs whose disk becomes full at a chosen write: `python -m tests.full_disk RUN CONFIG`, RUN on a small file system.
+"""Runs whose disk becomes full at a write: `python -m tests.support.full_disk RUN CONFIG`, RUN on a small file system.
 
 The same command is started again and again in children of one process that has imported everything. Each time the disk
 becomes full, really full, before the first write to a file that no earlier start has failed at; then it is emptied.

@@ -1,6 +1,6 @@
 """Runs that are stopped or killed on purpose, in a chosen phase of a chosen round.
 
-As a script, `python -m tests.broken_runs`:
+As a script, `python -m tests.support.broken_runs`:
 
 - `signal RANK PHASE ROUND train CONFIG ...`, under mpirun: of all ranks this one gets SIGUSR1 there;
 - `kill PHASE ROUND train CONFIG ...`: runs it in a child that ends by SIGKILL there; several cases, separated by `--`,

@@ -12,7 +12,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError
 from fedhpc.sweep.config import load_sweep
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 GOOD = {
     "name": "a",
     "data": {"shards": "x/{site}.h5", "sites": [{"name": "site1", "weight": 3}, {"name": "site2", "weight": 2}]},

@@ -18,9 +18,9 @@ from fedhpc.privacy.ledger import read_ledger
 from fedhpc.records.checkpoint import DIGEST, OWNER, forget_after, intact_rounds, load_state, save_state, saved_rounds
 from fedhpc.run.preemption import StopRequest
 from fedhpc.transport import pki
-from tests.broken_runs import PHASES, on_entering, signal_myself
 from tests.conftest import run_limited
 from tests.mpi.test_federated import make_shard
+from tests.support.broken_runs import PHASES, on_entering, signal_myself
 
 SITES = ("site1", "site2")
 ROUNDS = 4
@@ -210,7 +210,9 @@ def test_killed_in_any_phase(config: Path, unbroken: Callable[..., Path], tmp_pa
     words: list[str] = []
     for phase in PHASES:
         words += [phase, "3", *command(config, tmp_path / phase), "--"]
-    done = run_limited([sys.executable, "-m", "tests.broken_runs", "kill", *words], 120, {"OMP_NUM_THREADS": "1"})
+    done = run_limited(
+        [sys.executable, "-m", "tests.support.broken_runs", "kill", *words], 120, {"OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     for phase in PHASES:
         assert rounds_done(tmp_path / phase) == 2, phase
@@ -224,7 +226,7 @@ def test_one_rank_that_is_told_takes_the_others_along(
 ) -> None:
     """Rank 1 leaves its training; rank 0, which was told nothing, has trained to the end and leaves the round too."""
     words = command(config, tmp_path, "runtime.patience_s=0")
-    status, out, err = mpirun(2, ["-m", "tests.broken_runs", "signal", "1", "train", "2", *words])
+    status, out, err = mpirun(2, ["-m", "tests.support.broken_runs", "signal", "1", "train", "2", *words])
     assert status == RESUMABLE, err
     assert err.count("leaving the round after step 1 of") == 1
     assert "stopped early in" in out

@@ -1,4 +1,4 @@
-"""How far private metrics are from the exact ones: `python tests/evaluation_error.py RUN [DRAWS] [EPSILON]`.
+"""How far private metrics are from the exact ones: `python tests/support/evaluation_error.py RUN [DRAWS] [EPSILON]`.
 
 Reads the shards of a finished run of this machine (inside the hospitals), and repeats its private evaluation with
 fresh noise at every site. Prints one line a metric: exact value, bias, standard deviation, share of draws within 0.01,

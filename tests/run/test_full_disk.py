@@ -57,7 +57,7 @@ def config(tmp_path: Path) -> Path:
 
 def test_disk_full_at_any_file_loses_nothing(config: Path, small_disk: Path) -> None:
     run = small_disk / "run"
-    done = run_limited([sys.executable, "-m", "tests.full_disk", run, config], 280, {"OMP_NUM_THREADS": "1"})
+    done = run_limited([sys.executable, "-m", "tests.support.full_disk", run, config], 280, {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     *found, last = [json.loads(line) for line in done.stdout.splitlines()]
     assert (last["status"], last["left"]) == (0, []), last

@@ -18,9 +18,9 @@ import yaml
 from fedhpc.models.saved import load_model
 from fedhpc.models.vector import to_vector
 from fedhpc.records.checkpoint import load_state
-from tests.broken_runs import on_entering
 from tests.conftest import Outcome, run_limited
 from tests.mpi.test_federated import make_shard
+from tests.support.broken_runs import on_entering
 
 SITES = ("site1", "site2")
 ROUNDS = 3

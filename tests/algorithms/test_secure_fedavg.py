@@ -22,7 +22,7 @@ from fedhpc.secagg.protocol import round_bytes
 from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.site.training.secure_contribution import IntegerGrid
 from fedhpc.transport.mpi import AloneTransport
-from tests.exchange.test_secure_sum import signing_sites
+from tests.secagg.test_protocol import signing_sites
 
 D, UNIT = 5, 2**-10
 GRID = IntegerGrid(clip_units=2**10, l2=2.0**10, site_variance=0.0, width_bytes=3)

@@ -11,7 +11,7 @@ from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import CompressionConfig, count_to_send, select, with_feedback
 from fedhpc.compression.update import Update
 from fedhpc.errors import PayloadError
-from tests.exchange.float_vectors import vectors
+from tests.support.float_vectors import vectors
 
 BITS = (3, 4, 5, 6, 7, 8, 16, 32)
 densities = st.floats(0.001, 1)

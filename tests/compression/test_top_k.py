@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedhpc.compression.top_k import SAMPLE, refusal, top_k
 from fedhpc.errors import PayloadError
-from tests.exchange.float_vectors import vectors
+from tests.support.float_vectors import vectors
 
 
 def by_sort(vector: np.ndarray, k: int) -> np.ndarray:
