@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data_prep.shard_writer import UNLABELLED
 from fedhpc.errors import ShardError, inside
 from fedhpc.site.data.shard import SPLITS, Shard
+from fedhpc.util.text import fitted
 
 COLUMNS = 12
 THUMB, GAP, CAPTION, HEADER = 128, 8, 34, 34
@@ -35,7 +36,7 @@ def check(paths: Sequence[Path], png: Path | None = None) -> bool:
 
 
 def check_table(paths: Sequence[Path]) -> str:
-    """One line per shard with its counts and its verdict, then the errors of the bad ones in full."""
+    """One line per shard with its verdict and its counts, then the errors of the bad ones in full."""
     with ExitStack() as stack:
         return _table(paths, _open(paths, stack))
 
@@ -63,15 +64,14 @@ def _table(paths: Sequence[Path], shards: Sequence[Opened]) -> str:
     good = [shard for shard in shards if isinstance(shard, Shard)]
     labelled = [shard for shard in good if shard.classes != UNLABELLED]
     classes = list(dict.fromkeys(name for shard in labelled for name in shard.classes))
-    head = ["shard", "site", "images", "patients", *SPLITS, *classes]
-    head += ["modality", "early", "size", "dtype", "digest", "verdict"]
+    head = ["shard", "verdict", "site", "images", "patients", *SPLITS, *classes]
+    head += ["modality", "early", "size", "dtype", "digest"]
     rows = [head] + [
-        _row(path, shard, classes) if isinstance(shard, Shard) else [str(path)] + ["-"] * (len(head) - 2) + ["BAD"]
+        _row(path, shard, classes) if isinstance(shard, Shard) else [str(path), "BAD"] + ["-"] * (len(head) - 2)
         for path, shard in zip(paths, shards, strict=True)
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ["  ".join(map(_pad, row, widths, range(len(head)))).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines = [fitted([list(map(_pad, row, widths, range(len(head)))) for row in rows])]
     for what, values in (("classes", {s.classes for s in labelled}), ("image sizes", {s.image_shape for s in good})):
         if len(values) > 1:
             lines.append(f"note: these shards have different {what} and cannot train together")
@@ -80,19 +80,19 @@ def _table(paths: Sequence[Path], shards: Sequence[Opened]) -> str:
 
 def _pad(text: str, width: int, column: int) -> str:
     is_number = text.isdecimal() or text == "-"
-    return text.rjust(width) if column > 1 and is_number else text.ljust(width)
+    return text.rjust(width) if column > 2 and is_number else text
 
 
 def _row(path: Path, shard: Shard, classes: list[str]) -> list[str]:
     per_class = dict(zip(shard.classes, np.bincount(shard.labels, minlength=len(shard.classes)).tolist(), strict=True))
     modalities = zip(*np.unique(shard.modality, return_counts=True), strict=True)
     return [
-        str(path), shard.site, str(shard.n), str(len(np.unique(shard.patient))),
+        str(path), "ok", shard.site, str(shard.n), str(len(np.unique(shard.patient))),
         *(str(len(shard.indices(split))) for split in SPLITS),
         *(str(per_class.get(name, "-")) for name in classes),
         ", ".join(f"{name.decode()} {count}" for name, count in modalities),
         str(int(shard.stage.sum())) if shard.has_stage else "-",
-        "x".join(map(str, shard.image_shape)), str(shard.dtype), shard.digest[:8], "ok",
+        "x".join(map(str, shard.image_shape)), str(shard.dtype), shard.digest[:8],
     ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from fedhpc.audit.statistics import AUDIT_RISK
 from fedhpc.audit.target import Subject
 from fedhpc.records.environment import git_commit
 from fedhpc.util import files
-from fedhpc.util.text import table
+from fedhpc.util.text import fitted
 
 FORMAT_VERSION = 2
 STYLE = """
@@ -60,7 +60,7 @@ privacy, which is luck and no guarantee: the first two rows show what an update 
 def terminal_table(findings: Sequence[Result]) -> str:
     """One line a finding, and what the signs mean; no figure that was measured on patients without noise."""
     legend = f"epsilon >=: a lower bound with {CONFIDENCE:.0%} confidence. -: shown, not judged."
-    return f"{table([CELL_NAMES, *(map(cells_to_tell, findings))])}\n\n{legend}"
+    return f"{fitted([CELL_NAMES, *(map(cells_to_tell, findings))])}\n\n{legend}"
 
 
 def as_json(subject: Subject, findings: Sequence[Result], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from fedhpc.site.data.shard import Shard
 from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.util.progress import progress
 from fedhpc.util.rng import generator
-from fedhpc.util.text import table
+from fedhpc.util.text import fitted, wrapped
 
 REPEATS = 3
 PHANTOM_IMAGES, PHANTOM_SIZE, PHANTOM_SITE = 160, 64, "site1"
@@ -230,10 +230,10 @@ def _part(title: str, f: Mapping[str, Any]) -> str:
         row("  index set", f["index_bytes"], None, None),
         row("  its entropy", f["index_entropy_bytes"], None, None),
     ]
-    return (
-        f"{title}\n{table(rows)}\n"
+    speed = (
         f"torch.topk alone {f['topk_s']:.3f} s, sorted {f['topk_sorted_s']:.3f} s: the encode takes "
         f"{f['encode_over_topk']:.2f} and {f['encode_over_topk_sorted']:.2f} of it\n"
         f"with error feedback {f['feedback_and_encode_s']:.3f} s; its memory at the peak, without the update and the "
         f"old residual, {f['peak_extra_over_dense']:.2f} times the dense update"
     )
+    return f"{title}\n{fitted(rows)}\n{wrapped(speed)}"

@@ -291,7 +291,7 @@ def table(result: dict[str, Any]) -> str:
         lines += [_line(way, row) for way, row in model["ways"].items()]
         lines += [f"{LABELS[way]:28}{why}" for way, why in model["failed"].items()]
         for kind, row in (model["noise"] or {}).items():
-            shares = f"{row['of_step']:.1%} of a fedhpc step, {row['cpu_of_step']:.1%} of its CPU time"
+            shares = f"{row['of_step']:.1%} of a step, {row['cpu_of_step']:.1%} of its CPU time"
             lines += [f"{kind + ' alone':28}{1e3 * row['min_s']:10.2f}  {shares}"]
     return "\n".join(lines)
 

@@ -34,7 +34,7 @@ from fedhpc.models.saved import load_backbone
 from fedhpc.site.data.samples import FeatureSamples, feature_path
 from fedhpc.site.data.shard import Shard
 from fedhpc.util.files import write_atomically, write_bytes
-from fedhpc.util.text import table
+from fedhpc.util.text import fitted
 
 COLLECTION, PHANTOMS = REFERENCES = ("collection", "phantoms")
 SITES, SKEW, VAL_SHARE = 4, 0.5, 0.02
@@ -212,7 +212,7 @@ def _row(setting: Setting, aucs: Sequence[Sequence[float]]) -> dict[str, Any]:
 def text(result: Mapping[str, Any]) -> str:
     """For a person."""
     head = ("public reference", "privacy", "splits", "AUC", "SD splits", "SD noise", "lowest", "highest")
-    return table([head, *(_line(row) for row in result["rows"])])
+    return fitted([head, *(_line(row) for row in result["rows"])])
 
 
 def _line(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 from fedhpc.config.loader import load_config
 from fedhpc.errors import InputError
 from fedhpc.report.egress import exchanged
-from fedhpc.util.text import table
+from fedhpc.util.text import fitted
 
 DENSE = (1.0, 32)
 Run = Mapping[str, Any]
@@ -93,7 +93,7 @@ def _row(cell: tuple[float, int], runs: Sequence[Run], dense: Sequence[Run]) -> 
 def text(result: Mapping[str, Any]) -> str:
     """For a person."""
     head = ("density", "bits", "AUC", "less dense fp32", "of each seed", "bytes up", "down")
-    return table([head, *(_line(row) for row in result["rows"])])
+    return fitted([head, *(_line(row) for row in result["rows"])])
 
 
 def _line(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -146,7 +146,7 @@ def _finite(epsilon: float) -> float | None:
 def _text(facts: dict[str, Any]) -> str:
     """Within 80 columns, but for the folder's name and the reasons."""
     from fedhpc.cli.privacy_report import alone_cells
-    from fedhpc.util.text import fitted, fixed, table
+    from fedhpc.util.text import fitted, fixed
 
     unit = facts["unit"]
     cap = "no cap is set" if facts["cap"] is None else f"cap epsilon {facts['cap']:g}"
@@ -166,7 +166,7 @@ def _text(facts: dict[str, Any]) -> str:
     more = facts["spent"][SHOWN_GROUPS:]
     if more:
         rows.append((f"{sum(one['units'] for one in more):,}", f"below {rows[-1][1]}", ""))
-    lines.append(table(rows) if facts["spent"] else "nothing was spent")
+    lines.append(fitted(rows) if facts["spent"] else "nothing was spent")
     runs = [("run", "charges", "training", "evaluation", "")]
     for one in facts["runs"][-SHOWN_RUNS:]:
         sole = "all of the cap" if one["ledger"] in facts["committed_to"] else ""

@@ -25,11 +25,15 @@ STATUSES = """exit status:
   0    finished, or ended by the privacy budget
   1    failed; the message names the site, the rank and the cause
   2    bad input: nothing was lost; correct what the message names
-  75   stopped early and saved: by --stop-after, SIGUSR1, or SIGTERM during the rounds; the same command goes on
-  130  Ctrl-C: the rounds that were finished are kept, the same command goes on after them
+  75   stopped early and saved: by --stop-after, SIGUSR1, or SIGTERM during the
+       rounds; the same command goes on
+  130  Ctrl-C: the rounds that were finished are kept, the same command goes on
   143  SIGTERM before the first round
-mpirun and srun may report another status than their ranks: `train --status FILE` writes the run's own.
-FEDHPC_WAIT_NOTICE_S (default 60): after so many seconds rank 0 says on stderr which rank it is waiting for.
+mpirun and srun may report another status than their ranks: 1 or 143 for 75 and
+130, and mpirun 0 for a failed run where a daemon was lost or under --with-ft
+ulfm. `train --status FILE` writes the run's own; believe that one.
+FEDHPC_WAIT_NOTICE_S (default 60): after so many seconds rank 0 says on stderr
+which rank it is waiting for.
 """
 
 
@@ -186,12 +190,14 @@ def _add_prepare_images(kinds: Any) -> None:
         "images",
         help="class folders of images, one shard a hospital",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Import a folder that holds one folder of images per class. Prints what was found, taken and left\n"
-        "out and why, writes one shard a hospital and OUT/train.yaml, a config to begin with.",
-        epilog="example:\n  python run.py prepare images brain_mri --sites 4 --skew 0.5 --size 224 --modality MR \\\n"
-        "      --patient-regex '^(P[0-9]+)_' --reference 200 -o data/brain_mri\n\n"
-        "Shards, contact sheets and file lists are as private as the images. A --seed that others know lets them test\n"
-        "whether a guessed patient id is in a shard.",
+        description="Import a folder that holds one folder of images per class. Prints what was\n"
+        "found, taken and left out and why, writes one shard a hospital and\n"
+        "OUT/train.yaml, a config to begin with.",
+        epilog="example:\n  python run.py prepare images brain_mri --sites 4 --skew 0.5 --size 224 \\\n"
+        "      --modality MR --patient-regex '^(P[0-9]+)_' --reference 200 \\\n"
+        "      -o data/brain_mri\n\n"
+        "Shards, contact sheets and file lists are as private as the images. A --seed\n"
+        "that others know lets them test whether a guessed patient id is in a shard.",
     )
     images.add_argument("source", type=Path, help="the folder of class folders")
     images.add_argument("-o", "--out", type=Path, required=True, help="a folder; with --sites 1 also one .h5 file")
@@ -347,12 +353,13 @@ def _privacy(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from fedhpc.run.evaluate import evaluate, evaluation_text
+    from fedhpc.util.text import wrapped
 
     result = evaluate(options.run, options.shard)
     if options.json:
         print(json.dumps(result, allow_nan=False))
     else:
-        print(evaluation_text(result))
+        print(wrapped(evaluation_text(result)))
     return FINISHED
 
 

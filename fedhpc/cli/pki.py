@@ -41,7 +41,7 @@ def _pki(options: argparse.Namespace) -> int:
     from fedhpc.config.loader import load_config
     from fedhpc.transport import pki
     from fedhpc.transport.tls import AGGREGATOR_NAME
-    from fedhpc.util.text import table
+    from fedhpc.util.text import fitted
 
     config = load_config(options.config, options.set)
     folder = options.out or config.exchange.pki_folder(config.data, AGGREGATOR_NAME)
@@ -55,7 +55,7 @@ def _pki(options: argparse.Namespace) -> int:
     elif options.kind == "revoke":
         print(f"revoked {pki.revoke(folder, options.name)}; give {folder / 'crl.pem'} to every site and to rank 0")
     rows = [(one.name, one.serial, one.expires, one.state) for one in pki.show(folder)]
-    print(f"{folder}\n{table([('name', 'serial', 'expires', 'state'), *rows])}")
+    print(f"{folder}\n{fitted([('name', 'serial', 'expires', 'state'), *rows])}")
     return 0
 
 

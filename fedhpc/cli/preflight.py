@@ -45,6 +45,7 @@ def _check(options: argparse.Namespace, transport: "Wire") -> int:
     from fedhpc.run.preflight.check import preflight
     from fedhpc.run.preflight.report import report
     from fedhpc.transport.collectives import run_on_all_ranks
+    from fedhpc.util.text import wrapped
 
     if options.report and transport.rank == 0:
         print(report(options.config, options.set), flush=True)
@@ -60,5 +61,5 @@ def _check(options: argparse.Namespace, transport: "Wire") -> int:
         # A report tells what is wrong; it is not wrong itself.
         said, ranks = str(problem), ""
     if transport.rank == 0:
-        print(f"{ranks}\n{said}".strip(), flush=True)
+        print(f"{ranks}\n{wrapped(said)}".strip(), flush=True)
     return 0

@@ -284,7 +284,7 @@ def _others_table(facts: Mapping[str, Any]) -> str:
         (key, value), *_ = other.items()
         label = f"{key}={value}" if value != "" else key
         rows.append((label, str(other["steps"]), fixed(other["noise_multiplier"]), f"{other['noise_per_signal']:.5f}"))
-    return table(rows)
+    return fitted(rows)
 
 
 def report_run(directory: RunDirectory) -> Report:

@@ -17,7 +17,7 @@ from fedhpc.sweep.directory import SweepDirectory, now
 from fedhpc.sweep.slurm_queue import look
 from fedhpc.sweep.status import shown
 from fedhpc.util.files import make_folder, write_text
-from fedhpc.util.text import fixed, table
+from fedhpc.util.text import fitted, fixed
 
 FORMAT_VERSION = 1
 
@@ -66,7 +66,7 @@ class Report:
             numbers = (group.auc, group.auc_lowest, group.auc_highest, group.sensitivity_early)
             up = "-" if group.bytes_up is None else sent(group.bytes_up)
             rows.append((*cells, f"{group.finished}/{group.runs}", *map(fixed, numbers), up))
-        return f"{table(rows)}\n{out}"
+        return f"{fitted(rows)}\n{out}"
 
 
 def report(targets: Sequence[Path]) -> Report:

@@ -14,7 +14,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport.egress_log import KINDS, Entry, read_log
-from fedhpc.util.text import data_size, table
+from fedhpc.util.text import data_size, fitted, wrapped
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 Logs = Mapping[str, Sequence[Entry]]
@@ -186,7 +186,7 @@ def _text(facts: Mapping[str, Any], checks: Sequence[Check], directory: RunDirec
             rows.append((sender, kind, f"{f['payloads']}", f"{f['bytes']:,}", f"{f['largest']:,}", *_when(f)))
     marks = {True: "holds", False: "BROKEN", None: "open"}
     proof = [(marks[check.holds], check.name, check.text) for check in checks]
-    return "\n".join([table(rows), "", _rounds_line(facts["rounds"], directory), "", table(proof)])
+    return "\n".join([fitted(rows), "", wrapped(_rounds_line(facts["rounds"], directory)), "", fitted(proof)])
 
 
 def _when(found: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fedhpc.config.schema import RunConfig
 from fedhpc.records.rounds import GIVEN_AWAY
 from fedhpc.util.output import stop_printing
-from fedhpc.util.text import clock, data_size, fitted, fixed, table, wrapped
+from fedhpc.util.text import clock, data_size, fitted, fixed, wrapped
 
 MB = 1e6
 
@@ -122,7 +122,7 @@ def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping
         )
     lines.append(facts["wire"])
     lines.append(evaluation_line(config))
-    return f"{wrapped(chr(10).join(lines))}\n{table(rows)}"
+    return f"{wrapped(chr(10).join(lines))}\n{fitted(rows)}"
 
 
 def _privacy_line(config: RunConfig, facts: Mapping[str, Any]) -> str:

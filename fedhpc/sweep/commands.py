@@ -19,6 +19,7 @@ from fedhpc.sweep.directory import Cluster, SweepDirectory, submission
 from fedhpc.sweep.final_report import write_report
 from fedhpc.sweep.local import StoppedError, check_memory, run_all
 from fedhpc.sweep.status import AT_REST, latest, runs_here, shown, status_text
+from fedhpc.util.text import wrapped
 
 FINISHED, FAILED, RESUMABLE = 0, 1, 75
 UNDER_WAY = ("pending", "running")
@@ -129,7 +130,7 @@ def _affordable(elements: Sequence[Element], own: Collection[str], console: Cons
 
     budget = budget_of(elements, own)
     for line in () if budget.refused else budget.told:
-        console.say(line)
+        console.say(wrapped(line))
     return budget.refused
 
 

@@ -50,7 +50,7 @@ class Issued:
         """For a person."""
         if self.revoked:
             return "revoked"
-        return "expired" if self.days_left < 0 else f"good for {self.days_left} days"
+        return "expired" if self.days_left < 0 else f"{self.days_left} days left"
 
 
 def init(folder: Path, names: Sequence[str], days: int = SITE_DAYS) -> None:

@@ -1,10 +1,15 @@
-"""Text for a terminal of 80 columns: numbers, sizes, wrapped lines and tables."""
+"""Text as wide as the terminal (80 columns where standard output is none): numbers, sizes, wrapped lines and tables."""
 
+import itertools
+import shutil
 import textwrap
 from collections.abc import Sequence
 
-WIDTH, LEAST_NAME = 80, 11
-"""Columns of a line, as a terminal of the usual size shows it; the least width of a name that is cut."""
+WIDTH, LEAST_WIDTH = 80, 40
+"""Columns of what is no terminal, and the fewest that lines are fitted to."""
+LEAST_NAME, LEAST_TEXT = 11, 16
+GAP = 2
+Row = Sequence[str]
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
@@ -27,6 +32,11 @@ def data_size(count: float) -> str:
     return f"{count / 1e3:.1f} kB" if count < 999_950 else f"{count / 1e6:.1f} MB"
 
 
+def terminal_width() -> int:
+    """Return the columns that standard output shows: of COLUMNS, of the terminal, or WIDTH."""
+    return max(LEAST_WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+
+
 def wrapped(text: str, width: int = WIDTH) -> str:
     """Break each line of a text at words so that it fits `width`; what belongs to a line is indented below it.
 
@@ -38,35 +48,98 @@ def wrapped(text: str, width: int = WIDTH) -> str:
     return "\n".join(wrapper.fill(line) for line in text.splitlines())
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, two spaces apart.
+def table(rows: Sequence[Row]) -> str:
+    """Left-aligned columns, two spaces apart, however wide.
 
     >>> print(table([("site", "auc"), ("site1", "0.9")]))
     site   auc
     site1  0.9
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = _widths(rows)
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def fitted(rows: Sequence[Sequence[str]], width: int = WIDTH) -> str:
-    """The `table` of rows whose first cells, names, are cut in the middle where lines would be wider than `width`.
+def fitted(rows: Sequence[Row], width: int | None = None) -> str:
+    """Return the `table` of rows within `width` (default: `terminal_width`).
+
+    Where it is wider, the first of these steps that is enough is taken: text is broken at words within its column; the
+    first cells, names, are cut in the middle; the columns are shown in several tables, each with the names.
 
     >>> print(fitted([("run", "auc"), ("a_very_long_name-003", "0.9")], 16))
     run          auc
     a_ve...-003  0.9
+    >>> print(fitted([("site", "images", "patients"), ("site1", "1200", "900")], 16))
+    site   images
+    site1  1200
+    <BLANKLINE>
+    site   patients
+    site1  900
     """
-    over = max(map(len, table(rows).splitlines())) - width
-    if over <= 0:
+    most = terminal_width() if width is None else width
+    if not rows or _total(rows) <= most:
         return table(rows)
-    longest = max(len(row[0]) for row in rows)
-    most = max(LEAST_NAME, longest - over)
-    return table([(_cut(row[0], most), *row[1:]) for row in rows])
+    broken = _broken(rows, most)
+    if _total(broken) <= most:
+        return table(broken)
+    short = _short_names(rows, max(LEAST_NAME, _widths(rows)[0] - (_total(rows) - most)))
+    if _total(short) <= most:
+        return table(short)
+    return "\n\n".join(table(_broken(part, most)) for part in _parts(_short_names(rows, most // 2), most))
 
 
-def _cut(name: str, most: int) -> str:
-    """A name of at most so many characters; its end tells runs of a sweep apart."""
-    return name if len(name) <= most else f"{name[: most - 7]}...{name[-4:]}"
+def _widths(rows: Sequence[Row]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+
+def _total(rows: Sequence[Row]) -> int:
+    return max(len(line) for line in table(rows).splitlines() or [""])
+
+
+def _broken(rows: Sequence[Row], most: int) -> Sequence[Row]:
+    """The rows with text broken at words, the widest columns first; as they are where that is not enough."""
+    widths = _widths(rows)
+    words = [
+        max((len(word) for cell in column for word in cell.split()), default=0) for column in zip(*rows, strict=True)
+    ]
+    least = [max(word, min(width, LEAST_TEXT)) for word, width in zip(words, widths, strict=True)]
+    over = sum(widths) + GAP * (len(widths) - 1) - most
+    for _ in range(over):
+        column = max(range(len(widths)), key=lambda one: (widths[one] > least[one], widths[one]))
+        if widths[column] <= least[column]:
+            return rows
+        widths[column] -= 1
+    found: list[Row] = []
+    for row in rows:
+        cells = [textwrap.wrap(cell, w, break_on_hyphens=False) for cell, w in zip(row, widths, strict=True)]
+        found += itertools.zip_longest(*cells, fillvalue="") if any(cells) else [row]
+    return found
+
+
+def _short_names(rows: Sequence[Row], most: int) -> list[Row]:
+    return [[cut(row[0], most), *row[1:]] for row in rows]
+
+
+def cut(name: str, most: int) -> str:
+    """Return a name of at most so many characters; its end tells runs of a sweep apart.
+
+    >>> cut("a_very_long_name-003", 11)
+    'a_ve...-003'
+    """
+    if len(name) <= most:
+        return name
+    end = max(4, most // 2 - 2)
+    return f"{name[: most - 3 - end]}...{name[-end:]}"
+
+
+def _parts(rows: Sequence[Row], most: int) -> list[list[Row]]:
+    """The columns in several tables, as many in each as fit, each with the first column."""
+    widths, groups = _widths(rows), [[0]]
+    for column in range(1, len(widths)):
+        last = groups[-1]
+        if len(last) > 1 and sum(widths[one] + GAP for one in last) + widths[column] > most:
+            groups.append([0])
+        groups[-1].append(column)
+    return [[[row[column] for column in group] for row in rows] for group in groups]
 
 
 def clock(seconds: float) -> str:

@@ -186,7 +186,9 @@ def test_a_site_that_is_killed_in_a_round_is_charged_for_it_and_the_run_goes_on(
     assert summary["epsilon"] <= 8
     for site in SITES:
         charged = [c.round for c in training_charges(run_dir, site)]
-        assert charged == [0, 1, 1]
+        # site3 is rank 1's first. Killed before the first message of the round: others may not have begun it.
+        not_begun = message == "advertise" and site != "site3" and charged == [0, 1]
+        assert charged == [0, 1, 1] or not_begun, site
     if straight.exists():
         np.testing.assert_array_equal(params(run_dir, 2), params(straight, 2))
 

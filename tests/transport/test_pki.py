@@ -103,8 +103,8 @@ def test_revoked_stays_revoked_through_the_next_one(folder: Path) -> None:
     pki.revoke(folder, "st_mary-2")
     pki.revoke(folder, "st_mary-2")
     assert {one.name: one.state for one in pki.show(folder)} == {
-        "fedhpc CA": "good for 3649 days",
-        AGGREGATOR_NAME: "good for 364 days",
+        "fedhpc CA": "3649 days left",
+        AGGREGATOR_NAME: "364 days left",
         "site1": "revoked",
         "st_mary-2": "revoked",
     }
@@ -128,9 +128,9 @@ def test_the_verbs(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["pki", "show", str(config)]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert rows["site1"].endswith("good for 364 days")
+    assert rows["site1"].endswith("364 days left")
     assert rows["st_mary-2"].endswith("revoked")
-    assert rows[AGGREGATOR_NAME].endswith("good for 9 days")
+    assert rows[AGGREGATOR_NAME].endswith("9 days left")
     assert main(["pki", "issue", str(config), "site9"]) == 2
     assert main(["pki", "issue", str(config), "site1", "--days", "0"]) == 2
     assert "site9: no site of" in capsys.readouterr().err

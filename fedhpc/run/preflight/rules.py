@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.run.preflight.facts import RankFacts
-from fedhpc.util.text import table
+from fedhpc.util.text import fitted
 
 LEAST_FREE_BYTES = 200 * 10**6
 LARGEST_SKEW_S = 60.0
@@ -150,7 +150,7 @@ def rank_table(facts: Facts) -> str:
     for rank in facts:
         here = (str(rank.rank), rank.host, rank.device, rank.gpu or rank.given or "-")
         rows += [(*here, site, path) for site, (path, _) in rank.shards.items()] or [(*here, "-", "-")]
-    return table(rows)
+    return fitted(rows)
 
 
 def one_line(facts: Facts) -> str:
