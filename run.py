@@ -1,4 +1,4 @@
-"""The way in: `python run.py VERB ...`; see the README."""
+"""The way in: `python run.py COMMAND ...`; see the README."""
 
 import sys
 

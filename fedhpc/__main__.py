@@ -1,4 +1,4 @@
-"""`python -m fedhpc VERB ...`: the same as `python run.py VERB ...`, from any folder."""
+"""`fedhpc COMMAND ...` and `python -m fedhpc COMMAND ...`: the same as `python run.py COMMAND ...`, from any folder."""
 
 import os
 import sys

@@ -1,6 +1,5 @@
 """What every command prints fits a terminal of 80 columns; only a path, which cannot be cut, may be longer."""
 
-import argparse
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,6 @@ import yaml
 from fedhpc.audit.findings import Finding, Law
 from fedhpc.audit.report import terminal_table
 from fedhpc.bench import codec, splits, wire
-from fedhpc.cli.main import parser
 from fedhpc.util.text import LEAST_NAME, WIDTH, fitted, table
 from tests.conftest import Outcome
 from tests.support.tiny_sweeps import tree_of
@@ -67,25 +65,12 @@ def commands(folder: Path) -> Iterator[list[str | Path]]:
 
 def test_commands_print_at_most_80_columns(folder: Path, run_here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     # Other rates take seconds each, and no more columns.
-    monkeypatch.setattr("fedhpc.cli.privacy_report.OTHER_RATES", (1.0,))
+    monkeypatch.setattr("fedhpc.cli.privacy_config.OTHER_RATES", (1.0,))
     found = []
     for command in commands(folder):
         status, out, err = run_here(command)
         assert status == 0 and out.strip(), (command, err)
         found += [(command[0], line) for line in too_wide(out)]
-    assert not found, "\n".join(map(str, found))
-
-
-def all_parsers(top: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    yield top
-    for action in top._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for one in action.choices.values():
-                yield from all_parsers(one)
-
-
-def test_help_is_at_most_80_columns_wide() -> None:
-    found = [line for one in all_parsers(parser()) for line in too_wide(one.format_help())]
     assert not found, "\n".join(map(str, found))
 
 

@@ -1,40 +1,79 @@
-"""The verb `run.py budget`: a hospital makes, shows and changes the site ledger that holds its patients' budget."""
+"""`run.py budget init|show|grant SITE_DIR`: the site ledger that holds the budget of a hospital's patients."""
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedhpc.cli.common import Parser, add_json, add_kinds, print_result
 from fedhpc.errors import InputError
 
 if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
     from fedhpc.privacy.site_ledger import SiteLedger
 
+HELP = "the hospital's own cap on what its patients spend over all runs"
+EXAMPLES = ("{run} budget init /secure/ledger --cap 10", "{run} budget show /secure/ledger")
+INIT = ("{run} budget init /secure/ledger --cap 10", "{run} budget init /secure/ledger --cap 10 --allow-off")
+SHOW = ("{run} budget show /secure/ledger", "{run} budget show /secure/ledger --json")
+GRANT = (
+    "{run} budget grant /secure/ledger --cap 12 --reason 'board, 3 May'",
+    "{run} budget grant /secure/ledger --allow-off --reason 'synthetic'",
+)
 DELTA = 1e-5
 SHOWN_GROUPS, SHOWN_RUNS = 10, 20
 
 
-def add_budget(budget: argparse.ArgumentParser) -> None:
-    """`run.py budget init|show|grant SITE_DIR`."""
-    kinds = budget.add_subparsers(required=True, metavar="KIND")
+def add_arguments(parser: Parser) -> None:
+    """Add the kinds of the command."""
+    parser.describe(
+        "Make, show and change the site ledger: the hospital's record of what its patients have spent, and its cap.",
+        EXAMPLES,
+    )
+    kinds = add_kinds(parser)
+    _add_init(kinds)
+    show = kinds.add_parser("show", help="what was spent and what is left")
+    show.describe("Print what was spent, by how many units, and what is left.", SHOW)
+    _add_folder(show)
+    add_json(show)
+    show.set_defaults(action=_show)
+    _add_grant(kinds)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the kind says."""
+    status: int = options.action(options)
+    return status
+
+
+def _add_folder(parser: Parser) -> None:
+    parser.add_argument(
+        "folder", type=Path, metavar="SITE_DIR", help="the hospital's own folder; see FEDHPC_SITE_LEDGER"
+    )
+
+
+def _add_init(kinds: "_SubParsersAction[Parser]") -> None:
     init = kinds.add_parser("init", help="make a site ledger, or set the terms of one that a run has made")
-    init.add_argument("folder", type=Path, metavar="SITE_DIR", help="the hospital's own; see FEDHPC_SITE_LEDGER")
-    init.add_argument("--cap", type=float, required=True, metavar="EPS", help="what no unit may pass over all runs")
-    init.add_argument("--delta", type=float, help=f"default: {DELTA:g}; at most 1 / (10 x patients)")
-    init.add_argument("--unit", choices=("patient", "image"), help="default: patient; it cannot be changed later")
+    init.describe("Make a site ledger, or set the terms of one that a run has made.", INIT)
+    _add_folder(init)
     init.add_argument(
-        "--no-require-privacy", action="store_true", help="let runs without privacy begin; default: refuse them"
+        "--cap", type=float, required=True, metavar="EPS", help="the epsilon that no unit may pass over all runs"
+    )
+    init.add_argument("--delta", type=float, help=f"at most 1 / (10 x patients) (default: {DELTA:g})")
+    init.add_argument("--unit", choices=("patient", "image"), help="it cannot be changed later (default: patient)")
+    init.add_argument(
+        "--no-require-privacy", action="store_true", help="let runs without privacy begin (default: refuse them)"
     )
     init.add_argument("--allow-off", action="store_true", help="let them begin where the config says `privacy: off`")
-    init.set_defaults(verb=_init)
-    show = kinds.add_parser("show", help="what was spent and what is left")
-    show.add_argument("folder", type=Path, metavar="SITE_DIR")
-    show.add_argument("--json", action="store_true", help="one JSON object and nothing else")
-    show.set_defaults(verb=_show)
+    init.set_defaults(action=_init)
+
+
+def _add_grant(kinds: "_SubParsersAction[Parser]") -> None:
     grant = kinds.add_parser("grant", help="raise the cap or make an exception; reason and time go into the ledger")
-    grant.add_argument("folder", type=Path, metavar="SITE_DIR")
-    grant.add_argument("--reason", required=True, help="who decided it and why")
+    grant.describe("Raise the cap or make an exception; reason and time go into the ledger.", GRANT)
+    _add_folder(grant)
+    grant.add_argument("--reason", required=True, metavar="TEXT", help="who decided it and why")
     grant.add_argument("--cap", type=float, metavar="EPS", help="the new cap, above the old one")
     grant.add_argument("--delta", type=float, help="a smaller delta")
     off = grant.add_mutually_exclusive_group()
@@ -43,7 +82,7 @@ def add_budget(budget: argparse.ArgumentParser) -> None:
     grant.add_argument(
         "--accept-lost", metavar="ID", help="the site ledger ID is lost; what it held is not counted any more"
     )
-    grant.set_defaults(verb=_grant)
+    grant.set_defaults(action=_grant)
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -65,7 +104,7 @@ def _init(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     facts = _facts(_opened(options.folder))
-    print(json.dumps(facts, allow_nan=False) if options.json else _text(facts))
+    print_result(facts, _text(facts), as_json=options.json)
     return 0
 
 
@@ -104,7 +143,7 @@ def _opened(folder: Path) -> "SiteLedger":
 
 def _facts(ledger: "SiteLedger") -> dict[str, Any]:
     """All that `show` tells; no hash and no pseudonym is among it."""
-    from fedhpc.cli.privacy_report import runs_of
+    from fedhpc.cli.privacy_spent import runs_of
 
     terms, groups = ledger.terms, ledger.groups()
     counted = "images" if terms.unit == "image" else "patients"
@@ -145,7 +184,7 @@ def _finite(epsilon: float) -> float | None:
 
 def _text(facts: dict[str, Any]) -> str:
     """Within 80 columns, but for the folder's name and the reasons."""
-    from fedhpc.cli.privacy_report import alone_cells
+    from fedhpc.cli.privacy_spent import alone_cells
     from fedhpc.util.text import fitted, fixed
 
     unit = facts["unit"]

@@ -1,43 +1,53 @@
-"""The verbs `run.py pki` and `run.py egress`. What they use is imported when they run, so that `--help` is quick."""
+"""`run.py pki init|issue|revoke|show CONFIG`: the certificates of the hospitals and of rank 0."""
 
 import argparse
-import json
 from pathlib import Path
 
+from fedhpc.cli.common import Parser, add_kinds, add_set
 from fedhpc.errors import InputError
 
+HELP = "the certificates of the hospitals and of rank 0"
+EXAMPLES = ("{run} pki init configs/fedavg.yaml", "{run} pki revoke configs/fedavg.yaml site3")
 DAYS = 365
+KINDS = {
+    "init": (
+        "a CA, and a certificate for the aggregator and each site of the config",
+        ("{run} pki init configs/fedavg.yaml", "{run} pki init configs/fedavg.yaml --days 90 -o certificates"),
+    ),
+    "issue": (
+        "a new key and certificate for one name, in place of its old ones",
+        ("{run} pki issue configs/fedavg.yaml site3", "{run} pki issue configs/fedavg.yaml aggregator --days 30"),
+    ),
+    "revoke": (
+        "refuse the certificate of one name from now on",
+        ("{run} pki revoke configs/fedavg.yaml site3", "{run} pki revoke configs/fedavg.yaml site3 -o certificates"),
+    ),
+    "show": (
+        "all certificates, their expiry, and which are revoked",
+        ("{run} pki show configs/fedavg.yaml", "{run} pki show configs/fedavg.yaml -o certificates"),
+    ),
+}
 
 
-def add_pki(pki: argparse.ArgumentParser) -> None:
-    """`run.py pki init|issue|revoke|show CONFIG`."""
-    kinds = pki.add_subparsers(required=True, metavar="KIND")
-    texts = {
-        "init": "a CA, and a certificate for the aggregator and each site of the config",
-        "issue": "a new key and certificate for one name, in place of its old ones",
-        "revoke": "refuse the certificate of one name from now on",
-        "show": "all certificates, their expiry, and which are revoked",
-    }
-    for kind, text in texts.items():
-        verb = kinds.add_parser(kind, help=text)
-        verb.add_argument("config", type=Path)
+def add_arguments(parser: Parser) -> None:
+    """Add the kinds of the command."""
+    parser.describe("Keep the small certificate authority of the federation.", EXAMPLES)
+    kinds = add_kinds(parser)
+    for kind, (text, examples) in KINDS.items():
+        one = kinds.add_parser(kind, help=text)
+        one.describe(f"{text[0].upper()}{text[1:]}.", examples)
+        one.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml)")
         if kind in ("issue", "revoke"):
-            verb.add_argument("name", help="a site, or aggregator")
+            one.add_argument("name", metavar="NAME", help="a site, or aggregator")
         if kind in ("init", "issue"):
-            verb.add_argument("--days", type=int, default=DAYS, help="until it expires")
-        verb.add_argument("-o", "--out", type=Path, help="the folder; default: exchange.pki of the config")
-        verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
-        verb.set_defaults(verb=_pki, kind=kind)
+            one.add_argument("--days", type=int, default=DAYS, metavar="N", help="until it expires")
+        one.add_argument("-o", "--out", type=Path, metavar="DIR", help="(default: exchange.pki of the config)")
+        add_set(one)
+        one.set_defaults(kind=kind)
 
 
-def add_egress(egress: argparse.ArgumentParser) -> None:
-    """`run.py egress RUN`."""
-    egress.add_argument("run", type=Path, help="a run directory")
-    egress.add_argument("--json", action="store_true", help="one JSON object and nothing else")
-    egress.set_defaults(verb=_egress)
-
-
-def _pki(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Do what the kind says, then show all certificates."""
     from fedhpc.config.loader import load_config
     from fedhpc.transport import pki
     from fedhpc.transport.tls import AGGREGATOR_NAME
@@ -57,11 +67,3 @@ def _pki(options: argparse.Namespace) -> int:
     rows = [(one.name, one.serial, one.expires, one.state) for one in pki.show(folder)]
     print(f"{folder}\n{fitted([('name', 'serial', 'expires', 'state'), *rows])}")
     return 0
-
-
-def _egress(options: argparse.Namespace) -> int:
-    from fedhpc.report.egress import report
-
-    found = report(options.run)
-    print(json.dumps(found.facts, allow_nan=False) if options.json else found.text)
-    return 0 if found.facts["holds"] else 1

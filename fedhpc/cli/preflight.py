@@ -4,24 +4,35 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedhpc.cli.common import Parser, add_run_dir, add_set
+
 if TYPE_CHECKING:
     from fedhpc.transport.mpi import Wire
 
+HELP = "the checks of every run alone; --report: what to send for help"
+EXAMPLES = (
+    "mpirun -n 4 {run} preflight configs/smoke.yaml",
+    "{run} preflight configs/smoke.yaml --report > report.txt",
+)
 FIRST_CONFIG = Path("configs/fedavg.yaml")
 
 
-def add_preflight(verb: argparse.ArgumentParser) -> None:
-    """The arguments of the verb."""
-    verb.add_argument("config", type=Path, nargs="?", default=FIRST_CONFIG, help=f"default: {FIRST_CONFIG}")
-    verb.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
-    verb.add_argument("--run-dir", type=Path, help="default: runs/<name>")
-    verb.add_argument(
-        "--report", action="store_true", help="all about this machine and job: send it when asking for help"
+def add_arguments(parser: Parser) -> None:
+    """Add the arguments of the command."""
+    parser.describe(
+        "Check what every run checks before it starts: ranks, nodes, shards, disk, memory, certificates.", EXAMPLES
     )
-    verb.set_defaults(verb=_preflight, shared=True)
+    parser.add_argument("config", type=Path, nargs="?", default=FIRST_CONFIG, metavar="CONFIG", help="a config (.yaml)")
+    add_set(parser)
+    add_run_dir(parser)
+    parser.add_argument(
+        "--report", action="store_true", help="print all about this machine and job: send it when asking for help"
+    )
+    parser.set_defaults(shared=True, optional="config")
 
 
-def _preflight(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Check at every rank; print the result at rank 0."""
     from fedhpc.errors import InputError
     from fedhpc.transport.mpi import abort_at_exit, connect
 

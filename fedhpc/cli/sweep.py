@@ -1,65 +1,112 @@
-"""The verbs `run.py sweep` and `run.py report`. What they use is imported when they run, so that `--help` is quick."""
+"""`run.py sweep CONFIG` and `run.py sweep status|resume|cancel DIR`: many configs as one batch."""
 
 import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from fedhpc.errors import InputError
+from fedhpc.cli.common import Parser, add_json, add_kinds, add_run_dir, add_set
 
-GOES_WITH = {"status": {"watch", "json"}, "resume": {"cluster"}, "cancel": set[str]()}
-"""The options of each action on a sweep that was started."""
-OF_A_START = {"cluster", "dry_run", "set", "run_dir"}
-
-
-def add_sweep(sweep: argparse.ArgumentParser) -> None:
-    """The arguments of `run.py sweep`."""
-    sweep.add_argument("what", metavar="CONFIG|status|resume|cancel", help="a sweep's config to start; or what to do")
-    sweep.add_argument("directory", nargs="?", type=Path, metavar="DIR", help="of status, resume, cancel: the sweep's")
-    sweep.add_argument("--cluster", choices=("slurm", "local"), help="default: slurm; of resume: where it ran last")
-    sweep.add_argument("--dry-run", action="store_true", help="show elements and scripts; submit and write nothing")
-    sweep.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
-    sweep.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<name>")
-    sweep.add_argument("--watch", action="store_true", help="of status: again and again, until all have ended")
-    sweep.add_argument("--json", action="store_true", help="of status: one JSON object and nothing else")
-    sweep.set_defaults(verb=_sweep)
-
-
-def _sweep(options: argparse.Namespace) -> int:
-    action = options.what if options.what in GOES_WITH else "a config"
-    allowed = GOES_WITH.get(action, OF_A_START)
-    given = {key for key in {*OF_A_START, "watch", "json"} if getattr(options, key)}
-    if given - allowed:
-        strange = ", ".join(f"--{key.replace('_', '-')}" for key in sorted(given - allowed))
-        raise InputError(f"sweep {options.what}: {strange} does not go with {action}; see run.py sweep --help")
-    if (options.directory is None) == (action != "a config"):
-        raise InputError("use: run.py sweep CONFIG, or run.py sweep status|resume|cancel DIR")
-    from fedhpc.sweep import commands as verb
-
-    if action == "status":
-        return verb.status(options.directory, watch=options.watch, as_json=options.json)
-    if action == "resume":
-        return verb.resume(options.directory, options.cluster)
-    if action == "cancel":
-        return verb.cancel(options.directory)
-    asked = verb.Asked(Path(options.what), options.set, options.cluster or "slurm", options.run_dir)
-    return verb.start(asked, dry_run=options.dry_run)
+HELP = "many configs as one SLURM array, or a few at a time on this machine"
+EXAMPLES = (
+    "{run} sweep configs/sweep_epsilon_density.yaml --dry-run",
+    "{run} sweep status runs/sweep_epsilon_density",
+)
+START = ("{run} sweep configs/sweep_epsilon_density.yaml --dry-run", "{run} sweep sweep.yaml --cluster local")
+STATUS = (
+    "{run} sweep status runs/sweep_epsilon_density --watch",
+    "{run} sweep status runs/sweep_epsilon_density --json",
+)
+RESUME = ("{run} sweep resume runs/sweep_epsilon_density", "{run} sweep resume runs/mine --cluster local")
+CANCEL = ("{run} sweep cancel runs/sweep_epsilon_density", "{run} sweep cancel runs/mine")
+ACTIONS = ("start", "status", "resume", "cancel")
+WITH_VALUE = ("--cluster", "--set", "--run-dir")
+CLUSTERS = ("slurm", "local")
 
 
-def add_report(report: argparse.ArgumentParser) -> None:
-    """The arguments of `run.py report`."""
-    report.add_argument("targets", type=Path, nargs="+", metavar="SWEEP|RUN", help="one sweep, or any number of runs")
-    report.add_argument("-o", "--out", type=Path, metavar="FILE.html", help="default: report.html in the directory")
-    report.add_argument("--json", action="store_true", help="one JSON object on standard output and nothing else")
-    report.set_defaults(verb=_report)
+def add_arguments(parser: Parser) -> None:
+    """Add the actions of the command."""
+    parser.describe(
+        "Train every point of a grid of configs. `sweep CONFIG` is short for `sweep start CONFIG`, whose --help shows "
+        "the options.",
+        EXAMPLES,
+    )
+    actions = add_kinds(parser)
+    start = actions.add_parser("start", help="check the whole sweep, then submit or run it")
+    start.describe("Check all trials of a sweep, print what it costs, then submit or run it.", START)
+    start.add_argument("config", type=Path, metavar="CONFIG", help="a config with a grid (.yaml)")
+    start.add_argument(
+        "--cluster", choices=CLUSTERS, default="slurm", help="one SLURM array, or processes on this machine"
+    )
+    start.add_argument("--dry-run", action="store_true", help="show trials and scripts; submit and write nothing")
+    add_set(start)
+    add_run_dir(start)
+    start.set_defaults(action=_start)
+    status = actions.add_parser("status", help="how the trials of a started sweep stand")
+    status.describe("Print how the trials of a started sweep stand.", STATUS)
+    _add_directory(status)
+    status.add_argument("--watch", action="store_true", help="print again and again, until all have ended")
+    add_json(status)
+    status.set_defaults(action=_status)
+    resume = actions.add_parser("resume", help="run what has failed or is missing, and only that")
+    resume.describe("Run the trials of a sweep that have failed or are missing, and only those.", RESUME)
+    _add_directory(resume)
+    resume.add_argument("--cluster", choices=CLUSTERS, help="(default: where it ran last)")
+    resume.set_defaults(action=_resume)
+    cancel = actions.add_parser("cancel", help="end the trials that wait or run")
+    cancel.describe("Cancel the trials that wait or run; finished rounds are kept.", CANCEL)
+    _add_directory(cancel)
+    cancel.set_defaults(action=_cancel)
 
 
-def _report(options: argparse.Namespace) -> int:
-    from fedhpc.report.build import report, write
+def arrange(words: Sequence[str]) -> list[str]:
+    """Return the words with the action first: `start` where there is none.
 
-    found = report(options.targets)
-    out = options.out or (options.targets[0] / "report.html" if len(options.targets) == 1 else None)
-    if out is None:
-        raise InputError(f"{len(options.targets)} runs: say where the report goes: -o report.html")
-    write(found, out)
-    print(json.dumps(found.facts(), allow_nan=False) if options.json else found.told(out))
-    return 0
+    >>> arrange(["--dry-run", "a.yaml"]), arrange(["--watch", "status", "runs/a"])
+    (['start', '--dry-run', 'a.yaml'], ['status', '--watch', 'runs/a'])
+    """
+    is_value = False
+    for at, word in enumerate(words):
+        if is_value:
+            is_value = False
+        elif word.startswith("-"):
+            # argparse takes abbreviations.
+            is_value = len(word) > 2 and any(option.startswith(word) for option in WITH_VALUE)
+        elif word in ACTIONS:
+            return [word, *words[:at], *words[at + 1 :]]
+        else:
+            return ["start", *words]
+    return list(words)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what the action says."""
+    status: int = options.action(options)
+    return status
+
+
+def _add_directory(parser: Parser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the sweep's directory")
+
+
+def _start(options: argparse.Namespace) -> int:
+    from fedhpc.sweep.commands import Asked, start
+
+    return start(Asked(options.config, options.set, options.cluster, options.run_dir), dry_run=options.dry_run)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from fedhpc.sweep.commands import status
+
+    return status(options.directory, watch=options.watch, as_json=options.json)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from fedhpc.sweep.commands import resume
+
+    return resume(options.directory, options.cluster)
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    from fedhpc.sweep.commands import cancel
+
+    return cancel(options.directory)

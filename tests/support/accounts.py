@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.shard_writer import write_shard
-from fedhpc.cli.privacy_report import planned_charges
+from fedhpc.cli.privacy_config import planned_charges
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.accountant import Population
 from fedhpc.privacy.ledger import Ledger, RunTerms, SiteAccount

@@ -1,29 +1,20 @@
-"""`run.py privacy`: what configs will cost before any training, what a run has spent, what a shard's patients have.
+"""What configs will cost before any training, by themselves and together on the same patients. Opens no shard."""
 
-Configs and ledgers; a shard is opened only where it is the target, to find its patients in the site ledger.
-"""
-
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedhpc.config.loader import load_config
+from fedhpc.cli.common import Report
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import InputError, PrivacyError
-from fedhpc.privacy.accountant import Charge, bounds_of, total_of
+from fedhpc.errors import PrivacyError
+from fedhpc.privacy.accountant import Charge, bounds_of
 from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
-from fedhpc.privacy.ledger import read_ledger
-from fedhpc.privacy.places import Whose, site_ledger_folder
 from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked, plan_privacy
-from fedhpc.privacy.site_ledger import SiteLedger, charge_of, exists
 from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.privacy.verdict import judged, noise_per_signal
 from fedhpc.records.rounds import data_digest, data_labels
-from fedhpc.records.run_directory import RunDirectory
-from fedhpc.site.account import SYNTHETIC, folder_on_this_node, found_ledger, identities_of, told
-from fedhpc.site.data.shard import Shard
+from fedhpc.site.account import folder_on_this_node, found_ledger, told
 from fedhpc.util.text import fitted, fixed, table, wrapped
 
 SHOWN_ROUNDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -33,32 +24,6 @@ ALL_RUNS = (
     "runs: of the patient who has spent most, with this run and those before"
 )
 OTHER_ROUNDS, OTHER_RATES = (1, 20, 100), (0.05, 0.2, 1.0)
-
-
-@dataclass(frozen=True)
-class Report:
-    """The same facts twice: `facts` for a program, `text` for a person."""
-
-    facts: dict[str, Any]
-    text: str
-
-
-def report(targets: Sequence[Path], overrides: list[str]) -> Report:
-    """What `targets` cost or have spent: configs (.yaml, together a plan), one run directory, or one shard (.h5).
-
-    Raises:
-        InputError: a target of another kind, several of kinds that do not go together, a config without privacy.
-    """
-    if all(target.suffix in (".yaml", ".yml") for target in targets):
-        return report_configs([load_config(target, overrides) for target in targets])
-    if len(targets) > 1 or overrides:
-        raise InputError("several targets, or --set, go with configs only; give one run directory or one shard")
-    target = targets[0]
-    if target.suffix == ".h5":
-        return report_shard(target)
-    if RunDirectory(target).config.exists():
-        return report_run(RunDirectory(target))
-    raise InputError(f"{target}: is no config (.yaml), run directory or shard (.h5)")
 
 
 def report_configs(configs: Sequence[RunConfig]) -> Report:
@@ -285,121 +250,3 @@ def _others_table(facts: Mapping[str, Any]) -> str:
         label = f"{key}={value}" if value != "" else key
         rows.append((label, str(other["steps"]), fixed(other["noise_multiplier"]), f"{other['noise_per_signal']:.5f}"))
     return fitted(rows)
-
-
-def report_run(directory: RunDirectory) -> Report:
-    """What a run has spent at each site, by its ledgers.
-
-    Raises:
-        PrivacyError: no privacy, or a ledger that is not intact.
-    """
-    config = directory.read_config()
-    if config is None or config.privacy.epsilon is None:
-        raise PrivacyError(f"{directory.path}: a run without privacy.epsilon: nothing is promised and nothing charged")
-    paths = sorted(directory.path.glob("sites/*/ledger.jsonl"))
-    if not paths:
-        raise PrivacyError(f"{directory.path}: has no ledger yet; nothing was spent")
-    delta = config.privacy.delta
-    sites = [_spent_facts(*read_ledger(path), delta) for path in paths]
-    rows: list[tuple[str, ...]] = [("site", "charges", "replayed", "steps", "epsilon PRV", "epsilon RDP", "evaluation")]
-    rows += [_spent_row(s) for s in sites]
-    insecure = any(s["insecure"] for s in sites)
-    notes = ["INSECURE: noise from a fixed seed; nothing is guaranteed"] if insecure else []
-    head = f"{directory.path}: spent of epsilon {config.privacy.epsilon:g} at delta {delta:g} per {config.privacy.unit}"
-    facts = {"run": str(directory.path), "delta": delta, "epsilon_target": config.privacy.epsilon, "sites": sites}
-    return Report(facts, "\n".join([wrapped(head), *notes, fitted(rows)]))
-
-
-def _spent_facts(site: str, recorded: Sequence[Charge], delta: float) -> dict[str, Any]:
-    charges = [charge for charge in recorded if charge.population == "train"]
-    evaluations = [charge for charge in recorded if charge.population == "evaluation"]
-    bounds = bounds_of(charges, delta)
-    return {
-        "site": site,
-        "charges": len(charges),
-        "replayed": len(charges) - len({charge.round for charge in charges}),
-        "steps": sum(charge.steps for charge in charges),
-        "epsilon_prv": bounds.prv,
-        "epsilon_rdp": bounds.rdp,
-        "epsilon": bounds.epsilon,
-        "epsilon_evaluation": bounds_of(evaluations, delta).epsilon if evaluations else None,
-        "insecure": any(charge.insecure for charge in recorded),
-    }
-
-
-def _spent_row(s: Mapping[str, Any]) -> tuple[str, ...]:
-    counts = (str(s[key]) for key in ("charges", "replayed", "steps"))
-    return (s["site"], *counts, fixed(s["epsilon_prv"]), fixed(s["epsilon_rdp"]), fixed(s["epsilon_evaluation"]))
-
-
-def report_shard(shard: Path) -> Report:
-    """What all runs have spent on a shard's patients, by the site ledger: the one who has spent most counts.
-
-    Raises:
-        ShardError: the shard cannot be read.
-        PrivacyError: where there is no site ledger, or it is not intact.
-    """
-    with Shard.open(shard, None, in_memory=False, need_train=False) as opened:
-        synthetic = opened.created_by.startswith(SYNTHETIC)
-        folder = site_ledger_folder(Whose(opened.site, shard, synthetic), None)
-        if not exists(folder):
-            raise PrivacyError(f"{folder}: no site ledger: no private run was charged to {shard} on this node")
-        ledger = SiteLedger(folder)
-        largest = ledger.spent_by(identities_of(opened, ("train", "val", "test")))
-    terms = ledger.terms
-    runs = runs_of(ledger)
-    facts = {
-        "shard": str(shard),
-        "site_ledger": str(folder),
-        "unit": terms.unit,
-        "delta": terms.delta,
-        "cap": terms.cap,
-        "epsilon": largest if math.isfinite(largest) else None,
-        "runs": runs,
-    }
-    cap = "no cap is set" if terms.cap is None else f"cap {terms.cap:g}"
-    head = wrapped(
-        f"{shard}: of its patients the one who has spent most: epsilon {told(largest)} per {terms.unit} at delta "
-        f"{terms.delta:g}, over all runs ({cap})\nsite ledger: {folder}"
-    )
-    return Report(facts, f"{head}\n{runs_table(runs, terms.unit)}")
-
-
-def runs_table(runs: Sequence[Mapping[str, Any]], unit: str) -> str:
-    """What each run costs by itself, within 80 columns; `unit` is the account's."""
-    rows = [("run", "charges", "training", "evaluation")]
-    rows += [(one["run"], str(one["charges"]), *alone_cells(one, unit)) for one in runs]
-    return fitted(rows)
-
-
-def alone_cells(run: Mapping[str, Any], unit: str) -> tuple[str, str]:
-    """Epsilon of one of `runs_of` in training and in evaluation, with its unit where that is not the account's."""
-    if run["insecure"]:
-        return "without bound", ""
-    first, second = (
-        ", ".join(f"{epsilon:.3f}" + ("" if its == unit else f" per {its}") for its, epsilon in run[key].items()) or "-"
-        for key in ("epsilon_training", "epsilon_evaluation")
-    )
-    return first, second
-
-
-def runs_of(ledger: SiteLedger) -> list[dict[str, Any]]:
-    """Each run on a site ledger, oldest first: its name, the number of its charges, and what it costs alone."""
-    entries = ledger.entries("charge")
-    found = []
-    for key in dict.fromkeys(entry["ledger"] for entry in entries):
-        mine = [entry for entry in entries if entry["ledger"] == key]
-        charges = [charge_of(entry) for entry in mine]
-        total = total_of(charges, ledger.terms.delta)
-        found.append(
-            {
-                "run": mine[0]["run"],
-                "ledger": key,
-                "charges": len(mine),
-                "spent": total.text,
-                "epsilon_training": {unit: bounds.epsilon for unit, bounds in total.by_unit.items()},
-                "epsilon_evaluation": {unit: bounds.epsilon for unit, bounds in total.evaluation.items()},
-                "insecure": total.insecure,
-            }
-        )
-    return found

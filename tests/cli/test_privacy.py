@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from fedhpc.cli.main import main
-from fedhpc.cli.privacy_report import planned_charges, report
+from fedhpc.cli.privacy import report
+from fedhpc.cli.privacy_config import planned_charges
 from fedhpc.config.loader import load_config
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import bounds_of

@@ -11,7 +11,7 @@ import pytest
 from fedhpc.cli.main import main
 from tests.conftest import Outcome, run_limited
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 CONFIG = (
     "name: x\nprivacy: off\nruntime: {threads: 1}\n"
     "data: {shards: 'none/{site}.h5', sites: [{name: a}, {name: b}]}\ntraining: {rounds: %s}\n"
@@ -40,7 +40,7 @@ def write(path: Path, rounds: object = 1) -> Path:
     return path
 
 
-def test_typo_is_told_before_heavy_imports(tmp_path: Path) -> None:
+def test_typo_before_heavy_imports(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LIGHT, "train", write(tmp_path / "c.yaml", "many")]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=100, check=False)
     assert (done.returncode, "training.rounds='many': is text; write a number (c.yaml, line 5)" in done.stderr) == (
@@ -93,7 +93,9 @@ def test_sweep_directory_may_follow_options(
 def test_status_of_an_earlier_run_is_removed(tmp_path: Path) -> None:
     status = tmp_path / "status"
     status.write_text("0\n")
-    killed = "import os\nfrom fedhpc.cli import main as cli\ncli._train = lambda options: os.kill(os.getpid(), 9)\n"
+    killed = (
+        "import os\nfrom fedhpc.cli import main as cli, train\ntrain.run = lambda options: os.kill(os.getpid(), 9)\n"
+    )
     words = ["train", "configs/smoke.yaml", "--status", status]
     done = run_limited([sys.executable, "-c", f"{killed}import sys\nsys.exit(cli.main(sys.argv[1:]))", *words], 60)
     assert done.returncode == -9, done.stderr

@@ -1,0 +1,146 @@
+"""`run.py bench dp|codec|wire|splits`: the project's own benchmarks."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedhpc.cli.common import Parser, add_json, add_kinds, add_set, print_result
+from fedhpc.errors import InputError
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+HELP = "the project's own benchmarks, with ratios"
+EXAMPLES = ("{run} bench codec --size 1000000", "{run} bench dp --models head --json")
+DP = ("{run} bench dp --models densenet_small --seconds 5", "{run} bench dp --ways fedhpc ew --json")
+CODEC = ("{run} bench codec --size 1000000", "{run} bench codec --density 0.01 --value-bits 8 --json")
+WIRE = (
+    "{run} bench wire configs/network.yaml -o runs/wire",
+    "{run} bench wire configs/network.yaml -o runs/wire --bits 32 4",
+)
+SPLITS = (
+    "{run} bench splits configs/fedavg.yaml images -o runs/splits",
+    "{run} bench splits c.yaml images -o runs/splits --splits 3 --draws 1",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add one kind for each benchmark."""
+    parser.describe("Measure this program beside something comparable, in the same process or run.", EXAMPLES)
+    kinds = add_kinds(parser)
+    _add_dp(kinds)
+    _add_codec(kinds)
+    _add_wire(kinds)
+    _add_splits(kinds)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the benchmark."""
+    status: int = options.action(options)
+    return status
+
+
+def _add_dp(kinds: "_SubParsersAction[Parser]") -> None:
+    dp = kinds.add_parser("dp", help="time and memory of a private step: plain SGD, Opacus's modes and ours")
+    dp.describe("Time and memory of a private training step, as ratios to plain SGD.", DP)
+    dp.add_argument("--models", nargs="+", metavar="MODEL", help="(default: densenet_small conv4 head)")
+    dp.add_argument("--ways", nargs="+", metavar="WAY", help="plain SGD is always among them (default: all)")
+    dp.add_argument("--batch", type=int, default=64, metavar="N", help="images a step")
+    dp.add_argument("--image-size", type=int, default=64, metavar="PIXELS", help="pixels a side")
+    dp.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the steps run")
+    dp.add_argument("--threads", type=int, default=1, metavar="N", help="of PyTorch")
+    dp.add_argument("--seconds", type=float, default=20, metavar="S", help="how long to time each model")
+    add_json(dp)
+    dp.set_defaults(action=_dp)
+
+
+def _add_codec(kinds: "_SubParsersAction[Parser]") -> None:
+    codec = kinds.add_parser("codec", help="bytes, seconds and memory of selecting and coding an update")
+    codec.describe("Select and encode a Gaussian update; bytes beside the entropy, seconds beside top-k alone.", CODEC)
+    codec.add_argument("--size", type=int, default=112_500_000, metavar="N", help="entries of the Gaussian update")
+    codec.add_argument("--density", type=float, default=0.1, metavar="SHARE", help="share of the entries that is sent")
+    codec.add_argument("--value-bits", type=int, choices=(32, 16, 8, 7, 6, 5, 4, 3), default=4, help="of a sent value")
+    codec.add_argument("--threads", type=int, default=1, metavar="N", help="of the codec")
+    add_json(codec)
+    codec.set_defaults(action=_codec)
+
+
+def _add_wire(kinds: "_SubParsersAction[Parser]") -> None:
+    wire = kinds.add_parser("wire", help="AUC by density and value bits, less that of dense float32: many whole runs")
+    wire.describe("Train a config at each density and number of value bits, and compare the AUC.", WIRE)
+    wire.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml)")
+    wire.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
+    )
+    wire.add_argument(
+        "--densities", nargs="+", type=float, default=[1.0, 0.1, 0.01], metavar="SHARE", help="up and down"
+    )
+    wire.add_argument("--bits", nargs="+", type=int, default=[32, 8, 5, 4, 3], metavar="N", help="of a value")
+    wire.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run for each")
+    add_set(wire)
+    add_json(wire)
+    wire.set_defaults(action=_wire)
+
+
+def _add_splits(kinds: "_SubParsersAction[Parser]") -> None:
+    splits = kinds.add_parser("splits", help="AUC over many random splits and draws of the noise, by public reference")
+    splits.describe("Train on many random splits of one folder of images, with and without noise.", SPLITS)
+    splits.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml) with model.features")
+    splits.add_argument("images", type=Path, metavar="IMAGES", help="class folders, as for `prepare images`")
+    splits.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
+    )
+    splits.add_argument("--splits", type=int, default=20, metavar="N", help="random splits")
+    splits.add_argument("--draws", type=int, default=3, metavar="N", help="private runs on each split")
+    splits.add_argument("--reference", type=int, default=200, metavar="N", help="public images")
+    splits.add_argument("--size", type=int, default=224, metavar="PIXELS", help="pixels a side")
+    add_set(splits)
+    add_json(splits)
+    splits.set_defaults(action=_splits)
+
+
+def _dp(options: argparse.Namespace) -> int:
+    from fedhpc.bench import dp
+
+    place = dp.Place(options.device, options.threads, options.batch, options.image_size)
+    models, ways = options.models or dp.DEFAULT_MODELS, options.ways or dp.WAYS
+    return _print(dp.run(models, ways, place, options.seconds), dp.table, options.json)
+
+
+def _print(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> int:
+    print_result(result, "" if as_json else table(result), as_json=as_json)
+    return 0
+
+
+def _codec(options: argparse.Namespace) -> int:
+    if options.size < 1 or not 0 < options.density <= 1 or options.threads < 1:
+        raise InputError(
+            f"--size {options.size} --density {options.density} --threads {options.threads}: sizes and threads are at "
+            "least 1, densities above 0 and at most 1"
+        )
+    from fedhpc.bench.codec import Job, bench, report
+
+    return _print(bench(Job(options.size, options.density, options.value_bits, options.threads)), report, options.json)
+
+
+def _wire(options: argparse.Namespace) -> int:
+    from fedhpc.bench import wire
+
+    grid = wire.BenchmarkGrid(options.config, options.set, options.densities, options.bits, options.seeds)
+    return _print(wire.run(grid, options.out), wire.text, options.json)
+
+
+def _splits(options: argparse.Namespace) -> int:
+    from fedhpc.bench import splits
+
+    job = splits.Experiment(
+        config=options.config,
+        images=options.images,
+        splits=options.splits,
+        draws=options.draws,
+        reference=options.reference,
+        size=options.size,
+        sets=options.set,
+    )
+    return _print(splits.run(job, options.out), splits.text, options.json)

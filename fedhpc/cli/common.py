@@ -1,0 +1,88 @@
+"""What the commands share: help of 80 columns, the options `--set`, `--json` and `--run-dir`, printed results."""
+
+import argparse
+import json
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WIDTH = 80
+HELP_COLUMN = 26
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help of at most 80 columns that shows the default of every option that has one."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=HELP_COLUMN, width=WIDTH)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        if not text or "default:" in text or default is None or default is False or default in ([], argparse.SUPPRESS):
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        return f"{text} (default: {shown.replace('%', '%%')})"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose help ends with examples."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("formatter_class", HelpFormatter)
+        super().__init__(*args, **options)
+
+    def describe(self, text: str, examples: Iterable[str]) -> None:
+        """Set the description and the examples of the help.
+
+        Args:
+            text: what the command does, in paragraphs that are wrapped here.
+            examples: command lines; `{run}` stands for the way in which this program was started.
+        """
+        program = self.prog.partition(" ")[0]
+        run = {"run.py": "python run.py", "python": "python -m fedhpc"}.get(program, program)
+        lines = "".join(f"\n  {example.replace('{run}', run)}" for example in examples)
+        self.description = "\n\n".join(textwrap.fill(paragraph, WIDTH) for paragraph in text.split("\n\n"))
+        self.epilog = f"examples:{lines}"
+
+
+def add_kinds(parser: Parser) -> "argparse._SubParsersAction[Parser]":
+    """Add the sub-commands of a command; argparse makes each a parser of the same class."""
+    kinds: argparse._SubParsersAction[Parser] = parser.add_subparsers(required=True, metavar="KIND", title="kinds")
+    return kinds
+
+
+def add_set(parser: argparse.ArgumentParser, text: str = "override a config key; may be given again") -> None:
+    """Add `--set KEY=VALUE`."""
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output and nothing else")
+
+
+def add_run_dir(parser: argparse.ArgumentParser) -> None:
+    """Add `--run-dir DIR`."""
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="the run directory (default: runs/<name>)")
+
+
+def positive(text: str) -> int:
+    """Return the whole number of at least 1 that an argument is."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The same facts twice: `facts` for a program, `text` for a person."""
+
+    facts: dict[str, Any]
+    text: str
+
+
+def print_result(facts: Mapping[str, Any], text: str, *, as_json: bool) -> None:
+    """Print a result as one JSON object, or as text."""
+    print(json.dumps(facts, allow_nan=False) if as_json else text)

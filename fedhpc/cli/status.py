@@ -1,0 +1,41 @@
+"""Exit statuses, and the message about what ended the process early."""
+
+import sys
+
+from fedhpc.errors import Stopped
+
+FINISHED, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED, TERMINATED = 0, 1, 2, 75, 130, 143
+STATUSES = """exit status:
+  0    finished, or ended by the privacy budget
+  1    failed; the message names the site, the rank and the cause
+  2    bad input: nothing was lost; correct what the message names
+  75   stopped early and saved: by --stop-after, SIGUSR1, or SIGTERM during the
+       rounds; the same command goes on
+  130  Ctrl-C: the rounds that were finished are kept, the same command goes on
+       after them
+  143  SIGTERM before the first round
+mpirun and srun may report another status than their ranks: 1 or 143 for 75 and
+130, and mpirun 0 for a failed run where a daemon was lost or under --with-ft
+ulfm. `train --status FILE` writes the run's own; believe that one.
+
+FEDHPC_WAIT_NOTICE_S (default: 60): after so many seconds rank 0 reports on
+stderr which rank it is waiting for."""
+
+
+def is_first_rank() -> bool:
+    """Return whether this process prints the messages that all ranks share: rank 0, or the only one."""
+    # Not what a launcher has put into the environment: a plain Python inside an allocation inherits that.
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized():
+        return True
+    return bool(mpi.COMM_WORLD.Get_rank() == 0)
+
+
+def report_stop(stop: BaseException) -> int:
+    """Print in one line what ended this process early; return its exit status."""
+    status, text = INTERRUPTED, "stopped by Ctrl-C; what was finished is kept, and the same command goes on from there"
+    if isinstance(stop, Stopped):
+        status, text = stop.status, str(stop)
+    if is_first_rank():
+        print(text, file=sys.stderr, flush=True)
+    return status

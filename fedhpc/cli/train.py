@@ -1,0 +1,93 @@
+"""`run.py train CONFIG`: train as the config says; under mpirun or srun each rank is one hospital."""
+
+import argparse
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from fedhpc.cli.common import Parser, add_run_dir, add_set, positive
+from fedhpc.cli.status import BAD_INPUT, FAILED, FINISHED, RESUMABLE, report_stop
+from fedhpc.errors import FileError, InputError, Stopped
+from fedhpc.run.preemption import StopRequest
+from fedhpc.util.startup import Startup
+
+HELP = "train as the config says; under mpirun or srun one hospital a rank"
+EXAMPLES = (
+    "mpirun -n 4 {run} train configs/smoke.yaml",
+    "{run} train configs/smoke.yaml --set training.rounds=5",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the arguments of the command."""
+    parser.describe(
+        "Train one model over all sites of a config. A run directory that holds finished rounds of the same config is "
+        "continued after them.",
+        EXAMPLES,
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml)")
+    add_set(parser)
+    add_run_dir(parser)
+    parser.add_argument("--stop-after", type=positive, metavar="N", help="stop after N more rounds with exit status 75")
+    parser.add_argument(
+        "--init-from", type=Path, metavar="RUN", help="start from a finished run's model: sets model.init_from"
+    )
+    parser.add_argument(
+        "--take-over", action="store_true", help="use a run directory that a failed node has left locked"
+    )
+    # For slurm/launch.sh: srun may report another status than its ranks.
+    parser.add_argument("--status", type=Path, metavar="FILE", help=argparse.SUPPRESS)
+    parser.set_defaults(shared=True)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train at this rank; a failure of this rank alone ends the others too."""
+    # Before all that takes seconds to import: until then a signal ends this process.
+    notice = StopRequest()
+    notice.listen()
+    startup = Startup()
+    from fedhpc.transport.mpi import abort_at_exit, connect
+
+    transport = connect()
+    startup.mark("MPI")
+    try:
+        return _train(transport, (notice, startup), options)
+    except FileError as error:
+        # Raised at this rank alone, in a round: the others wait for it.
+        _report_failure(error, transport.rank)
+        abort_at_exit(BAD_INPUT)
+        return BAD_INPUT
+    except InputError:
+        raise
+    except (KeyboardInterrupt, Stopped) as stop:
+        status = report_stop(stop)
+        if transport.size > 1:
+            abort_at_exit(status)
+        return status
+    except BaseException as error:
+        _report_failure(error, transport.rank)
+        abort_at_exit(FAILED)
+        return FAILED
+
+
+def _train(transport: Any, watch: tuple[StopRequest, Startup], options: argparse.Namespace) -> int:
+    from fedhpc.run.agreement import Source, check_start
+
+    started = [] if options.init_from is None else [f"model.init_from={json.dumps(str(options.init_from))}"]
+    source = Source(options.config, [*options.set, *started], options.run_dir, options.take_over)
+    check_start(transport, source)
+    from fedhpc.run.train import Work, train
+
+    stopped = train(Work(source, options.stop_after), transport, *watch)
+    return RESUMABLE if stopped == "preempted" else FINISHED
+
+
+def _report_failure(error: BaseException, rank: int) -> None:
+    """One line for the user, naming site and cause; the traceback only where the cause is not a known one."""
+    from fedhpc.errors import PayloadError, SiteError
+
+    print(f"error: rank {rank}: {error or type(error).__name__}", file=sys.stderr, flush=True)
+    if not isinstance(error, SiteError | PayloadError | FileError | MemoryError):
+        traceback.print_exception(error)

@@ -1,0 +1,192 @@
+"""`--help` of every command: quick, within 80 columns, with defaults and two examples that parse."""
+
+import argparse
+import importlib
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedhpc.cli.common import WIDTH, Parser
+from fedhpc.cli.main import COMMANDS, main, parser
+from tests.conftest import run_limited
+
+HEAVY = {"torch", "numpy", "monai", "opacus", "scipy", "h5py", "mpi4py", "pydantic", "cryptography", "yaml", "submitit"}
+LOADED = """
+import sys
+from fedhpc.__main__ import run
+try:
+    run()
+except SystemExit:
+    print("loaded", *sys.modules)
+"""
+PLACES = [(name, ()) for name in COMMANDS] + [
+    (name, (kind,))
+    for name, kinds in {
+        "prepare": ("phantom", "images", "check"),
+        "budget": ("init", "show", "grant"),
+        "pki": ("init", "issue", "revoke", "show"),
+        "sweep": ("start", "status", "resume", "cancel"),
+        "bench": ("dp", "codec", "wire", "splits"),
+    }.items()
+    for kind in kinds
+]
+OLD_LINES = """
+prepare phantom -o out --images 200 --size 32 --seed 3 --difficulty 0.5
+prepare images in -o out --sites 2 --skew 0.5 --size 32 --seed 1 --modality mr --fold 1/5 --reference 9 --all-test
+prepare images in -o out --patient-csv t.csv --patient-regex x --val-share 0.2 --split-folders --follow-links
+prepare images in -o out --repair-nan --skip-unreadable --replace --list-files
+prepare check a.h5 b.h5 --png sheet.png
+train c.yaml --set a.b=1 --set c=2 --run-dir d --stop-after 2 --init-from r --take-over --status f
+preflight
+preflight c.yaml --set a=1 --run-dir d --report
+world
+evaluate runs/a --shard x.h5 --json
+privacy a.yaml b.yaml --set privacy.epsilon=1 --json
+budget init dir --cap 3 --delta 1e-6 --unit image --no-require-privacy --allow-off
+budget show dir --json
+budget grant dir --reason why --cap 4 --delta 1e-7 --forbid-off --accept-lost x
+pki init c.yaml --days 3 -o out --set a=1
+pki issue c.yaml site1 --days 3
+pki revoke c.yaml site1
+pki show c.yaml
+egress runs/a --json
+audit runs/a --set a=1 --site s --quick --seed 3 --no-real-patients --out d --json
+sweep c.yaml --cluster local --dry-run --set a=1 --run-dir d
+sweep --cluster local c.yaml
+sweep status d --watch --json
+sweep --watch status d
+sweep resume d --cluster local
+sweep cancel d
+report a b -o r.html --json
+bench dp --models a b --ways c --batch 2 --image-size 32 --device cpu --threads 1 --seconds 1 --json
+bench codec --size 10 --density 0.5 --value-bits 8 --threads 2 --json
+bench wire c.yaml -o out --densities 1 0.1 --bits 32 4 --seeds 0 --set a=1 --json
+bench splits c.yaml images -o out --splits 2 --draws 1 --reference 3 --size 32 --set a=1 --json
+"""
+
+
+def parser_of(name: str, kinds: tuple[str, ...]) -> argparse.ArgumentParser:
+    """The parser of a command or of one of its kinds."""
+    found: argparse.ArgumentParser = parser(name)
+    for word in (name, *kinds):
+        found = kinds_of(found)[word]
+    return found
+
+
+def kinds_of(one: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in one._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def examples_of(one: argparse.ArgumentParser) -> Iterator[list[str]]:
+    """The words after the program, of each example."""
+    lines = str(one.epilog).partition("\n\n")[0].replace("\\\n", " ").splitlines()
+    for line in lines[1:]:
+        assert line.startswith("  ")
+        yield shlex.split(line.partition("python run.py ")[2].partition(" > ")[0])
+
+
+def parsed(words: list[str]) -> argparse.Namespace:
+    module = importlib.import_module(COMMANDS[words[0]].module)
+    arrange = getattr(module, "arrange", list)
+    return parser(words[0]).parse_args([words[0], *arrange(words[1:])])
+
+
+def test_places_are_all_there_are() -> None:
+    found = [(name, ()) for name in COMMANDS]
+    found += [(name, (kind,)) for name in COMMANDS for kind in kinds_of(parser_of(name, ()))]
+    assert sorted(found) == sorted(PLACES)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_one_line_of_help_is_the_modules(name: str) -> None:
+    module = importlib.import_module(COMMANDS[name].module)
+    assert COMMANDS[name].help == module.HELP
+    assert f"\n    {name}" in parser().format_help() or not module.HELP
+    assert callable(module.run)
+
+
+@pytest.mark.parametrize(("name", "kinds"), PLACES, ids=lambda part: part if isinstance(part, str) else " ".join(part))
+def test_help_fits_shows_defaults_and_examples(name: str, kinds: tuple[str, ...]) -> None:
+    one = parser_of(name, kinds)
+    assert isinstance(one, Parser)
+    text = one.format_help()
+    assert [line for line in text.splitlines() if len(line) > WIDTH] == []
+    assert one.description
+    for action in one._actions:
+        if action.help == argparse.SUPPRESS or isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+            continue
+        assert action.help, action.dest
+        if not (action.default is None or action.default is False or action.default == []):
+            assert "default: " in one._get_formatter()._expand_help(action), action.dest
+    examples = list(examples_of(one))
+    assert len(examples) == 2
+    for words in examples:
+        assert words[0] == name
+        assert parsed(words)
+
+
+def test_help_of_the_whole_fits() -> None:
+    text = parser().format_help()
+    assert [line for line in text.splitlines() if len(line) > WIDTH] == []
+    assert "world" not in text
+    assert "exit status:" in text
+
+
+def test_internals_of_the_launcher_are_hidden() -> None:
+    text = parser_of("train", ()).format_help()
+    assert "--status" not in text
+    assert parsed(["train", "c.yaml", "--status", "f"]).status == Path("f")
+
+
+@pytest.mark.parametrize("line", OLD_LINES.strip().splitlines())
+def test_command_lines_of_before_still_parse(line: str) -> None:
+    assert parsed(line.split())
+
+
+def test_sweep_words_in_any_order() -> None:
+    one = parsed(["sweep", "--watch", "status", "status"])
+    assert (one.directory, one.watch) == (Path("status"), True)
+    two = parsed(["sweep", "--run", "status", "--clus", "local", "c.yaml"])
+    assert (two.config, two.run_dir, two.cluster) == (Path("c.yaml"), Path("status"), "local")
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["trian"], ["--", "train"], ["sweep", "status", "d", "--dry-run"], ["sweep"], ["train", "a", "b"]]
+)
+def test_wrong_words_end_with_two(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["sweep", "start"], ["bench", "dp"]], ids=" ".join)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    done = run_limited([sys.executable, "-c", LOADED, *words, "--help"], 60)
+    loaded = done.stdout.partition("\nloaded ")[2].split()
+    assert "fedhpc.cli.main" in loaded, done
+    assert HEAVY & {name.partition(".")[0] for name in loaded} == set()
+    if not words:
+        assert {name for name in loaded if name.startswith("fedhpc.cli.")} == {
+            "fedhpc.cli.main", "fedhpc.cli.common", "fedhpc.cli.status"
+        }  # fmt: skip
+
+
+def test_program_is_named_as_it_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    for started, shown in (
+        ("/x/fedhpc", "fedhpc"),
+        ("/x/fedhpc/__main__.py", "python -m fedhpc"),
+        ("run.py", "run.py"),
+    ):
+        monkeypatch.setattr(sys, "argv", [started])
+        text = parser("train").format_help()
+        assert text.startswith(f"usage: {shown} [-h]")
+        example = re.search(r"mpirun -n 4 (.*) train", text)
+        assert example and example[1] == {"run.py": "python run.py"}.get(shown, shown)
