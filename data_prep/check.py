@@ -1,7 +1,7 @@
 """Look at shards before a run does: a table and a contact sheet, `run.py prepare check SHARD... [--png FILE]`."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data_prep.shard_writer import UNLABELLED
 from fedhpc.errors import ShardError, inside
 from fedhpc.site.data.shard import SPLITS, Shard
+from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted
 
 COLUMNS = 12
@@ -28,8 +29,10 @@ Colour = tuple[int, int, int]
 def check(paths: Sequence[Path], png: Path | None = None) -> bool:
     """Print the table of `paths`, write the contact sheet where asked for, and tell whether every shard is good."""
     with ExitStack() as stack:
-        shards = _open(paths, stack)
-        print(_table(paths, shards))
+        with at_work("prepare check") as begins:
+            shards = _open(paths, stack, begins)
+            text = _table(paths, shards)
+        print(text)
         if png is not None:
             _sheet(shards, png)
         return not any(isinstance(shard, ShardError) for shard in shards)
@@ -38,7 +41,7 @@ def check(paths: Sequence[Path], png: Path | None = None) -> bool:
 def check_table(paths: Sequence[Path]) -> str:
     """One line per shard with its verdict and its counts, then the errors of the bad ones in full."""
     with ExitStack() as stack:
-        return _table(paths, _open(paths, stack))
+        return _table(paths, _open(paths, stack, lambda _: None))
 
 
 def contact_sheet(paths: Sequence[Path], png: Path) -> None:
@@ -47,12 +50,13 @@ def contact_sheet(paths: Sequence[Path], png: Path) -> None:
     The picture shows patients' images: it is as private as the shards.
     """
     with ExitStack() as stack:
-        _sheet(_open(paths, stack), png)
+        _sheet(_open(paths, stack, lambda _: None), png)
 
 
-def _open(paths: Sequence[Path], stack: ExitStack) -> list[Opened]:
+def _open(paths: Sequence[Path], stack: ExitStack, begins: Callable[[str], None]) -> list[Opened]:
     shards: list[Opened] = []
     for path in paths:
+        begins(str(path))
         try:
             shards.append(stack.enter_context(Shard.open(path, None, in_memory=False, need_train=False)))
         except ShardError as error:

@@ -19,6 +19,7 @@ from data_prep.target import writing
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy.verdict import judged
+from fedhpc.util.progress import at_work
 
 NAME = "train.yaml"
 EPSILON, DELTA = 1.0, 1e-5
@@ -128,7 +129,8 @@ def starter(job: ImageImport, counts: Counts) -> str | None:
         clip=0.3,
     )
     config = RunConfig.model_validate(yaml.safe_load(body))
-    found = judged(config, plan_privacy(config))
+    with at_work("planning the noise"):
+        found = judged(config, plan_privacy(config))
     return _signed(f"{found.comment}\n{body}" if found else body)
 
 

@@ -1,15 +1,12 @@
 """`run.py audit`: open the site, measure and attack, write, conclude."""
 
 import json
-import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
-
-from tqdm import tqdm
 
 from fedhpc.audit.bounds import auditing
 from fedhpc.audit.contact_rows import Row
@@ -34,6 +31,7 @@ from fedhpc.audit.transmission import changed
 from fedhpc.config.schema import RunConfig
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.util.files import READABLE
+from fedhpc.util.progress import at_work
 from fedhpc.util.text import wrapped
 
 PASSED, FAILED = 0, 1
@@ -129,24 +127,21 @@ def _attack(subject: Subject, plan: Plan, options: Options) -> tuple[list[Result
     """Pictures first; then the laws; then what adversaries make of it. No site's update is seen with trust=sites."""
     quick, real = options.quick, options.real_patients
     trained = shortened(subject) if quick else subject
-    # tqdm draws nothing where no person looks (disable=None), nor on a terminal that does not tell its size.
-    size = shutil.get_terminal_size()
-    shape = {"ncols": min(100, size.columns), "nrows": size.lines}
     seen = subject.config.privacy.trust == "aggregator"
     if seen and real:
         subject.charges.check(trained.plan)
-    with tqdm(bar_format="{desc} [{elapsed}]", disable=None, leave=False, file=sys.stderr, **shape) as bar:
-        pictures = list(_told(bar, "inversion", rows(trained, plan.effort))) if seen and real else []
+    with at_work("audit") as begins:
+        pictures = list(_told(begins, "inversion", rows(trained, plan.effort))) if seen and real else []
         results: list[Result] = [finding for row in pictures for finding in row.findings()]
-        results += _told(bar, "laws", _laws(subject, plan.effort.seed, options))
+        results += _told(begins, "laws", _laws(subject, plan.effort.seed, options))
         if seen:
-            results += _told(bar, "one step", one_step(subject, plan.trials))
-            results += _told(bar, "two sites", two_sites(subject, plan.pairs))
-            results += _told(bar, "one round", sampling(trained, plan.rounds))
-            rounds = _counted(bar, plan.whole_run)
+            results += _told(begins, "one step", one_step(subject, plan.trials))
+            results += _told(begins, "two sites", two_sites(subject, plan.pairs))
+            results += _told(begins, "one round", sampling(trained, plan.rounds))
+            rounds = _counted(begins, plan.whole_run)
             results += whole_run(trained, plan.whole_run, lambda: next(rounds, None))
         if seen and real:
-            results += _told(bar, "real training", real_training(trained, plan.real_canaries, plan.effort.seed))
+            results += _told(begins, "real training", real_training(trained, plan.real_canaries, plan.effort.seed))
         results += released_model(subject) if real else []
     return [*results, noise_source(subject.config)], pictures
 
@@ -156,18 +151,18 @@ def _laws(subject: Subject, seed: int, options: Options) -> Iterator[Result]:
     return judged(subject, seed, options.quick) if real else laws_of(Claim.of(subject, seed), options.quick)
 
 
-def _told(bar: Any, name: str, parts: Iterable[T]) -> Iterator[T]:
-    """`parts`, while the bar says how many of them are done."""
-    bar.set_description_str(f"audit: {name}")
+def _told(begins: Callable[[str], None], name: str, parts: Iterable[T]) -> Iterator[T]:
+    """`parts`, while the progress line says how many of them are done."""
+    begins(name)
     for done, part in enumerate(parts, 1):
         yield part
-        bar.set_description_str(f"audit: {name}, {done} done")
+        begins(f"{name}, {done} done")
 
 
-def _counted(bar: Any, size: WholeRun) -> Iterator[None]:
+def _counted(begins: Callable[[str], None], size: WholeRun) -> Iterator[None]:
     total = size.runs * size.rounds
     for done in range(1, total + 1):
-        bar.set_description_str(f"audit: whole run, round {done} of {total}")
+        begins(f"whole run, round {done} of {total}")
         yield
 
 

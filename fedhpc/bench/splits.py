@@ -34,6 +34,7 @@ from fedhpc.models.saved import load_backbone
 from fedhpc.site.data.samples import FeatureSamples, feature_path
 from fedhpc.site.data.shard import Shard
 from fedhpc.util.files import write_atomically, write_bytes
+from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted
 
 COLLECTION, PHANTOMS = REFERENCES = ("collection", "phantoms")
@@ -93,10 +94,12 @@ def run(experiment: Experiment, out: Path) -> dict[str, Any]:
     features = _FeatureStore(experiment, backbone, out)
     found: dict[Setting, list[list[float]]] = {setting: [] for setting in SETTINGS}
     for split in range(experiment.splits):
-        folder = _split(experiment, features, split, out)
-        for setting in SETTINGS:
-            draws = range(experiment.draws if setting.private else 1)
-            found[setting].append([_auc(experiment, folder, setting, draw) for draw in draws])
+        with at_work(f"split {split + 1} of {experiment.splits}") as begins:
+            folder = _split(experiment, features, split, out)
+            for setting in SETTINGS:
+                begins(setting.name)
+                draws = range(experiment.draws if setting.private else 1)
+                found[setting].append([_auc(experiment, folder, setting, draw) for draw in draws])
         print(f"split {split + 1} of {experiment.splits} done", file=sys.stderr, flush=True)
     rows = [_row(setting, found[setting]) for setting in SETTINGS]
     return {"config": str(experiment.config), "set": list(experiment.sets), "rows": rows}

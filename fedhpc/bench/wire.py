@@ -19,6 +19,7 @@ from typing import Any
 from fedhpc.config.loader import load_config
 from fedhpc.errors import InputError
 from fedhpc.report.egress import exchanged
+from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted
 
 DENSE = (1.0, 32)
@@ -71,7 +72,8 @@ def _trained(grid: BenchmarkGrid, cell: tuple[float, int], seed: int, out: Path)
         words = [word for override in grid.overrides(cell, seed) for word in ("--set", override)]
         train = [str(CHECKOUT / "run.py"), "train", str(grid.config), "--run-dir", str(directory)]
         print(directory, file=sys.stderr, flush=True)
-        done = subprocess.run([sys.executable, *train, *words], stdout=subprocess.DEVNULL, check=False)
+        with at_work(f"run {directory.name}"):
+            done = subprocess.run([sys.executable, *train, *words], stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
             raise InputError(f"{directory}: the run ended with status {done.returncode}; see what it said above")
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))

@@ -23,8 +23,10 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print."""
     from fedhpc.run.evaluate import evaluate, evaluation_text
+    from fedhpc.util.progress import at_work
     from fedhpc.util.text import wrapped
 
-    result = evaluate(options.run_or_model, options.shard)
+    with at_work("evaluate"):
+        result = evaluate(options.run_or_model, options.shard)
     print_result(result, wrapped(evaluation_text(result)), as_json=options.json)
     return 0

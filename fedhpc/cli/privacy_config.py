@@ -1,6 +1,6 @@
 """What configs will cost before any training, by themselves and together on the same patients. Opens no shard."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.privacy.verdict import judged, noise_per_signal
 from fedhpc.records.rounds import data_digest, data_labels
 from fedhpc.site.account import folder_on_this_node, found_ledger, told
+from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted, fixed, table, wrapped
 
 SHOWN_ROUNDS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -28,9 +29,15 @@ OTHER_ROUNDS, OTHER_RATES = (1, 20, 100), (0.05, 0.2, 1.0)
 
 def report_configs(configs: Sequence[RunConfig]) -> Report:
     """The plan of each config, and what those on the same data would have spent together, as a sweep would."""
-    parts = [_report_config(config) for config in configs]
-    if len(configs) == 1:
-        return parts[0]
+    with at_work("planning the noise") as begins:
+        parts = [_report_config(config, begins) for config in configs]
+        if len(configs) == 1:
+            return parts[0]
+        begins("of all configs together")
+        return _report_together(configs, parts)
+
+
+def _report_together(configs: Sequence[RunConfig], parts: Sequence[Report]) -> Report:
     together = [_together(data, mine) for data, mine in by_data(configs).items()]
     accounts = _shared_accounts(configs) if len(together) > 1 else []
     facts = {"configs": [part.facts for part in parts], "together": together, "shared_accounts": accounts}
@@ -95,13 +102,15 @@ def planned_charges(config: RunConfig, plan: PrivacyPlan, rounds: int | None = N
     return [replace(plan.charge(round), unit=config.privacy.unit) for round in range(count)]
 
 
-def _report_config(config: RunConfig) -> Report:
+def _report_config(config: RunConfig, begins: Callable[[str], None]) -> Report:
     p = config.privacy
     if p.epsilon is None:
         raise PrivacyError(
             f"config {config.name}: privacy: off: nothing is promised and nothing is charged. Set privacy.epsilon"
         )
+    begins(config.name)
     plan = plan_privacy(config)
+    begins(f"{config.name}, the whole run")
     whole = _whole(config, plan)
     facts = {
         "name": config.name,
@@ -121,9 +130,9 @@ def _report_config(config: RunConfig) -> Report:
         "verdict": None if (found := judged(config, plan)) is None else found.text,
         "lifetime_epsilon": p.lifetime_epsilon,
         "sites": [_site_facts(config, site.name, whole) for site in config.data.sites],
-        "by_round": [_round_facts(config, plan, round) for round in _shown(config.training.rounds)],
-        "other_rounds": [_other(config, {"training": {"rounds": n}}) for n in OTHER_ROUNDS],
-        "other_sample_rates": [_other(config, {"privacy": {"sample_rate": q}}) for q in OTHER_RATES]
+        "by_round": [_round_facts(config, plan, round, begins) for round in _shown(config.training.rounds)],
+        "other_rounds": [_other(config, ("training", "rounds", n), begins) for n in OTHER_ROUNDS],
+        "other_sample_rates": [_other(config, ("privacy", "sample_rate", q), begins) for q in OTHER_RATES]
         if p.trust == "aggregator"
         else [],
     }
@@ -161,20 +170,21 @@ def _shown(rounds: int) -> list[int]:
     return sorted({round for round in SHOWN_ROUNDS if round < rounds} | {rounds})
 
 
-def _round_facts(config: RunConfig, plan: PrivacyPlan, round: int) -> dict[str, Any]:
+def _round_facts(config: RunConfig, plan: PrivacyPlan, round: int, begins: Callable[[str], None]) -> dict[str, Any]:
+    begins(f"{config.name} after round {round}")
     return {"round": round, "epsilon": bounds_of(planned_charges(config, plan, round), config.privacy.delta).epsilon}
 
 
-def _other(config: RunConfig, change: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the same target would take with one key set otherwise."""
+def _other(config: RunConfig, change: tuple[str, str, float], begins: Callable[[str], None]) -> dict[str, Any]:
+    """What the same target would take with one key, (section, key, value), set otherwise."""
+    section, key, value = change
+    begins(f"{config.name} with {section}.{key}={value}")
     tree = config.model_dump(mode="json")
-    for section, values in change.items():
-        tree[section] |= values
+    tree[section][key] = value
     other = RunConfig.model_validate(tree)
     plan = plan_privacy(other)
-    changed = {f"{section}.{key}": value for section, values in change.items() for key, value in values.items()}
     return {
-        **changed,
+        f"{section}.{key}": value,
         "steps": plan.steps_per_round * other.training.rounds,
         "noise_multiplier": plan.noise_multiplier,
         "noise_per_signal": noise_per_signal(other, plan),

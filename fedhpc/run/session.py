@@ -40,6 +40,7 @@ from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import Count, Name, of_each, parsed, said
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.log import write_log
+from fedhpc.util.progress import at_work
 
 POOLED = "pooled"
 
@@ -272,7 +273,12 @@ def _agreed_plan(config: RunConfig, transport: Transport) -> PrivacyPlan | None:
     """The noise of the run, calibrated at rank 0 alone: it takes seconds of a core that the others' ranks may share."""
     if not config.private:
         return None
-    plan = PrivacyPlan(**broadcast_json(transport, lambda: asdict(plan_privacy(config))))
+
+    def planned() -> dict[str, Any]:
+        with at_work("planning the noise"):
+            return asdict(plan_privacy(config))
+
+    plan = PrivacyPlan(**broadcast_json(transport, planned))
     run_on_all_ranks(transport, lambda: check_plan(config, plan))
     return plan
 

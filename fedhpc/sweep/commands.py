@@ -19,6 +19,7 @@ from fedhpc.sweep.directory import Cluster, SweepDirectory, submission
 from fedhpc.sweep.final_report import write_report
 from fedhpc.sweep.local import StoppedError, check_memory, run_all
 from fedhpc.sweep.status import AT_REST, latest, runs_here, shown, status_text
+from fedhpc.util.progress import at_work
 from fedhpc.util.text import wrapped
 
 FINISHED, FAILED, RESUMABLE = 0, 1, 75
@@ -128,7 +129,8 @@ def _affordable(elements: Sequence[Element], own: Collection[str], console: Cons
     # It imports torch, which a sweep without privacy does not need here.
     from fedhpc.sweep.budget import budget_of
 
-    budget = budget_of(elements, own)
+    with at_work("adding up what the runs cost"):
+        budget = budget_of(elements, own)
     for line in () if budget.refused else budget.told:
         console.say(wrapped(line))
     return budget.refused

@@ -1,14 +1,17 @@
 """How far long work is: a bar with the time left on a terminal, a line every 20 s elsewhere, nothing below 5 s."""
 
+import contextlib
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
-FIRST_S, EVERY_S = 5.0, 20.0
+FIRST_S, EVERY_S, REDRAW_S = 5.0, 20.0, 1.0
+CLEAR_LINE = "\r\x1b[K"
 Item = TypeVar("Item")
 
 
@@ -45,3 +48,34 @@ class Beat:
         left_s = (now_s - self._start_s) / done * (total - done)
         print(f"{self._what}: {done:,.0f} of {total:,.0f}, about {left_s:.0f} s left", file=self._out, flush=True)
         self._next_s = now_s + EVERY_S
+
+
+@contextlib.contextmanager
+def at_work(what: str, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
+    """Report on `stream` (standard error by default) that work goes on whose steps last unequally long.
+
+    Yields a function that takes what is done next. A thread writes the lines, also within a step: a line that it
+    overwrites on a terminal, a new one every EVERY_S elsewhere.
+    """
+    out = sys.stderr if stream is None else stream
+    live, steps, finished = out.isatty(), [""], threading.Event()
+    start_s = time.monotonic()
+
+    def report() -> None:
+        if finished.wait(FIRST_S):
+            return
+        while True:
+            text = f"{what}{': ' if steps[-1] else ''}{steps[-1]}, {time.monotonic() - start_s:.0f} s"
+            print(f"{CLEAR_LINE}{text}" if live else text, end="" if live else "\n", file=out, flush=True)
+            if finished.wait(REDRAW_S if live else EVERY_S):
+                break
+        if live:
+            print(CLEAR_LINE, end="", file=out, flush=True)
+
+    thread = threading.Thread(target=report, name=f"progress of {what}", daemon=True)
+    thread.start()
+    try:
+        yield steps.append
+    finally:
+        finished.set()
+        thread.join()

@@ -121,6 +121,14 @@ def test_forecast_counts_what_is_released_for_evaluation(config_file: Path) -> N
     assert (little, more) == ("epsilon 2.000 per patient", "epsilon 5.000 per patient")
 
 
+def test_planning_is_reported_while_it_lasts(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fedhpc.util.progress.FIRST_S", 0.0)
+    report([config_file], [])
+    assert capsys.readouterr().err.startswith("planning the noise")
+
+
 def test_tables_fit_80_columns(config_file: Path, site_ledger: Path) -> None:
     long = ["training.rounds=1000", "privacy.lifetime_epsilon=12.5", "privacy.sample_rate=0.05"]
     spend(load_config(config_file), "site1", site_ledger, config_file.with_name("a-run-with-a-name-of-some-length-001"))
