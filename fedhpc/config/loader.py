@@ -17,6 +17,10 @@ from fedhpc.config.schema import RunConfig, Section
 from fedhpc.config.strict_yaml import WORDS, Located, parse_yaml, read_yaml
 from fedhpc.errors import ConfigError
 
+RENAMED = {
+    "federation.aggregator": "write federation.aggregator_rank: shared (in the place of colocated) or dedicated instead"
+}
+"""Keys of earlier versions, and what to write in their place."""
 MOST_PROBLEMS = 50
 """How many problems of one config are told at once."""
 
@@ -142,6 +146,26 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     _places(node)[keys[-1]] = "--set"
 
 
+def with_new_names(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a resolved config of an earlier version under the names of this one: a model.pt cannot be edited.
+
+    >>> with_new_names({"federation": {"aggregator": "colocated"}})
+    {'federation': {'aggregator_rank': 'shared'}}
+    """
+    federation = dict(tree.get("federation", {}))
+    if "aggregator" in federation:
+        old = federation.pop("aggregator")
+        federation["aggregator_rank"] = "shared" if old == "colocated" else old
+    return {**tree, "federation": federation}
+
+
+def only_renamed(error: ValidationError) -> bool:
+    """Whether all that is wrong with a config is that keys of it have another name now."""
+    return all(
+        item["type"] == "extra_forbidden" and ".".join(map(str, item["loc"])) in RENAMED for item in error.errors()
+    )
+
+
 def problems_of(error: ValidationError, root: type[Section] = RunConfig, tree: object = None) -> list[str]:
     """Return all that is wrong with a tree that should have been a `root`, a line each, with its place in a file."""
     by_key: dict[str, list[str]] = {}
@@ -180,6 +204,8 @@ def _problem(item: dict[str, Any], root: type[Section]) -> tuple[str, str]:
     """(key with its value, what is wrong and what is allowed) of one pydantic error; the key is empty for a rule."""
     keys, section = _user_keys(item["loc"], root)
     dotted = ".".join(keys)
+    if item["type"] == "extra_forbidden" and dotted in RENAMED:
+        return f"{dotted}={reprlib.repr(item['input'])}", f"was renamed; {RENAMED[dotted]}"
     if item["type"] == "extra_forbidden":
         return dotted, f"unknown key; {_suggestion(keys[-1], section)}"
     if item["type"] == "missing":

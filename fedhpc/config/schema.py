@@ -78,18 +78,29 @@ class Site(Section):
     since the true count is private. Without privacy it defaults to the number of training images in the shard.
     """
 
-    name: SiteName
-    weight: Annotated[int, Field(gt=0)] | None = None
+    name: SiteName = Field(
+        description="the site's name, which its shard carries too: lower-case letters, digits, _ and -, at most 31 "
+        "characters"
+    )
+    weight: Annotated[int, Field(gt=0)] | None = Field(
+        default=None,
+        description="its number of training units (see privacy.unit) as declared to the federation: public; required "
+        "with privacy on; null: the number of training images in its shard",
+    )
     node: str | None = Field(default=None, description="the node that has its shard: its rank must run there")
 
 
 class Phantom(Section):
     """The built-in cohort, made on first use where its shards are missing (`run.py prepare phantom`)."""
 
-    seed: int = 0
-    images: Annotated[int, Field(ge=100, le=1_000_000)] = 8000
-    image_size: Annotated[int, Field(ge=32, le=512)] = 64
-    difficulty: Annotated[float, Field(ge=0, le=1)] = 0.26
+    seed: int = Field(default=0, description="seed of the whole cohort")
+    images: Annotated[int, Field(ge=100, le=1_000_000)] = Field(
+        default=8000, description="images over all sites together"
+    )
+    image_size: Annotated[int, Field(ge=32, le=512)] = Field(default=64, description="pixels a side")
+    difficulty: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.26, description="from 0, where the classes differ at a glance, to 1, where they do not differ at all"
+    )
 
 
 class Data(Section):
@@ -98,10 +109,18 @@ class Data(Section):
     In `shards`, `{site}` stands for the site's name, `{hostname}` for its node's, `$NAME` for an environment variable.
     """
 
-    shards: Annotated[str, Field(pattern=r".*\{site\}.*")]
-    sites: Annotated[tuple[Site, ...], Field(min_length=1)]
-    in_memory: bool | Literal["auto"] = "auto"
-    phantom: Phantom | None = None
+    shards: Annotated[str, Field(pattern=r".*\{site\}.*")] = Field(
+        description="path of a site's shard (.h5), with {site} for the site's name"
+    )
+    sites: Annotated[tuple[Site, ...], Field(min_length=1)] = Field(description="the hospitals in rank order")
+    in_memory: bool | Literal["auto"] = Field(
+        default="auto",
+        description="whether a rank loads the images of its shard at the start or reads them from the file; auto: "
+        "loads them where they take less than a quarter of the free memory",
+    )
+    phantom: Phantom | None = Field(
+        default=None, description="the built-in synthetic cohort; null: the shards are yours"
+    )
     public_reference: str | None = Field(
         default=None, description="a shard of public images, set aside for good, which model.features is fitted to"
     )
@@ -114,7 +133,9 @@ class Data(Section):
 class Model(Section):
     """The network. `frozen` trains a linear head on the features of a public `backbone`, computed once per shard."""
 
-    name: Literal["densenet_small", "densenet121", "resnet18", "resnet50", "frozen"] = "densenet_small"
+    name: Literal["densenet_small", "densenet121", "resnet18", "resnet50", "frozen"] = Field(
+        default="densenet_small", description="a built-in network"
+    )
     backbone: str | None = Field(
         default=None, description="efficientnet_lite0, phantom, or the model.pt of another fedhpc run"
     )
@@ -132,18 +153,30 @@ class Model(Section):
 class Training(Section):
     """Local training: `local_epochs` epochs a round of SGD or Adam on softmax cross entropy."""
 
-    rounds: Annotated[int, Field(ge=1, le=10_000)] = 20
-    local_epochs: Annotated[int, Field(ge=1, le=100)] = 3
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: Annotated[float, Field(gt=0)] = 0.05
-    lr_schedule: Literal["constant", "cosine"] = "cosine"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    average_last: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0, description="the result is the mean of the global models of this last share of the rounds"
+    rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(default=20, description="exchanges with the aggregator")
+    local_epochs: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=3, description="passes of a site over its training units in a round"
     )
-    random_flip: bool = Field(default=False, description="mirror each training image left to right with chance 1/2")
+    batch_size: Annotated[int, Field(ge=1)] = Field(
+        default=64,
+        description="images a step without privacy; with privacy on the expected batch is weight x privacy.sample_rate",
+    )
+    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="sgd (with momentum) or adam (AdamW)")
+    lr: Annotated[float, Field(gt=0)] = Field(default=0.05, description="learning rate of the local steps")
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        default="cosine", description="constant, or cosine: falls to 0 over the rounds along half a cosine"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="momentum of sgd; not used by adam")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=1e-4, description="L2 penalty of sgd, added to the gradient; decoupled weight decay of adam"
+    )
+    average_last: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="the result is the mean of the global models of this last share of the rounds; 0: the last model",
+    )
+    random_flip: bool = Field(
+        default=False, description="mirror each training image left to right with probability 1/2"
+    )
 
 
 class Privacy(Section):
@@ -156,36 +189,61 @@ class Privacy(Section):
       adds the variance of the full noise divided by n - colluding_sites - tolerated_dropouts. Each site trusts that of
       those that took part at least so many, itself among them, added their share and kept it to themselves. A site
       that may use its own share to learn about the others counts as colluding, and so does the first hospital where
-      the aggregator is colocated. With certificates (exchange.tls) it holds against an aggregator that departs from the
-      protocol, else against one that keeps to it; `epsilon_if_unmasked` in header, summary and `run.py privacy` is what
-      a site's own share leaves its training patients if that fails; of validation and test patients it leaves nothing
-      that could be promised. 2 x (sites - tolerated_dropouts) must be above sites + colluding_sites.
+      the aggregator shares its rank. With certificates (exchange.tls) it holds against an aggregator that departs from
+      the protocol, else against one that keeps to it; `epsilon_if_unmasked` in header, summary and `run.py privacy` is
+      what a site's own share leaves its training patients if that fails; of validation and test patients it leaves
+      nothing that could be promised. 2 x (sites - tolerated_dropouts) must be above sites + colluding_sites.
     """
 
-    off: bool = Field(default=False, description="train without privacy; a config says it as `privacy: off`")
-    epsilon: Annotated[float, Field(gt=0)] | None = None
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    off: bool = Field(default=False, description="train without privacy; a config writes it as `privacy: off`")
+    epsilon: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="epsilon of the whole run for each training unit of each site; null only with `privacy: off`",
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=1e-5, description="delta of the guarantee: at most 1 / (10 x the largest weight)"
+    )
     lifetime_epsilon: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="a lower cap than the site ledger's on what all runs may spend of a patient's budget"
+        default=None,
+        description="a cap on the epsilon that all runs together may spend on a unit, below the site ledger's own "
+        "cap; null: the site ledger's",
     )
     site_ledger: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
-        description="the folder of the site ledger, {site} for the site's name; FEDHPC_SITE_LEDGER comes before it",
+        description="the folder of the site ledger, with {site} for the site's name; null: a default place; the "
+        "variable FEDHPC_SITE_LEDGER comes before it",
     )
-    unit: Literal["patient", "image"] = "patient"
+    unit: Literal["patient", "image"] = Field(
+        default="patient", description="whom the guarantee protects: all images of a patient together, or one image"
+    )
     clip_norm: Annotated[float, Field(ge=1e-9, le=1e9)] = Field(
-        default=1.0, description="far below, the squares of gradients that must be clipped would be 0 in float32"
+        default=1.0,
+        description="L2 bound on the gradient of one unit; far below 1e-9 the squares in float32 would be 0",
     )
-    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
-    max_images_per_patient: Annotated[int, Field(ge=1)] = 4
-    max_physical_batch: Annotated[int, Field(ge=1)] = 128
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.05, description="probability with which each unit takes part in a step (Poisson sampling)"
+    )
+    max_images_per_patient: Annotated[int, Field(ge=1)] = Field(
+        default=4,
+        description="images of a patient that one step uses at most, drawn anew each time; only with unit=patient",
+    )
+    max_physical_batch: Annotated[int, Field(ge=1)] = Field(
+        default=128,
+        description="images that are in memory at once in a private step: bounds memory, changes no result beyond "
+        "rounding",
+    )
     noise_seed: int | None = Field(
         default=None,
-        description="for tests only: makes all that privacy rests on reproducible, and voids the guarantee",
+        description="for tests only: makes the noise and all else that privacy rests on reproducible, and voids the "
+        "guarantee",
     )
-    trust: Literal["aggregator", "sites"] = "aggregator"
+    trust: Literal["aggregator", "sites"] = Field(
+        default="aggregator",
+        description="from whom the guarantee protects: aggregator (no site trusts another or the aggregator) or "
+        "sites (secure aggregation, shared noise); see above",
+    )
     colluding_sites: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="how many sites may tell the aggregator all they know; required with trust=sites"
+        default=None, description="how many sites may give the aggregator all they know; required with trust=sites"
     )
     tolerated_dropouts: Annotated[int, Field(ge=0)] = Field(
         default=0, description="how many sites may fail in a round without ending the run; only with trust=sites"
@@ -204,14 +262,34 @@ class Exchange(Section):
     pixels in every payload before it leaves.
     """
 
-    density: Density = 0.1
-    density_down: Density | None = None
-    selection: Literal["global", "per_tensor"] = "global"
-    value_bits: Literal[32, 16, 8, 7, 6, 5, 4, 3] = 4
-    rounding: Literal["nearest", "stochastic"] = "nearest"
-    tls: bool = True
-    pki: str | None = None
-    search: bool = True
+    density: Density = Field(default=0.1, description="share of the entries of an update that a site sends")
+    density_down: Density | None = Field(
+        default=None, description="share of the entries that the aggregator sends to the sites; null: as density"
+    )
+    selection: Literal["global", "per_tensor"] = Field(
+        default="global",
+        description="which entries are sent: the largest of the whole update, or that share of each parameter tensor",
+    )
+    value_bits: Literal[32, 16, 8, 7, 6, 5, 4, 3] = Field(
+        default=4,
+        description="bits of a sent value: 32 (float32), 16 (as exact as fp16), or 8 to 3 (log-scaled); the rounding "
+        "error is sent later",
+    )
+    rounding: Literal["nearest", "stochastic"] = Field(
+        default="nearest", description="to the nearest value that can be sent, or up or down at random without bias"
+    )
+    tls: bool = Field(
+        default=True,
+        description="encrypt what a hospital and rank 0 exchange and check both ends by certificate (TLS 1.3)",
+    )
+    pki: str | None = Field(
+        default=None,
+        description="the folder of the certificates (`run.py pki`), with {site} for the site's name or `aggregator`; "
+        "null: `pki` beside the shards",
+    )
+    search: bool = Field(
+        default=True, description="search each payload for pixels of the site's own images before it is sent"
+    )
 
     @property
     def down(self) -> float:
@@ -225,9 +303,13 @@ class Exchange(Section):
 
 
 class Federation(Section):
-    """`colocated`: rank 0 is also the first hospital. `dedicated`: rank 0 has no shard."""
+    """Where the aggregator runs: always at rank 0, which is one of the hospitals or a rank of its own."""
 
-    aggregator: Literal["colocated", "dedicated"] = "colocated"
+    aggregator_rank: Literal["shared", "dedicated"] = Field(
+        default="shared",
+        description="shared: rank 0 is also the first hospital; dedicated: rank 0 has no shard, and there is one more "
+        "rank than sites",
+    )
 
 
 class Evaluation(Section):
@@ -241,8 +323,12 @@ class Evaluation(Section):
     patient's score learns whether the patient is there, the diagnosis and the stage.
     """
 
-    specificity: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    bootstrap: Annotated[int, Field(ge=100, le=10_000)] = 1000
+    specificity: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.9, description="the specificity at which sensitivity is measured"
+    )
+    bootstrap: Annotated[int, Field(ge=100, le=10_000)] = Field(
+        default=1000, description="resamples of patients for the 95 % interval of the AUC"
+    )
     epsilon: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = Field(
         default=1.0,
         description="with privacy on: what is spent on validation patients, and on test patients; null: exact",
@@ -257,28 +343,45 @@ class Evaluation(Section):
 class Runtime(Section):
     """The machine. `threads: auto` is cores / ranks on the node; the resolved number is written to the run's config."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="auto: a GPU where there is one, else the CPU"
+    )
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="CPU threads of a rank; auto: cores / ranks on the node"
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        default="fp32",
+        description="fp32: float32; tf32: matrix products in TF32 on a GPU; bf16: forward pass and loss in bfloat16",
+    )
     patience_s: Annotated[float, Field(ge=0)] = Field(
-        default=60.0, description="how long, once told to stop, a site goes on with its round before it leaves it"
+        default=60.0,
+        description="seconds that a site goes on with its round after a signal to stop; then it leaves the round",
     )
 
 
 class RunConfig(Section):
     """All that a run depends on, with the data. Public: it holds no secret and no patient data."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-    mode: Literal["federated", "local", "centralised"] = "federated"
-    seed: int = 0
-    data: Data
-    model: Model = Model()
-    training: Training = Training()
-    privacy: Privacy = Privacy()
-    exchange: Exchange = Exchange()
-    federation: Federation = Federation()
-    evaluation: Evaluation = Evaluation()
-    runtime: Runtime = Runtime()
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
+        description="name of the run, and of its directory in runs/"
+    )
+    mode: Literal["federated", "local", "centralised"] = Field(
+        default="federated",
+        description="federated, or a baseline: local (each site by itself) or centralised (all shards pooled on rank "
+        "0)",
+    )
+    seed: int = Field(
+        default=0,
+        description="seed of the initial parameters, the order of images, and random rounding; never of the noise",
+    )
+    data: Data = Field(description="the sites and their shards")
+    model: Model = Field(default=Model(), description="the network")
+    training: Training = Field(default=Training(), description="local training")
+    privacy: Privacy = Field(default=Privacy(), description="differential privacy of the training units, or `off`")
+    exchange: Exchange = Field(default=Exchange(), description="what a site and the aggregator send each other")
+    federation: Federation = Field(default=Federation(), description="where the aggregator runs")
+    evaluation: Evaluation = Field(default=Evaluation(), description="metrics, and what is released for them")
+    runtime: Runtime = Field(default=Runtime(), description="the machine under a rank")
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -369,8 +472,8 @@ def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
             "training.random_flip: the features of model.name=frozen are computed once; remove it or train a network",
         ),
         (
-            config.federation.aggregator == "dedicated" and config.mode != "federated",
-            f"federation.aggregator: dedicated needs mode=federated, not mode={config.mode}",
+            config.federation.aggregator_rank == "dedicated" and config.mode != "federated",
+            f"federation.aggregator_rank: dedicated needs mode=federated, not mode={config.mode}",
         ),
         (
             p.trust == "aggregator" and (p.colluding_sites is not None or p.tolerated_dropouts > 0),
@@ -418,9 +521,9 @@ def _secure_sum_rules(config: RunConfig) -> list[tuple[bool, str]]:
             "of it, as with trust=aggregator: lower them, or use that",
         ),
         (
-            config.federation.aggregator == "colocated" and p.colluding_sites == 0,
-            "privacy.colluding_sites=0: a colocated aggregator is the first hospital too and knows its share of the "
-            "noise; set colluding_sites=1 or more, or federation.aggregator=dedicated",
+            config.federation.aggregator_rank == "shared" and p.colluding_sites == 0,
+            "privacy.colluding_sites=0: the aggregator shares its rank with the first hospital and knows its share of "
+            "the noise; set colluding_sites=1 or more, or federation.aggregator_rank=dedicated",
         ),
         (
             config.exchange.density < 1,

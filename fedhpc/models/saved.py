@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from fedhpc.config.loader import with_new_names
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import NAMES, Backbone, public_backbone
@@ -51,7 +52,7 @@ def load_model(path: Path) -> SavedModel:
     try:
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         facts = json.loads(saved["facts"])
-        config = RunConfig.model_validate(facts["config"])
+        config = RunConfig.model_validate(with_new_names(facts["config"]))
         task = Task(tuple(facts["classes"]), tuple(facts["image_shape"]))
         thresholds = tuple(int(value) for value in facts["f1_thresholds"])
     except (*UNREADABLE, ValidationError) as error:

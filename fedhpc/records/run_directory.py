@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedhpc.config.loader import problems_of, told_of
+from fedhpc.config.loader import only_renamed, problems_of, told_of
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.errors import ConfigError, InputError
@@ -38,6 +38,7 @@ from fedhpc.util.files import (
     write_text,
 )
 
+RENAME = "An earlier version of fedhpc wrote this file: change these lines of it, and leave all else as it is"
 RESTORE = "Restore it from a backup, or start in a new --run-dir"
 REDO = "Remove it, and start the run again: it measures its model anew"
 SUMMARY_KEYS = frozenset(
@@ -117,7 +118,8 @@ class RunDirectory:
         except ConfigError as error:
             raise InputError(f"{error}. The file was cut or changed. {RESTORE}.") from None
         except ValidationError as error:
-            raise InputError(f"{told_of(self.config, problems_of(error))}\n{RESTORE}.") from None
+            remedy = RENAME if only_renamed(error) else RESTORE
+            raise InputError(f"{told_of(self.config, problems_of(error))}\n{remedy}.") from None
 
     def write_json(self, path: Path, content: object) -> None:
         """Write one JSON document; NaN is refused."""

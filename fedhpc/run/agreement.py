@@ -135,7 +135,7 @@ def resolved(config: RunConfig, transport: Transport) -> RunConfig:
 
 def check_ranks(config: RunConfig, ranks: int) -> None:
     """Raises InputError where there are more ranks than hospitals to play."""
-    dedicated = config.federation.aggregator == "dedicated"
+    dedicated = config.federation.aggregator_rank == "dedicated"
     most = len(config.data.sites) + dedicated
     if config.mode != "centralised" and ranks > most:
         raise InputError(

@@ -33,7 +33,7 @@ def place_sites(config: RunConfig, transport: Wire) -> Wire:
         parsed(payload, HOST, f"rank {rank}, control")
         for rank, payload in enumerate(transport.gather([mine], "control"))
     ]
-    aggregator = config.federation.aggregator == "dedicated" and transport.size > 1
+    aggregator = config.federation.aggregator_rank == "dedicated" and transport.size > 1
     order = broadcast_json(transport, lambda: rank_order(hosts, [None, *pins] if aggregator else pins))
     return transport.reordered(order.index(transport.rank))
 

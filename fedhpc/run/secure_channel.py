@@ -25,7 +25,7 @@ def sites_by_rank(config: RunConfig, ranks: int) -> list[range]:
     count = len(config.data.sites)
     if config.mode == "centralised":
         return [range(count), *[range(0)] * (ranks - 1)]
-    return placement(count, ranks, config.federation.aggregator == "dedicated")
+    return placement(count, ranks, config.federation.aggregator_rank == "dedicated")
 
 
 def open_secure_channel(config: RunConfig, directory: RunDirectory, wire: Transport, console: Console) -> Channel:

@@ -30,30 +30,46 @@ BaselineName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$")]
 class Slurm(Section):
     """What SLURM is asked for: each element is a job of an array, with these resources, whatever it trains."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    gres: str | None = Field(default=None, description="per node, as sbatch takes it, for example gpu:4")
-    nodes: Annotated[int, Field(ge=1)] = 1
-    ranks: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto", description="MPI ranks of an element over all its nodes; auto: one for each hospital"
+    partition: str | None = Field(
+        default=None, description="partition (sbatch --partition); null: the cluster's default"
     )
-    cpus_per_rank: Annotated[int, Field(ge=1)] = 1
-    gpus_per_rank: Annotated[int, Field(ge=0)] = 0
-    memory_gb_per_rank: Annotated[float, Field(gt=0)] | None = None
-    time_min: Annotated[int, Field(ge=1)] = 120
-    at_once: Annotated[int, Field(ge=1)] | None = Field(default=None, description="the %N of the array")
+    account: str | None = Field(
+        default=None, description="account that is charged (sbatch --account); null: the cluster's default"
+    )
+    qos: str | None = Field(default=None, description="quality of service (sbatch --qos); null: the cluster's default")
+    constraint: str | None = Field(default=None, description="node features (sbatch --constraint); null: none")
+    gres: str | None = Field(default=None, description="per node, as sbatch takes it, for example gpu:4")
+    nodes: Annotated[int, Field(ge=1)] = Field(default=1, description="nodes of a trial")
+    ranks: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="MPI ranks of a trial over all its nodes; auto: one for each hospital"
+    )
+    cpus_per_rank: Annotated[int, Field(ge=1)] = Field(default=1, description="CPU cores of a rank")
+    gpus_per_rank: Annotated[int, Field(ge=0)] = Field(default=0, description="GPUs of a rank")
+    memory_gb_per_rank: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="memory of a rank in GB; null: the cluster's default"
+    )
+    time_min: Annotated[int, Field(ge=1)] = Field(default=120, description="time limit of a trial in minutes")
+    at_once: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="trials that run at once at most: the %N of the array; null: as many as the cluster allows",
+    )
     mpi: Literal["pmix", "pmi2", "mpirun"] = Field(
-        default="pmix", description="srun --mpi=..., or mpirun inside the element's allocation"
+        default="pmix",
+        description="how ranks are started: srun --mpi=pmix or pmi2, or mpirun inside the trial's allocation",
     )
     requeues: Annotated[int, Field(ge=0, le=100)] = Field(
-        default=3, description="how often an element that runs out of time, or is preempted, is queued again by itself"
+        default=3,
+        description="how often a trial that runs out of time, or is preempted, is queued again without being asked",
     )
-    signal_s: Annotated[int, Field(ge=1)] = Field(default=120, description="how long before its end it is told so")
-    setup: tuple[str, ...] = Field(default=(), description="shell lines before the program, such as module load")
+    signal_s: Annotated[int, Field(ge=1)] = Field(
+        default=120,
+        description="seconds before its time limit at which a trial gets SIGUSR1: it saves, and is queued again",
+    )
+    setup: tuple[str, ...] = Field(
+        default=(), description="shell lines before the program, such as `module load openmpi`"
+    )
     extra: dict[Flag, str | int | Literal[True]] = Field(
-        default={}, description="any other flag of sbatch, without its dashes: {reservation: night}"
+        default={}, description="any other flag of sbatch, without its dashes, such as {reservation: night}"
     )
 
     @model_validator(mode="after")
@@ -75,19 +91,31 @@ class Local(Section):
     `at_once: auto` is what the cores allow. Whatever it is, an element waits until there is free memory for it.
     """
 
-    at_once: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    ranks: Annotated[int, Field(ge=1)] = 1
-    cpus_per_rank: Annotated[int, Field(ge=1)] = 1
-    memory_gb_per_rank: Annotated[float, Field(gt=0)] = 1.0
+    at_once: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="trials that run at once; auto: as many as the cores allow"
+    )
+    ranks: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="MPI ranks of a trial; 1: all sites in one process"
+    )
+    cpus_per_rank: Annotated[int, Field(ge=1)] = Field(default=1, description="CPU cores of a rank")
+    memory_gb_per_rank: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="memory of a rank in GB: a trial waits until so much is free"
+    )
 
 
 class Sections(Section):
     """The sections that a sweep has beside those of a run."""
 
-    grid: dict[str, Any] = Field(min_length=1)
-    baselines: dict[BaselineName, dict[str, Any]] = Field(default={})
-    slurm: Slurm = Slurm()
-    local: Local = Local()
+    grid: dict[str, Any] = Field(
+        min_length=1, description="keys and the values that each takes; every combination is a trial"
+    )
+    baselines: dict[BaselineName, dict[str, Any]] = Field(
+        default={},
+        description="configs to compare with, by name, each laid over the sweep's own keys or over the config that "
+        "it `extends`; each runs once for every seed of the grid",
+    )
+    slurm: Slurm = Field(default=Slurm(), description="resources of a trial under `--cluster slurm`")
+    local: Local = Field(default=Local(), description="resources of a trial under `--cluster local`")
 
 
 @dataclass(frozen=True)
@@ -262,7 +290,7 @@ def _misfits(elements: Sequence[Element], slurm: Slurm, local: Local) -> list[st
 
 def most_ranks(config: RunConfig) -> int:
     """How many ranks a run can use: of a centralised one all but rank 0 sleep, so that it fits any number."""
-    return len(config.data.sites) + (config.federation.aggregator == "dedicated")
+    return len(config.data.sites) + (config.federation.aggregator_rank == "dedicated")
 
 
 def ranks_of(sweep: Sweep) -> int:

@@ -6,8 +6,8 @@
         aggregator.pem  aggregator.key rank 0's
         <site>.pem  <site>.key         the site's, whose name is the certificate's subject
 
-With privacy.trust=sites the sites also sign the messages of the secure sum with these keys, also the hospital that the
-aggregator is colocated with. Whoever holds ca.key can sign as any site, so it must not lie with the aggregator: a run
+With privacy.trust=sites the sites also sign the messages of the secure sum with these keys, also the hospital whose
+rank the aggregator shares. Whoever holds ca.key can sign as any site, so it must not lie with the aggregator: a run
 that finds it there says that it protects from an honest-but-curious aggregator only.
 
 A hospital needs ca.pem, crl.pem and its own two files, nothing else. Keys are ECDSA on P-256, readable by their owner

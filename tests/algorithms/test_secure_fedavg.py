@@ -201,7 +201,7 @@ def write(path: Path, tree: object) -> Path:
         ),
         (["privacy.colluding_sites=5"], "lower colluding_sites or add sites"),
         (["privacy.colluding_sites=9"], "of 4 sites that leaves 0 to share the noise"),
-        (["privacy.colluding_sites=0"], "privacy.colluding_sites=0: a colocated aggregator is the first hospital too"),
+        (["privacy.colluding_sites=0"], "privacy.colluding_sites=0: the aggregator shares its rank"),
         (["privacy.trust=aggregator"], "privacy.colluding_sites, privacy.tolerated_dropouts: belong to"),
         (
             ["privacy.trust=aggregator", "privacy.colluding_sites=null", "privacy.tolerated_dropouts=1"],
@@ -242,5 +242,5 @@ def test_what_is_allowed(tmp_path: Path) -> None:
     path = write(tmp_path / "c.yaml", GOOD)
     assert load_config(path).honest_sites == 3
     assert load_config(path, ["privacy.tolerated_dropouts=1"]).honest_sites == 2
-    nobody = ["privacy.colluding_sites=0", "federation.aggregator=dedicated"]
+    nobody = ["privacy.colluding_sites=0", "federation.aggregator_rank=dedicated"]
     assert load_config(path, nobody).honest_sites == 4

@@ -81,12 +81,23 @@ def test_all_errors_at_once_with_value_and_suggestion(tmp_path: Path) -> None:
         ({"model": {"name": "frozen", "backbone": "phantom", "features": 5}}, "each needs the other"),
         ({"data": {**GOOD["data"], "public_reference": "r.h5"}}, "each needs the other"),
         ({"mode": "local", "training": {"average_last": 0.5}}, "training.average_last: averages global models"),
-        ({"mode": "local", "federation": {"aggregator": "dedicated"}}, "federation.aggregator: dedicated needs"),
+        ({"mode": "local", "federation": {"aggregator_rank": "dedicated"}}, "federation.aggregator_rank: dedicated"),
     ],
 )
 def test_rules_over_several_keys(tmp_path: Path, change: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told.replace(".", r"\.")):
         load_config(write(tmp_path / "c.yaml", {**GOOD, **change}))
+
+
+@pytest.mark.parametrize("value", ["colocated", "dedicated"])
+def test_renamed_key_names_the_new_one(tmp_path: Path, value: str) -> None:
+    told = f"federation.aggregator='{value}': was renamed; write federation.aggregator_rank: shared .* dedicated"
+    for path, sets in (
+        (write(tmp_path / "old.yaml", {**GOOD, "federation": {"aggregator": value}}), []),
+        (write(tmp_path / "new.yaml", GOOD), [f"federation.aggregator={value}"]),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            load_config(path, sets)
 
 
 def test_extends_and_set(tmp_path: Path) -> None:

@@ -89,12 +89,12 @@ def sequential(cohort: Path, run_python: Run) -> tuple[Path, str]:
     return cohort / "sequential", out
 
 
-@pytest.mark.parametrize(("ranks", "aggregator"), [(1, "colocated"), (3, "dedicated"), (4, "colocated")])
+@pytest.mark.parametrize(("ranks", "aggregator"), [(1, "shared"), (3, "dedicated"), (4, "shared")])
 def test_mpi_run_equals_sequential_run_bitwise(
     cohort: Path, sequential: tuple[Path, str], mpirun: Run, ranks: int, aggregator: str
 ) -> None:
     run_dir = cohort / f"mpi{ranks}"
-    status, out, err = train(under(mpirun, ranks), cohort, run_dir, f"federation.aggregator={aggregator}")
+    status, out, err = train(under(mpirun, ranks), cohort, run_dir, f"federation.aggregator_rank={aggregator}")
     assert status == 0, err
     for round in range(1, ROUNDS + 1):
         np.testing.assert_array_equal(params(run_dir, round), params(sequential[0], round))

@@ -385,3 +385,24 @@ def test_evaluate_names_split_threshold_and_specificity(config: Path, finished: 
     assert done.returncode == 0, done.stderr
     for words in (r"split test: \d+ images", r"F1 .* at log odds of ", r"sensitivity .* at specificity 0\.9"):
         assert re.search(words, done.stdout), done.stdout
+
+
+def test_key_of_an_earlier_version_is_named(finished: Path, train: Here, tmp_path: Path) -> None:
+    """A model cannot be edited, so that it is read as it is; a config can."""
+    run = tmp_path / "old"
+    shutil.copytree(finished, run)
+    text = (run / "config.yaml").read_text(encoding="utf-8")
+    old = text.replace("aggregator_rank: shared", "aggregator: colocated")
+    assert old != text
+    (run / "config.yaml").write_text(old, encoding="utf-8")
+    done = train(run)
+    assert done.returncode == 2
+    assert "federation.aggregator='colocated': was renamed; write federation.aggregator_rank" in done.stderr
+    assert "change these lines" in done.stderr
+    (run / "config.yaml").write_text(text, encoding="utf-8")
+    assert train(run).returncode == 0
+    saved = torch.load(run / "model.pt", weights_only=True)
+    saved["facts"] = saved["facts"].replace('"aggregator_rank": "shared"', '"aggregator": "colocated"')
+    assert '"colocated"' in saved["facts"]
+    torch.save(saved, run / "model.pt")
+    assert load_model(run / "model.pt").config.federation.aggregator_rank == "shared"

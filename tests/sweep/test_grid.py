@@ -125,13 +125,13 @@ def test_train_says_what_a_sweep_is_for(tmp_path: Path) -> None:
         load_config(write_sweep(tmp_path))
 
 
-@pytest.mark.parametrize(("aggregator", "baselines", "ranks"), [("dedicated", {}, 5), ("colocated", {}, 4)])
+@pytest.mark.parametrize(("aggregator", "baselines", "ranks"), [("dedicated", {}, 5), ("shared", {}, 4)])
 def test_automatic_ranks_are_one_a_hospital(tmp_path: Path, aggregator: str, baselines: Any, ranks: int) -> None:
-    more = {"federation": {"aggregator": aggregator}, "baselines": baselines}
+    more = {"federation": {"aggregator_rank": aggregator}, "baselines": baselines}
     assert ranks_of(load_sweep(write_sweep(tmp_path, **more), [])) == ranks
 
 
 def test_automatic_ranks_fit_the_element_that_can_use_fewest(tmp_path: Path) -> None:
-    baselines = {"local": {"mode": "local", "privacy": "off", "federation": {"aggregator": "colocated"}}}
-    more = {"federation": {"aggregator": "dedicated"}, "baselines": baselines}
+    baselines = {"local": {"mode": "local", "privacy": "off", "federation": {"aggregator_rank": "shared"}}}
+    more = {"federation": {"aggregator_rank": "dedicated"}, "baselines": baselines}
     assert ranks_of(load_sweep(write_sweep(tmp_path, **more), [])) == 4
