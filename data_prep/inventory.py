@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from data_prep.names import first_names, shown
+from fedhpc.util.text import count_of
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ class Inventory:
         """The table: how many files were found and taken, then a line for each reason with its first three names."""
         left_files = sum(entry.files for entry in self.left)
         lines = [
-            f"found {len(self.taken) + left_files:,} files in {shown(self.source)}",
-            f"  taken {len(self.taken):,} images: {_per_class(name for _, name in self.taken)}",
+            f"found {count_of(len(self.taken) + left_files, 'file')} in {shown(self.source)}",
+            f"  taken {count_of(len(self.taken), 'image')}: {_per_class(name for _, name in self.taken)}",
             *(
                 f"    of them {len(names):,} {what}: {first_names(names)}"
                 for what, names in self.notes.items()
                 if names
             ),
-            f"  left out {left_files:,} files" + (":" if self.left else ""),
+            f"  left out {count_of(left_files, 'file')}" + (":" if self.left else ""),
         ]
         return "\n".join(lines + [f"    {line}" for line in reasons(self.left)])
 

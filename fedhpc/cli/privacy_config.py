@@ -248,7 +248,7 @@ def _unmasked(facts: Mapping[str, Any]) -> list[str]:
         return []
     return [
         f"if the aggregator sees one site's vectors without masks (more sites collude than privacy.colluding_sites, or "
-        f"it departs from the protocol where keys are not certified): epsilon {left:.3f}, by that site's own noise"
+        f"it departs from the protocol where keys are not certified): epsilon {fixed(left)}, by that site's own noise"
     ]
 
 

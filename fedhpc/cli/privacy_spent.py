@@ -107,7 +107,7 @@ def alone_cells(run: Mapping[str, Any], unit: str) -> tuple[str, str]:
     if run["insecure"]:
         return "without bound", ""
     first, second = (
-        ", ".join(f"{epsilon:.3f}" + ("" if its == unit else f" per {its}") for its, epsilon in run[key].items()) or "-"
+        ", ".join(fixed(epsilon) + ("" if its == unit else f" per {its}") for its, epsilon in run[key].items()) or "-"
         for key in ("epsilon_training", "epsilon_evaluation")
     )
     return first, second

@@ -20,6 +20,7 @@ from fedhpc.errors import PrivacyError
 from fedhpc.privacy.analytic_gaussian import ROUNDING, composed_mu, exact_epsilon, exact_mu
 from fedhpc.privacy.rdp import composed_rdp, epsilon_from_rdp
 from fedhpc.privacy.skellam import epsilon_by_rdp
+from fedhpc.util.text import fixed
 
 Mechanism = Literal["gaussian", "skellam", "laplace"]
 Unit = Literal["patient", "image"]
@@ -129,8 +130,8 @@ class Total:
         """
         if self.insecure:
             return "more than can be said: a run with privacy.noise_seed is among them, and guarantees nothing"
-        parts = [f"epsilon {bounds.epsilon:.3f} per {unit}" for unit, bounds in self.by_unit.items()]
-        parts += [f"epsilon {bounds.epsilon:.3f} per evaluated {unit}" for unit, bounds in self.evaluation.items()]
+        parts = [f"epsilon {fixed(bounds.epsilon)} per {unit}" for unit, bounds in self.by_unit.items()]
+        parts += [f"epsilon {fixed(bounds.epsilon)} per evaluated {unit}" for unit, bounds in self.evaluation.items()]
         return " and ".join(parts) or "nothing"
 
 

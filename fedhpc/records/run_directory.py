@@ -56,6 +56,7 @@ class RunDirectory:
         self.aggregator_egress, self.identity = path / "egress.jsonl", path / "run.json"
         self.initial = path / "initial.json"
         self.state, self.lock = path / "state", DirectoryLock(path)
+        self._torn_line_reported = False
 
     def site(self, name: str) -> Path:
         """The folder of one site."""
@@ -146,7 +147,8 @@ class RunDirectory:
         if not self.rounds.exists():
             return []
         lines, torn = read_lines(self.rounds, RESTORE)
-        if torn:
+        if torn and not self._torn_line_reported:
+            self._torn_line_reported = True
             print(f"WARNING: {self.rounds}: its last line is incomplete and is left out", file=sys.stderr)
         return [_record(line, self.rounds, number) for number, line in enumerate(lines, 1)]
 

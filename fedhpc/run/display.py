@@ -132,7 +132,7 @@ def _privacy_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
     insecure = "" if p.noise_seed is None else "\nINSECURE: privacy.noise_seed is set, the guarantee is void"
     return (
         f"privacy: epsilon {p.epsilon:g}, delta {p.delta:g}, for every {p.unit}{insecure}\n"
-        f"planned: epsilon {facts['planned_epsilon']:.3f}, "
+        f"planned: epsilon {fixed(facts['planned_epsilon'])}, "
         f"noise multiplier {facts['noise_multiplier']:.3f}, sample rate {p.sample_rate:g}"
         f"{_trust_line(config, facts) if p.trust == 'sites' else ''}"
     )
@@ -176,7 +176,7 @@ def evaluation_lines(config: RunConfig, summary: Mapping[str, Any]) -> list[str]
     if config.private_evaluation and summary["evaluation_epsilon"] is not None:
         lines.append(
             f"epsilon protects the training patients; of validation and test patients epsilon "
-            f"{summary['evaluation_epsilon']:.3f} was spent (evaluation.epsilon={config.evaluation.epsilon:g}). The "
+            f"{fixed(summary['evaluation_epsilon'])} was spent (evaluation.epsilon={config.evaluation.epsilon:g}). The "
             "metrics contain that noise, and so does the interval"
         )
     elif config.private:

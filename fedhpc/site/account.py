@@ -15,6 +15,7 @@ from fedhpc.privacy.places import Whose, check_other_names, site_ledger_folder
 from fedhpc.privacy.site_ledger import SiteLedger, Terms, exists
 from fedhpc.privacy.unit_sets import Identities
 from fedhpc.site.data.shard import Shard, created_by
+from fedhpc.util.text import fixed
 
 SYNTHETIC = "data_prep.phantom"
 """How the attribute created_by of a shard of the built-in cohort begins. A config cannot claim it for other shards."""
@@ -140,4 +141,4 @@ def told(epsilon: float) -> str:
     >>> told(0.12345), told(float("inf"))
     ('0.123', 'without bound')
     """
-    return f"{epsilon:.3f}" if np.isfinite(epsilon) else "without bound"
+    return fixed(epsilon) if np.isfinite(epsilon) else "without bound"

@@ -29,6 +29,7 @@ from fedhpc.site.training.dp_sgd import Units, entropy
 from fedhpc.site.training.local_sgd import OnStep, PrivateWork, train_plain, train_private
 from fedhpc.site.training.secure_contribution import I64, IntegerGrid, contribution
 from fedhpc.util.log import write_log
+from fedhpc.util.text import fixed
 
 LARGEST_PARAMETER = 1e4
 """Of a global model that a private round starts from. Weights of 1e7, which an aggregator could send, amplify
@@ -198,7 +199,7 @@ class Hospital:
             return ""
         spent, then = (self.ledger.epsilon(p.delta, *more) for more in ((), (self._next_charge(plan, round),)))
         cap = "" if p.lifetime_epsilon is None else f", privacy.lifetime_epsilon={p.lifetime_epsilon:g}"
-        numbers = f"epsilon {spent:.3f} spent, {then:.3f} with one more round"
+        numbers = f"epsilon {fixed(spent)} spent, {fixed(then)} with one more round"
         return f"  {self.name}: {numbers}; privacy.epsilon={p.epsilon:g}{cap}"
 
     def forecast(self) -> list[str]:

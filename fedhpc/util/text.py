@@ -13,12 +13,24 @@ Row = Sequence[str]
 
 
 def fixed(value: float | None, digits: int = 3) -> str:
-    """A number for a table; a dash where there is none.
+    """A number for a table; a dash where there is none. What would round to 0 and is not has two significant digits.
 
-    >>> fixed(0.96512), fixed(None)
-    ('0.965', '-')
+    >>> fixed(0.96512), fixed(None), fixed(1e-7), fixed(0.0)
+    ('0.965', '-', '1e-07', '0.000')
     """
-    return "-" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "-"
+    text = f"{value:.{digits}f}"
+    return f"{value:.2g}" if value and not float(text) else text
+
+
+def count_of(number: int, what: str) -> str:
+    """A number and what is counted, in the singular for one.
+
+    >>> count_of(1, "file"), count_of(2500, "file")
+    ('1 file', '2,500 files')
+    """
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def data_size(count: float) -> str:
