@@ -37,6 +37,47 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if ON_CI else "local")
 
 
+# Of the whole suite, which starts with the files that take longest: a process that ends early helps nobody.
+LONGEST_FIRST = (
+    "tests/slurm",
+    "tests/mpi/test_federated.py",
+    "tests/audit/test_verb.py",
+    "tests/mpi",
+    "tests/sweep/test_local.py",
+    "tests/test_preemption.py",
+    "tests/mutation",
+    "tests/test_quality.py",
+    "tests/bench",
+    "tests/attacks",
+)
+# SLURM's tests share one cluster and mostly wait for it, so there is one process more than cores.
+WORKERS = (os.cpu_count() or 2) + 1
+STARTS_PROGRAMS = {"run_python", "run_here", "mpi", "mpirun"}
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the number of processes: for the whole suite one more than cores, 0 (no other process) for named tests."""
+    whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    return WORKERS if whole and not config.option.keyword else 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one process, those of the cluster in one as well, and start with the longest."""
+    for item in items:
+        path = item.path.relative_to(REPO).as_posix()
+        slurm = path.startswith("tests/slurm")
+        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else path))
+        if STARTS_PROGRAMS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.integration)
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    path = item.path.relative_to(REPO).as_posix()
+    return next((n for n, start in enumerate(LONGEST_FIRST) if path.startswith(start)), len(LONGEST_FIRST))
+
+
 class Outcome(NamedTuple):
     """What a finished command left behind."""
 

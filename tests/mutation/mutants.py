@@ -126,7 +126,7 @@ MUTANTS = (
         "            p.grad = part.view_as(p)\n"
         "        self.optimizer.step()\n"
         "        for p, part in zip(clipped.trained, clean, strict=True):\n"
-        "            self.optimizer.state[p]['momentum_buffer'] = part.view_as(p).clone()\n",
+        "            self.optimizer._buffers[p] = part.view_as(p).clone()\n",
         laws=("noise: noise of each step", "noise: noise never repeats"),
         tests=(f"{ROUND_TESTS}test_every_step_adds_the_planned_noise",),
     ),
