@@ -30,6 +30,9 @@ os.environ["XDG_STATE_HOME"] = STATE
 # with the same process id refuses to start there: "The PMIx server's listener thread failed to start".
 MPI_FOLDERS = "PRTE_MCA_prte_tmpdir_base"
 os.environ[MPI_FOLDERS] = STATE
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several processes share the cores already.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 # The machines are shared and slow at times: no deadline. On CI the same examples every time, so that red stays red.
 settings.register_profile("local", deadline=None)
@@ -41,17 +44,17 @@ settings.load_profile("ci" if ON_CI else "local")
 LONGEST_FIRST = (
     "tests/slurm",
     "tests/mpi/test_federated.py",
-    "tests/audit/test_verb.py",
+    "tests/audit/test_procedure.py",
     "tests/mpi",
     "tests/sweep/test_local.py",
-    "tests/test_preemption.py",
+    "tests/run",
     "tests/mutation",
     "tests/test_quality.py",
     "tests/bench",
     "tests/attacks",
 )
-# SLURM's tests share one cluster and mostly wait for it, so there is one process more than cores.
-WORKERS = (os.cpu_count() or 2) + 1
+# SLURM's tests share one cluster and mostly wait for it, so there is one process more than cores. Each takes 1 GB.
+WORKERS = min(len(os.sched_getaffinity(0)), 8) + 1
 STARTS_PROGRAMS = {"run_python", "run_here", "mpi", "mpirun"}
 
 
