@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fedhpc.site.training.dp_sgd import NoiseConfig, PrivateStep, entropy
+from fedhpc.site.training.optimizers import Sgd
 from fedhpc.transport.mpi import connect
 
 STEPS, ROUNDS, SIZE = 2, 2, 512
@@ -18,7 +19,7 @@ def released(seed: int | None, site: str, round: int) -> np.ndarray:
     model = nn.Linear(SIZE, 1, bias=False)
     nn.init.zeros_(model.weight)
     fresh = entropy(seed, site, round)
-    step = PrivateStep.wrap(model, torch.optim.SGD(model.parameters(), lr=1.0), NoiseConfig(1.0, 1.0, 1.0, fresh.noise))
+    step = PrivateStep.wrap(model, Sgd(model.parameters(), lr=1.0), NoiseConfig(1.0, 1.0, 1.0, fresh.noise))
     updates = []
     for _ in range(STEPS):
         before = model.weight.detach().clone()

@@ -16,6 +16,7 @@ from fedhpc.compression.codec import FIXED
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.transport import pki
 from fedhpc.util.rng import generator
+from tests.conftest import Outcome
 
 pytestmark = pytest.mark.mpi
 SITES = ("site1", "site2", "site3", "site4")
@@ -64,8 +65,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(start: Run, cohort: Path, run_dir: Path, *sets: str, more: tuple[str, ...] = ()) -> tuple[int, str, str]:
-    overrides = [word for pair in sets for word in ("--set", pair)]
-    return start(["train", cohort / "tiny.yaml", "--run-dir", run_dir, *overrides, *more])
+    return start([*command(cohort, run_dir, *sets), *more])
 
 
 def under(mpirun: Callable[..., tuple[int, str, str]], ranks: int) -> Run:
@@ -87,6 +87,44 @@ def sequential(cohort: Path, run_python: Run) -> tuple[Path, str]:
     status, out, err = train(run_python, cohort, cohort / "sequential")
     assert status == 0, err
     return cohort / "sequential", out
+
+
+PRIVATE_SITES = f"data.sites={json.dumps([{'name': name, 'weight': 20} for name in SITES])}"
+CODED = (
+    "exchange.rounding=stochastic", "exchange.selection=per_tensor", "exchange.value_bits=3",
+    "exchange.density_down=0.3", "training.rounds=2",
+)  # fmt: skip
+NOISED = (PRIVATE_SITES, "privacy.epsilon=8", "privacy.sample_rate=0.25", "privacy.noise_seed=1", "training.rounds=2")
+BUDGET = (PRIVATE_SITES, "privacy.epsilon=4", "privacy.sample_rate=0.25", "training.rounds=5")
+TWO_RANKS: dict[str, tuple[str, ...]] = {
+    "coded": CODED,
+    "resumed": (),
+    "local": ("mode=local", "name=local", "training.rounds=2"),
+    "centralised": ("mode=centralised", "name=centralised", "training.rounds=2"),
+    "noised": NOISED,
+    "unbroken": BUDGET,
+}
+"""Runs under one mpirun, one after the other: name -> what differs from the config."""
+
+
+def command(cohort: Path, run_dir: Path, *sets: str) -> list[str]:
+    overrides = [word for pair in sets for word in ("--set", pair)]
+    return ["train", str(cohort / "tiny.yaml"), "--run-dir", str(run_dir), *overrides]
+
+
+@pytest.fixture(scope="session")
+def two_ranks(cohort: Path, run_here: Run, mpirun: Run) -> dict[str, Outcome]:
+    """What each of TWO_RANKS said; its run directory is <name>-two. `resumed` had its first round in one process."""
+    begun = run_here([*command(cohort, cohort / "resumed-two"), "--stop-after", "1"])
+    assert begun[0] == 75
+    folder = cohort / "said"
+    folder.mkdir()
+    commands = {name: command(cohort, cohort / f"{name}-two", *sets) for name, sets in TWO_RANKS.items()}
+    (folder / "commands").write_text(json.dumps(commands), encoding="utf-8")
+    status, out, err = mpirun(2, ["-m", "tests.mpi.several", folder, folder / "commands"], timeout=280)
+    assert status == 0, out + err
+    said = {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in TWO_RANKS}
+    return {"begun": Outcome(*begun), **{name: Outcome(**outcome) for name, outcome in said.items()}}
 
 
 @pytest.mark.parametrize(("ranks", "aggregator"), [(1, "shared"), (3, "dedicated"), (4, "shared")])
@@ -149,15 +187,12 @@ def test_bytes_are_counted_for_each_site_and_add_up(sequential: tuple[Path, str]
     assert found["dense_bytes_per_round"] == 4 * 4 * d
 
 
-def test_every_coding_gives_the_same_bits_under_mpi(cohort: Path, run_here: Run, mpirun: Run) -> None:
+def test_every_coding_gives_the_same_bits_under_mpi(cohort: Path, run_here: Run, two_ranks: dict[str, Outcome]) -> None:
     """Stochastic rounding draws by (seed, round, site), at whichever rank the site is."""
-    sets = tuple(
-        f"exchange.{key}" for key in ("rounding=stochastic", "selection=per_tensor", "value_bits=3", "density_down=0.3")
-    )
     dirs = [cohort / "coded-one", cohort / "coded-two"]
-    for run_dir, start in zip(dirs, (run_here, under(mpirun, 2)), strict=True):
-        status, _, err = train(start, cohort, run_dir, *sets, "training.rounds=2")
-        assert status == 0, err
+    status, _, err = train(run_here, cohort, dirs[0], *CODED)
+    assert status == 0, err
+    assert two_ranks["coded"].returncode == 0, two_ranks["coded"].stderr
     np.testing.assert_array_equal(params(dirs[0], 2), params(dirs[1], 2))
     for site in SITES:
         name = f"sites/{site}/residual-0002.npz"
@@ -167,15 +202,12 @@ def test_every_coding_gives_the_same_bits_under_mpi(cohort: Path, run_here: Run,
 
 
 def test_stop_and_resume_equals_the_straight_run(
-    cohort: Path, sequential: tuple[Path, str], run_here: Run, mpirun: Run
+    cohort: Path, sequential: tuple[Path, str], two_ranks: dict[str, Outcome]
 ) -> None:
     """At another number of ranks, too."""
-    run_dir = cohort / "resumed"
-    status, out, _ = train(run_here, cohort, run_dir, more=("--stop-after", "1"))
-    assert status == 75
-    assert "the same command goes on" in " ".join(out.split())
-    assert not (run_dir / "summary.json").exists()
-    status, out, err = train(under(mpirun, 2), cohort, run_dir)
+    run_dir = cohort / "resumed-two"
+    assert "the same command goes on" in " ".join(two_ranks["begun"].stdout.split())
+    status, out, err = two_ranks["resumed"]
     assert status == 0, err
     assert "resuming after round 1" in out
     np.testing.assert_array_equal(params(run_dir), params(sequential[0]))
@@ -189,13 +221,13 @@ def test_another_config_may_not_resume(cohort: Path, sequential: tuple[Path, str
 
 
 @pytest.mark.parametrize("mode", ["local", "centralised"])
-def test_baseline_under_mpi_equals_baseline_in_one_process(cohort: Path, run_here: Run, mpirun: Run, mode: str) -> None:
-    results = []
-    for name, start in (("one", run_here), ("two", under(mpirun, 2))):
-        run_dir = cohort / f"{mode}-{name}"
-        status, _, err = train(start, cohort, run_dir, f"mode={mode}", f"name={mode}", "training.rounds=2")
-        assert status == 0, err
-        results.append(summary(run_dir))
+def test_baseline_under_mpi_equals_baseline_in_one_process(
+    cohort: Path, run_here: Run, two_ranks: dict[str, Outcome], mode: str
+) -> None:
+    status, _, err = train(run_here, cohort, cohort / f"{mode}-one", *TWO_RANKS[mode])
+    assert status == 0, err
+    assert two_ranks[mode].returncode == 0, two_ranks[mode].stderr
+    results = [summary(cohort / f"{mode}-{name}") for name in ("one", "two")]
     keys = ("mode", "auc", "auc_ci95", "f1", "per_site")
     assert [results[0][key] for key in keys] == [results[1][key] for key in keys]
     assert results[0]["mode"] == mode
@@ -204,16 +236,12 @@ def test_baseline_under_mpi_equals_baseline_in_one_process(cohort: Path, run_her
         assert all("auc_all_sites" in site for site in results[0]["per_site"].values())  # type: ignore[attr-defined]
 
 
-def test_private_run_under_mpi_equals_sequential_and_keeps_ledgers(cohort: Path, run_here: Run, mpirun: Run) -> None:
+def test_private_run_under_mpi_equals_sequential_and_keeps_ledgers(
+    cohort: Path, run_here: Run, two_ranks: dict[str, Outcome]
+) -> None:
     """With the test seed of the noise; the epsilon of the summary is that of the steps really taken."""
-    sites = [{"name": name, "weight": 20} for name in SITES]
-    sets = (
-        f"data.sites={json.dumps(sites)}", "privacy.epsilon=8", "privacy.sample_rate=0.25", "privacy.noise_seed=1",
-        "training.rounds=2",
-    )  # fmt: skip
-    dirs = [cohort / "private-one", cohort / "private-two"]
-    for run_dir, start in zip(dirs, (run_here, under(mpirun, 2)), strict=True):
-        status, out, err = train(start, cohort, run_dir, *sets)
+    dirs = [cohort / "noised-one", cohort / "noised-two"]
+    for status, out, err in (train(run_here, cohort, dirs[0], *NOISED), two_ranks["noised"]):
         assert status == 0, err
         assert "INSECURE" in out
     np.testing.assert_array_equal(params(dirs[0], 2), params(dirs[1], 2))
@@ -234,33 +262,31 @@ def charges(run_dir: Path, site: str) -> list[int]:
 
 
 def test_kill_9_in_the_third_round_is_charged_and_the_budget_holds(
-    cohort: Path, mpirun: Run, mpirun_killed_when: Callable[..., None]
+    cohort: Path, mpirun: Run, mpirun_killed_when: Callable[..., None], two_ranks: dict[str, Outcome]
 ) -> None:
     """All ranks die by SIGKILL while they train; the same command again charges round 3 anew and stops in time."""
-    sites = [{"name": name, "weight": 20} for name in SITES]
-    sets = ("privacy.epsilon=4", "privacy.sample_rate=0.25", "training.rounds=5", f"data.sites={json.dumps(sites)}")
-    words = [word for pair in sets for word in ("--set", pair)]
-    records = {}
-    for name, kill in (("unbroken", False), ("killed", True)):
-        run_dir = cohort / f"private-{name}"
-        command = ["run.py", "train", cohort / "tiny.yaml", "--run-dir", run_dir, *words]
-        if kill:
-            mpirun_killed_when(partial(third_round_is_charged, run_dir), 2, command)
-            assert [charges(run_dir, site) for site in SITES] == [[0, 1, 2]] * 4
-            assert len((run_dir / "rounds.jsonl").read_text().splitlines()) == 2
-        status, _, err = mpirun(2, command)
-        assert status == 0, err
-        records[name] = [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
-    unbroken, killed = summary(cohort / "private-unbroken"), summary(cohort / "private-killed")
+    dirs = {"unbroken": cohort / "unbroken-two", "killed": cohort / "killed"}
+    assert two_ranks["unbroken"].returncode == 0, two_ranks["unbroken"].stderr
+    words = ["run.py", *command(cohort, dirs["killed"], *BUDGET)]
+    mpirun_killed_when(partial(third_round_is_charged, dirs["killed"]), 2, words)
+    assert [charges(dirs["killed"], site) for site in SITES] == [[0, 1, 2]] * 4
+    assert len((dirs["killed"] / "rounds.jsonl").read_text().splitlines()) == 2
+    status, _, err = mpirun(2, words)
+    assert status == 0, err
+    records = {
+        name: [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]
+        for name, run_dir in dirs.items()
+    }
+    unbroken, killed = summary(dirs["unbroken"]), summary(dirs["killed"])
     assert (unbroken["stopped"], unbroken["rounds"]) == ("finished", 5)
     assert (killed["stopped"], killed["rounds"]) == ("budget", 4)
-    assert charges(cohort / "private-killed", "site1") == [0, 1, 2, 2, 3]
+    assert charges(dirs["killed"], "site1") == [0, 1, 2, 2, 3]
     spent = {name: [record["epsilon"] for record in kept] for name, kept in records.items()}
     print(f"epsilon after each round: unbroken {spent['unbroken']}, killed in round 3 {spent['killed']}, target 4")
     assert spent["killed"][:2] == spent["unbroken"][:2]
     assert spent["killed"][2] == spent["unbroken"][3] > spent["unbroken"][2]
     assert max(spent["killed"]) == killed["epsilon"] == unbroken["epsilon"] <= 4
-    assert (cohort / "private-killed" / "model.pt").is_file()
+    assert (dirs["killed"] / "model.pt").is_file()
 
 
 def third_round_is_charged(run_dir: Path) -> bool:
@@ -271,7 +297,7 @@ def third_round_is_charged(run_dir: Path) -> bool:
 
 def test_what_was_spent_is_told_and_what_was_changed_is_refused(cohort: Path, run_here: Run) -> None:
     """After the runs above: `run.py privacy` on a run and a shard; a ledger that was cut, lost, or another site's."""
-    run_dir = cohort / "private-killed"
+    run_dir = cohort / "killed"
     status, out, err = run_here(["privacy", run_dir, "--json"])
     assert status == 0, err
     found = {site["site"]: site for site in json.loads(out)["sites"]}
@@ -280,7 +306,7 @@ def test_what_was_spent_is_told_and_what_was_changed_is_refused(cohort: Path, ru
     assert found["site1"]["epsilon"] == summary(run_dir)["epsilon"]
     status, out, err = run_here(["privacy", cohort / "site1.h5", "--json"])
     assert status == 0, err
-    assert {"private-killed", "private-unbroken"} <= {run["run"] for run in json.loads(out)["runs"]}
+    assert {"killed", "unbroken-two"} <= {run["run"] for run in json.loads(out)["runs"]}
     ledger = run_dir / "sites" / "site1" / "ledger.jsonl"
     whole = ledger.read_text(encoding="utf-8")
     other = (run_dir / "sites" / "site2" / "ledger.jsonl").read_text(encoding="utf-8")
@@ -290,9 +316,7 @@ def test_what_was_spent_is_told_and_what_was_changed_is_refused(cohort: Path, ru
         ledger.unlink(missing_ok=True)
         if content is not None:
             ledger.write_text(content, encoding="utf-8")
-        sites = [{"name": name, "weight": 20} for name in SITES]
-        sets = ("privacy.epsilon=4", "privacy.sample_rate=0.25", "training.rounds=5", f"data.sites={json.dumps(sites)}")
-        status, _, err = train(run_here, cohort, run_dir, *sets)
+        status, _, err = train(run_here, cohort, run_dir, *BUDGET)
         assert (status, err.count("error: "), "Traceback" in err) == (2, 1, False)
         assert message in err
     ledger.write_text(whole, encoding="utf-8")
@@ -311,7 +335,7 @@ def damaged(cohort: Path, tmp_path: Path, damage: Callable[[Path], object]) -> P
     """A copy of the cohort whose site3 is damaged."""
     copy = tmp_path / "cohort"
     shutil.copytree(
-        cohort, copy, ignore=shutil.ignore_patterns("mpi*", "local*", "centralised*", "private*", "sequential")
+        cohort, copy, ignore=shutil.ignore_patterns("mpi*", "*-one", "*-two", "killed", "said", "sequential")
     )
     text = (copy / "tiny.yaml").read_text(encoding="utf-8")
     (copy / "tiny.yaml").write_text(text.replace(str(cohort), str(copy)), encoding="utf-8")
