@@ -12,10 +12,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 REPO = Path(__file__).resolve().parents[1]
 ON_CI = os.environ.get("CI", "").lower() == "true"
@@ -64,15 +65,27 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return WORKERS if whole and not config.option.keyword else 0
 
 
-@pytest.hookimpl(tryfirst=True)
+class ByFile(LoadScopeScheduling):
+    """The tests of a file in one process, which shares its fixtures; those of the cluster in one as well."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "tests/slurm" if path.startswith("tests/slurm/") else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Return what hands out the tests, in the order in which they were collected."""
+    return ByFile(config, log)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what starts the program."""
+    if STARTS_PROGRAMS & set(getattr(item, "fixturenames", ())):
+        item.add_marker(pytest.mark.integration)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, those of the cluster in one as well, and start with the longest."""
-    for item in items:
-        path = item.path.relative_to(REPO).as_posix()
-        slurm = path.startswith("tests/slurm")
-        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else path))
-        if STARTS_PROGRAMS & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.integration)
+    """Start with the files that take longest."""
     items.sort(key=_place)
 
 
