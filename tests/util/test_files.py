@@ -134,8 +134,8 @@ OTHER_WRITERS = {
     "privacy/site_ledger.py": "a lock file",
     "util/directory_lock.py": "a lock file",
     "util/output.py": "/dev/null",
-    "exchange/egress.py": "holds its file open over a run, and appends by append_whole",
-    "preflight/facts.py": "a probe that it removes",
+    "transport/egress_log.py": "holds its file open over a run, and appends by append_whole",
+    "run/preflight/facts.py": "a probe that it removes",
     "sweep/local.py": "the log of a child process",
     "bench/dp.py": "/proc",
 }
