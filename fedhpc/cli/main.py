@@ -46,6 +46,7 @@ COMMANDS = {
     "sweep": Command("fedhpc.cli.sweep", "many configs as one SLURM array, or a few at a time on this machine"),
     "report": Command("fedhpc.cli.report", "one page about a sweep, or about several runs"),
     "bench": Command("fedhpc.cli.bench", "the project's own benchmarks, with ratios"),
+    "config": Command("fedhpc.cli.config", "show a config with where each value comes from; or all keys there are"),
     "world": Command("fedhpc.cli.world", ""),
 }
 

@@ -35,9 +35,27 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     Raises:
         ConfigError: with every problem found, one a line.
     """
+    return config_of(path, read_merged(path, overrides))
+
+
+def read_merged(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Return what a file says, laid on what it extends, with overrides; not validated yet.
+
+    Raises:
+        ConfigError: a file that cannot be read, or an override that cannot be applied.
+    """
     tree = read_tree(path)
     for override in overrides or []:
         apply_override(tree, override)
+    return tree
+
+
+def config_of(path: Path, tree: dict[str, Any]) -> RunConfig:
+    """Return the config that the merged tree of a file describes.
+
+    Raises:
+        ConfigError: with every problem found, one a line.
+    """
     if "grid" in tree:
         raise ConfigError(f"{path}: is a sweep of many runs, it has a grid; start it with `run.py sweep {path}`")
     config, problems = checked(tree)
@@ -111,11 +129,12 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     {'a': {'b': 1, 'c': 3}}
     """
     both = {key: merged(base[key], over[key]) for key in over if _are_maps(base.get(key), over[key])}
-    below = {key: place for key, place in _places(base).items() if key not in over}
-    return Located({**base, **over, **both}, {**below, **_places(over)})
+    below = {key: place for key, place in places_of(base).items() if key not in over}
+    return Located({**base, **over, **both}, {**below, **places_of(over)})
 
 
-def _places(tree: dict[str, Any]) -> dict[str, str]:
+def places_of(tree: dict[str, Any]) -> dict[str, str]:
+    """Return where each key of a mapping was written; empty for a mapping that was not read from YAML."""
     return tree.places if isinstance(tree, Located) else {}
 
 
@@ -143,7 +162,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override}: {key} is a single value, it has no key {keys[-1]}")
     node[keys[-1]] = value
-    _places(node)[keys[-1]] = "--set"
+    places_of(node)[keys[-1]] = "--set"
 
 
 def with_new_names(tree: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +205,7 @@ def _place(problem: str, tree: object) -> str:
         if isinstance(tree, list) and key.isdecimal() and int(key) < len(tree):
             tree = tree[int(key)]
         elif isinstance(tree, dict) and key in tree:
-            place = _places(tree).get(key, place)
+            place = places_of(tree).get(key, place)
             tree = tree[key]
         else:
             break

@@ -251,15 +251,9 @@ class Privacy(Section):
 
 
 class Exchange(Section):
-    """What is exchanged: the share of entries sent up, and down (the same when null), and how exactly.
+    """What a site and the aggregator send each other: how much of an update, how exactly, and how it is protected.
 
-    `selection` is of the largest entries of the whole update, or of that share of each parameter tensor. `value_bits`
-    is 32 (as they are), 16 (as exact as fp16), or 8 to 3 (log-scaled); what is rounded away is sent later.
-
-    `tls` encrypts all that crosses a wire between a hospital and rank 0, and checks who is at its ends; where one
-    process plays all sites there is no wire. `pki` is the folder of the certificates (`run.py pki`), `{site}` in it
-    replaced by the site's name, or by `aggregator`; null: `pki` beside the shards. `search` looks for the site's own
-    pixels in every payload before it leaves.
+    Where one process plays all sites there is no wire: `tls` and `pki` are not used.
     """
 
     density: Density = Field(default=0.1, description="share of the entries of an update that a site sends")
@@ -341,7 +335,7 @@ class Evaluation(Section):
 
 
 class Runtime(Section):
-    """The machine. `threads: auto` is cores / ranks on the node; the resolved number is written to the run's config."""
+    """The machine under a rank. What `threads: auto` stands for is written to the run's config."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="auto: a GPU where there is one, else the CPU"

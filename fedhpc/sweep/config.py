@@ -28,7 +28,7 @@ BaselineName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$")]
 
 
 class Slurm(Section):
-    """What SLURM is asked for: each element is a job of an array, with these resources, whatever it trains."""
+    """What SLURM is asked for: each trial is a job of an array, with these resources, whatever it trains."""
 
     partition: str | None = Field(
         default=None, description="partition (sbatch --partition); null: the cluster's default"
@@ -86,10 +86,7 @@ class Slurm(Section):
 
 
 class Local(Section):
-    """One machine: how many elements run at once, and what each takes.
-
-    `at_once: auto` is what the cores allow. Whatever it is, an element waits until there is free memory for it.
-    """
+    """One machine: how many trials run at once, and what each takes. A trial waits until there is memory for it."""
 
     at_once: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         default="auto", description="trials that run at once; auto: as many as the cores allow"

@@ -31,6 +31,7 @@ PLACES = [(name, ()) for name in COMMANDS] + [
         "pki": ("init", "issue", "revoke", "show"),
         "sweep": ("start", "status", "resume", "cancel"),
         "bench": ("dp", "codec", "wire", "splits"),
+        "config": ("show", "reference"),
     }.items()
     for kind in kinds
 ]
