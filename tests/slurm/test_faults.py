@@ -1,0 +1,80 @@
+"""Faults of SLURM itself on a real cluster: a drained node, a lost daemon, a full spool, a job that submits a sweep."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import until
+from tests.slurm.conftest import Job, Slurm, cancelled
+from tests.slurm.test_sweep import write_sweep
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(300)]
+ROUNDS = 6
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+
+
+def completed(job: Job, limit_s: float = 150) -> None:
+    assert job.wait_for(ENDED, limit_s) == "COMPLETED", job.text
+
+
+def rounds(run_dir: Path) -> list[int]:
+    return [json.loads(line)["round"] for line in (run_dir / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_node_drained_in_a_run_lets_it_finish(slurm: Slurm, cohort: Path) -> None:
+    run_dir = slurm.folder / "drained"
+    arguments = (cohort, "--run-dir", run_dir)
+    with cancelled(slurm.submit("drained", "--ntasks=2", script="fedavg.sbatch", arguments=arguments)) as job:
+        job.wait_until_it_says(r"round +2/", 90)
+        slurm.ask("scontrol", "update", "nodename=hosp1", "state=drain", "reason=test")
+        try:
+            completed(job)
+        finally:
+            slurm.ask("scontrol", "update", "nodename=hosp1", "state=resume", check=False)
+    assert job.facts()["Restarts"] == "0"
+    assert rounds(run_dir) == list(range(1, ROUNDS + 1))
+
+
+def test_full_spool_holds_the_job_until_it_is_released(slurm: Slurm, cohort: Path) -> None:
+    """The node cannot keep the batch script: SLURM drains it and holds the job, which runs once it is released."""
+    run_dir, spool = slurm.folder / "spool", slurm.cluster.base / "spool" / "hosp1"
+    slurm.cluster.on("hosp1", "mount", "-t", "tmpfs", "-o", "size=4k", "none", spool)
+    arguments = (cohort, "--run-dir", run_dir)
+    try:
+        slurm.cluster.on(
+            "hosp1", "sh", "-c", f"head -c 4096 /dev/zero > {shlex.quote(str(spool / 'full'))}", check=False
+        )
+        job = slurm.submit("spool", "--ntasks=2", "--nodelist=hosp1,hosp2", script="fedavg.sbatch", arguments=arguments)
+        with cancelled(job):
+            assert until(lambda: "held" in job.facts().get("Reason", ""), 40, 0.5), job.facts()
+            assert job.state == "PENDING" and not job.text and not run_dir.exists()
+            slurm.cluster.on("hosp1", "umount", spool)
+            slurm.ask("scontrol", "update", "nodename=hosp1", "state=resume")
+            slurm.ask("scontrol", "release", job.id)
+            completed(job)
+    finally:
+        slurm.cluster.on("hosp1", "umount", spool, check=False)
+        slurm.ask("scontrol", "update", "nodename=hosp1", "state=resume", check=False)
+        until(lambda: "hosp1" in slurm.cluster.idle(), 30, 0.5)
+
+
+def test_sweep_submitted_from_a_job_runs_on_its_own_allocations(slurm: Slurm, cohort: Path) -> None:
+    folder = slurm.folder / "inner"
+    folder.mkdir()
+    config, directory, output = write_sweep(folder, cohort), folder / "run", folder / "job.out"
+    words = [sys.executable, "run.py", "sweep", str(config), "--run-dir", str(directory)]
+    shape = ("--ntasks=1", "--mem=300M", "--cpus-per-task=1", "--exclusive", "--output", output)
+    said = slurm.ask("sbatch", "--parsable", *shape, f"--wrap={shlex.join(words)}")
+    with cancelled(Job(said.strip(), output, slurm.ask)) as job:
+        completed(job, 60)
+        report = re.search(r"and job (\d+), which then makes the report", job.text)
+        assert report, job.text
+        with cancelled(Job(report[1], directory / "none", slurm.ask)) as last:
+            completed(last, 180)
+    text = slurm.ask(sys.executable, "run.py", "sweep", "status", directory)
+    assert "4 finished" in text, text
+    assert (directory / "report.html").exists()
