@@ -48,9 +48,9 @@ def add_arguments(parser: Parser) -> None:
     reference.describe(
         "Print every key of a config as Markdown: type, default, allowed values, what it does.", REFERENCE
     )
-    reference.add_argument("key", nargs="?", default="", metavar="KEY", help="this key or section alone")
+    reference.add_argument("key", nargs="?", default="", metavar="KEY", help="this key or section alone (default: all)")
     add_json(reference)
-    reference.set_defaults(action=_reference, optional="key")
+    reference.set_defaults(action=_reference)
 
 
 def run(options: argparse.Namespace) -> int:

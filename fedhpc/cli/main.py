@@ -103,24 +103,25 @@ def _program() -> str:
 
 
 def _parsed(words: list[str]) -> argparse.Namespace:
-    """Return the options, or end the process with a message.
-
-    argparse of Python 3.11 gives an optional positional argument up as soon as an option comes before it: `optional`
-    names it, and it is put in place here.
-    """
+    """Return the options, or end the process with a message."""
     chosen = words[0] if words and words[0] in COMMANDS else None
+    if words and not chosen and not words[0].startswith("-"):
+        parser().error(_unknown(words[0]))
     if chosen:
         words = [chosen, *getattr(importlib.import_module(COMMANDS[chosen].module), "arrange", list)(words[1:])]
     top = parser(chosen)
-    options, rest = top.parse_known_args(words)
-    late = getattr(options, "optional", None)
-    if late and len(rest) == 1 and not rest[0].startswith("-"):
-        setattr(options, late, Path(rest[0]))
-    elif rest:
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
-    elif chosen is None:
+    options = top.parse_args(words)
+    if chosen is None:
         top.error("a command must come first")
     return options
+
+
+def _unknown(word: str) -> str:
+    import difflib
+
+    shown = [name for name, command in COMMANDS.items() if command.help]
+    near = difflib.get_close_matches(word, shown, n=1)
+    return f"{word}: no such command. " + (f"Did you mean {near[0]}?" if near else f"Give one of: {', '.join(shown)}")
 
 
 def _clear_status(options: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--report", action="store_true", help="print all about this machine and job: send it when asking for help"
     )
-    parser.set_defaults(shared=True, optional="config")
+    parser.set_defaults(shared=True)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -44,6 +44,7 @@ prepare check a.h5 b.h5 --png sheet.png
 train c.yaml --set a.b=1 --set c=2 --run-dir d --stop-after 2 --init-from r --take-over --status f
 preflight
 preflight c.yaml --set a=1 --run-dir d --report
+preflight --report c.yaml
 world
 evaluate runs/a --shard x.h5 --json
 privacy a.yaml b.yaml --set privacy.epsilon=1 --json

@@ -1,29 +1,12 @@
-"""The command line before anything heavy is imported, and after its reader has gone."""
+"""The command line as a program: its reader gone, its environment missing, its names."""
 
-import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from fedhpc.cli.main import main
-from tests.conftest import Outcome, run_limited
+from tests.conftest import run_limited
 
 REPO = Path(__file__).resolve().parents[2]
-CONFIG = (
-    "name: x\nprivacy: off\nruntime: {threads: 1}\n"
-    "data: {shards: 'none/{site}.h5', sites: [{name: a}, {name: b}]}\ntraining: {rounds: %s}\n"
-)
-LIGHT = """
-import sys
-from fedhpc.cli.main import main
-status = main(sys.argv[1:])
-heavy = {"torch", "opacus", "h5py", "scipy"} & set(sys.modules)
-assert not heavy, heavy
-sys.exit(status)
-"""
 READER_GONE = """
 import sys, time
 from pathlib import Path
@@ -33,28 +16,6 @@ for number in range(200):
     console.say("x" * 1000)
 Path(sys.argv[1]).write_text("done")
 """
-
-
-def write(path: Path, rounds: object = 1) -> Path:
-    path.write_text(CONFIG % rounds, encoding="utf-8")
-    return path
-
-
-def test_typo_before_heavy_imports(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", LIGHT, "train", write(tmp_path / "c.yaml", "many")]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=100, check=False)
-    assert (done.returncode, "training.rounds='many': is text; write a number (c.yaml, line 5)" in done.stderr) == (
-        2,
-        True,
-    )
-
-
-@pytest.mark.mpi
-def test_too_many_ranks_are_told_before_heavy_imports(tmp_path: Path, mpirun: Callable[..., Outcome]) -> None:
-    done = mpirun(3, ["-c", LIGHT, "train", write(tmp_path / "c.yaml")])
-    assert done.returncode == 2
-    assert "3 ranks for 2 sites: use at most 2" in done.stderr
-    assert "AssertionError" not in done.stderr
 
 
 def test_closed_output_does_not_end_a_run(tmp_path: Path) -> None:
@@ -73,48 +34,9 @@ def test_missing_package_names_the_environment() -> None:
     assert "Activate the environment" in done.stderr
 
 
-def test_no_rounds_to_do_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["train", "c.yaml", "--stop-after", "0"])
-    assert ended.value.code == 2
-    assert "at least 1" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "words", [["status", "--watch", "DIR"], ["status", "DIR", "--watch"], ["--watch", "status", "DIR"]]
-)
-def test_sweep_directory_may_follow_options(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["sweep", *(word.replace("DIR", str(tmp_path)) for word in words)]) == 2
-    assert f"{tmp_path}: is no sweep" in capsys.readouterr().err
-
-
-def test_status_of_an_earlier_run_is_removed(tmp_path: Path) -> None:
-    status = tmp_path / "status"
-    status.write_text("0\n")
-    killed = (
-        "import os\nfrom fedhpc.cli import main as cli, train\ntrain.run = lambda options: os.kill(os.getpid(), 9)\n"
-    )
-    words = ["train", "configs/smoke.yaml", "--status", status]
-    done = run_limited([sys.executable, "-c", f"{killed}import sys\nsys.exit(cli.main(sys.argv[1:]))", *words], 60)
-    assert done.returncode == -9, done.stderr
-    assert not status.exists()
-
-
-def test_status_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for place in (tmp_path, tmp_path / "none" / "status"):
-        assert main(["train", "nothing.yaml", "--status", str(place)]) == 2
-        assert f"--status {place}: cannot be written there" in capsys.readouterr().err
-
-
-def test_mpi_library_that_is_not_there_is_one_message(tmp_path: Path) -> None:
-    """mpi4py loads the library that the environment names, as a cluster's module does."""
-    done = run_limited(
-        [sys.executable, "run.py", "world"],
-        60,
-        {"MPI4PY_LIBMPI": str(tmp_path / "libmpi.so"), "LD_LIBRARY_PATH": str(tmp_path)},
-    )
-    assert done.returncode == 2, done
-    assert re.match(r"error: the MPI library cannot be loaded on \S+ \(.*\)\. Load the MPI module", done.stderr)
-    assert "Traceback" not in done.stderr
+def test_console_script_is_the_same_program(tmp_path: Path) -> None:
+    script = Path(sys.executable).parent / "fedhpc"
+    done = run_limited([script, "train", tmp_path / "none.yaml"], 60, {"PYTHONPATH": str(REPO)})
+    assert (done.returncode, done.stderr.startswith("error: ")) == (2, True), done
+    shown = run_limited([script, "sweep", "start", "--help"], 60, {"PYTHONPATH": str(REPO)}).stdout
+    assert shown.startswith("usage: fedhpc sweep start [-h]") and "\n  fedhpc sweep " in shown

@@ -117,20 +117,6 @@ def test_without_slurm_it_says_what_to_do(
     assert main(["sweep", "status", str(tmp_path / "run")]) == 2, "nothing was started, so there is no sweep"
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["status"], ["tiny.yaml", "runs/x"], ["status", "runs/x", "--dry-run"], ["cancel", "runs/x", "--cluster", "slurm"],
-     ["tiny.yaml", "--watch"], ["status", "runs/x"], ["resume", "runs/x"], ["cancel", "runs/x"]],
-)  # fmt: skip
-def test_words_that_do_not_go_together_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        status: object = main(["sweep", *words])
-    except SystemExit as ended:
-        status = ended.code
-    assert status == 2
-    assert "error: " in capsys.readouterr().err
-
-
 def test_a_job_that_is_submitted_from_a_job_does_not_inherit_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a process that is started there has in its environment; afterwards it is as it was."""
     of_the_job = {

@@ -5,11 +5,9 @@ import stat
 from pathlib import Path
 
 import pytest
-import yaml
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fedhpc.cli.main import main
 from fedhpc.errors import InputError
 from fedhpc.transport import pki
 from fedhpc.transport.tls import AGGREGATOR_NAME, TlsError
@@ -108,32 +106,6 @@ def test_revoked_stays_revoked_through_the_next_one(folder: Path) -> None:
         "site1": "revoked",
         "st_mary-2": "revoked",
     }
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    data = {"shards": f"{tmp_path}/{{site}}.h5", "sites": [{"name": name} for name in SITES]}
-    tree = {"name": "x", "data": data, "privacy": "off"}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    return tmp_path / "c.yaml"
-
-
-def test_the_verbs(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = config.parent / "pki"
-    assert main(["pki", "init", str(config), "--days", "10"]) == 0
-    first = (folder / "site1.pem").read_bytes()
-    assert main(["pki", "issue", str(config), "site1"]) == 0
-    assert (folder / "site1.pem").read_bytes() != first
-    assert main(["pki", "revoke", str(config), "st_mary-2"]) == 0
-    capsys.readouterr()
-    assert main(["pki", "show", str(config)]) == 0
-    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert rows["site1"].endswith("364 days left")
-    assert rows["st_mary-2"].endswith("revoked")
-    assert rows[AGGREGATOR_NAME].endswith("9 days left")
-    assert main(["pki", "issue", str(config), "site9"]) == 2
-    assert main(["pki", "issue", str(config), "site1", "--days", "0"]) == 2
-    assert "site9: no site of" in capsys.readouterr().err
 
 
 def test_where_each_site_keeps_its_own(tmp_path: Path) -> None:
