@@ -80,9 +80,10 @@ def test_quick_audit_of_a_config(run_python: Callable[..., Any], config_file: Pa
 
 @pytest.mark.usefixtures("tiny")
 def test_a_control_that_is_not_caught_is_told_and_ends_with_1(
-    audited_config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    audited_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run this time: its config and last saved round; pictures go into the site's own folder."""
+    monkeypatch.setenv("COLUMNS", "200")
     run = tmp_path / "run"
     directory = RunDirectory(run)
     directory.write_config(audited_config)
