@@ -115,7 +115,7 @@ def own_network_row(subject: Subject, victim: I64, effort: Effort) -> Row:
     """The same search on the run's own network, at the released parameters."""
     image, label = small(harmonise(subject.shard.read(victim))), int(subject.samples.labels[victim[0]])
     from_vector(subject.model, subject.params)
-    note = f"one image, one step, {subject.config.model.name}; search"
+    note = f"one image, one step, {subject.config.model.label}; search"
     return _searched(subject, subject.model, (image, label), effort, ("inversion, own network", note, False))
 
 
@@ -149,7 +149,7 @@ def real_row(subject: Subject, effort: Effort) -> Row:
     for setting, update in updates.items():
         found = match_gradient(subject.model, torch.from_numpy(update).to(device), labels, shape, search)
         guesses[setting], nearest[setting] = _best(found.cpu(), originals)
-    note = f"a real round of the site ({len(train)} images), {subject.config.model.name}; search"
+    note = f"a real round of the site ({len(train)} images), {subject.config.model.label}; search"
     details = {"iterations": iterations, "images": len(train)}
     original = originals[nearest[NO_PRIVACY]].numpy()
     return Row("inversion, real round", note, "SSIM", False, original, NEAREST, guesses, details)

@@ -15,14 +15,16 @@ from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
-from fedhpc.models.build import Task, build_model
+from fedhpc.models.build import build_model
 from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import load_backbone
+from fedhpc.models.task import Task
 from fedhpc.models.vector import to_vector
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.records.checkpoint import load_state, saved_rounds
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
+from fedhpc.run.network import checked_network
 from fedhpc.run.public_features import make_reference, public_map
 from fedhpc.run.session import make_phantoms
 from fedhpc.site.data.samples import FeatureSamples, ImageSamples, Samples
@@ -129,7 +131,8 @@ def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
     with Shard.open(config.data.shard_path(name), name, in_memory=config.data.in_memory) as shard:
         backbone = load_backbone(config.model.backbone) if config.model.backbone else None
         task = Task(shard.classes, shard.image_shape)
-        model = build_model(config, task, backbone).to(bench.device)
+        model = checked_network(config, task) if config.model.checked else build_model(config, task, backbone)
+        model = model.to(bench.device)
         if backbone is not None and config.model.features is not None:
             public_map(config, backbone.to(bench.device)).load_into(model)
         params, rounds_done = _params(target, model)

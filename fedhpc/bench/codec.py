@@ -25,8 +25,9 @@ from fedhpc.compression.error_feedback import CompressionConfig, count_to_send, 
 from fedhpc.compression.float_bits import magnitude_bits
 from fedhpc.compression.update import F32, SparseVector, Update
 from fedhpc.config.schema import RunConfig
-from fedhpc.models.build import Task, build_model
+from fedhpc.models.build import build_model
 from fedhpc.models.device import Device
+from fedhpc.models.task import Task
 from fedhpc.models.vector import to_vector
 from fedhpc.records.rounds import FLOAT32_BYTES
 from fedhpc.run.display import MB

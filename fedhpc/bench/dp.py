@@ -26,8 +26,9 @@ from fedhpc.bench.opacus_modes import MODES, Step, opacus_step
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
-from fedhpc.models.build import Task, build_model
+from fedhpc.models.build import build_model
 from fedhpc.models.device import device_name
+from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count
 from fedhpc.privacy.gaussian import Noise, released
 from fedhpc.privacy.noise import KeyStream

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from fedhpc.config.model_source import located, pins_for
 from fedhpc.config.schema import RunConfig, Section
 from fedhpc.config.strict_yaml import WORDS, Located, parse_yaml, read_yaml
 from fedhpc.errors import ConfigError
@@ -67,11 +68,25 @@ def config_of(path: Path, tree: dict[str, Any]) -> RunConfig:
 def checked(tree: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
     """Return the config that a merged tree describes, and all its problems; None where they leave no config."""
     named = with_privacy_named(tree)
-    unnamed = [line + _place(line, named) for line in _unnamed_privacy(named.get("privacy", {}))]
+    pins, lost = pins_for(named.get("model"))
+    named = merged(named, {"model": pins}) if pins else named
+    unnamed = [line + _place(line, named) for line in [*_unnamed_privacy(named.get("privacy", {})), *lost]]
     try:
         return RunConfig.model_validate(named), unnamed
     except ValidationError as error:
         return None, [*problems_of(error, tree=named), *unnamed]
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """Return a config that was not read from a file with the digest of its model's source.
+
+    Raises:
+        ConfigError: there is no such source, or it is not the one that the config names.
+    """
+    pins, lost = pins_for(config.model.model_dump())
+    if lost:
+        raise ConfigError("; ".join(lost))
+    return config.model_copy(update={"model": config.model.model_copy(update=pins)}) if pins else config
 
 
 def _unnamed_privacy(section: object) -> list[str]:
@@ -98,6 +113,7 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(tree, Located):
         held = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise ConfigError(f"{path}: holds {held}, not a mapping of sections; see configs/smoke.yaml")
+    located(tree, path.parent)
     parent = tree.pop("extends", None)
     if parent is None:
         return tree

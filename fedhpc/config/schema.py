@@ -131,10 +131,36 @@ class Data(Section):
 
 
 class Model(Section):
-    """The network. `frozen` trains a linear head on the features of a public `backbone`, computed once per shard."""
+    """The network: a built-in one by `name`, one of MONAI by `monai`, or your own by `build`; exactly one of the three.
 
-    name: Literal["densenet_small", "densenet121", "resnet18", "resnet50", "frozen"] = Field(
-        default="densenet_small", description="a built-in network"
+    `frozen` trains a linear head on the features of a public `backbone`, computed once per shard.
+
+    `build` runs Python code inside every hospital, with all rights of the user who starts the rank. So each rank reads
+    its own file, and the run starts only where the digests of all are equal. A copy is kept in the run directory, and
+    `evaluate`, `audit` and `open_run(...).model()` execute that copy: of a run that somebody else has made, read
+    `model_source.py` first, or do not.
+    """
+
+    name: Literal["densenet_small", "densenet121", "resnet18", "resnet50", "frozen"] | None = Field(
+        default="densenet_small", description="a built-in network; null with `build` or `monai`"
+    )
+    build: Annotated[str, Field(pattern=r"^\S.*:[A-Za-z_]\w*$")] | None = Field(
+        default=None,
+        description="a function (task, **args) -> torch.nn.Module: `my_models.py:make`, relative to the config file, "
+        "or `package.module:make` of an installed package",
+    )
+    monai: Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")] | None = Field(
+        default=None, description="a network of monai.networks.nets by its name, such as DenseNet121"
+    )
+    args: dict[str, Any] = Field(default={}, description="keyword arguments for `build` or `monai`")
+    source_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
+        default=None, description="of the file of `build`; filled in when the config is read, and compared if it is set"
+    )
+    source_module: str | None = Field(
+        default=None, description="the module of `build`, where it is one of an installed package; filled in"
+    )
+    source_version: str | None = Field(
+        default=None, description="the installed package of `source_module` and its version; filled in"
     )
     backbone: str | None = Field(
         default=None, description="efficientnet_lite0, phantom, or the model.pt of another fedhpc run"
@@ -148,6 +174,34 @@ class Model(Section):
     init_from: str | None = Field(
         default=None, description="a finished run, or a model.pt, whose parameters are the initial ones (--init-from)"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_default_beside_another(cls, values: Any) -> Any:
+        """The default of `name` is for a section that names no other network."""
+        others = isinstance(values, dict) and (values.get("build") or values.get("monai"))
+        return {"name": None, **values} if others else values
+
+    @property
+    def label(self) -> str:
+        """The network in a word or two."""
+        return self.name or (f"MONAI {self.monai}" if self.monai else Path(str(self.build)).name)
+
+    @property
+    def key(self) -> str:
+        """The key that names the network, with its value, for messages."""
+        which = "name" if self.name else "monai" if self.monai else "build"
+        return f"model.{which}={self.name or self.monai or self.label}"
+
+    @property
+    def checked(self) -> bool:
+        """Whether the network is not a built-in one, so that it is checked before it is trained."""
+        return self.name is None
+
+    def identity(self) -> dict[str, Any]:
+        """The section without the place of the source file, which differs between ranks and in a run directory."""
+        plain = self.model_dump(mode="json")
+        return {**plain, "build": self.build and self.build.rpartition(":")[2]}
 
 
 class Training(Section):
@@ -411,9 +465,31 @@ class RunConfig(Section):
             raise ValueError("\n".join(problems))
         return self
 
+    def identity(self, exclude: Any = None) -> dict[str, Any]:
+        """The config as plain values that say whether two are the same; `exclude` as in pydantic's `model_dump`."""
+        plain = self.model_dump(mode="json", exclude=exclude)
+        return {**plain, "model": self.model.identity()}
+
     def digest(self) -> str:
         """SHA-256 of the canonical JSON form, 16 hex digits."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _model_rules(model: Model) -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule of the section on its own."""
+    named = [f"model.{key}={value}" for key in ("name", "build", "monai") if (value := getattr(model, key)) is not None]
+    return [
+        (len(named) > 1, f"{', '.join(named)}: exclude each other; keep one and set the others to null"),
+        (not named, "model.name=null: no network is named; set one of model.name, model.build and model.monai"),
+        (
+            bool(model.args) and model.name is not None,
+            f"model.args: belong to model.build or model.monai, not to model.name={model.name}; remove them",
+        ),
+        (
+            model.source_sha256 is not None and model.build is None,
+            "model.source_sha256: belongs to model.build; remove it",
+        ),
+    ]
 
 
 def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
@@ -423,6 +499,7 @@ def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
     twice = sorted({name for name in names if names.count(name) > 1})
     frozen, units = config.model.name == "frozen", max(site.weight or 1 for site in config.data.sites)
     return [
+        *_model_rules(config.model),
         (bool(twice), f"data.sites: {', '.join(twice)} named twice; give each hospital its own name"),
         ("aggregator" in names, "data.sites: aggregator is the name of rank 0; give the hospital another"),
         (
@@ -446,11 +523,11 @@ def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
         ),
         (
             not frozen and config.model.backbone is not None,
-            f"model.backbone: only model.name=frozen has one, not {config.model.name}; remove one of the two",
+            f"model.backbone: only model.name=frozen has one, not {config.model.label}; remove one of the two",
         ),
         (
             config.model.features is not None and not frozen,
-            f"model.features: only model.name=frozen has features to whiten, not {config.model.name}; remove it",
+            f"model.features: only model.name=frozen has features to whiten, not {config.model.label}; remove it",
         ),
         (
             (config.model.features is None) != (config.data.public_reference is None),

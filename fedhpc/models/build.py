@@ -1,23 +1,16 @@
 """Build the trained part of a model: a network without batch statistics, or a head on a frozen backbone."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.densenet import GROUPS, DenseNet
+from fedhpc.models.monai_networks import monai_network
+from fedhpc.models.own import own_network
+from fedhpc.models.task import Task
 from fedhpc.models.whitening import Whitening
 from fedhpc.util.rng import seed_of
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the images and labels of all sites have in common (public)."""
-
-    classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]
 
 
 def build_model(config: RunConfig, task: Task, backbone: Backbone | None = None) -> nn.Module:
@@ -27,12 +20,19 @@ def build_model(config: RunConfig, task: Task, backbone: Backbone | None = None)
         config: names the network.
         task: classes and image shape.
         backbone: with `model.name: frozen`, the extractor whose features the head is trained on.
+
+    Raises:
+        InputError: a network of `model.build` or `model.monai` that cannot be built.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "initial weights"))
         if backbone is not None:
             return _head(backbone.dim, config.model.features, len(task.classes))
-        return _network(config.model.name, task)
+        if config.model.build is not None:
+            return own_network(config.model, task)
+        if config.model.monai is not None:
+            return monai_network(config.model.monai, task, config.model.args)
+        return _network(str(config.model.name), task)
 
 
 def _network(name: str, task: Task) -> nn.Module:

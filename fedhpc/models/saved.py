@@ -13,10 +13,12 @@ from pydantic import ValidationError
 from torch import nn
 
 from fedhpc.config.loader import with_new_names
-from fedhpc.config.schema import RunConfig
+from fedhpc.config.model_source import COPY, place_of
+from fedhpc.config.schema import Model, RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import NAMES, Backbone, public_backbone
-from fedhpc.models.build import Task, build_model, replace_module
+from fedhpc.models.build import build_model, replace_module
+from fedhpc.models.task import Task
 from fedhpc.util.files import read_bytes, write_bytes
 
 
@@ -42,12 +44,47 @@ def save_model(path: Path, model: nn.Module, facts: dict[str, Any]) -> None:
     write_bytes(path, buffer.getbuffer())
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What is in a `model.pt`, before anything is built."""
+
+    weights: dict[str, torch.Tensor]
+    config: RunConfig
+    task: Task
+    f1_thresholds: tuple[int, ...]
+
+
 def load_model(path: Path) -> SavedModel:
     """Read a `model.pt`, without unpickling any code.
 
+    Where the model is of `model.build`, the copy of its source in the run directory is executed; its SHA-256 is that in
+    `model.pt`. A `model.pt` alone executes nothing.
+
     Raises:
-        InputError: where it is not one, or its facts and its weights do not fit together.
+        InputError: it is none, its facts and its weights do not fit together, or the copy is missing or another.
     """
+    content = _read(path)
+    config = content.config
+    backbone = load_backbone(config.model.backbone) if config.model.backbone else None
+    own = config.model_copy(update={"model": _rebuilt(config.model, path)}) if config.model.checked else config
+    try:
+        network = build_model(own, content.task, backbone)
+        network.load_state_dict(content.weights)
+    except UNREADABLE as error:
+        raise _no_model(path, error) from None
+    return SavedModel(network.eval(), backbone, config, content.task, content.f1_thresholds)
+
+
+def saved_config(path: Path) -> RunConfig:
+    """Return the config of a `model.pt`; builds and executes nothing.
+
+    Raises:
+        InputError: it is none.
+    """
+    return _read(path).config
+
+
+def _read(path: Path) -> _Content:
     content = read_bytes(path)
     try:
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -55,15 +92,24 @@ def load_model(path: Path) -> SavedModel:
         config = RunConfig.model_validate(with_new_names(facts["config"]))
         task = Task(tuple(facts["classes"]), tuple(facts["image_shape"]))
         thresholds = tuple(int(value) for value in facts["f1_thresholds"])
+        return _Content(saved["state_dict"], config, task, thresholds)
     except (*UNREADABLE, ValidationError) as error:
         raise _no_model(path, error) from None
-    backbone = load_backbone(config.model.backbone) if config.model.backbone else None
-    try:
-        network = build_model(config, task, backbone)
-        network.load_state_dict(saved["state_dict"])
-    except UNREADABLE as error:
-        raise _no_model(path, error) from None
-    return SavedModel(network.eval(), backbone, config, task, thresholds)
+
+
+def _rebuilt(model: Model, path: Path) -> Model:
+    """The section that the network is built from again: the source in the run directory, no weights from elsewhere."""
+    if model.build is None:
+        return model.model_copy(update={"args": {k: v for k, v in model.args.items() if k != "pretrained"}})
+    # `runs/x/model.pt`, or of a local-only run `runs/x/sites/<site>/model.pt`.
+    copies = [folder / COPY for folder in (path.resolve().parent, *path.resolve().parents[2:3])]
+    copy = next((one for one in copies if one.is_file()), None)
+    if copy is None:
+        raise InputError(
+            f"{path}: its network is of model.build={model.label}, and {COPY}, the copy of its source, is not there. "
+            "Give the run directory, or put the file beside model.pt"
+        )
+    return model.model_copy(update={"build": f"{copy}:{place_of(str(model.build))[1]}"})
 
 
 MALFORMED = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -89,9 +135,15 @@ def load_backbone(source: str) -> Backbone:
         return public_backbone(source)
     if not Path(source).is_file():
         raise InputError(f"model.backbone={source}: no such file; allowed: {', '.join(NAMES)} or the model.pt of a run")
-    saved = load_model(Path(source))
-    if saved.backbone is not None:
+    model = saved_config(Path(source)).model
+    if model.backbone is not None:
         raise InputError(f"model.backbone={source}: is itself a head on a backbone; give a whole network's model.pt")
+    if model.checked:
+        raise InputError(
+            f"model.backbone={source}: is a network of {model.label}, whose last layer is not known. Give the model.pt "
+            "of a built-in network; to go on with the network itself use model.init_from"
+        )
+    saved = load_model(Path(source))
     name = "fc" if hasattr(saved.network, "fc") else "class_layers.out"
     dim = int(saved.network.get_submodule(name).in_features)  # type: ignore[arg-type]
     replace_module(saved.network, name, nn.Identity())

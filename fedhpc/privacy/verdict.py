@@ -75,15 +75,15 @@ def verdict(noise_per_signal: float, directions: int) -> Verdict:
     return Verdict(word, length, directions)
 
 
-def directions_of(name: str, features: int | None, backbone: str | None) -> int | None:
-    """How many directions a config's model learns; None for the backbone of another run, whose size is not known.
+def directions_of(name: str | None, features: int | None, backbone: str | None) -> int | None:
+    """How many directions a config's model learns; None where its size is not known before it is built.
 
     Args:
         name, features, backbone: `model.name`, `model.features` and `model.backbone`.
     """
     if features is not None:
         return features
-    return BACKBONE_FEATURES.get(backbone or "") if name == "frozen" else PARAMETERS[name]
+    return BACKBONE_FEATURES.get(backbone or "") if name == "frozen" else PARAMETERS.get(name or "")
 
 
 def noise_per_signal(config: RunConfig, plan: PrivacyPlan) -> float:

@@ -2,6 +2,7 @@
 
 runs/<name>/
     config.yaml          the resolved config; written when everything that can be checked has been
+    model_source.py      the source of the model, where it is the user's own (model.build); config.yaml has its digest
     run.json             an id drawn for this run, which its checkpoints carry
     initial.json         which model.pt the run was started from (`train --init-from`)
     lock.json, .lock     who is at work here; gone when nobody is
@@ -23,6 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedhpc.config.loader import only_renamed, problems_of, told_of
+from fedhpc.config.model_source import COPY, check_source, located, place_of, read_source
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.errors import ConfigError, InputError
@@ -34,6 +36,7 @@ from fedhpc.util.files import (
     read_lines,
     read_text,
     reported,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -80,8 +83,7 @@ class RunDirectory:
         Raises:
             FileError: where it cannot be written.
         """
-        make_folder(self.path)
-        write_text(self.config, dump_yaml(config.model_dump(mode="json")))
+        write_text(self.config, config_text(config, self.path))
 
     def write_identity(self) -> str:
         """Return the id of this run; draw it where the run has none yet."""
@@ -115,7 +117,10 @@ class RunDirectory:
         if not self.config.exists():
             return None
         try:
-            return RunConfig.model_validate(parse_yaml(read_text(self.config, RESTORE), str(self.config)))
+            tree = parse_yaml(read_text(self.config, RESTORE), str(self.config))
+            if isinstance(tree, dict):
+                located(tree, self.path)
+            return RunConfig.model_validate(tree)
         except ConfigError as error:
             raise InputError(f"{error}. The file was cut or changed. {RESTORE}.") from None
         except ValidationError as error:
@@ -159,6 +164,23 @@ class RunDirectory:
     def append_round(self, record: dict[str, Any]) -> None:
         """Append the record of the next round; on disk when this returns."""
         append_line(self.rounds, json.dumps(record, allow_nan=False))
+
+
+def config_text(config: RunConfig, folder: Path) -> str:
+    """Return a config as YAML for a file in `folder`, after the source of its model was copied there.
+
+    Raises:
+        FileError: the copy cannot be written.
+        ConfigError: the source is not the one that the config names any more.
+    """
+    make_folder(folder)
+    tree = config.model_dump(mode="json")
+    if config.model.build is not None:
+        source = read_source(config.model.build)
+        check_source(source, config.model)
+        write_bytes(folder / COPY, source)
+        tree["model"]["build"] = f"{COPY}:{place_of(config.model.build)[1]}"
+    return dump_yaml(tree)
 
 
 def _record(line: str, path: Path, number: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fedhpc.config.loader import load_config
+from fedhpc.config.loader import load_config, pinned
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
@@ -29,12 +29,12 @@ class Source:
     take_over: bool = False
 
     def load(self) -> RunConfig:
-        """Return the config.
+        """Return the config, with the digest of the source of its model.
 
         Raises:
             ConfigError: with every problem of the file.
         """
-        return self.config if isinstance(self.config, RunConfig) else load_config(self.config, self.overrides)
+        return pinned(self.config) if isinstance(self.config, RunConfig) else load_config(self.config, self.overrides)
 
 
 def check_start(transport: Transport, source: Source) -> None:
@@ -63,6 +63,8 @@ def agree_on_config(transport: Transport, source: Source) -> tuple[RunConfig, Ru
         )
         agreed = RunConfig.model_validate(plain)
         run_on_all_ranks(transport, lambda: _refuse_other(config, agreed, transport.rank))
+        # Each rank executes the source that it has read itself.
+        agreed = agreed.model_copy(update={"model": config.model})
     except BaseException:
         directory.lock.release()
         raise
@@ -70,7 +72,7 @@ def agree_on_config(transport: Transport, source: Source) -> tuple[RunConfig, Ru
 
 
 def _refuse_other(own: RunConfig, agreed: RunConfig, rank: int) -> None:
-    there, here = (one.model_dump(mode="json", exclude={"runtime": {"threads"}}) for one in (agreed, own))
+    there, here = (one.identity(exclude={"runtime": {"threads"}}) for one in (agreed, own))
     changed = _differences(there, here)
     if changed:
         raise InputError(
@@ -101,7 +103,7 @@ def _settled(config: RunConfig, directory: RunDirectory, transport: Transport, t
 
 def _refuse_changes(config: RunConfig, earlier: RunConfig, directory: RunDirectory) -> None:
     """A run goes on under its own config; a finished one also with more rounds or, for them, a larger epsilon."""
-    there, here = (one.model_dump(mode="json", exclude=FREE) for one in (earlier, config))
+    there, here = (one.identity(exclude=FREE) for one in (earlier, config))
     changed = _differences(there, here)
     longer = [f"{key} ({a!r} there, {b!r} here)" for key, a, b in _growth(earlier, config) if a != b]
     grows = all(b >= a for _, a, b in _growth(earlier, config))

@@ -111,7 +111,7 @@ def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping
         _privacy_line(config, facts),
         f"fedhpc {config.mode} run {config.name}: {config.training.rounds} rounds x {config.training.local_epochs} "
         f"local epochs, {facts['threads']} thread(s) a rank, {facts['precision']}",
-        f"model {config.model.name}, {facts['parameters']:,} parameters trained"
+        f"model {config.model.label}, {facts['parameters']:,} parameters trained"
         + (f" on features of {config.model.backbone}" if config.model.backbone else ""),
     ]
     if config.mode == "federated":

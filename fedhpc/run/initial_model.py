@@ -6,11 +6,11 @@ from pathlib import Path
 from torch import nn
 
 from fedhpc.compression.update import F32, pack_arrays, unpack_arrays
-from fedhpc.config.schema import RunConfig
+from fedhpc.config.schema import Model, RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.backbones import NAMES
-from fedhpc.models.build import Task
-from fedhpc.models.saved import SavedModel, load_model
+from fedhpc.models.saved import SavedModel, load_model, saved_config
+from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, layers_of, to_vector
 from fedhpc.records.rounds import data_digest
 from fedhpc.records.run_directory import RunDirectory
@@ -43,9 +43,11 @@ def start_from(config: RunConfig, directory: RunDirectory, task: Task, model: nn
 
 def _parameters(config: RunConfig, directory: RunDirectory, task: Task, model: nn.Module) -> F32:
     path = model_path(str(config.model.init_from))
-    saved = load_model(path)
-    differing = _differences(saved, config, task, model)
-    if differing:
+    # Another run's source is not executed: it must be this run's own.
+    differing = _other_network(saved_config(path).model, config.model)
+    saved = None if differing else load_model(path)
+    differing = differing if saved is None else _differences(saved, config, task, model)
+    if saved is None or differing:
         raise InputError(
             f"model.init_from={config.model.init_from}: its network does not fit this run: {'; '.join(differing)}. "
             "Give a run of the same model section, classes and image shape"
@@ -73,9 +75,14 @@ def model_path(source: str) -> Path:
     return path
 
 
+def _other_network(there: Model, here: Model) -> list[str]:
+    keys = ("name", "monai", "build", "args", "source_sha256")
+    theirs, ours = there.identity(), here.identity()
+    return [f"model.{key} is {theirs[key]!r} there and {ours[key]!r} here" for key in keys if theirs[key] != ours[key]]
+
+
 def _differences(saved: SavedModel, config: RunConfig, task: Task, model: nn.Module) -> list[str]:
     facts = [
-        ("model.name", saved.config.model.name, config.model.name),
         ("model.backbone", saved.config.model.backbone, config.model.backbone),
         ("classes", saved.task.classes, task.classes),
         ("image shape", saved.task.image_shape, task.image_shape),
@@ -104,7 +111,7 @@ def check_backbone(config: RunConfig) -> None:
     """
     source = config.model.backbone
     if source is not None and source not in NAMES and config.private:
-        _refuse_if_unprotected(f"model.backbone={source}", load_model(Path(source)).config, config)
+        _refuse_if_unprotected(f"model.backbone={source}", saved_config(Path(source)), config)
 
 
 def _refuse_if_unprotected(key: str, earlier: RunConfig, config: RunConfig) -> None:

@@ -88,7 +88,7 @@ def _owners(session: Session, run: str, *, started: bool) -> dict[str, Owner]:
 
 def lasting_digest(config: RunConfig) -> str:
     """SHA-256 of the config without what may change while a run lasts, 16 hex digits."""
-    lasting = config.model_dump(mode="json", exclude={**FREE, "training": {"rounds"}, "privacy": {"epsilon"}})
+    lasting = config.identity(exclude={**FREE, "training": {"rounds"}, "privacy": {"epsilon"}})
     return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]
 
 

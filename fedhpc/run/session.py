@@ -12,9 +12,9 @@ from typing_extensions import TypedDict
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PayloadError, PrivacyError, ShardError, inside
 from fedhpc.models.backbones import Backbone
-from fedhpc.models.build import Task, build_model
 from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import load_backbone
+from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import PrivacyPlan, check_plan, plan_privacy
@@ -22,6 +22,7 @@ from fedhpc.records.checkpoint import saved_rounds
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
 from fedhpc.run.initial_model import check_backbone, start_from
+from fedhpc.run.network import agreed_network
 from fedhpc.run.preemption import StopRequest
 from fedhpc.run.public_features import Place as MapPlace
 from fedhpc.run.public_features import agreed_map, make_reference
@@ -107,7 +108,7 @@ def open_session(
     )
     run_on_all_ranks(transport, lambda: check_backbone(config))
     plan = _agreed_plan(config, transport)
-    model = build_model(config, task, backbone).to(bench.device)
+    model = agreed_network(config, task, backbone, transport).to(bench.device)
     place = SiteContext(config, model, bench, plan, _on_step(config, console, notice))
     if backbone is not None and config.model.features is not None:
         found = agreed_map(config, backbone.to(bench.device), MapPlace(shards, directory, transport))

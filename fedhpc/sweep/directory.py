@@ -25,7 +25,7 @@ from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig, Section
 from fedhpc.config.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.errors import ConfigError, InputError
-from fedhpc.records.run_directory import RunDirectory
+from fedhpc.records.run_directory import RunDirectory, config_text
 from fedhpc.sweep.config import Element, Local, Slurm, Sweep
 from fedhpc.util.files import make_folder, read_json, read_text, write_json, write_text
 from fedhpc.util.processes import born
@@ -212,8 +212,7 @@ class ElementDirectory:
 
     def write_config(self, config: RunConfig) -> None:
         """As submitted."""
-        make_folder(self.path)
-        write_text(self.config, dump_yaml(config.model_dump(mode="json")))
+        write_text(self.config, config_text(config, self.path))
 
     def read_config(self) -> RunConfig:
         """As submitted."""

@@ -7,7 +7,8 @@ import torch
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import NAMES, StageStatistics, public_backbone
-from fedhpc.models.build import Task, build_model
+from fedhpc.models.build import build_model
+from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.models.whitening import PublicMap, Whitening, fit_public_map
 

@@ -10,10 +10,11 @@ from opacus.validators import ModuleValidator
 
 from fedhpc.config.schema import Model, RunConfig
 from fedhpc.errors import InputError
-from fedhpc.models.build import Task, build_model
+from fedhpc.models.build import build_model
 from fedhpc.models.densenet import GROUPS, DenseNet
 from fedhpc.models.device import device_name
 from fedhpc.models.saved import load_backbone, load_model, save_model
+from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, layers_of, parameter_count, to_vector
 
 # Every name that a config may give, but for the one that has no network of its own.

@@ -6,7 +6,8 @@ import torch
 from scipy.stats import mannwhitneyu
 
 from fedhpc.models.backbones import public_backbone
-from fedhpc.models.build import Task, _network
+from fedhpc.models.build import _network
+from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count
 from fedhpc.privacy.verdict import BACKBONE_FEATURES, PARAMETERS, directions_of, verdict
 

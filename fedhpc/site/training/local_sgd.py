@@ -17,7 +17,7 @@ from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import Entropy, NoiseConfig, PrivateStep, Units, physical_batches
 from fedhpc.site.training.optimizers import Optimizer, Sgd
-from fedhpc.util.rng import generator
+from fedhpc.util.rng import generator, seed_of
 
 OnStep = Callable[[int, int], None]
 """Called after every step with (steps done, steps in all)."""
@@ -55,6 +55,8 @@ def train_plain(
 ) -> None:
     """`local_epochs` epochs of mini-batches, in an order that is a function of (seed, site, round, epoch).
 
+    So is what the network draws of PyTorch's generator (dropout), whichever rank plays the site.
+
     Args:
         model: set to the global parameters; left at the local ones.
         samples: the site's own (private).
@@ -62,6 +64,15 @@ def train_plain(
         at: (site, round, where to compute).
         on_step: told of each step.
     """
+    site, round, _ = at
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(config.seed, site, round, "forward"))
+        _epochs(model, samples, config, at, on_step)
+
+
+def _epochs(
+    model: nn.Module, samples: Samples, config: RunConfig, at: tuple[str, int, Device], on_step: OnStep
+) -> None:
     site, round, bench = at
     training, rows = config.training, samples.indices("train")
     optimizer = make_optimizer(model, training, round)

@@ -12,7 +12,8 @@ from torch import nn
 
 from fedhpc.config.schema import Model, RunConfig
 from fedhpc.models.backbones import Backbone
-from fedhpc.models.build import Task, build_model
+from fedhpc.models.build import build_model
+from fedhpc.models.task import Task
 from fedhpc.privacy.accountant import epsilon_of
 from fedhpc.privacy.gaussian import Noise, released
 from fedhpc.privacy.noise import KeyStream

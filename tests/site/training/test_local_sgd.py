@@ -10,8 +10,9 @@ import torch
 from data_prep.shard_writer import write_shard
 from fedhpc.config.schema import RunConfig, Runtime, Training
 from fedhpc.models.backbones import Backbone
-from fedhpc.models.build import Task, build_model
+from fedhpc.models.build import build_model
 from fedhpc.models.device import Device, prepare
+from fedhpc.models.task import Task
 from fedhpc.models.vector import to_vector
 from fedhpc.site.data.harmonise import harmonise
 from fedhpc.site.data.samples import FeatureSamples, ImageSamples, PooledSamples

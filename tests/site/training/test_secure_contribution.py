@@ -11,8 +11,9 @@ from torch import nn
 
 from fedhpc.config.schema import Privacy, RunConfig, Training
 from fedhpc.errors import PrivacyError
-from fedhpc.models.build import Task, build_model
+from fedhpc.models.build import build_model
 from fedhpc.models.device import Device
+from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, parameter_count, to_vector
 from fedhpc.privacy.noise import KeyStream, source
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy

@@ -1,0 +1,104 @@
+"""The network of a run, the same at every rank; one that is not built in is checked before it is trained."""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from fedhpc.config.schema import RunConfig
+from fedhpc.errors import InputError, PrivacyError
+from fedhpc.models.backbones import Backbone
+from fedhpc.models.build import build_model
+from fedhpc.models.checks import Probe, backward_problem, check_network, probe_of
+from fedhpc.models.device import Device
+from fedhpc.models.monai_networks import norm_argument
+from fedhpc.models.task import Task
+from fedhpc.site.per_example.oracle import Sums, check_unit_gradients
+from fedhpc.site.training.secure_contribution import mean_by_unit, per_image_gradients
+from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
+from fedhpc.transport.mpi import Transport
+
+
+def agreed_network(config: RunConfig, task: Task, backbone: Backbone | None, transport: Transport) -> nn.Module:
+    """Build and check the network at every rank, and compare its initial weights.
+
+    Raises:
+        InputError: at every rank, with the problem; or naming the ranks whose network is not that of rank 0.
+    """
+    if not config.model.checked:
+        return build_model(config, task, backbone)
+    network = run_on_all_ranks(transport, lambda: checked_network(config, task))
+    agreed = broadcast_json(transport, lambda: weights_digest(network))
+    run_on_all_ranks(transport, lambda: _refuse_other(network, agreed, config, transport.rank))
+    return network
+
+
+def checked_network(config: RunConfig, task: Task) -> nn.Module:
+    """Build a network of `model.build` or `model.monai` and check a second one of its kind.
+
+    Raises:
+        InputError: the first problem that was found.
+    """
+    model = config.model
+    network, twin = build_model(config, task), build_model(config, task)
+    first = weights_digest(twin)
+    probe = probe_of(twin, model, task)
+    if weights_digest(network) != first:
+        raise probe.refused(
+            "built twice, it has different initial weights, so that sites would start from different networks. Draw "
+            "them with torch only, whose generator is seeded with the run's seed"
+        )
+    check_network(probe, len(task.classes), private=config.private, batch_norm_remedy=_remedy(config))
+    if config.private:
+        _check_private(probe, secure=config.privacy.trust == "sites")
+    return network
+
+
+def _remedy(config: RunConfig) -> str:
+    if config.model.monai is None:
+        return "Use nn.GroupNorm"
+    argument = norm_argument(config.model.monai)
+    if argument in config.model.args:
+        return f"MONAI keeps it whatever model.args.{argument} says: use another network"
+    if argument is None:
+        return "It has no argument for another norm: use another network"
+    return f"Use group norm: model.args: {{{argument}: [group, {{num_groups: 8}}]}}"
+
+
+def _check_private(probe: Probe, *, secure: bool) -> None:
+    try:
+        check_unit_gradients(probe.network, probe.images, probe.labels, _secure_sum if secure else None)
+    except (InputError, PrivacyError) as error:
+        raise probe.refused(str(error)) from None
+    except (RuntimeError, ValueError) as error:
+        raise probe.refused(backward_problem(error)) from None
+
+
+def _secure_sum(model: nn.Module, images: Tensor, labels: Tensor, owner: Tensor, clip_norm: float) -> Sums:
+    """The sum of clipped unit gradients by the way of privacy.trust=sites."""
+    with per_image_gradients(model, Device(torch.device("cpu"), bf16=False)) as gradients:
+        units = mean_by_unit(gradients(images, labels), owner)
+    factor = (clip_norm / torch.linalg.vector_norm(units, dim=1)).clamp(max=1)
+    total = (units * factor[:, None]).sum(0)
+    return torch.split(total, [p.numel() for p in model.parameters() if p.requires_grad])
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of the names, shapes and values of all parameters and buffers."""
+    sha = hashlib.sha256()
+    trained = {name for name, p in network.named_parameters() if p.requires_grad}
+    for name, value in network.state_dict().items():
+        if isinstance(value, nn.UninitializedParameter):
+            continue  # refused by `probe_of`
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)} {name in trained}".encode())
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _refuse_other(network: nn.Module, agreed: str, config: RunConfig, rank: int) -> None:
+    if weights_digest(network) != agreed:
+        raise InputError(
+            f"{config.model.key}: rank {rank} has built another "
+            "network than rank 0 from the same source and seed. Make the function depend on its arguments and on "
+            "torch's generator only"
+        )
