@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from fedhpc.errors import ConfigError
 
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
+BuiltIn = Literal["densenet_small", "densenet121", "resnet18", "resnet50", "frozen"]
 Density = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -141,7 +142,7 @@ class Model(Section):
     `model_source.py` first, or do not.
     """
 
-    name: Literal["densenet_small", "densenet121", "resnet18", "resnet50", "frozen"] | None = Field(
+    name: BuiltIn | None = Field(
         default="densenet_small", description="a built-in network; null with `build` or `monai`"
     )
     build: Annotated[str, Field(pattern=r"^\S.*:[A-Za-z_]\w*$")] | None = Field(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from opacus.validators import ModuleValidator
 
-from fedhpc.config.schema import Model, RunConfig
+from fedhpc.config.schema import BuiltIn, RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.build import build_model
 from fedhpc.models.densenet import GROUPS, DenseNet
@@ -18,7 +18,7 @@ from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, layers_of, parameter_count, to_vector
 
 # Every name that a config may give, but for the one that has no network of its own.
-NETWORKS = [name for name in get_args(Model.model_fields["name"].annotation) if name != "frozen"]
+NETWORKS = [name for name in get_args(BuiltIn) if name != "frozen"]
 TASK = Task(("benign", "malignant"), (1, 64, 64))
 DATA = {"shards": "{site}.h5", "sites": [{"name": "a"}]}
 
