@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.compression.update import F32
+from fedhpc.aggregation.base import Arrays
+from fedhpc.compression.update import F32, Array
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,22 @@ class IterateAverage:
     def over_last(cls, share: float, rounds: int, size: int) -> "IterateAverage":
         """Over the last `share` of a run of so many rounds; a share of 0 is the last model alone."""
         return cls(rounds - max(1, round(share * rounds)), np.zeros(size))
+
+    def arrays(self) -> dict[str, Array]:
+        """As named arrays, to be saved."""
+        return {
+            "average_total": self.total,
+            "average_count": np.array(self.count),
+            "average_start": np.array(self.start),
+        }
+
+    def resumed(self, saved: Arrays) -> "IterateAverage":
+        """Go on from what `arrays` gave; anew where that was over other rounds, as in a continued run."""
+        if "average_total" not in saved or int(saved["average_start"]) != self.start:
+            return self
+        return replace(
+            self, total=saved["average_total"].astype(np.float64, copy=False), count=int(saved["average_count"])
+        )
 
     def after(self, round: int, params: F32) -> "IterateAverage":
         """With the global model f32[d] after round number `round`."""

@@ -1,10 +1,23 @@
-"""How updates become one: folded one at a time, in rank order, so that memory does not grow with the hospitals."""
+"""The weighted mean: updates are added one at a time, in site order, so that memory does not grow with the sites."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
+from fedhpc.aggregation.base import AggregationRule
 from fedhpc.compression.update import F32, SparseVector
+
+
+class Mean(AggregationRule):
+    """The mean weighted by sample size: FedAvg (McMahan et al. 2017)."""
+
+    rule: Literal["mean"] = Field(default="mean", description="the mean of the updates, weighted by sample size")
+
+    def aggregator(self, size: int) -> "WeightedMean":
+        """See `AggregationRule`."""
+        return WeightedMean(size)
 
 
 @dataclass
@@ -15,8 +28,8 @@ class WeightedMean:
     send counts as zero.
 
     >>> mean = WeightedMean(2)
-    >>> mean.fold(SparseVector(2, np.array([0]), np.array([4], np.float32)), 1)
-    >>> mean.fold(SparseVector(2, np.array([0, 1]), np.array([8, 8], np.float32)), 3)
+    >>> mean.add(0, SparseVector(2, np.array([0]), np.array([4], np.float32)), 1)
+    >>> mean.add(1, SparseVector(2, np.array([0, 1]), np.array([8, 8], np.float32)), 3)
     >>> mean.result().tolist()
     [7.0, 6.0]
     """
@@ -28,15 +41,15 @@ class WeightedMean:
     def __post_init__(self) -> None:
         self._sum = np.zeros(self.size, np.float32)
 
-    def fold(self, entries: SparseVector, weight: int) -> None:
-        """Add one site's update f32[size] with its public weight (> 0)."""
-        if weight <= 0 or entries.size != self.size:
-            raise ValueError(f"weight={weight}, size={entries.size}: allowed are weights above 0 and size {self.size}")
-        self._sum[entries.indices] += np.float32(weight) * entries.values
+    def add(self, site: int, update: SparseVector, weight: int) -> None:
+        """See `Aggregator`; raises ValueError for a weight of 0 or less, or an update of another size."""
+        if weight <= 0 or update.size != self.size:
+            raise ValueError(f"weight={weight}, size={update.size}: allowed are weights above 0 and size {self.size}")
+        self._sum[update.indices] += np.float32(weight) * update.values
         self.total_weight += weight
 
     def result(self) -> F32:
-        """The mean, f32[size]; raises ValueError before the first fold."""
+        """The mean, f32[size]; raises ValueError before the first update."""
         if not self.total_weight:
-            raise ValueError("the mean of no update; fold at least one")
+            raise ValueError("the mean of no update; add at least one")
         return self._sum / np.float32(self.total_weight)

@@ -4,9 +4,10 @@
         each site i, from the global parameters x_t:                                             (site_round)
             u_i = local training from x_t, minus x_t           private under DP; all below is post-processing
             send the top k of u_i + e_i, rounded; keep the rest as e_i                           (error feedback)
-        the aggregator:                                                             (mean_update, server_round)
-            u = sum_i w_i sent_i / sum_i w_i                                      folded in the order of the sites
-            send the top k of u + e to all, rounded; keep the rest as e
+        the aggregator:                                                (mean_update, server_step, server_round)
+            u = sum_i w_i sent_i / sum_i w_i             or another `aggregation.rule`; in the order of the sites
+            v = the server optimiser's step along u                                             u itself by default
+            send the top k of v + e to all, rounded; keep the rest as e
         everybody: x_{t+1} = x_t + what the aggregator sent                  (next_state, check_replicas_equal)
 
 FedAvg is McMahan et al. 2017, Algorithm 1; sparse exchange both ways with memory is Sattler et al. 2019, Algorithm 2.
@@ -18,12 +19,15 @@ With `privacy.trust: sites` the aggregator gets u without any u_i: `RoundConfig.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
-from fedhpc.aggregation.mean import WeightedMean
+from fedhpc.aggregation.base import AggregationRule, Arrays, ServerStep
+from fedhpc.aggregation.mean import Mean
+from fedhpc.aggregation.server_sgd import ServerSgd
+from fedhpc.algorithms.run_state import OPTIMIZER, RESIDUAL, RunState, residual_of
 from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.top_k import Layers, entry_name
@@ -49,32 +53,19 @@ class Participant(Protocol):
 
 
 @dataclass(frozen=True)
-class GlobalState:
-    """The public state before a round: the same bits at every rank.
-
-    Attributes:
-        round: the number of rounds done.
-        params: f32[d].
-    """
-
-    round: int
-    params: F32
-
-
-@dataclass(frozen=True)
 class Collected:
     """What one round of the sites gave at this rank.
 
     Attributes:
         mean: the weighted mean of the updates, f32[d]; None where this rank is not the aggregator.
-        residuals: what error feedback keeps, by the name of this rank's sites.
+        sites: what each of this rank's sites keeps, by name.
         up_bytes: of each site, by index; empty where this rank is not the aggregator.
         down_bytes: what the aggregator sent to every site before the mean.
         dropped: the names of the sites that are not in the mean, in site order (the same at every rank).
     """
 
     mean: F32 | None
-    residuals: Mapping[str, F32]
+    sites: Mapping[str, Arrays]
     up_bytes: tuple[int, ...]
     down_bytes: int = 0
     dropped: tuple[str, ...] = ()
@@ -90,6 +81,8 @@ class RoundConfig:
         sites, weights: name and weight of each site, by index.
         rounding_seed: of stochastic rounding; None rounds to nearest.
         secure: how the mean is formed where no update may be seen by itself; None: in the open.
+        aggregation: the rule that makes one update of the sites' updates.
+        server: the optimiser that makes a step of it.
     """
 
     rounds: int
@@ -99,6 +92,8 @@ class RoundConfig:
     weights: tuple[int, ...]
     rounding_seed: int | None = None
     secure: "Collector | None" = None
+    aggregation: AggregationRule = field(default_factory=Mean)
+    server: ServerStep = field(default_factory=ServerSgd)
 
     def draws(self, round: int, sender: int) -> np.random.Generator | None:
         """What a sender's stochastic rounding of a round draws from."""
@@ -120,9 +115,7 @@ class RoundResult:
     `dropped` names the sites that are not in the mean.
     """
 
-    state: GlobalState
-    residuals: Mapping[str, F32]
-    server_residual: F32
+    state: RunState
     traffic: Traffic | None
     watch: Stopwatch
     dropped: tuple[str, ...] = ()
@@ -132,25 +125,12 @@ class Collector(Protocol):
     """How the sites of all ranks train and their updates become one mean: `in_the_open`, or by a secure sum."""
 
     def __call__(
-        self,
-        sites: Sequence[Participant],
-        state: GlobalState,
-        residuals: Mapping[str, F32],
-        transport: Transport,
-        watch: Stopwatch,
+        self, sites: Sequence[Participant], state: RunState, transport: Transport, watch: Stopwatch
     ) -> Collected:
-        """One round of this rank's `sites`, in site order, from the global `state` and their residuals."""
+        """One round of this rank's `sites`, in site order, from the `state` before it."""
 
 
-@dataclass(frozen=True)
-class Residuals:
-    """What a rank carries from round to round: its sites' residuals by name, and the aggregator's (rank 0)."""
-
-    residuals: Mapping[str, F32]
-    server_residual: F32
-
-
-def site_round(site: Participant, state: GlobalState, residual: F32, terms: RoundConfig) -> tuple[bytes, F32]:
+def site_round(site: Participant, state: RunState, residual: F32, terms: RoundConfig) -> tuple[bytes, F32]:
     """One hospital's part: (payload to send, new residual)."""
     update = site.train(state.params, state.round)
     with at(f"site {site.name}, round {state.round + 1}"):
@@ -158,18 +138,18 @@ def site_round(site: Participant, state: GlobalState, residual: F32, terms: Roun
     return encode(Update(site.index, state.round, sent)), residual
 
 
-def mean_update(payloads: Iterable[bytes], state: GlobalState, terms: RoundConfig) -> F32:
-    """The aggregator's view of the sites: the weighted mean of their updates.
+def mean_update(payloads: Iterable[bytes], state: RunState, terms: RoundConfig) -> F32:
+    """The aggregator's view of the sites: one update of all, by the rule.
 
-    Payloads come in site order; each is folded before the next is taken, so that memory does not grow with the sites.
+    Payloads come in site order; each is added before the next is taken, so that memory need not grow with the sites.
     """
-    mean = WeightedMean(state.params.size)
+    aggregator = terms.aggregation.aggregator(state.params.size)
     for index, payload in enumerate(payloads):
         with at(f"site {terms.sites[index]}"):
             update = decode(payload, sender=index, round=state.round, size=state.params.size)
             check_plausible(update, terms.up.layers)
-        mean.fold(update.entries, terms.weights[index])
-    return mean.result()
+        aggregator.add(index, update.entries, terms.weights[index])
+    return aggregator.result()
 
 
 def check_plausible(update: Update, layers: Layers) -> None:
@@ -188,94 +168,97 @@ def check_plausible(update: Update, layers: Layers) -> None:
         )
 
 
-def server_round(mean: F32, state: GlobalState, residual: F32, terms: RoundConfig) -> tuple[bytes, F32]:
+def server_step(mean: F32, state: RunState, terms: RoundConfig) -> tuple[F32, Arrays]:
+    """The server optimiser's part: (the step of the global parameters f32[d], what it keeps)."""
+    own = {name.removeprefix(OPTIMIZER): kept for name, kept in state.server.items() if name.startswith(OPTIMIZER)}
+    step, kept = terms.server.step(mean, own, state.round)
+    return step, {OPTIMIZER + name: array for name, array in kept.items()}
+
+
+def server_round(step: F32, state: RunState, residual: F32, terms: RoundConfig) -> tuple[bytes, F32]:
     """The aggregator's part: (payload for all, new residual)."""
     with at(f"aggregator, round {state.round + 1}"):
-        sent, residual = with_feedback(mean, residual, terms.down, terms.draws(state.round, AGGREGATOR))
+        sent, residual = with_feedback(step, residual, terms.down, terms.draws(state.round, AGGREGATOR))
     return encode(Update(AGGREGATOR, state.round, sent)), residual
 
 
-def next_state(state: GlobalState, payload: bytes) -> GlobalState:
+def next_state(state: RunState, payload: bytes) -> RunState:
     """Everybody's part: the global parameters after what the aggregator sent."""
     update = decode(payload, sender=AGGREGATOR, round=state.round, size=state.params.size)
     params = state.params.copy()
     params[update.entries.indices] += update.entries.values
-    return GlobalState(state.round + 1, params)
+    return replace(state, round=state.round + 1, params=params)
 
 
 def federate(
     sites: Sequence[Participant],
-    start: tuple[GlobalState, Residuals],
+    start: RunState,
     terms: RoundConfig,
     transport: Transport,
     on_round: Callable[[RoundResult], bool],
-) -> tuple[GlobalState, str]:
+) -> tuple[RunState, str]:
     """Algorithm 1, from `start` to its end, for the sites that this rank plays.
 
     Args:
         sites: this rank's hospitals, in site order; ranks hold consecutive ones.
-        start: the global state, the same at all ranks, and this rank's memory.
+        start: the state of this rank.
         terms: what all have agreed on.
         transport: the way to the other ranks.
         on_round: told of each finished round; returns whether to go on (the same answer at every rank).
 
     Returns:
-        (the last global state, why it ended: "finished", "budget" or "preempted"; a round that was left is not in it).
+        (the last state, why it ended: "finished", "budget" or "preempted"; a round that was left is not in it).
     """
-    state, memory = start
+    state = start
     while state.round < terms.rounds:
         if not all_agree(transport, all(site.can_afford(state.round) for site in sites), state.round + 1):
             return state, "budget"
         try:
-            result = _one_round(sites, state, memory, terms, transport)
+            result = _one_round(sites, state, terms, transport)
         except Interrupted:
             return state, "preempted"
-        state, memory = result.state, Residuals(result.residuals, result.server_residual)
+        state = result.state
         if not on_round(result) and state.round < terms.rounds:
             return state, "preempted"
     return state, "finished"
 
 
-def _one_round(
-    sites: Sequence[Participant], state: GlobalState, memory: Residuals, terms: RoundConfig, transport: Transport
-) -> RoundResult:
+def _one_round(sites: Sequence[Participant], state: RunState, terms: RoundConfig, transport: Transport) -> RoundResult:
     watch = Stopwatch()
     collect = terms.secure or in_the_open(terms)
-    got = collect(sites, state, memory.residuals, transport, watch)
-    down, traffic, server_residual = None, None, memory.server_residual
+    got = collect(sites, state, transport, watch)
+    down, traffic, server = None, None, state.server
     if got.mean is not None:
         with watch.phase("aggregate"):
-            down, server_residual = server_round(got.mean, state, server_residual, terms)
-            traffic = Traffic(got.up_bytes, got.down_bytes + len(down))
+            step, kept = server_step(got.mean, state, terms)
+            down, residual = server_round(step, state, residual_of(server), terms)
+            traffic, server = Traffic(got.up_bytes, got.down_bytes + len(down)), {RESIDUAL: residual, **kept}
     with watch.phase("exchange"):
         down = transport.broadcast(down, "update", state.round + 1)
         after = next_state(state, down)
         check_replicas_equal(transport, after.params, after.round, [site.name for site in sites])
-    return RoundResult(after, got.residuals, server_residual, traffic, watch, got.dropped)
+    return RoundResult(replace(after, server=server, sites=got.sites), traffic, watch, got.dropped)
 
 
 def in_the_open(terms: RoundConfig) -> "Collector":
     """Every site's update comes to the aggregator as it is."""
 
-    def collect(
-        sites: Sequence[Participant],
-        state: GlobalState,
-        residuals: Mapping[str, F32],
-        transport: Transport,
-        watch: Stopwatch,
-    ) -> Collected:
+    def collect(sites: Sequence[Participant], state: RunState, transport: Transport, watch: Stopwatch) -> Collected:
+        kept = state.sites
         with watch.phase("train"):
-            trained = unless_interrupted(lambda: [site_round(s, state, residuals[s.name], terms) for s in sites])
+            trained = unless_interrupted(
+                lambda: [site_round(s, state, residual_of(kept[s.name]), terms) for s in sites]
+            )
         with watch.phase("exchange"):
             done = require_all_trained(transport, trained, state.round + 1)
             received = transport.stream([payload for payload, _ in done], "update", state.round + 1)
-        kept = {site.name: residual for site, (_, residual) in zip(sites, done, strict=True)}
+        after = {s.name: {**kept[s.name], RESIDUAL: residual} for s, (_, residual) in zip(sites, done, strict=True)}
         if transport.rank:
-            return Collected(None, kept, ())
+            return Collected(None, after, ())
         up_bytes: list[int] = []
         with watch.phase("aggregate"):
             mean = mean_update(_weighed(received, up_bytes, watch), state, terms)
-        return Collected(mean, kept, tuple(up_bytes))
+        return Collected(mean, after, tuple(up_bytes))
 
     return collect
 
@@ -289,11 +272,6 @@ def _weighed(received: Iterator[bytes], up_bytes: list[int], watch: Stopwatch) -
             return
         up_bytes.append(len(payload))
         yield payload
-
-
-def fresh_residuals(sites: Sequence[Participant], size: int) -> Residuals:
-    """No residuals yet: zeros, f32[size]."""
-    return Residuals({site.name: np.zeros(size, np.float32) for site in sites}, np.zeros(size, np.float32))
 
 
 def placement(sites: int, ranks: int, dedicated: bool) -> list[range]:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, cast
 
-from fedhpc.algorithms.fedavg import Collected, GlobalState, Participant
+from fedhpc.algorithms.fedavg import Collected, Participant
+from fedhpc.algorithms.run_state import RunState
 from fedhpc.compression.update import F32, I64
 from fedhpc.config.schema import Privacy
 from fedhpc.errors import SiteError
@@ -60,17 +61,12 @@ class SecureMean:
     grid: IntegerGrid
     sites: tuple[tuple[str, int], ...]
     privacy: Privacy
-    step: Callable[[GlobalState, F32], F32]
+    step: Callable[[RunState, F32], F32]
     tell: Callable[[str], None]
     identities: Mapping[int, SigningSite]
 
     def __call__(
-        self,
-        sites: Sequence[Participant],
-        state: GlobalState,
-        residuals: Mapping[str, F32],
-        transport: Transport,
-        watch: Stopwatch,
+        self, sites: Sequence[Participant], state: RunState, transport: Transport, watch: Stopwatch
     ) -> Collected:
         """See `Collector`. All of the sum is sent, so residuals stay as they are.
 
@@ -93,11 +89,11 @@ class SecureMean:
         stayed = split_broadcast(MASKED, state.round, survivors, 0)
         dropped = tuple(name for index, (name, _) in enumerate(self.sites) if index not in stayed)
         if aggregator is None:
-            return Collected(None, residuals, (), dropped=dropped)
+            return Collected(None, state.sites, (), dropped=dropped)
         with watch.phase("aggregate"):
             weight = sum(self.sites[index][1] for index in stayed)
             mean = self.step(state, self.grid.mean_gradient(aggregator.total(), weight, self.privacy))
-        return Collected(mean, residuals, tuple(relay.up_bytes), relay.down_bytes, dropped)
+        return Collected(mean, state.sites, tuple(relay.up_bytes), relay.down_bytes, dropped)
 
     def _attempt(self, participants: Mapping[int, "_Masked"], work: Callable[["_Masked"], T]) -> dict[int, T]:
         """What `work` gives for each site; where dropouts are tolerated, without the sites that fail."""
@@ -115,7 +111,7 @@ class SecureMean:
 class _Masked:
     """One site of this rank in one round, with its secrets."""
 
-    def __init__(self, site: SecureParticipant, mean: SecureMean, state: GlobalState) -> None:
+    def __init__(self, site: SecureParticipant, mean: SecureMean, state: RunState) -> None:
         self._site, self._grid, self._state = site, mean.grid, state
         self.masks = MaskedSite(mean.terms, mean.identities[site.index], state.round)
 

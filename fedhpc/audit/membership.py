@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedhpc.algorithms.fedavg import GlobalState
+from fedhpc.algorithms.run_state import RunState
 from fedhpc.audit.bounds import History, Scores, ceilings, claimed_epsilon
 from fedhpc.audit.canaries import F64, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
 from fedhpc.audit.findings import WITH_DP, Finding, confirmed, epsilon_finding, membership_findings
@@ -112,7 +112,7 @@ def _one_whole_run(
     params, residual = start, np.zeros_like(start)
     with hospital_with(subject, config, model, CanarySamples(included), len(included)) as (hospital, count):
         for round in range(rounds):
-            update, residual = with_memory(hospital, GlobalState(round, params), residual, WORST_CASE)
+            update, residual = with_memory(hospital, RunState(round, params), residual, WORST_CASE)
             params = params + update
             on_round()
         spent = ledger_epsilon(hospital), count.taken

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fedhpc.algorithms.fedavg import GlobalState, Participant, RoundConfig, site_round
+from fedhpc.algorithms.fedavg import Participant, RoundConfig, site_round
+from fedhpc.algorithms.run_state import RunState
 from fedhpc.compression.codec import decode
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.compression.update import F32
@@ -70,10 +71,10 @@ def _ignore(done: int, total: int) -> None:
 
 def released(site: Participant, params: F32, round: int, exchange: Exchange) -> F32:
     """The aggregator's view of one round of `site` from the global `params`, with no residual yet: f32[d]."""
-    return with_memory(site, GlobalState(round, params), np.zeros_like(params), exchange)[0]
+    return with_memory(site, RunState(round, params), np.zeros_like(params), exchange)[0]
 
 
-def with_memory(site: Participant, state: GlobalState, residual: F32, exchange: Exchange) -> tuple[F32, F32]:
+def with_memory(site: Participant, state: RunState, residual: F32, exchange: Exchange) -> tuple[F32, F32]:
     """(the aggregator's view, what error feedback keeps) of one round, each f32[d]."""
     coding = CompressionConfig(exchange.density, exchange.value_bits)
     terms = RoundConfig(state.round + 1, coding, coding, (site.name,), (1,))

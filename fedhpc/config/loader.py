@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from fedhpc.config.model_source import located, pins_for
-from fedhpc.config.schema import RunConfig, Section
+from fedhpc.config.schema import RunConfig
 from fedhpc.config.strict_yaml import WORDS, Located, parse_yaml, read_yaml
 from fedhpc.errors import ConfigError
+from fedhpc.util.section import Section
 
 RENAMED = {
     "federation.aggregator": "write federation.aggregator_rank: shared (in the place of colocated) or dedicated instead"

@@ -5,15 +5,17 @@
 
 import hashlib
 import json
-import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from fedhpc.aggregation.rules import Rule, ServerOptimizer, mean_rule, server_sgd
 from fedhpc.errors import ConfigError
+from fedhpc.util.section import Section
 
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
 BuiltIn = Literal["densenet_small", "densenet121", "resnet18", "resnet50", "frozen"]
@@ -34,42 +36,6 @@ def placed(key: str, template: str, site: str) -> Path:
             f"{key}={template}: {', '.join(unset)} is not set on {node}; export it there, or write the path"
         )
     return Path(path)
-
-
-def _leaves(annotation: Any) -> set[Any]:
-    """The plain types, and the values of literals, that an annotation is made of.
-
-    >>> _leaves(int | Literal["auto"]) == {int, "auto"}
-    True
-    """
-    inner = getattr(annotation, "__args__", ())
-    return set().union(*map(_leaves, inner)) if inner else {annotation}
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-class Section(BaseModel):
-    """A frozen part of the config; a key that it does not know is an error, and so is a number that is not finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_number_by_conversion(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse what pydantic would turn into a number: `true` as 1, and text."""
-        kinds = _leaves(cls.model_fields[str(info.field_name)].annotation)
-        if not kinds & {int, float}:
-            return value
-        if isinstance(value, bool) and bool not in kinds:
-            raise ValueError("is a truth value; write a number")
-        if isinstance(value, str) and not any(kind is str or isinstance(kind, str) for kind in kinds):
-            raise ValueError("is text; write a number" + (", without quotes" if _is_number(value) else ""))
-        return value
 
 
 class Site(Section):
@@ -429,8 +395,36 @@ class RunConfig(Section):
     privacy: Privacy = Field(default=Privacy(), description="differential privacy of the training units, or `off`")
     exchange: Exchange = Field(default=Exchange(), description="what a site and the aggregator send each other")
     federation: Federation = Field(default=Federation(), description="where the aggregator runs")
+    aggregation: Rule = Field(
+        default_factory=mean_rule, description="how the aggregator makes one update of the sites' updates"
+    )
+    server: ServerOptimizer = Field(
+        default_factory=server_sgd, description="how the aggregator steps the global model along the mean update"
+    )
     evaluation: Evaluation = Field(default=Evaluation(), description="metrics, and what is released for them")
     runtime: Runtime = Field(default=Runtime(), description="the machine under a rank")
+
+    def replace(self, changes: Mapping[str, Any]) -> "RunConfig":
+        """Return a config with some keys changed, checked like any config.
+
+        Args:
+            changes: values by dotted key, such as {"training.rounds": 5}.
+
+        Raises:
+            pydantic.ValidationError: a key or value that is not allowed, or a rule between keys that is broken.
+
+        >>> tree = {"name": "x", "data": {"shards": "{site}.h5", "sites": [{"name": "a"}]}}
+        >>> RunConfig.model_validate(tree).replace({"training.lr": 1.0}).training.lr
+        1.0
+        """
+        tree = self.model_dump(mode="json")
+        for key, value in changes.items():
+            *sections, last = key.split(".")
+            place = tree
+            for section in sections:
+                place = place[section]
+            place[last] = value
+        return RunConfig.model_validate(tree)
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -612,5 +606,10 @@ def _secure_sum_rules(config: RunConfig) -> list[tuple[bool, str]]:
             t.optimizer != "sgd",
             f"training.optimizer={t.optimizer}: its step is not linear in the gradient, so that the mean of the sites' "
             "steps would not be the step of their mean gradient; trust=sites needs sgd",
+        ),
+        (
+            config.aggregation.rule != "mean",
+            f"aggregation.rule={config.aggregation.rule}: it looks at each site's update, which trust=sites hides; set "
+            "aggregation.rule=mean",
         ),
     ]

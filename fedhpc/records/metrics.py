@@ -9,7 +9,7 @@ The interval comes from DeLong's components, summed by patient at each site (`sq
 never leave a hospital.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,13 +41,23 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Macro one-vs-rest over the classes (for two classes: of the second). None where a split lacks a class."""
+    """Macro one-vs-rest over the classes (for two classes: of the second).
 
-    auc: float | None
-    f1: float | None
-    sensitivity: float | None
-    sensitivity_early: float | None
+    Attributes:
+        values: by the key of each of `METRICS`; None where it cannot be told, as where a split lacks a class.
+        n_images: how many images were measured.
+    """
+
+    values: Mapping[str, float | None]
     n_images: int
+
+    def __getitem__(self, key: str) -> float | None:
+        return self.values[key]
+
+    @property
+    def auc(self) -> float | None:
+        """The area under the ROC curve."""
+        return self.values["auc"]
 
 
 def score_histogram(predictions: Predictions) -> I64:
@@ -154,15 +164,69 @@ def sensitivity_at(histogram: I64, specificity: float, groups: tuple[int, ...] =
     return _macro(found[np.arange(len(found)), allowed.argmax(axis=1)], found[:, 0])
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What an exact metric is computed from.
+
+    Attributes:
+        test: int64[T, 3, BINS], see `score_histogram`.
+        thresholds: int64[T], the bin from which on a task is called positive, chosen on validation counts.
+        specificity: of the sensitivities.
+    """
+
+    test: I64
+    thresholds: I64
+    specificity: float
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of merit. Records, summary, console, report and CSV go through `METRICS` and name none of them.
+
+    Attributes:
+        key: its name in summary.json and report.csv.
+        name: in a sentence.
+        head: of its column in tables; empty: it is in the files alone.
+        exact: from counts; None where it cannot be told.
+        private: whether a private evaluation releases it (`fedhpc.run.evaluation.private`).
+    """
+
+    key: str
+    name: str
+    head: str
+    exact: Callable[[Counts], float | None]
+    private: bool = False
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("auc", "AUC", "AUC", lambda c: auc(c.test), private=True),
+    Metric("f1", "F1", "F1", lambda c: f1(c.test, c.thresholds), private=True),
+    Metric("sensitivity", "sensitivity", "", lambda c: sensitivity_at(c.test, c.specificity), private=True),
+    Metric(
+        "sensitivity_early",
+        "early-stage sensitivity",
+        "early",
+        lambda c: sensitivity_at(c.test, c.specificity, (EARLY,)),
+        private=True,
+    ),
+)
+"""All metrics, the AUC first. To add one, add its line here."""
+
+
+def shown_metrics() -> tuple[Metric, ...]:
+    """Those with a column of their own beside the AUC's."""
+    return tuple(metric for metric in METRICS[1:] if metric.head)
+
+
+def unknown() -> Metrics:
+    """Nothing could be measured."""
+    return Metrics(dict.fromkeys(metric.key for metric in METRICS), 0)
+
+
 def metrics(test: I64, thresholds: I64, specificity: float) -> Metrics:
     """All the metrics of test counts int64[T, 3, BINS]."""
-    return Metrics(
-        auc=auc(test),
-        f1=f1(test, thresholds),
-        sensitivity=sensitivity_at(test, specificity),
-        sensitivity_early=sensitivity_at(test, specificity, (EARLY,)),
-        n_images=int(test[0].sum()),
-    )
+    counts = Counts(test, thresholds, specificity)
+    return Metrics({metric.key: metric.exact(counts) for metric in METRICS}, int(test[0].sum()))
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from pydantic.dataclasses import dataclass as checked
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
-from fedhpc.records.metrics import I64, Metrics, auc, f1_thresholds, metrics
+from fedhpc.records.metrics import I64, METRICS, Metrics, auc, f1_thresholds, metrics
 from fedhpc.transport.messages import Name, parsed
 
 FLOAT32_BYTES = 4
-OUTSIDE_GUARANTEE = ("auc", "auc_val", "auc_ci95", "f1", "sensitivity", "sensitivity_early", "n_test", "f1_thresholds")
+OUTSIDE_GUARANTEE = (*(metric.key for metric in METRICS), "auc_val", "auc_ci95", "n_test", "f1_thresholds")
 """What is measured on validation and test patients: with `evaluation.epsilon: null` nothing protects them."""
 GIVEN_AWAY = (
     "evaluation.epsilon is null: the exact score histograms of validation and test patients leave each site. Whoever "

@@ -5,13 +5,14 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedhpc.errors import InputError
+from fedhpc.records.metrics import shown_metrics
 from fedhpc.report.page import page, sent, settings
-from fedhpc.report.rows import DATA, DENSITY, EPSILON, Group, Row, groups_of, row_of, rows_of_runs
+from fedhpc.report.rows import DATA, DENSITY, EPSILON, Group, Row, facts_of, groups_of, row_of, rows_of_runs
 from fedhpc.sweep.config import SEED
 from fedhpc.sweep.directory import SweepDirectory, now
 from fedhpc.sweep.slurm_queue import look
@@ -39,31 +40,31 @@ class Report:
             "name": self.name,
             "made": self.made,
             "states": dict(Counter(row.state for row in self.rows)),
-            "rows": [asdict(row) for row in self.rows],
-            "groups": [asdict(group) for group in self.groups],
+            "rows": [facts_of(row) for row in self.rows],
+            "groups": [facts_of(group) for group in self.groups],
         }
 
     def csv(self) -> str:
         """report.csv: a line a run, a column for each of its facts; of the point, one for each key."""
         text = io.StringIO()
         keys = [key for key in self.keys if key not in (EPSILON, DENSITY, SEED)]
-        facts = [key for key in Row.__dataclass_fields__ if key != "point"]
+        facts = [key for key in facts_of(self.rows[0]) if key != "point"] if self.rows else []
         writer = csv.writer(text)
         writer.writerow([*facts, *keys])
         for row in self.rows:
-            writer.writerow([*(getattr(row, key) for key in facts), *(row.point.get(key) for key in keys)])
+            found = facts_of(row)
+            writer.writerow([*(found[key] for key in facts), *(row.point.get(key) for key in keys)])
         return text.getvalue()
 
     def told(self, out: Path) -> str:
         """For the terminal: the settings, and where the page is."""
-        keys = settings(self.keys)
-        rows = [
-            (*(key.rpartition(".")[2] for key in keys), "runs", "AUC", "lowest", "highest", "early sens.", "up a round")
-        ]
+        keys, heads = settings(self.keys), [metric.head for metric in shown_metrics()]
+        rows = [(*(key.rpartition(".")[2] for key in keys), "runs", "AUC", "lowest", "highest", *heads, "up a round")]
         for group in self.groups:
             cells = [shown(group.point[key]) if key in group.point else "-" for key in keys]
             cells[0] = group.baseline or cells[0]
-            numbers = (group.auc, group.auc_lowest, group.auc_highest, group.sensitivity_early)
+            others = (group.metrics.get(metric.key) for metric in shown_metrics())
+            numbers = (group.auc, group.auc_lowest, group.auc_highest, *others)
             up = "-" if group.bytes_up is None else sent(group.bytes_up)
             rows.append((*cells, f"{group.finished}/{group.runs}", *map(fixed, numbers), up))
         return f"{fitted(rows)}\n{out}"

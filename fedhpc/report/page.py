@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedhpc.records.metrics import shown_metrics
 from fedhpc.records.rounds import OUTSIDE_GUARANTEE
 from fedhpc.report.chart import Chart, Mark, draw
 from fedhpc.report.rows import DATA, EPSILON, FINISHED, Group, Row
@@ -107,7 +108,8 @@ def settings(keys: Sequence[str]) -> list[str]:
 
 def _group_table(keys: Sequence[str], groups: Sequence[Group]) -> tuple[list[str], list[list[Cell]]]:
     own = settings(keys)
-    head = [*map(_title, own), "runs", "AUC", "lowest to highest", "early sensitivity", "epsilon spent", "up a round"]
+    head = [*map(_title, own), "runs", "AUC", "lowest to highest"]
+    head += [*(metric.name for metric in shown_metrics()), "epsilon spent", "up a round"]
     body = []
     for group in groups:
         reach = "-" if len(group.aucs) < 2 else f"{fixed(group.auc_lowest)} to {fixed(group.auc_highest)}"
@@ -118,7 +120,7 @@ def _group_table(keys: Sequence[str], groups: Sequence[Group]) -> tuple[list[str
                 (f"{group.finished} of {group.runs}", complete),
                 (fixed(group.auc), "n"),
                 (reach, "n"),
-                (fixed(group.sensitivity_early), "n"),
+                *((fixed(group.metrics.get(metric.key)), "n") for metric in shown_metrics()),
                 (fixed(group.epsilon), "n"),
                 ("-" if group.bytes_up is None else sent(group.bytes_up), "n"),
             ]
@@ -127,7 +129,8 @@ def _group_table(keys: Sequence[str], groups: Sequence[Group]) -> tuple[list[str
 
 
 def _row_table(keys: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
-    head = ["run", *map(_title, keys), "state", "AUC", "95 % interval", "F1", "early sens.", "epsilon spent"]
+    head = ["run", *map(_title, keys), "state", "AUC", "95 % interval"]
+    head += [*(metric.head for metric in shown_metrics()), "epsilon spent"]
     head += ["up", "down", "rounds", "time"]
     body = []
     for row in rows:
@@ -140,8 +143,7 @@ def _row_table(keys: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], lis
                 (state, "" if row.state == FINISHED else "bad"),
                 (fixed(row.auc), "n"),
                 (reach, "n"),
-                (fixed(row.f1), "n"),
-                (fixed(row.sensitivity_early), "n"),
+                *((fixed(row.metrics.get(metric.key)), "n") for metric in shown_metrics()),
                 (fixed(row.epsilon), "n"),
                 *(("-" if count is None else sent(count), "n") for count in (row.bytes_up, row.bytes_down)),
                 (str(row.rounds), "n"),
@@ -184,7 +186,7 @@ def _table(head: Sequence[str], body: Sequence[Sequence[Cell]]) -> str:
 
 def _notes(rows: Sequence[Row]) -> str:
     notes = [
-        "Early sensitivity: that for early lesions, at the config's specificity. 95 % interval: bootstrap over the "
+        "Early: the sensitivity for early lesions, at the config's specificity. 95 % interval: bootstrap over the "
         "test patients of one run; it says nothing of other seeds. Up, down: bytes sent in a round, over all hospitals."
     ]
     deltas = sorted({row.delta for row in rows if row.delta is not None})

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
+from fedhpc.records.metrics import METRICS
 from fedhpc.records.rounds import data_digest, data_labels
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.sweep.config import SEED
@@ -24,6 +25,7 @@ class Row:
     Attributes:
         baseline: empty for a point of the grid.
         point: what sets it apart: the grid's values, or of runs by themselves epsilon, density and seed.
+        metrics: by key, all but the AUC.
         stopped: "finished", or "budget" where privacy allowed fewer rounds than were asked for.
     """
 
@@ -42,8 +44,7 @@ class Row:
     auc_low: float | None = None
     auc_high: float | None = None
     auc_val: float | None = None
-    f1: float | None = None
-    sensitivity_early: float | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
     bytes_up: float | None = None
     bytes_down: float | None = None
     dense_bytes: float | None = None
@@ -66,10 +67,17 @@ class Group:
     auc: float | None
     auc_lowest: float | None
     auc_highest: float | None
-    sensitivity_early: float | None
+    metrics: Mapping[str, float | None]
     epsilon: float | None
     bytes_up: float | None
     aucs: tuple[float, ...]
+
+
+def facts_of(one: Row | Group) -> dict[str, Any]:
+    """As plain values, with a key for each metric."""
+    facts = asdict(one)
+    found = facts.pop("metrics")
+    return facts | {metric.key: found.get(metric.key) for metric in METRICS[1:]}
 
 
 def row_of(config: RunConfig, directory: RunDirectory, state: tuple[str, str], what: tuple[str, str, Any]) -> Row:
@@ -99,7 +107,8 @@ def _measured(summary: Mapping[str, Any]) -> dict[str, Any]:
     low, high = summary["auc_ci95"] or (None, None)
     federated = summary["mode"] == "federated"
     return {
-        **{key: summary[key] for key in ("epsilon", "auc", "auc_val", "f1", "sensitivity_early", "stopped", "git")},
+        **{key: summary[key] for key in ("epsilon", "auc", "auc_val", "stopped", "git")},
+        "metrics": {metric.key: summary.get(metric.key) for metric in METRICS[1:]},
         "auc_low": low,
         "auc_high": high,
         "bytes_up": summary["bytes_up_per_round"] if federated else None,
@@ -164,7 +173,7 @@ def _group(rows: Sequence[Row]) -> Group:
         auc=_mean(aucs),
         auc_lowest=min(aucs, default=None),
         auc_highest=max(aucs, default=None),
-        sensitivity_early=_mean([row.sensitivity_early for row in done]),
+        metrics={metric.key: _mean([row.metrics.get(metric.key) for row in done]) for metric in METRICS[1:]},
         epsilon=max((row.epsilon for row in done if row.epsilon is not None), default=None),
         bytes_up=_mean([row.bytes_up for row in done]),
         aucs=aucs,

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from fedhpc.config.schema import RunConfig
+from fedhpc.records.metrics import shown_metrics
 from fedhpc.records.rounds import GIVEN_AWAY
 from fedhpc.util.output import stop_printing
 from fedhpc.util.text import clock, data_size, fitted, fixed, wrapped
@@ -186,10 +187,11 @@ def evaluation_lines(config: RunConfig, summary: Mapping[str, Any]) -> list[str]
 
 def closing(summaries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """The result beside the baselines on the same data that lie next to it."""
-    rows = [("run", "mode", "AUC", "95 % CI", "F1", "early", "epsilon", "up/round")]
+    rows = [("run", "mode", "AUC", "95 % CI", *(metric.head for metric in shown_metrics()), "epsilon", "up/round")]
     for name, s in summaries:
         ci = "-" if s["auc_ci95"] is None else f"{s['auc_ci95'][0]:.3f}-{s['auc_ci95'][1]:.3f}"
         up = data_size(s["bytes_up_per_round"]) if s["mode"] == "federated" else "-"
-        cells = (fixed(s["auc"]), ci, fixed(s["f1"]), fixed(s["sensitivity_early"]), fixed(s["epsilon"]), up)
+        others = (fixed(s.get(metric.key)) for metric in shown_metrics())
+        cells = (fixed(s["auc"]), ci, *others, fixed(s["epsilon"]), up)
         rows.append((name, s["mode"], *cells))
     return fitted(rows)

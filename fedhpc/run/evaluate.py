@@ -1,7 +1,6 @@
 """A finished model on a shard that it never saw."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from fedhpc.errors import InputError, ShardError
 from fedhpc.models.device import prepare
 from fedhpc.models.saved import SavedModel, load_model
 from fedhpc.records.metrics import (
+    METRICS,
     bootstrap_aucs,
     bootstrap_histograms,
     interval95,
@@ -52,12 +52,13 @@ def evaluate(run: Path, shard_path: Path) -> dict[str, Any]:
     config = saved.config.evaluation
     stack = bootstrap_histograms(predictions, config.bootstrap, generator(saved.config.seed, "evaluate"))
     thresholds = np.array(saved.f1_thresholds, np.int64)
-    found = asdict(metrics(score_histogram(predictions), thresholds, config.specificity))
+    found = metrics(score_histogram(predictions), thresholds, config.specificity)
     classes = saved.task.classes[1:] if len(saved.task.classes) == 2 else saved.task.classes
     return {
         "site": shard.site,
         "split": "test",
-        **found,
+        "n_images": found.n_images,
+        **found.values,
         "auc_ci95": interval95(bootstrap_aucs([stack])),
         "specificity": config.specificity,
         "thresholds": {name: lower_edge(int(bin)) for name, bin in zip(classes, thresholds, strict=True)},
@@ -79,20 +80,18 @@ def evaluation_text(found: Mapping[str, Any]) -> str:
     ends, at = found["auc_ci95"], ", ".join(f"{name} >= {edge:g}" for name, edge in found["thresholds"].items())
     missing = "- (a class is missing in this split)"
     interval = "" if ends is None else f" (95 % interval {ends[0]:.3f} to {ends[1]:.3f}, patients resampled)"
-    none_early = "- (no image of an early stage, or a class is missing),"
-
-    def shown(key: str, otherwise: str = missing) -> str:
-        return otherwise if found[key] is None else f"{found[key]:.3f}"
-
-    return "\n".join(
-        [
-            f"site {found['site']}, split {found['split']}: {found['n_images']} images",
-            f"AUC                     {shown('auc')}{interval}",
-            f"F1                      {shown('f1')}, at log odds of {at}",
-            f"sensitivity             {shown('sensitivity')} at specificity {found['specificity']:g}",
-            f"early-stage sensitivity {shown('sensitivity_early', none_early)} at specificity {found['specificity']:g}",
-        ]
-    )
+    said = {
+        "auc": interval,
+        "f1": f", at log odds of {at}",
+        **dict.fromkeys(("sensitivity", "sensitivity_early"), f" at specificity {found['specificity']:g}"),
+    }
+    lacking = {"sensitivity_early": "- (no image of an early stage, or a class is missing),"}
+    lines = [f"site {found['site']}, split {found['split']}: {found['n_images']} images"]
+    for metric in METRICS:
+        value = found[metric.key]
+        number = lacking.get(metric.key, missing) if value is None else f"{value:.3f}"
+        lines.append(f"{metric.name:23} {number}{said.get(metric.key, '')}")
+    return "\n".join(lines)
 
 
 def _check_fit(saved: SavedModel, shard: Shard, path: Path) -> None:

@@ -12,6 +12,7 @@ from fedhpc.errors import InputError
 from fedhpc.models.saved import save_model
 from fedhpc.models.vector import from_vector, parameter_count
 from fedhpc.records.environment import git_commit
+from fedhpc.records.metrics import METRICS
 from fedhpc.records.rounds import FLOAT32_BYTES, Measured, SiteReport, data_digest, largest, mean_of, summary_of
 from fedhpc.records.run_directory import RESTORE, RunDirectory
 from fedhpc.run.display import closing, evaluation_lines
@@ -94,7 +95,7 @@ def _per_site(
     for report in reports:
         final = by_name.get(report.site, finals[0])
         own = final.measured.per_site[report.site]
-        found = {**last[report.site], "auc": own.auc, "f1": own.f1, "n_test": own.n_images}
+        found = {**last[report.site], **own.values, "n_test": own.n_images}
         found |= {"epsilon": report.epsilon, "evaluation_epsilon": report.evaluation_epsilon}
         if session.config.mode == "local":
             found["auc_all_sites"] = final.measured.overall.auc
@@ -109,12 +110,9 @@ def _more(session: Session, finals: Sequence[Final], reports: Sequence[SiteRepor
     d = parameter_count(session.place.model)
     ends = [one.interval for one in measured if one.interval is not None]
     return {
-        "auc": mean_of([m.auc for m in overall]),
+        **{metric.key: mean_of([m[metric.key] for m in overall]) for metric in METRICS},
         "auc_val": mean_of([one.auc_val for one in measured]),
         "auc_ci95": np.mean(ends, axis=0).tolist() if len(ends) == len(measured) else None,
-        "f1": mean_of([m.f1 for m in overall]),
-        "sensitivity": mean_of([m.sensitivity for m in overall]),
-        "sensitivity_early": mean_of([m.sensitivity_early for m in overall]),
         "reasons": {key: value for one in measured for key, value in one.reasons.items()},
         "epsilon": largest([report.epsilon for report in reports]),
         "evaluation_epsilon": largest([report.evaluation_epsilon for report in reports]),

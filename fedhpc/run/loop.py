@@ -1,6 +1,5 @@
 """`train`: open the session, drive the rounds, keep the run directory, finish with `summary.json` and `model.pt`."""
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from fedhpc.aggregation.iterate_average import IterateAverage
 from fedhpc.algorithms.baselines import train_separately
-from fedhpc.algorithms.fedavg import GlobalState, Residuals, RoundResult, federate, fresh_residuals
+from fedhpc.algorithms.fedavg import RoundResult, federate
 from fedhpc.compression.codec import encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
-from fedhpc.compression.update import AGGREGATOR, F32, Array, ArraySpec, Update, pack_arrays, unpack_arrays
+from fedhpc.compression.update import AGGREGATOR, F32, ArraySpec, Update, pack_arrays, unpack_arrays
 from fedhpc.errors import InputError, PayloadError, in_round
 from fedhpc.models.vector import parameter_count, to_vector
-from fedhpc.records.checkpoint import load_state, save_state, saved_rounds
+from fedhpc.records.checkpoint import load_state, save_state
 from fedhpc.records.rounds import FLOAT32_BYTES, SiteReport, Validation, record_of
 from fedhpc.run.continuation import begin
 from fedhpc.run.display import header, round_line
@@ -24,12 +22,12 @@ from fedhpc.run.evaluation import validate
 from fedhpc.run.finish import GLOBAL, finish, reports_of
 from fedhpc.run.resume import Resumed, resume_point
 from fedhpc.run.round_terms import round_terms, secure_mean
+from fedhpc.run.saved_state import fresh_average, loaded_state, save_run_state
 from fedhpc.run.secure_channel import wire_line
 from fedhpc.run.session import POOLED, Session, open_ledgers, session_trust
 from fedhpc.secagg.protocol import round_bytes
 from fedhpc.transport.collectives import all_agree, broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import of_each
-from fedhpc.transport.tls import AGGREGATOR_NAME
 from fedhpc.util.rng import generator
 from fedhpc.util.stopwatch import Stopwatch
 from fedhpc.util.text import wrapped
@@ -147,74 +145,22 @@ def _payload_bytes(size: int, coding: CompressionConfig) -> int:
 
 
 def _federated(session: Session, resumed: Resumed, progress: Progress) -> tuple[Mapping[str, F32], str]:
-    directory, transport, terms, owners = session.directory, session.transport, round_terms(session), resumed.owners
-    memory = _loaded_memory(session, resumed)
-    payload = run_on_all_ranks(transport, lambda: None if transport.rank else _start_payload(session, resumed))
-    start = unpack_arrays(transport.broadcast(payload, "update"))
-    state = GlobalState(resumed.first, start["params"].astype(np.float32, copy=False))
-    average = _resumed_average(session, start)
+    terms, start = round_terms(session), loaded_state(session, resumed)
+    average = fresh_average(session).resumed(start.public)
 
     def on_round(result: RoundResult) -> bool:
         nonlocal average
-        average = average.after(result.state.round, result.state.params)
-        released = average.released(result.state.params)
+        state = result.state
+        average = average.after(state.round, state.params)
+        released = average.released(state.params)
         traffic = (result.traffic.up_bytes, result.traffic.down_bytes) if result.traffic else ((), 0)
         ran = Ran(traffic, result.watch, result.dropped)
+        saved = replace(state, public={**state.public, **average.arrays()})
+        closing = (state.round, lambda _: released, lambda: save_run_state(session, resumed.owners, saved))
+        return _close_round(session, closing, ran, progress)
 
-        def save() -> None:
-            for name, residual in result.residuals.items():
-                arrays = {"residual": residual}
-                save_state(directory.site(name), "residual", result.state.round, arrays, owners[name])
-            if transport.rank == 0:
-                saved: dict[str, Array] = {"params": result.state.params, "server_residual": result.server_residual}
-                saved |= {"average_total": average.total, "average_count": np.array(average.count)}
-                saved |= {"average_start": np.array(average.start)}
-                save_state(directory.state, "round", result.state.round, saved, owners[AGGREGATOR_NAME])
-
-        return _close_round(session, (result.state.round, lambda _: released, save), ran, progress)
-
-    state, stopped = federate(session.sites, (state, memory), terms, transport, on_round)
+    state, stopped = federate(session.sites, start, terms, session.transport, on_round)
     return {GLOBAL: average.released(state.params)}, stopped
-
-
-def _start_payload(session: Session, resumed: Resumed) -> bytes:
-    """What all start from: rank 0's global parameters and the mean of earlier ones, sent once, dense."""
-    if resumed.first:
-        saved = load_state(session.directory.state, "round", resumed.first, resumed.owners[AGGREGATOR_NAME])
-        return pack_arrays(
-            {name: saved[name] for name in ("params", "average_total", "average_count", "average_start")}
-        )
-    return pack_arrays({"params": to_vector(session.place.model)})
-
-
-def _resumed_average(session: Session, start: Mapping[str, Any]) -> IterateAverage:
-    """The running mean of the last rounds; anew where a continued run averages over other rounds than before."""
-    training, size = session.config.training, start["params"].size
-    fresh = IterateAverage.over_last(training.average_last, training.rounds, size)
-    if "average_total" not in start or int(start["average_start"]) != fresh.start:
-        return fresh
-    return replace(fresh, total=start["average_total"], count=int(start["average_count"]))
-
-
-def _loaded_memory(session: Session, resumed: Resumed) -> Residuals:
-    fresh = fresh_residuals(session.sites, parameter_count(session.place.model))
-    if not resumed.first:
-        return fresh
-    return run_on_all_ranks(session.transport, lambda: _read_memory(session, resumed, fresh))
-
-
-def _read_memory(session: Session, resumed: Resumed, fresh: Residuals) -> Residuals:
-    directory, first, residuals = session.directory, resumed.first, dict(fresh.residuals)
-    for site in session.sites:
-        folder = directory.site(site.name)
-        if saved_rounds(folder, "residual"):
-            residuals[site.name] = load_state(folder, "residual", first, resumed.owners[site.name])["residual"]
-        else:
-            print(f"site {site.name}: nothing of this run is here; it joins with the full model", file=sys.stderr)
-    if session.transport.rank:
-        return replace(fresh, residuals=residuals)
-    aggregator = load_state(directory.state, "round", first, resumed.owners[AGGREGATOR_NAME])
-    return Residuals(residuals, aggregator["server_residual"])
 
 
 def _separate(session: Session, resumed: Resumed, progress: Progress) -> tuple[Mapping[str, F32], str]:

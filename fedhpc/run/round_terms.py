@@ -20,7 +20,17 @@ def round_terms(session: Session) -> RoundConfig:
         for density in (exchange.density, exchange.down)
     )
     seed = config.seed if exchange.rounding == "stochastic" else None
-    return RoundConfig(config.training.rounds, up, down, config.site_names, session.weights, seed, secure_mean(session))
+    return RoundConfig(
+        rounds=config.training.rounds,
+        up=up,
+        down=down,
+        sites=config.site_names,
+        weights=session.weights,
+        rounding_seed=seed,
+        secure=secure_mean(session),
+        aggregation=config.aggregation,
+        server=config.server,
+    )
 
 
 def secure_mean(session: Session) -> SecureMean | None:

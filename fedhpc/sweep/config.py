@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from fedhpc.config.loader import apply_override, checked, merged, problems_of, read_tree, told_of
-from fedhpc.config.schema import RunConfig, Section
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError
 from fedhpc.sweep.grid import Point, Tree, flattened, grid_problems, nested, points
+from fedhpc.util.section import Section
 
 SEED, EPSILON = "seed", "privacy.epsilon"
 OWNED_FLAGS = {

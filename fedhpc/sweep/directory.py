@@ -22,13 +22,14 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from fedhpc.config.loader import load_config
-from fedhpc.config.schema import RunConfig, Section
+from fedhpc.config.schema import RunConfig
 from fedhpc.config.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.records.run_directory import RunDirectory, config_text
 from fedhpc.sweep.config import Element, Local, Slurm, Sweep
 from fedhpc.util.files import make_folder, read_json, read_text, write_json, write_text
 from fedhpc.util.processes import born
+from fedhpc.util.section import Section
 
 Ended = Literal["running", "finished", "failed", "stopped"]
 Cluster = Literal["slurm", "local"]

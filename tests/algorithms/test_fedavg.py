@@ -6,18 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from fedhpc.aggregation.server_sgd import ServerSgd
 from fedhpc.algorithms.fedavg import (
-    GlobalState,
     Participant,
-    Residuals,
     RoundConfig,
     RoundResult,
     federate,
-    fresh_residuals,
     mean_update,
     placement,
     site_round,
 )
+from fedhpc.algorithms.run_state import RESIDUAL, RunState, fresh_state
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.compression.update import F32
 from fedhpc.errors import PayloadError
@@ -43,14 +42,14 @@ class Puller:
 
 def run(
     sites: Sequence[Participant], terms: RoundConfig, d: int, go_on: int = 1000
-) -> tuple[GlobalState, str, list[RoundResult]]:
+) -> tuple[RunState, str, list[RoundResult]]:
     results: list[RoundResult] = []
 
     def on_round(result: RoundResult) -> bool:
         results.append(result)
         return len(results) < go_on
 
-    start = (GlobalState(0, np.zeros(d, np.float32)), fresh_residuals(sites, d))
+    start = fresh_state(np.zeros(d, np.float32), [site.name for site in sites], ServerSgd())
     state, stopped = federate(sites, start, terms, AloneTransport(), on_round)
     return state, stopped, results
 
@@ -76,7 +75,7 @@ def test_one_dense_round_by_hand() -> None:
     state, stopped, results = run(pullers(), terms_of(1, 1, 1, (1, 3)), 3)
     assert state.params.tolist() == [3.5, 3.5, 3.5]
     assert (state.round, stopped) == (1, "finished")
-    assert not any(residual.any() for residual in results[0].residuals.values())
+    assert not any(kept[RESIDUAL].any() for kept in results[0].state.sites.values())
 
 
 def test_dense_rounds_reach_the_weighted_mean_of_the_targets() -> None:
@@ -111,8 +110,8 @@ def test_nothing_is_lost_on_the_way(
 ) -> None:
     """What all sites trained equals what arrived plus what sites and server still keep (weights equal)."""
     sites = [Fixed(n, i, np.arange(i, i + 40, dtype=np.float32)) for i, n in enumerate("ab")]
-    state, _, results = run(sites, terms_of(7, up, down, (1, 1), seed), 40)
-    kept = np.mean([results[-1].residuals[name] for name in "ab"], axis=0) + results[-1].server_residual
+    state, _, _ = run(sites, terms_of(7, up, down, (1, 1), seed), 40)
+    kept = np.mean([state.sites[name][RESIDUAL] for name in "ab"], axis=0) + state.server[RESIDUAL]
     trained = 7 * np.mean([site.target for site in sites], axis=0)
     np.testing.assert_allclose(state.params + kept, trained, rtol=1e-6)
 
@@ -142,7 +141,7 @@ class Weighing(AloneTransport):
 def test_traffic_is_what_passed_and_follows_each_density_by_itself() -> None:
     def traffic(up: float, down: float) -> tuple[int, int]:
         sites, transport, results = random_targets(1000), Weighing(), []
-        start = (GlobalState(0, np.zeros(1000, np.float32)), fresh_residuals(sites, 1000))
+        start = fresh_state(np.zeros(1000, np.float32), [site.name for site in sites], ServerSgd())
         federate(sites, start, terms_of(1, up, down, (1, 1)), transport, lambda result: results.append(result) or True)
         found = results[0].traffic
         assert (found.up_bytes, found.down_bytes) == (tuple(transport.up), transport.down)
@@ -161,9 +160,8 @@ def test_a_run_goes_on_from_its_memory_with_the_same_bits(seed: int | None) -> N
     terms, sites = terms_of(4, CompressionConfig(0.1, 3), CompressionConfig(0.2, 3), (1, 2), seed), random_targets(500)
     straight, _, _ = run(sites, terms, 500)
     _, _, results = run(sites, terms, 500, go_on=1)
-    memory = Residuals(results[0].residuals, results[0].server_residual)
-    resumed, _ = federate(sites, (results[0].state, memory), terms, AloneTransport(), lambda _: True)
-    assert memory.residuals["a"].any()
+    resumed, _ = federate(sites, results[0].state, terms, AloneTransport(), lambda _: True)
+    assert results[0].state.sites["a"][RESIDUAL].any()
     assert resumed.params.tobytes() == straight.params.tobytes()
 
 
@@ -173,14 +171,14 @@ def test_rounding_is_another_at_each_site_and_round() -> None:
     sites = [Fixed(name, i, update) for i, name in enumerate("ab")]
     terms, nothing = terms_of(2, CompressionConfig(1, 4), 1, (1, 1), seed=3), np.zeros(300, np.float32)
     kept = [
-        site_round(site, GlobalState(round, nothing), nothing, terms)[1].tobytes() for site in sites for round in (0, 1)
+        site_round(site, RunState(round, nothing), nothing, terms)[1].tobytes() for site in sites for round in (0, 1)
     ]
     assert len(set(kept)) == 4
-    assert site_round(sites[0], GlobalState(0, nothing), nothing, terms)[1].tobytes() == kept[0]
+    assert site_round(sites[0], RunState(0, nothing), nothing, terms)[1].tobytes() == kept[0]
 
 
 def test_who_sent_it_is_named_where_a_payload_is_damaged() -> None:
-    state, terms = GlobalState(4, np.zeros(3, np.float32)), terms_of(9, 1, 1, (1, 1))
+    state, terms = RunState(4, np.zeros(3, np.float32)), terms_of(9, 1, 1, (1, 1))
     payloads = [site_round(site, state, np.zeros(3, np.float32), terms)[0] for site in pullers()]
     payloads[1] = payloads[1][:-1]
     with pytest.raises(PayloadError, match="site b: payload of sender 1 in round 5: checksum"):
@@ -190,7 +188,7 @@ def test_who_sent_it_is_named_where_a_payload_is_damaged() -> None:
 @pytest.mark.parametrize("value", [1e38, 3e36, 1.1e6, -2e6])
 def test_an_update_of_implausible_size_is_refused_before_it_is_folded(value: float) -> None:
     """3e36 is finite, and so is its mean; the model after it is of no use."""
-    state = GlobalState(4, np.zeros(3, np.float32))
+    state = RunState(4, np.zeros(3, np.float32))
     terms = terms_of(9, CompressionConfig(1, layers=(("conv", 2), ("head", 1))), 1, (1, 1))
     sites = [Fixed("a", 0, np.ones(3, np.float32)), Fixed("b", 1, np.array([1, 2, value], np.float32))]
     payloads = [site_round(site, state, np.zeros(3, np.float32), terms)[0] for site in sites]
@@ -200,10 +198,9 @@ def test_an_update_of_implausible_size_is_refused_before_it_is_folded(value: flo
 
 def test_site_and_layer_are_named_where_what_is_kept_overflows() -> None:
     site = Fixed("a", 0, np.array([1, 2, 3e38], np.float32))
-    memory = Residuals({"a": site.target}, np.zeros(3, np.float32))
     terms = terms_of(1, CompressionConfig(1, layers=(("conv", 2), ("head", 1))), 1, (1,))
     with pytest.raises(PayloadError, match="site a, round 1: entry 0 of layer head is inf"):
-        site_round(site, GlobalState(0, np.zeros(3, np.float32)), memory.residuals["a"], terms)
+        site_round(site, RunState(0, np.zeros(3, np.float32)), site.target, terms)
 
 
 def test_budget_and_preemption_end_the_run() -> None:

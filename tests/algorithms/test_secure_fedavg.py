@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from fedhpc.algorithms.fedavg import GlobalState, RoundConfig, RoundResult, federate, fresh_residuals
+from fedhpc.aggregation.server_sgd import ServerSgd
+from fedhpc.algorithms.fedavg import RoundConfig, RoundResult, federate
+from fedhpc.algorithms.run_state import fresh_state
 from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.codec import FIXED
 from fedhpc.compression.error_feedback import CompressionConfig
@@ -73,7 +75,7 @@ def secure_terms(rounds: int, tolerated: int, told: list[str]) -> RoundConfig:
 def run(sites: list[Giver], rounds: int, tolerated: int) -> tuple[list[RoundResult], list[str]]:
     results: list[RoundResult] = []
     told: list[str] = []
-    start = (GlobalState(0, np.zeros(D, np.float32)), fresh_residuals(sites, D))
+    start = fresh_state(np.zeros(D, np.float32), [site.name for site in sites], ServerSgd())
     federate(sites, start, secure_terms(rounds, tolerated, told), AloneTransport(), lambda r: not results.append(r))
     return results, told
 
@@ -91,7 +93,7 @@ def test_the_mean_is_the_sum_over_the_sum_of_the_weights() -> None:
     np.testing.assert_allclose(results[0].state.params, expected("abcdef", 0), rtol=1e-6)
     np.testing.assert_allclose(results[1].state.params, expected("abcdef", 0) + expected("abcdef", 1), rtol=1e-6)
     assert (results[0].dropped, told) == ((), [])
-    assert not any(residual.any() for residual in results[0].residuals.values())
+    assert not any(kept["residual"].any() for kept in results[0].state.sites.values())
 
 
 def test_sites_that_drop_out_are_left_out_of_sum_and_weights_and_named_and_stay_charged() -> None:

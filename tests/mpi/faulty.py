@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from fedhpc.algorithms import fedavg as federation
-from fedhpc.algorithms.fedavg import GlobalState
+from fedhpc.algorithms.run_state import RunState
 from fedhpc.cli.main import main
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.mpi import MpiTransport
@@ -18,7 +18,7 @@ ROUND = 2
 honest_state, honest_stream = federation.next_state, MpiTransport.stream
 
 
-def one_bit_wrong(state: GlobalState, payload: bytes) -> GlobalState:
+def one_bit_wrong(state: RunState, payload: bytes) -> RunState:
     """The next state, with the last bit of one parameter turned over."""
     after = honest_state(state, payload)
     if after.round == ROUND:

@@ -164,7 +164,8 @@ from fedhpc.compression.codec import encode
 from fedhpc.transport.mpi import connect
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.compression.update import SparseVector, Update
-from fedhpc.algorithms.fedavg import GlobalState, RoundConfig, mean_update
+from fedhpc.algorithms.fedavg import RoundConfig, mean_update
+from fedhpc.algorithms.run_state import RunState
 
 transport, d, each = connect(), 2_000_000, int(sys.argv[1])
 names = tuple(f"site{i}" for i in range(2 * each))
@@ -175,7 +176,7 @@ before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 payloads = [encode(Update(i, 0, SparseVector(d, np.arange(d), values))) for i in mine]
 received = transport.stream(payloads, "update")
 if transport.rank == 0:
-    mean = mean_update(received, GlobalState(0, np.zeros(d, np.float32)), terms)
+    mean = mean_update(received, RunState(0, np.zeros(d, np.float32)), terms)
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"mb": (peak_kb - before_kb) / 1024, "mean": float(mean[:1000].astype(np.float64).sum())}))
 """

@@ -47,7 +47,7 @@ def main(run: Path, draws: int, epsilon: float) -> None:
     val, test = predictions(run)
     exact_val, exact_test = (np.sum([score_histogram(one) for one in split], axis=0) for split in (val, test))
     exact = metrics(exact_test, f1_thresholds(exact_val), config.evaluation.specificity)
-    early = metrics(exact_val, f1_thresholds(exact_val), config.evaluation.specificity).sensitivity_early
+    early = metrics(exact_val, f1_thresholds(exact_val), config.evaluation.specificity)["sensitivity_early"]
     tasks, unit, sites = exact_test.shape[0], config.privacy.unit, len(val)
     weights = Weights(tasks, plan.counted)
     law = Law(weights, weights.l1 / epsilon, sites)

@@ -11,7 +11,7 @@ from scipy.special import ndtr, ndtri
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.evaluation_plan import EvaluationPlan
-from fedhpc.records.metrics import F64, I64, Metrics
+from fedhpc.records.metrics import F64, I64, Metrics, unknown
 from fedhpc.run.evaluation.binormal_roc import Counts, Curve, fit, shares
 from fedhpc.site.release import WHOLE, Question, Weights
 from fedhpc.util.rng import generator
@@ -160,13 +160,12 @@ def metrics_of(
         return None
     placed = zip(curves, by[0], question.edges, strict=True)
     images = curves[0].negatives[0] + curves[0].positives[0]
-    return Metrics(
-        auc=macro([curve.auc for curve in curves]),
-        f1=macro([curve.f1(one.f1_latent(curve, edges))[:, 0] for curve, one, edges in placed]),
-        sensitivity=macro([curve.sensitivity(by[1].evaluation.specificity) for curve in curves]),
-        sensitivity_early=None,
-        n_images=round(float(images)),
-    )
+    values = {
+        "auc": macro([curve.auc for curve in curves]),
+        "f1": macro([curve.f1(one.f1_latent(curve, edges))[:, 0] for curve, one, edges in placed]),
+        "sensitivity": macro([curve.sensitivity(by[1].evaluation.specificity) for curve in curves]),
+    }
+    return Metrics({**unknown().values, **values}, round(float(images)))
 
 
 def interval_of(law: Law, test: Answer, config: RunConfig) -> tuple[float, float] | None:

@@ -8,7 +8,7 @@ import numpy as np
 from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.evaluation_plan import plan_evaluation
-from fedhpc.records.metrics import BINS, I64, Metrics, bin_of
+from fedhpc.records.metrics import BINS, I64, METRICS, Metrics, bin_of, unknown
 from fedhpc.records.rounds import Measured
 from fedhpc.run.evaluation.answers import tasks_of
 from fedhpc.run.evaluation.curves import (
@@ -29,6 +29,8 @@ from fedhpc.site.release import Question
 SPENT = "evaluation.epsilon is spent: this split was released before for another model or question"
 TOO_FEW = "too few patients of a class beside the noise of evaluation.epsilon"
 SUM_ONLY = "privacy.trust=sites: only the sum over the sites is seen"
+EARLY_KEY = "sensitivity_early"
+NOT_PRIVATE = "no private release of it exists; evaluation.epsilon=null measures it, without privacy"
 POOLED_ONLY = "mode=centralised: the pooled patients are released as one site"
 
 
@@ -55,9 +57,9 @@ def measure_privately(session: Session, params: F32, stage: int) -> Measured | N
         return unmeasured(config, TOO_FEW)
     specificity = config.evaluation.specificity
     known = Measured(
-        overall=Metrics(None, None, None, macro([one.sensitivity_early(specificity) for one in curves]), 0),
+        overall=early_alone(macro([one.sensitivity_early(specificity) for one in curves])),
         auc_val=macro([curve.auc for curve in curves]),
-        per_site=dict.fromkeys(config.site_names, Metrics(None, None, None, None, 0)),
+        per_site=dict.fromkeys(config.site_names, unknown()),
         thresholds=np.array([bin_of(float(one.score(np.array([one.f1]))[0])) for one in thresholds]),
     )
     if test is None:
@@ -65,9 +67,15 @@ def measure_privately(session: Session, params: F32, stage: int) -> Measured | N
     return _with_test(known, test, (law, thresholds, config))
 
 
+def early_alone(early: float | None) -> Metrics:
+    """The one metric that the validation release gives."""
+    nothing = unknown()
+    return replace(nothing, values={**nothing.values, EARLY_KEY: early})
+
+
 def unmeasured(config: RunConfig, reason: str) -> Measured:
     """No metrics, and why; the threshold of F1 is then at even odds."""
-    nothing = Metrics(None, None, None, None, 0)
+    nothing = unknown()
     even = np.array([BINS // 2])
     return Measured(nothing, None, dict.fromkeys(config.site_names, nothing), even, None, {"auc": reason})
 
@@ -77,8 +85,9 @@ def _with_test(known: Measured, test: Answer, by: tuple[Law, Sequence[Thresholds
     overall = metrics_of(law, test.question, (test.total, law.noises), (thresholds, config))
     if overall is None:
         return replace(known, reasons={"auc": TOO_FEW})
-    early = known.overall.sensitivity_early
-    reasons = {"sensitivity_early": "measured on the validation patients"}
+    values = {**overall.values, EARLY_KEY: known.overall[EARLY_KEY]}
+    reasons = {EARLY_KEY: "measured on the validation patients"}
+    reasons |= {metric.key: NOT_PRIVATE for metric in METRICS if not metric.private}
     if not test.by_site:
         reasons["per_site"] = SUM_ONLY if config.privacy.trust == "sites" else POOLED_ONLY
     per_site = dict(known.per_site)
@@ -89,7 +98,7 @@ def _with_test(known: Measured, test: Answer, by: tuple[Law, Sequence[Thresholds
             reasons[f"per_site.{site}"] = TOO_FEW
     return replace(
         known,
-        overall=replace(overall, sensitivity_early=early),
+        overall=replace(overall, values=values),
         per_site=per_site,
         interval=interval_of(law, test, config),
         reasons=reasons,

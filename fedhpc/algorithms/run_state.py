@@ -1,0 +1,42 @@
+"""What is carried from round to round, and so saved after each and given back at a resume."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedhpc.aggregation.base import Arrays, ServerStep
+from fedhpc.compression.update import F32
+
+RESIDUAL, OPTIMIZER = "residual", "optimizer."
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The state before a round, as one rank has it; saved and resumed by name (`fedhpc.run.saved_state`).
+
+    Attributes:
+        round: the number of rounds done.
+        params: the global parameters, f32[d]; public, the same bits at every rank.
+        public: what else every rank knows, the same bits at every rank.
+        server: what the aggregator keeps (rank 0): `residual` f32[d], and what the server optimiser keeps.
+        sites: what each of this rank's sites keeps, by name: `residual` f32[d], private where the run is.
+    """
+
+    round: int
+    params: F32
+    public: Arrays = field(default_factory=dict)
+    server: Arrays = field(default_factory=dict)
+    sites: Mapping[str, Arrays] = field(default_factory=dict)
+
+
+def residual_of(kept: Arrays) -> F32:
+    """Return what error feedback keeps, f32[d]."""
+    return kept[RESIDUAL].astype(np.float32, copy=False)
+
+
+def fresh_state(params: F32, sites: Sequence[str], server: ServerStep) -> RunState:
+    """Return the state before the first round, from the initial parameters f32[d], for this rank's `sites`."""
+    nothing = np.zeros(params.size, np.float32)
+    kept = {OPTIMIZER + name: array for name, array in server.initial(params.size).items()}
+    return RunState(0, params, {}, {RESIDUAL: nothing, **kept}, {name: {RESIDUAL: nothing} for name in sites})

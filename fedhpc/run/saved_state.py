@@ -1,0 +1,105 @@
+"""The state of a federated run on disk: saved after each round, and read back where a run goes on.
+
+`state/round-0007.npz` (rank 0) holds the global parameters and, by name, what every rank and what the aggregator keeps;
+`sites/<site>/residual-0007.npz` what that site keeps. Neither file says what the arrays mean: an algorithm or a server
+optimiser with more to keep needs no change here.
+"""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from fedhpc.aggregation.base import Arrays
+from fedhpc.aggregation.iterate_average import IterateAverage
+from fedhpc.algorithms.run_state import RunState, fresh_state
+from fedhpc.compression.update import Array, pack_arrays, unpack_arrays
+from fedhpc.errors import InputError
+from fedhpc.models.vector import parameter_count, to_vector
+from fedhpc.records.checkpoint import Owner, load_state, save_state, saved_rounds
+from fedhpc.run.resume import Resumed
+from fedhpc.run.session import Session
+from fedhpc.transport.collectives import run_on_all_ranks
+from fedhpc.transport.tls import AGGREGATOR_NAME
+
+PARAMS, PUBLIC, SERVER = "params", "public.", "server."
+
+
+def save_run_state(session: Session, owners: Mapping[str, Owner], state: RunState) -> None:
+    """Write what this rank keeps.
+
+    Raises:
+        FileError: a file cannot be written.
+    """
+    directory, round = session.directory, state.round
+    for name, kept in state.sites.items():
+        save_state(directory.site(name), "residual", round, kept, owners[name])
+    if session.transport.rank == 0:
+        arrays = {PARAMS: state.params, **_named(PUBLIC, state.public), **_named(SERVER, state.server)}
+        save_state(directory.state, "round", round, arrays, owners[AGGREGATOR_NAME])
+
+
+def loaded_state(session: Session, resumed: Resumed) -> RunState:
+    """Return the state that the run goes on from, or starts from. Rank 0 sends the parameters once, dense.
+
+    Raises:
+        InputError: at every rank, where a file is not the state of this run.
+    """
+    transport = session.transport
+    fresh = fresh_state(to_vector(session.place.model), [site.name for site in session.sites], session.config.server)
+    mine = run_on_all_ranks(transport, lambda: _read(session, resumed, fresh) if resumed.first else fresh)
+    payload = pack_arrays({PARAMS: mine.params, **_named(PUBLIC, mine.public)}) if transport.rank == 0 else None
+    start = unpack_arrays(transport.broadcast(payload, "update"))
+    params = start[PARAMS].astype(np.float32, copy=False)
+    return replace(mine, round=resumed.first, params=params, public=_of(PUBLIC, start))
+
+
+def fresh_average(session: Session) -> IterateAverage:
+    """Return the mean of the last global models, before the first of them."""
+    training = session.config.training
+    return IterateAverage.over_last(training.average_last, training.rounds, parameter_count(session.place.model))
+
+
+def _read(session: Session, resumed: Resumed, fresh: RunState) -> RunState:
+    directory, first, owners = session.directory, resumed.first, resumed.owners
+    sites = dict(fresh.sites)
+    for name, kept in fresh.sites.items():
+        if saved_rounds(directory.site(name), "residual"):
+            found = load_state(directory.site(name), "residual", first, owners[name])
+            sites[name] = _checked(found, kept, f"{directory.site(name)}: residual after round {first}")
+        else:
+            print(f"site {name}: nothing of this run is here; it joins with the full model", file=sys.stderr)
+    if session.transport.rank:
+        return replace(fresh, sites=sites)
+    saved = load_state(directory.state, "round", first, owners[AGGREGATOR_NAME])
+    where = f"{directory.state}: round {first}"
+    params = _checked(_only(PARAMS, saved), {PARAMS: fresh.params}, where)[PARAMS].astype(np.float32, copy=False)
+    server = _checked(_of(SERVER, saved), fresh.server, where)
+    return replace(fresh, params=params, public=_of(PUBLIC, saved), server=server, sites=sites)
+
+
+def _checked(found: Arrays, wanted: Arrays, where: str) -> Arrays:
+    """`found`, where its names, types and shapes are those of a fresh state."""
+    if _shapes(found) != _shapes(wanted):
+        raise InputError(
+            f"{where}: holds {', '.join(sorted(found)) or 'nothing'}, this run keeps {', '.join(sorted(wanted))}, of "
+            "the model's size; another version of fedhpc wrote it. Go on with that version, or start in a new --run-dir"
+        )
+    return found
+
+
+def _shapes(arrays: Arrays) -> dict[str, tuple[object, ...]]:
+    return {name: (array.dtype, *array.shape) for name, array in arrays.items()}
+
+
+def _named(prefix: str, arrays: Arrays) -> dict[str, Array]:
+    return {prefix + name: array for name, array in arrays.items()}
+
+
+def _of(prefix: str, arrays: Arrays) -> dict[str, Array]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _only(name: str, arrays: Arrays) -> dict[str, Array]:
+    return {name: arrays[name]} if name in arrays else {}
