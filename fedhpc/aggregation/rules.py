@@ -5,9 +5,9 @@ To add one, write its class in a file of its own (see `mean`, `server_sgd`) and 
 
 import functools
 import operator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import Discriminator, Tag
 
 from fedhpc.aggregation.base import AggregationRule, ServerStep
 from fedhpc.aggregation.mean import Mean
@@ -19,11 +19,15 @@ SERVER_OPTIMIZERS: tuple[type[ServerStep], ...] = (ServerSgd,)
 
 def one_of(kinds: tuple[type[Any], ...], key: str) -> Any:
     """Return the type of a section that is one of `kinds`, told apart by `key`; the first is the default."""
-    if len(kinds) == 1:
-        return kinds[0]
-    default = kinds[0].model_fields[key].default
-    named = BeforeValidator(lambda value: {key: default, **value} if isinstance(value, dict) else value)
-    return Annotated[functools.reduce(operator.or_, kinds), Field(discriminator=key), named]
+    names = [kind.model_fields[key].default for kind in kinds]
+
+    def name_of(value: Any) -> Any:
+        return value.get(key, names[0]) if isinstance(value, dict) else getattr(value, key, None)
+
+    allowed = f"is none of those that fedhpc has; allowed: {', '.join(names)}"
+    tagged = [Annotated[kind, Tag(name)] for kind, name in zip(kinds, names, strict=True)]
+    told = Discriminator(name_of, custom_error_type=f"{key}_unknown", custom_error_message=allowed)
+    return Annotated[functools.reduce(operator.or_, tagged), told] if len(kinds) > 1 else kinds[0]
 
 
 def mean_rule() -> AggregationRule:
@@ -34,11 +38,3 @@ def mean_rule() -> AggregationRule:
 def server_sgd() -> ServerStep:
     """Return the default server optimiser."""
     return ServerSgd()
-
-
-if TYPE_CHECKING:
-    Rule = AggregationRule
-    ServerOptimizer = ServerStep
-else:
-    Rule = one_of(RULES, "rule")
-    ServerOptimizer = one_of(SERVER_OPTIMIZERS, "optimizer")

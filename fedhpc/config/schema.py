@@ -9,13 +9,21 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from fedhpc.aggregation.rules import Rule, ServerOptimizer, mean_rule, server_sgd
+from fedhpc.aggregation import rules
+from fedhpc.aggregation.base import AggregationRule, ServerStep
 from fedhpc.errors import ConfigError
 from fedhpc.util.section import Section
+
+if TYPE_CHECKING:
+    Rule = AggregationRule
+    ServerOptimizer = ServerStep
+else:
+    Rule = rules.one_of(rules.RULES, "rule")
+    ServerOptimizer = rules.one_of(rules.SERVER_OPTIMIZERS, "optimizer")
 
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
 BuiltIn = Literal["densenet_small", "densenet121", "resnet18", "resnet50", "frozen"]
@@ -396,10 +404,10 @@ class RunConfig(Section):
     exchange: Exchange = Field(default=Exchange(), description="what a site and the aggregator send each other")
     federation: Federation = Field(default=Federation(), description="where the aggregator runs")
     aggregation: Rule = Field(
-        default_factory=mean_rule, description="how the aggregator makes one update of the sites' updates"
+        default_factory=rules.mean_rule, description="how the aggregator makes one update of the sites' updates"
     )
     server: ServerOptimizer = Field(
-        default_factory=server_sgd, description="how the aggregator steps the global model along the mean update"
+        default_factory=rules.server_sgd, description="how the aggregator steps the global model along the mean update"
     )
     evaluation: Evaluation = Field(default=Evaluation(), description="metrics, and what is released for them")
     runtime: Runtime = Field(default=Runtime(), description="the machine under a rank")
