@@ -28,13 +28,3 @@ def one_of(kinds: tuple[type[Any], ...], key: str) -> Any:
     tagged = [Annotated[kind, Tag(name)] for kind, name in zip(kinds, names, strict=True)]
     told = Discriminator(name_of, custom_error_type=f"{key}_unknown", custom_error_message=allowed)
     return Annotated[functools.reduce(operator.or_, tagged), told] if len(kinds) > 1 else kinds[0]
-
-
-def mean_rule() -> AggregationRule:
-    """Return the default rule."""
-    return Mean()
-
-
-def server_sgd() -> ServerStep:
-    """Return the default server optimiser."""
-    return ServerSgd()

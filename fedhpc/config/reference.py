@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedhpc.config.schema import Section
+from fedhpc.util.section import Section
 from fedhpc.util.text import WIDTH
 
 Schema = Mapping[str, Any]

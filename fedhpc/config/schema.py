@@ -15,6 +15,8 @@ from pydantic import Field, model_validator
 
 from fedhpc.aggregation import rules
 from fedhpc.aggregation.base import AggregationRule, ServerStep
+from fedhpc.aggregation.mean import Mean
+from fedhpc.aggregation.server_sgd import ServerSgd
 from fedhpc.errors import ConfigError
 from fedhpc.util.section import Section
 
@@ -403,11 +405,9 @@ class RunConfig(Section):
     privacy: Privacy = Field(default=Privacy(), description="differential privacy of the training units, or `off`")
     exchange: Exchange = Field(default=Exchange(), description="what a site and the aggregator send each other")
     federation: Federation = Field(default=Federation(), description="where the aggregator runs")
-    aggregation: Rule = Field(
-        default_factory=rules.mean_rule, description="how the aggregator makes one update of the sites' updates"
-    )
+    aggregation: Rule = Field(default=Mean(), description="how the aggregator makes one update of the sites' updates")
     server: ServerOptimizer = Field(
-        default_factory=rules.server_sgd, description="how the aggregator steps the global model along the mean update"
+        default=ServerSgd(), description="how the aggregator steps the global model along the mean update"
     )
     evaluation: Evaluation = Field(default=Evaluation(), description="metrics, and what is released for them")
     runtime: Runtime = Field(default=Runtime(), description="the machine under a rank")
