@@ -74,8 +74,9 @@ def _key(name: str, schema: Schema, defs: Schema, *, required: bool) -> Key:
     items = [item for one in variants if "properties" in (item := _items(one, defs))]
     sections = [_keys(one, defs, name, _variant(one) if len(inner) > 1 else "") for one in inner]
     sections += [_keys(one, defs, f"{name}[]") for one in items]
-    default = REQUIRED if required or "default" not in schema else json.dumps(schema["default"]).strip('"')
+    default = REQUIRED if required else json.dumps(schema.get("default", {})).strip('"')
     if inner and default not in (REQUIRED, "null"):
+        # A default that is made by a factory is not in the schema.
         default = "the defaults of its keys"
     phrases = dict.fromkeys(_phrase(one, defs) for one in variants if one != NULL)
     values = _or([*phrases, *(["`null`"] if NULL in variants else [])])

@@ -17,6 +17,7 @@ from fedhpc.aggregation import rules
 from fedhpc.aggregation.base import AggregationRule, ServerStep
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.server_sgd import ServerSgd
+from fedhpc.config.rules import cross_field_rules, secure_sum_rules
 from fedhpc.errors import ConfigError
 from fedhpc.util.section import Section
 
@@ -462,7 +463,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _rules(self) -> "RunConfig":
-        rules = [*_cross_field_rules(self), *(_secure_sum_rules(self) if self.privacy.trust == "sites" else [])]
+        rules = [*cross_field_rules(self), *(secure_sum_rules(self) if self.privacy.trust == "sites" else [])]
         problems = [text for broken, text in rules if broken]
         if problems:
             raise ValueError("\n".join(problems))
@@ -476,148 +477,3 @@ class RunConfig(Section):
     def digest(self) -> str:
         """SHA-256 of the canonical JSON form, 16 hex digits."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _model_rules(model: Model) -> list[tuple[bool, str]]:
-    """(is broken, message) for each rule of the section on its own."""
-    named = [f"model.{key}={value}" for key in ("name", "build", "monai") if (value := getattr(model, key)) is not None]
-    return [
-        (len(named) > 1, f"{', '.join(named)}: exclude each other; keep one and set the others to null"),
-        (not named, "model.name=null: no network is named; set one of model.name, model.build and model.monai"),
-        (
-            bool(model.args) and model.name is not None,
-            f"model.args: belong to model.build or model.monai, not to model.name={model.name}; remove them",
-        ),
-        (
-            model.source_sha256 is not None and model.build is None,
-            "model.source_sha256: belongs to model.build; remove it",
-        ),
-    ]
-
-
-def _cross_field_rules(config: RunConfig) -> list[tuple[bool, str]]:
-    """(is broken, message) for each rule that concerns more than one key."""
-    names, p = config.site_names, config.privacy
-    undeclared = [site.name for site in config.data.sites if site.weight is None]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    frozen, units = config.model.name == "frozen", max(site.weight or 1 for site in config.data.sites)
-    return [
-        *_model_rules(config.model),
-        (bool(twice), f"data.sites: {', '.join(twice)} named twice; give each hospital its own name"),
-        ("aggregator" in names, "data.sites: aggregator is the name of rank 0; give the hospital another"),
-        (
-            config.private and bool(undeclared),
-            f"data.sites: no weight for {', '.join(undeclared)}; with privacy.epsilon set the true sample count is "
-            "private: declare a public weight (number of training units) for every site",
-        ),
-        (
-            p.off and config.private,
-            f"privacy.off=true, privacy.epsilon={p.epsilon}: say two things; write `privacy: off` or an epsilon",
-        ),
-        (
-            config.private and p.delta * 10 * units > 1,
-            f"privacy.delta={p.delta:g}: above 1 / (10 x {units} declared units), so that more than a tenth of a unit "
-            f"may be exposed in expectation; allowed: at most {1 / (10 * units):.2g}",
-        ),
-        (p.noise_seed is not None and not config.private, "privacy.noise_seed: set without privacy.epsilon; remove it"),
-        (
-            frozen and config.model.backbone is None,
-            "model.backbone: missing; model.name=frozen needs efficientnet_lite0, phantom or the model.pt of a run",
-        ),
-        (
-            not frozen and config.model.backbone is not None,
-            f"model.backbone: only model.name=frozen has one, not {config.model.label}; remove one of the two",
-        ),
-        (
-            config.model.features is not None and not frozen,
-            f"model.features: only model.name=frozen has features to whiten, not {config.model.label}; remove it",
-        ),
-        (
-            (config.model.features is None) != (config.data.public_reference is None),
-            "model.features, data.public_reference: each needs the other: the directions are fitted to public images; "
-            "set both or none (`run.py prepare images --reference N` sets images aside)",
-        ),
-        (
-            config.training.average_last > 0 and config.mode != "federated",
-            f"training.average_last: averages global models, which mode={config.mode} has none of; remove it",
-        ),
-        (
-            frozen and config.training.random_flip,
-            "training.random_flip: the features of model.name=frozen are computed once; remove it or train a network",
-        ),
-        (
-            config.federation.aggregator_rank == "dedicated" and config.mode != "federated",
-            f"federation.aggregator_rank: dedicated needs mode=federated, not mode={config.mode}",
-        ),
-        (
-            p.trust == "aggregator" and (p.colluding_sites is not None or p.tolerated_dropouts > 0),
-            "privacy.colluding_sites, privacy.tolerated_dropouts: belong to privacy.trust=sites; with trust=aggregator "
-            "each site carries its full noise and trusts no other: remove them",
-        ),
-    ]
-
-
-def _largest_dropouts(sites: int, colluding: int) -> str:
-    """The remedy, by 2 x (sites - dropouts) > sites + colluding: the condition of `fedhpc.secagg.masks.SumTerms`."""
-    most = (sites - colluding - 1) // 2
-    return f"set tolerated_dropouts to {most} or less" if most >= 0 else "lower colluding_sites or add sites"
-
-
-def _secure_sum_rules(config: RunConfig) -> list[tuple[bool, str]]:
-    """(is broken, message) for each rule of privacy.trust=sites.
-
-    An option that needs to see one site's update by itself belongs here: the aggregator sees only the sum.
-    """
-    p, t, n = config.privacy, config.training, len(config.data.sites)
-    colluding = p.colluding_sites or 0
-    return [
-        (
-            config.mode != "federated",
-            f"privacy.trust: sites needs mode=federated; mode={config.mode} has no sum of sites",
-        ),
-        (p.epsilon is None, "privacy.trust: sites shares the noise of privacy.epsilon, which is null; set it"),
-        (
-            p.colluding_sites is None,
-            "privacy.colluding_sites: missing; trust=sites rests on a number of sites that may tell the aggregator all "
-            "they know: say which (0 protects from the aggregator alone, 1 also from each single site)",
-        ),
-        (
-            p.colluding_sites is not None and 2 * (n - p.tolerated_dropouts) <= n + colluding,
-            f"privacy.tolerated_dropouts={p.tolerated_dropouts}, privacy.colluding_sites={colluding}: of {n} sites at "
-            f"least {n - p.tolerated_dropouts} would have to stay, and twice that must be more than sites + "
-            "colluding_sites, or an aggregator that sends two lists of survivors gets one site's vector: "
-            + _largest_dropouts(n, colluding),
-        ),
-        (
-            config.honest_sites < 2,
-            f"privacy.colluding_sites={colluding}, privacy.tolerated_dropouts={p.tolerated_dropouts}: of {n} sites "
-            f"that leaves {max(0, config.honest_sites)} to share the noise; with fewer than 2 each site must carry all "
-            "of it, as with trust=aggregator: lower them, or use that",
-        ),
-        (
-            config.federation.aggregator_rank == "shared" and p.colluding_sites == 0,
-            "privacy.colluding_sites=0: the aggregator shares its rank with the first hospital and knows its share of "
-            "the noise; set colluding_sites=1 or more, or federation.aggregator_rank=dedicated",
-        ),
-        (
-            config.exchange.density < 1,
-            f"exchange.density={config.exchange.density}: each site would choose its own top-k entries, and the choice "
-            "alone reveals its own vector, which trust=sites hides; a sum needs the same entries of all: set density=1",
-        ),
-        (
-            t.local_epochs != 1 or p.sample_rate != 1,
-            f"training.local_epochs={t.local_epochs}, privacy.sample_rate={p.sample_rate}: with trust=sites a round is "
-            "one private step over all units, since the noise is complete only in the sum and no site may step on its "
-            "own share; set both to 1 and raise training.rounds",
-        ),
-        (
-            t.optimizer != "sgd",
-            f"training.optimizer={t.optimizer}: its step is not linear in the gradient, so that the mean of the sites' "
-            "steps would not be the step of their mean gradient; trust=sites needs sgd",
-        ),
-        (
-            config.aggregation.rule != "mean",
-            f"aggregation.rule={config.aggregation.rule}: it looks at each site's update, which trust=sites hides; set "
-            "aggregation.rule=mean",
-        ),
-    ]
