@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 
 from data_prep.discovery import FORMATS
 from fedhpc.site.data.shard import _available_bytes
+from fedhpc.util.arrays import F32, U8
 
 WINDOW = (0.5, 99.5)
 GREY_MODES = ("L", "I", "F", "I;16", "I;16B", "I;16L")
@@ -36,8 +37,6 @@ CONSTANT = "of one grey value throughout"
 REPAIRED = "with NaN or infinite pixels repaired"
 MULTI_PICTURE = "a phone's multi-picture JPEG, the first picture taken"
 
-Pixels = npt.NDArray[np.uint8]
-F32 = npt.NDArray[np.float32]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _one_large_at_a_time = threading.Lock()
@@ -53,7 +52,7 @@ class Decoded:
         detail: of this very file.
     """
 
-    pixels: Pixels | None
+    pixels: U8 | None
     reason: str = ""
     detail: str = ""
 
@@ -124,7 +123,7 @@ def repaired(grey: F32, finite: npt.NDArray[np.bool_]) -> F32:
     return np.asarray(np.nan_to_num(grey, nan=low, posinf=high, neginf=low), dtype=np.float32)
 
 
-def harmonise(grey: F32, size: int) -> Pixels:
+def harmonise(grey: F32, size: int) -> U8:
     """One image, finite float [h, w] of any unit, windowed by itself and padded to uint8 [size, size] (private)."""
     peak = np.abs(grey).max()
     if peak > LARGEST_FLOAT:  # the differences of such numbers overflow

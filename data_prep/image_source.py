@@ -28,10 +28,9 @@ from data_prep.inventory import LeftOut, reasons
 from data_prep.names import first_names, shown
 from data_prep.patients import Patients, by_regex, by_table, each_its_own, pseudonym
 from data_prep.target import CREATED_BY
+from fedhpc.util.arrays import I64
 
 SAMPLE_BYTES = 4096
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,13 @@ class Cohort:
     patients: npt.NDArray[np.bytes_]
 
     @property
-    def labels(self) -> Ints:
+    def labels(self) -> I64:
         """Index into `classes` of each image."""
         number = {name: index for index, name in enumerate(self.classes)}
         return np.array([number[file.class_name] for file in self.files], np.int64)
 
     @property
-    def splits(self) -> Ints | None:
+    def splits(self) -> I64 | None:
         """As the source gives them; None where it gives none."""
         given = [file.split for file in self.files if file.split is not None]
         return np.array(given, np.int64) if given else None

@@ -27,14 +27,13 @@ from data_prep.shard_writer import UNLABELLED, write_shard
 from data_prep.spool import Spool
 from data_prep.target import Staging, Target, ended_by_sigterm, staging
 from fedhpc.errors import ShardError
+from fedhpc.util.arrays import I64
 from fedhpc.util.progress import progress
 from fedhpc.util.rng import generator
 
 DUPLICATE = "an exact duplicate, the first kept"
 CONTRADICTION = "an exact duplicate in another class, the first kept: look at both"
 SHARD_OVERHEAD_BYTES = 256
-
-Ints = npt.NDArray[np.int64]
 
 
 def import_images(job: ImageImport) -> list[Path]:
@@ -122,7 +121,7 @@ def _refuse_unreadable(job: ImageImport, left: Sequence[LeftOut]) -> None:
     refuse(job, [*reasons(wrong), f"correct these files{repair}, or leave them out with --skip-unreadable"])
 
 
-def _divide(job: ImageImport, cohort: Cohort) -> tuple[npt.NDArray[np.bool_], Ints, npt.NDArray[np.uint8]]:
+def _divide(job: ImageImport, cohort: Cohort) -> tuple[npt.NDArray[np.bool_], I64, npt.NDArray[np.uint8]]:
     """Which images are set aside as the reference, then site and split of the others."""
     aside = _set_aside(job, cohort)
     mine = ~aside
@@ -165,8 +164,8 @@ class _Part:
     """What goes into one shard: names of the classes, rows of the spool, and a column each."""
 
     classes: tuple[str, ...]
-    rows: Ints
-    labels: Ints
+    rows: I64
+    labels: I64
     patients: npt.NDArray[np.bytes_]
     split: npt.NDArray[np.integer]
 

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedhpc.errors import ShardError
+from fedhpc.util.arrays import I64
 from fedhpc.util.rng import generator
 
-Ints = npt.NDArray[np.int64]
 TRAIN, VAL, TEST = 0, 1, 2
 ALL = -1
 SPLIT_WORDS = {ALL: "", TRAIN: "training split: ", VAL: "validation split: ", TEST: "test split: "}
@@ -50,8 +50,8 @@ class Partition:
 
 
 def partition(
-    labels: Ints, patients: npt.NDArray[Any], plan: Partition, given: Ints | None = None
-) -> tuple[Ints, npt.NDArray[np.uint8]]:
+    labels: I64, patients: npt.NDArray[Any], plan: Partition, given: I64 | None = None
+) -> tuple[I64, npt.NDArray[np.uint8]]:
     """The site (int64[n], 0 to sites - 1) and the split (uint8[n]) of each image; a patient has one of each.
 
     Args:
@@ -106,7 +106,7 @@ def _draw(classes: int, plan: Partition, random: np.random.Generator) -> npt.NDA
     return np.maximum(np.ones(shape) if plan.skew is None else random.gamma(plan.skew, size=shape), 1e-9)
 
 
-def site_table(counts: Ints, draw: npt.NDArray[np.float64], plan: Partition, least: int) -> Ints:
+def site_table(counts: I64, draw: npt.NDArray[np.float64], plan: Partition, least: int) -> I64:
     """Patients by class and site: int64[K, sites] with rows that sum to `counts` (int64[K], patients a class)."""
     reserved = _reserve(counts, draw, least)
     left = counts - reserved.sum(axis=1)
@@ -114,7 +114,7 @@ def site_table(counts: Ints, draw: npt.NDArray[np.float64], plan: Partition, lea
     return reserved + _round_rows(_fit(draw, left, sizes), left)
 
 
-def _reserve(counts: Ints, draw: npt.NDArray[np.float64], least: int) -> Ints:
+def _reserve(counts: I64, draw: npt.NDArray[np.float64], least: int) -> I64:
     """`least` patients of two classes for every site, of the classes that it would have most of."""
     reserved = np.zeros(draw.shape, np.int64)
     for site in range(draw.shape[1]):
@@ -131,7 +131,7 @@ def _reserve(counts: Ints, draw: npt.NDArray[np.float64], least: int) -> Ints:
     return reserved
 
 
-def _fit(draw: npt.NDArray[np.float64], counts: Ints, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _fit(draw: npt.NDArray[np.float64], counts: I64, sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """`draw` scaled to row sums `counts` and, as nearly as 200 rounds bring it, to column sums like `sizes`."""
     table = draw.copy()
     wanted = (sizes + 1e-9) / (sizes + 1e-9).sum() * counts.sum()
@@ -141,7 +141,7 @@ def _fit(draw: npt.NDArray[np.float64], counts: Ints, sizes: npt.NDArray[np.floa
     return table
 
 
-def _round_rows(table: npt.NDArray[np.float64], counts: Ints) -> Ints:
+def _round_rows(table: npt.NDArray[np.float64], counts: I64) -> I64:
     ends = np.rint(np.cumsum(table, axis=1)).astype(np.int64)
     ends[:, -1] = counts
     return np.diff(np.minimum(ends, counts[:, None]), axis=1, prepend=0)

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from fedhpc.errors import ShardError
 from fedhpc.privacy.hash_chain import sync
 from fedhpc.site.data.shard import COLUMNS, FORMAT_VERSION, IMAGE_DTYPES
+from fedhpc.util.arrays import Images
 
 # Of a shard that stands for images without labels: every label is 0.
 UNLABELLED = ("unlabelled", "not used")
-Images = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)

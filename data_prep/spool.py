@@ -11,7 +11,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-Pixels = npt.NDArray[np.uint8]
+from fedhpc.util.arrays import U8
+
 BLOCK = 256
 NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -42,7 +43,7 @@ class Spool:
                 if error.errno not in NOT_SUPPORTED:
                     raise
 
-    def append(self, image: Pixels) -> None:
+    def append(self, image: U8) -> None:
         """Write one image behind the others.
 
         Raises:
@@ -53,7 +54,7 @@ class Spool:
             written += os.pwrite(self._file.fileno(), data[written:], self.images * self._item_bytes + written)
         self.images += 1
 
-    def blocks(self, rows: npt.NDArray[np.int64]) -> Iterator[Pixels]:
+    def blocks(self, rows: npt.NDArray[np.int64]) -> Iterator[U8]:
         """The images of `rows` in their order, as blocks of uint8 [k, 1, size, size]."""
         for first in range(0, len(rows), BLOCK):
             chosen = rows[first : first + BLOCK].tolist()

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Float = NDArray[np.float32]
+from fedhpc.util.arrays import F32
 
 GRID_MM = 2
 PAD_MM = 20  # room outside the template's brain for skull and scalp
@@ -39,10 +39,10 @@ class Contour(NamedTuple):
     annotation: int
     ratings: tuple[int, ...]
     diameter_mm: float
-    log_profile: Float  # (ANGLES,), log of radius over the radius of the circle of equal area
+    log_profile: F32  # (ANGLES,), log of radius over the radius of the circle of equal area
 
 
-def tissue_fractions(data: Path) -> tuple[Float, NDArray[np.int64]]:
+def tissue_fractions(data: Path) -> tuple[F32, NDArray[np.int64]]:
     """Fractions 0..1 (slice, y, x, tissue) of scalp, bone, marrow, CSF, grey and white; the slices' MNI z in mm."""
     volumes = [_volume(data, name) for name in ("gm", "wm", "t1")]
     grey, white, t1 = (np.pad(v, PAD_MM) for v in volumes)
@@ -60,12 +60,12 @@ def tissue_fractions(data: Path) -> tuple[Float, NDArray[np.int64]]:
     return np.ascontiguousarray(stack.transpose(3, 2, 1, 0)[:, ::-1]), z_mm  # anterior up
 
 
-def _volume(data: Path, name: str) -> Float:
+def _volume(data: Path, name: str) -> F32:
     image = nibabel.Nifti1Image.from_filename(data / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
     return np.asarray(image.dataobj, np.float32) / 255.0
 
 
-def _layers(outside_mm: Float, grey: Float, white: Float) -> Float:
+def _layers(outside_mm: F32, grey: F32, white: F32) -> F32:
     skull_in, skull_out = CSF_MM, CSF_MM + SKULL_MM
     brain_side = _below(outside_mm, skull_in)
     bone = _below(outside_mm, skull_out) - brain_side
@@ -76,8 +76,8 @@ def _layers(outside_mm: Float, grey: Float, white: Float) -> Float:
     return np.stack([scalp, bone - marrow, marrow, csf, grey, white])
 
 
-def _below(distance_mm: Float, edge_mm: float) -> Float:
-    share: Float = np.clip(edge_mm - distance_mm + 0.5, 0.0, 1.0)
+def _below(distance_mm: F32, edge_mm: float) -> F32:
+    share: F32 = np.clip(edge_mm - distance_mm + 0.5, 0.0, 1.0)
     return share
 
 
@@ -99,7 +99,7 @@ def _diameter_mm(points: NDArray[np.float64]) -> float:
     return float(2.0 * np.sqrt(area / np.pi))
 
 
-def log_profile(points: NDArray[np.float64]) -> Float:
+def log_profile(points: NDArray[np.float64]) -> F32:
     """Log of the outermost radius by angle of a closed polygon (n, 2), without pixel staircase, of unit area radius."""
     dense = np.concatenate(
         [
@@ -117,7 +117,7 @@ def log_profile(points: NDArray[np.float64]) -> Float:
     spectrum = np.fft.rfft(np.log(radius))
     spectrum[HARMONICS + 1 :] = 0
     smooth = np.fft.irfft(spectrum, 2 * ANGLES)[::2]
-    profile: Float = (smooth - 0.5 * np.log(np.mean(np.exp(2 * smooth)))).astype(np.float32)
+    profile: F32 = (smooth - 0.5 * np.log(np.mean(np.exp(2 * smooth)))).astype(np.float32)
     return profile
 
 

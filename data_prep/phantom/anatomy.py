@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from data_prep.phantom.fields import Float, PixelGrid, draw_coefficients, smooth_fields
+from data_prep.phantom.fields import PixelGrid, draw_coefficients, smooth_fields
+from fedhpc.util.arrays import F32
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -43,9 +44,9 @@ class AnatomyRange:
 class Pose:
     """Template position = matrix @ picture position + shift_mm + elastic field; matrix (2, 2), elastic in mm."""
 
-    matrix: Float
-    shift_mm: Float
-    elastic: Float
+    matrix: F32
+    shift_mm: F32
+    elastic: F32
 
 
 class Atlas(NamedTuple):
@@ -63,13 +64,13 @@ def load_atlas() -> Atlas:
         return Atlas(np.ascontiguousarray(file["fraction"].transpose(0, 3, 1, 2)), file["z_mm"], float(file["grid_mm"]))
 
 
-def section(z_mm: float) -> Float:
+def section(z_mm: float) -> F32:
     """Tissue fractions 0..1 at MNI height z_mm, between two slices by linear interpolation: float32 (6, y, x)."""
     atlas = load_atlas()
     place = np.clip((z_mm - atlas.z_mm[0]) / atlas.grid_mm, 0, len(atlas.z_mm) - 1.001)
     below, share = int(place), np.float32(place % 1)
     mixed = atlas.fraction[below] * (1 - share) + atlas.fraction[below + 1] * share
-    fraction: Float = (mixed / np.float32(255)).astype(np.float32)
+    fraction: F32 = (mixed / np.float32(255)).astype(np.float32)
     return fraction
 
 
@@ -97,7 +98,7 @@ def _rotation(angle_rad: float) -> np.ndarray[tuple[int, ...], np.dtype[np.float
     return np.array([[cosine, -sine], [sine, cosine]])
 
 
-def template_points(pose: Pose, grid: PixelGrid) -> Float:
+def template_points(pose: Pose, grid: PixelGrid) -> F32:
     """Where each fine pixel lies in the template: float32 (2, fine_size, fine_size), y and x in mm from its middle."""
     place = grid.fine_positions_mm()
     rows, columns = place[:, None], place[None, :]
@@ -105,7 +106,7 @@ def template_points(pose: Pose, grid: PixelGrid) -> Float:
     return np.stack(affine) + smooth_fields(pose.elastic, grid.fine_size)
 
 
-def warp(tissue: Float, points: Float) -> Float:
+def warp(tissue: F32, points: F32) -> F32:
     """Sample a section (6, y, x) bilinearly at template points (2, P, P) in mm -> (6, P, P); outside is air."""
     _, size_y, size_x = tissue.shape
     half = np.array([size_y - 1, size_x - 1], np.float32)[:, None, None] / 2
@@ -117,11 +118,11 @@ def warp(tissue: Float, points: Float) -> Float:
     upper, upper_right, lower, lower_right = (table.take(flat + step, axis=1) for step in (0, 1, size_x, size_x + 1))
     upper += share_x * (upper_right - upper)
     lower += share_x * (lower_right - lower)
-    warped: Float = upper + share_y * (lower - upper)
+    warped: F32 = upper + share_y * (lower - upper)
     return warped
 
 
-def brain_places(tissue: Float, depth_mm: float) -> Float:
+def brain_places(tissue: F32, depth_mm: float) -> F32:
     """Template positions (n, 2) in mm, y and x, in grey or white matter at least depth_mm below the brain's surface.
 
     Where no place is so deep, the deepest ones.

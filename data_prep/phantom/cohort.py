@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from data_prep.phantom import anatomy, lesions
 from data_prep.phantom.anatomy import AnatomyRange
 from data_prep.phantom.ct import ct_image
-from data_prep.phantom.fields import Float, PixelGrid
+from data_prep.phantom.fields import PixelGrid
 from data_prep.phantom.mri import mri_image
 from data_prep.phantom.plan import Plan, draw_plan, share_out
 from data_prep.phantom.sites import SiteProtocol, default_sites
 from data_prep.shard_writer import write_shard
 from fedhpc.errors import ConfigError
+from fedhpc.util.arrays import F32
 from fedhpc.util.progress import progress
 from fedhpc.util.rng import generator
 
@@ -131,7 +132,7 @@ def draw_patient(rng: np.random.Generator, cohort: Cohort, label: int) -> Patien
     return Patient(pose, z_mm, lesions.draw_lesion(rng, aggressiveness, diameter_mm, places_mm))
 
 
-def patient_fractions(rng: np.random.Generator, patient: Patient, grid: PixelGrid, number: int) -> Float:
+def patient_fractions(rng: np.random.Generator, patient: Patient, grid: PixelGrid, number: int) -> F32:
     """Tissue fractions (10, fine_size, fine_size) in the patient's picture `number`: a section within 3 mm."""
     points = anatomy.template_points(anatomy.reposition(rng, patient.pose), grid)
     healthy = anatomy.warp(anatomy.section(patient.z_mm + float(rng.uniform(-3, 3))), points)

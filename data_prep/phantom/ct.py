@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.phantom.anatomy import ENHANCING, TISSUES
-from data_prep.phantom.fields import Float, PixelGrid, detect, mix, to_uint8
+from data_prep.phantom.fields import PixelGrid, detect, mix, to_uint8
+from fedhpc.util.arrays import F32
 
 AIR_HU = -1000.0
 TISSUE_HU = {
@@ -53,13 +54,13 @@ def tissue_hu(protocol: CtProtocol) -> NDArray[np.float64]:
     return values
 
 
-def attenuation_hu(fractions: Float, grid: PixelGrid, protocol: CtProtocol) -> Float:
+def attenuation_hu(fractions: F32, grid: PixelGrid, protocol: CtProtocol) -> F32:
     """Noise-free image in HU, (size, size), of tissue fractions (10, fine_size, fine_size); the rest is air."""
     above_air = mix(tissue_hu(protocol) - AIR_HU, fractions)
     return detect(above_air + np.float32(AIR_HU), grid, protocol.psf_fwhm_mm)
 
 
-def noise_hu(rng: np.random.Generator, grid: PixelGrid, protocol: CtProtocol) -> Float:
+def noise_hu(rng: np.random.Generator, grid: PixelGrid, protocol: CtProtocol) -> F32:
     """Noise (size, size) with power spectrum ~ f exp(-(f / kernel)^2): no power at zero, correlated neighbours."""
     across, down = np.fft.rfftfreq(grid.size, grid.pixel_mm), np.fft.fftfreq(grid.size, grid.pixel_mm)
     frequency_per_mm = np.hypot(down[:, None], across[None, :])
@@ -71,11 +72,11 @@ def noise_hu(rng: np.random.Generator, grid: PixelGrid, protocol: CtProtocol) ->
     if grid.size % 2 == 0:
         weight[:, -1] = 1.0
     deviation = np.sqrt(np.sum(weight * power) / white.size)
-    noise: Float = (coloured * (protocol.noise_hu / deviation)).astype(np.float32)
+    noise: F32 = (coloured * (protocol.noise_hu / deviation)).astype(np.float32)
     return noise
 
 
-def ct_image(rng: np.random.Generator, fractions: Float, grid: PixelGrid, protocol: CtProtocol) -> NDArray[np.uint8]:
+def ct_image(rng: np.random.Generator, fractions: F32, grid: PixelGrid, protocol: CtProtocol) -> NDArray[np.uint8]:
     """Windowed picture uint8 (size, size) of tissue fractions (10, fine_size, fine_size)."""
     image = attenuation_hu(fractions, grid, protocol) + noise_hu(rng, grid, protocol)
     half = protocol.window_hu / 2

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from data_prep.phantom.anatomy import ASSETS, ENHANCING, GREY, NECROSIS, OEDEMA, SOLID, TISSUES, WHITE
-from data_prep.phantom.fields import Float, PixelGrid, speckle
+from data_prep.phantom.fields import PixelGrid, speckle
+from fedhpc.util.arrays import F32
 
 EARLY_MM = 25.0  # a lesion of smaller diameter is in the early stage
 DIAMETER_MM = (10.0, 60.0)
@@ -24,7 +25,7 @@ MAX_SEPARATION = 8.0  # distance of the classes in standard deviations of aggres
 class Outlines(NamedTuple):
     """log_profile float32 (n, 64): log radius by angle, of unit area radius; first and sections of each nodule."""
 
-    log_profile: Float
+    log_profile: F32
     first: NDArray[np.int64]
     sections: NDArray[np.int64]
 
@@ -41,10 +42,10 @@ class Lesion:
         necrosis, enhancement, texture: fractions 0..1. oedema_mm: its reach beyond the outline.
     """
 
-    centre_mm: Float
+    centre_mm: F32
     diameter_mm: float
     aggressiveness: float
-    log_profiles: Float
+    log_profiles: F32
     margin_mm: float
     rim_mm: float
     necrosis: float
@@ -77,7 +78,7 @@ def draw_diameter_mm(rng: np.random.Generator, aggressiveness: float) -> float:
     return float(np.clip((29.0 + 4.0 * aggressiveness) * np.exp(0.33 * rng.standard_normal()), *DIAMETER_MM))
 
 
-def draw_lesion(rng: np.random.Generator, aggressiveness: float, diameter_mm: float, places_mm: Float) -> Lesion:
+def draw_lesion(rng: np.random.Generator, aggressiveness: float, diameter_mm: float, places_mm: F32) -> Lesion:
     """A lesion of given aggressiveness and size at one of places_mm (n, 2)."""
     outlines = load_outlines(bool(rng.random() < aggressiveness))
     nodule = rng.integers(len(outlines.first))
@@ -98,7 +99,7 @@ def draw_lesion(rng: np.random.Generator, aggressiveness: float, diameter_mm: fl
     )
 
 
-def outline_distance_mm(points: Float, lesion: Lesion, number: int) -> Float:
+def outline_distance_mm(points: F32, lesion: Lesion, number: int) -> F32:
     """Distance (P, P) in mm of template points (2, P, P) from outline `number` along the ray; negative is inside."""
     y, x = points - lesion.centre_mm[:, None, None]
     profile = lesion.log_profiles[number % len(lesion.log_profiles)]
@@ -106,11 +107,11 @@ def outline_distance_mm(points: Float, lesion: Lesion, number: int) -> Float:
     below = place.astype(np.int32) % len(profile)
     share = (place - np.floor(place)).astype(np.float32)
     log_radius = profile[below] * (1 - share) + np.append(profile[1:], profile[0])[below] * share
-    distance: Float = np.hypot(x, y) - np.float32(lesion.diameter_mm / 2) * np.exp(log_radius)
+    distance: F32 = np.hypot(x, y) - np.float32(lesion.diameter_mm / 2) * np.exp(log_radius)
     return distance
 
 
-def add_lesion(fractions: Float, distance_mm: Float, lesion: Lesion, texture: Float) -> Float:
+def add_lesion(fractions: F32, distance_mm: F32, lesion: Lesion, texture: F32) -> F32:
     """Replace healthy tissue by lesion and oedema.
 
     Args:
@@ -138,6 +139,6 @@ def add_lesion(fractions: Float, distance_mm: Float, lesion: Lesion, texture: Fl
     return result
 
 
-def lesion_texture(rng: np.random.Generator, grid: PixelGrid) -> Float:
+def lesion_texture(rng: np.random.Generator, grid: PixelGrid) -> F32:
     """The unevenness of one lesion section: speckle of 3 mm, (fine_size, fine_size)."""
     return speckle(rng, grid, 3.0)

@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.phantom.anatomy import TISSUES, WHITE
-from data_prep.phantom.fields import Float, PixelGrid, detect, draw_coefficients, mix, smooth_fields, to_uint8
-
-Column = NDArray[np.float64]
+from data_prep.phantom.fields import PixelGrid, detect, draw_coefficients, mix, smooth_fields, to_uint8
+from fedhpc.util.arrays import F32, F64
 
 # T1 at 1.5 T in ms, exponent of the field, T2 in ms, proton density relative to water
 RELAXATION = {
@@ -60,13 +59,13 @@ class MriProtocol:
     level_percentile: float = 99.5
 
 
-def spin_echo(pd: Column, t1_ms: Column, t2_ms: Column, protocol: MriProtocol) -> Column:
+def spin_echo(pd: F64, t1_ms: F64, t2_ms: F64, protocol: MriProtocol) -> F64:
     """PD (1 - exp(-TR / T1)) exp(-TE / T2), elementwise."""
-    signal: Column = pd * (1.0 - np.exp(-protocol.tr_ms / t1_ms)) * np.exp(-protocol.te_ms / t2_ms)
+    signal: F64 = pd * (1.0 - np.exp(-protocol.tr_ms / t1_ms)) * np.exp(-protocol.te_ms / t2_ms)
     return signal
 
 
-def tissue_signals(protocol: MriProtocol) -> Column:
+def tissue_signals(protocol: MriProtocol) -> F64:
     """Signal of pure tissue, relative to fully relaxed water, in the order of TISSUES: (10,)."""
     t1_ms, exponent, t2_ms, pd = np.array([RELAXATION[name] for name in TISSUES]).T
     t1_ms = t1_ms * (protocol.field_t / REFERENCE_FIELD_T) ** exponent
@@ -76,23 +75,23 @@ def tissue_signals(protocol: MriProtocol) -> Column:
     return spin_echo(pd, t1_ms, t2_ms, protocol)
 
 
-def rician(rng: np.random.Generator, signal: Float, sigma: float) -> Float:
+def rician(rng: np.random.Generator, signal: F32, sigma: float) -> F32:
     """|signal + complex Gaussian noise| with standard deviation sigma in each of the two channels.
 
     Where there is no signal, the law is Rayleigh: mean / standard deviation = sqrt(pi / (4 - pi)) = 1.913.
     """
     real, imaginary = rng.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(sigma)
-    magnitude: Float = np.hypot(signal + real, imaginary)
+    magnitude: F32 = np.hypot(signal + real, imaginary)
     return magnitude
 
 
-def bias_field(rng: np.random.Generator, size: int, strength: float) -> Float:
+def bias_field(rng: np.random.Generator, size: int, strength: float) -> F32:
     """A smooth receive field of geometric mean about 1, float32 (size, size)."""
-    field: Float = np.exp(np.float32(strength) * smooth_fields(draw_coefficients(rng, 1), size)[0])
+    field: F32 = np.exp(np.float32(strength) * smooth_fields(draw_coefficients(rng, 1), size)[0])
     return field
 
 
-def mri_image(rng: np.random.Generator, fractions: Float, grid: PixelGrid, protocol: MriProtocol) -> NDArray[np.uint8]:
+def mri_image(rng: np.random.Generator, fractions: F32, grid: PixelGrid, protocol: MriProtocol) -> NDArray[np.uint8]:
     """Picture uint8 (size, size) of tissue fractions (10, fine_size, fine_size); TR and TE vary by 5 %."""
     jitter = np.exp(0.05 * rng.standard_normal(2))
     scan = replace(protocol, tr_ms=protocol.tr_ms * jitter[0], te_ms=protocol.te_ms * jitter[1])

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from data_prep.phantom.anatomy import ENHANCING, NECROSIS, OEDEMA, SOLID, AnatomyRange
 from data_prep.phantom.cohort import PIXEL_RANGE, Cohort, draw_patient, patient_fractions, site_plan
 from data_prep.phantom.ct import CtProtocol, ct_image
-from data_prep.phantom.fields import Float, PixelGrid
+from data_prep.phantom.fields import PixelGrid
 from data_prep.phantom.lesions import Lesion
 from data_prep.phantom.mri import MriProtocol, mri_image
 from data_prep.phantom.sites import SiteProtocol
 from data_prep.shard_writer import UNLABELLED, write_shard
+from fedhpc.util.arrays import F32
 from fedhpc.util.progress import progress
 from fedhpc.util.rng import generator
 
@@ -49,7 +50,7 @@ class PublicImages:
     """images uint8 [n, 1, H, W]; measurements float32 [n, 13], in the order of MEASUREMENTS; modality S2 [n]."""
 
     images: NDArray[np.uint8]
-    measurements: Float
+    measurements: F32
     modality: NDArray[np.bytes_]
 
 
@@ -112,7 +113,7 @@ def _machines(seed: int, number: int) -> SiteProtocol:
     return SiteProtocol(1000, prevalence=0.5, ct_share=float(rng.uniform(0.2, 0.7)), mri=mri, ct=ct)
 
 
-def _site_images(cohort: Cohort, site: str) -> tuple[NDArray[np.uint8], Float, NDArray[np.bytes_]]:
+def _site_images(cohort: Cohort, site: str) -> tuple[NDArray[np.uint8], F32, NDArray[np.bytes_]]:
     plan, grid, machines = site_plan(cohort, site), PixelGrid(cohort.image_size), cohort.sites[site]
     starts = np.cumsum(plan.pictures) - plan.pictures
     images = np.empty((len(plan.is_ct), 1, cohort.image_size, cohort.image_size), np.uint8)
@@ -131,7 +132,7 @@ def _site_images(cohort: Cohort, site: str) -> tuple[NDArray[np.uint8], Float, N
     return images, measured, np.where(plan.is_ct, b"CT", b"MR").astype("S2")
 
 
-def _measure(fractions: Float, lesion: Lesion, number: int, grid: PixelGrid) -> list[float]:
+def _measure(fractions: F32, lesion: Lesion, number: int, grid: PixelGrid) -> list[float]:
     """What a radiologist could measure in the picture `number` of a lesion."""
     areas = fractions[[OEDEMA, SOLID, ENHANCING, NECROSIS]].sum(axis=(1, 2)) * grid.fine_pixel_mm**2
     oedema, solid, enhancing, necrosis = (float(area) for area in areas)

@@ -6,7 +6,8 @@ Both are values of the config: a class holds its own parameters and is chosen by
 from collections.abc import Mapping
 from typing import Protocol
 
-from fedhpc.compression.update import F32, Array, SparseVector
+from fedhpc.compression.update import SparseVector
+from fedhpc.util.arrays import F32, Array
 from fedhpc.util.section import Section
 
 Arrays = Mapping[str, Array]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.aggregation.base import Arrays
-from fedhpc.compression.update import F32, Array
+from fedhpc.util.arrays import F32, Array
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import numpy as np
 from pydantic import Field
 
 from fedhpc.aggregation.base import AggregationRule
-from fedhpc.compression.update import F32, SparseVector
+from fedhpc.compression.update import SparseVector
+from fedhpc.util.arrays import F32
 
 
 class Mean(AggregationRule):

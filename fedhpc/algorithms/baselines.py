@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from fedhpc.algorithms.fedavg import Participant
-from fedhpc.compression.update import F32
 from fedhpc.errors import Interrupted
 from fedhpc.transport.collectives import all_agree, require_all_trained, unless_interrupted
 from fedhpc.transport.mpi import Transport
+from fedhpc.util.arrays import F32
 from fedhpc.util.stopwatch import Stopwatch
 
 Models = Mapping[str, F32]

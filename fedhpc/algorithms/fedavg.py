@@ -31,10 +31,11 @@ from fedhpc.algorithms.run_state import OPTIMIZER, RESIDUAL, RunState, residual_
 from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.top_k import Layers, entry_name
-from fedhpc.compression.update import AGGREGATOR, F32, LARGEST_ENTRY, Update
+from fedhpc.compression.update import AGGREGATOR, LARGEST_ENTRY, Update
 from fedhpc.errors import Interrupted, PayloadError, at
 from fedhpc.transport.collectives import all_agree, check_replicas_equal, require_all_trained, unless_interrupted
 from fedhpc.transport.mpi import Transport
+from fedhpc.util.arrays import F32
 from fedhpc.util.rng import generator
 from fedhpc.util.stopwatch import Stopwatch
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedhpc.aggregation.base import Arrays, ServerStep
-from fedhpc.compression.update import F32
+from fedhpc.util.arrays import F32
 
 RESIDUAL, OPTIMIZER = "residual", "optimizer."
 

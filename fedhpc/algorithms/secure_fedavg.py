@@ -19,7 +19,6 @@ from typing import Protocol, TypeVar, cast
 
 from fedhpc.algorithms.fedavg import Collected, Participant
 from fedhpc.algorithms.run_state import RunState
-from fedhpc.compression.update import F32, I64
 from fedhpc.config.schema import Privacy
 from fedhpc.errors import SiteError
 from fedhpc.secagg.masks import SumTerms
@@ -28,6 +27,7 @@ from fedhpc.secagg.protocol import MaskedSite, SumAggregator
 from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.training.secure_contribution import IntegerGrid
 from fedhpc.transport.mpi import Transport
+from fedhpc.util.arrays import F32, I64
 from fedhpc.util.stopwatch import Stopwatch
 
 T = TypeVar("T")

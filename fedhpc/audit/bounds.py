@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, mannwhitneyu, norm
 
-from fedhpc.audit.canaries import F64
 from fedhpc.errors import InputError
 from fedhpc.privacy.accountant import Mechanism, epsilon_of
 from fedhpc.privacy.skellam import epsilon_by_rdp
+from fedhpc.util.arrays import F64
 
 History = tuple[tuple[float, float, int], ...]
 """(noise multiplier, sample rate, steps) of each part, as `epsilon_of` takes it."""

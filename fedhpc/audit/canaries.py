@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedhpc.compression.update import F32
-from fedhpc.site.data.samples import I64, Samples
+from fedhpc.site.data.samples import Samples
+from fedhpc.util.arrays import F32, F64, I64
 
-F64 = NDArray[np.float64]
 OVER_CLIP = 10.0
 LONGEST_BIAS = 1.0
 

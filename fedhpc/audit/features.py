@@ -13,9 +13,8 @@ from fedhpc.audit.reconstruction import input_of_linear
 from fedhpc.audit.releases import NO_PRIVACY, one_step_releases, real_releases
 from fedhpc.audit.statistics import LAW_RISK, correlation_limit
 from fedhpc.audit.target import Subject
-from fedhpc.compression.update import F32
 from fedhpc.models.vector import from_vector
-from fedhpc.site.data.samples import I64
+from fedhpc.util.arrays import F32, I64
 
 MARGIN = 0.1
 """How much nearer than any other patient's image a training image must be to count as found."""

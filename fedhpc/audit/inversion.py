@@ -25,7 +25,7 @@ from fedhpc.audit.releases import NO_PRIVACY, one_step_releases, real_releases
 from fedhpc.audit.target import Subject
 from fedhpc.models.vector import from_vector
 from fedhpc.site.data.harmonise import harmonise
-from fedhpc.site.data.samples import I64
+from fedhpc.util.arrays import I64
 from fedhpc.util.rng import generator, seed_of
 
 LARGEST_SIDE = 64

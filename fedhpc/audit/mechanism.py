@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.audit.canaries import F64, Blank, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
+from fedhpc.audit.canaries import Blank, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
 from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.device import Device
 from fedhpc.models.vector import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.util.arrays import F64
 from fedhpc.util.rng import generator
 
 # So small that the parameters hardly move, and each canary's gradient stays what it was: the adversary's choice.

@@ -12,7 +12,7 @@ from torch import nn
 
 from fedhpc.algorithms.run_state import RunState
 from fedhpc.audit.bounds import History, Scores, ceilings, claimed_epsilon
-from fedhpc.audit.canaries import F64, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
+from fedhpc.audit.canaries import Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
 from fedhpc.audit.findings import WITH_DP, Finding, confirmed, epsilon_finding, membership_findings
 from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
 from fedhpc.audit.negative_controls import NO_NOISE
@@ -25,6 +25,7 @@ from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import predict
 from fedhpc.site.hospital import Hospital
+from fedhpc.util.arrays import F64
 
 WHOLE_RUN, REAL_TRAINING, RELEASED = "canaries, whole run", "canaries, real training", "released model's loss"
 

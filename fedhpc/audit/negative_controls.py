@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.audit.bounds import History, Scores, claimed_epsilon
-from fedhpc.audit.canaries import F64
 from fedhpc.audit.findings import WITH_DP, Finding, confirmed, epsilon_finding
 from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
 from fedhpc.audit.target import Subject
 from fedhpc.audit.transmission import changed
 from fedhpc.privacy.plan import plan_privacy
+from fedhpc.util.arrays import F64
 from fedhpc.util.rng import seed_of
 
 REFERENCE = {"epsilon": 1.0, "delta": 1e-5}

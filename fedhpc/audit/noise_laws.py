@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedhpc.audit.canaries import F64, Blank, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
+from fedhpc.audit.canaries import Blank, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
 from fedhpc.audit.findings import WITH_DP, Kind, Law, worst
 from fedhpc.audit.mechanism import LEARNING_RATE, coins
 from fedhpc.audit.observation import Claim, NumberedBlanks, Work, observed_config, private_gradients
@@ -28,7 +28,7 @@ from fedhpc.audit.statistics import (
     spread_interval,
 )
 from fedhpc.models.vector import layers_of
-from fedhpc.site.data.samples import I64
+from fedhpc.util.arrays import F64, I64
 from fedhpc.util.rng import generator
 
 CANARIES, FEW = 400, 8

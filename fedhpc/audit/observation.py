@@ -19,14 +19,14 @@ from fedhpc.audit.canaries import CanarySamples
 from fedhpc.audit.mechanism import mechanism_config
 from fedhpc.audit.target import Subject
 from fedhpc.audit.transmission import changed
-from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.device import Device
 from fedhpc.models.vector import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.data.samples import I64, Samples
+from fedhpc.site.data.samples import Samples
 from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.site.training.local_sgd import OnStep
+from fedhpc.util.arrays import F32, I64
 
 NO_TARGET = 1e4
 MOMENTUM = 0.9

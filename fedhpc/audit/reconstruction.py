@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedhpc.compression.update import F32
 from fedhpc.site.data.harmonise import harmonise
+from fedhpc.util.arrays import F32
 from fedhpc.util.rng import seed_of
 
 CHANNELS = 16

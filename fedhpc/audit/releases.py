@@ -11,10 +11,9 @@ from fedhpc.audit.findings import WITH_DP
 from fedhpc.audit.mechanism import mechanism_config
 from fedhpc.audit.target import Subject
 from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released
-from fedhpc.compression.update import F32
 from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.data.samples import I64
+from fedhpc.util.arrays import F32, I64
 
 NO_PRIVACY, CLIP_ONLY = "without privacy", "clip only"
 SETTINGS = (NO_PRIVACY, CLIP_ONLY, WITH_DP)

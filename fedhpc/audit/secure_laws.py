@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.audit.canaries import F64, Canaries, CanarySamples
+from fedhpc.audit.canaries import Canaries, CanarySamples
 from fedhpc.audit.findings import WITH_DP, Law, worst
 from fedhpc.audit.ledger_laws import epsilon_by_google
 from fedhpc.audit.mechanism import coins
@@ -19,6 +19,7 @@ from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.privacy.skellam import SMALLEST_VARIANCE
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
+from fedhpc.util.arrays import F64
 
 ROUNDS = 24
 """At each site: with it 0.7 of a share's noise is told from the whole."""

@@ -7,11 +7,11 @@ Every function takes `risk`, the chance that the interval misses the truth. The 
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import binom, chi2, kstwo, norm
 from scipy.stats import t as student
 
-F64 = NDArray[np.float64]
+from fedhpc.util.arrays import F64
+
 Interval = tuple[float, float]
 AUDIT_RISK = 1e-4
 """The chance that an audit of a sound implementation fails, all its laws, bounds and ceilings together, is below it."""

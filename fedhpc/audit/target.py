@@ -10,7 +10,6 @@ import numpy as np
 from torch import nn
 
 from fedhpc.audit.charges import PatientCharges
-from fedhpc.compression.update import F32
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
@@ -29,6 +28,7 @@ from fedhpc.run.public_features import make_reference, public_map
 from fedhpc.run.session import make_phantoms
 from fedhpc.site.data.samples import FeatureSamples, ImageSamples, Samples
 from fedhpc.site.data.shard import Shard
+from fedhpc.util.arrays import F32
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from fedhpc.algorithms.fedavg import Participant, RoundConfig, site_round
 from fedhpc.algorithms.run_state import RunState
 from fedhpc.compression.codec import decode
 from fedhpc.compression.error_feedback import CompressionConfig
-from fedhpc.compression.update import F32
 from fedhpc.config.schema import Exchange, RunConfig
 from fedhpc.models.device import Device
 from fedhpc.models.vector import from_vector, to_vector
@@ -19,6 +18,7 @@ from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import Units, entropy
 from fedhpc.site.training.local_sgd import PrivateWork, train_plain, train_private
+from fedhpc.util.arrays import F32
 
 WORST_CASE = Exchange(density=1.0, value_bits=32)
 """All entries are sent as they are: nothing is hidden from the adversary but by privacy."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedhpc.audit.canaries import F64, CanarySamples
+from fedhpc.audit.canaries import CanarySamples
 from fedhpc.audit.findings import WITH_DP, Kind, Law, worst
 from fedhpc.audit.mechanism import LEARNING_RATE, mechanism_config
 from fedhpc.audit.noise_laws import BIAS_SHARE, canaries_alone
@@ -21,7 +21,8 @@ from fedhpc.audit.target import Subject
 from fedhpc.audit.transmission import changed
 from fedhpc.config.schema import Privacy
 from fedhpc.models.vector import from_vector
-from fedhpc.site.data.samples import I64, Samples
+from fedhpc.site.data.samples import Samples
+from fedhpc.util.arrays import F64, I64
 from fedhpc.util.rng import generator
 
 UNITS, STEPS = 120, 100

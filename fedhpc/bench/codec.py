@@ -23,7 +23,7 @@ import torch
 from fedhpc.compression.codec import decode, encode, encode_indices
 from fedhpc.compression.error_feedback import CompressionConfig, count_to_send, quantised, select, with_feedback
 from fedhpc.compression.float_bits import magnitude_bits
-from fedhpc.compression.update import F32, SparseVector, Update
+from fedhpc.compression.update import SparseVector, Update
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.build import build_model
 from fedhpc.models.device import Device
@@ -34,6 +34,7 @@ from fedhpc.run.display import MB
 from fedhpc.site.data.samples import ImageSamples
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.hospital import Hospital, SiteContext
+from fedhpc.util.arrays import F32
 from fedhpc.util.progress import progress
 from fedhpc.util.rng import generator
 from fedhpc.util.text import fitted, wrapped

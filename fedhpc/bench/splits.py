@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.image_job import ImageImport
 from data_prep.images import import_images
@@ -39,7 +38,6 @@ from fedhpc.util.text import fitted
 
 COLLECTION, PHANTOMS = REFERENCES = ("collection", "phantoms")
 SITES, SKEW, VAL_SHARE = 4, 0.5, 0.02
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

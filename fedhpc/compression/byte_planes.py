@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import PayloadError
+from fedhpc.util.arrays import U8
 
-U8 = NDArray[np.uint8]
 Whole = NDArray[np.unsignedinteger]
 
 RAW_DEFLATE = -15

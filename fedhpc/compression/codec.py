@@ -20,11 +20,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.compression.byte_planes import MAX_PLANES, U8, container, deflated, inflated, join, split, width_of
+from fedhpc.compression.byte_planes import MAX_PLANES, container, deflated, inflated, join, split, width_of
 from fedhpc.compression.float_bits import LARGEST_BITS, blocks, magnitude_bits
 from fedhpc.compression.quantization import OCTAVE, QuantizationGrid
-from fedhpc.compression.update import F32, I64, SparseVector, Update
+from fedhpc.compression.update import SparseVector, Update
 from fedhpc.errors import PayloadError
+from fedhpc.util.arrays import F32, I64, U8
 
 MAGIC = b"FHPC"
 VERSION = 2

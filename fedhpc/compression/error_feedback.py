@@ -9,7 +9,8 @@ import numpy as np
 from fedhpc.compression.float_bits import blocks
 from fedhpc.compression.quantization import grid_for, rounded
 from fedhpc.compression.top_k import Layers, top_k
-from fedhpc.compression.update import F32, SparseVector
+from fedhpc.compression.update import SparseVector
+from fedhpc.util.arrays import F32
 
 
 @dataclass(frozen=True)

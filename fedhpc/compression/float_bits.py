@@ -5,11 +5,8 @@ comparison, and have NaN and infinity above all others.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
-U32 = NDArray[np.uint32]
+from fedhpc.util.arrays import F32, I64, U32
 
 MAGNITUDE, SIGN = np.uint32(0x7FFF_FFFF), np.uint32(0x8000_0000)
 LARGEST_BITS = 0x7F7F_FFFF

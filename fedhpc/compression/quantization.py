@@ -28,7 +28,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedhpc.compression.float_bits import F32, I64, LOWER, SIGN, U32, blocks, histogram, magnitude_bits, smallest_bits
+from fedhpc.compression.float_bits import LOWER, SIGN, blocks, histogram, magnitude_bits, smallest_bits
+from fedhpc.util.arrays import F32, I64, U32
 
 OCTAVE = 1 << 23
 FP16_STEP = 1 << 13

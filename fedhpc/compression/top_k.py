@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fedhpc.compression.float_bits import LIMIT_BITS, LOWER, blocks, histogram, magnitude_bits
-from fedhpc.compression.update import F32, I64, SparseVector
+from fedhpc.compression.update import SparseVector
 from fedhpc.errors import PayloadError
+from fedhpc.util.arrays import F32, I64
 
 Layers = Sequence[tuple[str, int]]
 """Name and number of entries of every parameter tensor, in the order in which they make up the vector (public)."""

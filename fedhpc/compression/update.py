@@ -9,14 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedhpc.compression.quantization import EXACT, QuantizationGrid
 from fedhpc.errors import PayloadError
-
-F32 = NDArray[np.float32]
-I64 = NDArray[np.int64]
-Array = NDArray[np.generic]
+from fedhpc.util.arrays import F32, I64, Array
 
 AGGREGATOR = 0xFFFF
 """The sender number of the aggregator; a site's is its place in the config's list of sites."""

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedhpc.compression.update import F32
+from fedhpc.util.arrays import F32
 
 
 def parameter_count(model: nn.Module) -> int:

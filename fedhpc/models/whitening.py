@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedhpc.compression.update import F32
 from fedhpc.errors import InputError
+from fedhpc.util.arrays import F32
 
 
 class Whitening(nn.Module):

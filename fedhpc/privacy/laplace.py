@@ -20,7 +20,8 @@ import math
 
 import numpy as np
 
-from fedhpc.privacy.noise import I64, KeyStream
+from fedhpc.privacy.noise import KeyStream
+from fedhpc.util.arrays import I64
 
 LARGEST_SCALE = 1e9
 MOST_CLUSTERS = 400

@@ -42,9 +42,8 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
-U64 = NDArray[np.uint64]
+from fedhpc.util.arrays import F64, I64, U64
+
 KEY_BYTES, BLOCK_BYTES, WORD_BYTES = 32, 16, 8
 ZEROS = bytes(2**15)
 """What is encrypted at a time: it stays in a core's first cache."""

@@ -8,9 +8,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-F64 = npt.NDArray[np.float64]
+from fedhpc.util.arrays import F64
 
 
 def gaussian_rdp(noise_multiplier: float, sample_rate: float, steps: int, orders: Sequence[float]) -> F64:

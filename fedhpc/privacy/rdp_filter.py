@@ -29,12 +29,11 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.rdp import gaussian_rdp
+from fedhpc.util.arrays import F64
 
-F64 = NDArray[np.float64]
 ORDERS = (1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0, 32.0, 48.0, 64.0, 128.0, 256.0)
 
 

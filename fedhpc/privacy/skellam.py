@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.rdp import composed_rdp, epsilon_from_rdp
+from fedhpc.util.arrays import I64
 
-I64 = NDArray[np.int64]
 ORDERS = (*range(2, 64), *range(64, 128, 4), *range(128, 1025, 32))
 SMALLEST_VARIANCE = 2.0**26
 """From here on what `draw` leaves out of its series is below the rounding of a float64."""

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.privacy.accountant import Charge, Population, bounds_of
-from fedhpc.privacy.rdp_filter import F64, ORDERS, curve_of, filter_epsilon, total_curve
-from fedhpc.privacy.unit_sets import U64, Memberships
+from fedhpc.privacy.rdp_filter import ORDERS, curve_of, filter_epsilon, total_curve
+from fedhpc.privacy.unit_sets import Memberships
+from fedhpc.util.arrays import F64, U64
 
 POPULATIONS: tuple[Population, ...] = ("train", "evaluation")
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.anchored_chain import replace_whole
 from fedhpc.privacy.hash_chain import REMEDY
+from fedhpc.util.arrays import U64
 
-U64 = NDArray[np.uint64]
 KEY_BYTES = 8
 DIGEST_DIGITS = 32
 IMAGE_BIT = np.uint64(1)

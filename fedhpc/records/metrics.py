@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedhpc.util.arrays import F64, I64
+
 BINS, LOGIT_RANGE = 2048, 16.0
 NEGATIVE, LATE, EARLY = range(3)
-
-F64 = NDArray[np.float64]
-I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from pydantic.dataclasses import dataclass as checked
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
-from fedhpc.records.metrics import I64, METRICS, Metrics, auc, f1_thresholds, metrics
+from fedhpc.records.metrics import METRICS, Metrics, auc, f1_thresholds, metrics
 from fedhpc.transport.messages import Name, parsed
+from fedhpc.util.arrays import I64
 
 FLOAT32_BYTES = 4
 OUTSIDE_GUARANTEE = (*(metric.key for metric in METRICS), "auc_val", "auc_ci95", "n_test", "f1_thresholds")

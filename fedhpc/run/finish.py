@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from fedhpc.compression.update import F32
 from fedhpc.errors import InputError
 from fedhpc.models.saved import save_model
 from fedhpc.models.vector import from_vector, parameter_count
@@ -19,6 +18,7 @@ from fedhpc.run.display import closing, evaluation_lines
 from fedhpc.run.evaluation import measure
 from fedhpc.run.session import POOLED, Session, session_trust
 from fedhpc.transport.messages import of_each
+from fedhpc.util.arrays import F32
 from fedhpc.util.files import read_json
 from fedhpc.util.text import wrapped
 

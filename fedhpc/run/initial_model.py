@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from fedhpc.compression.update import F32, pack_arrays, unpack_arrays
+from fedhpc.compression.update import pack_arrays, unpack_arrays
 from fedhpc.config.schema import Model, RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.backbones import NAMES
@@ -16,6 +16,7 @@ from fedhpc.records.rounds import data_digest
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.mpi import Transport
+from fedhpc.util.arrays import F32
 from fedhpc.util.files import read_bytes
 
 

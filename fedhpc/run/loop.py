@@ -11,7 +11,7 @@ from fedhpc.algorithms.baselines import train_separately
 from fedhpc.algorithms.fedavg import RoundResult, federate
 from fedhpc.compression.codec import encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
-from fedhpc.compression.update import AGGREGATOR, F32, ArraySpec, Update, pack_arrays, unpack_arrays
+from fedhpc.compression.update import AGGREGATOR, ArraySpec, Update, pack_arrays, unpack_arrays
 from fedhpc.errors import InputError, PayloadError, in_round
 from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.records.checkpoint import load_state, save_state
@@ -28,6 +28,7 @@ from fedhpc.run.session import POOLED, Session, open_ledgers, session_trust
 from fedhpc.secagg.protocol import round_bytes
 from fedhpc.transport.collectives import all_agree, broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import of_each
+from fedhpc.util.arrays import F32
 from fedhpc.util.rng import generator
 from fedhpc.util.stopwatch import Stopwatch
 from fedhpc.util.text import wrapped

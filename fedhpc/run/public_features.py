@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedhpc.compression.update import Array, pack_arrays, unpack_arrays
+from fedhpc.compression.update import pack_arrays, unpack_arrays
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.models.backbones import Backbone
@@ -17,6 +17,7 @@ from fedhpc.site.data.samples import FeatureSamples
 from fedhpc.site.data.shard import Shard
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.mpi import Transport
+from fedhpc.util.arrays import Array
 from fedhpc.util.log import write_log
 
 REFERENCE_IMAGES = 1000

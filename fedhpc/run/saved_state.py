@@ -14,7 +14,7 @@ import numpy as np
 from fedhpc.aggregation.base import Arrays
 from fedhpc.aggregation.iterate_average import IterateAverage
 from fedhpc.algorithms.run_state import RunState, fresh_state
-from fedhpc.compression.update import Array, pack_arrays, unpack_arrays
+from fedhpc.compression.update import pack_arrays, unpack_arrays
 from fedhpc.errors import InputError
 from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.records.checkpoint import Owner, load_state, save_state, saved_rounds
@@ -22,6 +22,7 @@ from fedhpc.run.resume import Resumed
 from fedhpc.run.session import Session
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.tls import AGGREGATOR_NAME
+from fedhpc.util.arrays import Array
 
 PARAMS, PUBLIC, SERVER = "params", "public.", "server."
 

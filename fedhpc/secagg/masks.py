@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedhpc.compression.update import AGGREGATOR
 from fedhpc.errors import PayloadError
-from fedhpc.secagg.messages import U64, from_bytes
+from fedhpc.secagg.messages import from_bytes
+from fedhpc.util.arrays import U64
 
 KEY_BYTES = 32
 NO_NONCE = bytes(16)

@@ -8,12 +8,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedhpc.compression.update import AGGREGATOR, I64
+from fedhpc.compression.update import AGGREGATOR
 from fedhpc.errors import PayloadError
+from fedhpc.util.arrays import I64, U64
 
-U64 = NDArray[np.uint64]
 MAGIC = b"FHSS"
 HEADER = struct.Struct("<4sBHII")
 ENTRY = struct.Struct("<H")

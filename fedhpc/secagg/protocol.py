@@ -39,7 +39,6 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from fedhpc.compression.update import I64
 from fedhpc.errors import PayloadError
 from fedhpc.secagg import shamir
 from fedhpc.secagg.masks import KEY_BYTES, NO_NONCE, PublicKeys, SumTerms, agree, context, expand, pair_mask
@@ -51,7 +50,6 @@ from fedhpc.secagg.messages import (
     MASKED,
     REVEALED,
     SHARES,
-    U64,
     bodies_of,
     broadcast_of,
     frame,
@@ -61,6 +59,7 @@ from fedhpc.secagg.messages import (
     to_bytes,
 )
 from fedhpc.secagg.signatures import SIGNATURE_BYTES, SigningSite
+from fedhpc.util.arrays import I64, U64
 
 TAG_BYTES = 16
 SEALED_BYTES = 2 * shamir.SHARE_BYTES + TAG_BYTES

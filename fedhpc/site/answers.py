@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedhpc.errors import InputError
 from fedhpc.privacy.evaluation_plan import EvaluationPlan
 from fedhpc.privacy.ledger import Ledger
 from fedhpc.site.release import Question
+from fedhpc.util.arrays import I64
 from fedhpc.util.files import PRIVATE, read_bytes, write_bytes
 
-I64 = NDArray[np.int64]
 ROUNDING = 1 + 1e-9
 """Of the sum of the stages' epsilons."""
 

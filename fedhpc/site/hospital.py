@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from fedhpc.compression.top_k import refusal
-from fedhpc.compression.update import F32, LARGEST_ENTRY
+from fedhpc.compression.update import LARGEST_ENTRY
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import Interrupted, PayloadError, PrivacyError, SiteError, site_failure
 from fedhpc.models.device import Device
@@ -27,7 +27,8 @@ from fedhpc.site.evaluation import predict
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
 from fedhpc.site.training.dp_sgd import Units, entropy
 from fedhpc.site.training.local_sgd import OnStep, PrivateWork, train_plain, train_private
-from fedhpc.site.training.secure_contribution import I64, IntegerGrid, contribution
+from fedhpc.site.training.secure_contribution import IntegerGrid, contribution
+from fedhpc.util.arrays import F32, I64
 from fedhpc.util.log import write_log
 from fedhpc.util.text import fixed
 

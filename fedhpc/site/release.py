@@ -19,17 +19,15 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass as checked
 
-from fedhpc.compression.update import F32
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.laplace import laplace_integers
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.records.metrics import Predictions, one_vs_rest
+from fedhpc.util.arrays import F32, I64
 
-I64 = NDArray[np.int64]
 WHOLE = 840
 """The weight of an image of a patient with few images; divisible by 1 to 8, so that most other weights are exact."""
 MOST_BINS = 64

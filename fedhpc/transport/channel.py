@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from fedhpc.errors import PayloadError, at
 from fedhpc.transport.egress_log import EgressLog, Kind, Via, checked_kind
 from fedhpc.transport.mpi import Transport
-from fedhpc.transport.pixel_scan import U64, ImageSearch
+from fedhpc.transport.pixel_scan import ImageSearch
 from fedhpc.transport.sealed_broadcast import open_sealed, seal
 from fedhpc.transport.tls import TlsSession
+from fedhpc.util.arrays import U64
 
 
 @dataclass(frozen=True)

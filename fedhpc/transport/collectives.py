@@ -9,10 +9,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from fedhpc.compression.update import F32
 from fedhpc.errors import InputError, Interrupted, SiteError
 from fedhpc.transport.messages import said
 from fedhpc.transport.mpi import Transport
+from fedhpc.util.arrays import F32
 
 T = TypeVar("T")
 

@@ -18,11 +18,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedhpc.errors import ExchangeError, InputError, PayloadError
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.waiting import Waiting, one_of, rest_of
+from fedhpc.util.arrays import I64
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -38,7 +38,6 @@ TREE_FROM = 64
 COUNT = struct.Struct("<Q")
 SIZE_TAG, HOST_BYTES = 1, 64
 Bytes = bytes | memoryview
-Counts = NDArray[np.int64]
 
 
 class Transport(Protocol):
@@ -165,7 +164,7 @@ class MpiTransport:
         self._wait(self._comm.Iallgather(own, hosts))
         return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in hosts]
 
-    def _sizes_at_rank_0(self, own: int) -> Counts:
+    def _sizes_at_rank_0(self, own: int) -> I64:
         """How many bytes each rank has to send, int64[size]; zeros elsewhere. One message a rank, so that rank 0 knows
         who has not come yet, which a collective would not tell."""
         sizes = np.zeros(self.size, np.int64)
@@ -184,7 +183,7 @@ class MpiTransport:
                 pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
         return sizes
 
-    def _waves(self, mine: "Pieces", sizes: Counts) -> Iterator[Bytes]:
+    def _waves(self, mine: "Pieces", sizes: I64) -> Iterator[Bytes]:
         """The stream of all ranks, a wave at a time; empty ones elsewhere than at rank 0."""
         ends = np.cumsum(sizes)
         starts = ends - sizes
@@ -194,7 +193,7 @@ class MpiTransport:
             piece = mine.between(int(lows[self.rank]), int(highs[self.rank]))
             yield self._wave(piece, highs - lows)
 
-    def _wave(self, piece: Bytes, counts: Counts) -> Bytes:
+    def _wave(self, piece: Bytes, counts: I64) -> Bytes:
         """`counts` bytes of each rank, in rank order, at rank 0."""
         if not self._group_size:
             return self._gatherv(self._comm, piece, counts)
@@ -204,7 +203,7 @@ class MpiTransport:
             return b""
         return self._gatherv(self._leaders, block, np.add.reduceat(counts, np.arange(0, self.size, self._group_size)))
 
-    def _gatherv(self, comm: "MPI.Comm", piece: Bytes, counts: Counts) -> Bytes:
+    def _gatherv(self, comm: "MPI.Comm", piece: Bytes, counts: I64) -> Bytes:
         if comm.Get_rank() != 0:
             self._wait(comm.Igatherv([piece, self._mpi.BYTE], None, root=0))
             return b""

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from fedhpc.compression.codec import MAGIC, deflated_planes
 from fedhpc.errors import PayloadError
+from fedhpc.util.arrays import U64
 
-U64 = NDArray[np.uint64]
 BLOCK_BYTES = 16
 WORD_BYTES = 8
 STRIDE_BYTES = 2**18

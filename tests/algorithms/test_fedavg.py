@@ -18,10 +18,10 @@ from fedhpc.algorithms.fedavg import (
 )
 from fedhpc.algorithms.run_state import RESIDUAL, RunState, fresh_state
 from fedhpc.compression.error_feedback import CompressionConfig
-from fedhpc.compression.update import F32
 from fedhpc.errors import PayloadError
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.mpi import AloneTransport
+from fedhpc.util.arrays import F32
 
 
 @dataclass

@@ -15,7 +15,6 @@ from fedhpc.algorithms.run_state import fresh_state
 from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.codec import FIXED
 from fedhpc.compression.error_feedback import CompressionConfig
-from fedhpc.compression.update import F32, I64
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import Privacy
 from fedhpc.errors import ConfigError, SiteError
@@ -24,6 +23,7 @@ from fedhpc.secagg.protocol import round_bytes
 from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.site.training.secure_contribution import IntegerGrid
 from fedhpc.transport.mpi import AloneTransport
+from fedhpc.util.arrays import F32, I64
 from tests.secagg.test_protocol import signing_sites
 
 D, UNIT = 5, 2**-10

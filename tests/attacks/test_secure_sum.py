@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import yaml
 
-from fedhpc.compression.update import I64
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
@@ -36,6 +35,7 @@ from fedhpc.secagg.protocol import ADVERTISED_BYTES, MaskedSite, SumAggregator
 from fedhpc.secagg.signatures import Introduction, SigningSite, certified, signatories_of, uncertified
 from fedhpc.transport import pki
 from fedhpc.transport.tls import AGGREGATOR_NAME, Credentials, TlsError
+from fedhpc.util.arrays import I64
 from tests.secagg.test_protocol import Rehearsal, drawn_vectors, signing_sites
 
 ROUND = 7

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedhpc.cli.main import main
-from fedhpc.compression.update import F32, I64
 from fedhpc.secagg.messages import HEADER, KEYS, frame
 from fedhpc.secagg.protocol import MaskedSite, SumAggregator
 from fedhpc.site import hospital
 from fedhpc.site.training.secure_contribution import IntegerGrid
+from fedhpc.util.arrays import F32, I64
 
 ROUND = 1
 

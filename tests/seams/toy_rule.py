@@ -6,7 +6,8 @@ import numpy as np
 
 from fedhpc.aggregation import rules
 from fedhpc.aggregation.base import AggregationRule
-from fedhpc.compression.update import F32, SparseVector
+from fedhpc.compression.update import SparseVector
+from fedhpc.util.arrays import F32
 
 
 class MidrangeAggregator:

@@ -6,7 +6,7 @@ import numpy as np
 
 from fedhpc.aggregation import rules
 from fedhpc.aggregation.base import Arrays, ServerStep
-from fedhpc.compression.update import F32
+from fedhpc.util.arrays import F32
 
 
 class Momentum(ServerStep):

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedhpc.compression.update import I64
 from fedhpc.errors import PayloadError
 from fedhpc.secagg import shamir
 from fedhpc.secagg.masks import SumTerms, expand, most_dropouts
@@ -25,6 +24,7 @@ from fedhpc.secagg.messages import (
 )
 from fedhpc.secagg.protocol import MaskedSite, SumAggregator, round_bytes
 from fedhpc.secagg.signatures import SigningSite, bare_key, signatories_of, uncertified
+from fedhpc.util.arrays import I64
 
 
 def signing_sites(count: int, run: bytes = b"run") -> list[SigningSite]:

@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fedhpc.compression.update import F32
 from fedhpc.privacy.evaluation_plan import plan_evaluation
 from fedhpc.records.metrics import auc
 from fedhpc.records.rounds import Measured, Validation, mean_of
@@ -26,6 +25,7 @@ from fedhpc.run.evaluation.exact import exact_counts, measure_exactly
 from fedhpc.run.evaluation.private import measure_privately, validation_auc
 from fedhpc.run.evaluation.questions import ask, first_question
 from fedhpc.run.session import Session
+from fedhpc.util.arrays import F32
 
 
 def validate(session: Session, params_of: Callable[[str], F32], round: int) -> Validation:

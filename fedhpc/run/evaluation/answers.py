@@ -4,8 +4,8 @@ import numpy as np
 
 from fedhpc.compression.update import ArraySpec, unpack_arrays
 from fedhpc.errors import PayloadError
-from fedhpc.records.metrics import I64
 from fedhpc.run.session import Session
+from fedhpc.util.arrays import I64
 
 
 def tasks_of(session: Session) -> int:

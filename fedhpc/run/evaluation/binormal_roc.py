@@ -16,10 +16,10 @@ All inputs are released and public; nothing here sees a patient.
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-F64 = NDArray[np.float64]
+from fedhpc.util.arrays import F64
+
 PRIOR_A, PRIOR_LOG_B = (2.0, 1.5), (0.0, 0.15)
 """Mean and standard deviation. A wrong b matters little near the point where both error rates are equal: of a curve
 with b = 0.6 or 1.6 and an AUC of 0.979 that point gives 0.982 by b = 1."""

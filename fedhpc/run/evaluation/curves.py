@@ -11,9 +11,10 @@ from scipy.special import ndtr, ndtri
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.evaluation_plan import EvaluationPlan
-from fedhpc.records.metrics import F64, I64, Metrics, unknown
+from fedhpc.records.metrics import Metrics, unknown
 from fedhpc.run.evaluation.binormal_roc import Counts, Curve, fit, shares
 from fedhpc.site.release import WHOLE, Question, Weights
+from fedhpc.util.arrays import F64, I64
 from fedhpc.util.rng import generator
 
 EDGES = (-6.0, -3.0, -1.0, 0.0, 1.0, 3.0, 6.0)

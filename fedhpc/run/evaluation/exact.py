@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from fedhpc.compression.update import F32, pack_arrays, unpack_arrays
+from fedhpc.compression.update import pack_arrays, unpack_arrays
 from fedhpc.errors import PayloadError
-from fedhpc.records.metrics import BINS, I64, Placements, delong_interval
+from fedhpc.records.metrics import BINS, Placements, delong_interval
 from fedhpc.records.rounds import Measured, measure_counts
 from fedhpc.run.evaluation.answers import read_array, tasks_of
 from fedhpc.run.session import Session
 from fedhpc.transport.messages import of_each
+from fedhpc.util.arrays import F32, I64
 
 LARGEST_COUNT = 2**40
 

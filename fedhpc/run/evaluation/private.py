@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.evaluation_plan import plan_evaluation
-from fedhpc.records.metrics import BINS, I64, METRICS, Metrics, bin_of, unknown
+from fedhpc.records.metrics import BINS, METRICS, Metrics, bin_of, unknown
 from fedhpc.records.rounds import Measured
 from fedhpc.run.evaluation.answers import tasks_of
 from fedhpc.run.evaluation.curves import (
@@ -25,6 +24,7 @@ from fedhpc.run.evaluation.curves import (
 from fedhpc.run.evaluation.questions import ask, first_question, question_from_rank_0
 from fedhpc.run.session import Session
 from fedhpc.site.release import Question
+from fedhpc.util.arrays import F32, I64
 
 SPENT = "evaluation.epsilon is spent: this split was released before for another model or question"
 TOO_FEW = "too few patients of a class beside the noise of evaluation.epsilon"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fedhpc.algorithms.secure_fedavg import SumGroup, masked_sum
-from fedhpc.compression.update import F32, pack_arrays
+from fedhpc.compression.update import pack_arrays
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.evaluation_plan import plan_evaluation
 from fedhpc.run.evaluation.answers import read_array, tasks_of
@@ -16,6 +16,7 @@ from fedhpc.site.hospital import Hospital
 from fedhpc.site.release import QUESTION, Question, Weights
 from fedhpc.transport.collectives import all_agree, run_on_all_ranks
 from fedhpc.transport.messages import of_each, parsed
+from fedhpc.util.arrays import F32
 
 LARGEST_RELEASE = 2**55
 SUM_WIDTH_BYTES = 8

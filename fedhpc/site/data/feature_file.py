@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.errors import ShardError
+from fedhpc.util.arrays import F32
 
-F32 = NDArray[np.float32]
 BLOCK_ROWS = 4096
 
 

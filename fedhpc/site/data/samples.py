@@ -16,10 +16,10 @@ from fedhpc.models.backbones import Backbone
 from fedhpc.site.data.feature_file import FeatureFile
 from fedhpc.site.data.harmonise import harmonise
 from fedhpc.site.data.shard import Shard, fits_in_memory
+from fedhpc.util.arrays import I64
 from fedhpc.util.files import make_folder, replacing
 from fedhpc.util.progress import progress
 
-I64 = NDArray[np.int64]
 FEATURE_BATCH = 32
 
 

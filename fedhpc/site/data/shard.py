@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from fedhpc.errors import ShardError
 from fedhpc.site.data.shard_checks import storage_problems
+from fedhpc.util.arrays import I64, U8, Images
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -39,10 +40,6 @@ COLUMNS = {
 }
 OPTIONAL = frozenset({"stage"})
 BLOCK_BYTES = 16 * 2**20
-
-Images = npt.NDArray[Any]
-Ints = npt.NDArray[np.int64]
-Split = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class Shard:
         self.labels, self.patient, self.split = columns["labels"], columns["patient"], columns["split"]
         self.modality = columns["modality"]
         self.has_stage = "stage" in columns
-        self.stage: Split = columns["stage"] if self.has_stage else np.zeros(self.n, np.uint8)
+        self.stage: U8 = columns["stage"] if self.has_stage else np.zeros(self.n, np.uint8)
         self.in_memory = self._loaded is not None
         self._hashes = scan.hashes
         self.image_hashes = frozenset(scan.hashes)
@@ -133,7 +130,7 @@ class Shard:
             file.close()
             raise
 
-    def indices(self, split: str) -> Ints:
+    def indices(self, split: str) -> I64:
         """Row numbers of one split ("train", "val" or "test"), ascending, int64 (private)."""
         if split not in SPLITS:
             raise ValueError(f"split={split!r}; allowed: {', '.join(SPLITS)}")
@@ -160,7 +157,7 @@ class Shard:
             raise IndexError(f"rows {wanted.min()} to {wanted.max()}, site {self.site!r}; allowed: 0 to {self.n - 1}")
         return self._streamed(wanted) if self._loaded is None else self._loaded[wanted]
 
-    def _streamed(self, rows: Ints) -> Images:
+    def _streamed(self, rows: I64) -> Images:
         try:
             images = _read_chunks(self._dataset, rows)
         except (OSError, RuntimeError) as error:
@@ -384,7 +381,7 @@ def _image_layout(images: h5py.Dataset) -> list[str]:
     return problems
 
 
-def _read_chunks(dataset: h5py.Dataset, rows: Ints) -> Images:
+def _read_chunks(dataset: h5py.Dataset, rows: I64) -> Images:
     # One image is one raw chunk: reading it whole skips HDF5's selection machinery, some 10 times cheaper an image.
     images = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
     raw = images.reshape(len(rows), -1).view(np.uint8) if len(rows) else images
@@ -451,7 +448,7 @@ def _column_problems(columns: dict[str, Images], identity: _Identity, need_train
     return problems
 
 
-def _leaks(split: Split, patient: Images, hashes: list[bytes]) -> list[Problem]:
+def _leaks(split: U8, patient: Images, hashes: list[bytes]) -> list[Problem]:
     """What is shared by two splits: patients, and images with the same bytes."""
     problems = []
     for what, keys in (("/patient: patient", patient.tolist()), ("/images: duplicate image", hashes)):
@@ -468,7 +465,7 @@ def _leaks(split: Split, patient: Images, hashes: list[bytes]) -> list[Problem]:
     return problems
 
 
-def _crossing(patient: Images, split: Split, *rows: int) -> str:
+def _crossing(patient: Images, split: U8, *rows: int) -> str:
     return " and ".join(
         f"row {row} {patient[row].decode(errors='replace')} {SPLITS[split[row]] if split[row] < 3 else '?'}"
         for row in rows

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedhpc.privacy.gaussian import Noise, released
@@ -23,8 +22,7 @@ from fedhpc.privacy.noise import KeyStream, source
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
 from fedhpc.site.training.optimizers import Optimizer
-
-I64 = NDArray[np.int64]
+from fedhpc.util.arrays import I64
 
 
 @dataclass(frozen=True)

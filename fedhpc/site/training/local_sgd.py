@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedhpc.compression.update import F32
 from fedhpc.config.schema import RunConfig, Training
 from fedhpc.models.device import Device
 from fedhpc.models.vector import from_vector, to_vector
@@ -17,6 +16,7 @@ from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import Entropy, NoiseConfig, PrivateStep, Units, physical_batches
 from fedhpc.site.training.optimizers import Optimizer, Sgd
+from fedhpc.util.arrays import F32
 from fedhpc.util.rng import generator, seed_of
 
 OnStep = Callable[[int, int], None]

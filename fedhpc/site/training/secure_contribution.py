@@ -29,8 +29,8 @@ from fedhpc.privacy.skellam import SMALLEST_VARIANCE, draw, variance_for
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import physical_batches
 from fedhpc.site.training.local_sgd import OnStep, PrivateWork, mirrored
+from fedhpc.util.arrays import I64
 
-I64 = NDArray[np.int64]
 FINENESS = 2**10
 LARGEST_SIZE = 100_000
 """Every unit's own gradient is formed and rounded: with 600 units a linear head of 100,000 parameters takes about 1 s a

@@ -1,0 +1,16 @@
+"""The array types of the project, each by its dtype."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
+U64 = NDArray[np.uint64]
+Array = NDArray[np.generic]
+Images = NDArray[Any]
+"""Of any numeric dtype: a shard stores uint8, uint16 or float32."""
