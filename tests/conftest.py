@@ -41,18 +41,23 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if ON_CI else "local")
 
 
-# Of the whole suite, which starts with the files that take longest: a process that ends early helps nobody.
+# What starts programs or trains whole runs, the longest first: a process that ends early helps nobody. All of it is
+# marked `integration`.
 LONGEST_FIRST = (
-    "tests/slurm",
+    "tests/slurm/",
     "tests/mpi/test_federated.py",
     "tests/audit/test_procedure.py",
-    "tests/mpi",
+    "tests/mpi/",
     "tests/sweep/test_local.py",
-    "tests/run",
-    "tests/mutation",
+    "tests/run/",
+    "tests/mutation/",
     "tests/test_quality.py",
-    "tests/bench",
-    "tests/attacks",
+    "tests/audit/",
+    "tests/bench/",
+    "tests/cli/test_privacy.py",
+    "tests/attacks/test_budget.py",
+    "tests/attacks/test_lattice.py",
+    "tests/test_imports.py",
 )
 # SLURM's tests share one cluster and mostly wait for it, so there is one process more than cores. Each takes 1 GB.
 WORKERS = min(len(os.sched_getaffinity(0)), 8) + 1
@@ -79,8 +84,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Mark what starts the program."""
-    if STARTS_PROGRAMS & set(getattr(item, "fixturenames", ())):
+    """Mark what starts programs or trains whole runs."""
+    if _place(item) < len(LONGEST_FIRST) or STARTS_PROGRAMS & set(getattr(item, "fixturenames", ())):
         item.add_marker(pytest.mark.integration)
 
 

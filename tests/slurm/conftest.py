@@ -90,11 +90,17 @@ class Slurm:
         words = [str(word) for word in command]
         return subprocess.run(words, cwd=REPO, env=env, capture_output=True, text=True, timeout=limit_s, check=False)
 
-    def submit(self, name: str, *options: str | Path, script: str, arguments: tuple[str | Path, ...] = ()) -> Job:
-        """`sbatch OPTIONS slurm/SCRIPT ARGUMENTS`, one task a node with one core, and an output file of its own."""
+    def submit(
+        self, name: str, *options: str | Path, script: str | Path, arguments: tuple[str | Path, ...] = ()
+    ) -> Job:
+        """`sbatch OPTIONS SCRIPT ARGUMENTS`, one task a node with one core, and an output file of its own.
+
+        Args:
+            script: a file of its own, or the name of one in slurm/.
+        """
         output = self.folder / f"{name}.out"
         small = ("--cpus-per-task=1", "--mem-per-cpu=500M", "--ntasks-per-node=1", "--output", output)
-        said = self.ask("sbatch", "--parsable", *small, *options, f"slurm/{script}", *arguments)
+        said = self.ask("sbatch", "--parsable", *small, *options, Path("slurm") / script, *arguments)
         return Job(said.strip(), output, self.ask)
 
 

@@ -1,9 +1,11 @@
 """The sbatch files on a real cluster: to the end, stopped, requeued, on a node that dies, out of time, in error."""
 
+import contextlib
 import json
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from tests.slurm.cluster import until
 from tests.slurm.conftest import Job, Slurm, cancelled, params
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
-ROUNDS = 6
+ROUNDS, LATE_ROUNDS = 6, 36
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 AT_ONCE = ("--set", "runtime.patience_s=0")
 """Leave the round at the signal; otherwise these short rounds would be finished, and nothing shown."""
@@ -24,13 +26,59 @@ def completed(job: Job, limit_s: float = 150) -> None:
     assert job.wait_for(ENDED, limit_s) == "COMPLETED", job.text
 
 
-@pytest.fixture(scope="session")
-def unbroken(slurm: Slurm, cohort: Path) -> Path:
+@pytest.fixture(scope="module")
+def jobs(slurm: Slurm, cohort: Path) -> Iterator[dict[str, Job]]:
+    """The jobs that no test interferes with, submitted at once so that they wait side by side."""
+    made: dict[str, Job] = {}
+    with contextlib.ExitStack() as stack:
+        for name, (options, script, arguments) in submissions(slurm, cohort).items():
+            words = (cohort, *arguments)
+            if "--run-dir" not in arguments and name != "sweep":
+                words = (*words, "--run-dir", slurm.folder / name)
+            made[name] = stack.enter_context(cancelled(slurm.submit(name, *options, script=script, arguments=words)))
+        yield made
+
+
+Submission = tuple[tuple[str, ...], str | Path, tuple[str | Path, ...]]
+"""(options of sbatch, the script, arguments of `run.py train` after the config)."""
+
+
+def submissions(slurm: Slurm, cohort: Path) -> dict[str, Submission]:
+    """By the job's name; each test says what its job is about."""
+    short = ("--set", "training.rounds=1")
+    staged = edited(slurm, "staged", ("# stage_shards data/phantom", f"stage_shards {cohort.parent}"))
+    silent = """container=(bash -c '[ "$3" != train ] || exit 0; exec "$@"' -)"""
+    silenced = edited(slurm, "silent", ("# container=(apptainer exec --nv fedhpc.sif)", silent))
+    private = ("--set", "privacy.sample_rate=0.25", "--set", f"name={slurm.folder.name}-sweep")
+    late = ("--ntasks=1", "--time=00:01:00", "--signal=B:USR1@50")
+    return {
+        "late": (late, "fedavg.sbatch", ("--set", f"training.rounds={LATE_ROUNDS}")),
+        "unbroken": ((), "fedavg.sbatch", ()),
+        "staged": ((), staged, ("--set", "data.shards=$FEDHPC_SHARDS/{site}.h5")),
+        "bad": (("--ntasks=2",), "fedavg.sbatch", ("--set", "training.lr=1e30")),
+        "silent": (("--ntasks=2",), silenced, ()),
+        "centralised": (("--ntasks=1",), "centralised.sbatch", (*short, "--set", "mode=centralised")),
+        "local": (("--ntasks=1",), "local.sbatch", (*short, "--set", "mode=local")),
+        "sweep": (("--array=1,7", "--ntasks=1"), "sweep.sbatch", (*short, *private)),
+    }
+
+
+@pytest.fixture(scope="module")
+def unbroken(slurm: Slurm, jobs: dict[str, Job]) -> Path:
     """The run that all broken ones must equal: its run directory."""
-    run_dir = slurm.folder / "unbroken"
-    with cancelled(slurm.submit("unbroken", script="fedavg.sbatch", arguments=(cohort, "--run-dir", run_dir))) as job:
-        completed(job)
-    return run_dir
+    completed(jobs["unbroken"])
+    return slurm.folder / "unbroken"
+
+
+def edited(slurm: Slurm, name: str, *changes: tuple[str, str]) -> Path:
+    """slurm/fedavg.sbatch with lines as a user would change them."""
+    text = (REPO / "slurm" / "fedavg.sbatch").read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = slurm.folder / f"{name}.sbatch"
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def test_a_batch_job_trains_to_the_end(unbroken: Path) -> None:
@@ -41,6 +89,66 @@ def test_a_batch_job_trains_to_the_end(unbroken: Path) -> None:
     assert "preflight: 4 rank(s) on 4 node(s) by srun --mpi=pmix" in text
     for number in range(1, 5):
         assert re.search(rf"site{number} +{number - 1} +hosp{number} ", text)
+
+
+def test_shards_staged_on_the_nodes_give_the_same_bits_and_are_removed(
+    slurm: Slurm, jobs: dict[str, Job], unbroken: Path
+) -> None:
+    """The example in the sbatch file, with its # taken away; each node gets its own hospital's shard."""
+    job = jobs["staged"]
+    completed(job)
+    assert "each node has copies of its own shards in /" in job.text
+    np.testing.assert_array_equal(params(slurm.folder / "staged", ROUNDS), params(unbroken, ROUNDS))
+    assert not list(Path("/tmp").glob(f"fedhpc-{job.id}/*.h5"))
+
+
+def test_a_launcher_that_ends_with_0_without_a_run_is_a_failure(jobs: dict[str, Job]) -> None:
+    """As mpirun does with a lost daemon, or under ULFM: here a container command that trains nothing."""
+    job = jobs["silent"]
+    assert job.wait_for(ENDED, 150) == "FAILED", job.text
+    assert "the launcher ended with 0, but no rank has said that the run ended" in job.text
+
+
+def test_the_other_files_run_as_well(jobs: dict[str, Job]) -> None:
+    """Both baselines, and two elements of the sweep, on fewer ranks and for one round."""
+    for name in ("centralised", "local"):
+        job = jobs[name]
+        completed(job)
+        summary = json.loads((job.output.with_suffix("") / "summary.json").read_text(encoding="utf-8"))
+        assert summary["mode"] == name
+    sweep = jobs["sweep"]
+    try:
+        assert until(lambda: set(sweep.states) <= set(ENDED), 90), sweep.text
+    finally:
+        shutil.rmtree(REPO / "runs" / f"sweep-{sweep.id}", ignore_errors=True)
+    assert sorted(sweep.states) == ["COMPLETED", "FAILED"], sweep.text
+    assert "there is no element 7" in sweep.text
+    assert "privacy: epsilon 2, delta " in sweep.text
+
+
+def test_an_error_on_one_rank_ends_the_job_and_is_on_record(jobs: dict[str, Job]) -> None:
+    job = jobs["bad"]
+    assert job.wait_for(ENDED, 150) == "FAILED"
+    assert re.search(r"error: rank \d: site site\d, round 1", job.text)
+    assert job.facts()["ExitCode"] not in ("0:0", "75:0")
+    assert "queued again" not in job.text
+
+
+@pytest.mark.timeout(500)
+def test_out_of_time_it_queues_itself_again_until_it_is_done(slurm: Slurm, jobs: dict[str, Job]) -> None:
+    """SLURM's shortest limit is a minute, which it looks at every half: the signal comes after 10 to 40 seconds.
+
+    Then the job gets a longer limit, since nobody knows how long it takes on a machine that does other things as well.
+    """
+    job = jobs["late"]
+    job.wait_until_it_says("SIGUSR1: telling the ranks to stop", 150)
+    job.wait_until_it_says("stopped early and queued again", 60)
+    slurm.ask("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")
+    completed(job, 300)
+    assert int(job.facts()["Restarts"]) >= 1
+    assert "TIMEOUT" not in job.text
+    rounds = (slurm.folder / "late" / "rounds.jsonl").read_text(encoding="utf-8")
+    assert len(rounds.splitlines()) == LATE_ROUNDS
 
 
 def test_stopped_and_requeued_in_mid_round_it_gives_the_same_bits(slurm: Slurm, cohort: Path, unbroken: Path) -> None:
@@ -83,32 +191,6 @@ def test_a_node_that_dies_costs_a_round(slurm: Slurm, cohort: Path, unbroken: Pa
     np.testing.assert_array_equal(params(run_dir, ROUNDS), params(unbroken, ROUNDS))
 
 
-@pytest.mark.timeout(500)
-def test_out_of_time_it_queues_itself_again_until_it_is_done(slurm: Slurm, cohort: Path) -> None:
-    """SLURM's shortest limit is a minute, which it looks at every half; the run needs longer, a round some seconds."""
-    run_dir, options = slurm.folder / "late", ("--time=00:01:00", "--signal=B:USR1@10")
-    sets = ("--set", "training.local_epochs=60", "--set", "training.rounds=12")
-    job = slurm.submit("late", *options, script="fedavg.sbatch", arguments=(cohort, "--run-dir", run_dir, *sets))
-    with cancelled(job):
-        job.wait_until_it_says("SIGUSR1: telling the ranks to stop", 100)
-        job.wait_until_it_says("stopped early and queued again", 30)
-        completed(job, 400)
-    assert int(job.facts()["Restarts"]) >= 1
-    assert "TIMEOUT" not in job.text
-    assert len((run_dir / "rounds.jsonl").read_text(encoding="utf-8").splitlines()) == 12
-
-
-def test_an_error_on_one_rank_ends_the_job_and_is_on_record(slurm: Slurm, cohort: Path) -> None:
-    arguments = (cohort, "--run-dir", slurm.folder / "bad", "--set", "training.lr=1e30")
-    with cancelled(slurm.submit("bad", "--ntasks=2", script="fedavg.sbatch", arguments=arguments)) as job:
-        job.wait_until_it_says(r"error: rank \d: site site\d, round 1", 90)
-        said = time.monotonic()
-        assert job.wait_for(ENDED, 30) == "FAILED"
-    print(f"the job had ended {time.monotonic() - said:.1f} s after the message")
-    assert job.facts()["ExitCode"] not in ("0:0", "75:0")
-    assert "queued again" not in job.text
-
-
 def test_what_is_cancelled_stays_cancelled(slurm: Slurm, cohort: Path) -> None:
     """SIGTERM comes then as well; the ranks save their round, and the job does not queue itself again."""
     arguments = (cohort, "--run-dir", slurm.folder / "unwanted", *AT_ONCE)
@@ -118,71 +200,3 @@ def test_what_is_cancelled_stays_cancelled(slurm: Slurm, cohort: Path) -> None:
     time.sleep(2)
     assert job.state == "CANCELLED"
     assert job.facts()["Restarts"] == "0"
-
-
-def test_the_other_files_run_as_well(slurm: Slurm, cohort: Path) -> None:
-    """Both baselines, and two elements of the sweep, on fewer ranks and for one round."""
-    short = ("--set", "training.rounds=1")
-    sets = {
-        "centralised": ("--set", "mode=centralised", "--run-dir", slurm.folder / "centralised"),
-        "local": ("--set", "mode=local", "--run-dir", slurm.folder / "local"),
-    }
-    jobs = [
-        slurm.submit(name, "--ntasks=1", script=f"{name}.sbatch", arguments=(cohort, *short, *more))
-        for name, more in sets.items()
-    ]
-    private = ("--set", "privacy.sample_rate=0.25", "--set", f"name={slurm.folder.name}-sweep")
-    sweep = slurm.submit(
-        "sweep", "--array=1,7", "--ntasks=1", script="sweep.sbatch", arguments=(cohort, *short, *private)
-    )
-    for job in jobs:
-        completed(job, 90)
-        summary = json.loads((job.output.with_suffix("") / "summary.json").read_text(encoding="utf-8"))
-        assert summary["mode"] == job.output.stem
-    try:
-        assert until(lambda: set(sweep.states) <= set(ENDED), 90), sweep.text
-    finally:
-        shutil.rmtree(REPO / "runs" / f"sweep-{sweep.id}", ignore_errors=True)
-    assert sorted(sweep.states) == ["COMPLETED", "FAILED"], sweep.text
-    assert "there is no element 7" in sweep.text
-    assert "privacy: epsilon 2, delta " in sweep.text
-
-
-def edited(slurm: Slurm, name: str, *changes: tuple[str, str]) -> Path:
-    """slurm/fedavg.sbatch with lines as a user would change them."""
-    text = (REPO / "slurm" / "fedavg.sbatch").read_text(encoding="utf-8")
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    path = slurm.folder / f"{name}.sbatch"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def submitted(slurm: Slurm, script: Path, *arguments: str | Path) -> Job:
-    output = script.with_suffix(".out")
-    small = ("--cpus-per-task=1", "--mem-per-cpu=500M", "--ntasks-per-node=1", "--output", output)
-    return Job(slurm.ask("sbatch", "--parsable", *small, script, *arguments).strip(), output, slurm.ask)
-
-
-def test_shards_staged_on_the_nodes_give_the_same_bits_and_are_removed(
-    slurm: Slurm, cohort: Path, unbroken: Path
-) -> None:
-    """The example in the sbatch file, with its # taken away; each node gets its own hospital's shard."""
-    script = edited(slurm, "staged", ("# stage_shards data/phantom", f"stage_shards {cohort.parent}"))
-    run_dir = slurm.folder / "staged"
-    shards = "data.shards=$FEDHPC_SHARDS/{site}.h5"
-    with cancelled(submitted(slurm, script, cohort, "--run-dir", run_dir, "--set", shards)) as job:
-        completed(job)
-    assert "each node has copies of its own shards in /" in job.text
-    np.testing.assert_array_equal(params(run_dir, ROUNDS), params(unbroken, ROUNDS))
-    assert not list(Path("/tmp").glob(f"fedhpc-{job.id}/*.h5"))
-
-
-def test_a_launcher_that_ends_with_0_without_a_run_is_a_failure(slurm: Slurm, cohort: Path) -> None:
-    """As mpirun does with a lost daemon, or under ULFM: here a container command that trains nothing."""
-    silent = """container=(bash -c '[ "$3" != train ] || exit 0; exec "$@"' -)"""
-    script = edited(slurm, "silent", ("# container=(apptainer exec --nv fedhpc.sif)", silent))
-    with cancelled(submitted(slurm, script, cohort, "--run-dir", slurm.folder / "silent")) as job:
-        assert job.wait_for(ENDED, 150) == "FAILED", job.text
-    assert "the launcher ended with 0, but no rank has said that the run ended" in job.text

@@ -54,9 +54,9 @@ def test_each_element_is_a_run_with_its_own_config(local_sweep: Ran) -> None:
     assert summary(local_sweep.directory, "tiny-004")["mode"] == "centralised"
 
 
-def test_an_element_is_the_run_that_train_makes(local_sweep: Ran, run_python: Run, tmp_path: Path) -> None:
+def test_an_element_is_the_run_that_train_makes(local_sweep: Ran, run_here: Run, tmp_path: Path) -> None:
     element = local_sweep.directory / "elements" / "tiny-003"
-    status, _, err = run_python(["train", element / "element.yaml", "--run-dir", tmp_path / "alone"])
+    status, _, err = run_here(["train", element / "element.yaml", "--run-dir", tmp_path / "alone"])
     assert status == 0, err
     ours, theirs = summary(local_sweep.directory, "tiny-003"), json.loads((tmp_path / "alone/summary.json").read_text())
     assert all(ours[key] == theirs[key] for key in ("auc", "auc_ci95", "per_site", "bytes_up_per_round"))
@@ -96,7 +96,9 @@ def test_status_is_a_table_and_json(local_sweep: Ran, capsys: pytest.CaptureFixt
     ]
 
 
-def test_resume_runs_what_failed_and_nothing_else(local_sweep: Ran, run_python: Run, tmp_path: Path) -> None:
+def test_resume_runs_what_failed_and_nothing_else(
+    local_sweep: Ran, run_here: Run, run_python: Run, tmp_path: Path
+) -> None:
     copy = tmp_path / "run"
     shutil.copytree(local_sweep.directory, copy)
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("summary.json")}
@@ -108,7 +110,7 @@ def test_resume_runs_what_failed_and_nothing_else(local_sweep: Ran, run_python: 
     assert {path: path.stat().st_mtime_ns for path in before} == before
     (copy / "jobs.json").unlink()
     assert {line.state for line in found(copy).values()} == {"finished"}, "they say so themselves"
-    status, out, _ = run_python(["sweep", "resume", copy])
+    status, out, _ = run_here(["sweep", "resume", copy])
     assert (status, out.splitlines()[-1]) == (0, "nothing to resume")
 
 
