@@ -41,8 +41,8 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if ON_CI else "local")
 
 
-# What starts programs or trains whole runs, the longest first: a process that ends early helps nobody. All of it is
-# marked `integration`.
+# What starts programs, trains whole runs or computes for long, the longest first, since a process that ends early helps
+# nobody. All of it is marked `integration`.
 LONGEST_FIRST = (
     "tests/slurm/",
     "tests/mpi/test_federated.py",
@@ -57,6 +57,7 @@ LONGEST_FIRST = (
     "tests/cli/test_privacy.py",
     "tests/attacks/test_budget.py",
     "tests/attacks/test_lattice.py",
+    "tests/privacy/test_accountant.py",
     "tests/test_imports.py",
 )
 # SLURM's tests share one cluster and mostly wait for it, so there is one process more than cores. Each takes 1 GB.
