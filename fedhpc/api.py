@@ -94,7 +94,7 @@ def train(config: RunConfig | str | Path, run_dir: str | Path | None = None, *, 
     """
     from fedhpc.run.agreement import Source, check_start
     from fedhpc.run.preemption import StopRequest
-    from fedhpc.run.train import Work
+    from fedhpc.run.train import Machine, Work
     from fedhpc.run.train import train as train_here
     from fedhpc.transport.mpi import abort_at_exit, connect
     from fedhpc.util.startup import Startup
@@ -105,7 +105,7 @@ def train(config: RunConfig | str | Path, run_dir: str | Path | None = None, *, 
     source = Source(loaded, [], directory)
     try:
         check_start(transport, source)
-        train_here(Work(source, stop_after), transport, StopRequest(), startup)
+        train_here(Work(source, stop_after), Machine(transport, StopRequest(), startup))
     except InputError:
         raise
     except BaseException:

@@ -1,6 +1,7 @@
 """The two ways to train that the federation is compared with, by the same site code: local-only and centralised."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from fedhpc.algorithms.fedavg import Participant
@@ -13,9 +14,17 @@ from fedhpc.util.stopwatch import Stopwatch
 Models = Mapping[str, F32]
 
 
+@dataclass(frozen=True)
+class Start:
+    """The rounds that are done, and each learner's model f32[d] after them."""
+
+    rounds_done: int
+    models: Models
+
+
 def train_separately(
     learners: Sequence[Participant],
-    start: tuple[int, Models],
+    start: Start,
     rounds: int,
     transport: Transport,
     on_round: Callable[[int, Models, Stopwatch], bool],
@@ -26,7 +35,7 @@ def train_separately(
 
     Args:
         learners: those of this rank; may be none.
-        start: (rounds done, {learner: f32[d]}).
+        start: where to begin.
         rounds: of the run.
         transport: the ranks go from round to round together, so that they report and stop together.
         on_round: told of (rounds done, models, seconds); returns whether to go on.
@@ -34,7 +43,7 @@ def train_separately(
     Returns:
         (the last models, why it ended: "finished", "budget" or "preempted").
     """
-    done, models = start
+    done, models = start.rounds_done, start.models
     while done < rounds:
         if not all_agree(transport, all(learner.can_afford(done) for learner in learners), done + 1):
             return models, "budget"

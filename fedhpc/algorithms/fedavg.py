@@ -33,6 +33,7 @@ from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.top_k import Layers, entry_name
 from fedhpc.compression.update import AGGREGATOR, LARGEST_ENTRY, Update
 from fedhpc.errors import Interrupted, PayloadError, at
+from fedhpc.records.rounds import Traffic
 from fedhpc.transport.collectives import all_agree, check_replicas_equal, require_all_trained, unless_interrupted
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.arrays import F32
@@ -99,14 +100,6 @@ class RoundConfig:
     def draws(self, round: int, sender: int) -> np.random.Generator | None:
         """What a sender's stochastic rounding of a round draws from."""
         return None if self.rounding_seed is None else generator(self.rounding_seed, round, sender, "rounding")
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What was exchanged in one round, counted at the aggregator: `len` of every payload."""
-
-    up_bytes: tuple[int, ...]
-    down_bytes: int
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import Units, entropy
-from fedhpc.site.training.local_sgd import PrivateWork, train_plain, train_private
+from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, train_plain, train_private
 from fedhpc.util.arrays import F32
 
 WORST_CASE = Exchange(density=1.0, value_bits=32)
@@ -50,14 +50,15 @@ class AuditedSite:
     def train(self, params: F32, round: int) -> F32:
         """Local - global, f32[d], as `Hospital.train` makes it."""
         from_vector(self.model, params)
+        local = LocalRound(self.model, self.samples, self.config, self.name, round, self.bench, _ignore)
         if self.plan is None:
-            train_plain(self.model, self.samples, self.config, (self.name, round, self.bench), _ignore)
+            train_plain(local)
         else:
             p = self.config.privacy
             units = Units.of(self.samples, p.unit, p.max_images_per_patient)
             fresh = entropy(p.noise_seed, self.name, round)
             work = PrivateWork(units, self.plan, fresh, self.weight)
-            train_private(self.model, self.samples, self.config, (round, self.bench, work), _ignore)
+            train_private(local, work)
         return to_vector(self.model) - params
 
     def can_afford(self, round: int) -> bool:

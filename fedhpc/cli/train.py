@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     transport = connect()
     startup.mark("MPI")
     try:
-        return _train(transport, (notice, startup), options)
+        return _train(transport, notice, startup, options)
     except FileError as error:
         # Raised at this rank alone, in a round: the others wait for it.
         _report_failure(error, transport.rank)
@@ -72,15 +72,15 @@ def run(options: argparse.Namespace) -> int:
         return FAILED
 
 
-def _train(transport: Any, watch: tuple[StopRequest, Startup], options: argparse.Namespace) -> int:
+def _train(transport: Any, notice: StopRequest, startup: Startup, options: argparse.Namespace) -> int:
     from fedhpc.run.agreement import Source, check_start
 
     started = [] if options.init_from is None else [f"model.init_from={json.dumps(str(options.init_from))}"]
     source = Source(options.config, [*options.set, *started], options.run_dir, options.take_over)
     check_start(transport, source)
-    from fedhpc.run.train import Work, train
+    from fedhpc.run.train import Machine, Work, train
 
-    stopped = train(Work(source, options.stop_after), transport, *watch)
+    stopped = train(Work(source, options.stop_after), Machine(transport, notice, startup))
     return RESUMABLE if stopped == "preempted" else FINISHED
 
 

@@ -149,33 +149,50 @@ class Validation:
     by_site: Mapping[str, float | None] = field(default_factory=dict)
 
 
-def record_of(
-    round: int,
-    told: tuple[Sequence[SiteReport], Validation],
-    traffic: tuple[Sequence[int], int],
-    seconds: Mapping[str, float],
-) -> RoundRecord:
-    """The record of a finished round from the sites' reports, the bytes up by site and down, and the stopwatch."""
-    reports, validation = told
-    up = list(traffic[0]) or [0] * len(reports)
+@dataclass(frozen=True)
+class Traffic:
+    """What was exchanged in one round, counted at the aggregator: `len` of every payload.
+
+    Attributes:
+        up_bytes: of each site, by index; empty where nothing is exchanged.
+        down_bytes: what the aggregator sent to every site.
+    """
+
+    up_bytes: tuple[int, ...] = ()
+    down_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class RoundEnd:
+    """What the sites and their validation splits say after a round, counted from 1."""
+
+    round: int
+    reports: Sequence[SiteReport]
+    validation: Validation
+
+
+def record_of(end: RoundEnd, traffic: Traffic, seconds: Mapping[str, float]) -> RoundRecord:
+    """Return the record of a finished round, with its seconds by phase."""
+    reports, validation = end.reports, end.validation
+    up = traffic.up_bytes or [0] * len(reports)
     per_site = {
         r.site: {
             "auc_val": validation.by_site.get(r.site),
             "epsilon": r.epsilon,
             "evaluation_epsilon": r.evaluation_epsilon,
             "bytes_up": sent,
-            "bytes_down": traffic[1],
+            "bytes_down": traffic.down_bytes,
         }
         for r, sent in zip(reports, up, strict=True)
     }
     return RoundRecord(
-        round=round,
+        round=end.round,
         auc_val=validation.auc,
         per_site=per_site,
         epsilon=largest([r.epsilon for r in reports]),
         evaluation_epsilon=largest([r.evaluation_epsilon for r in reports]),
-        bytes_up=sum(traffic[0]),
-        bytes_down=traffic[1] * len(traffic[0]),
+        bytes_up=sum(traffic.up_bytes),
+        bytes_down=traffic.down_bytes * len(traffic.up_bytes),
         seconds={name: round_seconds(value) for name, value in seconds.items()},
         ledger_heads={r.learner: r.head for r in reports if r.head},
         account_heads={r.site: r.account for r in reports if r.account},

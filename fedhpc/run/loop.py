@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedhpc.algorithms.baselines import train_separately
+from fedhpc.algorithms.baselines import Start, train_separately
 from fedhpc.algorithms.fedavg import RoundResult, federate
 from fedhpc.compression.codec import encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
@@ -15,7 +15,7 @@ from fedhpc.compression.update import AGGREGATOR, ArraySpec, Update, pack_arrays
 from fedhpc.errors import InputError, PayloadError, in_round
 from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.records.checkpoint import load_state, save_state
-from fedhpc.records.rounds import FLOAT32_BYTES, SiteReport, Validation, record_of
+from fedhpc.records.rounds import FLOAT32_BYTES, RoundEnd, Traffic, record_of
 from fedhpc.run.continuation import begin
 from fedhpc.run.display import header, round_line
 from fedhpc.run.evaluation import validate
@@ -37,8 +37,13 @@ LIKE_ALL = 1 << 20
 """How many entries of an update are drawn to tell how small it will be."""
 
 
-Closing = tuple[int, Callable[[str], F32], Callable[[], None]]
-"""How a round is closed: its number, the model of each site by name, and what saves it at this rank."""
+@dataclass(frozen=True)
+class Closing:
+    """How a round is closed: its number, the model of each site by name, and what saves it at this rank."""
+
+    round: int
+    params_of: Callable[[str], F32]
+    save: Callable[[], None]
 
 
 @dataclass
@@ -53,9 +58,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a round took: bytes up by site and down, seconds by phase, and the sites that are not in its mean."""
+    """What a round took: bytes on the wire, seconds by phase, and the sites that are not in its mean."""
 
-    traffic: tuple[Sequence[int], int]
+    traffic: Traffic
     watch: Stopwatch
     dropped: tuple[str, ...] = ()
 
@@ -154,10 +159,9 @@ def _federated(session: Session, resumed: Resumed, progress: Progress) -> tuple[
         state = result.state
         average = average.after(state.round, state.params)
         released = average.released(state.params)
-        traffic = (result.traffic.up_bytes, result.traffic.down_bytes) if result.traffic else ((), 0)
-        ran = Ran(traffic, result.watch, result.dropped)
+        ran = Ran(result.traffic or Traffic(), result.watch, result.dropped)
         saved = replace(state, public={**state.public, **average.arrays()})
-        closing = (state.round, lambda _: released, lambda: save_run_state(session, resumed.owners, saved))
+        closing = Closing(state.round, lambda _: released, lambda: save_run_state(session, resumed.owners, saved))
         return _close_round(session, closing, ran, progress)
 
     state, stopped = federate(session.sites, start, terms, session.transport, on_round)
@@ -179,11 +183,11 @@ def _separate(session: Session, resumed: Resumed, progress: Progress) -> tuple[M
             for name, params in models.items():
                 save_state(directory.site(name), "model", done, {"params": params}, owners[name])
 
-        return _close_round(session, (done, _chooser(session, models), save), Ran(((), 0), watch), progress)
+        return _close_round(session, Closing(done, _chooser(session, models), save), Ran(Traffic(), watch), progress)
 
     start = run_on_all_ranks(session.transport, loaded)
     rounds = session.config.training.rounds
-    models, stopped = train_separately(session.learners, (first, start), rounds, session.transport, on_round)
+    models, stopped = train_separately(session.learners, Start(first, start), rounds, session.transport, on_round)
     return shared(session, models), stopped
 
 
@@ -221,7 +225,7 @@ def _chooser(session: Session, models: Mapping[str, F32]) -> Callable[[str], F32
     return (lambda _: models[POOLED]) if session.config.mode == "centralised" else (lambda name: models[name])
 
 
-def _close_round(session: Session, at: Closing, ran: Ran, progress: Progress) -> bool:
+def _close_round(session: Session, closing: Closing, ran: Ran, progress: Progress) -> bool:
     """Evaluate, save, record, tell; whether to go on (the same answer at every rank).
 
     Saved comes before recorded: of a round that is recorded, every file was written, at every rank.
@@ -229,13 +233,13 @@ def _close_round(session: Session, at: Closing, ran: Ran, progress: Progress) ->
     Raises:
         InputError: at every rank, where a file cannot be written at any.
     """
-    (done, params_of, save), watch = at, ran.watch
+    done, watch = closing.round, ran.watch
     with watch.phase("evaluate"), in_round(done):
-        told = reports_of(session, done), validate(session, params_of, done)
+        reports, validation = reports_of(session, done), validate(session, closing.params_of, done)
     with watch.phase("checkpoint"):
-        run_on_all_ranks(session.transport, save)
+        run_on_all_ranks(session.transport, closing.save)
     progress.done_here += 1
-    run_on_all_ranks(session.transport, lambda: _record(session, done, told, ran, progress))
+    run_on_all_ranks(session.transport, lambda: _record(session, RoundEnd(done, reports, validation), ran, progress))
     if session.transport.rank == 0:
         _tell(session, done, progress.records)
     progress.round_started = time.monotonic()
@@ -243,16 +247,14 @@ def _close_round(session: Session, at: Closing, ran: Ran, progress: Progress) ->
     return all_agree(session.transport, more and not session.notice.given, done)
 
 
-def _record(
-    session: Session, done: int, told: tuple[Sequence[SiteReport], Validation], ran: Ran, progress: Progress
-) -> None:
+def _record(session: Session, end: RoundEnd, ran: Ran, progress: Progress) -> None:
     """Append the round's record, at rank 0."""
     if session.transport.rank:
         return
     seconds = {**ran.watch.seconds, "total": time.monotonic() - progress.round_started}
     trust = session_trust(session)
     record = replace(
-        record_of(done, told, ran.traffic, seconds),
+        record_of(end, ran.traffic, seconds),
         dropped=ran.dropped,
         protects_from_aggregator=None if trust is None else trust.aggregator,
     ).json()

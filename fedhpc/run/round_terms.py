@@ -50,7 +50,7 @@ def secure_mean(session: Session) -> SecureMean | None:
         grid=session.grid,
         sites=tuple(zip(config.site_names, weights, strict=True)),
         privacy=config.privacy,
-        step=lambda state, gradient: one_step(place.model, config.training, (state.round, state.params), gradient),
+        step=lambda state, gradient: one_step(place.model, config.training, state.round, state.params, gradient),
         tell=lambda text: print(f"rank {session.transport.rank}: {text}", file=sys.stderr, flush=True),
         identities=session.identities,
     )

@@ -1,4 +1,4 @@
-"""One run at one rank, from its config to its end: what `run.py train` does, and each element of a sweep."""
+"""One run at one rank, from its config to its end: what `run.py train` does, and each trial of a sweep."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +22,15 @@ from fedhpc.util.text import wrapped
 
 
 @dataclass(frozen=True)
+class Machine:
+    """What a rank has before any config: its transport, the request to stop, and the stopwatch of its start."""
+
+    wire: Wire
+    notice: StopRequest
+    startup: Startup
+
+
+@dataclass(frozen=True)
 class Work:
     """What is to be run, and after how many rounds to stop."""
 
@@ -29,7 +38,7 @@ class Work:
     stop_after: int | None = None
 
 
-def train(work: Work, wire: Wire, notice: StopRequest, startup: Startup) -> str:
+def train(work: Work, machine: Machine) -> str:
     """Train from where the run directory stands.
 
     Returns:
@@ -38,19 +47,16 @@ def train(work: Work, wire: Wire, notice: StopRequest, startup: Startup) -> str:
     Raises:
         InputError: at every rank, with the same message.
     """
-    startup.mark("imports")
-    config, directory = agree_on_config(wire, work.source)
+    machine.startup.mark("imports")
+    config, directory = agree_on_config(machine.wire, work.source)
     try:
-        return _train_in(config, directory, (wire, notice, startup), work.stop_after)
+        return _train_in(config, directory, machine, work.stop_after)
     finally:
         directory.lock.release()
 
 
-def _train_in(
-    config: RunConfig, directory: RunDirectory, machine: tuple[Wire, StopRequest, Startup], stop_after: int | None
-) -> str:
-    wire, notice, startup = machine
-    wire = place_sites(config, wire)
+def _train_in(config: RunConfig, directory: RunDirectory, machine: Machine, stop_after: int | None) -> str:
+    wire, startup = place_sites(config, machine.wire), machine.startup
     wire.name_ranks([", ".join(config.site_names[i] for i in block) for block in sites_by_rank(config, wire.size)])
     console = Console(speaks=wire.rank == 0)
     found, _ = preflight(config, directory, wire)
@@ -58,7 +64,7 @@ def _train_in(
     startup.mark("config and preflight")
     names = tuple(config.site_names[i] for i in sites_by_rank(config, wire.size)[wire.rank])
     with _kept_inside(directory, names):
-        session = open_session(config, directory, wire, console, notice)
+        session = open_session(config, directory, wire, console, machine.notice)
         startup.mark("certificates, shards and network")
         console.say(wrapped(startup.line))
         return run(session, stop_after)

@@ -26,7 +26,7 @@ from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import predict
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
 from fedhpc.site.training.dp_sgd import Units, entropy
-from fedhpc.site.training.local_sgd import OnStep, PrivateWork, train_plain, train_private
+from fedhpc.site.training.local_sgd import LocalRound, OnStep, PrivateWork, train_plain, train_private
 from fedhpc.site.training.secure_contribution import IntegerGrid, contribution
 from fedhpc.util.arrays import F32, I64
 from fedhpc.util.log import write_log
@@ -117,8 +117,7 @@ class Hospital:
         from_vector(place.model, params)
         with self.failing(f"round {round + 1}: training failed"):
             if place.plan is None:
-                at = (self.name, round, place.bench)
-                train_plain(place.model, self._samples, place.config, at, place.on_step)
+                train_plain(self._local(round))
             else:
                 self._train_private(place.plan, round)
         update = to_vector(place.model) - params
@@ -137,9 +136,13 @@ class Hospital:
             )
 
     def _train_private(self, plan: PrivacyPlan, round: int) -> None:
-        place, work = self._place, self._private_work(plan, round)
+        work = self._private_work(plan, round)
         self._charge(plan, round)
-        train_private(place.model, self._samples, place.config, (round, place.bench, work), place.on_step)
+        train_private(self._local(round), work)
+
+    def _local(self, round: int) -> LocalRound:
+        place = self._place
+        return LocalRound(place.model, self._samples, place.config, self.name, round, place.bench, place.on_step)
 
     def _private_work(self, plan: PrivacyPlan, round: int) -> PrivateWork:
         if self._units is None:
@@ -183,10 +186,10 @@ class Hospital:
             raise ValueError("a secure sum needs a privacy plan")
         self._check_bound(params, round)
         from_vector(place.model, params)
-        at = (round, place.bench, self._private_work(place.plan, round))
-        noise = (grid, source(place.config.privacy.noise_seed, self.name, round, "skellam"), place.on_step)
+        work = self._private_work(place.plan, round)
+        noise = source(place.config.privacy.noise_seed, self.name, round, "skellam")
         with self.failing(f"round {round + 1}: training failed"):
-            return contribution(place.model, self._samples, place.config, at, noise)
+            return contribution(self._local(round), work, grid, noise)
 
     def can_afford(self, round: int) -> bool:
         """Whether one more round stays within the target epsilon and the lifetime cap; always without privacy."""

@@ -37,7 +37,7 @@ def run_element(path: str, requeues: int) -> str:
     notice.listen()
     startup = Startup()
     from fedhpc.run.agreement import Source
-    from fedhpc.run.train import Work, train
+    from fedhpc.run.train import Machine, Work, train
     from fedhpc.transport.mpi import Wire, abort_at_exit, connect
 
     folder, rank = ElementDirectory(Path(path)), int(os.environ.get("SLURM_PROCID", "0"))
@@ -49,7 +49,7 @@ def run_element(path: str, requeues: int) -> str:
         startup.mark("MPI")
         if rank == 0:
             folder.write_outcome(begun)
-        stopped = train(Work(Source(folder.config, [], folder.path)), wire, notice, startup)
+        stopped = train(Work(Source(folder.config, [], folder.path)), Machine(wire, notice, startup))
     except InputError as error:
         # All ranks raise it with the same message, but for a file that this rank alone cannot read or write.
         if isinstance(error, FileError) and wire is not None:

@@ -173,10 +173,8 @@ MUTANTS = (
     Mutant(
         "charges after the steps",
         HOSPITAL,
-        "        self._charge(plan, round)\n"
-        "        train_private(place.model, self._samples, place.config, (round, place.bench, work), place.on_step)\n",
-        "        train_private(place.model, self._samples, place.config, (round, place.bench, work), place.on_step)\n"
-        "        self._charge(plan, round)\n",
+        "        self._charge(plan, round)\n        train_private(self._local(round), work)\n",
+        "        train_private(self._local(round), work)\n        self._charge(plan, round)\n",
         laws=("ledger: ledger before the steps",),
         tests=(f"{ROUND_TESTS}test_all_steps_are_charged_before_the_first",),
     ),
@@ -215,8 +213,8 @@ MUTANTS = (
     Mutant(
         "Skellam noise x 0.7",
         "fedhpc/site/training/secure_contribution.py",
-        "    return kept + draw(grid.site_variance, kept.size, stream)",
-        "    return kept + draw(grid.site_variance, kept.size, stream) * 7 // 10",
+        "    return kept + draw(grid.site_variance, kept.size, noise)",
+        "    return kept + draw(grid.site_variance, kept.size, noise) * 7 // 10",
         laws=("secure: share of the noise", "secure: honest sites alone"),
         tests=(f"{ROUND_TESTS}test_a_share_of_a_secure_sum_has_the_planned_variance",),
     ),

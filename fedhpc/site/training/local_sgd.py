@@ -50,58 +50,69 @@ def mirrored(images: torch.Tensor, uniform: NDArray[np.float64]) -> torch.Tensor
     return torch.where(turned[:, None, None, None], images.flip(3), images)
 
 
-def train_plain(
-    model: nn.Module, samples: Samples, config: RunConfig, at: tuple[str, int, Device], on_step: OnStep
-) -> None:
-    """`local_epochs` epochs of mini-batches, in an order that is a function of (seed, site, round, epoch).
+@dataclass(frozen=True)
+class LocalRound:
+    """One round of local training at one site.
 
-    So is what the network draws of PyTorch's generator (dropout), whichever rank plays the site.
-
-    Args:
-        model: set to the global parameters; left at the local ones.
+    Attributes:
+        model: set to the global parameters, and trained in place.
         samples: the site's own (private).
         config: the run's.
-        at: (site, round, where to compute).
-        on_step: told of each step.
+        site: the site's name (public).
+        round: from 0 on.
+        device: where to compute.
+        on_step: called after each step.
     """
-    site, round, _ = at
+
+    model: nn.Module
+    samples: Samples
+    config: RunConfig
+    site: str
+    round: int
+    device: Device
+    on_step: OnStep
+
+
+def train_plain(local: LocalRound) -> None:
+    """Train `local_epochs` epochs of mini-batches, in an order that is a function of (seed, site, round, epoch).
+
+    So is what the network draws of PyTorch's generator (dropout), whichever rank plays the site.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(config.seed, site, round, "forward"))
-        _epochs(model, samples, config, at, on_step)
+        torch.manual_seed(seed_of(local.config.seed, local.site, local.round, "forward"))
+        _epochs(local)
 
 
-def _epochs(
-    model: nn.Module, samples: Samples, config: RunConfig, at: tuple[str, int, Device], on_step: OnStep
-) -> None:
-    site, round, bench = at
+def _epochs(local: LocalRound) -> None:
+    model, samples, config, device = local.model, local.samples, local.config, local.device
     training, rows = config.training, samples.indices("train")
-    optimizer = make_optimizer(model, training, round)
+    optimizer = make_optimizer(model, training, local.round)
     per_epoch = math.ceil(len(rows) / training.batch_size)
     done = 0
     for epoch in range(training.local_epochs):
-        rng = generator(config.seed, site, round, epoch, "shuffle")
+        rng = generator(config.seed, local.site, local.round, epoch, "shuffle")
         for batch in np.array_split(rng.permutation(rows), per_epoch):
             images, labels = samples.inputs(batch), torch.from_numpy(samples.labels[batch])
-            images = (mirrored(images, rng.random(len(images))) if training.random_flip else images).to(bench.device)
+            images = (mirrored(images, rng.random(len(images))) if training.random_flip else images).to(device.device)
             optimizer.zero_grad()
-            with bench.autocast():
-                loss = nn.functional.cross_entropy(model(images), labels.to(bench.device))
+            with device.autocast():
+                loss = nn.functional.cross_entropy(model(images), labels.to(device.device))
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             done += 1
-            on_step(done, per_epoch * training.local_epochs)
+            local.on_step(done, per_epoch * training.local_epochs)
 
 
-def one_step(model: nn.Module, training: Training, at: tuple[int, F32], gradient: F32) -> F32:
+def one_step(model: nn.Module, training: Training, round: int, params: F32, gradient: F32) -> F32:
     """What one step of the round's fresh optimiser along a mean gradient f32[d] adds to the parameters, f32[d].
 
     Args:
         model: whose parameters are used for the arithmetic, and left changed.
         training: names optimiser, rate and weight decay.
-        at: (round, the global parameters f32[d]).
+        round: from 0 on.
+        params: the global parameters f32[d].
         gradient: private already; all here is post-processing.
     """
-    round, params = at
     from_vector(model, gradient)
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = [p.detach().clone() for p in trained]
@@ -123,29 +134,22 @@ class PrivateWork:
     weight: int
 
 
-def train_private(
-    model: nn.Module, samples: Samples, config: RunConfig, at: tuple[int, Device, PrivateWork], on_step: OnStep
-) -> None:
-    """The same number of epochs as DP-SGD: `plan.steps_per_round` Poisson batches, clipped per unit, noised.
+def train_private(local: LocalRound, work: PrivateWork) -> None:
+    """Train the same number of epochs by DP-SGD: `plan.steps_per_round` Poisson batches, clipped per unit, noised.
 
-    Args:
-        model: set to the global parameters; left at the local ones, which are private already.
-        samples: the site's own (private).
-        config: the run's.
-        at: (round, where to compute, the private work).
-        on_step: told of each step.
+    The parameters that it leaves in `local.model` are private already.
     """
-    round, bench, work = at
+    model, samples, config, device = local.model, local.samples, local.config, local.device
     plan, p, stream = work.plan, config.privacy, work.entropy.sampling
     terms = NoiseConfig(p.clip_norm, plan.noise_multiplier, plan.sample_rate * work.weight, work.entropy.noise)
-    step = PrivateStep.wrap(model, make_optimizer(model, config.training, round), terms)
+    step = PrivateStep.wrap(model, make_optimizer(model, config.training, local.round), terms)
     for done in range(1, plan.steps_per_round + 1):
         drawn = work.units.draw(plan.sample_rate, stream)
         for rows, owner, last in physical_batches(drawn, p.max_physical_batch):
             images, labels = samples.inputs(rows), torch.from_numpy(samples.labels[rows])
             images = mirrored(images, stream.uniform(len(images))) if config.training.random_flip else images
-            images = images.to(bench.device)
-            with bench.autocast():
-                step(images, labels.to(bench.device), torch.from_numpy(owner).to(bench.device), last)
-        on_step(done, plan.steps_per_round)
+            images = images.to(device.device)
+            with device.autocast():
+                step(images, labels.to(device.device), torch.from_numpy(owner).to(device.device), last)
+        local.on_step(done, plan.steps_per_round)
     step.unwrap()

@@ -20,15 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedhpc.config.schema import Privacy, RunConfig
+from fedhpc.config.schema import Privacy
 from fedhpc.errors import PrivacyError
 from fedhpc.models.device import Device
 from fedhpc.models.vector import parameter_count
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.skellam import SMALLEST_VARIANCE, draw, variance_for
-from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import physical_batches
-from fedhpc.site.training.local_sgd import OnStep, PrivateWork, mirrored
+from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, mirrored
 from fedhpc.util.arrays import I64
 
 FINENESS = 2**10
@@ -131,39 +130,31 @@ def rounded_(gradients: Tensor, clip_norm: float, grid: IntegerGrid) -> Tensor:
     return units
 
 
-def contribution(
-    model: nn.Module,
-    samples: Samples,
-    config: RunConfig,
-    at: tuple[int, Device, PrivateWork],
-    noise: tuple[IntegerGrid, KeyStream, OnStep],
-) -> I64:
-    """One site's vector for the secure sum of one round, int64[d]: to be masked before it leaves.
+def contribution(local: LocalRound, work: PrivateWork, grid: IntegerGrid, noise: KeyStream) -> I64:
+    """Return one site's vector for the secure sum of one round, int64[d]: to be masked before it leaves.
 
     By itself it carries only the site's share of the noise; under the masks only the sum of all is ever seen.
 
     Args:
-        model: set to the global parameters, and left so.
-        samples: the site's own (private).
-        config: the run's.
-        at: (round, where to compute, the private work).
-        noise: (the grid, the source of the noise, called when done).
+        local: its model is set to the global parameters, and left so.
+        work: what is sampled.
+        grid: the integers of the run.
+        noise: the source of the noise (secret).
     """
-    (_, bench, work), (grid, stream, on_step) = at, noise
-    sampling = work.entropy.sampling
-    total = torch.zeros(parameter_count(model), dtype=torch.int64, device=bench.device)
+    samples, config, sampling = local.samples, local.config, work.entropy.sampling
+    total = torch.zeros(parameter_count(local.model), dtype=torch.int64, device=local.device.device)
     drawn = work.units.draw(work.plan.sample_rate, sampling)
-    with per_image_gradients(model, bench) as gradients:
+    with per_image_gradients(local.model, local.device) as gradients:
         for rows, owner, _ in physical_batches(drawn, config.privacy.max_physical_batch):
             if len(rows):
                 images, labels = samples.inputs(rows), torch.from_numpy(samples.labels[rows])
                 images = mirrored(images, sampling.uniform(len(images))) if config.training.random_flip else images
-                units = mean_by_unit(gradients(images, labels), torch.from_numpy(owner).to(bench.device))
+                units = mean_by_unit(gradients(images, labels), torch.from_numpy(owner).to(local.device.device))
                 total += rounded_(units, config.privacy.clip_norm, grid).sum(dim=0).to(torch.int64)
     bound = grid.bound(work.weight)
     kept: I64 = total.clamp(-bound, bound).cpu().numpy()
-    on_step(1, 1)
-    return kept + draw(grid.site_variance, kept.size, stream)
+    local.on_step(1, 1)
+    return kept + draw(grid.site_variance, kept.size, noise)
 
 
 @contextmanager

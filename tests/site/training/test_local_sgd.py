@@ -19,7 +19,7 @@ from fedhpc.site.data.samples import FeatureSamples, ImageSamples, PooledSamples
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.evaluation import predict
 from fedhpc.site.training.dp_sgd import Units
-from fedhpc.site.training.local_sgd import learning_rate, mirrored, train_plain
+from fedhpc.site.training.local_sgd import LocalRound, learning_rate, mirrored, train_plain
 from fedhpc.util.rng import generator
 
 BENCH = Device(torch.device("cpu"), bf16=False)
@@ -55,7 +55,8 @@ def config(**training: object) -> RunConfig:
 def trained(samples: ImageSamples, **training: object) -> np.ndarray:
     model = build_model(config(), Task(("no", "yes"), (1, 32, 32)))
     steps: list[tuple[int, int]] = []
-    train_plain(model, samples, config(local_epochs=2, **training), ("a", 0, BENCH), lambda *at: steps.append(at))
+    settings = config(local_epochs=2, **training)
+    train_plain(LocalRound(model, samples, settings, "a", 0, BENCH, lambda *at: steps.append(at)))
     assert steps == [(n, 6) for n in range(1, 7)]
     return to_vector(model)
 
@@ -78,8 +79,8 @@ def test_bf16_is_near_fp32_and_not_the_same(tmp_path: Path) -> None:
     with Shard.open(shard_file(tmp_path), "a") as shard:
         for bf16 in (False, True):
             model = build_model(config(), Task(("no", "yes"), (1, 32, 32)))
-            at = ("a", 0, Device(torch.device("cpu"), bf16))
-            train_plain(model, ImageSamples(shard), config(local_epochs=1), at, lambda *_: None)
+            device, settings = Device(torch.device("cpu"), bf16), config(local_epochs=1)
+            train_plain(LocalRound(model, ImageSamples(shard), settings, "a", 0, device, lambda *_: None))
             vectors.append(to_vector(model))
     assert (vectors[0] != vectors[1]).any()
     np.testing.assert_allclose(vectors[0], vectors[1], atol=0.2)

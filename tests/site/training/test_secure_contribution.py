@@ -19,7 +19,7 @@ from fedhpc.privacy.noise import KeyStream, source
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.privacy.skellam import calibrate, draw
 from fedhpc.site.training.dp_sgd import Units, entropy
-from fedhpc.site.training.local_sgd import PrivateWork, one_step, train_private
+from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, one_step, train_private
 from fedhpc.site.training.secure_contribution import (
     LARGEST_SIZE,
     IntegerGrid,
@@ -77,8 +77,8 @@ def noiseless(model: nn.Module, samples: FakeSamples, **privacy: object) -> tupl
     grid = plan_grid(PLAN.noise_multiplier, parameter_count(model), (10,) * 4, settings.honest_sites, 10)
     work = PrivateWork(Units.of(samples, "patient", 4), PLAN, entropy(3, "a", 0), 10)
     steps: list[tuple[int, int]] = []
-    noise = (grid, source(3, "a", 0, "skellam"), lambda *at: steps.append(at))
-    vector = contribution(model, samples, settings, (0, BENCH, work), noise)
+    local = LocalRound(model, samples, settings, "a", 0, BENCH, lambda *at: steps.append(at))
+    vector = contribution(local, work, grid, source(3, "a", 0, "skellam"))
     assert steps == [(1, 1)]
     assert vector.dtype == np.int64
     return vector - draw(grid.site_variance, vector.size, source(3, "a", 0, "skellam")), grid
@@ -130,13 +130,11 @@ def test_a_secure_step_is_the_private_step_of_the_same_units(name: str) -> None:
     model, images = network(name)
     samples, start = FakeSamples(images, [1, 2, 3, 1, 1, 4]), to_vector(model)
     vector, grid = noiseless(model, samples, clip_norm=0.5)
-    secure = one_step(
-        model, config().training, (3, start), grid.mean_gradient(vector, 10, config(clip_norm=0.5).privacy)
-    )
+    secure = one_step(model, config().training, 3, start, grid.mean_gradient(vector, 10, config(clip_norm=0.5).privacy))
     from_vector(model, start)
     plan = PrivacyPlan(0.0, 1.0, 1)
     work = PrivateWork(Units.of(samples, "patient", 4), plan, entropy(3, "a", 3), 10)
-    train_private(model, samples, config(clip_norm=0.5), (3, BENCH, work), lambda *_: None)
+    train_private(LocalRound(model, samples, config(clip_norm=0.5), "a", 3, BENCH, lambda *_: None), work)
     rounding = 0.5 * len(work.units.rows) / 2 * 0.5 / grid.clip_units / 10
     np.testing.assert_allclose(secure, to_vector(model) - start, rtol=0, atol=rounding + 1e-6)
 
@@ -180,7 +178,7 @@ def test_unit_not_finite_is_left_out_in_both_modes(name: str, spoiled: list[int]
         from_vector(model, start)
         sums.append(noiseless(model, samples)[0])
         work = PrivateWork(Units.of(samples, "patient", 12), PrivacyPlan(0.0, 1.0, 1), entropy(3, "a", 3), 10)
-        train_private(model, samples, config(), (3, BENCH, work), lambda *_: None)
+        train_private(LocalRound(model, samples, config(), "a", 3, BENCH, lambda *_: None), work)
         steps.append(to_vector(model))
     np.testing.assert_allclose(sums[0], sums[1], rtol=0, atol=2)
     np.testing.assert_allclose(steps[0], steps[1], rtol=0, atol=1e-6)
@@ -244,5 +242,5 @@ def test_one_step_is_the_optimisers() -> None:
     model, _ = network("head")
     start, training = to_vector(model), Training(lr=0.1, lr_schedule="constant", momentum=0.9, weight_decay=0.5)
     gradient = np.arange(start.size, dtype=np.float32)
-    moved = one_step(model, training, (0, start), gradient)
+    moved = one_step(model, training, 0, start, gradient)
     np.testing.assert_allclose(moved, -0.1 * (gradient + 0.5 * start), rtol=1e-4, atol=1e-6)
