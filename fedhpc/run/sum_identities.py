@@ -17,7 +17,7 @@ from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked
 from fedhpc.run.secure_channel import sites_by_rank
 from fedhpc.secagg.signatures import (
     Introduction,
-    PrivateKey,
+    OwnIdentity,
     PublicKey,
     SigningSite,
     bare_key,
@@ -32,7 +32,6 @@ from fedhpc.transport.mpi import Transport, carved, frame_header
 from fedhpc.transport.tls import AGGREGATOR_NAME, TlsError
 
 LEVELS = ("none", "honest-but-curious", "malicious")
-Own = Mapping[int, tuple[Introduction, PrivateKey]]
 
 
 def certificates_needed(config: RunConfig, ranks: int) -> bool:
@@ -46,22 +45,26 @@ def agreed_identities(config: RunConfig, transport: Transport, indices: Sequence
     Raises:
         InputError: at every rank, naming each site whose certificate or key is refused.
     """
-    own: Own = run_on_all_ranks(transport, lambda: {i: _own(config, i, transport.size) for i in indices})
-    told = transport.gather([introduction.pack() for introduction, _ in own.values()], "hello")
+    own: dict[int, OwnIdentity] = run_on_all_ranks(
+        transport, lambda: {i: _own(config, i, transport.size) for i in indices}
+    )
+    told = transport.gather([identity.introduction.pack() for identity in own.values()], "hello")
     relayed = transport.broadcast(frame_header(told) + b"".join(told) if transport.rank == 0 else None, "hello")
     return run_on_all_ranks(
         transport, lambda: check_identities(config, own, list(carved([relayed], 1)), transport.size)
     )
 
 
-def _own(config: RunConfig, index: int, ranks: int) -> tuple[Introduction, PrivateKey]:
+def _own(config: RunConfig, index: int, ranks: int) -> OwnIdentity:
     name = config.site_names[index]
     if not certificates_needed(config, ranks):
         return uncertified(name)
     return certified(name, pki.credentials(config.exchange.pki_folder(config.data, name), name))
 
 
-def check_identities(config: RunConfig, own: Own, relayed: Sequence[bytes], ranks: int) -> dict[int, SigningSite]:
+def check_identities(
+    config: RunConfig, own: Mapping[int, OwnIdentity], relayed: Sequence[bytes], ranks: int
+) -> dict[int, SigningSite]:
     """Return this rank's sites by index, after each has checked what the aggregator `relayed` of all sites, in order.
 
     Raises:
@@ -72,11 +75,11 @@ def check_identities(config: RunConfig, own: Own, relayed: Sequence[bytes], rank
         raise TlsError(f"{len(relayed)} introductions of {len(names)} sites came from the aggregator")
     everybody = [Introduction.parse(name, payload) for name, payload in zip(names, relayed, strict=True)]
     checked = {}
-    for index, (introduction, key) in own.items():
-        if everybody[index] != introduction:
+    for index, identity in own.items():
+        if everybody[index] != identity.introduction:
             raise TlsError(f"site {names[index]}: the aggregator has changed its certificate or nonce on the way")
         keys = [_key(config, one, names[index], ranks) for one in everybody]
-        checked[index] = SigningSite(index, key, signatories_of(config.digest().encode(), everybody, keys))
+        checked[index] = SigningSite(index, identity.key, signatories_of(config.digest().encode(), everybody, keys))
     return checked
 
 

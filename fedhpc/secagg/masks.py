@@ -6,7 +6,7 @@ is drawn or derived for one use in one round.
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -82,9 +82,17 @@ class PublicKeys:
         return cls(body[:KEY_BYTES], body[KEY_BYTES : 2 * KEY_BYTES])
 
 
-def context(purpose: bytes, round: int, pair: tuple[int, int], keys: tuple[bytes, bytes]) -> bytes:
-    """What a derived key belongs to: purpose, round, the ordered pair of sites and their public keys."""
-    return struct.pack("<8sIHH", purpose, round, *pair) + b"".join(keys)
+@dataclass(frozen=True)
+class SiteKey:
+    """One of a site's two public keys of a round, 32 bytes."""
+
+    site: int
+    key: bytes
+
+
+def context(purpose: bytes, round: int, first: SiteKey, second: SiteKey) -> bytes:
+    """Return what a derived key belongs to: purpose, round, the ordered pair of sites and their public keys."""
+    return struct.pack("<8sIHH", purpose, round, first.site, second.site) + first.key + second.key
 
 
 def agree(own: X25519PrivateKey, other: bytes, info: bytes) -> bytes:
@@ -96,13 +104,18 @@ def agree(own: X25519PrivateKey, other: bytes, info: bytes) -> bytes:
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"fedhpc secure sum" + info).derive(common)
 
 
-def pair_mask(
-    own: X25519PrivateKey, pair: tuple[int, int], roster: Mapping[int, PublicKeys], at: tuple[int, SumTerms]
-) -> U64:
-    """PRG(s_ij) of `pair` = (holder of `own`, the other), uint64[size]: the same from either side."""
-    low, high = sorted(pair)
-    info = context(b"mask", at[0], (low, high), (roster[low].masking, roster[high].masking))
-    return expand(agree(own, roster[pair[1]].masking, info), at[1])
+@dataclass(frozen=True)
+class MaskKey:
+    """The private mask key of a site in one round (secret)."""
+
+    site: int
+    key: X25519PrivateKey = field(repr=False)
+
+
+def pair_mask(own: MaskKey, peer: int, roster: Mapping[int, PublicKeys], round: int, terms: SumTerms) -> U64:
+    """Return PRG(s_ij) of two sites, uint64[size]: the same from the key of either."""
+    low, high = (SiteKey(site, roster[site].masking) for site in sorted((own.site, peer)))
+    return expand(agree(own.key, roster[peer].masking, context(b"mask", round, low, high)), terms)
 
 
 def expand(seed: bytes, terms: SumTerms) -> U64:

@@ -41,7 +41,18 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from fedhpc.errors import PayloadError
 from fedhpc.secagg import shamir
-from fedhpc.secagg.masks import KEY_BYTES, NO_NONCE, PublicKeys, SumTerms, agree, context, expand, pair_mask
+from fedhpc.secagg.masks import (
+    KEY_BYTES,
+    NO_NONCE,
+    MaskKey,
+    PublicKeys,
+    SiteKey,
+    SumTerms,
+    agree,
+    context,
+    expand,
+    pair_mask,
+)
 from fedhpc.secagg.messages import (
     CONFIRMED,
     ENTRY,
@@ -58,7 +69,7 @@ from fedhpc.secagg.messages import (
     split_broadcast,
     to_bytes,
 )
-from fedhpc.secagg.signatures import SIGNATURE_BYTES, SigningSite
+from fedhpc.secagg.signatures import SIGNATURE_BYTES, SignedMessage, SigningSite
 from fedhpc.util.arrays import I64, U64
 
 TAG_BYTES = 16
@@ -96,7 +107,7 @@ class MaskedSite:
         bodies = split_broadcast(KEYS, self._round, roster, ADVERTISED_BYTES)
         self._check_members(bodies, range(self._terms.sites), "keys")
         for site, body in bodies.items():
-            self._check_signed(site, KEYS, (body[: 2 * KEY_BYTES], body[2 * KEY_BYTES :]))
+            self._check_signed(site, SignedMessage(KEYS, body[: 2 * KEY_BYTES], body[2 * KEY_BYTES :]))
         self._roster = {site: PublicKeys.parse(body) for site, body in bodies.items()}
         self._check_own_keys()
         self._roster_digest = hashlib.sha256(roster).digest()
@@ -122,9 +133,10 @@ class MaskedSite:
         self._check_members(bodies, self._roster, "shares")
         self._held |= {site: self._opened(site, body) for site, body in bodies.items() if site != self._site}
         masked = vector.view(np.uint64) + expand(self._seed, self._terms)
+        own = MaskKey(self._site, self._masking)
         for peer in self._held:
             if peer != self._site:
-                pair = pair_mask(self._masking, (self._site, peer), self._roster, (self._round, self._terms))
+                pair = pair_mask(own, peer, self._roster, self._round, self._terms)
                 masked = masked + pair if self._site < peer else masked - pair
         return frame(MASKED, self._site, self._round, to_bytes(masked, self._terms.width_bytes))
 
@@ -148,7 +160,7 @@ class MaskedSite:
         signatures = split_broadcast(CONFIRMED, self._round, confirmed, SIGNATURE_BYTES)
         self._check_members(signatures, self._stayed, "signatures of the survivors")
         for site, signature in signatures.items():
-            self._check_signed(site, CONFIRMED, (self._view(), signature))
+            self._check_signed(site, SignedMessage(CONFIRMED, self._view(), signature))
         chosen = [self._held[site][1 if site in self._stayed else 0] for site in sorted(self._held)]
         del self._sealing, self._masking, self._seed, self._held
         return frame(REVEALED, self._site, self._round, b"".join(chosen))
@@ -159,8 +171,8 @@ class MaskedSite:
         lists = struct.pack(f"<{1 + len(shared)}H", len(shared), *shared)
         return self._roster_digest + lists + struct.pack(f"<{len(self._stayed)}H", *self._stayed)
 
-    def _check_signed(self, site: int, kind: int, signed: tuple[bytes, bytes]) -> None:
-        self._identity.signatories.check(site, self._round, kind, signed)
+    def _check_signed(self, site: int, message: SignedMessage) -> None:
+        self._identity.signatories.check(site, self._round, message)
 
     def _check_own_keys(self) -> None:
         own = PublicKeys(self._sealing.public_key().public_bytes_raw(), self._masking.public_key().public_bytes_raw())
@@ -185,23 +197,25 @@ class MaskedSite:
             )
 
     def _sealed(self, receiver: int, plain: bytes) -> bytes:
-        return self._cipher(receiver, (self._site, receiver)).encrypt(NO_NONCE, plain, None)
+        return self._cipher(self._site, receiver).encrypt(NO_NONCE, plain, None)
 
     def _opened(self, sender: int, body: bytes) -> tuple[bytes, bytes]:
         """The two shares that `sender` has made for this site."""
         place = [site for site in sorted(self._roster) if site != sender].index(self._site)
         sealed = body[SEALED_BYTES * place : SEALED_BYTES * (place + 1)]
         try:
-            plain = self._cipher(sender, (sender, self._site)).decrypt(NO_NONCE, sealed, None)
+            plain = self._cipher(sender, self._site).decrypt(NO_NONCE, sealed, None)
         except InvalidTag:
             raise PayloadError(
                 f"round {self._round + 1}: the shares of site {sender} for site {self._site} were changed on the way"
             ) from None
         return plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
 
-    def _cipher(self, peer: int, direction: tuple[int, int]) -> AESGCM:
-        keys = (self._roster[direction[0]].sealing, self._roster[direction[1]].sealing)
-        return AESGCM(agree(self._sealing, self._roster[peer].sealing, context(b"seal", self._round, direction, keys)))
+    def _cipher(self, sender: int, receiver: int) -> AESGCM:
+        peer = receiver if sender == self._site else sender
+        first, second = (SiteKey(site, self._roster[site].sealing) for site in (sender, receiver))
+        info = context(b"seal", self._round, first, second)
+        return AESGCM(agree(self._sealing, self._roster[peer].sealing, info))
 
 
 class SumAggregator:
@@ -275,7 +289,7 @@ class SumAggregator:
             )
         left = np.zeros(self.terms.size, np.uint64)
         for peer in survivors:
-            pair = pair_mask(own, (site, peer), roster, (self.round, self.terms))
+            pair = pair_mask(MaskKey(site, own), peer, roster, self.round, self.terms)
             left = left + pair if peer < site else left - pair
         return left
 

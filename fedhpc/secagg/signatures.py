@@ -64,6 +64,15 @@ class Introduction:
 
 
 @dataclass(frozen=True)
+class SignedMessage:
+    """A message of one kind and the signature of its body (public)."""
+
+    kind: int
+    body: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True)
 class Signatories:
     """The sites' public keys in one session, as one site has checked them (public).
 
@@ -81,16 +90,16 @@ class Signatories:
         """Return what `site` signs for its message of this kind and round."""
         return DOMAIN + STATEMENT.pack(self.session, round, site, kind) + body
 
-    def check(self, site: int, round: int, kind: int, signed: tuple[bytes, bytes]) -> None:
-        """Check that `signed` = (body, signature) was signed by `site` for this kind and round of this session.
+    def check(self, site: int, round: int, message: SignedMessage) -> None:
+        """Check that `message` was signed by `site` for its kind and this round of this session.
 
         Raises:
             PayloadError: naming the site, where it was not.
         """
-        body, signature = signed
+        kind, signature = message.kind, message.signature
         r, s = (int.from_bytes(half) for half in (signature[:HALF_BYTES], signature[HALF_BYTES:]))
         try:
-            statement = self.statement(site, round, kind, body)
+            statement = self.statement(site, round, kind, message.body)
             self.keys[site].verify(encode_dss_signature(r, s), statement, ec.ECDSA(SHA256()))
         except InvalidSignature:
             raise PayloadError(
@@ -167,7 +176,15 @@ def certified_key(introduction: Introduction, own: Credentials) -> PublicKey:
     return _on_p256(certificate.public_key(), name)
 
 
-def certified(site: str, own: Credentials) -> tuple[Introduction, PrivateKey]:
+@dataclass(frozen=True)
+class OwnIdentity:
+    """How a site introduces itself (public), and the key that it signs with (secret)."""
+
+    introduction: Introduction
+    key: PrivateKey = field(repr=False)
+
+
+def certified(site: str, own: Credentials) -> OwnIdentity:
     """Return how `site` introduces itself by the certificate in its own files, and the key that it signs with.
 
     Raises:
@@ -183,14 +200,14 @@ def certified(site: str, own: Credentials) -> tuple[Introduction, PrivateKey]:
             f"site {site}: {own.key} is not the key of {own.certificate}, on P-256; `run.py pki issue CONFIG {site}`"
         )
     _on_p256(key.public_key(), site)
-    return Introduction(site, certificate.public_bytes(serialization.Encoding.DER)), key
+    return OwnIdentity(Introduction(site, certificate.public_bytes(serialization.Encoding.DER)), key)
 
 
-def uncertified(site: str) -> tuple[Introduction, PrivateKey]:
+def uncertified(site: str) -> OwnIdentity:
     """Return how `site` introduces itself by a key of this session alone: for one process, or without TLS."""
     key = ec.generate_private_key(ec.SECP256R1())
     public = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return Introduction(site, public), key
+    return OwnIdentity(Introduction(site, public), key)
 
 
 def _on_p256(key: object, site: str) -> PublicKey:

@@ -17,9 +17,9 @@ from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
 from fedhpc.run.evaluation.questions import sum_terms
-from fedhpc.run.sum_identities import Own, check_identities
+from fedhpc.run.sum_identities import check_identities
 from fedhpc.secagg import shamir
-from fedhpc.secagg.masks import PublicKeys, SumTerms, X25519PrivateKey, expand, pair_mask
+from fedhpc.secagg.masks import MaskKey, PublicKeys, SumTerms, X25519PrivateKey, expand, pair_mask
 from fedhpc.secagg.messages import (
     CONFIRMED,
     HEADER,
@@ -32,7 +32,15 @@ from fedhpc.secagg.messages import (
     split_broadcast,
 )
 from fedhpc.secagg.protocol import ADVERTISED_BYTES, MaskedSite, SumAggregator
-from fedhpc.secagg.signatures import Introduction, SigningSite, certified, signatories_of, uncertified
+from fedhpc.secagg.signatures import (
+    Introduction,
+    OwnIdentity,
+    SignedMessage,
+    SigningSite,
+    certified,
+    signatories_of,
+    uncertified,
+)
 from fedhpc.transport import pki
 from fedhpc.transport.tls import AGGREGATOR_NAME, Credentials, TlsError
 from fedhpc.util.arrays import I64
@@ -45,7 +53,7 @@ Lists = Mapping[int, Sequence[int]]
 class NoChecks(MaskedSite):
     """A site without the defence: it takes any signature."""
 
-    def _check_signed(self, site: int, kind: int, signed: tuple[bytes, bytes]) -> None:
+    def _check_signed(self, site: int, message: SignedMessage) -> None:
         return
 
 
@@ -103,7 +111,7 @@ class Round:
         for site in set(roster) - set(chosen):
             own = X25519PrivateKey.from_private_bytes(self._secret(site, 0))
             for peer in chosen:
-                pair = pair_mask(own, (site, peer), roster, (ROUND, self.terms))
+                pair = pair_mask(MaskKey(site, own), peer, roster, ROUND, self.terms)
                 total = total - pair if peer < site else total + pair
         return signed(total, self.terms.width_bytes)
 
@@ -114,7 +122,7 @@ class Round:
         own = X25519PrivateKey.from_private_bytes(self._secret(victim, 0))
         left = self.masked[victim] - expand(self._secret(victim, 1), self.terms)
         for peer in set(roster) - {victim}:
-            pair = pair_mask(own, (victim, peer), roster, (ROUND, self.terms))
+            pair = pair_mask(MaskKey(victim, own), peer, roster, ROUND, self.terms)
             left = left - pair if victim < peer else left + pair
         return signed(left, self.terms.width_bytes)
 
@@ -363,7 +371,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def introduced(config: RunConfig, folder: Path) -> Own:
+def introduced(config: RunConfig, folder: Path) -> dict[int, OwnIdentity]:
     names = enumerate(config.site_names)
     return {index: certified(name, pki.credentials(folder, name)) for index, name in names}
 
@@ -380,17 +388,17 @@ def expired(folder: Path) -> bytes:
         patch.setattr(pki, "datetime", Earlier)
         pki.issue(folder / "pki", "b", days=2)
     made = Credentials(*(folder / "pki" / name for name in ("ca.pem", "crl.pem", "b.pem", "b.key")))
-    certificate = certified("b", made)[0].certificate
+    certificate = certified("b", made).introduction.certificate
     pki.issue(folder / "pki", "b")
     return certificate
 
 
 def der_of(folder: Path, name: str) -> bytes:
-    return certified(name, pki.credentials(folder, name))[0].certificate
+    return certified(name, pki.credentials(folder, name)).introduction.certificate
 
 
 LIES: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "a bare key": (lambda folder: uncertified("b")[0].certificate, "site a refuses a signing key: site b: "),
+    "a bare key": (lambda folder: uncertified("b").introduction.certificate, "site a refuses a signing key: site b: "),
     "another CA": (lambda folder: der_of(folder / "other", "b"), "site b: its certificate is refused by"),
     "another site's": (lambda folder: der_of(folder / "pki", "c"), "site b: the certificate shown is that of c"),
     "the aggregator's": (lambda folder: der_of(folder / "pki", AGGREGATOR_NAME), "site b: its certificate is refused"),
@@ -405,7 +413,7 @@ def test_a_site_refuses_a_certificate_that_is_not_in_order(certificates: Path, l
     relayed_by_it = make(certificates)
     config = config_of(certificates, SITES)
     own = introduced(config, certificates / "pki")
-    honest = [introduction.pack() for introduction, _ in own.values()]
+    honest = [one.introduction.pack() for one in own.values()]
     assert len(check_identities(config, {0: own[0]}, honest, ranks=3)) == 1
     relayed = [honest[0], Introduction("b", relayed_by_it).pack(), honest[2]]
     with pytest.raises(TlsError, match=refusal):
@@ -416,7 +424,7 @@ def test_a_site_refuses_a_revoked_certificate(tmp_path: Path) -> None:
     pki.init(tmp_path / "pki", SITES)
     config = config_of(tmp_path, SITES)
     own = introduced(config, tmp_path / "pki")
-    relayed = [introduction.pack() for introduction, _ in own.values()]
+    relayed = [one.introduction.pack() for one in own.values()]
     pki.revoke(tmp_path / "pki", "b")
     with pytest.raises(TlsError, match="site a refuses a signing key: site b: its certificate is revoked"):
         check_identities(config, {0: own[0]}, relayed, ranks=3)
@@ -425,8 +433,8 @@ def test_a_site_refuses_a_revoked_certificate(tmp_path: Path) -> None:
 def test_sites_that_were_shown_different_nonces_accept_nothing_of_each_other(certificates: Path) -> None:
     config = config_of(certificates, SITES)
     own = introduced(config, certificates / "pki")
-    honest = [introduction.pack() for introduction, _ in own.values()]
-    other = [honest[0], Introduction("b", own[1][0].certificate).pack(), honest[2]]
+    honest = [one.introduction.pack() for one in own.values()]
+    other = [honest[0], Introduction("b", own[1].introduction.certificate).pack(), honest[2]]
     shown = {0: other, 1: honest, 2: honest}
     identities = [check_identities(config, {i: own[i]}, shown[i], ranks=3)[i] for i in range(3)]
     sites = [MaskedSite(SumTerms(3, 2, 16, 8), identity, ROUND) for identity in identities]

@@ -30,9 +30,9 @@ from fedhpc.util.arrays import I64
 def signing_sites(count: int, run: bytes = b"run") -> list[SigningSite]:
     """A session of `count` sites, with keys that nobody vouches for."""
     made = [uncertified(f"site{index}") for index in range(count)]
-    introductions = [introduction for introduction, _ in made]
+    introductions = [identity.introduction for identity in made]
     signatories = signatories_of(run, introductions, [bare_key(one) for one in introductions])
-    return [SigningSite(index, key, signatories) for index, (_, key) in enumerate(made)]
+    return [SigningSite(index, identity.key, signatories) for index, identity in enumerate(made)]
 
 
 class Rehearsal:
