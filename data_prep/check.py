@@ -104,7 +104,8 @@ def _sheet(shards: Sequence[Opened], png: Path) -> None:
     strips = [_strip(shard) for shard in shards if isinstance(shard, Shard)]
     if not strips:
         raise ShardError(
-            f"no contact sheet {png}: not one shard is good; allowed: at least one. Remedy: see the errors"
+            f"no contact sheet {png}: not one shard is good; allowed: at least one. Remedy: see the errors",
+            code="prepare",
         )
     width = GAP + COLUMNS * (THUMB + GAP)
     sheet = Image.new("RGB", (width, GAP + sum(strip.height for strip in strips)), BACKGROUND)

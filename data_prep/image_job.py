@@ -92,7 +92,9 @@ class ImageImport:
 def refuse(job: ImageImport, problems: Sequence[str]) -> None:
     """Raise a ShardError that lists `problems`, if there are any."""
     if problems:
-        raise ShardError(f"cannot import {shown(job.source)}:" + "".join(f"\n  - {problem}" for problem in problems))
+        raise ShardError(
+            f"cannot import {shown(job.source)}:" + "".join(f"\n  - {problem}" for problem in problems), code="prepare"
+        )
 
 
 def option_problems(job: ImageImport) -> list[str]:

@@ -137,7 +137,8 @@ def _set_aside(job: ImageImport, cohort: Cohort) -> npt.NDArray[np.bool_]:
         return np.zeros(len(cohort.files), bool)
     if job.reference >= len(patients):
         raise ShardError(
-            f"reference={job.reference} of {len(patients)} patients; allowed: fewer, so that some are left"
+            f"reference={job.reference} of {len(patients)} patients; allowed: fewer, so that some are left",
+            code="prepare.too-few-patients",
         )
     chosen = generator(job.seed, "reference").choice(patients, job.reference, replace=False)
     aside: npt.NDArray[np.bool_] = np.isin(cohort.patients, chosen)

@@ -79,7 +79,7 @@ def partition(
         try:
             table = site_table(counts_of, draw, plan, _least(plan, part))
         except ShardError as error:
-            raise ShardError(f"{SPLIT_WORDS[part]}{error}") from None
+            raise ShardError(f"{SPLIT_WORDS[part]}{error}", code=error.code) from None
         for label, counts in enumerate(table):
             members = random.permutation(np.flatnonzero((main_class == label) & (whole == part)))
             site_of[members] = np.repeat(np.arange(plan.sites), counts)
@@ -125,7 +125,8 @@ def _reserve(counts: I64, draw: npt.NDArray[np.float64], least: int) -> I64:
             raise ShardError(
                 f"patients per class {counts.tolist()} are too few for {draw.shape[1]} sites; allowed: at least "
                 f"{least} patients of two classes at every site (patients are divided, not images). Remedy: fewer "
-                "sites, or more patients"
+                "sites, or more patients",
+                code="prepare.too-few-patients",
             )
         reserved[order[:2], site] = least
     return reserved

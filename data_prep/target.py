@@ -59,14 +59,16 @@ class Target:
         if taken:
             raise ShardError(
                 f"out={shown(self.folder)}: {first_names(taken)} was not written by prepare images, which never "
-                "replaces it. Move it away, or choose another folder"
+                "replaces it. Move it away, or choose another folder",
+                code="prepare.out-taken",
             )
         if mine and not self.replace:
             raise ShardError(
                 f"out={shown(self.folder)}: holds {len(mine)} shards of another import ({first_names(_named(mine))}), "
                 "from other images or with other options. Together they would count patients twice and mix training "
                 "with test images. Choose another folder, or remove the old shards with --replace; the ledgers beside "
-                "them stay"
+                "them stay",
+                code="prepare.out-taken",
             )
         return mine
 
@@ -138,7 +140,7 @@ def writing(path: Path, needed_bytes: int) -> Iterator[None]:
         if number not in CANNOT_WRITE:
             raise
         where = shown(error.filename) if isinstance(error.filename, str) else shown(path)
-        raise ShardError(_refusal(path, where, number, needed_bytes)) from error
+        raise ShardError(_refusal(path, where, number, needed_bytes), code="prepare.no-space") from error
 
 
 @contextmanager
@@ -187,7 +189,8 @@ def _check_room(folder: Path, needed_bytes: int) -> None:
     if free_bytes < needed_bytes:
         raise ShardError(
             f"out={shown(folder)}: {human(free_bytes)} free, {human(needed_bytes)} are needed there while the import "
-            "runs. Free so much, or choose another folder"
+            "runs. Free so much, or choose another folder",
+            code="prepare.no-space",
         )
 
 
@@ -203,7 +206,8 @@ def _clear_abandoned(folder: Path) -> None:
             continue
         raise ShardError(
             f"out={shown(folder)}: another import, process {process} on {host}, is at work there. Wait for its end; if "
-            f"it is dead, remove {shown(path)}"
+            f"it is dead, remove {shown(path)}",
+            code="prepare.out-taken",
         )
 
 

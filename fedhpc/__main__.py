@@ -22,7 +22,7 @@ def run() -> int:
             raise
         print(
             f"error: {sys.executable}: has no module {error.name}. Activate the environment first "
-            "(`. .venv/bin/activate`), or make it: `sh setup.sh`",
+            "(`. .venv/bin/activate`), or make it: `sh setup.sh` [environment]",
             file=sys.stderr,
         )
         return 2

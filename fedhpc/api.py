@@ -44,7 +44,10 @@ class Run:
         """The resolved config; InputError where there is none."""
         config = RunDirectory(self.path).read_config()
         if config is None:
-            raise InputError(f"{self.path}: is no run directory, config.yaml is missing. Give the directory of a run")
+            raise InputError(
+                f"{self.path}: is no run directory, config.yaml is missing. Give the directory of a run",
+                code="run-directory.not-a-run",
+            )
         return config
 
     @property

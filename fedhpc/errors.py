@@ -6,26 +6,64 @@ prints it without a traceback and exits with status 2.
 `str(error)` is public: it goes to all ranks and to the console of rank 0. What concerns a site's data (pseudonyms,
 labels, rows, names and values in its files) is in `error.private`, which goes to the site's own log, or to the terminal
 of a command that the hospital runs by itself.
+
+Every error has a `code` (`fedhpc.error_codes`): that of its class, or the one of its situation that it was raised with.
 """
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from fedhpc.error_codes import UNKNOWN
 
 TOP = Path(__file__).resolve().parents[1]
 
 
-class InputError(Exception):
+class FedhpcError(Exception):
+    """Every error of fedhpc's own.
+
+    Args:
+        public: the message for all ranks.
+        code: of the situation (public); empty: that of the class.
+    """
+
+    code = UNKNOWN
+
+    def __init__(self, public: str = "", *, code: str = "") -> None:
+        super().__init__(public)
+        if code:
+            self.code = code
+
+
+class InputError(FedhpcError):
     """Bad input: a config, a shard, a run directory or a command line that fedhpc cannot accept."""
+
+    code = "input"
+
+
+class RankErrors(InputError):
+    """The problems of several ranks, each with its own code.
+
+    Args:
+        problems: (code, message), the distinct ones of all ranks, in rank order; at least one.
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
+        super().__init__("\n".join(text for _, text in problems), code=problems[0][0])
+        self.problems = tuple(problems)
 
 
 class FileError(InputError):
     """A file or folder that cannot be read or written; raised by `fedhpc.util.files` only."""
 
+    code = "file"
+
 
 class ConfigError(InputError):
     """A config that breaks one or more rules; the message lists all of them at once."""
+
+    code = "config"
 
 
 class ShardError(InputError):
@@ -34,36 +72,48 @@ class ShardError(InputError):
     Args:
         public: site, kinds of problem and their number.
         private: the whole message for the hospital itself; empty where `public` says everything.
+        code: see `FedhpcError`.
     """
 
-    def __init__(self, public: str, *, private: str = "") -> None:
-        super().__init__(public)
+    code = "shard"
+
+    def __init__(self, public: str, *, private: str = "", code: str = "") -> None:
+        super().__init__(public, code=code)
         self.private = private
 
 
 class PrivacyError(InputError):
     """A privacy guarantee that cannot be given: raised before the step that would break it."""
 
+    code = "privacy"
 
-class PayloadError(Exception):
+
+class PayloadError(FedhpcError):
     """An update that must not be sent, or bytes that were received and are not what they claim to be."""
+
+    code = "payload"
 
 
 class ExchangeError(PayloadError):
     """A message that MPI could not deliver, since another rank has ended: only under fault-tolerant launchers."""
 
+    code = "mpi.rank-ended"
 
-class SiteError(Exception):
+
+class SiteError(FedhpcError):
     """A failure inside one hospital, with the site and the round at which it happened.
 
     Args:
         public: what all ranks may know.
         private: for the site's own log: the cause in its own words, with the traceback.
         site: whose log that is.
+        code: see `FedhpcError`.
     """
 
-    def __init__(self, public: str, *, private: str = "", site: str = "") -> None:
-        super().__init__(public)
+    code = "site"
+
+    def __init__(self, public: str, *, private: str = "", site: str = "", code: str = "") -> None:
+        super().__init__(public, code=code)
         self.private, self.site = private, site
 
 
@@ -85,12 +135,45 @@ def at(place: str) -> Iterator[None]:
     try:
         yield
     except PayloadError as error:
-        raise PayloadError(f"{place}: {error}") from None
+        raise PayloadError(f"{place}: {error}", code=error.code) from None
 
 
 def inside(error: BaseException) -> str:
     """Return all that is known of an error, for the hospital itself: its private part, where it has one."""
     return str(getattr(error, "private", "") or error)
+
+
+def code_of(error: BaseException) -> str:
+    """Return the code of any error.
+
+    >>> code_of(ShardError("a")), code_of(ShardError("a", code="shard.other")), code_of(ValueError("p3"))
+    ('shard', 'shard.other', 'internal')
+    """
+    if isinstance(error, FedhpcError):
+        return error.code
+    return "memory" if isinstance(error, MemoryError) else "internal"
+
+
+def with_code(text: str, code: str) -> str:
+    """Return a message and its code, which stands on a line of its own after a message of several lines.
+
+    >>> with_code("a.yaml: is missing", "config.unreadable")
+    'a.yaml: is missing [config.unreadable]'
+    """
+    return f"{text}{chr(10) if chr(10) in text else ' '}[{code}]"
+
+
+def printed(error: BaseException, *, private: bool = False) -> str:
+    """Return an error as it is printed, with its code.
+
+    Args:
+        error: of a type without a message, its type is printed.
+        private: print the hospital's own part too, where it has one.
+    """
+    if isinstance(error, RankErrors):
+        return "\n".join(with_code(text, code) for code, text in error.problems)
+    text = inside(error) if private else str(error)
+    return with_code(text or type(error).__name__, code_of(error))
 
 
 def public_cause(error: BaseException) -> str:
@@ -101,7 +184,7 @@ def public_cause(error: BaseException) -> str:
     >>> public_cause(ShardError("2 labels are wrong", private="label 7 of patient p3")), public_cause(ValueError("p3"))
     ('2 labels are wrong', 'ValueError')
     """
-    if isinstance(error, InputError | PayloadError | SiteError):
+    if isinstance(error, FedhpcError):
         return str(error)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_relative_to(TOP)]
     if not frames:
@@ -115,8 +198,10 @@ def site_failure(site: str, what: str, error: BaseException) -> SiteError:
     private = "".join(traceback.format_exception(error))
     if inside(error) != str(error):
         private += inside(error)
-    hint = "" if isinstance(error, InputError | PayloadError | SiteError) else f" (details in sites/{site}/log.txt)"
-    return SiteError(f"site {site}, {what}: {public_cause(error)}{hint}", private=private, site=site)
+    known = isinstance(error, FedhpcError)
+    hint = "" if known else f" (details in sites/{site}/log.txt)"
+    public = f"site {site}, {what}: {public_cause(error)}{hint}"
+    return SiteError(public, private=private, site=site, code=code_of(error) if known else "site")
 
 
 @contextmanager
@@ -125,4 +210,5 @@ def in_round(round: int) -> Iterator[None]:
     try:
         yield
     except SiteError as error:
-        raise SiteError(f"round {round}: {error}", private=error.private, site=error.site) from error
+        public = f"round {round}: {error}"
+        raise SiteError(public, private=error.private, site=error.site, code=error.code) from error

@@ -115,7 +115,7 @@ def site_arrays(cohort: Cohort, site: str) -> SiteArrays:
 def site_plan(cohort: Cohort, site: str) -> Plan:
     """The site's patients before a pixel is drawn."""
     if site not in cohort.sites:
-        raise ConfigError(f"site={site!r} is not in the cohort; its sites are {', '.join(cohort.sites)}")
+        raise ConfigError(f"site={site!r} is not in the cohort; its sites are {', '.join(cohort.sites)}", code="config")
     sizes = share_out(cohort.images, [protocol.images for protocol in cohort.sites.values()])
     size = dict(zip(cohort.sites, sizes, strict=True))[site]
     protocol = cohort.sites[site]

@@ -158,7 +158,8 @@ def check_plausible(update: Update, layers: Layers) -> None:
         raise PayloadError(
             f"round {update.round + 1}: {entry_name(index, layers)} of its update is {value:g}; no step of one round "
             f"is longer than {LARGEST_ENTRY:g}. The round was refused and the model is that of the round before: look "
-            "into this site's training, and lower training.lr where it diverges"
+            "into this site's training, and lower training.lr where it diverges",
+            code="payload.not-finite",
         )
 
 

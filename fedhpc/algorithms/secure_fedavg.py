@@ -154,7 +154,8 @@ class _Relay:
             allowed = len(self.names) - aggregator.terms.threshold
             raise SiteError(
                 f"round {aggregator.round + 1}: {', '.join(missing)} dropped out, {len(missing)} of {len(self.names)} "
-                f"sites; privacy.tolerated_dropouts={allowed}. The round was refused before any mask was removed"
+                f"sites; privacy.tolerated_dropouts={allowed}. The round was refused before any mask was removed",
+                code="secagg.too-few-sites",
             )
         answer = aggregator.answer(kind, payloads)
         # Nobody waits for what was revealed: it is the aggregator's own.

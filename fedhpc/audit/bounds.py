@@ -43,11 +43,11 @@ def auditing() -> Any:
     """
     package = importlib.util.find_spec("jax_privacy")
     if package is None or not package.submodule_search_locations:
-        raise InputError(f"jax-privacy is not installed; {HINT}")
+        raise InputError(f"jax-privacy is not installed; {HINT}", code="audit.jax-privacy")
     path = Path(package.submodule_search_locations[0]) / "auditing.py"
     spec = importlib.util.spec_from_file_location(_MODULE, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise InputError(f"{path}: no such file in the jax-privacy that is installed; {HINT}")
+        raise InputError(f"{path}: no such file in the jax-privacy that is installed; {HINT}", code="audit.jax-privacy")
     module = importlib.util.module_from_spec(spec)
     # Its dataclasses look their module up by name.
     sys.modules[_MODULE] = module
@@ -55,7 +55,9 @@ def auditing() -> Any:
         spec.loader.exec_module(module)
     except ImportError as error:
         del sys.modules[_MODULE]
-        raise InputError(f"jax-privacy's auditing cannot be loaded ({error}); {HINT}") from None
+        raise InputError(
+            f"jax-privacy's auditing cannot be loaded ({error}); {HINT}", code="audit.jax-privacy"
+        ) from None
     return module
 
 

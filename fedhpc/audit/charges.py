@@ -80,4 +80,7 @@ class PatientCharges:
 
     def _raise(self, refused: str) -> None:
         if refused:
-            raise PrivacyError(f"site ledger of {self.account.site}: the audit is refused: {refused}. {REMEDY}")
+            raise PrivacyError(
+                f"site ledger of {self.account.site}: the audit is refused: {refused}. {REMEDY}",
+                code="privacy.site-budget",
+            )

@@ -29,6 +29,7 @@ from fedhpc.audit.report import (
 from fedhpc.audit.target import Subject, Target, find_target, open_subject
 from fedhpc.audit.transmission import changed
 from fedhpc.config.schema import RunConfig
+from fedhpc.errors import with_code
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.util.files import READABLE
 from fedhpc.util.progress import at_work
@@ -188,7 +189,7 @@ def _write(target: Target, options: Options, made: tuple[dict[str, Any], list[Re
         if not result.passed:
             attack, setting, *figures, verdict = cells_to_tell(result)
             said = f"{attack}, {setting}: {verdict}; {', '.join(filter(None, figures))}"
-            print(f"error: audit: {said}", file=sys.stderr)
+            print(f"error: {with_code(f'audit: {said}', 'audit.failed')}", file=sys.stderr)
     if options.json:
         print(json.dumps(told_part(content), allow_nan=False))
         return

@@ -53,21 +53,32 @@ def find_target(path: Path, overrides: list[str]) -> Target:
     target = _of_run(path, overrides) if path.is_dir() else Target(load_config(path, overrides), None)
     config = target.config
     if config.mode != "federated":
-        raise InputError(f"{path}: mode={config.mode}: no update leaves a hospital there; audit a federated run")
+        raise InputError(
+            f"{path}: mode={config.mode}: no update leaves a hospital there; audit a federated run",
+            code="audit.not-federated",
+        )
     if not config.private:
         how = "--set privacy.epsilon=1 shows what it would do" if target.run is None else "audit its config with --set"
-        raise InputError(f"{path}: privacy: off, so there is no claim to audit; {how}")
+        raise InputError(f"{path}: privacy: off, so there is no claim to audit; {how}", code="privacy.off")
     return target
 
 
 def _of_run(path: Path, overrides: list[str]) -> Target:
     config = RunDirectory(path).read_config()
     if config is None:
-        raise InputError(f"{path}: holds no config.yaml; give a run directory, or a config file")
+        raise InputError(
+            f"{path}: holds no config.yaml; give a run directory, or a config file", code="run-directory.not-a-run"
+        )
     if overrides:
-        raise InputError(f"--set {overrides[0]}: {path} is a run and has its config; audit a config file to change it")
+        raise InputError(
+            f"--set {overrides[0]}: {path} is a run and has its config; audit a config file to change it",
+            code="command-line",
+        )
     if not saved_rounds(path / "state", "round"):
-        raise InputError(f"{path}: holds no saved round in state/; train it first, or audit its config file")
+        raise InputError(
+            f"{path}: holds no saved round in state/; train it first, or audit its config file",
+            code="run-directory.not-a-run",
+        )
     return Target(config, path)
 
 
@@ -122,7 +133,7 @@ def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
     config = target.config
     name = site or config.site_names[0]
     if name not in config.site_names:
-        raise InputError(f"--site {name}: unknown; allowed: {', '.join(config.site_names)}")
+        raise InputError(f"--site {name}: unknown; allowed: {', '.join(config.site_names)}", code="command-line")
     console = Console(speaks=True, out=sys.stderr)
     make_phantoms(config, [name], console)
     make_reference(config, console)
@@ -164,7 +175,8 @@ def _params(target: Target, model: nn.Module) -> tuple[F32, int]:
     if params.size != initial.size:
         raise InputError(
             f"{folder}: round {last} has {params.size} parameters, the model of its config has {initial.size}; "
-            "restore the run directory, or the shard that it was trained on"
+            "restore the run directory, or the shard that it was trained on",
+            code="resume.other-state",
         )
     return params, last
 

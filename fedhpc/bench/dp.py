@@ -86,7 +86,9 @@ def run(models: Sequence[str], ways: Sequence[str], place: Place, seconds: float
 def _check(option: str, given: Sequence[str], allowed: Sequence[str]) -> None:
     unknown = [name for name in given if name not in allowed]
     if unknown:
-        raise InputError(f"--{option} {' '.join(unknown)}: there is no such; allowed: {', '.join(allowed)}")
+        raise InputError(
+            f"--{option} {' '.join(unknown)}: there is no such; allowed: {', '.join(allowed)}", code="command-line"
+        )
 
 
 def _run_model(name: str, ways: Sequence[str], place: Place, seconds: float) -> dict[str, Any]:

@@ -86,7 +86,10 @@ def run(experiment: Experiment, out: Path) -> dict[str, Any]:
     """
     config = load_config(experiment.config, list(experiment.sets))
     if config.model.backbone is None or config.model.features is None:
-        raise InputError(f"{experiment.config}: model.features is not set; `bench splits` compares public references")
+        raise InputError(
+            f"{experiment.config}: model.features is not set; `bench splits` compares public references",
+            code="command-line",
+        )
     backbone = load_backbone(config.model.backbone)
     _make_phantoms(experiment, out)
     features = _FeatureStore(experiment, backbone, out)

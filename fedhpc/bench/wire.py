@@ -75,7 +75,9 @@ def _trained(grid: BenchmarkGrid, cell: tuple[float, int], seed: int, out: Path)
         with at_work(f"run {directory.name}"):
             done = subprocess.run([sys.executable, *train, *words], stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
-            raise InputError(f"{directory}: the run ended with status {done.returncode}; see what it said above")
+            raise InputError(
+                f"{directory}: the run ended with status {done.returncode}; see what it said above", code="bench.failed"
+            )
     summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     rounds = exchanged(directory)
     dense_bytes = summary["dense_bytes_per_round"] * len(rounds)

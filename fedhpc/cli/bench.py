@@ -117,7 +117,8 @@ def _codec(options: argparse.Namespace) -> int:
     if options.size < 1 or not 0 < options.density <= 1 or options.threads < 1:
         raise InputError(
             f"--size {options.size} --density {options.density} --threads {options.threads}: sizes and threads are at "
-            "least 1, densities above 0 and at most 1"
+            "least 1, densities above 0 and at most 1",
+            code="command-line",
         )
     from fedhpc.bench.codec import Job, bench, report
 

@@ -112,11 +112,16 @@ def _grant(options: argparse.Namespace) -> int:
     ledger = _opened(options.folder)
     before = ledger.terms
     if not options.reason.strip():
-        raise InputError("--reason: is empty; say who decided it and why")
+        raise InputError("--reason: is empty; say who decided it and why", code="command-line")
     if options.cap is not None and before.cap is not None and options.cap <= before.cap:
-        raise InputError(f"--cap {options.cap:g}: the cap is {before.cap:g}; a grant can only raise it")
+        raise InputError(
+            f"--cap {options.cap:g}: the cap is {before.cap:g}; a grant can only raise it", code="privacy.site-terms"
+        )
     if options.delta is not None and options.delta >= before.delta:
-        raise InputError(f"--delta {options.delta:g}: the delta is {before.delta:g}; a grant can only lower it")
+        raise InputError(
+            f"--delta {options.delta:g}: the delta is {before.delta:g}; a grant can only lower it",
+            code="privacy.site-terms",
+        )
     if options.accept_lost:
         ledger.note("accept_lost", {"account": options.accept_lost, "reason": options.reason})
     terms = replace(
@@ -128,7 +133,10 @@ def _grant(options: argparse.Namespace) -> int:
     if terms != before:
         ledger.change(terms, options.reason)
     elif not options.accept_lost:
-        raise InputError("nothing to grant: give --cap, --delta, --allow-off, --forbid-off or --accept-lost")
+        raise InputError(
+            "nothing to grant: give --cap, --delta, --allow-off, --forbid-off or --accept-lost",
+            code="command-line",
+        )
     print(_text(_facts(_opened(options.folder))))
     return 0
 
@@ -137,7 +145,9 @@ def _opened(folder: Path) -> "SiteLedger":
     from fedhpc.privacy.site_ledger import SiteLedger, exists
 
     if not exists(folder):
-        raise InputError(f"{folder}: no site ledger; make one: run.py budget init {folder} --cap EPS")
+        raise InputError(
+            f"{folder}: no site ledger; make one: run.py budget init {folder} --cap EPS", code="privacy.ledger-missing"
+        )
     return SiteLedger(folder)
 
 

@@ -118,7 +118,7 @@ def _reference(options: argparse.Namespace) -> int:
     facts = facts_of(roots, under)
     if not facts:
         names = ", ".join(key.name for root in roots for key in root.keys)
-        raise InputError(f"KEY={under}: no config has it. Give a section ({names}) or a key in it")
+        raise InputError(f"KEY={under}: no config has it. Give a section ({names}) or a key in it", code="command-line")
     parts = [markdown(root, under) for root in roots]
     if not under:
         parts = [HEADER, parts[0], SWEEP_HEADER, parts[1]]

@@ -19,7 +19,7 @@ from fedhpc.cli.status import (
     is_first_rank,
     report_stop,
 )
-from fedhpc.errors import FileError, InputError, Stopped, inside
+from fedhpc.errors import FileError, InputError, Stopped, printed
 from fedhpc.util.files import write_text
 from fedhpc.util.output import stop_printing
 
@@ -47,6 +47,7 @@ COMMANDS = {
     "report": Command("fedhpc.cli.report", "one page about a sweep, or about several runs"),
     "bench": Command("fedhpc.cli.bench", "the project's own benchmarks, with ratios"),
     "config": Command("fedhpc.cli.config", "show a config with where each value comes from; or all keys there are"),
+    "errors": Command("fedhpc.cli.errors", "what the codes of errors mean, and what to do"),
     "world": Command("fedhpc.cli.world", ""),
 }
 
@@ -60,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         if is_first_rank():
             # What a hospital runs by itself may tell it everything; the console of a run is rank 0's.
-            text = str(error) if getattr(options, "shared", False) else inside(error)
-            print(f"error: {text}", file=sys.stderr)
+            print(f"error: {printed(error, private=not getattr(options, 'shared', False))}", file=sys.stderr)
         status = BAD_INPUT
     except (KeyboardInterrupt, Stopped) as stop:
         status = report_stop(stop)
@@ -131,7 +131,10 @@ def _clear_status(options: argparse.Namespace) -> None:
         return
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
         options.status = None
-        raise InputError(f"--status {path}: cannot be written there. Give a file in a folder that you may write to")
+        raise InputError(
+            f"--status {path}: cannot be written there. Give a file in a folder that you may write to",
+            code="command-line",
+        )
     path.unlink(missing_ok=True)
 
 

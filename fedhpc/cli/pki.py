@@ -57,7 +57,9 @@ def run(options: argparse.Namespace) -> int:
     folder = options.out or config.exchange.pki_folder(config.data, AGGREGATOR_NAME)
     names = (AGGREGATOR_NAME, *config.site_names)
     if options.kind in ("issue", "revoke") and options.name not in names:
-        raise InputError(f"{options.name}: no site of {options.config}; allowed: {', '.join(names)}")
+        raise InputError(
+            f"{options.name}: no site of {options.config}; allowed: {', '.join(names)}", code="command-line"
+        )
     if options.kind == "init":
         pki.init(folder, config.site_names, options.days)
     elif options.kind == "issue":

@@ -52,10 +52,12 @@ def report(targets: Sequence[Path], overrides: list[str]) -> Report:
     if all(target.suffix in (".yaml", ".yml") for target in targets):
         return report_configs([load_config(target, overrides) for target in targets])
     if len(targets) > 1 or overrides:
-        raise InputError("several targets, or --set, go with configs only; give one run directory or one shard")
+        raise InputError(
+            "several targets, or --set, go with configs only; give one run directory or one shard", code="command-line"
+        )
     target = targets[0]
     if target.suffix == ".h5":
         return report_shard(target)
     if RunDirectory(target).config.exists():
         return report_run(RunDirectory(target))
-    raise InputError(f"{target}: is no config (.yaml), run directory or shard (.h5)")
+    raise InputError(f"{target}: is no config (.yaml), run directory or shard (.h5)", code="command-line")

@@ -106,7 +106,8 @@ def _report_config(config: RunConfig, begins: Callable[[str], None]) -> Report:
     p = config.privacy
     if p.epsilon is None:
         raise PrivacyError(
-            f"config {config.name}: privacy: off: nothing is promised and nothing is charged. Set privacy.epsilon"
+            f"config {config.name}: privacy: off: nothing is promised and nothing is charged. Set privacy.epsilon",
+            code="privacy.off",
         )
     begins(config.name)
     plan = plan_privacy(config)

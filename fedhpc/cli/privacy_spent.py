@@ -25,10 +25,13 @@ def report_run(directory: RunDirectory) -> Report:
     """
     config = directory.read_config()
     if config is None or config.privacy.epsilon is None:
-        raise PrivacyError(f"{directory.path}: a run without privacy.epsilon: nothing is promised and nothing charged")
+        raise PrivacyError(
+            f"{directory.path}: a run without privacy.epsilon: nothing is promised and nothing charged",
+            code="privacy.off",
+        )
     paths = sorted(directory.path.glob("sites/*/ledger.jsonl"))
     if not paths:
-        raise PrivacyError(f"{directory.path}: has no ledger yet; nothing was spent")
+        raise PrivacyError(f"{directory.path}: has no ledger yet; nothing was spent", code="privacy.ledger-missing")
     delta = config.privacy.delta
     sites = [_spent_facts(*read_ledger(path), delta) for path in paths]
     rows: list[tuple[str, ...]] = [("site", "charges", "replayed", "steps", "epsilon PRV", "epsilon RDP", "evaluation")]
@@ -73,7 +76,10 @@ def report_shard(shard: Path) -> Report:
         synthetic = opened.created_by.startswith(SYNTHETIC)
         folder = site_ledger_folder(Whose(opened.site, shard, synthetic), None)
         if not exists(folder):
-            raise PrivacyError(f"{folder}: no site ledger: no private run was charged to {shard} on this node")
+            raise PrivacyError(
+                f"{folder}: no site ledger: no private run was charged to {shard} on this node",
+                code="privacy.ledger-missing",
+            )
         ledger = SiteLedger(folder)
         largest = ledger.spent_by(identities_of(opened, ("train", "val", "test")))
     terms = ledger.terms

@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     found = report(options.targets)
     out = options.out or (options.targets[0] / "report.html" if len(options.targets) == 1 else None)
     if out is None:
-        raise InputError(f"{len(options.targets)} runs: say where the report goes: -o report.html")
+        raise InputError(f"{len(options.targets)} runs: say where the report goes: -o report.html", code="command-line")
     write(found, out)
     print_result(found.facts(), found.told(out), as_json=options.json)
     return 0

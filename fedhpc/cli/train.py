@@ -86,8 +86,8 @@ def _train(transport: Any, notice: StopRequest, startup: Startup, options: argpa
 
 def _report_failure(error: BaseException, rank: int) -> None:
     """One line for the user, naming site and cause; the traceback only where the cause is not a known one."""
-    from fedhpc.errors import PayloadError, SiteError
+    from fedhpc.errors import PayloadError, SiteError, printed
 
-    print(f"error: rank {rank}: {error or type(error).__name__}", file=sys.stderr, flush=True)
+    print(f"error: rank {rank}: {printed(error)}", file=sys.stderr, flush=True)
     if not isinstance(error, SiteError | PayloadError | FileError | MemoryError):
         traceback.print_exception(error)

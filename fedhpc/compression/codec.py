@@ -138,7 +138,7 @@ def decode(payload: bytes, *, sender: int, round: int, size: int) -> Update:
         indices = _indices(header, planes[: header.index_planes])
         values = _values(header, planes[header.index_planes :])
     except PayloadError as error:
-        raise PayloadError(f"payload of sender {sender} in round {round + 1}: {error}") from None
+        raise PayloadError(f"payload of sender {sender} in round {round + 1}: {error}", code=error.code) from None
     return Update(sender, round, SparseVector(size, indices, values, QuantizationGrid(header.lowest, header.step)))
 
 
@@ -215,7 +215,7 @@ def _values(header: Header, planes: list[memoryview]) -> F32:
     levels = join(planes[1:], k)
     largest = int(levels.max(initial=0))
     if grid.lowest + grid.step * largest > LARGEST_BITS:
-        raise PayloadError(f"level {largest} of {grid} is not a finite value")
+        raise PayloadError(f"level {largest} of {grid} is not a finite value", code="payload.not-finite")
     values: NDArray[np.float32] = np.empty(k, np.float32)
     for block in blocks(k):
         magnitudes = grid.magnitudes(levels[block].astype(np.uint32))

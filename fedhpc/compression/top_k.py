@@ -52,7 +52,7 @@ def top_k(vector: F32, k: int, layers: Layers = ()) -> SparseVector:
     candidates = _reaching(vector, _floor(vector, k), k)
     counts = histogram(candidates.values)
     if counts[LIMIT_BITS >> LOWER :].any():
-        raise PayloadError(refusal(vector, layers))
+        raise PayloadError(str(refusal(vector, layers)), code="payload.not-finite")
     if candidates.indices.size <= k:
         return candidates
     return _cut_down(candidates, k, _kth_largest(candidates.values, counts, k))

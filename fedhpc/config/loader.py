@@ -59,7 +59,10 @@ def config_of(path: Path, tree: dict[str, Any]) -> RunConfig:
         ConfigError: with every problem found, one a line.
     """
     if "grid" in tree:
-        raise ConfigError(f"{path}: is a sweep of many runs, it has a grid; start it with `run.py sweep {path}`")
+        raise ConfigError(
+            f"{path}: is a sweep of many runs, it has a grid; start it with `run.py sweep {path}`",
+            code="config.is-sweep",
+        )
     config, problems = checked(tree)
     if config is None or problems:
         raise ConfigError(told_of(path, problems))
@@ -109,17 +112,23 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         chain = " -> ".join(p.name for p in (*seen, path))
-        raise ConfigError(f"{path}: `extends` goes round in a circle: {chain}; remove one of them")
+        raise ConfigError(
+            f"{path}: `extends` goes round in a circle: {chain}; remove one of them", code="config.extends"
+        )
     tree = read_yaml(path)
     if not isinstance(tree, Located):
         held = "nothing" if tree is None else f"a {type(tree).__name__}"
-        raise ConfigError(f"{path}: holds {held}, not a mapping of sections; see configs/smoke.yaml")
+        raise ConfigError(
+            f"{path}: holds {held}, not a mapping of sections; see configs/smoke.yaml", code="config.not-yaml"
+        )
     located(tree, path.parent)
     parent = tree.pop("extends", None)
     if parent is None:
         return tree
     if not isinstance(parent, str):
-        raise ConfigError(f"{path}: extends={parent!r} must be the name of one other config file")
+        raise ConfigError(
+            f"{path}: extends={parent!r} must be the name of one other config file", code="config.extends"
+        )
     return merged(read_tree(path.parent / parent, (*seen, path)), tree)
 
 
@@ -164,12 +173,16 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.split(".")
     if not equals or not all(keys):
-        raise ConfigError(f"--set {override}: must read section.key=value, for example --set training.rounds=5")
+        raise ConfigError(
+            f"--set {override}: must read section.key=value, for example --set training.rounds=5",
+            code="config.override",
+        )
     value = parse_yaml(text, f"--set {override}")
     if value is None and text.strip() not in WORDS:
         raise ConfigError(
             f"--set {override}: the value is empty (a shell variable that is not set?). Write --set {dotted}=null if "
-            "no value is meant"
+            "no value is meant",
+            code="config.override",
         )
     node = tree
     for key in keys[:-1]:
@@ -177,7 +190,9 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
             node[key] = Located({}, {})
         node = node[key]
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: {key} is a single value, it has no key {keys[-1]}")
+            raise ConfigError(
+                f"--set {override}: {key} is a single value, it has no key {keys[-1]}", code="config.override"
+            )
     node[keys[-1]] = value
     places_of(node)[keys[-1]] = "--set"
 

@@ -63,7 +63,10 @@ def source_path(build: str) -> Path:
     place, _ = place_of(build)
     if is_file(build):
         if not Path(place).is_file():
-            raise ConfigError(f"model.build={build}: no such file. Give a path relative to the config, or absolute")
+            raise ConfigError(
+                f"model.build={build}: no such file. Give a path relative to the config, or absolute",
+                code="model.source-missing",
+            )
         return Path(place)
     found, where = None, None
     for depth in range(1, place.count(".") + 2):
@@ -74,7 +77,8 @@ def source_path(build: str) -> Path:
     if found is None or found.origin is None or not found.origin.endswith(".py"):
         raise ConfigError(
             f"model.build={build}: no module {place} with its source is installed. Install the package at every "
-            "site, or give a file: `my_models.py:make`"
+            "site, or give a file: `my_models.py:make`",
+            code="model.source-missing",
         )
     return Path(found.origin)
 
@@ -90,9 +94,14 @@ def read_source(build: str) -> bytes:
         with path.open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"model.build={build}: cannot be read ({error.strerror}). Mend its permissions") from None
+        raise ConfigError(
+            f"model.build={build}: cannot be read ({error.strerror}). Mend its permissions", code="model.source-missing"
+        ) from None
     if len(content) > LARGEST_BYTES:
-        raise ConfigError(f"model.build={build}: is larger than {LARGEST_BYTES} bytes. Give a file of Python source")
+        raise ConfigError(
+            f"model.build={build}: is larger than {LARGEST_BYTES} bytes. Give a file of Python source",
+            code="model.source-missing",
+        )
     return content
 
 
@@ -111,7 +120,8 @@ def check_source(source: bytes, model: Model) -> None:
     if model.source_sha256 not in (None, found):
         raise ConfigError(
             f"model.build={model.build}: the source has SHA-256 {found}, the config was read with one of "
-            f"{model.source_sha256}. It was changed since: restore it, or start again"
+            f"{model.source_sha256}. It was changed since: restore it, or start again",
+            code="model.source-changed",
         )
 
 

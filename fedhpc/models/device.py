@@ -50,5 +50,8 @@ def device_name(wanted: str, local_rank: int, visible: int) -> str:
     if wanted == "cpu" or (wanted == "auto" and not visible):
         return "cpu"
     if not visible:
-        raise InputError("runtime.device=cuda: no GPU is visible to this rank; ask SLURM for one, or set device=auto")
+        raise InputError(
+            "runtime.device=cuda: no GPU is visible to this rank; ask SLURM for one, or set device=auto",
+            code="device.no-gpu",
+        )
     return f"cuda:{local_rank % visible}"

@@ -30,7 +30,8 @@ def monai_network(name: str, task: Task, args: dict[str, Any]) -> nn.Module:
         given = ", ".join(f"{key}={value!r}" for key, value in known.items())
         raise InputError(
             f"model.monai={name}: cannot be built with {given}: {type(error).__name__}: {error}. Set model.args as "
-            f"monai.networks.nets.{name} wants them"
+            f"monai.networks.nets.{name} wants them",
+            code="model.monai",
         ) from None
     return network
 
@@ -49,7 +50,9 @@ def _factory(name: str) -> Callable[..., nn.Module]:
     if found is None or not _makes_network(found):
         names = [key for key, value in vars(nets).items() if _makes_network(value)]
         near = difflib.get_close_matches(name, names, n=3) or sorted(names)[:3]
-        raise InputError(f"model.monai={name}: MONAI has no such network; did you mean {', '.join(near)}?")
+        raise InputError(
+            f"model.monai={name}: MONAI has no such network; did you mean {', '.join(near)}?", code="model.monai"
+        )
     factory: Callable[..., nn.Module] = found
     return factory
 

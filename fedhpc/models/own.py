@@ -36,12 +36,14 @@ def own_network(model: Model, task: Task) -> nn.Module:
     if not callable(function):
         found = sorted(key for key, value in vars(module).items() if _is_own_function(value, module))
         raise InputError(
-            f"model.build={build}: {place} has no function {name}. Name one that it has: {', '.join(found) or 'none'}"
+            f"model.build={build}: {place} has no function {name}. Name one that it has: {', '.join(found) or 'none'}",
+            code="model.source-fails",
         )
     network = _called(function, task, model.args, f"model.build={build}", path)
     if not isinstance(network, nn.Module):
         raise InputError(
-            f"model.build={build}: {name} returned a {type(network).__name__}. Return a torch.nn.Module from it"
+            f"model.build={build}: {name} returned a {type(network).__name__}. Return a torch.nn.Module from it",
+            code="model.source-fails",
         )
     return network
 
@@ -61,7 +63,9 @@ def _executed(source: bytes, path: Path, package_module: str | None) -> ModuleTy
         with contextlib.redirect_stdout(sys.stderr):
             exec(compile(source, str(path), "exec"), module.__dict__)
     except Exception as error:
-        raise InputError(f"model.build={path}: cannot be loaded: {_told(error, path)}. Mend it there") from None
+        raise InputError(
+            f"model.build={path}: cannot be loaded: {_told(error, path)}. Mend it there", code="model.source-fails"
+        ) from None
     return module
 
 
@@ -73,7 +77,8 @@ def _called(function: Any, task: Task, args: dict[str, Any], key: str, path: Pat
         given = ", ".join(f"{name}={value!r}" for name, value in args.items())
         raise InputError(
             f"{key}: failed when called with (task{', ' if given else ''}{given}): {_told(error, path)}. It is called "
-            "with the task and the keyword arguments of model.args"
+            "with the task and the keyword arguments of model.args",
+            code="model.source-fails",
         ) from None
 
 

@@ -107,7 +107,8 @@ def _rebuilt(model: Model, path: Path) -> Model:
     if copy is None:
         raise InputError(
             f"{path}: its network is of model.build={model.label}, and {COPY}, the copy of its source, is not there. "
-            "Give the run directory, or put the file beside model.pt"
+            "Give the run directory, or put the file beside model.pt",
+            code="model.saved",
         )
     return model.model_copy(update={"build": f"{copy}:{place_of(str(model.build))[1]}"})
 
@@ -121,7 +122,8 @@ def _no_model(path: Path, error: Exception) -> InputError:
     cause = str(error).partition("\n")[0]
     return InputError(
         f"{path}: is not the model.pt of a fedhpc run ({type(error).__name__}: {cause}). Give the one that a finished "
-        "run of this version wrote"
+        "run of this version wrote",
+        code="model.saved",
     )
 
 
@@ -134,14 +136,21 @@ def load_backbone(source: str) -> Backbone:
     if source in NAMES:
         return public_backbone(source)
     if not Path(source).is_file():
-        raise InputError(f"model.backbone={source}: no such file; allowed: {', '.join(NAMES)} or the model.pt of a run")
+        raise InputError(
+            f"model.backbone={source}: no such file; allowed: {', '.join(NAMES)} or the model.pt of a run",
+            code="model.backbone",
+        )
     model = saved_config(Path(source)).model
     if model.backbone is not None:
-        raise InputError(f"model.backbone={source}: is itself a head on a backbone; give a whole network's model.pt")
+        raise InputError(
+            f"model.backbone={source}: is itself a head on a backbone; give a whole network's model.pt",
+            code="model.backbone",
+        )
     if model.checked:
         raise InputError(
             f"model.backbone={source}: is a network of {model.label}, whose last layer is not known. Give the model.pt "
-            "of a built-in network; to go on with the network itself use model.init_from"
+            "of a built-in network; to go on with the network itself use model.init_from",
+            code="model.backbone",
         )
     saved = load_model(Path(source))
     name = "fc" if hasattr(saved.network, "fc") else "class_layers.out"

@@ -67,7 +67,8 @@ def fit_public_map(features: F32, kept: int, exponent: float) -> PublicMap:
     if kept > min(n - 1, size):
         raise InputError(
             f"model.features={kept}: data.public_reference has {n} images of {size} features; allowed: at most "
-            f"{min(n - 1, size)}"
+            f"{min(n - 1, size)}",
+            code="model.features",
         )
     values = features.astype(np.float64)
     mean, deviation = values.mean(axis=0), values.std(axis=0)

@@ -241,14 +241,18 @@ def calibrate_gaussian(epsilon: float, delta: float, sample_rate: float, steps: 
         return epsilon_of(((noise_multiplier, sample_rate, steps),), delta)
 
     if not 0 < epsilon < math.inf:
-        raise PrivacyError(f"privacy.epsilon={epsilon}: is not a positive number. Set one, or write `privacy: off`")
+        raise PrivacyError(
+            f"privacy.epsilon={epsilon}: is not a positive number. Set one, or write `privacy: off`", code="config"
+        )
     # As if of full batches: that is always enough, and exact where batches are full. A little more, so that no
     # rounding of the charges' sum passes the target: it would cost the run its last round.
     enough = math.sqrt(steps) / exact_mu(epsilon, delta) * (1 + ROUNDING)
     if sample_rate < 1 and enough > LEAST_NOISE:
         enough = _subsampled_noise(epsilon, spent, _guess(epsilon, delta, sample_rate, steps), enough)
     if not LEAST_NOISE <= enough <= MOST_NOISE:
-        raise PrivacyError(_out_of_reach(f"privacy.epsilon={epsilon:g}, delta={delta:g}", spent, steps))
+        raise PrivacyError(
+            _out_of_reach(f"privacy.epsilon={epsilon:g}, delta={delta:g}", spent, steps), code="privacy.out-of-reach"
+        )
     return enough
 
 

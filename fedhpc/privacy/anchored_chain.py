@@ -62,9 +62,14 @@ class AnchoredChain(Chain):
         super().refresh()
         count, head = self._anchor.count, self._anchor.head
         if len(self.seals) < count:
-            raise PrivacyError(f"{self.path}: has {len(self.seals)} lines of {count}: it was shortened; {REMEDY}")
+            raise PrivacyError(
+                f"{self.path}: has {len(self.seals)} lines of {count}: it was shortened; {REMEDY}",
+                code="privacy.ledger-damaged",
+            )
         if count and self.seals[count - 1] != head:
-            raise PrivacyError(f"{self.anchor_file}: is the anchor of another ledger; {REMEDY}")
+            raise PrivacyError(
+                f"{self.anchor_file}: is the anchor of another ledger; {REMEDY}", code="privacy.ledger-damaged"
+            )
 
     @property
     def pending(self) -> dict[str, Any] | None:
@@ -90,7 +95,8 @@ class AnchoredChain(Chain):
         if self.torn and unfinished is None:
             raise PrivacyError(
                 f"{self.path}: line {len(self.seals) + 1} is not whole, and no append had begun: the file was edited "
-                f"or damaged; {REMEDY}"
+                f"or damaged; {REMEDY}",
+                code="privacy.ledger-damaged",
             )
         if unfinished is not None:
             super().append(unfinished)
@@ -100,16 +106,23 @@ class AnchoredChain(Chain):
     def _read_anchor(self) -> Anchor:
         if not self.anchor_file.exists():
             if self.path.exists():
-                raise PrivacyError(f"{self.anchor_file}: is gone: whether lines are missing is not known; {REMEDY}")
+                raise PrivacyError(
+                    f"{self.anchor_file}: is gone: whether lines are missing is not known; {REMEDY}",
+                    code="privacy.ledger-damaged",
+                )
             return Anchor()
         try:
             content = json.loads(self.anchor_file.read_bytes())
             mac = content.pop("mac")
             if mac != sealed({"anchor": content}, self.key):
-                raise PrivacyError(f"{self.anchor_file}: was changed after it was written; {REMEDY}")
+                raise PrivacyError(
+                    f"{self.anchor_file}: was changed after it was written; {REMEDY}", code="privacy.ledger-damaged"
+                )
             return Anchor(**content)
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise PrivacyError(f"{self.anchor_file}: is no anchor of a ledger; {REMEDY}") from None
+            raise PrivacyError(
+                f"{self.anchor_file}: is no anchor of a ledger; {REMEDY}", code="privacy.ledger-damaged"
+            ) from None
 
     def _write_anchor(self, anchor: Anchor) -> None:
         content = asdict(anchor)

@@ -67,11 +67,11 @@ class Chain:
         """
         if not self.path.exists():
             if self.entries:
-                raise PrivacyError(f"{self.path}: is gone; {REMEDY}")
+                raise PrivacyError(f"{self.path}: is gone; {REMEDY}", code="privacy.ledger-damaged")
             return
         with self.path.open("rb") as file:
             if file.seek(0, os.SEEK_END) < self._read_bytes:
-                raise PrivacyError(f"{self.path}: has become shorter; {REMEDY}")
+                raise PrivacyError(f"{self.path}: has become shorter; {REMEDY}", code="privacy.ledger-damaged")
             file.seek(self._read_bytes)
             whole, end, self.torn = file.read().rpartition(b"\n")
         for line in whole.split(b"\n") if end else []:
@@ -84,11 +84,18 @@ class Chain:
             seal, previous = entry.pop("seal"), entry["previous"]
             intact = hmac.compare_digest(str(seal), sealed(entry, self.key))
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise PrivacyError(f"{self.path} line {number}: is no line of a ledger; {REMEDY}") from None
+            raise PrivacyError(
+                f"{self.path} line {number}: is no line of a ledger; {REMEDY}", code="privacy.ledger-damaged"
+            ) from None
         if not intact:
-            raise PrivacyError(f"{self.path} line {number}: was changed after it was written; {REMEDY}")
+            raise PrivacyError(
+                f"{self.path} line {number}: was changed after it was written; {REMEDY}", code="privacy.ledger-damaged"
+            )
         if previous != self.head:
-            raise PrivacyError(f"{self.path} line {number}: does not follow the line before it; {REMEDY}")
+            raise PrivacyError(
+                f"{self.path} line {number}: does not follow the line before it; {REMEDY}",
+                code="privacy.ledger-damaged",
+            )
         del entry["previous"]
         self.entries.append(entry)
         self.seals.append(seal)
@@ -131,7 +138,8 @@ class Chain:
         except OSError as error:
             raise PrivacyError(
                 f"{self.path}: cannot be written ({error.strerror}); a private run must charge it: make its folder "
-                "writable for the account that trains"
+                "writable for the account that trains",
+                code="privacy.ledger-unwritable",
             ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -141,7 +149,8 @@ class Chain:
         except OSError as error:
             raise PrivacyError(
                 f"{self.path}: cannot be locked or written ({error.strerror}); free the disk, or put it on a file "
-                "system with locks (Lustre: mount with flock)"
+                "system with locks (Lustre: mount with flock)",
+                code="privacy.ledger-unwritable",
             ) from None
         finally:
             self._held = False

@@ -82,7 +82,10 @@ class Ledger:
                 self._chain.append({"ledger_of": site, "ledger": secrets.token_hex(16), "run": run, "time": _now()})
             found = self._chain.entries[0].get("ledger_of")
             if found != site:
-                raise PrivacyError(f"{path}: is the ledger of site {found}, this is {site}; each keeps its own")
+                raise PrivacyError(
+                    f"{path}: is the ledger of site {found}, this is {site}; each keeps its own",
+                    code="privacy.ledger-other",
+                )
             self._reconcile()
 
     def _hold(self, held: ExitStack) -> None:
@@ -99,12 +102,14 @@ class Ledger:
         for account, charges in zip(self.accounts, found, strict=True):
             if charges != longest[: len(charges)] or len(charges) < len(mine):
                 raise PrivacyError(
-                    f"{account.ledger.folder}: does not hold the {len(mine)} charges of {self._chain.path}; {REMEDY}"
+                    f"{account.ledger.folder}: does not hold the {len(mine)} charges of {self._chain.path}; {REMEDY}",
+                    code="privacy.ledger-damaged",
                 )
         if mine != longest[: len(mine)] or len(mine) < len(longest) - 1:
             raise PrivacyError(
                 f"{self._chain.path}: has {len(mine)} charges, the site ledger has {len(longest)} of this run: it was "
-                f"cut or swapped; {REMEDY}"
+                f"cut or swapped; {REMEDY}",
+                code="privacy.ledger-damaged",
             )
         # A crash fell between the writes of one charge: it was about to be spent, so it counts everywhere.
         for charge in longest[len(mine) :]:
@@ -137,7 +142,8 @@ class Ledger:
         if not any(seal.startswith(head) for seal in self._chain.seals):
             raise PrivacyError(
                 f"{self._chain.path}: lacks the line {head} that the record of an earlier round tells of: it was cut "
-                f"or swapped; {REMEDY}"
+                f"or swapped; {REMEDY}",
+                code="privacy.ledger-damaged",
             )
 
     def bounds(self, delta: float, planned: Charge | None = None, population: Population = "train") -> Bounds:
@@ -171,12 +177,15 @@ class Ledger:
         with ExitStack() as held:
             self._hold(held)
             if target is not None and self.epsilon(self._terms.delta, charge) > target:
-                raise PrivacyError(f"{self._chain.path}: one more charge would pass the run's epsilon {target:g}")
+                raise PrivacyError(
+                    f"{self._chain.path}: one more charge would pass the run's epsilon {target:g}",
+                    code="privacy.budget",
+                )
             requests = [(account, self._request(account, charge)) for account in self.accounts]
             for account, request in requests:
                 refused = account.ledger.refusal(request)
                 if refused:
-                    raise PrivacyError(f"site ledger of {account.site}: {refused}")
+                    raise PrivacyError(f"site ledger of {account.site}: {refused}", code="privacy.site-budget")
             for account, request in requests:
                 account.ledger.write(request)
             self._append(charge)
@@ -201,7 +210,7 @@ def read_ledger(path: Path) -> tuple[str, tuple[Charge, ...]]:
     """
     chain = Chain(path)
     if not chain.entries:
-        raise PrivacyError(f"{path}: no such ledger, or an empty one; {REMEDY}")
+        raise PrivacyError(f"{path}: no such ledger, or an empty one; {REMEDY}", code="privacy.ledger-missing")
     return chain.entries[0]["ledger_of"], tuple(charge_of(entry) for entry in chain.entries[1:])
 
 

@@ -31,7 +31,8 @@ def take_over(path: Path, ledger: SiteLedger, everybody: UnitSet) -> int:
     if chain.torn:
         raise PrivacyError(
             f"{path}: its last line is not whole, so what it charged is not known. Look at it; restore a backup, or "
-            "remove just that line if its run never went on"
+            "remove just that line if its run never went on",
+            code="privacy.ledger-damaged",
         )
     if not chain.entries:
         return 0

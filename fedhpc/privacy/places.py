@@ -42,7 +42,8 @@ def site_ledger_folder(whose: Whose, configured: str | None) -> Path:
         if chosen.resolve() != default.resolve() and exists(default) and SiteLedger(default).terms.initialised:
             raise PrivacyError(
                 f"privacy.site_ledger={configured}: the hospital has initialised the site ledger of {whose.site} at "
-                f"{default}. Remove the key; to move the account, move its folder and set {VARIABLE}"
+                f"{default}. Remove the key; to move the account, move its folder and set {VARIABLE}",
+                code="privacy.ledger-other",
             )
         return chosen
     return whose.shard.with_suffix(".site-ledger") if whose.synthetic else default
@@ -77,7 +78,8 @@ def check_other_names(ledger: SiteLedger, site: str, identities: Identities) -> 
             raise PrivacyError(
                 f"site ledger of {site}: {ledger.folder}: some of its patients were charged to {folder}, which "
                 f"{whose}: another name of the site leads to another budget. Use the name that the account has, or set "
-                f"{VARIABLE} to one folder, without {{site}}"
+                f"{VARIABLE} to one folder, without {{site}}",
+                code="privacy.ledger-other",
             )
 
 

@@ -71,7 +71,8 @@ def check_plan(config: RunConfig, plan: PrivacyPlan) -> None:
         raise PrivacyError(
             f"privacy plan from the aggregator: {plan}; the config asks for {_without_noise(config)} with a noise "
             f"multiplier from {LEAST_NOISE:g} to {MOST_NOISE:g}. The aggregator does not keep to the protocol: do not "
-            "train with it"
+            "train with it",
+            code="privacy.plan",
         )
 
 

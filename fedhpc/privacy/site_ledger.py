@@ -79,10 +79,13 @@ class Terms:
         if not 0 < self.delta <= LARGEST_DELTA:
             raise InputError(
                 f"delta={self.delta:g}: of n patients, delta x n may be exposed altogether; allowed: above 0, at most "
-                f"{LARGEST_DELTA:g}, and at most 1 / (10 x patients)"
+                f"{LARGEST_DELTA:g}, and at most 1 / (10 x patients)",
+                code="privacy.site-terms",
             )
         if self.cap is not None and not 0 < self.cap < float("inf"):
-            raise InputError(f"cap={self.cap:g}: not a budget; allowed: a finite epsilon above 0")
+            raise InputError(
+                f"cap={self.cap:g}: not a budget; allowed: a finite epsilon above 0", code="privacy.site-terms"
+            )
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class SiteLedger:
         self._key = _read_key(folder)
         self._chain = AnchoredChain(folder, self._derived("chain"))
         if not self._entries():
-            raise PrivacyError(f"{folder}: holds a key and no ledger; {REMEDY}")
+            raise PrivacyError(f"{folder}: holds a key and no ledger; {REMEDY}", code="privacy.ledger-missing")
         first = self._entries()[0]
         self.id = _account_id(self._key)
         self._secret = self._derived(f"units {first['salt']}")
@@ -143,7 +146,10 @@ class SiteLedger:
                 return cls(folder)
         made = cls(folder)
         if made.terms.initialised or not terms.initialised:
-            raise InputError(f"{folder}: is an initialised site ledger; `run.py budget grant` changes its terms")
+            raise InputError(
+                f"{folder}: is an initialised site ledger; `run.py budget grant` changes its terms",
+                code="privacy.ledger-exists",
+            )
         made.change(terms, "budget init")
         return made
 
@@ -194,7 +200,9 @@ class SiteLedger:
         try:
             return UnitSet(self._sets.put(keys_of(identities, self._secret)), identities.largest)
         except OSError as error:
-            raise PrivacyError(f"{self.folder}: cannot be written ({error.strerror}); free the disk") from None
+            raise PrivacyError(
+                f"{self.folder}: cannot be written ({error.strerror}); free the disk", code="privacy.ledger-unwritable"
+            ) from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -236,7 +244,7 @@ class SiteLedger:
         with self.locked():
             refused = self.refusal(request)
             if refused:
-                raise PrivacyError(f"site ledger of {request.owner.site}: {refused}")
+                raise PrivacyError(f"site ledger of {request.owner.site}: {refused}", code="privacy.site-budget")
             self.write(request)
 
     def take_in(self, entries: Sequence[Mapping[str, Any]]) -> int:
@@ -257,9 +265,13 @@ class SiteLedger:
         with self.locked():
             before = self.terms
             if terms.unit != before.unit:
-                raise InputError(f"unit={terms.unit}: this site ledger counts per {before.unit}, for good")
+                raise InputError(
+                    f"unit={terms.unit}: this site ledger counts per {before.unit}, for good", code="privacy.site-terms"
+                )
             if before.cap is not None and (terms.cap is None or terms.cap < before.cap):
-                raise InputError(f"cap={terms.cap}: the cap is {before.cap:g}; a grant can only raise it")
+                raise InputError(
+                    f"cap={terms.cap}: the cap is {before.cap:g}; a grant can only raise it", code="privacy.site-terms"
+                )
             self._chain.append({"kind": "terms", **asdict(terms), "reason": reason, "time": _now()})
 
     def note(self, kind: Literal["without_privacy", "accept_lost"], content: Mapping[str, str]) -> None:
@@ -387,7 +399,8 @@ def _making(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise PrivacyError(
             f"site ledger {folder}: cannot be written ({error.strerror}); a private run must charge it: make the "
-            "folder writable for the account that trains, or set FEDHPC_SITE_LEDGER"
+            "folder writable for the account that trains, or set FEDHPC_SITE_LEDGER",
+            code="privacy.ledger-unwritable",
         ) from None
 
 
@@ -406,13 +419,16 @@ def _read_key(folder: Path) -> bytes:
         mode, text = path.stat().st_mode, path.read_text(encoding="ascii").strip()
         key = bytes.fromhex(text)
     except OSError as error:
-        raise PrivacyError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
+        raise PrivacyError(f"{path}: cannot be read ({error.strerror}); {REMEDY}", code="privacy.ledger-key") from None
     except ValueError:
-        raise PrivacyError(f"{path}: is no key of a site ledger; {REMEDY}") from None
+        raise PrivacyError(f"{path}: is no key of a site ledger; {REMEDY}", code="privacy.ledger-key") from None
     if stat.S_IMODE(mode) & 0o077:
-        raise PrivacyError(f"{path}: others than its owner may read it, and so forge the ledger; chmod 600 {path}")
+        raise PrivacyError(
+            f"{path}: others than its owner may read it, and so forge the ledger; chmod 600 {path}",
+            code="privacy.ledger-key",
+        )
     if len(key) != KEY_BYTES:
-        raise PrivacyError(f"{path}: has {len(key)} bytes; allowed: {KEY_BYTES}; {REMEDY}")
+        raise PrivacyError(f"{path}: has {len(key)} bytes; allowed: {KEY_BYTES}; {REMEDY}", code="privacy.ledger-key")
     return key
 
 

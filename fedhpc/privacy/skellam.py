@@ -80,7 +80,8 @@ def calibrate(epsilon: float, delta: float, releases: int) -> float:
         raise PrivacyError(
             f"privacy.epsilon={epsilon:g}, delta={delta:g}: out of reach in {releases} secure sums: noise multipliers "
             f"from {low:g} to {high:g} give an epsilon from {smallest:.2g} to {largest:.3g} by RDP at integer orders. "
-            "Choose one between"
+            "Choose one between",
+            code="privacy.out-of-reach",
         )
     for _ in range(BISECTIONS):
         middle = math.sqrt(low * high)

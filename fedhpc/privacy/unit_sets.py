@@ -87,9 +87,11 @@ class SetStore:
             try:
                 content = path.read_bytes()
             except OSError as error:
-                raise PrivacyError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from None
+                raise PrivacyError(
+                    f"{path}: cannot be read ({error.strerror}); {REMEDY}", code="privacy.ledger-damaged"
+                ) from None
             if self._digest(content) != digest:
-                raise PrivacyError(f"{path}: was changed after it was written; {REMEDY}")
+                raise PrivacyError(f"{path}: was changed after it was written; {REMEDY}", code="privacy.ledger-damaged")
             self._read[digest] = np.frombuffer(content, "<u8").astype(np.uint64)
         return self._read[digest]
 

@@ -45,6 +45,8 @@ class Owner:
 class ForeignCheckpointError(InputError):
     """A whole checkpoint of another kind, round, site, config or shard."""
 
+    code = "resume.other-checkpoint"
+
 
 def save_state(folder: Path, kind: str, round: int, arrays: Arrays, owner: Owner | None = None) -> None:
     """Write `<kind>-<round>.npz` and remove the oldest beyond the last KEPT.
@@ -128,7 +130,9 @@ def _refuse_foreign(path: Path, found: Mapping[str, str | int], wanted: Mapping[
 
 
 def _damaged(path: Path, why: str) -> InputError:
-    return InputError(f"{path}: cannot be read ({why}); restore it, or start in a new --run-dir")
+    return InputError(
+        f"{path}: cannot be read ({why}); restore it, or start in a new --run-dir", code="resume.damaged-checkpoint"
+    )
 
 
 def intact_rounds(folder: Path, kind: str, owner: Owner | None = None) -> tuple[list[int], list[str]]:

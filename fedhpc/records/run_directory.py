@@ -122,10 +122,10 @@ class RunDirectory:
                 located(tree, self.path)
             return RunConfig.model_validate(tree)
         except ConfigError as error:
-            raise InputError(f"{error}. The file was cut or changed. {RESTORE}.") from None
+            raise InputError(f"{error}. The file was cut or changed. {RESTORE}.", code="file.damaged") from None
         except ValidationError as error:
             remedy = RENAME if only_renamed(error) else RESTORE
-            raise InputError(f"{told_of(self.config, problems_of(error))}\n{remedy}.") from None
+            raise InputError(f"{told_of(self.config, problems_of(error))}\n{remedy}.", code="file.damaged") from None
 
     def write_json(self, path: Path, content: object) -> None:
         """Write one JSON document; NaN is refused."""
@@ -140,7 +140,9 @@ class RunDirectory:
         summary = read_json(self.summary, REDO)
         lacking = sorted(SUMMARY_KEYS - summary.keys())
         if lacking:
-            raise InputError(f"{self.summary}: lacks {', '.join(lacking)}; it was cut or changed. {REDO}.")
+            raise InputError(
+                f"{self.summary}: lacks {', '.join(lacking)}; it was cut or changed. {REDO}.", code="file.damaged"
+            )
         return summary
 
     def read_rounds(self) -> list[dict[str, Any]]:
@@ -189,7 +191,12 @@ def _record(line: str, path: Path, number: int) -> dict[str, Any]:
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or not {"round", "per_site", "ledger_heads", "seconds"} <= record.keys():
-        raise InputError(f"{path}:{number}: is not the record of a round; it was cut or changed. {RESTORE}.")
+        raise InputError(
+            f"{path}:{number}: is not the record of a round; it was cut or changed. {RESTORE}.", code="file.damaged"
+        )
     if record["round"] != number:
-        raise InputError(f"{path}:{number}: is round {record['round']}; round {number} belongs there. {RESTORE}.")
+        raise InputError(
+            f"{path}:{number}: is round {record['round']}; round {number} belongs there. {RESTORE}.",
+            code="file.damaged",
+        )
     return record

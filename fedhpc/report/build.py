@@ -80,7 +80,7 @@ def report(targets: Sequence[Path]) -> Report:
     if len(targets) == 1 and sweeps:
         return _of_sweep(SweepDirectory(targets[0]))
     if sweeps:
-        raise InputError(f"{sweeps[0]}: is a sweep; a report is on one sweep, or on runs")
+        raise InputError(f"{sweeps[0]}: is a sweep; a report is on one sweep, or on runs", code="command-line")
     rows = rows_of_runs(targets)
     name = targets[0].name if len(targets) == 1 else f"{len(targets)} runs"
     keys = (EPSILON, DENSITY, SEED, *([DATA] if any(DATA in row.point for row in rows) else []))

@@ -72,7 +72,9 @@ def _read(run: Path) -> tuple[RunDirectory, RunConfig, Logs, Sequence[Entry]]:
     directory = RunDirectory(run)
     config = directory.read_config()
     if config is None:
-        raise InputError(f"{run}: is no run directory; give the one that `run.py train` wrote to")
+        raise InputError(
+            f"{run}: is no run directory; give the one that `run.py train` wrote to", code="run-directory.not-a-run"
+        )
     logs = {name: read_log(directory.egress(name)) for name in config.site_names}
     return directory, config, logs, read_log(directory.aggregator_egress)
 

@@ -146,7 +146,10 @@ def rows_of_runs(paths: Sequence[Path]) -> list[Row]:
 def _config_of(path: Path) -> RunConfig:
     config = RunDirectory(path).read_config()
     if config is None:
-        raise InputError(f"{path}: is no run directory, it has no config.yaml; give runs, or one sweep")
+        raise InputError(
+            f"{path}: is no run directory, it has no config.yaml; give runs, or one sweep",
+            code="run-directory.not-a-run",
+        )
     return config
 
 

@@ -76,7 +76,8 @@ def _refuse_other(own: RunConfig, agreed: RunConfig, rank: int) -> None:
     changed = _differences(there, here)
     if changed:
         raise InputError(
-            f"rank {rank} has read another config than rank 0: {', '.join(changed)}; give all ranks the same file"
+            f"rank {rank} has read another config than rank 0: {', '.join(changed)}; give all ranks the same file",
+            code="config.ranks-differ",
         )
 
 
@@ -91,7 +92,8 @@ def _settled(config: RunConfig, directory: RunDirectory, transport: Transport, t
     if earlier is None:
         raise InputError(
             f"{directory.config}: is missing, and {directory.path} holds rounds of a run: under which config they were "
-            "made is not known. Restore it from a backup, or start in a new --run-dir"
+            "made is not known. Restore it from a backup, or start in a new --run-dir",
+            code="resume.config-missing",
         )
     if config.runtime.threads == "auto":
         config = config.model_copy(
@@ -112,7 +114,8 @@ def _refuse_changes(config: RunConfig, earlier: RunConfig, directory: RunDirecto
     if changed:
         raise InputError(
             f"{directory.path}: holds a run of another config; different: {', '.join(changed)}. Go on with its own "
-            "config, or start in a new --run-dir. Of a finished run, training.rounds may grow, and privacy.epsilon"
+            "config, or start in a new --run-dir. Of a finished run, training.rounds may grow, and privacy.epsilon",
+            code="resume.other-config",
         )
 
 
@@ -141,7 +144,8 @@ def check_ranks(config: RunConfig, ranks: int) -> None:
     most = len(config.data.sites) + dedicated
     if config.mode != "centralised" and ranks > most:
         raise InputError(
-            f"{ranks} ranks for {len(config.data.sites)} sites: use at most {most} (mpirun -n {most}, --ntasks={most})"
+            f"{ranks} ranks for {len(config.data.sites)} sites: use at most {most} (mpirun -n {most}, --ntasks={most})",
+            code="ranks.too-many",
         )
 
 

@@ -74,7 +74,8 @@ def _check_learner(session: Session, learner: Hospital, first: int) -> None:
         f"training.rounds={rounds}: {learner.name} has spent epsilon {before:.4g} in {first} rounds; {rounds - first} "
         f"more with noise_multiplier {plan.noise_multiplier:.4g} would make it {after:.4g}, above "
         f"privacy.epsilon={p.epsilon:g} (delta {p.delta:g}). The noise was planned for the run as it was started. Let "
-        f"it end there, or allow more: --set privacy.epsilon={math.ceil(needed * 100) / 100 + 0.01:.2f}"
+        f"it end there, or allow more: --set privacy.epsilon={math.ceil(needed * 100) / 100 + 0.01:.2f}",
+        code="privacy.budget",
     )
 
 

@@ -43,7 +43,10 @@ def evaluate(run: Path, shard_path: Path) -> dict[str, Any]:
     """
     path = run if run.suffix == ".pt" else run / "model.pt"
     if not path.exists():
-        raise InputError(f"{path}: no such model; give a finished run, or sites/<site>/model.pt of a local-only one")
+        raise InputError(
+            f"{path}: no such model; give a finished run, or sites/<site>/model.pt of a local-only one",
+            code="run-directory.not-a-run",
+        )
     saved = load_model(path)
     with Shard.open(shard_path, None, need_train=False) as shard:
         _check_fit(saved, shard, shard_path)
@@ -100,9 +103,12 @@ def _check_fit(saved: SavedModel, shard: Shard, path: Path) -> None:
         ("image_shape", saved.task.image_shape, tuple(shard.image_shape)),
     ):
         if ours != theirs:
-            raise ShardError(f"{path}: {name} {theirs}; the model was trained on {ours}: prepare the shard alike")
+            raise ShardError(
+                f"{path}: {name} {theirs}; the model was trained on {ours}: prepare the shard alike",
+                code="shard.differ",
+            )
     if not len(shard.indices("test")):
-        raise ShardError(f"{path}: has no test split; prepare it with --all-test")
+        raise ShardError(f"{path}: has no test split; prepare it with --all-test", code="shard.empty-split")
 
 
 def samples_of(saved: SavedModel, shard: Shard, path: Path) -> Samples:

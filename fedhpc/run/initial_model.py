@@ -51,7 +51,8 @@ def _parameters(config: RunConfig, directory: RunDirectory, task: Task, model: n
     if saved is None or differing:
         raise InputError(
             f"model.init_from={config.model.init_from}: its network does not fit this run: {'; '.join(differing)}. "
-            "Give a run of the same model section, classes and image shape"
+            "Give a run of the same model section, classes and image shape",
+            code="model.init-from",
         )
     _refuse_unprotected(saved, config)
     record = {"path": str(path), "sha256": hashlib.sha256(read_bytes(path)).hexdigest(), "run": saved.config.name}
@@ -71,7 +72,8 @@ def model_path(source: str) -> Path:
     if not path.is_file():
         raise InputError(
             f"model.init_from={source}: no such model.pt. Give the directory of a finished run, or a model.pt "
-            "(sites/<site>/model.pt of a local-only run)"
+            "(sites/<site>/model.pt of a local-only run)",
+            code="model.init-from",
         )
     return path
 
@@ -123,5 +125,6 @@ def _refuse_if_unprotected(key: str, earlier: RunConfig, config: RunConfig) -> N
     if unprotected and (common or data_digest(earlier) == data_digest(config)):
         raise PrivacyError(
             f"{key}: was trained on these hospitals without privacy, so it may hold what privacy.epsilon is to "
-            "protect. Start from a run with privacy, or from one on other patients, at sites of other names"
+            "protect. Start from a run with privacy, or from one on other patients, at sites of other names",
+            code="privacy.not-public",
         )

@@ -93,7 +93,8 @@ def run(session: Session, stop_after: int | None) -> str:
     numbers = _budget_numbers(session, done) if stopped == "budget" else ""
     if not done:
         raise InputError(
-            f"{session.directory.path}: the privacy budget does not allow one round; no model was made:\n{numbers}"
+            f"{session.directory.path}: the privacy budget does not allow one round; no model was made:\n{numbers}",
+            code="privacy.budget",
         )
     if numbers:
         session.console.say(f"the privacy budget ends the run after round {done}:\n{numbers}")
@@ -214,9 +215,9 @@ def read_model(name: str, payload: bytes, size: int) -> dict[str, F32]:
     try:
         params = unpack_arrays(payload, {name: ArraySpec("<f4", (size,))}, 4 * size)[name].astype(np.float32)
     except PayloadError as error:
-        raise PayloadError(f"site {name}, update: {error}") from None
+        raise PayloadError(f"site {name}, update: {error}", code=error.code) from None
     if not np.isfinite(params).all():
-        raise PayloadError(f"site {name}, update: its model has entries that are not finite")
+        raise PayloadError(f"site {name}, update: its model has entries that are not finite", code="payload.not-finite")
     return {name: params}
 
 

@@ -46,7 +46,8 @@ def checked_network(config: RunConfig, task: Task) -> nn.Module:
     if weights_digest(network) != first:
         raise probe.refused(
             "built twice, it has different initial weights, so that sites would start from different networks. Draw "
-            "them with torch only, whose generator is seeded with the run's seed"
+            "them with torch only, whose generator is seeded with the run's seed",
+            "model.random",
         )
     check_network(probe, len(task.classes), private=config.private, batch_norm_remedy=_remedy(config))
     if config.private:
@@ -69,9 +70,9 @@ def _check_private(probe: Probe, *, secure: bool) -> None:
     try:
         check_unit_gradients(probe.network, probe.images, probe.labels, _secure_sum if secure else None)
     except (InputError, PrivacyError) as error:
-        raise probe.refused(str(error)) from None
+        raise probe.refused(str(error), "model.gradients") from None
     except (RuntimeError, ValueError) as error:
-        raise probe.refused(backward_problem(error)) from None
+        raise probe.refused(backward_problem(error), "model.gradients") from None
 
 
 def _secure_sum(model: nn.Module, images: Tensor, labels: Tensor, owner: Tensor, clip_norm: float) -> Sums:
@@ -100,5 +101,6 @@ def _refuse_other(network: nn.Module, agreed: str, config: RunConfig, rank: int)
         raise InputError(
             f"{config.model.key}: rank {rank} has built another "
             "network than rank 0 from the same source and seed. Make the function depend on its arguments and on "
-            "torch's generator only"
+            "torch's generator only",
+            code="model.ranks-differ",
         )

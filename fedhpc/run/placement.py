@@ -58,18 +58,19 @@ def rank_order(hosts: Sequence[str], pins: Sequence[str | None]) -> list[int]:
     if len(hosts) == 1:
         elsewhere = sorted({pin for pin in wanted if pin and pin != free[0]})
         if elsewhere:
-            raise InputError(_lacking(elsewhere, hosts))
+            raise InputError(_lacking(elsewhere, hosts), code="ranks.placement")
         return [0]
     if len(hosts) != len(pins):
         raise InputError(
             f"data.sites: hospitals are pinned to nodes, and there are {len(hosts)} ranks for {len(pins)} of them: "
-            "start one rank for each hospital (and one for a dedicated aggregator), or take the pins away"
+            "start one rank for each hospital (and one for a dedicated aggregator), or take the pins away",
+            code="ranks.placement",
         )
     chosen: dict[int, int] = {}
     for place in sorted(range(len(pins)), key=lambda place: wanted[place] is None):
         fitting = [rank for rank, host in free.items() if wanted[place] in (None, host)]
         if not fitting:
-            raise InputError(_lacking([str(wanted[place])], hosts))
+            raise InputError(_lacking([str(wanted[place])], hosts), code="ranks.placement")
         chosen[place] = fitting[0]
         del free[fitting[0]]
     return [chosen[place] for place in range(len(pins))]

@@ -92,5 +92,6 @@ def _refuse_private_reference(config: RunConfig, place: Place, public: Set[bytes
         if public & shard.image_hashes:
             raise PrivacyError(
                 f"data.public_reference={config.data.public_reference}: some of its images are in the shard of "
-                f"{shard.site}; a public image must not be a patient's of this study: set them aside for good"
+                f"{shard.site}; a public image must not be a patient's of this study: set them aside for good",
+                code="privacy.not-public",
             )

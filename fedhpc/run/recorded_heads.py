@@ -78,7 +78,8 @@ def check_recorded(config: RunConfig, accounts: Sequence[SiteAccount], recorded:
             if recorded_id == ledger.id and not ledger.has_head(one.head):
                 raise PrivacyError(
                     f"site ledger of {account.site}: lacks the line {one.head.partition(':')[2]} that the records of "
-                    f"run {one.run} tell of: it was shortened, or an older copy was put back; {REMEDY}"
+                    f"run {one.run} tell of: it was shortened, or an older copy was put back; {REMEDY}",
+                    code="privacy.ledger-damaged",
                 )
             elsewhere = recorded_id != ledger.id and _same_shard(one, config)
             if elsewhere and not account.synthetic and recorded_id not in lost:
@@ -86,7 +87,8 @@ def check_recorded(config: RunConfig, accounts: Sequence[SiteAccount], recorded:
                     f"site ledger of {account.site}: run {one.run} on the same shards was charged to another site "
                     f"ledger, {recorded_id}: this one is {ledger.id}, and does not know what was spent. Put that one "
                     f"back; where it is lost for good, the hospital says so: `run.py budget grant DIR --accept-lost "
-                    f"{recorded_id} --reason ...`"
+                    f"{recorded_id} --reason ...`",
+                    code="privacy.ledger-other",
                 )
 
 

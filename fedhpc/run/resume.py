@@ -124,12 +124,13 @@ def _settled(directory: RunDirectory, told: Sequence[Found]) -> tuple[int, dict[
     foreign = [problem for found in told for problem in found["foreign"]]
     # Before a first record, what lies there is of an earlier attempt, and is removed.
     if foreign and records:
-        raise InputError("\n".join(foreign))
+        raise InputError("\n".join(foreign), code="resume.other-checkpoint")
     first = last_common([found["rounds"] for found in told], len(records))
     if first is None:
         raise InputError(
             f"{directory.rounds}: has {len(records)} records, but no round near that is whole on the disks of all "
-            f"ranks: {_listed(told)}; restore what is missing, or start in a new --run-dir"
+            f"ranks: {_listed(told)}; restore what is missing, or start in a new --run-dir",
+            code="resume.no-whole-round",
         )
     for problem in (problem for found in told for problem in found["damaged"]):
         print(f"WARNING: {problem}", file=sys.stderr)

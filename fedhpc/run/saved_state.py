@@ -85,7 +85,9 @@ def _checked(found: Arrays, wanted: Arrays, where: str) -> Arrays:
     if _shapes(found) != _shapes(wanted):
         raise InputError(
             f"{where}: holds {', '.join(sorted(found)) or 'nothing'}, this run keeps {', '.join(sorted(wanted))}, of "
-            "the model's size; another version of fedhpc wrote it. Go on with that version, or start in a new --run-dir"
+            "the model's size; another version of fedhpc wrote it. Go on with that version, or start in a new "
+            "--run-dir",
+            code="resume.other-state",
         )
     return found
 

@@ -96,11 +96,17 @@ def _started(config: RunConfig, names: Sequence[str], *, server: bool) -> dict[s
             folder = config.exchange.pki_folder(config.data, name)
             contexts.append(pki.credentials(folder, name).context(server=server))
         except TlsError as error:
-            problems.append(str(error))
+            problems.append(error)
     if problems:
         raise TlsError(
-            "\n".join(problems) + "\nREMEDY: `python run.py pki init CONFIG` makes what is missing; on a network that "
-            "you trust, --set exchange.tls=off does without"
+            "\n".join(
+                [
+                    *map(str, problems),
+                    "REMEDY: `python run.py pki init CONFIG` makes what is missing; on a "
+                    "network that you trust, --set exchange.tls=off does without",
+                ]
+            ),
+            code=problems[0].code,
         )
     if server:
         return {name: TlsSession(contexts[0], name, server=True) for name in names}
@@ -131,7 +137,8 @@ def _advanced(by_site: Mapping[str, TlsSession], received: Sequence[bytes]) -> l
         try:
             answers.append(session.handshake(said))
         except TlsError as error:
-            problems.append(f"site {name}: {error}")
+            problems.append((name, error))
     if problems:
-        raise TlsError("\n".join(problems))
+        text = "\n".join(f"site {name}: {error}" for name, error in problems)
+        raise TlsError(text, code=problems[0][1].code)
     return answers

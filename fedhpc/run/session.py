@@ -210,9 +210,9 @@ def _open_shards(config: RunConfig, indices: Sequence[int], directory: RunDirect
             shards.append(_open_shard(config, name))
         except ShardError as error:
             write_log(directory.log(name), inside(error))
-            problems.append(str(error))
+            problems.append(error)
     if problems:
-        raise ShardError("\n".join(problems))
+        raise ShardError("\n".join(map(str, problems)), code=problems[0].code)
     return shards
 
 
@@ -220,7 +220,9 @@ def _open_shard(config: RunConfig, name: str) -> Shard:
     shard = Shard.open(config.data.shard_path(name), name, in_memory=config.data.in_memory)
     empty = [split for split in ("val", "test") if not len(shard.indices(split))]
     if empty:
-        raise ShardError(f"shard of site {name!r}: split {' and '.join(empty)} is empty; a run needs it")
+        raise ShardError(
+            f"shard of site {name!r}: split {' and '.join(empty)} is empty; a run needs it", code="shard.empty-split"
+        )
     return shard
 
 
@@ -265,7 +267,8 @@ def _agreement(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         other = [f"{f['site']} has {f[key]}" for f in facts if f[key] != first[key]]
         if other:
             raise InputError(
-                f"shards differ in {key}: {first['site']} has {first[key]}, {'; '.join(other)}; remake them alike"
+                f"shards differ in {key}: {first['site']} has {first[key]}, {'; '.join(other)}; remake them alike",
+                code="shard.differ",
             )
     return {"classes": first["classes"], "image_shape": first["image_shape"], "weights": [f["weight"] for f in facts]}
 
@@ -333,7 +336,8 @@ def _keep_ledgers(session: Session, heads: Mapping[str, str]) -> None:
         if (trained or learner.name in heads) and not path.exists():
             raise PrivacyError(
                 f"{path}: is missing beside a checkpoint of round {trained}: what was spent is not known; restore it "
-                "from a backup, or start a new run: the site ledger still counts it"
+                "from a backup, or start a new run: the site ledger still counts it",
+                code="resume.ledger-missing",
             )
         mine = [account for account in session.accounts if learner.name in (account.site, POOLED)]
         learner.keep_ledger(path, session.directory.path.resolve().name, mine)

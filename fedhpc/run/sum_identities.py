@@ -72,12 +72,17 @@ def check_identities(
     """
     names = config.site_names
     if len(relayed) != len(names):
-        raise TlsError(f"{len(relayed)} introductions of {len(names)} sites came from the aggregator")
+        raise TlsError(
+            f"{len(relayed)} introductions of {len(names)} sites came from the aggregator", code="payload.missing"
+        )
     everybody = [Introduction.parse(name, payload) for name, payload in zip(names, relayed, strict=True)]
     checked = {}
     for index, identity in own.items():
         if everybody[index] != identity.introduction:
-            raise TlsError(f"site {names[index]}: the aggregator has changed its certificate or nonce on the way")
+            raise TlsError(
+                f"site {names[index]}: the aggregator has changed its certificate or nonce on the way",
+                code="tls.refused",
+            )
         keys = [_key(config, one, names[index], ranks) for one in everybody]
         checked[index] = SigningSite(index, identity.key, signatories_of(config.digest().encode(), everybody, keys))
     return checked
@@ -89,7 +94,7 @@ def _key(config: RunConfig, introduction: Introduction, checker: str, ranks: int
     try:
         return certified_key(introduction, pki.credentials(config.exchange.pki_folder(config.data, checker), checker))
     except TlsError as error:
-        raise TlsError(f"site {checker} refuses a signing key: {error}") from None
+        raise TlsError(f"site {checker} refuses a signing key: {error}", code=error.code) from None
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def agree(own: X25519PrivateKey, other: bytes, info: bytes) -> bytes:
     try:
         common = own.exchange(X25519PublicKey.from_public_bytes(other))
     except ValueError:
-        raise PayloadError(f"secure sum: {other.hex()} is no public key that X25519 accepts") from None
+        raise PayloadError(f"secure sum: {other.hex()} is no public key that X25519 accepts", code="secagg") from None
     return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"fedhpc secure sum" + info).derive(common)
 
 

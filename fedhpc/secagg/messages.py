@@ -31,7 +31,9 @@ def unframe(kind: int, sender: int, round: int, payload: bytes) -> bytes:
         body = payload[HEADER.size :]
         if HEADER.unpack_from(payload) == (MAGIC, kind, sender, round, zlib.crc32(body)):
             return body
-    raise PayloadError(f"payload of sender {sender} in round {round + 1}: is not its message {kind} of the secure sum")
+    raise PayloadError(
+        f"payload of sender {sender} in round {round + 1}: is not its message {kind} of the secure sum", code="secagg"
+    )
 
 
 def bodies_of(kind: int, round: int, payloads: Sequence[bytes], body_bytes: int) -> dict[int, bytes]:
@@ -40,7 +42,8 @@ def bodies_of(kind: int, round: int, payloads: Sequence[bytes], body_bytes: int)
     for site, body in bodies.items():
         if len(body) != body_bytes:
             raise PayloadError(
-                f"payload of sender {site} in round {round + 1}: {len(body)} bytes, expected {body_bytes}"
+                f"payload of sender {site} in round {round + 1}: {len(body)} bytes, expected {body_bytes}",
+                code="secagg",
             )
     return bodies
 
@@ -57,7 +60,8 @@ def split_broadcast(kind: int, round: int, payload: bytes, body_bytes: int) -> d
     bodies = {ENTRY.unpack_from(block, at)[0]: block[at + ENTRY.size : at + step] for at in starts}
     if len(block) % step or len(bodies) != len(starts):
         raise PayloadError(
-            f"payload of sender {AGGREGATOR} in round {round + 1}: is not a list of {body_bytes} bytes a site"
+            f"payload of sender {AGGREGATOR} in round {round + 1}: is not a list of {body_bytes} bytes a site",
+            code="secagg",
         )
     return dict(sorted(bodies.items()))
 

@@ -179,7 +179,8 @@ class MaskedSite:
         if self._roster[self._site] != own:
             raise PayloadError(
                 f"site {self._name}, round {self._round + 1}: the aggregator lists "
-                "other keys for this site than it has made in this round; the round is refused"
+                "other keys for this site than it has made in this round; the round is refused",
+                code="secagg",
             )
 
     def _advance(self, stage: int) -> None:
@@ -193,7 +194,8 @@ class MaskedSite:
         if len(members) < self._terms.threshold or self._site not in members or not set(members) <= set(allowed):
             raise PayloadError(
                 f"site {self._name}, round {self._round + 1}: refuses a list of {what} of sites {sorted(members)}; "
-                f"allowed: at least {self._terms.threshold}, this site among them, all of {sorted(allowed)}"
+                f"allowed: at least {self._terms.threshold}, this site among them, all of {sorted(allowed)}",
+                code="secagg",
             )
 
     def _sealed(self, receiver: int, plain: bytes) -> bytes:
@@ -207,7 +209,8 @@ class MaskedSite:
             plain = self._cipher(sender, self._site).decrypt(NO_NONCE, sealed, None)
         except InvalidTag:
             raise PayloadError(
-                f"round {self._round + 1}: the shares of site {sender} for site {self._site} were changed on the way"
+                f"round {self._round + 1}: the shares of site {sender} for site {self._site} were changed on the way",
+                code="secagg",
             ) from None
         return plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
 
@@ -237,7 +240,8 @@ class SumAggregator:
         if len(got) < self.terms.threshold:
             raise PayloadError(
                 f"round {self.round + 1}: messages {kind} of sites {sorted(got)}; "
-                f"at least {self.terms.threshold} needed"
+                f"at least {self.terms.threshold} needed",
+                code="secagg",
             )
         self._got[kind] = got
         return broadcast_of(kind, self.round, dict.fromkeys(got, b"") if kind == MASKED else got)
@@ -277,7 +281,7 @@ class SumAggregator:
         try:
             return shamir.combine(shares)
         except ValueError as error:
-            raise PayloadError(f"round {self.round + 1}: secret of site {site}: {error}") from None
+            raise PayloadError(f"round {self.round + 1}: secret of site {site}: {error}", code="secagg") from None
 
     def _left_over(self, site: int, secret: bytes, survivors: Iterable[int]) -> U64:
         """The pairwise masks that the survivors put on for a `site` which dropped out before it put on its own."""
@@ -285,7 +289,8 @@ class SumAggregator:
         own = X25519PrivateKey.from_private_bytes(secret)
         if own.public_key().public_bytes_raw() != roster[site].masking:
             raise PayloadError(
-                f"round {self.round + 1}: the shares of the mask key of site {site} do not fit its public key"
+                f"round {self.round + 1}: the shares of the mask key of site {site} do not fit its public key",
+                code="secagg",
             )
         left = np.zeros(self.terms.size, np.uint64)
         for peer in survivors:

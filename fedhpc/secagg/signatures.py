@@ -105,7 +105,8 @@ class Signatories:
             raise PayloadError(
                 f"site {self.names[site]}, round {round + 1}: the signature of its message {KIND_NAMES[kind]} "
                 "does not fit its key, this run, this round and what was received here: the aggregator or the site has "
-                "changed or repeated something. The round was refused before anything was revealed"
+                "changed or repeated something. The round was refused before anything was revealed",
+                code="secagg",
             ) from None
 
 
@@ -161,18 +162,26 @@ def certified_key(introduction: Introduction, own: Credentials) -> PublicKey:
         crl = x509.load_pem_x509_crl(own.crl.read_bytes())
         PolicyBuilder().store(Store([ca])).build_client_verifier().verify(certificate, [])
     except VerificationError as error:
-        raise TlsError(f"site {name}: its certificate is refused by {own.ca}: {error}") from None
+        raise TlsError(f"site {name}: its certificate is refused by {own.ca}: {error}", code="tls.refused") from None
     except (OSError, ValueError) as error:
-        raise TlsError(f"site {name}: its certificate cannot be checked: {error}") from None
+        raise TlsError(f"site {name}: its certificate cannot be checked: {error}", code="tls.unreadable") from None
     shown = [attribute.value for attribute in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if shown != [name]:
-        raise TlsError(f"site {name}: the certificate shown is that of {', '.join(map(str, shown)) or 'nobody'}")
+        raise TlsError(
+            f"site {name}: the certificate shown is that of {', '.join(map(str, shown)) or 'nobody'}",
+            code="tls.refused",
+        )
     if not crl.is_signature_valid(ca.public_key()):  # type: ignore[arg-type]
-        raise TlsError(f"{own.crl}: was not signed by {own.ca}; get the CA's current list")
+        raise TlsError(f"{own.crl}: was not signed by {own.ca}; get the CA's current list", code="tls.refused")
     if crl.next_update_utc is not None and crl.next_update_utc < datetime.now(UTC):
-        raise TlsError(f"{own.crl}: was good until {crl.next_update_utc:%Y-%m-%d}; get the CA's current list")
+        raise TlsError(
+            f"{own.crl}: was good until {crl.next_update_utc:%Y-%m-%d}; get the CA's current list", code="tls.expired"
+        )
     if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
-        raise TlsError(f"site {name}: its certificate is revoked by {own.crl}; `run.py pki issue` makes a new one")
+        raise TlsError(
+            f"site {name}: its certificate is revoked by {own.crl}; `run.py pki issue` makes a new one",
+            code="tls.revoked",
+        )
     return _on_p256(certificate.public_key(), name)
 
 
@@ -194,10 +203,13 @@ def certified(site: str, own: Credentials) -> OwnIdentity:
         certificate = x509.load_pem_x509_certificate(own.certificate.read_bytes())
         key = serialization.load_pem_private_key(own.key.read_bytes(), None)
     except (OSError, ValueError, TypeError) as error:
-        raise TlsError(f"site {site}: {own.certificate} or {own.key} cannot be read: {error}") from None
+        raise TlsError(
+            f"site {site}: {own.certificate} or {own.key} cannot be read: {error}", code="tls.unreadable"
+        ) from None
     if not isinstance(key, PrivateKey) or key.public_key() != certificate.public_key():
         raise TlsError(
-            f"site {site}: {own.key} is not the key of {own.certificate}, on P-256; `run.py pki issue CONFIG {site}`"
+            f"site {site}: {own.key} is not the key of {own.certificate}, on P-256; `run.py pki issue CONFIG {site}`",
+            code="tls.key",
         )
     _on_p256(key.public_key(), site)
     return OwnIdentity(Introduction(site, certificate.public_bytes(serialization.Encoding.DER)), key)
@@ -213,4 +225,7 @@ def uncertified(site: str) -> OwnIdentity:
 def _on_p256(key: object, site: str) -> PublicKey:
     if isinstance(key, PublicKey) and isinstance(key.curve, ec.SECP256R1):
         return key
-    raise TlsError(f"site {site}: its key is not an ECDSA key on P-256, which the secure sum needs; see `run.py pki`")
+    raise TlsError(
+        f"site {site}: its key is not an ECDSA key on P-256, which the secure sum needs; see `run.py pki`",
+        code="tls.key",
+    )

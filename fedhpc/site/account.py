@@ -72,7 +72,8 @@ def open_account(config: RunConfig, shard: Shard) -> SiteAccount:
     if ledger.terms.delta > allowed:
         raise PrivacyError(
             f"site ledger of {shard.site}: its delta is {ledger.terms.delta:g}, above 1 / (10 x {units} declared "
-            f"units) = {allowed:.2g}; set a smaller one with `run.py budget grant`"
+            f"units) = {allowed:.2g}; set a smaller one with `run.py budget grant`",
+            code="privacy.site-terms",
         )
     identities = {who: identities_of(shard, splits) for who, splits in SPLITS.items()}
     if not asked.synthetic:
@@ -105,12 +106,14 @@ def _permit(config: RunConfig, shard: Shard, run: str) -> None:
     if terms.require_privacy and not config.privacy.off:
         raise PrivacyError(
             f"site {shard.site}: its site ledger demands privacy, and this run has none: set privacy.epsilon"
-            + (", or say `privacy: off`, which the hospital allows" if terms.allow_off else "")
+            + (", or say `privacy: off`, which the hospital allows" if terms.allow_off else ""),
+            code="privacy.required",
         )
     if terms.require_privacy and not terms.allow_off:
         raise PrivacyError(
             f"site {shard.site}: privacy.off=true: its site ledger demands privacy and allows no exception. Set "
-            "privacy.epsilon, or ask the hospital for one (`run.py budget grant --allow-off`)"
+            "privacy.epsilon, or ask the hospital for one (`run.py budget grant --allow-off`)",
+            code="privacy.required",
         )
     if terms.initialised:
         units = ledger.register(identities_of(shard, ("train",)))

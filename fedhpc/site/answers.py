@@ -108,7 +108,8 @@ class Answers:
         except (ValueError, KeyError, OSError, EOFError) as error:
             raise InputError(
                 f"{path}: is damaged ({type(error).__name__}). Restore it, or remove it: the release is then charged "
-                "and made again."
+                "and made again.",
+                code="file.damaged",
             ) from None
 
     def _keep(self, question: Question, kept: Kept) -> None:

@@ -123,7 +123,7 @@ class Hospital:
         update = to_vector(place.model) - params
         refused = refusal(update, layers_of(place.model), LARGEST_ENTRY)
         if refused is not None:
-            raise SiteError(f"site {self.name}, round {round + 1}: {refused}; lower training.lr")
+            raise SiteError(f"site {self.name}, round {round + 1}: {refused}; lower training.lr", code="site.diverged")
         return update
 
     def _check_bound(self, params: F32, round: int) -> None:
@@ -132,7 +132,8 @@ class Hospital:
             raise SiteError(
                 f"site {self.name}, round {round + 1}: a parameter of the global model is larger than "
                 f"{LARGEST_PARAMETER:g} or not finite, where clipping is not proven to bound one unit; nothing was "
-                "released. Lower training.lr, or ask who runs the aggregator"
+                "released. Lower training.lr, or ask who runs the aggregator",
+                code="site.diverged",
             )
 
     def _train_private(self, plan: PrivacyPlan, round: int) -> None:
@@ -235,7 +236,9 @@ class Hospital:
             PrivacyError: in a run whose evaluation is private.
         """
         if self._place.config.private_evaluation:
-            raise PrivacyError("evaluation.epsilon is set: exact histograms must not leave a site")
+            raise PrivacyError(
+                "evaluation.epsilon is set: exact histograms must not leave a site", code="privacy.exact-metrics"
+            )
         return score_histogram(self._predictions(params, split))
 
     def squared_influence(self, params: F32, placed: Placements) -> float:
@@ -245,7 +248,10 @@ class Hospital:
             PrivacyError: in a run whose evaluation is private.
         """
         if self._place.config.private_evaluation:
-            raise PrivacyError("evaluation.epsilon is set: exact sums over patients must not leave a site")
+            raise PrivacyError(
+                "evaluation.epsilon is set: exact sums over patients must not leave a site",
+                code="privacy.exact-metrics",
+            )
         return squared_influence(self._predictions(params, "test"), placed)
 
     def may_answer(self, params: F32, question: Question) -> bool:

@@ -71,7 +71,8 @@ def resume(path: Path, cluster: Cluster | None) -> int:
     if unknown:
         raise InputError(
             f"{path}: SLURM does not say whether {len(unknown)} elements still run ({unknown[0]} ...); an element must "
-            "not run twice at a time: try again when `squeue` answers"
+            "not run twice at a time: try again when `squeue` answers",
+            code="slurm.no-answer",
         )
     names = [line.name for line in found if line.state in AT_REST]
     if not names:

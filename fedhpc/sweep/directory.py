@@ -116,7 +116,8 @@ class SweepDirectory:
         if self.plan.exists():
             raise InputError(
                 f"{self.path}: holds a sweep already; `run.py sweep resume {self.path}` runs what is missing of it, "
-                "another --run-dir starts anew"
+                "another --run-dir starts anew",
+                code="sweep.exists",
             )
 
     def create(self, sweep: Sweep, cluster: Cluster) -> None:
@@ -140,7 +141,7 @@ class SweepDirectory:
             InputError: where there is none.
         """
         if not self.plan.exists():
-            raise InputError(f"{self.path}: is no sweep: it has no {self.plan.name}")
+            raise InputError(f"{self.path}: is no sweep: it has no {self.plan.name}", code="sweep.not-a-sweep")
         stored = self._stored()
         elements = tuple(
             Element(one.name, one.baseline, one.point, self.element(one.name).read_config()) for one in stored.elements
@@ -151,7 +152,9 @@ class SweepDirectory:
         try:
             return Stored.model_validate(parse_yaml(read_text(self.plan, RESTORE), str(self.plan)))
         except (ConfigError, ValidationError):
-            raise InputError(f"{self.plan}: is not the plan of a sweep; it was cut or changed. {RESTORE}.") from None
+            raise InputError(
+                f"{self.plan}: is not the plan of a sweep; it was cut or changed. {RESTORE}.", code="file.damaged"
+            ) from None
 
     def submissions(self) -> list[Submission]:
         """All of them, oldest first."""
@@ -192,7 +195,9 @@ class SweepDirectory:
         return jobs
 
     def _changed(self) -> InputError:
-        return InputError(f"{self.jobs}: does not list submissions; it was cut or changed. {RESTORE}.")
+        return InputError(
+            f"{self.jobs}: does not list submissions; it was cut or changed. {RESTORE}.", code="file.damaged"
+        )
 
     def _write_jobs(self, jobs: dict[str, Any]) -> None:
         write_json(self.jobs, jobs)
@@ -226,7 +231,9 @@ class ElementDirectory:
         try:
             return Outcome(**read_json(self._outcome, AGAIN))
         except TypeError:
-            raise InputError(f"{self._outcome}: does not say how an attempt ended. {AGAIN}.") from None
+            raise InputError(
+                f"{self._outcome}: does not say how an attempt ended. {AGAIN}.", code="file.damaged"
+            ) from None
 
     def write_outcome(self, outcome: Outcome) -> None:
         """In place of the last one."""

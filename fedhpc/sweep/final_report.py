@@ -17,5 +17,8 @@ def write_report(sweep: Path) -> Path:
     command = [sys.executable, "-m", "fedhpc", "report", str(sweep), "-o", str(out)]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise InputError(f"{out}: was not written: {done.stderr.strip()}. Try again: run.py report {sweep} -o {out}")
+        raise InputError(
+            f"{out}: was not written: {done.stderr.strip()}. Try again: run.py report {sweep} -o {out}",
+            code="sweep.report",
+        )
     return out

@@ -48,7 +48,10 @@ def _mpirun() -> str:
     beside = Path(sys.executable).with_name("mpirun")
     found = str(beside) if beside.exists() else shutil.which("mpirun")
     if found is None:
-        raise InputError("there is no mpirun beside Python or on PATH: set local.ranks=1, or install an MPI")
+        raise InputError(
+            "there is no mpirun beside Python or on PATH: set local.ranks=1, or install an MPI",
+            code="mpi.launcher-missing",
+        )
     return found
 
 
@@ -70,7 +73,8 @@ def check_memory(local: Local) -> None:
     if needed(local) > there:
         raise InputError(
             f"local.memory_gb_per_rank={local.memory_gb_per_rank:g}: an element of {local.ranks} rank(s) would need "
-            f"more than this machine's {there / GB:.1f} GB; lower it"
+            f"more than this machine's {there / GB:.1f} GB; lower it",
+            code="sweep.memory",
         )
 
 

@@ -71,16 +71,24 @@ def submit(directory: SweepDirectory, sweep: Sweep, names: Sequence[str]) -> dic
         InputError: where there is no SLURM, or it refuses.
     """
     if shutil.which("sbatch") is None:
-        raise InputError("there is no sbatch here: log in to the cluster, or use --cluster local on this machine")
+        raise InputError(
+            "there is no sbatch here: log in to the cluster, or use --cluster local on this machine",
+            code="slurm.not-here",
+        )
     if "%" in str(directory.logs.resolve()):
-        raise InputError(f"{directory.logs.resolve()}: SLURM reads % in a path in its own way; use another --run-dir")
+        raise InputError(
+            f"{directory.logs.resolve()}: SLURM reads % in a path in its own way; use another --run-dir",
+            code="slurm.path",
+        )
     executor = _executor(directory, element_parameters(directory, sweep))
     paths = [str(directory.element(name).path.resolve()) for name in names]
     try:
         with outside_of_any_job(), executor.batch():
             jobs = [_submitted(executor, sweep, path) for path in paths]
     except (FailedJobError, FailedSubmissionError) as error:
-        raise InputError(f"sbatch refused the sweep: {str(error).strip()}; correct its section slurm") from None
+        raise InputError(
+            f"sbatch refused the sweep: {str(error).strip()}; correct its section slurm", code="slurm.refused"
+        ) from None
     return {name: str(job.job_id) for name, job in zip(names, jobs, strict=True)}
 
 
@@ -97,7 +105,8 @@ def submit_report(directory: SweepDirectory, sweep: Sweep, job: str) -> str:
     except (FailedJobError, FailedSubmissionError) as error:
         raise InputError(
             f"the elements are submitted, but sbatch refused the report: {str(error).strip()}; make it yourself when "
-            f"they have ended: python run.py report {directory.path}"
+            f"they have ended: python run.py report {directory.path}",
+            code="slurm.refused",
         ) from None
 
 

@@ -37,9 +37,13 @@ def cancel(ids: Sequence[str]) -> None:
     try:
         subprocess.run(["scancel", *ids], capture_output=True, text=True, check=True, timeout=ASK_S)
     except FileNotFoundError:
-        raise InputError("there is no scancel here: cancel the sweep where it was submitted") from None
+        raise InputError(
+            "there is no scancel here: cancel the sweep where it was submitted", code="slurm.not-here"
+        ) from None
     except subprocess.CalledProcessError as error:
-        raise InputError(f"scancel: {error.stderr.strip()}; try again, or see `squeue --me`") from None
+        raise InputError(
+            f"scancel: {error.stderr.strip()}; try again, or see `squeue --me`", code="slurm.refused"
+        ) from None
 
 
 def is_running(job: str) -> bool:

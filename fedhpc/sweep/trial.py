@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from fedhpc.errors import FileError, InputError, Stopped
+from fedhpc.errors import FileError, InputError, Stopped, printed
 from fedhpc.run.preemption import StopRequest
 from fedhpc.sweep.directory import ElementDirectory, Outcome, beginning
 from fedhpc.sweep.slurm_queue import is_running
@@ -53,17 +53,17 @@ def run_element(path: str, requeues: int) -> str:
     except InputError as error:
         # All ranks raise it with the same message, but for a file that this rank alone cannot read or write.
         if isinstance(error, FileError) and wire is not None:
-            folder.end(begun, "failed", f"rank {rank}: {error}")
+            folder.end(begun, "failed", f"rank {rank}: {printed(error)}")
             abort_at_exit(BAD_INPUT)
         elif rank == 0:
-            folder.end(begun, "failed", str(error))
+            folder.end(begun, "failed", printed(error))
         raise
     except Stopped as stop:
         if wire is not None and wire.size > 1:
             abort_at_exit(stop.status)
         stopped = "preempted"
     except BaseException as error:
-        folder.end(begun, "failed", f"rank {rank}: {error or type(error).__name__}")
+        folder.end(begun, "failed", f"rank {rank}: {printed(error)}")
         abort_at_exit(FAILED)
         raise
     if rank == 0:
@@ -94,7 +94,7 @@ def main() -> int:
     try:
         run_element(sys.argv[1], int(sys.argv[2]))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printed(error)}", file=sys.stderr)
         return BAD_INPUT
     return 0
 

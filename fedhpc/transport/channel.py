@@ -128,10 +128,10 @@ class Channel:
         for name in expected:
             sealed = next(arriving, None)
             if sealed is None:
-                raise PayloadError(f"site {name}: its {kind} message did not come")
+                raise PayloadError(f"site {name}: its {kind} message did not come", code="payload.missing")
             yield self.sessions.by_site[name].open(sealed, kind)
         if next(arriving, None) is not None:
-            raise PayloadError(f"{len(expected)} {kind} messages were expected, and more came")
+            raise PayloadError(f"{len(expected)} {kind} messages were expected, and more came", code="payload.missing")
 
 
 def _senders(names: tuple[str, ...], payloads: Sequence[bytes], kind: Kind) -> Iterator[tuple[tuple[str, ...], bytes]]:

@@ -9,7 +9,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from fedhpc.errors import InputError, Interrupted, SiteError
+from fedhpc.error_codes import known
+from fedhpc.errors import InputError, Interrupted, RankErrors, SiteError
 from fedhpc.transport.messages import said
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.arrays import F32
@@ -18,21 +19,31 @@ T = TypeVar("T")
 
 
 def run_on_all_ranks(transport: Transport, work: Callable[[], T]) -> T:
-    """Do `work` at every rank; if it raises InputError at any, raise one at all, with every distinct message.
+    """Do `work` at every rank; if it raises InputError at any, raise one at all, with every distinct message and code.
 
-    A rank that failed alone would leave the others waiting for ever.
+    A rank that failed alone would leave the others waiting for ever. What passes is the message for all ranks and the
+    code, never an error's private part.
+
+    Raises:
+        RankErrors: at every rank, the same.
     """
     result, problem = None, ""
     try:
         result = work()
     except InputError as error:
-        problem = str(error)
+        problem = f"{error.code}\n{error}"
     told = [said(payload) for payload in transport.gather([problem.encode()], "control")]
-    distinct = "\n".join(dict.fromkeys(filter(None, told))).encode() if told else None
-    problems = transport.broadcast(distinct, "control")
+    distinct = json.dumps(list(dict.fromkeys(filter(None, told)))).encode() if any(told) else b""
+    problems = transport.broadcast(distinct if transport.rank == 0 else None, "control")
     if problems:
-        raise InputError(problems.decode())
+        raise RankErrors([_code_and_text(one) for one in json.loads(problems)])
     return result  # type: ignore[return-value]
+
+
+def _code_and_text(problem: str) -> tuple[str, str]:
+    """Split what a rank has sent; a code that is not in the table is none."""
+    code, _, text = problem.partition("\n")
+    return known(code), text
 
 
 def broadcast_json(transport: Transport, make: Callable[[], T]) -> T:
@@ -82,5 +93,6 @@ def check_replicas_equal(transport: Transport, params: F32, round: int, names: S
         where = "; ".join(f"rank {rank} ({sites or 'no site'})" for rank, sites in others.items())
         raise SiteError(
             f"round {round}: the global state at {where} is not the aggregator's: memory or code changed it. "
-            "This round was not recorded; the same command goes on from the one before"
+            "This round was not recorded; the same command goes on from the one before",
+            code="site.replica-differs",
         )

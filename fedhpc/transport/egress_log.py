@@ -70,7 +70,7 @@ def checked_kind(kind: str) -> Kind:
     for allowed in KINDS:
         if kind == allowed:
             return allowed
-    raise PayloadError(f"kind={kind!r} must not leave a site; allowed: {', '.join(KINDS)}")
+    raise PayloadError(f"kind={kind!r} must not leave a site; allowed: {', '.join(KINDS)}", code="payload.kind")
 
 
 class EgressLog:
@@ -136,5 +136,5 @@ def _parsed(line: str, place: str) -> Entry:
     except ValueError:
         fields = None
     if not isinstance(fields, dict) or set(fields) != FIELDS:
-        raise InputError(f"{place}: is not an entry of an egress log; it was cut or changed")
+        raise InputError(f"{place}: is not an entry of an egress log; it was cut or changed", code="file.damaged")
     return Entry(**fields)

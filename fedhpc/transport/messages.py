@@ -62,5 +62,8 @@ def of_each(payloads: Sequence[bytes], names: Sequence[str], what: str, read: Ca
         PayloadError: another number of payloads than sites, or by `read`.
     """
     if len(payloads) != len(names):
-        raise PayloadError(f"{what}: {len(payloads)} messages came, one of each of {len(names)} sites was expected")
+        raise PayloadError(
+            f"{what}: {len(payloads)} messages came, one of each of {len(names)} sites was expected",
+            code="payload.missing",
+        )
     return [read(name, payload) for name, payload in zip(names, payloads, strict=True)]

@@ -247,7 +247,8 @@ def connect() -> Wire:
     if transport.size == 1 and tasks > 1 and "OMPI_COMM_WORLD_SIZE" not in os.environ:
         raise InputError(
             f"SLURM started {tasks} tasks on {socket.gethostname()}, but MPI sees a world of 1: `srun --mpi` does not "
-            "fit the MPI library. See `srun --mpi=list`; Open MPI 5 wants --mpi=pmix, MPICH --mpi=pmi2"
+            "fit the MPI library. See `srun --mpi=list`; Open MPI 5 wants --mpi=pmix, MPICH --mpi=pmi2",
+            code="mpi.world-of-one",
         )
     return transport
 
@@ -288,7 +289,8 @@ def _mpi() -> ModuleType:
         cause = str(error).partition("\n")[0]
         raise InputError(
             f"the MPI library cannot be loaded on {socket.gethostname()} ({cause}). Load the MPI module that this "
-            "environment was installed with, or activate the environment that brings its own (`. .venv/bin/activate`)"
+            "environment was installed with, or activate the environment that brings its own (`. .venv/bin/activate`)",
+            code="mpi.library",
         ) from None
     return MPI
 

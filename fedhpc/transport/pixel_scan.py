@@ -60,7 +60,8 @@ class ImageSearch:
                 raise PayloadError(
                     f"{place}: {BLOCK_BYTES} bytes from {at} on are those of an image of this site; the payload was "
                     "not sent. Find out how they came to be in it before any other run; exchange.search=off sends "
-                    "unsearched"
+                    "unsearched",
+                    code="payload.image-found",
                 )
 
     def _find(self, part: bytes) -> int | None:

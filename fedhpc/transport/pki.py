@@ -63,7 +63,9 @@ def init(folder: Path, names: Sequence[str], days: int = SITE_DAYS) -> None:
     """
     if (folder / "ca.pem").exists():
         raise InputError(
-            f"{folder}: holds a CA already; `run.py pki issue` adds or renews a certificate; to start anew move it away"
+            f"{folder}: holds a CA already; `run.py pki issue` adds or renews a certificate; to start anew move it "
+            "away",
+            code="pki.exists",
         )
     make_folder(folder.parent)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
@@ -75,7 +77,7 @@ def init(folder: Path, names: Sequence[str], days: int = SITE_DAYS) -> None:
         try:
             made.rename(folder)
         except OSError as error:
-            raise InputError(f"{folder}: cannot be made ({error}); name an empty folder") from None
+            raise InputError(f"{folder}: cannot be made ({error}); name an empty folder", code="file") from None
 
 
 def issue(folder: Path, name: str, days: int = SITE_DAYS) -> None:
@@ -85,7 +87,7 @@ def issue(folder: Path, name: str, days: int = SITE_DAYS) -> None:
         InputError: where the CA's key is not in `folder`.
     """
     if days < 1:
-        raise InputError(f"days={days}: a certificate is good for at least 1")
+        raise InputError(f"days={days}: a certificate is good for at least 1", code="command-line")
     ca, ca_key = _ca(folder)
     key = ec.generate_private_key(ec.SECP256R1())
     role = ExtendedKeyUsageOID.SERVER_AUTH if name == AGGREGATOR_NAME else ExtendedKeyUsageOID.CLIENT_AUTH
@@ -133,13 +135,18 @@ def credentials(folder: Path, name: str) -> Credentials:
     found = Credentials(folder / "ca.pem", folder / "crl.pem", folder / f"{name}.pem", folder / f"{name}.key")
     missing = [str(path) for path in (found.ca, found.crl, found.certificate, found.key) if not path.is_file()]
     if missing:
-        raise TlsError(f"{name}: exchange.tls is on and {', '.join(missing)} is missing")
+        raise TlsError(f"{name}: exchange.tls is on and {', '.join(missing)} is missing", code="tls.missing")
     mode = stat.S_IMODE(found.key.stat().st_mode)
     if mode & 0o077:
-        raise TlsError(f"{name}: {found.key} has mode {mode:04o}: others can read the key; `chmod 600 {found.key}`")
+        raise TlsError(
+            f"{name}: {found.key} has mode {mode:04o}: others can read the key; `chmod 600 {found.key}`", code="tls.key"
+        )
     told = _told(_certificate(found.certificate), set())
     if told.days_left < 0:
-        raise TlsError(f"{name}: {found.certificate} expired on {told.expires}; `run.py pki issue CONFIG {name}`")
+        raise TlsError(
+            f"{name}: {found.certificate} expired on {told.expires}; `run.py pki issue CONFIG {name}`",
+            code="tls.expired",
+        )
     return found
 
 
@@ -209,9 +216,11 @@ def _ca(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), None)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); only where the CA's key lies can it sign") from None
+        raise InputError(
+            f"{path}: cannot be read ({error}); only where the CA's key lies can it sign", code="pki.ca-key"
+        ) from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise InputError(f"{path}: is not a key that `run.py pki init` makes")
+        raise InputError(f"{path}: is not a key that `run.py pki init` makes", code="pki.ca-key")
     return _certificate(folder / "ca.pem"), key
 
 
@@ -219,7 +228,9 @@ def _certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise TlsError(f"{path}: is not a certificate that can be read ({error}); see `run.py pki`") from None
+        raise TlsError(
+            f"{path}: is not a certificate that can be read ({error}); see `run.py pki`", code="tls.unreadable"
+        ) from None
 
 
 def _crl(folder: Path) -> x509.CertificateRevocationList:
@@ -227,7 +238,9 @@ def _crl(folder: Path) -> x509.CertificateRevocationList:
     try:
         return x509.load_pem_x509_crl(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise TlsError(f"{path}: is not a revocation list that can be read ({error}); see `run.py pki`") from None
+        raise TlsError(
+            f"{path}: is not a revocation list that can be read ({error}); see `run.py pki`", code="tls.unreadable"
+        ) from None
 
 
 def _told(certificate: x509.Certificate, revoked: set[int]) -> Issued:

@@ -49,14 +49,21 @@ def open_sealed(message: bytes, kind: Kind, sessions: Mapping[int, TlsSession]) 
     """
     tickets, sealed = _split(message)
     if not sessions or max(sessions) >= len(tickets):
-        raise PayloadError(f"the aggregator's {kind} message has {len(tickets)} tickets, none for {sorted(sessions)}")
+        raise PayloadError(
+            f"the aggregator's {kind} message has {len(tickets)} tickets, none for {sorted(sessions)}",
+            code="payload.tampered",
+        )
     mine = {session.open(bytes(tickets[place]), kind) for place, session in sessions.items()}
     ticket = mine.pop()
     if mine or len(ticket) != KEY_BYTES + hashlib.sha256().digest_size:
-        raise PayloadError(f"the aggregator's {kind} message has tickets that differ, or are none")
+        raise PayloadError(
+            f"the aggregator's {kind} message has tickets that differ, or are none", code="payload.tampered"
+        )
     payload = _decrypted(sealed, ticket[:KEY_BYTES], kind)
     if not hmac.compare_digest(hashlib.sha256(payload).digest(), ticket[KEY_BYTES:]):
-        raise PayloadError(f"the aggregator's {kind} message is not the one whose SHA-256 it gave")
+        raise PayloadError(
+            f"the aggregator's {kind} message is not the one whose SHA-256 it gave", code="payload.tampered"
+        )
     return payload
 
 
@@ -67,13 +74,13 @@ def _split(message: bytes) -> tuple[list[memoryview], memoryview]:
         (count,) = LENGTH.unpack_from(view)
         lengths = struct.unpack_from(f"<{min(count, len(message))}Q", view, LENGTH.size)
     except struct.error:
-        raise PayloadError(f"{len(message)} bytes are not a sealed broadcast") from None
+        raise PayloadError(f"{len(message)} bytes are not a sealed broadcast", code="payload.tampered") from None
     at, tickets = LENGTH.size * (1 + count), []
     for length in lengths:
         tickets.append(view[at : at + length])
         at += length
     if at + TAG_BYTES > len(message):
-        raise PayloadError(f"a sealed broadcast was cut to {len(message)} bytes")
+        raise PayloadError(f"a sealed broadcast was cut to {len(message)} bytes", code="payload.tampered")
     return tickets, view[at:]
 
 
@@ -85,5 +92,5 @@ def _decrypted(sealed: memoryview, key: bytes, kind: Kind) -> bytes:
     try:
         parts.append(cipher.finalize())
     except InvalidTag:
-        raise PayloadError(f"the aggregator's {kind} message was changed on the way") from None
+        raise PayloadError(f"the aggregator's {kind} message was changed on the way", code="payload.tampered") from None
     return b"".join(parts)

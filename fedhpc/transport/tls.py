@@ -27,6 +27,8 @@ CHUNK_BYTES = 2**20
 class TlsError(InputError):
     """A peer that must not be spoken to, or a certificate or key of one's own that cannot be used."""
 
+    code = "tls"
+
 
 @dataclass(frozen=True)
 class Credentials:
@@ -55,7 +57,7 @@ class Credentials:
             context.load_cert_chain(self.certificate, self.key)
         except (OSError, ssl.SSLError) as error:
             files = ", ".join(map(str, (self.ca, self.crl, self.certificate, self.key)))
-            raise TlsError(f"TLS cannot use one of {files}: {error}") from None
+            raise TlsError(f"TLS cannot use one of {files}: {error}", code="tls.unreadable") from None
         return context
 
 
@@ -86,7 +88,7 @@ class TlsSession:
         except ssl.SSLWantReadError:
             return self._out.read()
         except ssl.SSLError as error:
-            raise TlsError(f"TLS with {self.peer} refused: {_cause(error)}") from None
+            raise TlsError(f"TLS with {self.peer} refused: {_cause(error)}", code="tls.refused") from None
         self._admit()
         return self._out.read()
 
@@ -95,7 +97,9 @@ class TlsSession:
         names = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
         if names != [self.peer]:
             shown = ", ".join(names) or "nobody"
-            raise TlsError(f"TLS with {self.peer} refused: the certificate shown is that of {shown}")
+            raise TlsError(
+                f"TLS with {self.peer} refused: the certificate shown is that of {shown}", code="tls.refused"
+            )
         self.established = True
 
     def seal(self, payload: bytes, kind: Kind) -> bytes:
@@ -123,14 +127,22 @@ class TlsSession:
         if not self.established:
             raise ValueError(f"session with {self.peer}: no handshake yet")
         if not _whole_records(sealed):
-            raise PayloadError(f"{self.peer}: its {kind} message is cut: {len(sealed)} bytes are not whole TLS records")
+            raise PayloadError(
+                f"{self.peer}: its {kind} message is cut: {len(sealed)} bytes are not whole TLS records",
+                code="payload.tampered",
+            )
         try:
             header, *parts = self._records(memoryview(sealed))
         except (ssl.SSLError, ValueError) as error:
-            raise PayloadError(f"{self.peer}: its {kind} message was changed, moved or sent again: {error}") from None
+            raise PayloadError(
+                f"{self.peer}: its {kind} message was changed, moved or sent again: {error}", code="payload.tampered"
+            ) from None
         payload = b"".join(parts)
         if header != HEADER.pack(KINDS.index(kind), len(payload)):
-            raise PayloadError(f"{self.peer}: {len(payload)} bytes came, which are not one whole {kind} message")
+            raise PayloadError(
+                f"{self.peer}: {len(payload)} bytes came, which are not one whole {kind} message",
+                code="payload.tampered",
+            )
         return payload
 
     def _records(self, sealed: memoryview) -> list[bytes]:

@@ -180,7 +180,8 @@ class DirectoryLock:
             raise InputError(
                 f"{self._directory}: was locked by {holder}, and never released. From this host it cannot be seen "
                 "whether that process is still at work. If it is not (its node failed, or it was killed there), start "
-                "the same command with --take-over; if it is, wait for its end or give another --run-dir"
+                "the same command with --take-over; if it is, wait for its end or give another --run-dir",
+                code="run-directory.abandoned",
             )
         write_json(self._json, asdict(mine))
         return f"the lock of {holder or 'a process that did not get to its name'} was left behind: taken over"
@@ -195,7 +196,8 @@ class DirectoryLock:
     def _busy(self, holder: Holder | None) -> InputError:
         return InputError(
             f"{self._directory}: another run is at work there: {holder or 'it has not told its name yet'}. Wait for "
-            "its end, stop it, or give another --run-dir"
+            "its end, stop it, or give another --run-dir",
+            code="run-directory.locked",
         )
 
     def check_held(self) -> None:
@@ -207,7 +209,8 @@ class DirectoryLock:
             said = f"the lock is now held by {found}" if found else "its lock.json was removed, or all of it"
             raise FileError(
                 f"{self._directory}: is no longer this run's: {said}. The run was stopped, since what it does would "
-                "not be recorded. Restore the directory, or start in a new --run-dir"
+                "not be recorded. Restore the directory, or start in a new --run-dir",
+                code="run-directory.lost",
             )
 
     def release(self) -> None:

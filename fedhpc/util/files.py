@@ -35,13 +35,20 @@ REMEDIES = {
     errno.EIO: "The disk or its network reports a fault: ask the administrators, or give a folder on another disk",
     errno.ESTALE: "It was removed or moved on its server: restore it, or give another folder",
 }
+_CODES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "file.no-space"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "file.not-permitted"),
+    **dict.fromkeys((errno.ENOENT, errno.ESTALE), "file.missing"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "file.in-the-way"),
+}
 OTHERWISE = "See that the disk is there and can be written, then start the same command again"
 
 
 def file_error(path: Path, doing: str, error: OSError) -> FileError:
     """Return the error to raise: path, what was being done (`written`, `read`, ...), the cause, the remedy."""
     cause = error.strerror or type(error).__name__
-    return FileError(f"{path}: cannot be {doing}: {cause}. {REMEDIES.get(error.errno or 0, OTHERWISE)}.")
+    remedy = REMEDIES.get(error.errno or 0, OTHERWISE)
+    return FileError(f"{path}: cannot be {doing}: {cause}. {remedy}.", code=_CODES.get(error.errno or 0, "file"))
 
 
 @contextlib.contextmanager
@@ -191,7 +198,9 @@ def read_text(path: Path, remedy: str) -> str:
     try:
         return read_bytes(path).decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not a text in UTF-8 ({error.reason} at byte {error.start}). {remedy}.") from None
+        raise InputError(
+            f"{path}: is not a text in UTF-8 ({error.reason} at byte {error.start}). {remedy}.", code="file.damaged"
+        ) from None
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -205,7 +214,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: is not a JSON object; it was cut or changed. {remedy}.")
+        raise InputError(f"{path}: is not a JSON object; it was cut or changed. {remedy}.", code="file.damaged")
     return content
 
 
@@ -221,7 +230,9 @@ def read_lines(path: Path, remedy: str) -> tuple[list[str], bool]:
     try:
         text = whole.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not a text in UTF-8 ({error.reason} at byte {error.start}). {remedy}.") from None
+        raise InputError(
+            f"{path}: is not a text in UTF-8 ({error.reason} at byte {error.start}). {remedy}.", code="file.damaged"
+        ) from None
     return text.split("\n") if whole else [], bool(torn)
 
 

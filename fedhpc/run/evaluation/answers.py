@@ -24,7 +24,7 @@ def read_array(site: str, payload: bytes, shape: tuple[int, ...], largest: int) 
     try:
         counts: I64 = unpack_arrays(payload, expected, 8 * int(np.prod(shape)))["counts"].astype(np.int64)
     except PayloadError as error:
-        raise PayloadError(f"site {site}, metrics: {error}") from None
+        raise PayloadError(f"site {site}, metrics: {error}", code=error.code) from None
     if (np.abs(counts.astype(np.float64)) > largest).any():
         raise PayloadError(f"site {site}, metrics: counts beyond {largest}")
     return counts

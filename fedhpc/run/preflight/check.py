@@ -25,7 +25,9 @@ def preflight(config: RunConfig, directory: RunDirectory, transport: Transport) 
     def judged() -> tuple[str, str]:
         found = problems(facts, config, str(directory.path))
         if found:
-            raise InputError("\n".join([f"preflight found {len(found)} problem(s)", *found, rank_table(facts)]))
+            raise InputError(
+                "\n".join([f"preflight found {len(found)} problem(s)", *found, rank_table(facts)]), code="preflight"
+            )
         noted = notes(facts, int(os.environ.get("SLURM_NTASKS", 0)))
         return "\n".join([one_line(facts), *(f"  note: {note}" for note in noted)]), rank_table(facts)
 

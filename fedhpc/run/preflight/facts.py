@@ -122,7 +122,8 @@ def _put_down(token: Path) -> None:
     except OSError as error:
         raise InputError(
             f"run directory {token.parent}: cannot be written on {socket.gethostname()} ({error.strerror}); give a "
-            "--run-dir that the account may write"
+            "--run-dir that the account may write",
+            code="file.not-permitted",
         ) from None
 
 

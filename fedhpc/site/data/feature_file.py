@@ -94,4 +94,5 @@ class FeatureFile:
             "Remove the file: it is computed again",
             private=f"{self._path}: {why}; features of shape {self._shape} were expected. Remove the file: it is "
             "computed again",
+            code="shard.features",
         )

@@ -96,6 +96,7 @@ class FeatureSamples(ImageSamples):
                 f"site {site}: cannot keep the features of the backbone beside the shard: {cause}. Make room there",
                 private=f"{path}: cannot keep the features of site {site}: {cause}; {needed_mb:.1f} MB are needed. "
                 "Make room, or move the shard",
+                code="shard.features",
             ) from error
 
 

@@ -177,6 +177,7 @@ class Shard:
             f"shard of site {self.site!r}: its images changed on disk while the run was reading them; it was "
             "truncated, replaced or overwritten. Restore the file, then start the same command again",
             private=f"shard {self._file.filename} of site {self.site!r}: /images {what}",
+            code="shard.changed",
         )
 
     def close(self) -> None:

@@ -39,6 +39,7 @@ def shard_mark(folder: Path, site: str, digests: Sequence[str], *, started: bool
                 f"shard of site {site!r}: is not the one that this run was started with: images, labels, patients, "
                 "splits or their order differ. Put that one back, or start in a new --run-dir",
                 private=f"{path}: records another shard than the one of site {site!r} that was opened now",
+                code="shard.other",
             )
     salt = secrets.token_hex(32)
     mark = _mark(salt, digests)

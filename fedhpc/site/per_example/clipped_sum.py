@@ -57,7 +57,9 @@ class ClippedSum:
         """
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not named:
-            raise PrivacyError("the network has no trained parameter: unfreeze one, or train without privacy")
+            raise PrivacyError(
+                "the network has no trained parameter: unfreeze one, or train without privacy", code="privacy.network"
+            )
         self._names, self.trained = tuple(named), tuple(named.values())
         self._clip_norm = clip_norm
         self._recorder, self._head = Recorder(model), LinearHead.of(model)
@@ -147,7 +149,8 @@ class ClippedSum:
         if escaped:
             raise PrivacyError(
                 f"parameter {', '.join(escaped)}: used outside of its own layer's forward, where its gradient cannot "
-                "be clipped; call the layer instead, or freeze the parameter"
+                "be clipped; call the layer instead, or freeze the parameter",
+                code="privacy.network",
             )
         tape.finish()
         return tape

@@ -50,7 +50,8 @@ def check_unit_gradients(network: nn.Module, images: Tensor, labels: Tensor, eng
         except RuntimeError as error:
             if dtype == torch.float32:
                 raise InputError(
-                    f"its gradients cannot be taken image by image ({error}). Change its forward"
+                    f"its gradients cannot be taken image by image ({error}). Change its forward",
+                    code="model.gradients",
                 ) from None
             continue  # a constant of the network is float32
         _compare(twin, (images.to(dtype), labels, owner), units, engine or engine_sum)
@@ -72,7 +73,8 @@ def _compare(twin: nn.Module, batch: tuple[Tensor, Tensor, Tensor], units: Tenso
                 raise InputError(
                     f"parameter {name}: its clipped gradients disagree with torch.func (by {off / whole:.1%} of the "
                     "whole), so privacy.epsilon would not hold. Use layers that treat each image by itself and call "
-                    "each layer as it is, without changing its inputs, weights or outputs in place"
+                    "each layer as it is, without changing its inputs, weights or outputs in place",
+                    code="model.gradients",
                 )
 
 

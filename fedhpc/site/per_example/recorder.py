@@ -48,7 +48,8 @@ class Use:
         if x._version != self.version:
             raise PrivacyError(
                 f"layer {self.name}: its input was changed in place after it had been used, so the gradients of images "
-                "cannot be told; change the network (inplace=False)"
+                "cannot be told; change the network (inplace=False)",
+                code="privacy.network",
             )
         return x
 
@@ -154,7 +155,9 @@ class Recorder:
         """
         refused = [f"{name or 'model'}: {why}" for name, module in model.named_modules() for why in _refusals(module)]
         if refused:
-            raise PrivacyError("the network cannot be trained with privacy: " + "; ".join(refused))
+            raise PrivacyError(
+                "the network cannot be trained with privacy: " + "; ".join(refused), code="privacy.network"
+            )
         self._model = model
         self._tape: ForwardRecord | None = None
         self._names: dict[nn.Module, str] = {}
@@ -202,7 +205,9 @@ class Recorder:
         try:
             prepare_layer(module)
         except RuntimeError as error:
-            raise PrivacyError(f"layer {self._names[module]}: {error}; change the network") from None
+            raise PrivacyError(
+                f"layer {self._names[module]}: {error}; change the network", code="privacy.network"
+            ) from None
 
     def _rule(self, module: nn.Module) -> Rule:
         if type(module) is nn.GroupNorm:
@@ -222,7 +227,8 @@ class Recorder:
             got = ", ".join(str(tuple(v.shape)) if isinstance(v, Tensor) else type(v).__name__ for v in values)
             raise PrivacyError(
                 f"layer {self._names[layer]} {does} {got}: with privacy a trained layer takes and gives one tensor "
-                f"with a row for each of the {images} images; change the network"
+                f"with a row for each of the {images} images; change the network",
+                code="privacy.network",
             )
 
     def _group_norm(self, tape: ForwardRecord, layer: nn.GroupNorm, x: Tensor) -> Tensor:

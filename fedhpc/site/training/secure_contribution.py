@@ -92,7 +92,8 @@ def plan_grid(
     if size > LARGEST_SIZE:
         raise PrivacyError(
             f"model: {size:,} parameters are trained; privacy.trust=sites forms every unit's gradient as integers and "
-            f"takes at most {LARGEST_SIZE:,}: train a head on a frozen backbone, or use trust=aggregator"
+            f"takes at most {LARGEST_SIZE:,}: train a head on a frozen backbone, or use trust=aggregator",
+            code="privacy.network",
         )
     clip_units, l2, variance = 1, 0.0, 0.0
     while clip_units < FINENESS * math.sqrt(size) or variance < SMALLEST_VARIANCE:
