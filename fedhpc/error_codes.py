@@ -5,11 +5,10 @@ says nothing of a site's data. It is never given another meaning; a new situatio
 this table (`python run.py errors > docs/errors.md`).
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class ErrorCode:
+class ErrorCode(NamedTuple):
     """One code.
 
     Attributes:

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedhpc.error_codes import UNKNOWN
-
 TOP = Path(__file__).resolve().parents[1]
 
 
@@ -28,7 +26,7 @@ class FedhpcError(Exception):
         code: of the situation (public); empty: that of the class.
     """
 
-    code = UNKNOWN
+    code = "input"
 
     def __init__(self, public: str = "", *, code: str = "") -> None:
         super().__init__(public)
@@ -38,8 +36,6 @@ class FedhpcError(Exception):
 
 class InputError(FedhpcError):
     """Bad input: a config, a shard, a run directory or a command line that fedhpc cannot accept."""
-
-    code = "input"
 
 
 class RankErrors(InputError):
