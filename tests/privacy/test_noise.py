@@ -22,8 +22,9 @@ FALSE_ALARM = 1e-7
 PACKAGE = Path(noise.__file__).parents[1]
 RESTS_ON = (
     *sorted((PACKAGE / "privacy").glob("*.py")),
-    *(PACKAGE / "site" / f"{name}.py" for name in ("privacy", "clipping", "linear_head", "integer_sum", "turns")),
-    *(PACKAGE / "exchange" / f"{name}.py" for name in ("secure_sum", "sum_wire", "shamir")),
+    *(PACKAGE / "site" / "training" / f"{name}.py" for name in ("dp_sgd", "secure_contribution")),
+    *(PACKAGE / "site" / "per_example" / f"{name}.py" for name in ("clipped_sum", "linear_head", "unit_order")),
+    *sorted((PACKAGE / "secagg").glob("[!_]*.py")),
 )
 NOT_FOR_NOISE = {"Generator", "RandomState", "bernoulli", "default_rng", "manual_seed", "multinomial", "normal_"}
 NOT_FOR_NOISE |= {"normal", "rand", "randint", "randn", "random", "randperm", "uniform_", "generator", "seed_of"}
