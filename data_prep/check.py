@@ -88,7 +88,9 @@ def _pad(text: str, width: int, column: int) -> str:
 
 
 def _row(path: Path, shard: Shard, classes: list[str]) -> list[str]:
-    per_class = dict(zip(shard.classes, np.bincount(shard.labels, minlength=len(shard.classes)).tolist(), strict=True))
+    several = shard.kind == "multilabel"
+    counts = shard.labels.sum(axis=0) if several else np.bincount(shard.labels, minlength=len(shard.classes))
+    per_class = dict(zip(shard.classes, counts.tolist(), strict=True))
     modalities = zip(*np.unique(shard.modality, return_counts=True), strict=True)
     return [
         str(path), "ok", shard.site, str(shard.n), str(len(np.unique(shard.patient))),
@@ -140,14 +142,30 @@ def _strip(shard: Shard) -> Image.Image:
 
 def _samples(shard: Shard) -> list[int]:
     """Rows that stand for the shard: evenly spaced within each class, classes in order, at most two lines."""
-    present = np.unique(shard.labels)[: 2 * COLUMNS]
+    first = _first_labels(shard)
+    present = np.unique(first)[: 2 * COLUMNS]
     each = max(1, COLUMNS // len(present))
     chosen: list[int] = []
     for label in present:
-        rows = np.flatnonzero(shard.labels == label)
+        rows = np.flatnonzero(first == label)
         places = np.linspace(0, len(rows) - 1, min(each, len(rows)))
         chosen += rows[np.rint(places).astype(np.int64)].tolist()
     return chosen
+
+
+def _first_labels(shard: Shard) -> npt.NDArray[np.int64]:
+    """The class of each image; of several findings the first, and -1 of an image with none."""
+    if shard.kind == "multiclass":
+        return shard.labels
+    first: npt.NDArray[np.int64] = np.where(shard.labels.any(axis=1), shard.labels.argmax(axis=1), -1)
+    return first
+
+
+def _named(shard: Shard, row: int) -> str:
+    if shard.kind == "multiclass":
+        return shard.classes[int(shard.labels[row])]
+    found = [name for name, there in zip(shard.classes, shard.labels[row], strict=True) if there]
+    return ", ".join(found) or "no finding"
 
 
 def _thumbnail(shard: Shard, row: int) -> Image.Image:
@@ -165,7 +183,7 @@ def _thumbnail(shard: Shard, row: int) -> Image.Image:
 
 def _caption(draw: ImageDraw.ImageDraw, shard: Shard, row: int, place: tuple[int, int]) -> None:
     left, top = place
-    label = int(shard.labels[row])
+    label = int(_first_labels(shard)[row])
     # The label of an unlabelled image means nothing: no class, and no class's colour.
     unlabelled = shard.classes == UNLABELLED
     colour = FAINT if unlabelled else CLASS_COLOURS[label % len(CLASS_COLOURS)]
@@ -174,7 +192,7 @@ def _caption(draw: ImageDraw.ImageDraw, shard: Shard, row: int, place: tuple[int
         shard.stage[row] == 1
     )
     name, words_font = ImageFont.load_default(13), ImageFont.load_default(11)
-    text = UNLABELLED[0] if unlabelled else shard.classes[label]
+    text = UNLABELLED[0] if unlabelled else _named(shard, row)
     draw.text((left, top + 5), _shortened(draw, text, name), fill=colour, font=name)
     draw.text((left, top + 20), ", ".join(words), fill=FAINT, font=words_font)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedhpc.errors import ShardError
 from fedhpc.privacy.hash_chain import sync
-from fedhpc.site.data.shard import COLUMNS, FORMAT_VERSION, IMAGE_DTYPES
+from fedhpc.site.data.shard import COLUMNS, FINDINGS, FORMAT_VERSION, IMAGE_DTYPES
 from fedhpc.util.arrays import Images
 
 # Of a shard that stands for images without labels: every label is 0.
@@ -28,7 +28,8 @@ class ShardContent:
         site: the hospital's name.
         classes: label names in the order of the labels.
         images: [n, C, H, W] of uint8, uint16 or float32, or an iterable of blocks [k, C, H, W] where memory is short.
-        labels: int[n]. patient: pseudonyms, str or bytes of 1 to 16 bytes [n]. split: int[n], 0 train, 1 val, 2 test.
+        labels: int[n]; of several findings int[n, K] of 0 and 1, one column for each of `classes`.
+        patient: pseudonyms, str or bytes of 1 to 16 bytes [n]. split: int[n], 0 train, 1 val, 2 test.
         modality: "MR", "CT" or "OT" [n]. stage: 1 early, 0 otherwise [n], or None.
         pixel_range: the two ends of the pixel scale.
         created_by: the importer and its version; no clock, no user name.
@@ -158,8 +159,10 @@ def _columns(path: Path, content: ShardContent) -> dict[str, Images]:
 
 def _column(path: Path, name: str, values: Images) -> Images:
     wanted = COLUMNS[name]
-    if values.ndim != 1:
-        raise ShardError(f"{path}: {name} has shape {values.shape}; allowed: [n]")
+    if name == "labels" and values.ndim == 2:
+        wanted = FINDINGS[0]
+    elif values.ndim != 1:
+        raise ShardError(f"{path}: {name} has shape {values.shape}; allowed: [n]{' or [n, K]' * (name == 'labels')}")
     if wanted.kind == "S" and values.dtype.kind in "OU":
         values = np.array([item if isinstance(item, bytes) else str(item).encode() for item in values], dtype="S")
     # Casting to S16 cuts longer texts off, which would make one patient of two; integers would wrap around.

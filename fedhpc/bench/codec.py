@@ -203,7 +203,7 @@ def densenet121_update() -> F32:
                 "training": {"batch_size": 16},
             }
         )
-        model = build_model(config, Task(tuple(shard.classes), shard.image_shape))
+        model = build_model(config, Task(tuple(shard.classes), shard.image_shape, shard.kind))
         place = SiteContext(config, model, Device(torch.device("cpu"), bf16=False), None, lambda done, total: None)
         return Hospital(PHANTOM_SITE, 0, shard.n, ImageSamples(shard), place).train(to_vector(model), 0)
 

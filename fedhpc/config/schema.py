@@ -29,6 +29,7 @@ else:
     ServerOptimizer = rules.one_of(rules.SERVER_OPTIMIZERS, "optimizer")
 
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
+TaskKind = Literal["multiclass", "multilabel"]
 BuiltIn = Literal["densenet_small", "densenet121", "resnet18", "resnet50", "frozen"]
 Density = Annotated[float, Field(gt=0, le=1)]
 
@@ -400,6 +401,11 @@ class RunConfig(Section):
     seed: int = Field(
         default=0,
         description="seed of the initial parameters, the order of images, and random rounding; never of the noise",
+    )
+    task: TaskKind = Field(
+        default="multiclass",
+        description="multiclass: an image is of one class (softmax); multilabel: each class is a finding that an image "
+        "has or not (sigmoid), and /labels of a shard is [n, classes] of 0 and 1",
     )
     data: Data = Field(description="the sites and their shards")
     model: Model = Field(default=Model(), description="the network")

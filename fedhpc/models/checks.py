@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedhpc.config.schema import Model
 from fedhpc.errors import InputError
+from fedhpc.models.loss import loss
 from fedhpc.models.task import Task
 
 IMAGES = 4
@@ -64,6 +65,8 @@ def probe_of(network: nn.Module, model: Model, task: Task) -> Probe:
                 p.add_(torch.randn(p.shape, generator=fixed, dtype=p.dtype), alpha=MOVED * size or FROM_ZERO)
     images = torch.rand((IMAGES, *task.image_shape), generator=fixed) * 2 - 1
     labels = torch.arange(IMAGES) % len(task.classes)
+    if task.kind == "multilabel":
+        labels = torch.randint(0, 2, (IMAGES, len(task.classes)), generator=fixed)
     return Probe(model.key, network.train(), images, labels)
 
 
@@ -204,8 +207,7 @@ def _check_images_apart(probe: Probe, modes: tuple[bool, ...]) -> None:
 def _check_gradients(probe: Probe) -> None:
     probe.network.zero_grad()
     try:
-        loss = nn.functional.cross_entropy(probe.output(probe.images), probe.labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss(probe.output(probe.images), probe.labels).backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise probe.refused(backward_problem(error), "model.gradients") from None
     still = [

@@ -90,7 +90,7 @@ def _read(path: Path) -> _Content:
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         facts = json.loads(saved["facts"])
         config = RunConfig.model_validate(with_new_names(facts["config"]))
-        task = Task(tuple(facts["classes"]), tuple(facts["image_shape"]))
+        task = Task(tuple(facts["classes"]), tuple(facts["image_shape"]), config.task)
         thresholds = tuple(int(value) for value in facts["f1_thresholds"])
         return _Content(saved["state_dict"], config, task, thresholds)
     except (*UNREADABLE, ValidationError) as error:

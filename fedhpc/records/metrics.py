@@ -26,8 +26,8 @@ class Predictions:
     """A model's output on n images of one split (private).
 
     Attributes:
-        logits: f32[n, K], before softmax.
-        labels: int64[n].
+        logits: f32[n, K], before softmax, or sigmoid where there are several findings.
+        labels: int64[n], a class each; or int64[n, K], 1 for each finding that is there.
         early: bool[n], small lesion.
         patient: S16[n].
     """
@@ -45,10 +45,12 @@ class Metrics:
     Attributes:
         values: by the key of each of `METRICS`; None where it cannot be told, as where a split lacks a class.
         n_images: how many images were measured.
+        by_class: the same values of each task of `score_histogram`: a class against all else, or a finding.
     """
 
     values: Mapping[str, float | None]
     n_images: int
+    by_class: tuple[Mapping[str, float | None], ...] = ()
 
     def __getitem__(self, key: str) -> float | None:
         return self.values[key]
@@ -62,7 +64,7 @@ class Metrics:
 def score_histogram(predictions: Predictions) -> I64:
     """int64[T, 3, BINS]: counts of images by one-vs-rest logit, for negatives, late and early positives.
 
-    T is 1 for two classes (the second against the first), else the number of classes.
+    T is 1 for two exclusive classes (the second against the first), else the number of classes or findings.
     """
     scores, positive = one_vs_rest(predictions.logits, predictions.labels)
     tasks = scores.shape[1]
@@ -72,8 +74,13 @@ def score_histogram(predictions: Predictions) -> I64:
 
 
 def one_vs_rest(logits: NDArray[np.float32], labels: I64) -> tuple[F64, NDArray[np.bool_]]:
-    """(log odds f64[n, T], is positive bool[n, T]) of each class against all the others."""
+    """(log odds f64[n, T], is positive bool[n, T]) of each class against all the others.
+
+    Of several findings (labels [n, K]) a logit is the log odds of its finding already.
+    """
     z = logits.astype(np.float64)
+    if labels.ndim == 2:
+        return np.nan_to_num(z, nan=0.0, posinf=1e300, neginf=-1e300), labels == 1
     classes = z.shape[1]
     odds = np.empty_like(z)
     with np.errstate(invalid="ignore"):
@@ -224,8 +231,11 @@ def unknown() -> Metrics:
 
 def metrics(test: I64, thresholds: I64, specificity: float) -> Metrics:
     """All the metrics of test counts int64[T, 3, BINS]."""
-    counts = Counts(test, thresholds, specificity)
-    return Metrics({metric.key: metric.exact(counts) for metric in METRICS}, int(test[0].sum()))
+    tasks = (slice(None), *(slice(k, k + 1) for k in range(len(test))))
+    overall, *by_class = (
+        {metric.key: metric.exact(Counts(test[k], thresholds[k], specificity)) for metric in METRICS} for k in tasks
+    )
+    return Metrics(overall, int(test[0].sum()), tuple(by_class))
 
 
 @dataclass(frozen=True)

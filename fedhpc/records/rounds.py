@@ -17,7 +17,14 @@ from fedhpc.transport.messages import Name, parsed
 from fedhpc.util.arrays import I64
 
 FLOAT32_BYTES = 4
-OUTSIDE_GUARANTEE = (*(metric.key for metric in METRICS), "auc_val", "auc_ci95", "n_test", "f1_thresholds")
+OUTSIDE_GUARANTEE = (
+    *(metric.key for metric in METRICS),
+    "per_finding",
+    "auc_val",
+    "auc_ci95",
+    "n_test",
+    "f1_thresholds",
+)
 """What is measured on validation and test patients: with `evaluation.epsilon: null` nothing protects them."""
 GIVEN_AWAY = (
     "evaluation.epsilon is null: the exact score histograms of validation and test patients leave each site. Whoever "

@@ -182,7 +182,21 @@ def evaluation_lines(config: RunConfig, summary: Mapping[str, Any]) -> list[str]
         )
     elif config.private:
         lines.append(f"epsilon protects the training patients only. {GIVEN_AWAY}")
+    lines += findings_lines(summary)
     return lines + [f"{key}: {why}" for key, why in summary["reasons"].items()]
+
+
+def findings_lines(found: Mapping[str, Any]) -> list[str]:
+    """Each finding's own metrics, a line each; none where images are of one class.
+
+    >>> findings_lines({"per_finding": {"nodule": {"auc": 0.9, "f1": 0.5, "sensitivity": 0.7}}})
+    ['nodule: AUC 0.900, F1 0.500']
+    """
+    shown = {"auc": "AUC", "f1": "F1"}
+    return [
+        f"{name}: " + ", ".join(f"{head} {fixed(values[key])}" for key, head in shown.items())
+        for name, values in found.get("per_finding", {}).items()
+    ]
 
 
 def closing(summaries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

@@ -18,6 +18,7 @@ from fedhpc.records.metrics import (
     metrics,
     score_histogram,
 )
+from fedhpc.run.display import findings_lines
 from fedhpc.site.data.samples import FeatureSamples, ImageSamples, Samples
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.evaluation import predict
@@ -56,15 +57,17 @@ def evaluate(run: Path, shard_path: Path) -> dict[str, Any]:
     stack = bootstrap_histograms(predictions, config.bootstrap, generator(saved.config.seed, "evaluate"))
     thresholds = np.array(saved.f1_thresholds, np.int64)
     found = metrics(score_histogram(predictions), thresholds, config.specificity)
-    classes = saved.task.classes[1:] if len(saved.task.classes) == 2 else saved.task.classes
+    names = saved.task.measured
+    by_finding = dict(zip(names, found.by_class, strict=True)) if saved.task.kind == "multilabel" else None
     return {
         "site": shard.site,
         "split": "test",
         "n_images": found.n_images,
         **found.values,
+        **({} if by_finding is None else {"per_finding": by_finding}),
         "auc_ci95": interval95(bootstrap_aucs([stack])),
         "specificity": config.specificity,
-        "thresholds": {name: lower_edge(int(bin)) for name, bin in zip(classes, thresholds, strict=True)},
+        "thresholds": {name: lower_edge(int(bin)) for name, bin in zip(names, thresholds, strict=True)},
     }
 
 
@@ -94,13 +97,14 @@ def evaluation_text(found: Mapping[str, Any]) -> str:
         value = found[metric.key]
         number = lacking.get(metric.key, missing) if value is None else f"{value:.3f}"
         lines.append(f"{metric.name:23} {number}{said.get(metric.key, '')}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *findings_lines(found)])
 
 
 def _check_fit(saved: SavedModel, shard: Shard, path: Path) -> None:
     for name, ours, theirs in (
         ("classes", saved.task.classes, shard.classes),
         ("image_shape", saved.task.image_shape, tuple(shard.image_shape)),
+        ("labels", saved.task.kind, shard.kind),
     ):
         if ours != theirs:
             raise ShardError(

@@ -9,9 +9,10 @@ import numpy as np
 
 from fedhpc.errors import InputError
 from fedhpc.models.saved import save_model
+from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, parameter_count
 from fedhpc.records.environment import git_commit
-from fedhpc.records.metrics import METRICS
+from fedhpc.records.metrics import METRICS, Metrics, unknown
 from fedhpc.records.rounds import FLOAT32_BYTES, Measured, SiteReport, data_digest, largest, mean_of, summary_of
 from fedhpc.records.run_directory import RESTORE, RunDirectory
 from fedhpc.run.display import closing, evaluation_lines
@@ -116,12 +117,22 @@ def _more(session: Session, finals: Sequence[Final], reports: Sequence[SiteRepor
         "reasons": {key: value for one in measured for key, value in one.reasons.items()},
         "epsilon": largest([report.epsilon for report in reports]),
         "evaluation_epsilon": largest([report.evaluation_epsilon for report in reports]),
+        **({"per_finding": _per_finding(session.task, overall)} if session.config.task == "multilabel" else {}),
         "stopped": stopped,
         "parameters": d,
         "dense_bytes_per_round": len(session.config.data.sites) * d * FLOAT32_BYTES,
         "git": git_commit(),
         "continued_after": session.directory.continued(),
         "init_from": read_json(session.directory.initial, RESTORE) if session.directory.initial.exists() else None,
+    }
+
+
+def _per_finding(task: Task, overall: Sequence[Metrics]) -> dict[str, dict[str, float | None]]:
+    """{finding: its metrics}; several models (local-only): the mean over them."""
+    by_class = [one.by_class or (unknown().values,) * len(task.measured) for one in overall]
+    return {
+        name: {metric.key: mean_of([one[k][metric.key] for one in by_class]) for metric in METRICS}
+        for k, name in enumerate(task.measured)
     }
 
 

@@ -102,7 +102,7 @@ def open_session(
     gathered = transport.gather([json.dumps(fact).encode() for fact in hello], "hello")
     facts = tuple(read_facts(config, transport.size, gathered)) if gathered else ()
     common = broadcast_json(transport, lambda: _agreement(facts))
-    task = Task(tuple(common["classes"]), tuple(common["image_shape"]))
+    task = Task(tuple(common["classes"]), tuple(common["image_shape"]), config.task)
     backbone = run_on_all_ranks(
         transport, lambda: load_backbone(config.model.backbone) if config.model.backbone else None
     )
@@ -218,6 +218,11 @@ def _open_shards(config: RunConfig, indices: Sequence[int], directory: RunDirect
 
 def _open_shard(config: RunConfig, name: str) -> Shard:
     shard = Shard.open(config.data.shard_path(name), name, in_memory=config.data.in_memory)
+    if shard.kind != config.task:
+        raise ShardError(
+            f"shard of site {name!r}: its labels are {shard.kind}, the config says task={config.task}. Set task to "
+            f"{shard.kind}, or prepare the shard for the other"
+        )
     empty = [split for split in ("val", "test") if not len(shard.indices(split))]
     if empty:
         raise ShardError(

@@ -11,7 +11,9 @@ with privacy.trust=sites the sum over the honest sites' releases is. The edges a
 release, or fixed.
 
 Several classes: an image is once among the positives of its own class and K - 1 times among the negatives of others.
-The former weigh K - 1 times as much, so that both have the same noise for their number.
+The former weigh K - 1 times as much, so that both have the same noise for their number. Several findings: an image may
+be among the positives of any number of them, up to all. So positives weigh as negatives: whatever its findings are, an
+image adds its weight to exactly one bin of each of the K tasks, K times its weight in all.
 """
 
 import hashlib
@@ -22,6 +24,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass as checked
 
+from fedhpc.config.schema import TaskKind
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.laplace import laplace_integers
 from fedhpc.privacy.noise import KeyStream
@@ -79,15 +82,18 @@ class Weights:
 
     tasks: int
     counted: int
+    kind: TaskKind = "multiclass"
 
     @property
     def positive(self) -> int:
         """How many times as much a positive counts as a negative."""
-        return max(1, self.tasks - 1)
+        return 1 if self.kind == "multilabel" else max(1, self.tasks - 1)
 
     @property
     def image(self) -> int:
         """The weight of one image over all tasks, in units of its own weight."""
+        if self.kind == "multilabel":
+            return self.tasks
         return 1 if self.tasks == 1 else 2 * self.positive
 
     @property
@@ -115,7 +121,8 @@ def weighted_counts(predictions: Predictions, question: Question, weights: Weigh
     n = len(predictions.labels)
     owner = np.arange(n) if unit == "image" else np.unique(predictions.patient, return_inverse=True)[1]
     weight = weights.of_images(owner)
-    if (np.bincount(owner, weights=weight * weights.image) > weights.l1).any():
+    added = weight * np.where(positive, weights.positive, 1).sum(axis=1)
+    if (np.bincount(owner, weights=added) > weights.l1).any():
         raise PrivacyError("a unit weighs more than the evaluation's noise covers: this is a fault")
     counts = np.zeros((tasks, groups, bins), np.int64)
     for task in range(tasks):

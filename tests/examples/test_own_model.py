@@ -58,7 +58,7 @@ def test_example_in_a_sweep_of_two(tmp_path: Path, shards: str, run_python: Call
     for path in configs:
         assert (path.parent / COPY).read_bytes() == (EXAMPLE / "my_models.py").read_bytes()
         assert path.with_name("summary.json").exists()
-    assert "model.args.width" in (tmp_path / "sweep" / "report.html").read_text(encoding="utf-8")
+    assert "width" in (tmp_path / "sweep" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

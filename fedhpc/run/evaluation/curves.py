@@ -67,7 +67,7 @@ class Law:
 
 def law_of(config: RunConfig, plan: EvaluationPlan, tasks: int, stage: int) -> Law:
     """The noise of a stage of a run."""
-    weights = Weights(tasks, plan.counted)
+    weights = Weights(tasks, plan.counted, config.task)
     sites = 1 if config.mode == "centralised" else len(config.data.sites)
     share = config.honest_sites if config.privacy.trust == "sites" else 1
     return Law(weights, weights.l1 / plan.stage_epsilon(stage), sites / share)
@@ -160,13 +160,19 @@ def metrics_of(
     if curves is None:
         return None
     placed = zip(curves, by[0], question.edges, strict=True)
+    f1s = [curve.f1(one.f1_latent(curve, edges))[:, 0] for curve, one, edges in placed]
+    sensitivities = [curve.sensitivity(by[1].evaluation.specificity) for curve in curves]
     images = curves[0].negatives[0] + curves[0].positives[0]
     values = {
         "auc": macro([curve.auc for curve in curves]),
-        "f1": macro([curve.f1(one.f1_latent(curve, edges))[:, 0] for curve, one, edges in placed]),
-        "sensitivity": macro([curve.sensitivity(by[1].evaluation.specificity) for curve in curves]),
+        "f1": macro(f1s),
+        "sensitivity": macro(sensitivities),
     }
-    return Metrics({**unknown().values, **values}, round(float(images)))
+    by_class = [
+        {**unknown().values, "auc": float(curve.auc[0]), "f1": float(f1[0]), "sensitivity": float(found[0])}
+        for curve, f1, found in zip(curves, f1s, sensitivities, strict=True)
+    ]
+    return Metrics({**unknown().values, **values}, round(float(images)), tuple(by_class))
 
 
 def interval_of(law: Law, test: Answer, config: RunConfig) -> tuple[float, float] | None:

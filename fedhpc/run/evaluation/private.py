@@ -52,9 +52,9 @@ def measure_privately(session: Session, params: F32, stage: int) -> Measured | N
     if session.transport.rank:
         return None
     if val is None:
-        return unmeasured(config, SPENT)
+        return unmeasured(config, SPENT, tasks_of(session))
     if curves is None or thresholds is None:
-        return unmeasured(config, TOO_FEW)
+        return unmeasured(config, TOO_FEW, tasks_of(session))
     specificity = config.evaluation.specificity
     known = Measured(
         overall=early_alone(macro([one.sensitivity_early(specificity) for one in curves])),
@@ -73,10 +73,10 @@ def early_alone(early: float | None) -> Metrics:
     return replace(nothing, values={**nothing.values, EARLY_KEY: early})
 
 
-def unmeasured(config: RunConfig, reason: str) -> Measured:
+def unmeasured(config: RunConfig, reason: str, tasks: int) -> Measured:
     """No metrics, and why; the threshold of F1 is then at even odds."""
     nothing = unknown()
-    even = np.array([BINS // 2])
+    even = np.full(tasks, BINS // 2)
     return Measured(nothing, None, dict.fromkeys(config.site_names, nothing), even, None, {"auc": reason})
 
 

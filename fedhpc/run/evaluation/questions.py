@@ -53,7 +53,7 @@ def ask(session: Session, params_of: Callable[[str], F32], question: Question, r
     willing = all(site.may_answer(params_of(site.name), question) for site in sites)
     if not all_agree(transport, willing, round):
         return None
-    weights = Weights(question.shape[0], plan.counted)
+    weights = Weights(question.shape[0], plan.counted, config.task)
     vectors = run_on_all_ranks(
         transport, lambda: [site.answer(params_of(site.name), question, weights) for site in sites]
     )

@@ -4,6 +4,7 @@
 |-------------|--------------------------|--------------|------------------------------------------------|
 | `/images`   | uint8, uint16 or float32 | [n, C, H, W] | one HDF5 chunk an image, no compression        |
 | `/labels`   | int64                    | [n]          | index into the attribute `classes`             |
+|             | or uint8, int64          | [n, K]       | of K classes: 1 for each finding that is there |
 | `/patient`  | S16                      | [n]          | pseudonym, never a name                        |
 | `/split`    | uint8                    | [n]          | 0 train, 1 val, 2 test; a patient is in one    |
 | `/modality` | S2                       | [n]          | as DICOM says it: MR, CT, ..., OT for any other |
@@ -26,6 +27,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from fedhpc.config.schema import TaskKind
 from fedhpc.errors import ShardError
 from fedhpc.site.data.shard_checks import storage_problems
 from fedhpc.util.arrays import I64, U8, Images
@@ -38,6 +40,8 @@ COLUMNS = {
     name: np.dtype(code)
     for name, code in (("labels", "<i8"), ("patient", "S16"), ("split", "u1"), ("modality", "S2"), ("stage", "u1"))
 }
+FINDINGS = (np.dtype("u1"), np.dtype("<i8"))
+"""Of labels [n, K], one column a finding."""
 OPTIONAL = frozenset({"stage"})
 BLOCK_BYTES = 16 * 2**20
 
@@ -73,7 +77,8 @@ class Shard:
         site: the hospital's name (public). classes: the label names in order (public).
         image_shape: (C, H, W) (public). pixel_range: the two ends of the pixel scale (public). n: number of images.
         digest: sha256 hex over site, classes, pixel_range, the columns and every image.
-        labels: int64[n]. patient: S16[n]. split: uint8[n]. modality: S2[n].
+        labels: int64[n]; of several findings int64[n, K] of 0 and 1. kind: "multiclass" or "multilabel" (public).
+        patient: S16[n]. split: uint8[n]. modality: S2[n].
         stage: uint8[n], zeros where the file has none; `has_stage` tells the two apart.
         in_memory: whether the images were loaded at opening.
         image_hashes: the sha256 of each image. row_hashes: the same, by row.
@@ -88,7 +93,9 @@ class Shard:
         self.dtype: np.dtype[Any] = self._dataset.dtype
         self.n: int = self._dataset.shape[0]
         self.image_shape: tuple[int, int, int] = self._dataset.shape[1:]
-        self.labels, self.patient, self.split = columns["labels"], columns["patient"], columns["split"]
+        self.labels: I64 = columns["labels"].astype(np.int64)
+        self.kind: TaskKind = "multiclass" if self.labels.ndim == 1 else "multilabel"
+        self.patient, self.split = columns["patient"], columns["split"]
         self.modality = columns["modality"]
         self.has_stage = "stage" in columns
         self.stage: U8 = columns["stage"] if self.has_stage else np.zeros(self.n, np.uint8)
@@ -362,10 +369,12 @@ def _is_plain_dataset(file: h5py.File, name: str) -> bool:
 
 def _column_layout(dataset: h5py.Dataset, name: str) -> list[str]:
     problems = []
-    if dataset.dtype != COLUMNS[name]:
-        problems.append(f"/{name} has dtype {dataset.dtype}; allowed: {COLUMNS[name]}")
-    if dataset.shape is None or len(dataset.shape) != 1:
-        problems.append(f"/{name} has shape {dataset.shape}; allowed: [n]")
+    findings = name == "labels" and dataset.shape is not None and len(dataset.shape) == 2
+    allowed = FINDINGS if findings else (COLUMNS[name],)
+    if dataset.dtype not in allowed:
+        problems.append(f"/{name} has dtype {dataset.dtype}; allowed: {' or '.join(map(str, allowed))}")
+    if dataset.shape is None or (len(dataset.shape) != 1 and not findings):
+        problems.append(f"/{name} has shape {dataset.shape}; allowed: [n]{' or [n, K]' * (name == 'labels')}")
     return problems + storage_problems(dataset, name)
 
 
@@ -427,10 +436,18 @@ def _rows(rows: list[int]) -> str:
     return f"row {shown}" + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
 
 
+def _good_labels(labels: Images, classes: int) -> tuple[npt.NDArray[np.bool_], str]:
+    """(which rows are fine, what is allowed)."""
+    if labels.ndim == 1:
+        return (labels >= 0) & (labels < classes), f"0 to {classes - 1}, for {classes} classes"
+    if labels.shape[1] != classes:
+        return np.zeros(len(labels), np.bool_), f"[n, {classes}], a column for each of {classes} classes"
+    return ((labels == 0) | (labels == 1)).all(axis=1), "0 and 1, for each finding"
+
+
 def _column_problems(columns: dict[str, Images], identity: _Identity, need_train: bool) -> list[Problem]:
-    last = len(identity.classes) - 1
     good = {
-        "labels": ((columns["labels"] >= 0) & (columns["labels"] <= last), f"0 to {last}, for {last + 1} classes"),
+        "labels": _good_labels(columns["labels"], len(identity.classes)),
         "split": (columns["split"] < len(SPLITS), "0 (train), 1 (val), 2 (test)"),
         "patient": (columns["patient"] != b"", "a pseudonym of 1 to 16 bytes"),
         "modality": (np.isin(columns["modality"], np.array(MODALITIES, "S2")), ", ".join(MODALITIES)),
@@ -441,7 +458,7 @@ def _column_problems(columns: dict[str, Images], identity: _Identity, need_train
     for name, (fine, allowed) in good.items():
         rows = np.flatnonzero(~fine).tolist()
         if rows:
-            text = f"/{name} has {columns[name][rows[0]].item()!r} in {_rows(rows)}; allowed: {allowed}"
+            text = f"/{name} has {columns[name][rows[0]].tolist()!r} in {_rows(rows)}; allowed: {allowed}"
             problems.append(Problem(f"values of /{name}", text))
     if need_train and not (columns["split"] == 0).any():
         text = "/split has an empty train split; allowed: at least one training image, except for evaluation"
@@ -476,7 +493,10 @@ def _crossing(patient: Images, split: U8, *rows: int) -> str:
 def _digest(identity: _Identity, columns: dict[str, Images], hashes: list[bytes], dataset: h5py.Dataset) -> str:
     sha = hashlib.sha256(repr((identity, dataset.dtype.str, dataset.shape)).encode())
     for name in sorted(columns):
-        sha.update(name.encode() + columns[name].tobytes())
+        values = columns[name]
+        # Of labels [n, K] the shape is told too: the same bytes may be other findings.
+        sha.update(name.encode() + (repr((values.dtype.str, values.shape)).encode() if values.ndim > 1 else b""))
+        sha.update(values.tobytes())
     sha.update(b"".join(hashes))
     return sha.hexdigest()
 

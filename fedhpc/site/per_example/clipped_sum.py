@@ -26,9 +26,9 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedhpc.errors import PrivacyError
+from fedhpc.models.loss import loss
 from fedhpc.site.per_example.kernels import inner_products, weighted_sum
 from fedhpc.site.per_example.linear_head import LinearHead
 from fedhpc.site.per_example.recorder import ForwardRecord, Recorder
@@ -45,8 +45,8 @@ class ClippedSum:
 
     `mean` [d], in the parameters' precision, is memory for the released mean; the sum of a first batch lies there too.
 
-    A unit's gradient is that of the mean cross entropy of its images. A unit whose gradient is not finite adds nothing,
-    since no factor would bound it.
+    A unit's gradient is that of the mean loss of its images (`fedhpc.models.loss`). A unit whose gradient is not
+    finite adds nothing, since no factor would bound it.
     """
 
     def __init__(self, model: nn.Module, clip_norm: float) -> None:
@@ -98,7 +98,7 @@ class ClippedSum:
 
         Args:
             images: [n, ...] on the model's device (private).
-            labels: int64 [n] (private).
+            labels: int64 [n], or [n, K] of several findings (private).
             owner: int64 [n], the unit of each image, from 0 on with none left out; no unit is cut (private).
 
         Raises:
@@ -139,7 +139,7 @@ class ClippedSum:
         for p in self.trained:
             p.grad = None
         out, tape = self._recorder.record(images, turns.pair_count)
-        losses = F.cross_entropy(out, labels, reduction="none")
+        losses = loss(out, labels, "none")
         tape.plan(self._workspace)
         with torch.autocast(images.device.type, enabled=False):
             # A sum, since a backward pass from a vector imports torch's symbolic shapes, which takes a rank a second.

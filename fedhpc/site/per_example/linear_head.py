@@ -1,9 +1,10 @@
 """A trained linear layer at the end of a fixed network: unit gradients in closed form, without a backward pass.
 
-The gradient of the loss at the logits of image i is its residual r_i = softmax(logits) - one-hot(label). The bias's is
-r_i too, and the weight's is the outer product of r_i and the features x_i; so the inner product of the gradients of two
-images is <r, r'> (<x, x'> + 1), and <r, r'> <x, x'> where the layer has no bias. All of it is computed in float64: see
-`fedhpc.site.per_example.clipped_sum` for why.
+The gradient of the loss at the logits of image i is its residual r_i = softmax(logits) - one-hot(label), or of K
+findings (sigmoid(logits) - labels) / K. The bias's is r_i too, and the weight's is the outer product of
+r_i and the features x_i; so the inner product of the gradients of two images is <r, r'> (<x, x'> + 1), and <r, r'>
+<x, x'> where the layer has no bias. All of it is computed in float64: see `fedhpc.site.per_example.clipped_sum` for
+why.
 """
 
 from dataclasses import dataclass
@@ -41,9 +42,12 @@ class LinearHead:
         return x.to(self.linear.weight.dtype).double()
 
     def residuals(self, x: Tensor, labels: Tensor, owner: Tensor) -> Tensor:
-        """r [n, classes] of the mean cross entropy of each unit: an image's own, divided by the images of its unit."""
-        r = torch.softmax(self._logits(x), dim=1)
-        r[torch.arange(len(r), device=r.device), labels] -= 1
+        """r [n, classes] of the mean loss of each unit: an image's own, divided by the images of its unit."""
+        if labels.ndim == 1:
+            r = torch.softmax(self._logits(x), dim=1)
+            r[torch.arange(len(r), device=r.device), labels] -= 1
+        else:
+            r = (torch.sigmoid(self._logits(x)) - labels) / labels.shape[1]
         sizes = torch.bincount(owner)
         return r if len(sizes) == len(owner) else r / sizes[owner, None]
 

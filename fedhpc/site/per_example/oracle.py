@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhpc.errors import InputError
+from fedhpc.models.loss import loss
 from fedhpc.site.per_example.clipped_sum import ClippedSum
 
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
@@ -33,7 +34,7 @@ def check_unit_gradients(network: nn.Module, images: Tensor, labels: Tensor, eng
     Args:
         network: in training mode; left as it was.
         images: float32 [n, C, H, W], n at least 3; the first two are of one unit (public).
-        labels: int64 [n] (public).
+        labels: int64 [n] or [n, K] (public).
         engine: what is checked; None: the engine of DP-SGD.
 
     Raises:
@@ -109,20 +110,16 @@ def unit_gradients(model: nn.Module, images: Tensor, labels: Tensor, owner: Tens
     return sums / counts[:, None]
 
 
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits, labels)
-
-
 def _mapped(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     named = dict(model.named_parameters())
     trained = {name: p.detach() for name, p in named.items() if p.requires_grad}
     fixed = {name: p.detach() for name, p in named.items() if not p.requires_grad} | dict(model.named_buffers())
 
-    def loss(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+    def of_image(parameters: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         logits = torch.func.functional_call(model, {**parameters, **fixed}, (image[None],))
-        return _loss(logits, label[None])
+        return loss(logits, label[None])
 
-    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(trained, images, labels)
+    found = torch.func.vmap(torch.func.grad(of_image), in_dims=(None, 0, 0))(trained, images, labels)
     return torch.cat([found[name].flatten(1) for name in trained], dim=1)
 
 
@@ -130,6 +127,6 @@ def _one_by_one(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     trained = [p for p in model.parameters() if p.requires_grad]
     rows = []
     for image, label in zip(images, labels, strict=True):
-        found = torch.autograd.grad(_loss(model(image[None]), label[None]), trained, materialize_grads=True)
+        found = torch.autograd.grad(loss(model(image[None]), label[None]), trained, materialize_grads=True)
         rows.append(torch.cat([g.reshape(-1) for g in found]))
     return torch.stack(rows)

@@ -11,6 +11,7 @@ from torch import nn
 
 from fedhpc.config.schema import RunConfig, Training
 from fedhpc.models.device import Device
+from fedhpc.models.loss import loss
 from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
@@ -96,8 +97,8 @@ def _epochs(local: LocalRound) -> None:
             images = (mirrored(images, rng.random(len(images))) if training.random_flip else images).to(device.device)
             optimizer.zero_grad()
             with device.autocast():
-                loss = nn.functional.cross_entropy(model(images), labels.to(device.device))
-            loss.backward()  # type: ignore[no-untyped-call]
+                value = loss(model(images), labels.to(device.device))
+            value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             done += 1
             local.on_step(done, per_epoch * training.local_epochs)

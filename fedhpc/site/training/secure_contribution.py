@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fedhpc.config.schema import Privacy
 from fedhpc.errors import PrivacyError
 from fedhpc.models.device import Device
+from fedhpc.models.loss import loss
 from fedhpc.models.vector import parameter_count
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.skellam import SMALLEST_VARIANCE, draw, variance_for
@@ -172,10 +173,10 @@ def per_image_gradients(model: nn.Module, bench: Device) -> Iterator[Callable[[T
     def gradients(inputs: Tensor, labels: Tensor) -> Tensor:
         with bench.autocast():
             outputs = module(inputs.to(bench.device))
-            loss = nn.functional.cross_entropy(outputs, labels.to(bench.device), reduction="sum")
+            value = loss(outputs, labels.to(bench.device), "sum")
         # torch tells that images need no gradient of their own; Opacus's hooks don't use it.
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        loss.backward()  # type: ignore[no-untyped-call]
+        value.backward()  # type: ignore[no-untyped-call]
         per_image: list[Tensor] = [getattr(p, "grad_sample") for p in trained]  # noqa: B009
         flat = torch.cat([g.flatten(1) for g in per_image], dim=1).double()
         module.zero_grad()
