@@ -239,7 +239,15 @@ DAMAGES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "external storage": (outside_file, "/labels is not a plain dataset"),
     "labels dtype": (put("labels", np.zeros(N, "<i4")), "/labels has dtype int32; allowed: int64"),
     "patient dtype": (put("patient", np.full(N, b"p", "S20")), r"/patient has dtype \|S20; allowed: \|S16"),
-    "labels 2-d": (put("labels", np.zeros((N, 1), "<i8")), r"/labels has shape \(12, 1\); allowed: \[n\]"),
+    "labels 2-d": (
+        put("labels", np.zeros((N, 1), "<i8")),
+        r"/labels has \[0\] in row 0.*allowed: \[n, 2\], a column for",
+    ),
+    "labels 3-d": (
+        put("labels", np.zeros((N, 2, 1), "<i8")),
+        r"/labels has shape \(12, 2, 1\); allowed: \[n\] or \[n, K\]",
+    ),
+    "labels 2-d dtype": (put("labels", np.zeros((N, 2), "<f4")), "/labels has dtype float32; allowed: uint8 or int64"),
     "labels short": (put("labels", np.zeros(3, "<i8")), "/labels has length 3; allowed: 12, as many as /images"),
     "labels compressed": (
         put("labels", np.zeros(N, "<i8"), compression="gzip"),
@@ -401,7 +409,8 @@ def test_a_failure_in_the_middle_leaves_no_trace(
     ("change", "words"),
     [
         ({"labels": [0, 1]}, "columns of different lengths"),
-        ({"labels": np.zeros((N, 1), int)}, r"labels has shape \(12, 1\); allowed: \[n\]"),
+        ({"labels": np.zeros((N, 2, 1), int)}, r"labels has shape \(12, 2, 1\); allowed: \[n\] or \[n, K\]"),
+        ({"labels": np.full((N, 2), 256)}, "labels of dtype int64 does not fit; allowed: values that uint8"),
         ({"labels": np.full(N, 0.5)}, "labels of dtype float64 does not fit; allowed: values that int64"),
         ({"split": np.full(N, 256)}, "split of dtype int64 does not fit; allowed: values that uint8"),
         ({"patient": ["a pseudonym too long"] * N}, r"patient of dtype .* does not fit; allowed: values that \|S16"),
