@@ -10,8 +10,34 @@ from fedhpc.transport import pki
 from tests.mpi.test_federated import make_shard
 
 REPO = Path(__file__).resolve().parents[1]
-HEAVY = ("PIL", "cryptography", "h5py", "monai", "mpi4py", "numpy", "opacus", "scipy", "sklearn", "submitit", "torch")
-UNUSED_BY_A_RANK = ("PIL", "monai", "mpmath", "opacus", "scipy.stats", "sklearn", "submitit", "sympy", "torch._dynamo")
+HEAVY = (
+    "PIL",
+    "cryptography",
+    "h5py",
+    "jinja2",
+    "monai",
+    "mpi4py",
+    "numpy",
+    "opacus",
+    "psutil",
+    "scipy",
+    "sklearn",
+    "submitit",
+    "torch",
+)
+UNUSED_BY_A_RANK = (
+    "PIL",
+    "jinja2",
+    "psutil",
+    "monai",
+    "mpmath",
+    "opacus",
+    "scipy.stats",
+    "sklearn",
+    "submitit",
+    "sympy",
+    "torch._dynamo",
+)
 
 
 def loaded(program: str, *arguments: str) -> set[str]:

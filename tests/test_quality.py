@@ -12,6 +12,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 # Who may import what: a package, and the module (with what is below it) that owns it.
 OWNERS = {
+    "jinja2": ["fedhpc.util.html"],
     "cryptography": ["fedhpc.secagg", "fedhpc.transport", "fedhpc.privacy.noise"],
     "mpi4py": ["fedhpc.transport.mpi"],
     "ssl": ["fedhpc.transport.tls"],

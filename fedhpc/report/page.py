@@ -1,8 +1,9 @@
 """The report as one self-contained HTML page."""
 
-import html
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fedhpc.records.metrics import shown_metrics
@@ -11,47 +12,42 @@ from fedhpc.report.chart import Chart, Mark, draw
 from fedhpc.report.rows import DATA, EPSILON, FINISHED, Group, Row
 from fedhpc.sweep.config import SEED
 from fedhpc.sweep.status import shown
+from fedhpc.util.html import rendered
 from fedhpc.util.text import clock, fixed
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 80rem; margin: 2rem auto;
-  padding: 0 1.5rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; white-space: nowrap; padding: .3rem 1rem .3rem 0; border-bottom: 1px solid #ddd;
-  vertical-align: top; }
-th { font-weight: 600; } td.n, th.n { text-align: right; }
-.bad { color: #b00020; font-weight: 600; } .note { color: #555; max-width: 60rem; }
-svg { width: 100%; max-width: 860px; height: auto; } .wide { overflow-x: auto; }
-"""
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 PROTECTION = {
     "none": "a rehearsal, in which the aggregator's process held the sites' own vectors.",
     "honest-but-curious": "it protects only from an aggregator that keeps to the protocol.",
     "malicious": "it protects from an aggregator that may send what it likes, as far as the CA is not its own.",
 }
-RESUME = '<p class="note"><code>python run.py sweep resume</code> runs these, and only these, again.</p>'
 NO_PRIVACY = "no privacy"
 KB = 1e3
 Cell = tuple[str, str]
 """(text, CSS class)."""
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of the page: `head` and each line of `body` have as many cells."""
+
+    head: Sequence[Cell]
+    body: Sequence[Sequence[Cell]]
+
+
 def page(name: str, keys: Sequence[str], rows: Sequence[Row], groups: Sequence[Group], made: str) -> str:
     """The page; `keys` are those that the rows differ in."""
-    title = html.escape(f"Report: {name}")
-    parts = [f"<h1>{title}</h1>", f'<p class="note">{html.escape(_summary(rows, made))}</p>']
     chart = chart_of(keys, groups)
-    if chart is not None:
-        parts += ["<h2>Diagnostic quality</h2>", draw(chart), f'<p class="note">{_caption(chart, rows)}</p>']
-    parts += ["<h2>Settings, means over seeds</h2>", _table(*_group_table(keys, groups))]
-    failed = [row for row in rows if row.message]
-    if failed:
-        items = (f"<li><b>{html.escape(row.name)}</b>: {html.escape(row.message)}</li>" for row in failed)
-        parts += ["<h2>What failed</h2>", f"<ul>{''.join(items)}</ul>", RESUME]
-    parts += ["<h2>Runs</h2>", _table(*_row_table(keys, rows)), _notes(rows)]
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-        f"</head><body>\n{chr(10).join(parts)}\n</body></html>\n"
+    return rendered(
+        TEMPLATE,
+        name=name,
+        summary=_summary(rows, made),
+        chart=None if chart is None else draw(chart),
+        caption="" if chart is None else _caption(chart, rows),
+        settings=_group_table(keys, groups),
+        failed=[row for row in rows if row.message],
+        runs=_row_table(keys, rows),
+        notes=_notes(rows),
     )
 
 
@@ -106,7 +102,7 @@ def settings(keys: Sequence[str]) -> list[str]:
     return [key for key in keys if key != SEED] or ["setting"]
 
 
-def _group_table(keys: Sequence[str], groups: Sequence[Group]) -> tuple[list[str], list[list[Cell]]]:
+def _group_table(keys: Sequence[str], groups: Sequence[Group]) -> Table:
     own = settings(keys)
     head = [*map(_title, own), "runs", "AUC", "lowest to highest"]
     head += [*(metric.name for metric in shown_metrics()), "epsilon spent", "up a round"]
@@ -125,10 +121,10 @@ def _group_table(keys: Sequence[str], groups: Sequence[Group]) -> tuple[list[str
                 ("-" if group.bytes_up is None else sent(group.bytes_up), "n"),
             ]
         )
-    return head, body
+    return _table(head, body)
 
 
-def _row_table(keys: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], list[list[Cell]]]:
+def _row_table(keys: Sequence[str], rows: Sequence[Row]) -> Table:
     head = ["run", *map(_title, keys), "state", "AUC", "95 % interval"]
     head += [*(metric.head for metric in shown_metrics()), "epsilon spent"]
     head += ["up", "down", "rounds", "time"]
@@ -150,7 +146,7 @@ def _row_table(keys: Sequence[str], rows: Sequence[Row]) -> tuple[list[str], lis
                 ("-" if row.seconds is None else clock(row.seconds), "n"),
             ]
         )
-    return head, body
+    return _table(head, body)
 
 
 def _point_cells(keys: Sequence[str], baseline: str, point: Mapping[str, Any]) -> list[Cell]:
@@ -173,18 +169,14 @@ def sent(count: float) -> str:
     return f"{count / KB:.1f} kB" if count < KB**2 else f"{count / KB**2:.1f} MB"
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[Cell]]) -> str:
-    numeric = [cell[1].startswith("n") for cell in body[0]]
-    top = "".join(f"<th{' class=n' if n else ''}>{html.escape(t)}</th>" for t, n in zip(head, numeric, strict=True))
-    lines = (
-        "".join(f"<td{f' class={kind!r}' if kind else ''}>{html.escape(text)}</td>" for text, kind in row)
-        for row in body
+def _table(head: Sequence[str], body: Sequence[Sequence[Cell]]) -> Table:
+    """Return the table; a column of numbers has its head on the right, too."""
+    return Table(
+        [(text, "n" if kind.startswith("n") else "") for text, (_, kind) in zip(head, body[0], strict=True)], body
     )
-    rows = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="wide"><table><tr>{top}</tr>{rows}</table></div>'
 
 
-def _notes(rows: Sequence[Row]) -> str:
+def _notes(rows: Sequence[Row]) -> list[str]:
     notes = [
         "Early: the sensitivity for early lesions, at the config's specificity. 95 % interval: bootstrap over the "
         "test patients of one run; it says nothing of other seeds. Up, down: bytes sent in a round, over all hospitals."
@@ -196,8 +188,7 @@ def _notes(rows: Sequence[Row]) -> str:
             "on the same patients add up: `run.py privacy SHARD` tells the sum. It protects training patients; "
             f"{', '.join(OUTSIDE_GUARANTEE)} are measured on validation and test patients, whom it does not protect."
         )
-    notes += _trust_notes(rows)
-    return "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
+    return [*notes, *_trust_notes(rows)]
 
 
 def _trust_notes(rows: Sequence[Row]) -> list[str]:
