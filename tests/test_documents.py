@@ -1,0 +1,100 @@
+"""What the documents say exists: paths, modules, tests, links, packages, layers."""
+
+import functools
+import importlib
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (REPO / "docs").glob("*.md")))
+TOP = ("fedhpc", "data_prep", "tests", "configs", "slurm", "examples", "docs", ".ci")
+CODE = re.compile(r"`([^`\n]+)`")
+A_PATH = re.compile(rf"(?:{'|'.join(map(re.escape, TOP))})/[\w./*-]*")
+A_MODULE = re.compile(r"(?:fedhpc|data_prep)(?:\.\w+)+")
+A_TEST = re.compile(r"\btest_\w+\b(?!\.py|/)")
+LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
+# What a reader of a page makes. tests/examples/test_pages.py carries these pages out.
+MADE_BY_THE_READER = {
+    "fedhpc/aggregation/trimmed_mean.py",
+    "fedhpc/aggregation/server_adam.py",
+    "data_prep/arrays.py",
+    "tests/data_prep/test_arrays.py",
+}
+
+
+def text_of(page: str) -> str:
+    return (REPO / page).read_text(encoding="utf-8")
+
+
+def outside_of_blocks(page: str) -> str:
+    return re.sub(r"^```.*?^```", "", text_of(page), flags=re.DOTALL | re.MULTILINE)
+
+
+def named(pattern: re.Pattern[str], page: str) -> Iterator[str]:
+    """What matches within code spans."""
+    for span in CODE.findall(outside_of_blocks(page)):
+        yield from pattern.findall(span)
+
+
+@functools.cache
+def defined_tests() -> frozenset[str]:
+    files = [path.read_text(encoding="utf-8") for path in (REPO / "tests").rglob("*.py")]
+    return frozenset(name for text in files for name in re.findall(r"^def (test_\w+)", text, flags=re.MULTILINE))
+
+
+def resolves(dotted: str) -> bool:
+    """Whether a dotted name is a module, or something that a module holds."""
+    parts = dotted.split(".")
+    for length in range(len(parts), 0, -1):
+        place = REPO.joinpath(*parts[:length])
+        if place.with_suffix(".py").is_file() or (place / "__init__.py").is_file():
+            found = importlib.import_module(".".join(parts[:length]))
+            return functools.reduce(lambda value, name: getattr(value, name, None), parts[length:], found) is not None
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_paths_of_the_page_exist(page: str) -> None:
+    paths = {path.rstrip(".") for path in named(A_PATH, page)}
+    assert sorted(p for p in paths - MADE_BY_THE_READER if not list(REPO.glob(p.rstrip("/")))) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_the_page_exist(page: str) -> None:
+    targets = {target for target, _ in LINK.findall(outside_of_blocks(page)) if target and "://" not in target}
+    assert sorted(t for t in targets if not (REPO / page).parent.joinpath(t).exists()) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_modules_of_the_page_exist(page: str) -> None:
+    assert sorted(name for name in set(named(A_MODULE, page)) if not resolves(name)) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_of_the_page_exist(page: str) -> None:
+    assert sorted(set(A_TEST.findall(text_of(page))) - defined_tests()) == []
+
+
+def test_architecture_lists_every_package() -> None:
+    listed = set(re.findall(r"^\| `([\w/]+)` \|", text_of("docs/architecture.md"), flags=re.MULTILINE))
+    packages = {f"fedhpc/{path.parent.name}" for path in (REPO / "fedhpc").glob("*/__init__.py")}
+    assert packages | {"data_prep"} == listed
+
+
+def test_architecture_draws_the_layers_of_the_contract() -> None:
+    settings = tomllib.loads(text_of("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in settings if contract["type"] == "layers")
+    drawn = re.search(
+        r"^```text\n(fedhpc\.cli.*?)^```", text_of("docs/architecture.md"), flags=re.DOTALL | re.MULTILINE
+    )
+    assert drawn is not None
+    assert [re.split(r"\s{2,}", line)[0] for line in drawn[1].splitlines()] == layers
+
+
+def test_readme_lists_every_page() -> None:
+    linked = {target for target, _ in LINK.findall(text_of("README.md"))}
+    assert {page for page in PAGES if page != "README.md"} <= linked
