@@ -10,19 +10,27 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (REPO / "docs").glob("*.md")))
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    *sorted(f"docs/{path.name}" for path in (REPO / "docs").glob("*.md")),
+)
 TOP = ("fedhpc", "data_prep", "tests", "configs", "slurm", "examples", "docs", ".ci")
 CODE = re.compile(r"`([^`\n]+)`")
-A_PATH = re.compile(rf"(?:{'|'.join(map(re.escape, TOP))})/[\w./*-]*")
-A_MODULE = re.compile(r"(?:fedhpc|data_prep)(?:\.\w+)+")
+A_PATH = re.compile(rf"(?<![\w./])(?:{'|'.join(map(re.escape, TOP))})/[\w./*-]*")
+A_MODULE = re.compile(r"(?<![\w./])(?:fedhpc|data_prep)(?:\.(?!sif\b)\w+)+")
 A_TEST = re.compile(r"\btest_\w+\b(?!\.py|/)")
 LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
-# What a reader of a page makes. tests/examples/test_pages.py carries these pages out.
+# What a reader of a page makes (tests/examples/test_pages.py carries these pages out), and what was made for a trial.
 MADE_BY_THE_READER = {
     "fedhpc/aggregation/trimmed_mean.py",
     "fedhpc/aggregation/server_adam.py",
     "data_prep/arrays.py",
     "tests/data_prep/test_arrays.py",
+    "configs/large.yaml",
+    "configs/mine.yaml",
+    "configs/twice.yaml",
 }
 
 

@@ -1,6 +1,7 @@
-"""examples/quickstart.py, on a smaller cohort."""
+"""examples/quickstart.py and the README's lines of Python, on a smaller cohort."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,11 @@ import torch
 
 from tests.conftest import REPO
 
+SMALLER = """\
+extends: {smoke}
+data: {{phantom: {{images: 160, image_size: 32}}, public_reference: null}}
+model: {{features: null}}
+"""
 SMALL = ["data.phantom.images=160", "data.phantom.image_size=32", "data.public_reference=null", "model.features=null"]
 
 
@@ -30,3 +36,22 @@ def test_quickstart_trains_and_goes_on(
     finally:
         torch.set_num_threads(threads)
     assert again.summary == run.summary
+
+
+def test_python_of_the_readme_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (REPO / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL | re.M
+    )
+    monkeypatch.chdir(tmp_path)
+    Path("configs").mkdir()
+    smoke = REPO / "configs" / "smoke.yaml"
+    Path("configs/smoke.yaml").write_text(SMALLER.format(smoke=smoke), encoding="utf-8")
+    threads, names = torch.get_num_threads(), dict[str, object]()
+    try:
+        exec("".join(blocks), names)
+    finally:
+        torch.set_num_threads(threads)
+    assert isinstance(names["network"], torch.nn.Module)
+    assert re.search(r"^(None|[0-9.]+) [0-9.]+$", capsys.readouterr().out, flags=re.MULTILINE)
