@@ -101,6 +101,12 @@ def _rebuilt(model: Model, path: Path) -> Model:
     """The section that the network is built from again: the source in the run directory, no weights from elsewhere."""
     if model.build is None:
         return model.model_copy(update={"args": {k: v for k, v in model.args.items() if k != "pretrained"}})
+    if model.source_sha256 is None:
+        raise InputError(
+            f"{path}: does not say which source model.build={model.label} is of: none is executed. Give the model.pt "
+            "that the run wrote",
+            code="model.saved",
+        )
     # `runs/x/model.pt`, or of a local-only run `runs/x/sites/<site>/model.pt`.
     copies = [folder / COPY for folder in (path.resolve().parent, *path.resolve().parents[2:3])]
     copy = next((one for one in copies if one.is_file()), None)

@@ -1,5 +1,6 @@
 """The user's own model: found, pinned by its digest, copied into the run directory, rebuilt from the copy only."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +193,16 @@ def test_changed_copy_is_not_executed(finished: Path, tmp_path: Path) -> None:
 def test_model_file_alone_executes_nothing(finished: Path, tmp_path: Path) -> None:
     shutil.copy(finished / "run" / "model.pt", tmp_path)
     with pytest.raises(InputError, match=f"{COPY}, the copy of its source, is not there"):
+        load_model(tmp_path / "model.pt")
+
+
+def test_model_file_without_a_digest_executes_nothing(finished: Path, tmp_path: Path) -> None:
+    saved = torch.load(finished / "run" / "model.pt", weights_only=True)
+    facts = json.loads(saved["facts"])
+    facts["config"]["model"]["source_sha256"] = None
+    torch.save({**saved, "facts": json.dumps(facts)}, tmp_path / "model.pt")
+    (tmp_path / COPY).write_text("raise SystemExit('executed')", encoding="utf-8")
+    with pytest.raises(InputError, match="does not say which source"):
         load_model(tmp_path / "model.pt")
 
 
