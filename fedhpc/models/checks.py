@@ -2,80 +2,29 @@
 
 A built-in network is known to pass. One of `model.build` or `model.monai` is checked at every start, at every rank. The
 checks of the gradients of single units, which privacy rests on, are in `fedhpc.site.per_example.oracle`.
-
-The weights are moved off their initial values first, by a fixed rule: a layer that starts at zero would hide whether
-the layers before it learn.
 """
 
-from dataclasses import dataclass
+import random
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedhpc.config.schema import Model
-from fedhpc.errors import InputError
-from fedhpc.models.loss import loss
-from fedhpc.models.task import Task
+from fedhpc.models.probe import IMAGES, Probe, gradient_of, some
 
-IMAGES = 4
-"""More than a batch needs to show that its images are mixed; few enough for a large network."""
-MOVED, FROM_ZERO = 0.1, 0.05
-"""How far weights are moved: as a share of their root mean square, and where that is zero."""
+LARGEST_BATCH = 2**18
+"""Values of the images of the largest batch that is tried: 64 images of 64 x 64 pixels."""
 TOLERANCE = 1e-3
 """Of the outputs of images alone and in a batch, as a share of the largest: float32 and deep networks."""
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A network to be checked: built as for training, its weights moved; random images and their labels (public)."""
-
-    key: str
-    network: nn.Module
-    images: Tensor
-    labels: Tensor
-
-    def output(self, images: Tensor, seed: int = 0) -> Tensor:
-        """The logits, with PyTorch's generator at `seed`."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            logits: Tensor = self.network(images)
-        return logits
-
-    def refused(self, problem: str, code: str) -> InputError:
-        """The error that names the model; `code` is one of the family `model`."""
-        return InputError(f"{self.key}: {problem}", code=code)
-
-
-def probe_of(network: nn.Module, model: Model, task: Task) -> Probe:
-    """Return a network to check; its weights are moved.
-
-    Raises:
-        InputError: parameters without a size.
-    """
-    lazy = [name for name, p in network.named_parameters() if isinstance(p, nn.UninitializedParameter)]
-    if lazy:
-        raise InputError(
-            f"{model.key}: parameter {_some(lazy)}: has no size yet. Use no Lazy layer", code="model.parameters"
-        )
-    fixed = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in network.parameters():
-            if p.requires_grad and p.is_floating_point():
-                size = float(p.square().mean().sqrt())
-                p.add_(torch.randn(p.shape, generator=fixed, dtype=p.dtype), alpha=MOVED * size or FROM_ZERO)
-    images = torch.rand((IMAGES, *task.image_shape), generator=fixed) * 2 - 1
-    labels = torch.arange(IMAGES) % len(task.classes)
-    if task.kind == "multilabel":
-        labels = torch.randint(0, 2, (IMAGES, len(task.classes)), generator=fixed)
-    return Probe(model.key, network.train(), images, labels)
-
-
-def check_network(probe: Probe, classes: int, *, private: bool, batch_norm_remedy: str) -> None:
+def check_network(probe: Probe, classes: int, batch: int, *, private: bool, batch_norm_remedy: str) -> None:
     """Check that a network can be trained in a federation.
 
     Args:
         probe: from `probe_of`.
         classes: the number of logits it must give.
+        batch: images in memory at once in training.
         private: whether it will be trained with DP-SGD.
         batch_norm_remedy: what to do about batch norm in this network.
 
@@ -86,8 +35,8 @@ def check_network(probe: Probe, classes: int, *, private: bool, batch_norm_remed
     _check_norms(probe, batch_norm_remedy)
     _check_output(probe, classes)
     _check_buffers(probe)
-    random = _check_randomness(probe, private)
-    _check_images_apart(probe, (False,) if random else (True, False))
+    drawing = _check_randomness(probe, private)
+    _check_images_apart(probe, (False,) if drawing else (True, False), batch)
     _check_gradients(probe)
 
 
@@ -100,7 +49,7 @@ def _check_parameters(probe: Probe) -> None:
     other = [f"{name} ({p.dtype})" for name, p in trained.items() if p.dtype != torch.float32]
     if other:
         raise probe.refused(
-            f"parameter {_some(other)}: is not float32. Convert the network with .float()", "model.parameters"
+            f"parameter {some(other)}: is not float32. Convert the network with .float()", "model.parameters"
         )
 
 
@@ -111,27 +60,19 @@ def _check_norms(probe: Probe, remedy: str) -> None:
     found = [name for name, module in named if isinstance(module, batch)]
     if found:
         raise probe.refused(
-            f"layer {_some(found)}: batch norm keeps statistics of the batch, so of patients. {remedy}",
+            f"layer {some(found)}: batch norm keeps statistics of the batch, so of patients. {remedy}",
             "model.statistics",
         )
     found = [name for name, module in named if isinstance(module, tracking) and module.track_running_stats]
     if found:
         raise probe.refused(
-            f"layer {_some(found)}: keeps running statistics of patients. Set track_running_stats=False there",
+            f"layer {some(found)}: keeps running statistics of patients. Set track_running_stats=False there",
             "model.statistics",
         )
 
 
 def _check_output(probe: Probe, classes: int) -> None:
-    shape = tuple(probe.images.shape)
-    try:
-        found = probe.output(probe.images)
-    except Exception as error:
-        raise probe.refused(
-            f"fails on images of shape {shape}: {type(error).__name__}: {_first_line(error)}. The task has "
-            f"{shape[1]} channel(s) of {shape[2]} x {shape[3]} pixels: make the network take them (task.image_shape)",
-            "model.output",
-        ) from None
+    found = probe.output(probe.images)
     wanted = (len(probe.images), classes)
     if not isinstance(found, Tensor) or tuple(found.shape) != wanted or not found.is_floating_point():
         got = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
@@ -155,7 +96,7 @@ def _check_buffers(probe: Probe) -> None:
     added = [name for name in after if name not in before]
     if changed or added:
         raise probe.refused(
-            f"buffer {_some([*changed, *added])}: changes with the images that pass, so it keeps a statistic of "
+            f"buffer {some([*changed, *added])}: changes with the images that pass, so it keeps a statistic of "
             "patients. Remove it, or compute it of each image alone",
             "model.statistics",
         )
@@ -168,75 +109,104 @@ def _check_randomness(probe: Probe, private: bool) -> bool:
     draws the same. With privacy it is not: one more patient would shift the draws of all others, and with a known seed
     move their gradients too, which the noise does not cover.
     """
+    before = _other_generators()
     one, same = probe.output(probe.images), probe.output(probe.images)
-    if not torch.equal(one, same):
+    if not torch.equal(one, same) or _other_generators() != before:
         raise probe.refused(
             "gives different outputs for the same images and the same torch seed, so that ranks and restarts would "
             "differ. Draw random numbers with torch only, and keep no state between forward passes",
             "model.random",
         )
-    random = not torch.equal(one, probe.output(probe.images, seed=1))
-    if private and random:
+    drawing = probe.draws()
+    if private and drawing:
         raise probe.refused(
             "is random in training (dropout?). With privacy.epsilon one more patient would shift the draws of all "
             "others, which the noise does not cover. Set the dropout probability to 0",
             "model.random",
         )
     probe.network.eval()
-    if not torch.equal(probe.output(probe.images), probe.output(probe.images, seed=1)):
+    if probe.draws():
         raise probe.refused("is random in evaluation. Use nn.Dropout, which .eval() switches off", "model.random")
     probe.network.train()
-    return random
+    return drawing
 
 
-def _check_images_apart(probe: Probe, modes: tuple[bool, ...]) -> None:
+def _other_generators() -> tuple[object, ...]:
+    """The state of the generators of Python and of numpy."""
+    _, keys, *rest = np.random.get_state()
+    return random.getstate(), np.asarray(keys).tobytes(), *rest
+
+
+@torch.no_grad()
+def _check_images_apart(probe: Probe, modes: tuple[bool, ...], batch: int) -> None:
     """Check each mode (training or not) in which nothing is random: dropout draws other masks for a batch."""
+    largest = min(batch, LARGEST_BATCH // probe.images[0].numel())
     for mode in modes:
         probe.network.train(mode)
-        together = probe.output(probe.images).detach()
-        alone = torch.cat([probe.output(image[None]) for image in probe.images]).detach()
-        if not float((together - alone).abs().max()) <= TOLERANCE * float(alone.abs().max()):
+        alone = [probe.output(image[None]) for image in probe.images]
+        for count in sorted({IMAGES, max(IMAGES, largest)}):
+            rows = torch.arange(count) % IMAGES
+            together = probe.output(probe.images[rows])
+            if any(one.shape != together[:1].shape for one in alone) or len(together) != count:
+                raise probe.refused(
+                    f"gives {tuple(alone[0].shape)} for one image and {tuple(together.shape)} for {count}. Give a row "
+                    "for each image, also of a single one (no squeeze without a dimension)",
+                    "model.output",
+                )
+            wanted = torch.cat(alone)[rows]
+            if not float((together - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max()):
+                raise probe.refused(
+                    f"gives other logits for an image in a batch of {count} than for the image alone: it mixes "
+                    "patients. Keep the first dimension apart (no mean, softmax, maximum or norm over it, no reshape "
+                    "across it)",
+                    "model.mixes-images",
+                )
+    probe.network.train()
+
+
+def check_nothing_kept(probe: Probe, other: Probe) -> None:
+    """Check that nothing of the images that passed through a network changes what it does later.
+
+    What a module keeps outside of its buffers, such as a running mean or the first batch in an attribute, neither noise
+    nor clipping covers, and a restart loses.
+
+    Args:
+        probe: checked by `check_network`.
+        other: the same network built anew, which has seen no image.
+
+    Raises:
+        InputError: after other images the two give different logits or gradients.
+    """
+    strangers = 2 * torch.rand(probe.images.shape, generator=torch.Generator().manual_seed(1)) ** 3
+    for mode in (False, True):
+        other.network.train(mode)
+        other.output(strangers)
+    gradient_of(other, strangers)
+    for mode in (True, False):
+        for one in (probe, other):
+            one.network.train(mode)
+        alike = torch.equal(probe.output(probe.images), other.output(probe.images))
+        if mode:
+            ours, theirs = (gradient_of(one, probe.images) for one in (probe, other))
+            same_size = len(ours) == len(theirs)
+            alike = alike and same_size and bool((ours - theirs).norm() <= TOLERANCE * ours.norm())
+        if not alike:
             raise probe.refused(
-                "gives other logits for an image in a batch than for the image alone: it mixes patients. Keep the "
-                "first dimension apart (no mean, softmax or norm over it, no reshape across it)",
-                "model.mixes-images",
+                f"gives other {'logits or gradients' if mode else 'logits in evaluation'} for the same images after "
+                "other images have passed: it keeps something of patients between forward passes (a running mean, the "
+                "first batch). Keep nothing of images in the module, or compute it of each image alone",
+                "model.keeps-statistics",
             )
     probe.network.train()
 
 
 def _check_gradients(probe: Probe) -> None:
-    probe.network.zero_grad()
-    try:
-        loss(probe.output(probe.images), probe.labels).backward()  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
-        raise probe.refused(backward_problem(error), "model.gradients") from None
-    still = [
-        name for name, p in probe.network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
-    ]
-    probe.network.zero_grad()
+    trained = [(name, p.numel()) for name, p in probe.network.named_parameters() if p.requires_grad]
+    parts = torch.split(gradient_of(probe, probe.images), [size for _, size in trained])
+    still = [name for (name, _), part in zip(trained, parts, strict=True) if not part.any()]
     if still:
         raise probe.refused(
-            f"parameter {_some(still)}: gets no gradient, so it would never move. Use it in forward (nothing detached, "
+            f"parameter {some(still)}: gets no gradient, so it would never move. Use it in forward (nothing detached, "
             "no torch.no_grad), or set requires_grad_(False) if it is meant to stay",
             "model.gradients",
         )
-
-
-def backward_problem(error: Exception) -> str:
-    """Return what is wrong with a network whose backward pass fails."""
-    text = _first_line(error).partition(" Hint:")[0].rstrip(".")
-    if "inplace" in text.replace("-", "").replace(" ", "").lower():
-        return (
-            f"changes a value in place that its gradient needs ({text}). Use the operation that returns a new tensor: "
-            "x = x + y for x += y, torch.relu for torch.relu_, inplace=False"
-        )
-    return f"its backward pass fails ({text}). Use operations that have a gradient, and detach nothing"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def _some(names: list[str], shown: int = 3) -> str:
-    more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

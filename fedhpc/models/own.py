@@ -62,7 +62,7 @@ def _executed(source: bytes, path: Path, package_module: str | None) -> ModuleTy
     try:
         with contextlib.redirect_stdout(sys.stderr):
             exec(compile(source, str(path), "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"model.build={path}: cannot be loaded: {_told(error, path)}. Mend it there", code="model.source-fails"
         ) from None
@@ -73,7 +73,7 @@ def _called(function: Any, task: Task, args: dict[str, Any], key: str, path: Pat
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return function(task, **args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in args.items())
         raise InputError(
             f"{key}: failed when called with (task{', ' if given else ''}{given}): {_told(error, path)}. It is called "
@@ -82,7 +82,7 @@ def _called(function: Any, task: Task, args: dict[str, Any], key: str, path: Pat
         ) from None
 
 
-def _told(error: Exception, path: Path) -> str:
+def _told(error: BaseException, path: Path) -> str:
     """The kind of an error, its message and its line in the user's file."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     line = lines[-1] if lines else error.lineno if isinstance(error, SyntaxError) else None

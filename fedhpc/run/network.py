@@ -9,9 +9,10 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import build_model
-from fedhpc.models.checks import Probe, backward_problem, check_network, probe_of
+from fedhpc.models.checks import check_network, check_nothing_kept
 from fedhpc.models.device import Device
 from fedhpc.models.monai_networks import norm_argument
+from fedhpc.models.probe import Probe, backward_problem, probe_of
 from fedhpc.models.task import Task
 from fedhpc.site.per_example.oracle import Sums, check_unit_gradients
 from fedhpc.site.training.secure_contribution import mean_by_unit, per_image_gradients
@@ -49,7 +50,9 @@ def checked_network(config: RunConfig, task: Task) -> nn.Module:
             "them with torch only, whose generator is seeded with the run's seed",
             "model.random",
         )
-    check_network(probe, len(task.classes), private=config.private, batch_norm_remedy=_remedy(config))
+    batch = config.privacy.max_physical_batch if config.private else config.training.batch_size
+    check_network(probe, len(task.classes), batch, private=config.private, batch_norm_remedy=_remedy(config))
+    check_nothing_kept(probe, probe_of(build_model(config, task), model, task))
     if config.private:
         _check_private(probe, secure=config.privacy.trust == "sites")
     return network

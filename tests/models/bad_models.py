@@ -177,3 +177,114 @@ class Rows(nn.Module):
 
 def float64(task):
     return _net(task).double()
+
+
+class Kept(nn.Module):
+    """Keeps something of images outside of its buffers."""
+
+    mean = 0.0
+    first = None
+    activation = None
+
+
+def mean_for_evaluation(task):
+    return nn.Sequential(MeanForEvaluation(), _net(task))
+
+
+class MeanForEvaluation(Kept):
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+            return x
+        return x - self.mean
+
+
+def scaled_by_first_batch(task):
+    return nn.Sequential(ScaledByFirstBatch(), _net(task))
+
+
+class ScaledByFirstBatch(Kept):
+    def forward(self, x):
+        if self.first is None:
+            self.first = x.detach().std()
+        return x / self.first
+
+
+def scaled_by_largest_pixel(task):
+    return nn.Sequential(ScaledByLargestPixel(), _net(task))
+
+
+class ScaledByLargestPixel(nn.Module):
+    def forward(self, x):
+        return x / x.max() if x.max() > 1 else x
+
+
+def centred_in_large_batches(task):
+    return nn.Sequential(CentredInLargeBatches(), _net(task))
+
+
+class CentredInLargeBatches(nn.Module):
+    def forward(self, x):
+        return x - x.mean(dim=0) if len(x) >= 32 else x
+
+
+def rare_drop(task):
+    return _net(task, RareDrop())
+
+
+class RareDrop(nn.Module):
+    """Stochastic depth that no pass of a few images shows."""
+
+    def forward(self, x):
+        return x * (torch.rand(len(x), 1, 1, 1) > 1e-7) if self.training else x
+
+
+def rare_numpy_flip(task):
+    return nn.Sequential(RareNumpyFlip(), _net(task))
+
+
+class RareNumpyFlip(nn.Module):
+    def forward(self, x):
+        return x.flip(3) if np.random.random() < 1e-7 else x
+
+
+def squeezed(task):
+    return nn.Sequential(_net(task), Squeezed())
+
+
+class Squeezed(nn.Module):
+    def forward(self, x):
+        return x.squeeze()
+
+
+def unsqueezed(task):
+    return nn.Sequential(_net(task), Squeezed(), Transposed())
+
+
+class Transposed(nn.Module):
+    def forward(self, x):
+        return x.permute(1, 0).permute(1, 0)
+
+
+def keeps_activation(task):
+    return _net(task, KeepsActivation())
+
+
+class KeepsActivation(Kept):
+    def forward(self, x):
+        self.activation = 2 * x
+        return x
+
+
+def exits(task):
+    raise SystemExit(0)
+
+
+def dark_images(task):
+    """Good: an image may have a gradient of zero."""
+    return nn.Sequential(Dark(), nn.Flatten(), nn.Linear(task.image_shape[1] * task.image_shape[2], 2, bias=False))
+
+
+class Dark(nn.Module):
+    def forward(self, x):
+        return torch.where(x.amax((1, 2, 3), keepdim=True) > 3, x, 0 * x)

@@ -45,7 +45,7 @@ def check_unit_gradients(network: nn.Module, images: Tensor, labels: Tensor, eng
     for dtype in (torch.float64, torch.float32):
         if dtype == torch.float64 and size > LARGEST_IN_DOUBLE:
             continue
-        twin = copy.deepcopy(network).to(dtype)
+        twin = _copied(network).to(dtype)
         try:
             units = unit_gradients(twin, images.to(dtype), labels, owner)
         except RuntimeError as error:
@@ -59,12 +59,24 @@ def check_unit_gradients(network: nn.Module, images: Tensor, labels: Tensor, eng
         return
 
 
+def _copied(network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:
+        raise InputError(
+            f"cannot be copied ({type(error).__name__}: {str(error).partition('. ')[0]}). Keep no result of a forward "
+            "pass in the module (or detach it), and no lock, file or generator",
+            code="model.gradients",
+        ) from None
+
+
 def _compare(twin: nn.Module, batch: tuple[Tensor, Tensor, Tensor], units: Tensor, engine: UnitSum) -> None:
     norms = torch.linalg.vector_norm(units, dim=1)
     names = [name for name, p in twin.named_parameters() if p.requires_grad]
     sizes = [p.numel() for p in twin.parameters() if p.requires_grad]
     # With every unit clipped, a wrong norm shows in every entry.
-    for clip_norm in (WIDE, float(norms.min()) / 2):
+    moving = norms[norms > 0]
+    for clip_norm in (WIDE, *([float(moving.min()) / 2] if len(moving) else [])):
         wanted = (units * (clip_norm / norms).clamp(max=1)[:, None]).sum(0)
         found = engine(twin, *batch, clip_norm)
         whole = float(torch.linalg.vector_norm(wanted))
