@@ -17,7 +17,8 @@ OWNERS = {
     "mpi4py": ["fedhpc.transport.mpi"],
     "ssl": ["fedhpc.transport.tls"],
     "h5py": ["fedhpc.site.data.shard", "data_prep"],
-    "opacus": ["fedhpc.bench.opacus_modes", "fedhpc.privacy"],
+    "opacus": ["fedhpc.bench.opacus_modes", "fedhpc.privacy", "fedhpc.site"],
+    "psutil": ["fedhpc.util.processes"],
     "submitit": ["fedhpc.sweep"],
 }
 NOT_OURS = {"runs", "data", "build", "dist", "__pycache__"}

@@ -19,6 +19,7 @@ from fedhpc.sweep.directory import Cluster, SweepDirectory, submission
 from fedhpc.sweep.final_report import write_report
 from fedhpc.sweep.local import StoppedError, check_memory, run_all
 from fedhpc.sweep.status import AT_REST, latest, runs_here, shown, status_text
+from fedhpc.util.processes import exists
 from fedhpc.util.progress import at_work
 from fedhpc.util.text import wrapped
 
@@ -213,5 +214,5 @@ def _end(pid: int) -> None:
     """SIGTERM to the process that runs a sweep here, and wait for it to end its elements."""
     os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + GRACE_S
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+    while exists(pid) and time.monotonic() < until:
         time.sleep(POLL_S)

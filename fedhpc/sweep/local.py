@@ -17,6 +17,7 @@ from fedhpc.run.display import Console
 from fedhpc.sweep.config import Local, Sweep
 from fedhpc.sweep.directory import Outcome, SweepDirectory, beginning
 from fedhpc.sweep.status import Line, line_of
+from fedhpc.util.processes import available_memory_bytes, resident_bytes, session, total_memory_bytes
 from fedhpc.util.text import clock, fixed
 
 GB = 1e9
@@ -69,7 +70,7 @@ def needed(local: Local) -> int:
 
 def check_memory(local: Local) -> None:
     """Raises InputError where an element needs more than this machine has."""
-    there = _meminfo("MemTotal")
+    there = total_memory_bytes()
     if needed(local) > there:
         raise InputError(
             f"local.memory_gb_per_rank={local.memory_gb_per_rank:g}: an element of {local.ranks} rank(s) would need "
@@ -169,44 +170,11 @@ def _wait_or_kill(one: Running) -> None:
     except subprocess.TimeoutExpired:
         one.process.kill()
         one.process.wait()
-    for pid in _session(one.process.pid):
+    for pid in session(one.process.pid):
         os.kill(pid, signal.SIGKILL)
 
 
 def _fits(running: Sequence[Running], need: int) -> bool:
     """Whether there is memory for one more, when those that run have taken what they will."""
-    yet_to_come = sum(max(0, need - _resident(_session(one.process.pid))) for one in running)
-    return _meminfo("MemAvailable") - yet_to_come >= need
-
-
-def _meminfo(key: str) -> int:
-    """Bytes."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        name, value = line.split(":")
-        if name == key:
-            return int(value.split()[0]) * 1024
-    raise KeyError(key)
-
-
-def _session(leader: int) -> list[int]:
-    """The processes of a session."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        fields = _read(stat).rpartition(")")[2].split()
-        if len(fields) > 3 and int(fields[3]) == leader and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def _resident(pids: Sequence[int]) -> int:
-    """Bytes of memory that these processes hold, shared pages counted for each."""
-    pages = (_read(Path(f"/proc/{pid}/statm")).split()[1:2] for pid in pids)
-    return sum(int(found[0]) for found in pages if found) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _read(path: Path) -> str:
-    """A file of /proc; empty where its process has ended meanwhile."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+    yet_to_come = sum(max(0, need - resident_bytes(session(one.process.pid))) for one in running)
+    return available_memory_bytes() - yet_to_come >= need

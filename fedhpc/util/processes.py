@@ -1,5 +1,11 @@
-"""Processes of this machine, and whether one that a file tells of is still there."""
+"""Processes and memory of this machine, and whether a process that a file tells of is still there.
 
+psutil is imported where a sweep asks for it. `born` and `boot_id` do without: every rank calls them before it trains,
+and psutil's start time moves with the clock of the machine, which would tell a process apart from itself.
+"""
+
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -22,3 +28,55 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+def exists(pid: int) -> bool:
+    """Whether a process is there, one that has ended and was not waited for included."""
+    import psutil
+
+    return psutil.pid_exists(pid)
+
+
+def session(leader: int) -> list[int]:
+    """The processes of a session that have not ended.
+
+    Args:
+        leader: the process that began it; it may have ended.
+    """
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def resident_bytes(pids: Sequence[int]) -> int:
+    """Memory that processes hold, shared pages counted for each; a process that has ended holds none."""
+    import psutil
+
+    total = 0
+    for pid in pids:
+        try:
+            total += psutil.Process(pid).memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def total_memory_bytes() -> int:
+    """The memory of this machine."""
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def available_memory_bytes() -> int:
+    """The memory of this machine that can be had without swapping."""
+    import psutil
+
+    return psutil.virtual_memory().available
