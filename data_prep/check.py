@@ -23,7 +23,6 @@ BACKGROUND, PANEL, TEXT, FAINT = (18, 20, 24), (36, 41, 49), (236, 239, 244), (1
 CLASS_COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167))
 
 Opened = Shard | ShardError
-Colour = tuple[int, int, int]
 
 
 def check(paths: Sequence[Path], png: Path | None = None) -> bool:
@@ -136,7 +135,7 @@ def _strip(shard: Shard) -> Image.Image:
         left = GAP + place % COLUMNS * (THUMB + GAP)
         top = HEADER + GAP + place // COLUMNS * (cell + GAP)
         strip.paste(_thumbnail(shard, row), (left, top))
-        _caption(draw, shard, row, (left, top + THUMB))
+        _caption(draw, shard, row, left, top + THUMB)
     return strip
 
 
@@ -181,8 +180,7 @@ def _thumbnail(shard: Shard, row: int) -> Image.Image:
     return square
 
 
-def _caption(draw: ImageDraw.ImageDraw, shard: Shard, row: int, place: tuple[int, int]) -> None:
-    left, top = place
+def _caption(draw: ImageDraw.ImageDraw, shard: Shard, row: int, left: int, top: int) -> None:
     label = int(_first_labels(shard)[row])
     # The label of an unlabelled image means nothing: no class, and no class's colour.
     unlabelled = shard.classes == UNLABELLED

@@ -52,7 +52,7 @@ def import_images(job: ImageImport) -> list[Path]:
     with any_size(), ended_by_sigterm():
         cohort, refused = _inspected(job, cohort)
         needed_bytes = 2 * len(cohort.files) * (job.size**2 + SHARD_OVERHEAD_BYTES) + 2**20
-        with staging(target, needed_bytes) as stage, Spool(stage.folder, (job.size, job.size)) as spool:
+        with staging(target, needed_bytes) as stage, Spool(stage.folder, job.size) as spool:
             spool.reserve(len(cohort.files))
             taken, more, notes = _decode(job, cohort, spool)
             left = sorted([*left, *refused, *more], key=lambda entry: os.fsencode(entry.path))

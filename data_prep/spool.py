@@ -18,16 +18,15 @@ NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 class Spool:
-    """A temporary file of equal squares of uint8.
+    """A temporary file of equal squares of uint8, `size` pixels a side.
 
     It is written and read by system calls, never through a memory map: on a full disk the first fails with an error
     that can be caught, the second with SIGBUS.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
+    def __init__(self, folder: Path, size: int) -> None:
         self._file = (folder / "images.spool").open("w+b", buffering=0)
-        self._shape = shape
-        self._item_bytes = shape[0] * shape[1]
+        self._size, self._item_bytes = size, size * size
         self.images = 0
 
     def reserve(self, images: int) -> None:
@@ -59,7 +58,7 @@ class Spool:
         for first in range(0, len(rows), BLOCK):
             chosen = rows[first : first + BLOCK].tolist()
             parts = [os.pread(self._file.fileno(), self._item_bytes, row * self._item_bytes) for row in chosen]
-            yield np.frombuffer(b"".join(parts), np.uint8).reshape(len(chosen), 1, *self._shape)
+            yield np.frombuffer(b"".join(parts), np.uint8).reshape(len(chosen), 1, self._size, self._size)
 
     def close(self) -> None:
         """Close and remove the file; twice is harmless."""

@@ -1,5 +1,6 @@
 """The rules of the house, each checked by a tool or by reading the files themselves."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -96,6 +97,49 @@ def test_no_machine_paths() -> None:
 
 def test_no_registry_hosts() -> None:
     assert not lines_with(REGISTRY)
+
+
+def mixed_tuples(annotation: ast.expr) -> bool:
+    """Whether a type has a tuple of a fixed length in it, whose fields have no names."""
+    for node in ast.walk(annotation):
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "tuple":
+            fields = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+            if len(fields) > 1 and not (isinstance(fields[-1], ast.Constant) and fields[-1].value is Ellipsis):
+                return True
+    return False
+
+
+def parameters(tree: ast.AST) -> Iterator[tuple[ast.FunctionDef, ast.arg]]:
+    """Every annotated parameter of every function, with the function."""
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            yield from ((function, node) for node in ast.walk(function.args) if isinstance(node, ast.arg))
+
+
+def test_no_parameter_is_an_anonymous_tuple() -> None:
+    """Nor a type alias of one: values that belong together have a class with names."""
+    trees = {
+        path: ast.parse(path.read_text()) for top in ("fedhpc", "data_prep") for path in (REPO / top).rglob("*.py")
+    }
+    aliases = {
+        target.id
+        for tree in trees.values()
+        for node in tree.body
+        if isinstance(node, ast.Assign) and mixed_tuples(node.value)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    offenders = [
+        f"{path.relative_to(REPO)}:{function.lineno} {function.name}({one.arg}: {ast.unparse(one.annotation)})"
+        for path, tree in trees.items()
+        for function, one in parameters(tree)
+        if one.annotation is not None
+        and (
+            mixed_tuples(one.annotation)
+            or any(isinstance(name, ast.Name) and name.id in aliases for name in ast.walk(one.annotation))
+        )
+    ]
+    assert not offenders, "\n".join(offenders)
 
 
 def test_license_is_apache_2() -> None:

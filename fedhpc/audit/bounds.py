@@ -18,11 +18,10 @@ from scipy.stats import beta, mannwhitneyu, norm
 
 from fedhpc.errors import InputError
 from fedhpc.privacy.accountant import Mechanism, epsilon_of
+from fedhpc.privacy.rdp import History
 from fedhpc.privacy.skellam import epsilon_by_rdp
 from fedhpc.util.arrays import F64
 
-History = tuple[tuple[float, float, int], ...]
-"""(noise multiplier, sample rate, steps) of each part, as `epsilon_of` takes it."""
 CONFIDENCE = 0.95
 CEILING_CONFIDENCE = 1 - 1e-6
 """Of the intervals that are held against ceilings: a good attack comes close to them, and there are several."""
@@ -228,7 +227,7 @@ def ceilings(history: History, mechanism: Mechanism = "gaussian") -> Ceilings:
 
     A single Gaussian step at mu = 1 / 3.73 (exactly: .575 and 1.98 %):
 
-    >>> found = ceilings(((3.73, 1.0, 1),))
+    >>> found = ceilings((Steps(3.73, 1.0, 1),))
     >>> round(found.auc, 2), round(found.tpr(0.01), 3)
     (0.58, 0.02)
     """

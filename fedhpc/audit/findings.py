@@ -210,14 +210,22 @@ def worst(laws: list[Law]) -> Law:
     return replace(chosen, details={**chosen.details, "places": places})
 
 
-def epsilon_finding(attack: str, setting: str, scores: Scores, claim: tuple[float, float]) -> Finding:
-    """The lower bound from `scores` beside the `claim` (epsilon, delta); any setting but WITH_DP is a control."""
-    epsilon, delta = claim
+@dataclass(frozen=True)
+class Guarantee:
+    """What the accountant says of a mechanism: it is (epsilon, delta)-private."""
+
+    epsilon: float
+    delta: float
+
+
+def epsilon_finding(attack: str, setting: str, scores: Scores, claim: Guarantee) -> Finding:
+    """Return the lower bound from `scores` beside the `claim`; any setting but WITH_DP is a control."""
+    delta = claim.delta
     bound = lower_bound(scores, delta)
     kind: Kind = "claim" if setting == WITH_DP else "control"
     sharper = {"epsilon_lower_bound_if_gaussian": gaussian_lower_bound(scores, delta)}
     details = {**_bound_details(bound), **sharper, **_membership_details(membership(scores))}
-    return Finding(attack, setting, EPSILON, bound.epsilon, bound.epsilon, epsilon, "claimed", kind, details)
+    return Finding(attack, setting, EPSILON, bound.epsilon, bound.epsilon, claim.epsilon, "claimed", kind, details)
 
 
 def confirmed(attempt: Callable[[int], Finding]) -> Finding:

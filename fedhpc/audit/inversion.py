@@ -104,11 +104,12 @@ def linear_row(subject: Subject, victim: I64, effort: Effort) -> Row:
 def convolutional_row(subject: Subject, victim: I64, effort: Effort) -> Row:
     """The search on a convolutional network that can be inverted."""
     image, label = small(harmonise(subject.shard.read(victim))), int(subject.samples.labels[victim[0]])
-    shape = (image.shape[1], image.shape[2], image.shape[3])
-    model = _seeded(lambda: smooth_convolutional(shape, len(subject.task.classes)), effort.seed, subject)
+    channels, height, width = image.shape[1:]
+    classes = len(subject.task.classes)
+    model = _seeded(lambda: smooth_convolutional(channels, height, width, classes), effort.seed, subject)
     note = "one image, one step, smooth convolutional network; search"
     enough = replace(effort, iterations=INVERTIBLE[0], budget_s=INVERTIBLE[1])
-    return _searched(subject, model, (image, label), enough, ("inversion, convolutions", note, True))
+    return _searched(subject, model, Victim(image, label), enough, Attack("inversion, convolutions", note, True))
 
 
 def own_network_row(subject: Subject, victim: I64, effort: Effort) -> Row:
@@ -116,15 +117,31 @@ def own_network_row(subject: Subject, victim: I64, effort: Effort) -> Row:
     image, label = small(harmonise(subject.shard.read(victim))), int(subject.samples.labels[victim[0]])
     from_vector(subject.model, subject.params)
     note = f"one image, one step, {subject.config.model.label}; search"
-    return _searched(subject, subject.model, (image, label), effort, ("inversion, own network", note, False))
+    attack = Attack("inversion, own network", note, False)
+    return _searched(subject, subject.model, Victim(image, label), effort, attack)
 
 
-def _searched(
-    subject: Subject, model: nn.Module, victim: tuple[Tensor, int], effort: Effort, what: tuple[str, str, bool]
-) -> Row:
-    (image, label), (attack, note, must_work) = victim, what
-    labels, device = torch.tensor([label], device=subject.bench.device), subject.bench.device
-    updates = one_step_releases(subject, model, image, label)
+@dataclass(frozen=True)
+class Victim:
+    """The image that is sought, f32[1, C, H, W], and its label (private)."""
+
+    image: Tensor
+    label: int
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack's name, a note for the report, and whether the audit fails where it finds nothing without privacy."""
+
+    name: str
+    note: str
+    must_work: bool
+
+
+def _searched(subject: Subject, model: nn.Module, victim: Victim, effort: Effort, attack: Attack) -> Row:
+    image, device = victim.image, subject.bench.device
+    labels = torch.tensor([victim.label], device=device)
+    updates = one_step_releases(subject, model, image, victim.label)
     shape = tuple(image.shape[1:])
     iterations = affordable_iterations(model, labels, shape, effort.iterations, effort.budget_s)
     search = Search(iterations, PENALTY, effort.seed)
@@ -132,7 +149,8 @@ def _searched(
     for setting, update in updates.items():
         found = match_gradient(model, torch.from_numpy(update).to(device), labels, shape, search)
         guesses[setting] = _image_guess(found[0], image)
-    return Row(attack, note, "SSIM", must_work, image[0].numpy(), VICTIM, guesses, {"iterations": iterations})
+    original, details = image[0].numpy(), {"iterations": iterations}
+    return Row(attack.name, attack.note, "SSIM", attack.must_work, original, VICTIM, guesses, details)
 
 
 def real_row(subject: Subject, effort: Effort) -> Row:

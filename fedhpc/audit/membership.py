@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedhpc.algorithms.run_state import RunState
-from fedhpc.audit.bounds import History, Scores, ceilings, claimed_epsilon
+from fedhpc.audit.bounds import Scores, ceilings, claimed_epsilon
 from fedhpc.audit.canaries import Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
-from fedhpc.audit.findings import WITH_DP, Finding, confirmed, epsilon_finding, membership_findings
+from fedhpc.audit.findings import WITH_DP, Finding, Guarantee, confirmed, epsilon_finding, membership_findings
 from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
 from fedhpc.audit.negative_controls import NO_NOISE
 from fedhpc.audit.observation import Work, hospital_at_work
@@ -22,6 +22,7 @@ from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.privacy.rdp import History, Steps
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import predict
 from fedhpc.site.hospital import Hospital
@@ -42,7 +43,7 @@ class WholeRun:
 
 def history_of(plan: PrivacyPlan, rounds: int) -> History:
     """What `rounds` rounds of a plan are to the accountant."""
-    return ((plan.noise_multiplier, plan.sample_rate, plan.steps_per_round * rounds),)
+    return (Steps(plan.noise_multiplier, plan.sample_rate, plan.steps_per_round * rounds),)
 
 
 @dataclass
@@ -84,7 +85,7 @@ def whole_run(subject: Subject, size: WholeRun, on_round: Callable[[], None]) ->
             scores, (spent, steps) = _one_whole_run(subject, included, size.rounds, on_round)
             parts.append(Scores(scores, included))
         made.append((Scores.pooled(parts), spent, steps))
-        return epsilon_finding(name, WITH_DP, made[-1][0], (spent, delta))
+        return epsilon_finding(name, WITH_DP, made[-1][0], Guarantee(spent, delta))
 
     found = confirmed(attempt)
     scores, spent, steps = made[0]
@@ -95,7 +96,7 @@ def whole_run(subject: Subject, size: WholeRun, on_round: Callable[[], None]) ->
 def ledger_finding(subject: Subject, spent: float, steps: int) -> Finding:
     """Whether the ledger charged all steps that were taken: too few, and no lower bound need be above the claim."""
     plan, delta = subject.plan, subject.config.privacy.delta
-    taken = round(claimed_epsilon(((plan.noise_multiplier, plan.sample_rate, steps),), delta), 3)
+    taken = round(claimed_epsilon((Steps(plan.noise_multiplier, plan.sample_rate, steps),), delta), 3)
     name, details = "epsilon of all steps taken", {"steps": steps}
     return Finding("ledger", WITH_DP, name, taken, taken, round(spent, 3), "charged", "claim", details)
 
@@ -142,7 +143,7 @@ def real_training(subject: Subject, count: int, seed: int) -> Iterator[Finding]:
         subject.charges.pay(subject.plan)
         with hospital_with(subject, config, model, samples, subject.weight) as (hospital, _):
             update = released(hospital, start, subject.round, WORST_CASE)
-            claim = (ledger_epsilon(hospital), config.privacy.delta)
+            claim = Guarantee(ledger_epsilon(hospital), config.privacy.delta)
         return epsilon_finding(REAL_TRAINING, WITH_DP, Scores(canaries.scores(update), included), claim)
 
     sound = confirmed(attempt)
@@ -151,7 +152,7 @@ def real_training(subject: Subject, count: int, seed: int) -> Iterator[Finding]:
     samples, quiet = CanarySamples(included, subject.samples), replace(subject.plan, noise_multiplier=0.0)
     site = AuditedSite(subject.site, subject.index, model, samples, config, quiet, subject.weight, subject.bench)
     scores = Scores(canaries.scores(released(site, start, subject.round, WORST_CASE)), included)
-    unnoised = epsilon_finding(REAL_TRAINING, NO_NOISE, scores, (sound.limit, config.privacy.delta))
+    unnoised = epsilon_finding(REAL_TRAINING, NO_NOISE, scores, Guarantee(sound.limit, config.privacy.delta))
     yield replace(unnoised, unnoised=True)
 
 

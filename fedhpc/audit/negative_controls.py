@@ -13,12 +13,13 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.audit.bounds import History, Scores, claimed_epsilon
-from fedhpc.audit.findings import WITH_DP, Finding, confirmed, epsilon_finding
+from fedhpc.audit.bounds import Scores, claimed_epsilon
+from fedhpc.audit.findings import WITH_DP, Finding, Guarantee, confirmed, epsilon_finding
 from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
 from fedhpc.audit.target import Subject
 from fedhpc.audit.transmission import changed
 from fedhpc.privacy.plan import plan_privacy
+from fedhpc.privacy.rdp import Steps
 from fedhpc.util.arrays import F64
 from fedhpc.util.rng import seed_of
 
@@ -44,14 +45,14 @@ class Game:
 
     Attributes:
         attack, setting: their names.
-        claim: (epsilon, delta) of one trial.
+        claim: of one trial.
         noise: what the scores' noise is to be, in clip norms.
         play: from the coins to the scores in clip norms.
     """
 
     attack: str
     setting: str
-    claim: tuple[float, float]
+    claim: Guarantee
     noise: float
     play: Callable[[NDArray[np.bool_]], F64]
 
@@ -75,8 +76,8 @@ class Game:
         return {"noise_planned": self.noise, "noise": float(without.std()), "contribution": float(contribution)}
 
 
-def reference(subject: Subject) -> tuple[Mechanism, tuple[float, float]]:
-    """(the private step at the audit's own plan, its claim as (epsilon, delta) by the ledger's accountant)."""
+def reference(subject: Subject) -> tuple[Mechanism, Guarantee]:
+    """Return the private step at the audit's own plan, and its claim by the ledger's accountant."""
     config = changed(subject.config, privacy=REFERENCE)
     config = mechanism_config(config, rounds=1, local_epochs=1, sample_rate=1.0)
     with np.errstate(divide="ignore"):  # see claimed_epsilon
@@ -85,10 +86,10 @@ def reference(subject: Subject) -> tuple[Mechanism, tuple[float, float]]:
     return mechanism, _claim(mechanism)
 
 
-def _claim(mechanism: Mechanism) -> tuple[float, float]:
+def _claim(mechanism: Mechanism) -> Guarantee:
     plan, delta = mechanism.plan, mechanism.config.privacy.delta
-    history: History = ((plan.noise_multiplier, plan.sample_rate, plan.steps_per_round),)
-    return claimed_epsilon(history, delta), delta
+    history = (Steps(plan.noise_multiplier, plan.sample_rate, plan.steps_per_round),)
+    return Guarantee(claimed_epsilon(history, delta), delta)
 
 
 def one_step(subject: Subject, trials: Trials) -> Iterator[Finding]:
@@ -116,16 +117,16 @@ def two_sites(subject: Subject, trials: Trials) -> Iterator[Finding]:
     sound, claim = reference(subject)
     seeded = replace(sound, config=changed(sound.config, privacy={"noise_seed": seed_of(trials.seed, ONE_SEED) >> 32}))
     for setting, mechanism, names in ((WITH_DP, sound, ("first", "second")), (ONE_SEED, seeded, ("any", "any"))):
-        play = partial(_difference, mechanism, names)
+        play = partial(_difference, mechanism, *names)
         yield Game(TWO_SITES, setting, claim, math.sqrt(2) * sound.plan.noise_multiplier, play).finding(trials)
 
 
-def _difference(mechanism: Mechanism, names: tuple[str, str], included: NDArray[np.bool_]) -> F64:
+def _difference(mechanism: Mechanism, one: str, other: str, included: NDArray[np.bool_]) -> F64:
     """Scores of the first site's canaries. The second site has one canary, of a number that is not scored."""
     first = np.concatenate([[False], included])
     second = np.zeros_like(first)
     second[0] = True
-    return (mechanism.one_round(first, names[0]) - mechanism.one_round(second, names[1]))[1:]
+    return (mechanism.one_round(first, one) - mechanism.one_round(second, other))[1:]
 
 
 def sampling(subject: Subject, trials: Trials) -> Iterator[Finding]:

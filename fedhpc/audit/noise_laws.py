@@ -27,6 +27,7 @@ from fedhpc.audit.statistics import (
     mean_interval,
     spread_interval,
 )
+from fedhpc.compression.top_k import Layers
 from fedhpc.models.vector import layers_of
 from fedhpc.util.arrays import F64, I64
 from fedhpc.util.rng import generator
@@ -92,7 +93,7 @@ def canary_laws(claim: Claim, observed: list[Observed], noise_multiplier: float)
     yield noise_by_step(observed, noise_multiplier, WITH_DP, "claim")
     yield worst(
         [
-            _ratio("noise of each site", site.site, site.noise, (noise_multiplier, LAW_RISK / len(observed)))
+            Spread("noise of each site", site.site, site.noise, noise_multiplier, LAW_RISK / len(observed)).law()
             for site in observed
         ]
     )
@@ -108,22 +109,38 @@ def noise_by_step(observed: list[Observed], noise_multiplier: float, setting: st
     for step in range(steps):
         values = np.concatenate([site.noise[:, step].ravel() for site in observed])
         place = f"step {step + 1} of {steps}"
-        laws.append(_ratio("noise of each step", place, values, (noise_multiplier, LAW_RISK / steps), (setting, kind)))
+        found = Spread("noise of each step", place, values, noise_multiplier, LAW_RISK / steps, setting, kind)
+        laws.append(found.law())
     return worst(laws)
 
 
-def _ratio(
-    law: str,
-    place: str,
-    values: F64,
-    expected: tuple[float, float],
-    judged: tuple[str, Kind] = (WITH_DP, "claim"),
-) -> Law:
-    """Measured over planned standard deviation; `expected` is (the planned one, the risk)."""
-    planned, risk = expected
-    low, high = (end / planned for end in spread_interval(values, risk))
-    measured = float(np.sqrt(np.mean(np.square(values)))) / planned
-    return Law(law, judged[0], f"measured / planned, {place}:", measured, low, high, 1.0, 1.0, judged[1])
+@dataclass(frozen=True)
+class Spread:
+    """Noise that was seen at one place, and what its standard deviation is to be.
+
+    Attributes:
+        name: of the law.
+        place: where it was seen: a site, a step or a tensor.
+        values: the noise.
+        planned: its standard deviation by the plan.
+        risk: the chance that the interval misses the truth.
+        setting, kind: of the law.
+    """
+
+    name: str
+    place: str
+    values: F64
+    planned: float
+    risk: float
+    setting: str = WITH_DP
+    kind: Kind = "claim"
+
+    def law(self) -> Law:
+        """Measured over planned standard deviation."""
+        low, high = (end / self.planned for end in spread_interval(self.values, self.risk))
+        measured = float(np.sqrt(np.mean(np.square(self.values)))) / self.planned
+        quantity = f"measured / planned, {self.place}:"
+        return Law(self.name, self.setting, quantity, measured, low, high, 1.0, 1.0, self.kind)
 
 
 def contribution_by_step(claim: Claim, observed: list[Observed], noise_multiplier: float) -> Law:
@@ -197,7 +214,7 @@ class Masked(nn.Module):
 def observe_own_network(claim: Claim) -> OwnNetwork:
     """Enough rounds for every tensor, and for the weights and the biases of every step."""
     model = network_canaries(Masked(copy.deepcopy(claim.model)), FEW, claim.classes, 10.0).module
-    layers = [(name, size) for name, size in layers_of(model) if not name.startswith("canaries.")]
+    layers = [layer for layer in layers_of(model) if not layer.name.startswith("canaries.")]
     entries, tensor = _some_entries(layers, claim.seed)
     rounds = _rounds_needed(claim, layers, np.bincount(tensor))
     lr = NOISE_MOVE * claim.plan.sample_rate * FEW / (claim.plan.noise_multiplier * claim.config.privacy.clip_norm)
@@ -207,20 +224,20 @@ def observe_own_network(claim: Claim) -> OwnNetwork:
     work = Work(claim.config.site_names[0], config, claim.plan, model, samples, FEW, claim.bench)
     with torch.random.fork_rng(devices=[]):
         values = private_gradients(work, rounds, entries).astype(np.float64)
-    return OwnNetwork(values, tensor, tuple(name for name, _ in layers))
+    return OwnNetwork(values, tensor, tuple(layer.name for layer in layers))
 
 
-def _some_entries(layers: list[tuple[str, int]], seed: int) -> tuple[I64, I64]:
+def _some_entries(layers: Layers, seed: int) -> tuple[I64, I64]:
     """(which parameters, of which tensor each): at most ENTRIES random ones of each tensor."""
     rng, start, parts = generator(seed, "entries of tensors"), 0, []
-    for _, size in layers:
-        parts.append(start + np.sort(rng.permutation(size)[:ENTRIES]))
-        start += size
+    for layer in layers:
+        parts.append(start + np.sort(rng.permutation(layer.size)[:ENTRIES]))
+        start += layer.size
     return np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts])
 
 
-def _rounds_needed(claim: Claim, layers: list[tuple[str, int]], entries: I64) -> int:
-    kinds = [is_bias(name) for name, _ in layers]
+def _rounds_needed(claim: Claim, layers: Layers, entries: I64) -> int:
+    kinds = [is_bias(layer.name) for layer in layers]
     by_kind = [int(entries[np.array(kinds) == kind].sum()) for kind in set(kinds)]
     fewest = min(*by_kind, claim.plan.steps_per_round * int(entries.min()))
     return max(4, -(-ENOUGH // fewest))
@@ -237,19 +254,20 @@ def own_network_laws(observed: OwnNetwork, noise_multiplier: float) -> Iterator[
     risk = LAW_RISK / len(names)
     shown = {name: name.replace("network.network.", "") for name in names}
     yield worst(
-        [_ratio("noise of each tensor", shown[name], observed.of(name), (noise_multiplier, risk)) for name in names]
+        [Spread("noise of each tensor", shown[name], observed.of(name), noise_multiplier, risk).law() for name in names]
     )
     for kind, biases in (("weights", False), ("biases", True)):
         chosen = [name for name in names if is_bias(name) == biases]
         if chosen:
             yield worst(
                 [
-                    _ratio(
+                    Spread(
                         f"noise of the {kind}",
                         f"step {step + 1} of {steps}",
                         np.concatenate([observed.of(name, step).ravel() for name in chosen]),
-                        (noise_multiplier, LAW_RISK / steps),
-                    )
+                        noise_multiplier,
+                        LAW_RISK / steps,
+                    ).law()
                     for step in range(steps)
                 ]
             )

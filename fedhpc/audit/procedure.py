@@ -110,7 +110,7 @@ def audit(options: Options) -> int:
             "seconds": round(time.monotonic() - start, 1),
         }
         content = as_json(subject, results, settings)
-        _write(target, options, (content, results, pictures))
+        _write(target, options, Outcome(content, results, pictures))
         if not options.json:
             print(f"\n{wrapped(_conclusion(subject, options.real_patients))}\n\n{content['verdict']}")
     return PASSED if content["passed"] else FAILED
@@ -173,9 +173,18 @@ def noise_source(config: RunConfig) -> Finding:
     return Finding("noise of the run", WITH_DP, "seeds in the config", seeds, seeds, 0.0, "allowed", "claim")
 
 
-def _write(target: Target, options: Options, made: tuple[dict[str, Any], list[Result], list[Row]]) -> None:
+@dataclass(frozen=True)
+class Outcome:
+    """An audit's content for `audit.json`, its results, and the rows of its contact sheet (all private)."""
+
+    content: dict[str, Any]
+    results: list[Result]
+    pictures: list[Row]
+
+
+def _write(target: Target, options: Options, made: Outcome) -> None:
     """Numbers and pictures into the site's own folder, the verdicts alone outside of it. Then table and verdict."""
-    content, results, pictures = made
+    content, results, pictures = made.content, made.results, made.pictures
     site = content["site"]
     outside = options.out or target.directory / "audit"
     private = options.out / "sites" / site if options.out else RunDirectory(target.directory).site(site) / "audit"

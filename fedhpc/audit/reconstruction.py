@@ -24,13 +24,12 @@ def linear_on_pixels(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
 
 
-def smooth_convolutional(shape: tuple[int, int, int], classes: int) -> nn.Sequential:
+def smooth_convolutional(channels: int, height: int, width: int, classes: int) -> nn.Sequential:
     """Three convolutions without kinks and without pooling: each pixel has its own smooth effect on the gradient.
 
     Such a network is inverted almost exactly (Zhu, Liu & Han 2019), one with ReLU, max pooling or global
     pooling hardly: what is to be shown is that noise protects, not that a search is hard.
     """
-    channels, height, width = shape
     features = CHANNELS * math.ceil(height / 4) * math.ceil(width / 4)
     return nn.Sequential(
         nn.Conv2d(channels, CHANNELS, 5, stride=2, padding=2),
@@ -92,7 +91,7 @@ def match_gradient(model: nn.Module, update: Tensor, labels: Tensor, shape: tupl
     milestones = [round(search.iterations * share) for share in (0.375, 0.625, 0.875)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
     for _ in range(search.iterations):
-        (gradient,) = torch.autograd.grad(_distance(model, x, (-update, labels), search.total_variation), [x])
+        (gradient,) = torch.autograd.grad(_distance(model, x, labels, -update, search.total_variation), [x])
         x.grad = gradient.sign()
         optimizer.step()
         schedule.step()
@@ -101,15 +100,14 @@ def match_gradient(model: nn.Module, update: Tensor, labels: Tensor, shape: tupl
     return x.detach()
 
 
-def _distance(model: nn.Module, x: Tensor, wanted: tuple[Tensor, Tensor], total_variation: float) -> Tensor:
+def _distance(model: nn.Module, x: Tensor, labels: Tensor, wanted: Tensor, total_variation: float) -> Tensor:
     """1 - cosine of the gradient at images x and the wanted one, plus a penalty on rough images."""
-    target, labels = wanted
     parameters = [p for p in model.parameters() if p.requires_grad]
     loss = nn.functional.cross_entropy(model(x), labels)
     gradients = torch.autograd.grad(loss, parameters, create_graph=True)
     gradient = torch.cat([g.reshape(-1) for g in gradients])
     rough = x.diff(dim=2).abs().mean() + x.diff(dim=3).abs().mean()
-    return 1 - nn.functional.cosine_similarity(gradient, target, dim=0, eps=1e-12) + total_variation * rough
+    return 1 - nn.functional.cosine_similarity(gradient, wanted, dim=0, eps=1e-12) + total_variation * rough
 
 
 def affordable_iterations(

@@ -42,12 +42,20 @@ class Shares:
         return self.scores[:, ~self.included]
 
 
-def _given(claim: Claim, what: tuple[str, Samples, int], canaries: Canaries, at: tuple[IntegerGrid, int]) -> F64:
-    """The scores of a site's vectors over so many rounds, [rounds, canaries]."""
-    (site, samples, weight), (grid, rounds) = what, at
+@dataclass(frozen=True)
+class Contributor:
+    """A site, what it trains on, and its declared weight."""
+
+    site: str
+    samples: Samples
+    weight: int
+
+
+def _given(claim: Claim, one: Contributor, canaries: Canaries, grid: IntegerGrid, rounds: int) -> F64:
+    """Return the scores of a site's vectors over so many rounds, [rounds, canaries]."""
     model = canaries.module.to(claim.bench.device)
     start = to_vector(model)
-    work = Work(site, claim.config, claim.plan, model, samples, weight, claim.bench)
+    work = Work(one.site, claim.config, claim.plan, model, one.samples, one.weight, claim.bench)
     found = []
     with hospital_at_work(work, lambda done, total: None) as hospital:
         for round in range(rounds):
@@ -73,7 +81,7 @@ def observe_shares(claim: Claim) -> tuple[list[Shares], IntegerGrid]:
     included = coins(claim.seed, CANARIES, "shares")
     found = []
     for site in claim.config.site_names:
-        scores = _given(claim, (site, CanarySamples(included), CANARIES), canaries, (grid, ROUNDS))
+        scores = _given(claim, Contributor(site, CanarySamples(included), CANARIES), canaries, grid, ROUNDS)
         found.append(Shares(site, scores, included))
     return found, grid
 
@@ -125,7 +133,8 @@ def observe_secure_units(claim: Claim) -> Drawn:
     canaries = canaries_alone(claim, len(samples.labels))
     size = parameter_count(canaries.module)
     fine = IntegerGrid(FINE_UNITS, FINE_UNITS * (1 + 2**-40) + math.sqrt(size) / 2, SMALLEST_VARIANCE, 8)
-    moved = _given(claim, (claim.config.site_names[0], samples, round(DECLARED_SHARE * UNITS)), canaries, (fine, 1))
+    site = Contributor(claim.config.site_names[0], samples, round(DECLARED_SHARE * UNITS))
+    moved = _given(claim, site, canaries, fine, 1)
     return Drawn(moved, samples.owner)
 
 

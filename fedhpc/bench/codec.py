@@ -15,7 +15,7 @@ import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -156,7 +156,11 @@ def _peak_bytes(work: Callable[[], object]) -> int:
     return peak
 
 
-Rival = tuple[Callable[[], bytes], Callable[[], object]]
+class Rival(NamedTuple):
+    """Another way to send: to bytes, and back."""
+
+    there: Callable[[], bytes]
+    back: Callable[[], object]
 
 
 def _rivals(update: F32, chosen: np.ndarray) -> dict[str, Rival]:
@@ -181,9 +185,9 @@ def _rivals(update: F32, chosen: np.ndarray) -> dict[str, Rival]:
 
     as64, as32, masked = pairs("<i8"), pairs("<i4"), bitmask()
     return {
-        "int64 + fp32": (lambda: pairs("<i8"), lambda: from_pairs(as64, "<i8")),
-        "int32 + fp32": (lambda: pairs("<i4"), lambda: from_pairs(as32, "<i4")),
-        "bitmask + fp32": (bitmask, lambda: from_bitmask(masked)),
+        "int64 + fp32": Rival(lambda: pairs("<i8"), lambda: from_pairs(as64, "<i8")),
+        "int32 + fp32": Rival(lambda: pairs("<i4"), lambda: from_pairs(as32, "<i4")),
+        "bitmask + fp32": Rival(bitmask, lambda: from_bitmask(masked)),
     }
 
 

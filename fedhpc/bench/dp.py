@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -108,9 +108,15 @@ def _noise_shares(times: "Times") -> dict[str, dict[str, float]]:
     return shares
 
 
-def _minima(steps: list[tuple[float, float]]) -> tuple[float, float]:
-    wall, cpu = zip(*steps, strict=True)
-    return min(wall), min(cpu)
+class Seconds(NamedTuple):
+    """What one step took."""
+
+    wall: float
+    cpu: float
+
+
+def _minima(steps: Sequence[Seconds]) -> Seconds:
+    return Seconds(min(step.wall for step in steps), min(step.cpu for step in steps))
 
 
 def network(name: str, place: Place) -> nn.Module:
@@ -185,8 +191,8 @@ def _batch(name: str, place: Place, images: int) -> tuple[Tensor, Tensor]:
     return torch.randn(shape, generator=generator).to(place.device), labels.to(place.device)
 
 
-Times = dict[str, list[tuple[float, float]]]
-"""(wall, CPU) seconds of each step, by way."""
+Times = dict[str, list[Seconds]]
+"""What each step took, by way."""
 
 
 def _times(name: str, ways: Sequence[str], place: Place, seconds: float) -> tuple[Times, dict[str, str]]:
@@ -213,14 +219,14 @@ def _times(name: str, ways: Sequence[str], place: Place, seconds: float) -> tupl
     return times, failed
 
 
-def _seconds(work: Callable[[], None], device: str) -> tuple[float, float]:
+def _seconds(work: Callable[[], None], device: str) -> Seconds:
     if device == "cuda":
         torch.cuda.synchronize()
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def _memory_mb(name: str, way: str, place: Place) -> float | None:

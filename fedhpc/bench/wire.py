@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedhpc.config.loader import load_config
 from fedhpc.errors import InputError
@@ -22,7 +22,15 @@ from fedhpc.report.egress import exchanged
 from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted
 
-DENSE = (1.0, 32)
+
+class Cell(NamedTuple):
+    """One way to exchange: density, and number of value bits."""
+
+    density: float
+    value_bits: int
+
+
+DENSE = Cell(1.0, 32)
 Run = Mapping[str, Any]
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -37,15 +45,15 @@ class BenchmarkGrid:
     value_bits: Sequence[int]
     seeds: Sequence[int]
 
-    def cells(self) -> list[tuple[float, int]]:
-        """(density, value bits): the dense float32 one first, which the others are compared with."""
-        others = [cell for cell in itertools.product(self.densities, self.value_bits) if cell != DENSE]
-        return [DENSE, *others]
+    def cells(self) -> list[Cell]:
+        """The dense float32 one first, which the others are compared with."""
+        others = (Cell(*cell) for cell in itertools.product(self.densities, self.value_bits))
+        return [DENSE, *(cell for cell in others if cell != DENSE)]
 
-    def overrides(self, cell: tuple[float, int], seed: int) -> list[str]:
+    def overrides(self, cell: Cell, seed: int) -> list[str]:
         """What to set for one run; both ways have the same density."""
-        density, bits = cell
-        own = (f"exchange.density={density}", "exchange.density_down=null", f"exchange.value_bits={bits}")
+        density = f"exchange.density={cell.density}"
+        own = (density, "exchange.density_down=null", f"exchange.value_bits={cell.value_bits}")
         return [*self.sets, *own, f"seed={seed}"]
 
 
@@ -65,9 +73,9 @@ def run(grid: BenchmarkGrid, out: Path) -> dict[str, Any]:
     return {"config": str(grid.config), "set": list(grid.sets), "seeds": list(grid.seeds), "rows": rows}
 
 
-def _trained(grid: BenchmarkGrid, cell: tuple[float, int], seed: int, out: Path) -> dict[str, Any]:
+def _trained(grid: BenchmarkGrid, cell: Cell, seed: int, out: Path) -> dict[str, Any]:
     """What one run came to: AUC, and the bytes of its egress logs as shares of dense float32."""
-    directory = out / f"density{cell[0]:g}-bits{cell[1]}-seed{seed}"
+    directory = out / f"density{cell.density:g}-bits{cell.value_bits}-seed{seed}"
     if not (directory / "summary.json").exists():
         words = [word for override in grid.overrides(cell, seed) for word in ("--set", override)]
         train = [str(CHECKOUT / "run.py"), "train", str(grid.config), "--run-dir", str(directory)]
@@ -85,13 +93,13 @@ def _trained(grid: BenchmarkGrid, cell: tuple[float, int], seed: int, out: Path)
     return {"auc": summary["auc"], **shares}
 
 
-def _row(cell: tuple[float, int], runs: Sequence[Run], dense: Sequence[Run]) -> dict[str, Any]:
+def _row(cell: Cell, runs: Sequence[Run], dense: Sequence[Run]) -> dict[str, Any]:
     """One cell over its seeds: means, and the paired differences from dense with their standard error."""
     less = [one["auc"] - other["auc"] for one, other in zip(runs, dense, strict=True)]
     error = statistics.stdev(less) / math.sqrt(len(less)) if len(less) > 1 else None
     means = {key: statistics.fmean(one[key] for one in runs) for key in ("auc", "share_up", "share_down")}
     differences = {"less_dense": statistics.fmean(less), "less_dense_error": error, "each_less_dense": less}
-    return {"density": cell[0], "value_bits": cell[1], **means, **differences}
+    return {"density": cell.density, "value_bits": cell.value_bits, **means, **differences}
 
 
 def text(result: Mapping[str, Any]) -> str:

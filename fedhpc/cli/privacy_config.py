@@ -132,8 +132,8 @@ def _report_config(config: RunConfig, begins: Callable[[str], None]) -> Report:
         "lifetime_epsilon": p.lifetime_epsilon,
         "sites": [_site_facts(config, site.name, whole) for site in config.data.sites],
         "by_round": [_round_facts(config, plan, round, begins) for round in _shown(config.training.rounds)],
-        "other_rounds": [_other(config, ("training", "rounds", n), begins) for n in OTHER_ROUNDS],
-        "other_sample_rates": [_other(config, ("privacy", "sample_rate", q), begins) for q in OTHER_RATES]
+        "other_rounds": [_other(config, "training.rounds", n, begins) for n in OTHER_ROUNDS],
+        "other_sample_rates": [_other(config, "privacy.sample_rate", q, begins) for q in OTHER_RATES]
         if p.trust == "aggregator"
         else [],
     }
@@ -176,16 +176,13 @@ def _round_facts(config: RunConfig, plan: PrivacyPlan, round: int, begins: Calla
     return {"round": round, "epsilon": bounds_of(planned_charges(config, plan, round), config.privacy.delta).epsilon}
 
 
-def _other(config: RunConfig, change: tuple[str, str, float], begins: Callable[[str], None]) -> dict[str, Any]:
-    """What the same target would take with one key, (section, key, value), set otherwise."""
-    section, key, value = change
-    begins(f"{config.name} with {section}.{key}={value}")
-    tree = config.model_dump(mode="json")
-    tree[section][key] = value
-    other = RunConfig.model_validate(tree)
+def _other(config: RunConfig, key: str, value: float, begins: Callable[[str], None]) -> dict[str, Any]:
+    """Return what the same target would take with one key set otherwise."""
+    begins(f"{config.name} with {key}={value}")
+    other = config.replace({key: value})
     plan = plan_privacy(other)
     return {
-        f"{section}.{key}": value,
+        key: value,
         "steps": plan.steps_per_round * other.training.rounds,
         "noise_multiplier": plan.noise_multiplier,
         "noise_per_signal": noise_per_signal(other, plan),

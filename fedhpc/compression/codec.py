@@ -133,7 +133,7 @@ def decode(payload: bytes, *, sender: int, round: int, size: int) -> Update:
         PayloadError: naming the sender and the round, where anything is not as it must be.
     """
     try:
-        header = _checked_header(payload, (sender, round, size))
+        header = _checked_header(payload, sender, round, size)
         planes = _planes(payload, header)
         indices = _indices(header, planes[: header.index_planes])
         values = _values(header, planes[header.index_planes :])
@@ -142,7 +142,7 @@ def decode(payload: bytes, *, sender: int, round: int, size: int) -> Update:
     return Update(sender, round, SparseVector(size, indices, values, QuantizationGrid(header.lowest, header.step)))
 
 
-def _checked_header(payload: bytes, expected: tuple[int, int, int]) -> Header:
+def _checked_header(payload: bytes, sender: int, round: int, size: int) -> Header:
     """The header, after all has been checked that can be without inflating a plane."""
     if len(payload) < FIXED.size + CRC.size:
         raise PayloadError(f"{len(payload)} bytes are fewer than a header")
@@ -152,6 +152,7 @@ def _checked_header(payload: bytes, expected: tuple[int, int, int]) -> Header:
     if CRC.unpack_from(payload, len(payload) - CRC.size)[0] != zlib.crc32(memoryview(payload)[: -CRC.size]):
         raise PayloadError("checksum does not match: bytes were changed on the way")
     header = Header(*fields)
+    expected = (sender, round, size)
     if header[:3] != expected:
         raise PayloadError(f"claims (sender, round, size) = {header[:3]}, expected {expected}")
     planes_allowed = {EVERY: range(1), BITMASK: range(1, 2), GAPS: range(1, MAX_PLANES + 1)}

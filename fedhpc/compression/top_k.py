@@ -15,8 +15,16 @@ from fedhpc.compression.update import SparseVector
 from fedhpc.errors import PayloadError
 from fedhpc.util.arrays import F32, I64
 
-Layers = Sequence[tuple[str, int]]
-"""Name and number of entries of every parameter tensor, in the order in which they make up the vector (public)."""
+
+class Layer(NamedTuple):
+    """Name and number of entries of one parameter tensor (public)."""
+
+    name: str
+    size: int
+
+
+Layers = Sequence[Layer]
+"""Every parameter tensor, in the order in which they make up the vector."""
 
 SAMPLE = 1 << 18
 DEVIATIONS = 5
@@ -145,11 +153,11 @@ def refusal(vector: F32, layers: Layers, largest: float | None = None) -> str | 
 def entry_name(index: int, layers: Layers) -> str:
     """The entry, by its layer where the layers are known.
 
-    >>> entry_name(5, [("conv.weight", 4), ("conv.bias", 2)]), entry_name(5, [])
+    >>> entry_name(5, [Layer("conv.weight", 4), Layer("conv.bias", 2)]), entry_name(5, [])
     ('entry 1 of layer conv.bias', 'entry 5')
     """
-    for name, size in layers:
-        if index < size:
-            return f"entry {index} of layer {name}"
-        index -= size
+    for layer in layers:
+        if index < layer.size:
+            return f"entry {index} of layer {layer.name}"
+        index -= layer.size
     return f"entry {index}"

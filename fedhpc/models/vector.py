@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedhpc.compression.top_k import Layer
 from fedhpc.util.arrays import F32
 
 
@@ -12,9 +13,9 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def layers_of(model: nn.Module) -> tuple[tuple[str, int], ...]:
+def layers_of(model: nn.Module) -> tuple[Layer, ...]:
     """Name and size of every trained parameter tensor, in the order in which they make up the vector (public)."""
-    return tuple((name, p.numel()) for name, p in model.named_parameters() if p.requires_grad)
+    return tuple(Layer(name, p.numel()) for name, p in model.named_parameters() if p.requires_grad)
 
 
 def to_vector(model: nn.Module) -> F32:

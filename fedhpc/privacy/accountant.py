@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.analytic_gaussian import ROUNDING, composed_mu, exact_epsilon, exact_mu
-from fedhpc.privacy.rdp import composed_rdp, epsilon_from_rdp
+from fedhpc.privacy.rdp import History, Steps, composed_rdp, epsilon_from_rdp
 from fedhpc.privacy.skellam import epsilon_by_rdp
 from fedhpc.util.text import fixed
 
@@ -29,8 +29,6 @@ Population = Literal["train", "evaluation"]
 
 The two are disjoint within a run, so one run's epsilon is said for each and never added across them.
 """
-History = tuple[tuple[float, float, int], ...]
-"""(noise multiplier, sample rate, steps) of each kind of step, the order being of no consequence."""
 PRV_ERROR = 0.005
 """How far above the truth PRV's epsilon may lie, as a share of RDP's (of 0.1, where that is larger)."""
 MOST_PRV_ERROR = 0.1
@@ -99,7 +97,7 @@ def bounds_of(charges: Iterable[Charge], delta: float) -> Bounds:
         key = (c.noise_multiplier, c.sample_rate)
         merged[key] = merged.get(key, 0) + c.steps
         mechanisms.add(c.mechanism)
-    history = tuple(sorted((*key, steps) for key, steps in merged.items()))
+    history = tuple(sorted(Steps(*key, count) for key, count in merged.items()))
     if "skellam" in mechanisms:
         return Bounds(None, epsilon_by_rdp(history, delta))
     return gaussian_bounds(history, delta)
@@ -159,7 +157,7 @@ def gaussian_bounds(history: History, delta: float) -> Bounds:
 
     60 epochs of MNIST in batches of 256 at noise 1.1, as in the tutorial of TensorFlow Privacy:
 
-    >>> bounds = gaussian_bounds(((1.1, 256 / 60000, 14062),), 1e-5)
+    >>> bounds = gaussian_bounds((Steps(1.1, 256 / 60000, 14062),), 1e-5)
     >>> f"{bounds.prv:.2f} {bounds.rdp:.2f}"
     '2.39 2.60'
     """
@@ -167,7 +165,7 @@ def gaussian_bounds(history: History, delta: float) -> Bounds:
         return Bounds(0.0, 0.0)
     full = exact_epsilon(composed_mu(history), delta)
     by_rdp = _by_rdp(history, delta)
-    if all(sample_rate == 1 for _, sample_rate, _ in history):
+    if all(steps.sample_rate == 1 for steps in history):
         return Bounds(full, by_rdp)
     return Bounds(min(full, _by_prv(history, delta, min(full, by_rdp))), by_rdp)
 
@@ -204,18 +202,18 @@ def _by_prv(history: History, delta: float, about: float) -> float:
 def _mesh_points(prv: Any, error: float, delta: float) -> float:
     """How many points PRV would discretise at this error, over all kinds of steps; computes its domain only."""
     domain = prv._get_domain(
-        prvs=[_prv_of(*step) for step in prv.history],
-        num_self_compositions=[steps for _, _, steps in prv.history],
+        prvs=[_prv_of(steps) for steps in prv.history],
+        num_self_compositions=[steps.number for steps in prv.history],
         eps_error=error,
         delta_error=delta / 1000,
     )
     return float(domain.size) * len(prv.history)
 
 
-def _prv_of(noise_multiplier: float, sample_rate: float, steps: int) -> Any:
+def _prv_of(steps: Steps) -> Any:
     from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV
 
-    return PoissonSubsampledGaussianPRV(sample_rate, noise_multiplier)
+    return PoissonSubsampledGaussianPRV(steps.sample_rate, steps.noise_multiplier)
 
 
 def epsilon_of(history: History, delta: float) -> float:
@@ -238,7 +236,7 @@ def calibrate_gaussian(epsilon: float, delta: float, sample_rate: float, steps: 
     """
 
     def spent(noise_multiplier: float) -> float:
-        return epsilon_of(((noise_multiplier, sample_rate, steps),), delta)
+        return epsilon_of((Steps(noise_multiplier, sample_rate, steps),), delta)
 
     if not 0 < epsilon < math.inf:
         raise PrivacyError(
@@ -264,32 +262,39 @@ def _guess(epsilon: float, delta: float, sample_rate: float, steps: int) -> floa
 
 def _subsampled_noise(epsilon: float, spent: Callable[[float], float], guess: float, enough: float) -> float:
     """The noise multiplier by false position on logarithmic scales; `enough` is known to suffice."""
-    low, high = (0.0, math.inf), (enough, epsilon)
+    low, high = Tried(0.0, math.inf), Tried(enough, epsilon)
     trial = min(max(guess, LEAST_NOISE), enough)
     for _ in range(MOST_TRIALS):
         cost = spent(trial)
         if cost > epsilon:
-            low = (trial, cost)
+            low = Tried(trial, cost)
         else:
-            high = (trial, cost)
+            high = Tried(trial, cost)
             if epsilon - cost <= CALIBRATION_SLACK * epsilon or trial <= LEAST_NOISE:
                 break
-        if low[0] and high[0] <= low[0] * (1 + NOISE_SLACK):
+        if low.noise and high.noise <= low.noise * (1 + NOISE_SLACK):
             break
         trial = _next_noise(low, high, epsilon * (1 - CALIBRATION_SLACK / 2))
-    return high[0]
+    return high.noise
 
 
-def _next_noise(low: tuple[float, float], high: tuple[float, float], target: float) -> float:
+class Tried(NamedTuple):
+    """A noise multiplier that was tried, and what it costs."""
+
+    noise: float
+    epsilon: float
+
+
+def _next_noise(low: Tried, high: Tried, target: float) -> float:
     """Between too little noise and enough of it, each with its epsilon, on the straight line through both in logs."""
-    if not low[0]:
-        return max(LEAST_NOISE, high[0] * max(0.25, min(0.98, high[1] / target)))
-    if math.isinf(low[1]) or high[0] > 4 * low[0]:
-        return min(low[0] * min(4.0, max(1.02, low[1] / target)), math.sqrt(low[0] * high[0]))
+    if not low.noise:
+        return max(LEAST_NOISE, high.noise * max(0.25, min(0.98, high.epsilon / target)))
+    if math.isinf(low.epsilon) or high.noise > 4 * low.noise:
+        return min(low.noise * min(4.0, max(1.02, low.epsilon / target)), math.sqrt(low.noise * high.noise))
     # Where a bound gives way to another, epsilon jumps or stays, and the line would creep: halve the interval.
-    creeps = high[0] / low[0] < JUMP or high[1] >= target or low[1] > 2 * target
-    share = 0.5 if creeps else math.log(low[1] / target) / math.log(low[1] / max(high[1], target / 4))
-    return float(low[0] * (high[0] / low[0]) ** min(0.95, max(0.05, share)))
+    creeps = high.noise / low.noise < JUMP or high.epsilon >= target or low.epsilon > 2 * target
+    share = 0.5 if creeps else math.log(low.epsilon / target) / math.log(low.epsilon / max(high.epsilon, target / 4))
+    return float(low.noise * (high.noise / low.noise) ** min(0.95, max(0.05, share)))
 
 
 def _out_of_reach(told: str, spent: Callable[[float], float], steps: int) -> str:

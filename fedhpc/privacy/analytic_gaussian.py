@@ -14,21 +14,23 @@ from collections.abc import Iterable
 
 from scipy.special import log_ndtr
 
+from fedhpc.privacy.rdp import Steps
+
 BISECTIONS = 100
 ROUNDING = 1e-9
 """Bounds are raised by this share: it covers the rounding of float64 where the two terms nearly cancel."""
 
 
-def composed_mu(history: Iterable[tuple[float, float, int]]) -> float:
-    """Return the mu of all steps of (noise multiplier, sample rate, steps) together, each as if of the full batch.
+def composed_mu(history: Iterable[Steps]) -> float:
+    """Return the mu of all steps together, each as if of the full batch.
 
-    >>> composed_mu([(2.0, 1.0, 4)]), composed_mu([(0.0, 1.0, 1)])
+    >>> composed_mu([Steps(2.0, 1.0, 4)]), composed_mu([Steps(0.0, 1.0, 1)])
     (1.0, inf)
     """
     listed = list(history)
-    if any(noise_multiplier == 0 and steps for noise_multiplier, _, steps in listed):
+    if any(steps.noise_multiplier == 0 and steps.number for steps in listed):
         return math.inf
-    return math.sqrt(math.fsum(steps / noise_multiplier**2 for noise_multiplier, _, steps in listed if steps))
+    return math.sqrt(math.fsum(steps.number / steps.noise_multiplier**2 for steps in listed if steps.number))
 
 
 def log_delta(mu: float, epsilon: float) -> float:

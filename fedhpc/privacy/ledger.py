@@ -58,12 +58,20 @@ class RunTerms:
     plan: tuple[Charge, ...] = ()
 
 
+@dataclass(frozen=True)
+class LedgerOwner:
+    """Whose ledger it is: the names of the site and of the run."""
+
+    site: str
+    run: str
+
+
 class Ledger:
     """The ledger of one site in one run, checked against the site ledgers that it charges and kept equal to them.
 
     Args:
         path: of the run's ledger.
-        owner: (the site's name, the run's name).
+        owner: the site and the run that it belongs to.
         accounts: of the shards whose patients it trains on: one, but for the pooled learner of the centralised mode.
         terms: of the run.
 
@@ -72,14 +80,16 @@ class Ledger:
     """
 
     def __init__(
-        self, path: Path, owner: tuple[str, str], accounts: Sequence[SiteAccount] = (), terms: RunTerms | None = None
+        self, path: Path, owner: LedgerOwner, accounts: Sequence[SiteAccount] = (), terms: RunTerms | None = None
     ) -> None:
         self._chain, self.accounts, self._terms = Chain(path), tuple(accounts), terms or RunTerms()
-        site, run = owner
+        site = owner.site
         with ExitStack() as held:
             self._hold(held)
             if not self._chain.entries:
-                self._chain.append({"ledger_of": site, "ledger": secrets.token_hex(16), "run": run, "time": _now()})
+                self._chain.append(
+                    {"ledger_of": site, "ledger": secrets.token_hex(16), "run": owner.run, "time": _now()}
+                )
             found = self._chain.entries[0].get("ledger_of")
             if found != site:
                 raise PrivacyError(

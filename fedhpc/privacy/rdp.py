@@ -6,10 +6,23 @@ PyTorch. tests/privacy/test_accountant.py compares both to Opacus, bit for bit.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from fedhpc.util.arrays import F64
+
+
+class Steps(NamedTuple):
+    """Steps of one kind in a history of privacy charges (public)."""
+
+    noise_multiplier: float
+    sample_rate: float
+    number: int
+
+
+History = tuple[Steps, ...]
+"""All kinds of steps that were charged, the order being of no consequence."""
 
 
 def gaussian_rdp(noise_multiplier: float, sample_rate: float, steps: int, orders: Sequence[float]) -> F64:
@@ -28,11 +41,11 @@ def gaussian_rdp(noise_multiplier: float, sample_rate: float, steps: int, orders
     return found
 
 
-def composed_rdp(history: Iterable[tuple[float, float, int]], orders: Sequence[float]) -> F64:
-    """Return the RDP of a history of (noise multiplier, sample rate, steps) at each order, f64[orders]."""
+def composed_rdp(history: Iterable[Steps], orders: Sequence[float]) -> F64:
+    """Return the RDP of a history at each order, f64[orders]."""
     total = np.zeros(len(orders))
-    for noise_multiplier, sample_rate, steps in history:
-        total = total + gaussian_rdp(noise_multiplier, sample_rate, steps, orders)
+    for steps in history:
+        total = total + gaussian_rdp(*steps, orders)
     return total
 
 
@@ -41,7 +54,7 @@ def epsilon_from_rdp(rdp: F64, orders: Sequence[float], delta: float) -> float:
 
     Source: Balle et al. 2020, "Hypothesis testing interpretations and Renyi differential privacy", Theorem 21.
 
-    >>> f"{epsilon_from_rdp(composed_rdp([(1.0, 1.0, 1)], [2.0, 8.0]), [2.0, 8.0], 1e-5):.3f}"
+    >>> f"{epsilon_from_rdp(composed_rdp([Steps(1.0, 1.0, 1)], [2.0, 8.0]), [2.0, 8.0], 1e-5):.3f}"
     '5.214'
     """
     alpha = np.asarray(orders, dtype=np.float64)

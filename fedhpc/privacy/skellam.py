@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.noise import KeyStream
-from fedhpc.privacy.rdp import composed_rdp, epsilon_from_rdp
+from fedhpc.privacy.rdp import History, Steps, composed_rdp, epsilon_from_rdp
 from fedhpc.util.arrays import I64
 
 ORDERS = (*range(2, 64), *range(64, 128, 4), *range(128, 1025, 32))
@@ -55,12 +55,12 @@ def variance_for(noise_multiplier: float, l2: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def epsilon_by_rdp(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
-    """The epsilon of a history of (noise multiplier, sample rate, steps) at `delta`, by RDP at integer orders alone.
+def epsilon_by_rdp(history: History, delta: float) -> float:
+    """Return the epsilon of a history at `delta`, by RDP at integer orders alone.
 
     It may mix Gaussian charges and Skellam ones, whose sample rate must be 1.
 
-    >>> round(epsilon_by_rdp(((12.7927, 1.0, 10),), 1e-5), 4)
+    >>> round(epsilon_by_rdp((Steps(12.7927, 1.0, 10),), 1e-5), 4)
     1.0
     """
     if not history:
@@ -75,7 +75,7 @@ def calibrate(epsilon: float, delta: float, releases: int) -> float:
         PrivacyError: where no noise multiplier up to 10^6 does.
     """
     low, high = LEAST_NOISE, MOST_NOISE
-    largest, smallest = (epsilon_by_rdp(((noise, 1.0, releases),), delta) for noise in (low, high))
+    largest, smallest = (epsilon_by_rdp((Steps(noise, 1.0, releases),), delta) for noise in (low, high))
     if not smallest <= epsilon <= largest:
         raise PrivacyError(
             f"privacy.epsilon={epsilon:g}, delta={delta:g}: out of reach in {releases} secure sums: noise multipliers "
@@ -85,7 +85,7 @@ def calibrate(epsilon: float, delta: float, releases: int) -> float:
         )
     for _ in range(BISECTIONS):
         middle = math.sqrt(low * high)
-        enough = epsilon_by_rdp(((middle, 1.0, releases),), delta) <= epsilon
+        enough = epsilon_by_rdp((Steps(middle, 1.0, releases),), delta) <= epsilon
         low, high = (low, middle) if enough else (middle, high)
     return high
 

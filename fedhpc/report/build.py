@@ -12,7 +12,19 @@ from typing import Any
 from fedhpc.errors import InputError
 from fedhpc.records.metrics import shown_metrics
 from fedhpc.report.page import page, sent, settings
-from fedhpc.report.rows import DATA, DENSITY, EPSILON, Group, Row, facts_of, groups_of, row_of, rows_of_runs
+from fedhpc.report.rows import (
+    DATA,
+    DENSITY,
+    EPSILON,
+    Group,
+    Label,
+    Row,
+    State,
+    facts_of,
+    groups_of,
+    row_of,
+    rows_of_runs,
+)
 from fedhpc.sweep.config import SEED
 from fedhpc.sweep.directory import SweepDirectory, now
 from fedhpc.sweep.slurm_queue import look
@@ -92,9 +104,9 @@ def _of_sweep(directory: SweepDirectory) -> Report:
     rows = []
     found = look(directory, sweep)
     for element, line in zip(sweep.elements, found, strict=True):
-        what = (element.name, element.baseline, element.point)
+        label = Label(element.name, element.baseline, element.point)
         run = directory.element(element.name).run
-        rows.append(row_of(element.config, run, (line.state, line.message), what))
+        rows.append(row_of(element.config, run, State(line.state, line.message), label))
     return Report(sweep.name, tuple(sweep.grid), tuple(rows), tuple(groups_of(rows)), now())
 
 

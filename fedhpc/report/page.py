@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedhpc.records.metrics import shown_metrics
 from fedhpc.records.rounds import OUTSIDE_GUARANTEE
@@ -23,8 +23,13 @@ PROTECTION = {
 }
 NO_PRIVACY = "no privacy"
 KB = 1e3
-Cell = tuple[str, str]
-"""(text, CSS class)."""
+
+
+class Cell(NamedTuple):
+    """The text of a cell, and its CSS classes."""
+
+    text: str
+    classes: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,12 +118,12 @@ def _group_table(keys: Sequence[str], groups: Sequence[Group]) -> Table:
         body.append(
             [
                 *_point_cells(own, group.baseline, group.point),
-                (f"{group.finished} of {group.runs}", complete),
-                (fixed(group.auc), "n"),
-                (reach, "n"),
-                *((fixed(group.metrics.get(metric.key)), "n") for metric in shown_metrics()),
-                (fixed(group.epsilon), "n"),
-                ("-" if group.bytes_up is None else sent(group.bytes_up), "n"),
+                Cell(f"{group.finished} of {group.runs}", complete),
+                Cell(fixed(group.auc), "n"),
+                Cell(reach, "n"),
+                *(Cell(fixed(group.metrics.get(metric.key)), "n") for metric in shown_metrics()),
+                Cell(fixed(group.epsilon), "n"),
+                Cell("-" if group.bytes_up is None else sent(group.bytes_up), "n"),
             ]
         )
     return _table(head, body)
@@ -134,16 +139,16 @@ def _row_table(keys: Sequence[str], rows: Sequence[Row]) -> Table:
         state = "finished, budget spent" if row.stopped == "budget" else row.state
         body.append(
             [
-                (row.name, ""),
+                Cell(row.name),
                 *_point_cells(keys, row.baseline, row.point),
-                (state, "" if row.state == FINISHED else "bad"),
-                (fixed(row.auc), "n"),
-                (reach, "n"),
-                *((fixed(row.metrics.get(metric.key)), "n") for metric in shown_metrics()),
-                (fixed(row.epsilon), "n"),
-                *(("-" if count is None else sent(count), "n") for count in (row.bytes_up, row.bytes_down)),
-                (str(row.rounds), "n"),
-                ("-" if row.seconds is None else clock(row.seconds), "n"),
+                Cell(state, "" if row.state == FINISHED else "bad"),
+                Cell(fixed(row.auc), "n"),
+                Cell(reach, "n"),
+                *(Cell(fixed(row.metrics.get(metric.key)), "n") for metric in shown_metrics()),
+                Cell(fixed(row.epsilon), "n"),
+                *(Cell("-" if count is None else sent(count), "n") for count in (row.bytes_up, row.bytes_down)),
+                Cell(str(row.rounds), "n"),
+                Cell("-" if row.seconds is None else clock(row.seconds), "n"),
             ]
         )
     return _table(head, body)
@@ -151,10 +156,10 @@ def _row_table(keys: Sequence[str], rows: Sequence[Row]) -> Table:
 
 def _point_cells(keys: Sequence[str], baseline: str, point: Mapping[str, Any]) -> list[Cell]:
     """The values of the keys; a baseline's name stands in the first column that is not its own."""
-    cells = [(shown(point[key]) if key in point else "-", "") for key in keys]
+    cells = [Cell(shown(point[key]) if key in point else "-") for key in keys]
     if baseline and cells:
         place = next((at for at, key in enumerate(keys) if key not in point), 0)
-        cells[place] = (baseline, "")
+        cells[place] = Cell(baseline)
     return cells
 
 
@@ -172,7 +177,8 @@ def sent(count: float) -> str:
 def _table(head: Sequence[str], body: Sequence[Sequence[Cell]]) -> Table:
     """Return the table; a column of numbers has its head on the right, too."""
     return Table(
-        [(text, "n" if kind.startswith("n") else "") for text, (_, kind) in zip(head, body[0], strict=True)], body
+        [Cell(text, "n" if cell.classes.startswith("n") else "") for text, cell in zip(head, body[0], strict=True)],
+        body,
     )
 
 

@@ -80,17 +80,29 @@ def facts_of(one: Row | Group) -> dict[str, Any]:
     return facts | {metric.key: found.get(metric.key) for metric in METRICS[1:]}
 
 
-def row_of(config: RunConfig, directory: RunDirectory, state: tuple[str, str], what: tuple[str, str, Any]) -> Row:
-    """The row of a run.
+@dataclass(frozen=True)
+class Label:
+    """What a run is called in a report: its name, its baseline or nothing, and what sets it apart."""
 
-    Args:
-        state: how it stands, and a message.
-        what: (name, baseline, point).
-    """
+    name: str
+    baseline: str
+    point: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class State:
+    """How a run stands, and a message of why."""
+
+    name: str
+    message: str = ""
+
+
+def row_of(config: RunConfig, directory: RunDirectory, state: State, label: Label) -> Row:
+    """Return the row of a run."""
     private = config.private
     known: dict[str, Any] = {
-        "state": state[0],
-        "message": state[1],
+        "state": state.name,
+        "message": state.message,
         "mode": config.mode,
         "epsilon_target": config.privacy.epsilon,
         "delta": config.privacy.delta if private else None,
@@ -98,9 +110,9 @@ def row_of(config: RunConfig, directory: RunDirectory, state: tuple[str, str], w
         "seed": config.seed,
         "rounds": len(directory.read_rounds()),
     }
-    if state[0] == FINISHED:
+    if state.name == FINISHED:
         known |= _measured(directory.read_summary())
-    return Row(*what, **{"epsilon": None, **known})
+    return Row(label.name, label.baseline, label.point, **{"epsilon": None, **known})
 
 
 def _measured(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,14 +144,14 @@ def rows_of_runs(paths: Sequence[Path]) -> list[Row]:
     rows = []
     for path, config in zip(paths, configs, strict=True):
         directory = RunDirectory(path)
-        state = (FINISHED, "") if directory.summary.exists() else ("unfinished", "")
+        state = State(FINISHED if directory.summary.exists() else "unfinished")
         point: dict[str, Any] = {EPSILON: config.privacy.epsilon, DENSITY: config.exchange.density, SEED: config.seed}
         baseline = "" if config.mode == "federated" else config.mode
         if baseline:
             point = {SEED: config.seed}
         if labels:
             point[DATA] = labels[data_digest(config)]
-        rows.append(row_of(config, directory, state, (path.name, baseline, point)))
+        rows.append(row_of(config, directory, state, Label(path.name, baseline, point)))
     return rows
 
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -199,13 +200,22 @@ def findings_lines(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def closing(summaries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+@dataclass(frozen=True)
+class NamedSummary:
+    """The `summary.json` of a run, and the name of its directory."""
+
+    name: str
+    summary: Mapping[str, Any]
+
+
+def closing(runs: Sequence[NamedSummary]) -> str:
     """The result beside the baselines on the same data that lie next to it."""
     rows = [("run", "mode", "AUC", "95 % CI", *(metric.head for metric in shown_metrics()), "epsilon", "up/round")]
-    for name, s in summaries:
+    for run in runs:
+        s = run.summary
         ci = "-" if s["auc_ci95"] is None else f"{s['auc_ci95'][0]:.3f}-{s['auc_ci95'][1]:.3f}"
         up = data_size(s["bytes_up_per_round"]) if s["mode"] == "federated" else "-"
         others = (fixed(s.get(metric.key)) for metric in shown_metrics())
         cells = (fixed(s["auc"]), ci, *others, fixed(s["epsilon"]), up)
-        rows.append((name, s["mode"], *cells))
+        rows.append((run.name, s["mode"], *cells))
     return fitted(rows)

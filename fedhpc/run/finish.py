@@ -15,7 +15,7 @@ from fedhpc.records.environment import git_commit
 from fedhpc.records.metrics import METRICS, Metrics, unknown
 from fedhpc.records.rounds import FLOAT32_BYTES, Measured, SiteReport, data_digest, largest, mean_of, summary_of
 from fedhpc.records.run_directory import RESTORE, RunDirectory
-from fedhpc.run.display import closing, evaluation_lines
+from fedhpc.run.display import NamedSummary, closing, evaluation_lines
 from fedhpc.run.evaluation import measure
 from fedhpc.run.session import POOLED, Session, session_trust
 from fedhpc.transport.messages import of_each
@@ -145,10 +145,10 @@ def _trust(session: Session, records: Sequence[Mapping[str, Any]]) -> dict[str, 
     return trust.facts(levels)
 
 
-def _beside(session: Session, summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def _beside(session: Session, summary: Mapping[str, Any]) -> list[NamedSummary]:
     """This run, and the newest run of each other mode on the same data that lies next to it."""
     here = session.directory.path
-    found: dict[str, tuple[float, str, Mapping[str, Any]]] = {}
+    found: dict[str, tuple[float, NamedSummary]] = {}
     for path in sorted(here.resolve().parent.glob("*/summary.json")):
         try:
             other, changed_s = RunDirectory(path.parent).read_summary(), path.stat().st_mtime
@@ -157,5 +157,5 @@ def _beside(session: Session, summary: Mapping[str, Any]) -> list[tuple[str, Map
             continue
         same = other.get("data") == data_digest(session.config) and other["mode"] != session.config.mode
         if same and changed_s > found.get(other["mode"], (0.0,))[0]:
-            found[other["mode"]] = (changed_s, path.parent.name, other)
-    return [(here.name, summary), *((name, other) for _, name, other in found.values())]
+            found[other["mode"]] = (changed_s, NamedSummary(path.parent.name, other))
+    return [NamedSummary(here.name, summary), *(other for _, other in found.values())]

@@ -16,7 +16,7 @@ from fedhpc.models.device import Device
 from fedhpc.models.vector import from_vector, layers_of, to_vector
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
-from fedhpc.privacy.ledger import Ledger, RunTerms, SiteAccount
+from fedhpc.privacy.ledger import Ledger, LedgerOwner, RunTerms, SiteAccount
 from fedhpc.privacy.noise import source
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.records.metrics import Placements, Predictions, score_histogram, squared_influence
@@ -99,7 +99,7 @@ class Hospital:
         """
         p = self._place.config.privacy
         terms = RunTerms(p.delta, p.lifetime_epsilon, tuple(self._planned()))
-        self._ledger = Ledger(path, (self.name, run), accounts, terms)
+        self._ledger = Ledger(path, LedgerOwner(self.name, run), accounts, terms)
         self._units = Units.of(self._samples, p.unit, p.max_images_per_patient)
         evaluation = plan_evaluation(self._place.config)
         self._answers = None if evaluation is None else Answers(path.parent, self._ledger, evaluation)

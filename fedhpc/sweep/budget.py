@@ -3,8 +3,9 @@
 Calibrates the noise of every element, so it takes a second or two; sees configs and ledgers only.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError, PrivacyError
@@ -43,6 +44,13 @@ class Account:
         return Limit(lower, lower, self.delta) if self.ledger is None else self.ledger.limit(lower)
 
 
+class ShardKey(NamedTuple):
+    """Which shard: the site, and the pattern of the shards' paths."""
+
+    site: str
+    shards: str
+
+
 @dataclass(frozen=True)
 class Budget:
     """What to tell before the sweep starts, and for each element that cannot fit, why."""
@@ -59,7 +67,7 @@ def budget_of(elements: Iterable[Element], own: Collection[str] = ()) -> Budget:
         own: the ids of their ledgers: what they have spent in earlier attempts is part of what they plan.
     """
     private = [element for element in elements if element.config.private]
-    accounts: dict[tuple[str, str], Account] = {}
+    accounts: dict[ShardKey, Account] = {}
     refused = []
     for element in private:
         try:
@@ -77,8 +85,8 @@ def budget_of(elements: Iterable[Element], own: Collection[str] = ()) -> Budget:
     return Budget(_told(private, accounts), tuple(refused))
 
 
-def _account(accounts: dict[tuple[str, str], Account], config: RunConfig, site: str, own: Collection[str]) -> Account:
-    key = (site, config.data.shards)
+def _account(accounts: dict[ShardKey, Account], config: RunConfig, site: str, own: Collection[str]) -> Account:
+    key = ShardKey(site, config.data.shards)
     if key not in accounts:
         accounts[key] = Account(_seen(config, site), frozenset(own), config.privacy.delta)
     return accounts[key]
@@ -113,17 +121,17 @@ def _over(account: Account, element: Element, planned: list[Charge]) -> str:
     )
 
 
-def _told(private: Sequence[Element], accounts: dict[tuple[str, str], Account]) -> tuple[str, ...]:
+def _told(private: Sequence[Element], accounts: Mapping[ShardKey, Account]) -> tuple[str, ...]:
     if not private:
         return ()
     caps = {account.cap(element.config) for element in private for account in accounts.values()}
     capped = sorted(cap for cap in caps if cap is not None)
     cap = f"the lowest cap is epsilon {capped[0]:g}" if capped else "no cap is set"
     by_text: dict[str, list[str]] = {}
-    for (site, _), account in accounts.items():
+    for key, account in accounts.items():
         before = account.ledger.largest_with((), account.own) if account.ledger is not None else 0.0
         text = f"spent before, by the site ledgers seen from here: epsilon {told(before)}; after this sweep: epsilon "
-        by_text.setdefault(text + told(account.after([])), []).append(site)
+        by_text.setdefault(text + told(account.after([])), []).append(key.site)
     return (
         f"privacy: {len(private)} private runs on the same patients. Each keeps its own epsilon, but what all of them "
         f"reveal together adds up ({cap}):",

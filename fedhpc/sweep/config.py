@@ -206,12 +206,17 @@ def _overridden(grid: Point, overrides: list[str]) -> list[str]:
     ]
 
 
-Draft = tuple[str, Point, Tree]
-"""(baseline or nothing, point, config tree)."""
+@dataclass(frozen=True)
+class Draft:
+    """A config that is not checked yet: its baseline or nothing, its point, and its tree."""
+
+    baseline: str
+    point: Point
+    tree: Tree
 
 
 def _grid_drafts(base: Tree, grid: Point) -> list[Draft]:
-    return [("", point, merged(base, _overlay(point))) for point in points(grid)]
+    return [Draft("", point, merged(base, _overlay(point))) for point in points(grid)]
 
 
 def _overlay(point: Point) -> Tree:
@@ -229,7 +234,7 @@ def _baseline_drafts(base: Tree, sections: Sections, grid: Point, folder: Path) 
         rest = {key: value for key, value in own.items() if key != "extends"}
         under = read_tree(folder / str(own["extends"])) if "extends" in own else base
         for point in points({key: values for key, values in grid.items() if key == SEED}):
-            drafts.append((name, point, merged(merged(under, rest), point)))
+            drafts.append(Draft(name, point, merged(merged(under, rest), point)))
     return drafts
 
 
@@ -237,13 +242,13 @@ def _validated(sweep: str, drafts: list[Draft], problems: list[str]) -> list[Ele
     """The elements of the drafts that hold; of the others, each problem once with those that have it."""
     elements: list[Element] = []
     found: dict[str, list[str]] = {}
-    for number, (baseline, point, tree) in enumerate(drafts):
+    for number, draft in enumerate(drafts):
         name = f"{sweep}-{number:03d}"
-        config, wrong = checked(merged(tree, {"name": name}))
+        config, wrong = checked(merged(draft.tree, {"name": name}))
         if config is not None and not wrong:
-            elements.append(Element(name, baseline, point, config))
+            elements.append(Element(name, draft.baseline, draft.point, config))
         for problem in wrong:
-            found.setdefault(problem, []).append(f"{baseline or 'grid'} {number:03d}")
+            found.setdefault(problem, []).append(f"{draft.baseline or 'grid'} {number:03d}")
     for problem, where in found.items():
         everywhere = len(where) == len(drafts)
         problems.append(problem if everywhere else f"{problem} (in {_some(where)})")

@@ -18,6 +18,7 @@ from fedhpc.algorithms.fedavg import (
 )
 from fedhpc.algorithms.run_state import RESIDUAL, RunState, fresh_state
 from fedhpc.compression.error_feedback import CompressionConfig
+from fedhpc.compression.top_k import Layer
 from fedhpc.errors import PayloadError
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.mpi import AloneTransport
@@ -189,7 +190,7 @@ def test_who_sent_it_is_named_where_a_payload_is_damaged() -> None:
 def test_an_update_of_implausible_size_is_refused_before_it_is_folded(value: float) -> None:
     """3e36 is finite, and so is its mean; the model after it is of no use."""
     state = RunState(4, np.zeros(3, np.float32))
-    terms = terms_of(9, CompressionConfig(1, layers=(("conv", 2), ("head", 1))), 1, (1, 1))
+    terms = terms_of(9, CompressionConfig(1, layers=(Layer("conv", 2), Layer("head", 1))), 1, (1, 1))
     sites = [Fixed("a", 0, np.ones(3, np.float32)), Fixed("b", 1, np.array([1, 2, value], np.float32))]
     payloads = [site_round(site, state, np.zeros(3, np.float32), terms)[0] for site in sites]
     with pytest.raises(PayloadError, match=r"^site b: round 5: entry 0 of layer head of its update is "):
@@ -198,7 +199,7 @@ def test_an_update_of_implausible_size_is_refused_before_it_is_folded(value: flo
 
 def test_site_and_layer_are_named_where_what_is_kept_overflows() -> None:
     site = Fixed("a", 0, np.array([1, 2, 3e38], np.float32))
-    terms = terms_of(1, CompressionConfig(1, layers=(("conv", 2), ("head", 1))), 1, (1,))
+    terms = terms_of(1, CompressionConfig(1, layers=(Layer("conv", 2), Layer("head", 1))), 1, (1,))
     with pytest.raises(PayloadError, match="site a, round 1: entry 0 of layer head is inf"):
         site_round(site, RunState(0, np.zeros(3, np.float32)), site.target, terms)
 

@@ -24,7 +24,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.hash_chain import FIRST, Chain, sealed
-from fedhpc.privacy.ledger import Ledger, RunTerms, SiteAccount
+from fedhpc.privacy.ledger import Ledger, LedgerOwner, RunTerms, SiteAccount
 from fedhpc.privacy.places import VARIABLE, Whose, default_folder, site_ledger_folder
 from fedhpc.privacy.site_ledger import Owner, Request, SiteLedger, Terms
 from fedhpc.run.recorded_heads import check_recorded, recorded_heads
@@ -250,7 +250,7 @@ def test_evaluated_patient_pays_for_training_before(hospital: Hospital) -> None:
     """In training in one fold and in test in another: both are charged to that patient."""
     hospital.run("one")
     account = hospital.account(only_evaluated(hospital))
-    spent = Ledger(hospital.runs / "eval" / "ledger.jsonl", ("site1", "eval"), [account], RunTerms())
+    spent = Ledger(hospital.runs / "eval" / "ledger.jsonl", LedgerOwner("site1", "eval"), [account], RunTerms())
     evaluation = Charge(0, 4.0, 1.0, 1, population="evaluation")
     assert not spent.affords(evaluation, 100)
     assert spent.affords(Charge(0, 4.0, 1.0, 1), 100), "the strangers that are trained on have spent nothing"

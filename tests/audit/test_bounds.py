@@ -20,6 +20,7 @@ from fedhpc.audit.bounds import (
 )
 from fedhpc.audit.findings import Finding, confirmed, membership_findings
 from fedhpc.errors import InputError
+from fedhpc.privacy.rdp import Steps
 
 
 def randomized_response(epsilon: float, m: int, rng: np.random.Generator) -> Scores:
@@ -46,7 +47,7 @@ def test_bound_is_below_the_truth_in_95_of_100_runs() -> None:
 
 def test_bound_of_a_gaussian_step_is_between_nothing_and_its_claim() -> None:
     sigma, rng = 3.73, np.random.default_rng(1)
-    claimed = claimed_epsilon(((sigma, 1.0, 1),), 1e-5)
+    claimed = claimed_epsilon((Steps(sigma, 1.0, 1),), 1e-5)
     assert claimed == pytest.approx(1.0, abs=0.02)
     bounds = [lower_bound(gaussian(1 / sigma, 50_000, rng), 1e-5).epsilon for _ in range(20)]
     assert min(bounds) > 0
@@ -79,7 +80,7 @@ def test_equal_scores_are_guessed_as_many_as_promised() -> None:
 @pytest.mark.parametrize("sigma", [1.0, 3.73])
 def test_ceilings_are_the_gaussian_ones_or_a_little_above(sigma: float) -> None:
     """mu = .268: AUC .575, TPR 1.98 % at FPR 1 % (Dong, Roth & Su 2022)."""
-    found, mu = ceilings(((sigma, 1.0, 1),)), 1 / sigma
+    found, mu = ceilings((Steps(sigma, 1.0, 1),)), 1 / sigma
     auc, tpr = norm.cdf(mu / math.sqrt(2)), norm.cdf(norm.ppf(0.01) + mu)
     assert auc <= found.auc <= auc + 0.02
     assert tpr <= found.tpr(0.01) <= 1.05 * tpr
@@ -87,7 +88,7 @@ def test_ceilings_are_the_gaussian_ones_or_a_little_above(sigma: float) -> None:
 
 
 def test_the_best_attack_holds_its_ceilings_and_a_better_one_does_not() -> None:
-    rng, limits = np.random.default_rng(4), ceilings(((3.73, 1.0, 1),))
+    rng, limits = np.random.default_rng(4), ceilings((Steps(3.73, 1.0, 1),))
     for _ in range(20):
         assert all(f.passed for f in membership_findings("x", gaussian(1 / 3.73, 8000, rng), limits))
     assert not any(f.passed for f in membership_findings("x", gaussian(1.0, 8000, rng), limits))

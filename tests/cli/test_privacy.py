@@ -14,6 +14,7 @@ from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import bounds_of
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import plan_privacy
+from fedhpc.privacy.rdp import Steps
 from fedhpc.privacy.site_ledger import SiteLedger, Terms
 from fedhpc.privacy.skellam import epsilon_by_rdp
 from fedhpc.privacy.spending import Limit, Spending, no_set
@@ -191,5 +192,5 @@ def test_epsilon_without_masks_is_that_of_one_share(tmp_path: Path, shares: int,
     assert f"epsilon {found.facts['epsilon_if_unmasked']:.3f}, by that site's own noise" in words(found.text)
     plan = plan_privacy(load_config(tmp_path / "x.yaml"))
     share = plan.charge(0).noise_multiplier / shares**0.5
-    exact = epsilon_by_rdp(((share, 1.0, 10),), 1e-5)
+    exact = epsilon_by_rdp((Steps(share, 1.0, 10),), 1e-5)
     assert exact < found.facts["epsilon_if_unmasked"] < exact * (1 + 1e-6)

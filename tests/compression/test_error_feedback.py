@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import CompressionConfig, count_to_send, select, with_feedback
+from fedhpc.compression.top_k import Layer
 from fedhpc.compression.update import Update
 from fedhpc.errors import PayloadError
 from tests.support.float_vectors import vectors
@@ -50,9 +51,9 @@ def test_per_tensor_takes_the_density_of_each(per_tensor: bool) -> None:
     """One tensor has entries a thousand times as large: by global selection it takes everything."""
     vector = np.random.default_rng(0).standard_normal(1100).astype(np.float32)
     vector[300:700] *= 1000
-    layers = (("a", 300), ("b", 400), ("c", 399), ("d", 1))
+    layers = (Layer("a", 300), Layer("b", 400), Layer("c", 399), Layer("d", 1))
     sent = select(vector, CompressionConfig(0.1, layers=layers, per_tensor=per_tensor))
-    edges = np.cumsum([0, *(size for _, size in layers)])
+    edges = np.cumsum([0, *(layer.size for layer in layers)])
     counts = np.histogram(sent.indices, edges)[0].tolist()
     assert counts == ([30, 40, 40, 1] if per_tensor else [0, 110, 0, 0])
     assert (np.diff(sent.indices) > 0).all()
@@ -64,7 +65,7 @@ def test_per_tensor_takes_the_density_of_each(per_tensor: bool) -> None:
 
 def test_layers_must_make_up_the_vector() -> None:
     with pytest.raises(ValueError, match="layers of 3 entries for a vector of 4"):
-        select(np.ones(4, np.float32), CompressionConfig(1, layers=(("a", 3),), per_tensor=True))
+        select(np.ones(4, np.float32), CompressionConfig(1, layers=(Layer("a", 3),), per_tensor=True))
 
 
 @pytest.mark.parametrize("per_tensor", [False, True])
@@ -72,7 +73,7 @@ def test_layers_must_make_up_the_vector() -> None:
 def test_what_is_not_finite_is_never_sent(update: float, residual: float, per_tensor: bool) -> None:
     vectors = np.ones((2, 10), np.float32)
     vectors[:, 7] = update, residual
-    coding = CompressionConfig(0.5, layers=(("a", 6), ("b", 4)), per_tensor=per_tensor)
+    coding = CompressionConfig(0.5, layers=(Layer("a", 6), Layer("b", 4)), per_tensor=per_tensor)
     with pytest.raises(PayloadError, match="entry 1 of layer b is"):
         with_feedback(*vectors, coding)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedhpc.compression.top_k import SAMPLE, refusal, top_k
+from fedhpc.compression.top_k import SAMPLE, Layer, refusal, top_k
 from fedhpc.errors import PayloadError
 from tests.support.float_vectors import vectors
 
@@ -57,7 +57,7 @@ def test_large_vectors(kind: str, density: float) -> None:
     check(vector, int(vector.size * density))
 
 
-LAYERS = (("conv.weight", 60), ("conv.bias", 40))
+LAYERS = (Layer("conv.weight", 60), Layer("conv.bias", 40))
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf, 2.0**127])

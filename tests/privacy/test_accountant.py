@@ -28,27 +28,27 @@ from fedhpc.privacy.accountant import (
     gaussian_bounds,
 )
 from fedhpc.privacy.analytic_gaussian import exact_epsilon
-from fedhpc.privacy.rdp import composed_rdp, epsilon_from_rdp
+from fedhpc.privacy.rdp import History, Steps, composed_rdp, epsilon_from_rdp
 
 GRID = [
-    (0.8, 0.01, 500),
-    (1.1, 256 / 60000, 14062),
-    (4.0, 0.01, 10000),
-    (1.0, 0.05, 100),
-    (4.7, 0.05, 600),
-    (3.73, 1.0, 1),
-    (20.4, 1.0, 30),
+    Steps(0.8, 0.01, 500),
+    Steps(1.1, 256 / 60000, 14062),
+    Steps(4.0, 0.01, 10000),
+    Steps(1.0, 0.05, 100),
+    Steps(4.7, 0.05, 600),
+    Steps(3.73, 1.0, 1),
+    Steps(20.4, 1.0, 30),
 ]
 
 
-def event(history: tuple[tuple[float, float, int], ...]) -> DpEvent:
+def event(history: History) -> DpEvent:
     def step(sigma: float, q: float) -> DpEvent:
         return GaussianDpEvent(sigma) if q == 1 else PoissonSampledDpEvent(q, GaussianDpEvent(sigma))
 
     return ComposedDpEvent([SelfComposedDpEvent(step(sigma, q), steps) for sigma, q, steps in history])
 
 
-def by_google(history: tuple[tuple[float, float, int], ...], accountant: PLDAccountant | RdpAccountant) -> float:
+def by_google(history: History, accountant: PLDAccountant | RdpAccountant) -> float:
     logging.getLogger("absl").setLevel(logging.ERROR)
     accountant.compose(event(history))
     return float(accountant.get_epsilon(1e-5))
@@ -57,7 +57,7 @@ def by_google(history: tuple[tuple[float, float, int], ...], accountant: PLDAcco
 @pytest.mark.parametrize("delta", [1e-9, 1e-5, 0.5])
 def test_rdp_equals_opacus_bitwise(delta: float) -> None:
     """Also where the best order is the first or the last, of which Opacus warns: the bound holds there too."""
-    for history in (*((step,) for step in GRID), ((0.05, 1.0, 1),), ((1e4, 1.0, 1),), tuple(GRID)):
+    for history in (*((step,) for step in GRID), (Steps(0.05, 1.0, 1),), (Steps(1e4, 1.0, 1),), tuple(GRID)):
         theirs = RDPAccountant()
         theirs.history = list(history)
         with warnings.catch_warnings():
@@ -68,7 +68,7 @@ def test_rdp_equals_opacus_bitwise(delta: float) -> None:
 
 
 @pytest.mark.parametrize("step", GRID, ids=str)
-def test_both_bounds_agree_with_googles(step: tuple[float, float, int]) -> None:
+def test_both_bounds_agree_with_googles(step: Steps) -> None:
     """PRV is never below the privacy loss distribution, and above it by its stated error; RDP is the same number."""
     bounds = gaussian_bounds((step,), 1e-5)
     pld = by_google((step,), PLDAccountant(value_discretization_interval=1e-3))
@@ -80,7 +80,7 @@ def test_both_bounds_agree_with_googles(step: tuple[float, float, int]) -> None:
 
 
 def test_unlike_charges_compose() -> None:
-    history = ((0.9, 0.01, 200), (2.0, 0.1, 50), (12.0, 1.0, 5))
+    history = (Steps(0.9, 0.01, 200), Steps(2.0, 0.1, 50), Steps(12.0, 1.0, 5))
     pld = by_google(history, PLDAccountant(value_discretization_interval=1e-3))
     assert pld - 0.01 <= epsilon_of(history, 1e-5) <= pld + 2 * PRV_ERROR * max(1, 2 * pld)
 
@@ -88,11 +88,15 @@ def test_unlike_charges_compose() -> None:
 @pytest.mark.parametrize(
     ("step", "published", "source"),
     [
-        ((1.1, 256 / 60000, 14062), 2.6, "RDP, TensorFlow Privacy's MNIST tutorial with the conversion of 2020"),
-        ((4.0, 0.01, 10000), 1.04, "moments accountant of Abadi et al. 2016, section 3.2, 1.26 there, tighter since"),
+        (Steps(1.1, 256 / 60000, 14062), 2.6, "RDP, TensorFlow Privacy's MNIST tutorial with the conversion of 2020"),
+        (
+            Steps(4.0, 0.01, 10000),
+            1.04,
+            "moments accountant of Abadi et al. 2016, section 3.2, 1.26 there",
+        ),
     ],
 )
-def test_published_values_of_rdp(step: tuple[float, float, int], published: float, source: str) -> None:
+def test_published_values_of_rdp(step: Steps, published: float, source: str) -> None:
     assert gaussian_bounds((step,), 1e-5).rdp == pytest.approx(published, abs=0.01), source
 
 
@@ -106,20 +110,20 @@ def test_full_batches_are_gaussian_releases(sigma: float, steps: int) -> None:
         return float(norm.cdf(mu / 2 - epsilon / mu) - pow(2.718281828459045, log_second)) - 1e-5
 
     exact = brentq(delta_above, 1e-3, 50)
-    assert exact <= epsilon_of(((sigma, 1.0, steps),), 1e-5) <= exact + 2 * PRV_ERROR * max(1, 2 * exact)
+    assert exact <= epsilon_of((Steps(sigma, 1.0, steps),), 1e-5) <= exact + 2 * PRV_ERROR * max(1, 2 * exact)
 
 
 def test_every_argument_counts() -> None:
-    base = epsilon_of(((2.0, 0.05, 100),), 1e-5)
-    assert epsilon_of(((2.1, 0.05, 100),), 1e-5) < base
-    assert epsilon_of(((2.0, 0.06, 100),), 1e-5) > base
-    assert epsilon_of(((2.0, 0.05, 101),), 1e-5) > base
-    assert epsilon_of(((2.0, 0.05, 100),), 1e-6) > base
+    base = epsilon_of((Steps(2.0, 0.05, 100),), 1e-5)
+    assert epsilon_of((Steps(2.1, 0.05, 100),), 1e-5) < base
+    assert epsilon_of((Steps(2.0, 0.06, 100),), 1e-5) > base
+    assert epsilon_of((Steps(2.0, 0.05, 101),), 1e-5) > base
+    assert epsilon_of((Steps(2.0, 0.05, 100),), 1e-6) > base
 
 
 @pytest.mark.parametrize(("epsilon", "rate", "steps"), [(0.5, 0.05, 200), (1.0, 1.0, 30), (8.0, 0.1, 100)])
 def test_calibration_meets_its_target_from_below(epsilon: float, rate: float, steps: int) -> None:
-    spent = epsilon_of(((calibrate_gaussian(epsilon, 1e-5, rate, steps), rate, steps),), 1e-5)
+    spent = epsilon_of((Steps(calibrate_gaussian(epsilon, 1e-5, rate, steps), rate, steps),), 1e-5)
     assert epsilon * (1 - CALIBRATION_SLACK) <= spent <= epsilon
 
 
@@ -139,7 +143,7 @@ def test_prv_does_not_speak_of_skellam_noise(mechanisms: tuple[Mechanism, ...]) 
     charges = [Charge(round, 12.8, 1.0, 1, mechanism) for round, mechanism in enumerate(mechanisms)]
     bounds = bounds_of(charges, 1e-5)
     assert bounds.prv is None
-    assert bounds.epsilon == bounds.rdp > gaussian_bounds(((12.8, 1.0, len(charges)),), 1e-5).epsilon
+    assert bounds.epsilon == bounds.rdp > gaussian_bounds((Steps(12.8, 1.0, len(charges)),), 1e-5).epsilon
 
 
 EDGES = [(1.0, 30), (0.05, 600), (1e-6, 3_000_000)]
@@ -167,7 +171,7 @@ def test_edge_case_is_answered_within_bounded_work(
         assert f"privacy.epsilon={epsilon:g}" in str(error)
         assert "give an epsilon from" in str(error)
     else:
-        assert 0.9 * epsilon <= epsilon_of(((noise, rate, count),), delta) <= epsilon
+        assert 0.9 * epsilon <= epsilon_of((Steps(noise, rate, count),), delta) <= epsilon
     assert len(points) <= accountant.MOST_TRIALS + 1
     assert accountant.MOST_PRV_POINTS <= 2**19
 
@@ -201,8 +205,8 @@ def test_exact_epsilon_matches_quadrature(mu: float, log10_delta: float) -> None
         assert epsilon == 0 or exact(e * (1 - mpf(10) ** -6)) >= delta * (1 - 1e-9)
 
 
-@pytest.mark.parametrize("step", [(1.0, 0.05, 100), (5.0, 1.0, 30), (0.3, 0.01, 50)], ids=str)
-def test_full_batches_bound_subsampled_ones(step: tuple[float, float, int]) -> None:
+@pytest.mark.parametrize("step", [Steps(1.0, 0.05, 100), Steps(5.0, 1.0, 30), Steps(0.3, 0.01, 50)], ids=str)
+def test_full_batches_bound_subsampled_ones(step: Steps) -> None:
     noise, _, steps = step
     assert epsilon_of((step,), 1e-5) <= exact_epsilon(steps**0.5 / noise, 1e-5) * (1 + 1e-9)
 

@@ -13,7 +13,7 @@ from fedhpc.errors import PrivacyError
 from fedhpc.privacy import anchored_chain
 from fedhpc.privacy.accountant import Charge, Population, bounds_of, total_of
 from fedhpc.privacy.hash_chain import Chain
-from fedhpc.privacy.ledger import Ledger, RunTerms, SiteAccount, read_ledger
+from fedhpc.privacy.ledger import Ledger, LedgerOwner, RunTerms, SiteAccount, read_ledger
 from fedhpc.privacy.site_ledger import SiteLedger, Terms
 from fedhpc.privacy.unit_sets import Identities
 
@@ -42,7 +42,7 @@ class Place:
 
     def open(self, run: str = "run", cap: float | None = None) -> Ledger:
         account = SiteAccount.of(self.account(), "a", WHO)
-        return Ledger(self.run_file(run), ("a", run), [account], RunTerms(DELTA, cap))
+        return Ledger(self.run_file(run), LedgerOwner("a", run), [account], RunTerms(DELTA, cap))
 
     def files(self) -> list[Path]:
         return [self.account_folder / "ledger.jsonl", self.account_folder / "anchor.json", self.run_file()]
@@ -165,7 +165,7 @@ def test_a_new_account_lacks_what_the_run_was_charged(place: Place) -> None:
 def test_another_sites_ledger_is_refused(place: Place) -> None:
     place.open().charge(charge(0))
     with pytest.raises(PrivacyError, match="ledger of site a, this is b"):
-        Ledger(place.run_file(), ("b", "run"))
+        Ledger(place.run_file(), LedgerOwner("b", "run"))
 
 
 @pytest.mark.parametrize("content", ["", "\n", "{}\n", '{"site": "a", "round": 0}\n', "[1]\n", "\x00\x01\n"])

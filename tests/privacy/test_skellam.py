@@ -16,6 +16,7 @@ from fedhpc.errors import PrivacyError
 from fedhpc.privacy import skellam
 from fedhpc.privacy.accountant import epsilon_of
 from fedhpc.privacy.noise import KeyStream, source
+from fedhpc.privacy.rdp import Steps
 from fedhpc.privacy.skellam import ORDERS, calibrate, draw, epsilon_by_rdp, rdp, scale_of, variance_for
 
 
@@ -50,23 +51,23 @@ def test_orders_that_the_theorem_does_not_cover_are_refused(order: float) -> Non
 @pytest.mark.parametrize(("epsilon", "releases"), [(0.1, 10), (1.0, 1), (1.0, 10), (1.0, 100), (8.0, 10)])
 def test_calibrated_noise_is_the_smallest_that_keeps_the_target(epsilon: float, releases: int) -> None:
     noise = calibrate(epsilon, 1e-5, releases)
-    assert epsilon_by_rdp(((noise, 1.0, releases),), 1e-5) <= epsilon
-    assert epsilon_by_rdp(((0.9999 * noise, 1.0, releases),), 1e-5) > epsilon
+    assert epsilon_by_rdp((Steps(noise, 1.0, releases),), 1e-5) <= epsilon
+    assert epsilon_by_rdp((Steps(0.9999 * noise, 1.0, releases),), 1e-5) > epsilon
 
 
 def test_epsilon_is_that_of_another_library_and_above_the_gaussians_own() -> None:
     """dp_accounting converts the same divergences; PRV gives the exact epsilon of the Gaussian they belong to."""
     for noise, releases in ((4.0, 1), (12.8, 10), (1.3, 4)):
-        ours = epsilon_by_rdp(((noise, 1.0, releases),), 1e-5)
+        ours = epsilon_by_rdp((Steps(noise, 1.0, releases),), 1e-5)
         theirs, _ = compute_epsilon(ORDERS, [releases * order / (2 * noise**2) for order in ORDERS], 1e-5)
         assert ours == pytest.approx(theirs, rel=1e-6)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="divide by zero")
-        assert 1.05 < epsilon_by_rdp(((12.8, 1.0, 10),), 1e-5) / epsilon_of(((12.8, 1.0, 10),), 1e-5) < 1.1
+        assert 1.05 < epsilon_by_rdp((Steps(12.8, 1.0, 10),), 1e-5) / epsilon_of((Steps(12.8, 1.0, 10),), 1e-5) < 1.1
 
 
 def test_charges_of_both_mechanisms_add_up() -> None:
-    skellams, gaussians = (12.8, 1.0, 10), (2.0, 0.05, 60)
+    skellams, gaussians = Steps(12.8, 1.0, 10), Steps(2.0, 0.05, 60)
     both = epsilon_by_rdp((skellams, gaussians), 1e-5)
     assert both > max(epsilon_by_rdp((one,), 1e-5) for one in (skellams, gaussians))
     assert both < sum(epsilon_by_rdp((one,), 1e-5) for one in (skellams, gaussians))

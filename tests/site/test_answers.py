@@ -8,7 +8,7 @@ import pytest
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.evaluation_plan import EvaluationPlan, plan_evaluation
-from fedhpc.privacy.ledger import Ledger
+from fedhpc.privacy.ledger import Ledger, LedgerOwner
 from fedhpc.site.answers import Answers
 from fedhpc.site.release import QUESTION, Question
 
@@ -35,7 +35,7 @@ class Site:
     """Answers of one site, whose noise counts up, so that each draw is another."""
 
     def __init__(self, folder: Path, planned: EvaluationPlan) -> None:
-        self.ledger = Ledger(folder / "ledger.jsonl", ("a", "run"))
+        self.ledger = Ledger(folder / "ledger.jsonl", LedgerOwner("a", "run"))
         self.answers, self.draws = Answers(folder, self.ledger, planned), 0
 
     def ask(self, question: Question, model: str) -> int:

@@ -10,7 +10,7 @@ from data_prep.shard_writer import write_shard
 from fedhpc.cli.privacy_config import planned_charges
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.accountant import Population
-from fedhpc.privacy.ledger import Ledger, RunTerms, SiteAccount
+from fedhpc.privacy.ledger import Ledger, LedgerOwner, RunTerms, SiteAccount
 from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy.site_ledger import SiteLedger, Terms
 from fedhpc.privacy.unit_sets import Identities
@@ -44,7 +44,9 @@ def charge_run(config: RunConfig, account: SiteAccount, run: Path, rounds: int |
     """Charge a whole run, or its first rounds, each within the run's target and the account's cap."""
     planned = planned_charges(config, plan_privacy(config))
     terms = RunTerms(config.privacy.delta, config.privacy.lifetime_epsilon, tuple(planned))
-    ledger = Ledger(run / "sites" / account.site / "ledger.jsonl", (account.site, run.name), [account], terms)
+    ledger = Ledger(
+        run / "sites" / account.site / "ledger.jsonl", LedgerOwner(account.site, run.name), [account], terms
+    )
     for charge in planned[:rounds]:
         ledger.charge(charge, config.privacy.epsilon)
     return ledger

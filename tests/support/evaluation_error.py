@@ -16,7 +16,18 @@ from fedhpc.privacy.evaluation_plan import plan_evaluation
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.records.metrics import Predictions, auc, f1_thresholds, metrics, score_histogram
 from fedhpc.run.evaluate import samples_of
-from fedhpc.run.evaluation.curves import EDGES, Answer, Law, Thresholds, curves_of, interval_of, macro, metrics_of
+from fedhpc.run.evaluation.curves import (
+    EDGES,
+    Answer,
+    Law,
+    OperatingPoints,
+    Release,
+    Thresholds,
+    curves_of,
+    interval_of,
+    macro,
+    metrics_of,
+)
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.evaluation import predict
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
@@ -66,7 +77,7 @@ def main(run: Path, draws: int, epsilon: float) -> None:
         thresholds = [Thresholds.of(curve, EDGES) for curve in curves]
         second = Question(stage=1, split="test", groups=2, edges=tuple(one.cuts(1) for one in thresholds))
         total = asked(test, second)
-        one = metrics_of(law, second, (total, sites), (thresholds, config))
+        one = metrics_of(law, Release(second, total, sites), OperatingPoints(thresholds, config.evaluation.specificity))
         ends = interval_of(law, Answer(second, total, {}), config)
         if one is None or ends is None:
             continue

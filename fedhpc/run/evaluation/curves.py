@@ -152,16 +152,31 @@ def cut_count(law: Law, counts: Sequence[Curve]) -> int:
     return next(number for least, number in CUTS if noise >= least)
 
 
-def metrics_of(
-    law: Law, question: Question, released: tuple[I64, float], by: tuple[Sequence[Thresholds], RunConfig]
-) -> Metrics | None:
-    """Of one test release and the number of noises in it; None where a class has too few."""
-    curves = curves_of(law, released[0][None], released[1])
+@dataclass(frozen=True)
+class Release:
+    """The counts that answer a question, int64[tasks, groups, bins], and how many whole noises they carry (public)."""
+
+    question: Question
+    counts: I64
+    noises: float
+
+
+@dataclass(frozen=True)
+class OperatingPoints:
+    """Where test releases are measured: the thresholds of each task, and a specificity."""
+
+    thresholds: Sequence[Thresholds]
+    specificity: float
+
+
+def metrics_of(law: Law, release: Release, points: OperatingPoints) -> Metrics | None:
+    """Return the metrics of one test release; None where a class has too few."""
+    curves = curves_of(law, release.counts[None], release.noises)
     if curves is None:
         return None
-    placed = zip(curves, by[0], question.edges, strict=True)
+    placed = zip(curves, points.thresholds, release.question.edges, strict=True)
     f1s = [curve.f1(one.f1_latent(curve, edges))[:, 0] for curve, one, edges in placed]
-    sensitivities = [curve.sensitivity(by[1].evaluation.specificity) for curve in curves]
+    sensitivities = [curve.sensitivity(points.specificity) for curve in curves]
     images = curves[0].negatives[0] + curves[0].positives[0]
     values = {
         "auc": macro([curve.auc for curve in curves]),

@@ -1,6 +1,5 @@
 """With privacy: validation release, thresholds, test release, metrics; each is charged before its noise is drawn."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +12,8 @@ from fedhpc.run.evaluation.answers import tasks_of
 from fedhpc.run.evaluation.curves import (
     Answer,
     Law,
+    OperatingPoints,
+    Release,
     Thresholds,
     curves_of,
     cut_count,
@@ -64,7 +65,7 @@ def measure_privately(session: Session, params: F32, stage: int) -> Measured | N
     )
     if test is None:
         return replace(known, reasons={"auc": SPENT})
-    return _with_test(known, test, (law, thresholds, config))
+    return _with_test(known, test, law, OperatingPoints(thresholds, specificity), config)
 
 
 def early_alone(early: float | None) -> Metrics:
@@ -80,9 +81,8 @@ def unmeasured(config: RunConfig, reason: str, tasks: int) -> Measured:
     return Measured(nothing, None, dict.fromkeys(config.site_names, nothing), even, None, {"auc": reason})
 
 
-def _with_test(known: Measured, test: Answer, by: tuple[Law, Sequence[Thresholds], RunConfig]) -> Measured:
-    law, thresholds, config = by
-    overall = metrics_of(law, test.question, (test.total, law.noises), (thresholds, config))
+def _with_test(known: Measured, test: Answer, law: Law, points: OperatingPoints, config: RunConfig) -> Measured:
+    overall = metrics_of(law, Release(test.question, test.total, law.noises), points)
     if overall is None:
         return replace(known, reasons={"auc": TOO_FEW})
     values = {**overall.values, EARLY_KEY: known.overall[EARLY_KEY]}
@@ -92,7 +92,7 @@ def _with_test(known: Measured, test: Answer, by: tuple[Law, Sequence[Thresholds
         reasons["per_site"] = SUM_ONLY if config.privacy.trust == "sites" else POOLED_ONLY
     per_site = dict(known.per_site)
     for site, released in test.by_site.items():
-        alone = metrics_of(law, test.question, (released, 1.0), (thresholds, config))
+        alone = metrics_of(law, Release(test.question, released, 1.0), points)
         per_site[site] = alone or per_site[site]
         if alone is None:
             reasons[f"per_site.{site}"] = TOO_FEW

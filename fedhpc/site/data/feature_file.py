@@ -24,7 +24,8 @@ class FeatureFile:
 
     Args:
         path: a `.npy` file.
-        shape: (n, dim) that it must have.
+        rows: n that it must have.
+        dim: that it must have.
         site: whose shard it is.
         keep: whether to keep all rows in memory.
 
@@ -32,9 +33,9 @@ class FeatureFile:
         ShardError: where it is not whole, or of another shape.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int], site: str, *, keep: bool) -> None:
-        self._path, self._shape, self._site = path, shape, site
-        self._row_bytes = shape[1] * np.dtype(np.float32).itemsize
+    def __init__(self, path: Path, rows: int, dim: int, site: str, *, keep: bool) -> None:
+        self._path, self._shape, self._site = path, (rows, dim), site
+        self._row_bytes = dim * np.dtype(np.float32).itemsize
         try:
             with path.open("rb") as file:
                 self._start = self._checked_header(file)

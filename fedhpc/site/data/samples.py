@@ -67,8 +67,8 @@ class FeatureSamples(ImageSamples):
         path = feature_path(shard, backbone, cache)
         if not path.exists():
             self._extract(backbone, path)
-        shape = (shard.n, backbone.dim)
-        self._features = FeatureFile(path, shape, shard.site, keep=fits_in_memory(4 * shape[0] * shape[1]))
+        rows, dim = shard.n, backbone.dim
+        self._features = FeatureFile(path, rows, dim, shard.site, keep=fits_in_memory(4 * rows * dim))
 
     def inputs(self, rows: I64) -> Tensor:
         """See `Samples`."""

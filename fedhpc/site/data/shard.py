@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import h5py
 import numpy as np
@@ -46,11 +46,18 @@ OPTIONAL = frozenset({"stage"})
 BLOCK_BYTES = 16 * 2**20
 
 
+class PixelRange(NamedTuple):
+    """The two ends of a pixel scale (public)."""
+
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class _Identity:
     site: str
     classes: tuple[str, ...]
-    pixel_range: tuple[float, float]
+    pixel_range: PixelRange
 
 
 @dataclass(frozen=True)
@@ -296,11 +303,11 @@ def _classes(value: Any) -> tuple[str, ...]:
     return names
 
 
-def _range(value: Any) -> tuple[float, float]:
+def _range(value: Any) -> PixelRange:
     low, high = (float(end) for end in value)
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
         raise ValueError
-    return low, high
+    return PixelRange(low, high)
 
 
 def _version(value: Any) -> int:
@@ -406,7 +413,7 @@ def _blocks(dataset: h5py.Dataset) -> Iterator[tuple[int, Images]]:
         yield first, _read_chunks(dataset, np.arange(first, min(first + step, dataset.shape[0])))
 
 
-def _scan(dataset: h5py.Dataset, pixel_range: tuple[float, float], load: bool) -> _Scan:
+def _scan(dataset: h5py.Dataset, pixel_range: PixelRange, load: bool) -> _Scan:
     loaded: Images | None = np.empty(dataset.shape, dataset.dtype) if load else None
     hashes: list[bytes] = []
     not_finite: list[int] = []
@@ -416,7 +423,7 @@ def _scan(dataset: h5py.Dataset, pixel_range: tuple[float, float], load: bool) -
         hashes += [hashlib.sha256(image.data).digest() for image in flat]
         smallest, largest = flat.min(axis=1), flat.max(axis=1)  # a NaN in the row makes both NaN
         finite = np.isfinite(smallest) & np.isfinite(largest)
-        beyond = finite & ((smallest < pixel_range[0]) | (largest > pixel_range[1]))
+        beyond = finite & ((smallest < pixel_range.low) | (largest > pixel_range.high))
         not_finite += (first + np.flatnonzero(~finite)).tolist()
         outside += (first + np.flatnonzero(beyond)).tolist()
         if loaded is not None:

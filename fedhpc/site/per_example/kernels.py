@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
+from fedhpc.site.per_example.unit_order import RowPair
+
 Layer = nn.Conv2d | nn.Linear
 
 # Costs in multiply-adds, as timed in float32 on one AVX-512 core (which does about 4e10 of them a second).
@@ -93,7 +95,7 @@ def prefers_gram(layer: Layer, x: Tensor, g: Tensor, pairs: int) -> bool:
     return bulky or pairs * gram + GRAM_OVERHEAD < n * weights * KEEP_AN_ENTRY
 
 
-def inner_products(layer: Layer, x: Tensor, g: Tensor, pairs: Sequence[tuple[slice, slice]]) -> Tensor:
+def inner_products(layer: Layer, x: Tensor, g: Tensor, pairs: Sequence[RowPair]) -> Tensor:
     """Of the weight gradients of images: row by row for each pair of equally long slices of the batch, end to end.
 
     A gradient is a sum of outer products over output positions, so it is the sum, over pairs of positions, of

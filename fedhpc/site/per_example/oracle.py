@@ -7,6 +7,7 @@ network for which the two disagree would be clipped by a norm that is not its ow
 
 import copy
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ def check_unit_gradients(network: nn.Module, images: Tensor, labels: Tensor, eng
                     code="model.gradients",
                 ) from None
             continue  # a constant of the network is float32
-        _compare(twin, (images.to(dtype), labels, owner), units, engine or engine_sum)
+        _compare(twin, Batch(images.to(dtype), labels, owner), units, engine or engine_sum)
         return
 
 
@@ -70,7 +71,15 @@ def _copied(network: nn.Module) -> nn.Module:
         ) from None
 
 
-def _compare(twin: nn.Module, batch: tuple[Tensor, Tensor, Tensor], units: Tensor, engine: UnitSum) -> None:
+class Batch(NamedTuple):
+    """Images [n, C, H, W], labels int64 [n], and the unit of each image, int64 [n]."""
+
+    images: Tensor
+    labels: Tensor
+    owner: Tensor
+
+
+def _compare(twin: nn.Module, batch: Batch, units: Tensor, engine: UnitSum) -> None:
     norms = torch.linalg.vector_norm(units, dim=1)
     names = [name for name, p in twin.named_parameters() if p.requires_grad]
     sizes = [p.numel() for p in twin.parameters() if p.requires_grad]

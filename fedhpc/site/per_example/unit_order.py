@@ -1,9 +1,17 @@
 """A batch of units of several images each, in the order in which sums over a unit are sums of slices."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class RowPair(NamedTuple):
+    """Two equally long slices of a batch's rows."""
+
+    first: slice
+    second: slice
 
 
 @dataclass(frozen=True)
@@ -60,11 +68,11 @@ class UnitOrder:
             first[: len(part)] += part
         return first
 
-    def pairs(self) -> list[tuple[slice, slice]]:
+    def pairs(self) -> list[RowPair]:
         """Equally long slices in which image meets image of the same unit: each turn with itself and all later ones."""
         starts = [sum(self.counts[:turn]) for turn in range(len(self.counts))]
         return [
-            (slice(starts[earlier], starts[earlier] + k), slice(starts[later], starts[later] + k))
+            RowPair(slice(starts[earlier], starts[earlier] + k), slice(starts[later], starts[later] + k))
             for later, k in enumerate(self.counts)
             for earlier in range(later + 1)
         ]

@@ -20,7 +20,7 @@ def features(tmp_path: Path) -> np.ndarray:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_rows_are_read_as_written(features: np.ndarray, tmp_path: Path, keep: bool) -> None:
-    file = FeatureFile(tmp_path / "f.npy", SHAPE, "a", keep=keep)
+    file = FeatureFile(tmp_path / "f.npy", *SHAPE, "a", keep=keep)
     for rows in ([], [3], [4999, 0, 4999, 4097]):
         np.testing.assert_array_equal(file.read(np.array(rows, np.int64)), features[rows])
 
@@ -28,7 +28,7 @@ def test_rows_are_read_as_written(features: np.ndarray, tmp_path: Path, keep: bo
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 def test_change_during_a_run_is_refused(features: np.ndarray, tmp_path: Path, damage: str) -> None:
     path, rows = tmp_path / "f.npy", np.array([2, 4000])
-    kept, streamed = (FeatureFile(path, SHAPE, "a", keep=keep) for keep in (True, False))
+    kept, streamed = (FeatureFile(path, *SHAPE, "a", keep=keep) for keep in (True, False))
     content = path.read_bytes()
     if damage == "gone":
         path.unlink()
@@ -43,7 +43,7 @@ def test_change_during_a_run_is_refused(features: np.ndarray, tmp_path: Path, da
 def test_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "f.npy").write_bytes(content)
     with pytest.raises(ShardError, match="Remove the file: it is computed again"):
-        FeatureFile(tmp_path / "f.npy", SHAPE, "a", keep=True)
+        FeatureFile(tmp_path / "f.npy", *SHAPE, "a", keep=True)
 
 
 @pytest.mark.parametrize("change", ["shape", "dtype", "short", "long"])
@@ -54,5 +54,5 @@ def test_features_of_another_shape_are_refused(features: np.ndarray, tmp_path: P
     else:
         path.write_bytes(path.read_bytes()[:-4] if change == "short" else path.read_bytes() + b"\0")
     with pytest.raises(ShardError) as caught:
-        FeatureFile(path, SHAPE, "a", keep=False)
+        FeatureFile(path, *SHAPE, "a", keep=False)
     assert str(SHAPE) not in str(caught.value) and str(SHAPE) in caught.value.private

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fedhpc.site.per_example import kernels as grad_samplers
 from fedhpc.site.per_example.kernels import Layer, handles, inner_products, kernel_of, prefers_gram, weighted_sum
+from fedhpc.site.per_example.unit_order import RowPair
 
 
 def one_by_one(layer: Layer, x: Tensor, g: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ def test_inner_products_and_weighted_sums_agree_with_the_gradients(case: tuple[n
     total = weighted_sum(layer, x, g, factor)
     torch.testing.assert_close(total.flatten(), factor @ grads, rtol=1e-10, atol=1e-10)
     if layer.groups == 1:
-        ends = [(slice(0, k), slice(len(x) - k, len(x))) for k in range(1, len(x) + 1)]
+        ends = [RowPair(slice(0, k), slice(len(x) - k, len(x))) for k in range(1, len(x) + 1)]
         expected = torch.cat([(grads[a] * grads[b]).sum(1) for a, b in ends])
         torch.testing.assert_close(inner_products(layer, x, g, ends), expected, rtol=1e-9, atol=1e-8)
 
@@ -77,7 +78,9 @@ def test_linear_layers_on_vectors_and_on_sequences(shape: tuple[int, ...]) -> No
     way, out = kernel_of(layer, x, g), torch.empty(5, 24, dtype=torch.float64)
     way.write(layer, x, g, out)
     torch.testing.assert_close(way.natural(layer, out), grads)
-    torch.testing.assert_close(inner_products(layer, x, g, [(slice(0, 5),) * 2]), grads.flatten(1).square().sum(1))
+    torch.testing.assert_close(
+        inner_products(layer, x, g, [RowPair(slice(0, 5), slice(0, 5))]), grads.flatten(1).square().sum(1)
+    )
     factor = torch.rand(5, dtype=torch.float64)
     torch.testing.assert_close(weighted_sum(layer, x, g, factor), torch.einsum("n,n...->...", factor, grads))
 

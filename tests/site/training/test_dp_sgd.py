@@ -18,6 +18,7 @@ from fedhpc.privacy.accountant import epsilon_of
 from fedhpc.privacy.gaussian import Noise, released
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import plan_privacy
+from fedhpc.privacy.rdp import Steps
 from fedhpc.site.per_example.clipped_sum import MARGIN
 from fedhpc.site.training.dp_sgd import NoiseConfig, PrivateStep, Units, entropy, physical_batches
 
@@ -204,5 +205,5 @@ def test_noise_differs_between_sites_rounds_and_starts() -> None:
 def test_planned_epsilon_is_just_below_the_target(epsilon: float) -> None:
     plan = plan_privacy(config(epsilon=epsilon))
     assert plan.steps_per_round == 2 * 10
-    spent = epsilon_of(((plan.noise_multiplier, plan.sample_rate, 4 * plan.steps_per_round),), 1e-5)
+    spent = epsilon_of((Steps(plan.noise_multiplier, plan.sample_rate, 4 * plan.steps_per_round),), 1e-5)
     assert 0.998 * epsilon <= spent <= epsilon
