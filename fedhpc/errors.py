@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -38,15 +39,22 @@ class InputError(FedhpcError):
     """Bad input: a config, a shard, a run directory or a command line that fedhpc cannot accept."""
 
 
+class CodedText(NamedTuple):
+    """The code and the message of one problem (public)."""
+
+    code: str
+    text: str
+
+
 class RankErrors(InputError):
     """The problems of several ranks, each with its own code.
 
     Args:
-        problems: (code, message), the distinct ones of all ranks, in rank order; at least one.
+        problems: the distinct ones of all ranks, in rank order; at least one.
     """
 
-    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
-        super().__init__("\n".join(text for _, text in problems), code=problems[0][0])
+    def __init__(self, problems: Sequence[CodedText]) -> None:
+        super().__init__("\n".join(problem.text for problem in problems), code=problems[0].code)
         self.problems = tuple(problems)
 
 

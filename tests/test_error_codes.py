@@ -10,6 +10,7 @@ from fedhpc import errors
 from fedhpc.cli.main import main
 from fedhpc.error_codes import CODES, TABLE
 from fedhpc.errors import (
+    CodedText,
     ConfigError,
     FedhpcError,
     FileError,
@@ -145,7 +146,7 @@ def test_code_of_another_rank_is_one_of_the_table(payload: bytes) -> None:
 
 
 def test_ranks_with_different_problems_each_keep_a_code() -> None:
-    error = RankErrors([("shard.other", "site1: other"), ("file.no-space", "runs: full")])
+    error = RankErrors([CodedText("shard.other", "site1: other"), CodedText("file.no-space", "runs: full")])
     assert printed(error) == "site1: other [shard.other]\nruns: full [file.no-space]"
 
 

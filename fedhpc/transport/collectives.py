@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from fedhpc.error_codes import known
-from fedhpc.errors import InputError, Interrupted, RankErrors, SiteError
+from fedhpc.errors import CodedText, InputError, Interrupted, RankErrors, SiteError
 from fedhpc.transport.messages import said
 from fedhpc.transport.mpi import Transport
 from fedhpc.util.arrays import F32
@@ -40,10 +40,10 @@ def run_on_all_ranks(transport: Transport, work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def _code_and_text(problem: str) -> tuple[str, str]:
+def _code_and_text(problem: str) -> CodedText:
     """Split what a rank has sent; a code that is not in the table is none."""
     code, _, text = problem.partition("\n")
-    return known(code), text
+    return CodedText(known(code), text)
 
 
 def broadcast_json(transport: Transport, make: Callable[[], T]) -> T:

@@ -498,7 +498,10 @@ def _crossing(patient: Images, split: U8, *rows: int) -> str:
 
 
 def _digest(identity: _Identity, columns: dict[str, Images], hashes: list[bytes], dataset: h5py.Dataset) -> str:
-    sha = hashlib.sha256(repr((identity, dataset.dtype.str, dataset.shape)).encode())
+    # Written out, so that no rename changes it: caches and the preflight compare digests of earlier versions.
+    ends = tuple(identity.pixel_range)
+    named = f"_Identity(site={identity.site!r}, classes={identity.classes!r}, pixel_range={ends!r})"
+    sha = hashlib.sha256(f"({named}, {dataset.dtype.str!r}, {dataset.shape!r})".encode())
     for name in sorted(columns):
         values = columns[name]
         # Of labels [n, K] the shape is told too: the same bytes may be other findings.
