@@ -391,7 +391,10 @@ def test_two_jobs_at_once_cannot_pass_the_target_of_a_run(hospital: Hospital) ->
     said = both_at_once(hospital.folder, ("one", "one"), 1.0)
     assert sum("would pass the run's epsilon 1" in text for text in said) >= 1, said
     charges = Ledger(
-        hospital.runs / "one" / "sites" / "site1" / "ledger.jsonl", ("site1", "one"), [hospital.account()], RunTerms()
+        hospital.runs / "one" / "sites" / "site1" / "ledger.jsonl",
+        LedgerOwner("site1", "one"),
+        [hospital.account()],
+        RunTerms(),
     )
     assert len(charges.charges) == 3 and charges.epsilon(1e-5) <= 1.0
 
