@@ -103,7 +103,7 @@ class Fixed(Puller):
         (0.1, 0.1, None),
         (CompressionConfig(0.1, 4), CompressionConfig(0.2, 3), None),
         (CompressionConfig(1, 5), CompressionConfig(1, 4), 1),
-        (CompressionConfig(0.2, 4, (("x", 10), ("y", 30)), per_tensor=True), CompressionConfig(1, 16), 1),
+        (CompressionConfig(0.2, 4, (Layer("x", 10), Layer("y", 30)), per_tensor=True), CompressionConfig(1, 16), 1),
     ],
 )
 def test_nothing_is_lost_on_the_way(

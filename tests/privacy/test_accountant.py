@@ -213,6 +213,6 @@ def test_full_batches_bound_subsampled_ones(step: Steps) -> None:
 
 @pytest.mark.parametrize("sigma", [3.73, 20.4, 300.0])
 def test_exact_epsilon_agrees_with_googles(sigma: float) -> None:
-    pld = by_google(((sigma, 1.0, 30),), PLDAccountant(value_discretization_interval=1e-3))
+    pld = by_google((Steps(sigma, 1.0, 30),), PLDAccountant(value_discretization_interval=1e-3))
     exact = exact_epsilon(30**0.5 / sigma, 1e-5)
     assert exact * (1 - 1e-8) <= pld <= exact * 1.01 + 0.02
