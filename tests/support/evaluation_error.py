@@ -84,9 +84,9 @@ def main(run: Path, draws: int, epsilon: float) -> None:
         held += ends[0] <= (exact.auc or 0) <= ends[1]
         auc_val = macro([curve.auc for curve in curves])
         early_val = macro([curve.sensitivity_early(config.evaluation.specificity) for curve in curves])
-        found.append((one.auc, auc_val, one.f1, one.sensitivity, early_val))
+        found.append((one.auc, auc_val, one["f1"], one["sensitivity"], early_val))
     print(f"{len(found)} of {draws} draws measured; the 95 % interval holds the exact AUC in {held}")
-    exact_values = (exact.auc, auc(exact_val), exact.f1, exact.sensitivity, early)
+    exact_values = (exact.auc, auc(exact_val), exact["f1"], exact["sensitivity"], early)
     names = ("auc", "auc_val", "f1", "sensitivity", "sensitivity_early (val)")
     for name, truth, values in zip(names, exact_values, np.array(found, float).T, strict=True):
         error = values - (np.nan if truth is None else truth)
