@@ -11,26 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 from fedhpc.config.loader import load_config as read_config
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import InputError
+from fedhpc.errors import FileError, InputError
 from fedhpc.records.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from fedhpc.models.saved import SavedModel
 
+BAD_INPUT, FAILED = 2, 1
+"""Exit statuses, as of the command line."""
+
 __all__ = ["Run", "load_config", "open_run", "train"]
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: str | Path, overrides: str | Sequence[str] = ()) -> RunConfig:
     """Read a config.
 
     Args:
         path: the YAML file.
-        overrides: `section.key=value` each, as for `--set`.
+        overrides: `section.key=value` each, as for `--set`; or a single one.
 
     Raises:
         ConfigError: with every problem of the config, one a line.
     """
-    return read_config(Path(path), list(overrides))
+    return read_config(Path(path), [overrides] if isinstance(overrides, str) else list(overrides))
 
 
 @dataclass(frozen=True)
@@ -99,21 +102,32 @@ def train(config: RunConfig | str | Path, run_dir: str | Path | None = None, *, 
     from fedhpc.run.preemption import StopRequest
     from fedhpc.run.train import Machine, Work
     from fedhpc.run.train import train as train_here
-    from fedhpc.transport.mpi import abort_at_exit, connect
+    from fedhpc.transport.mpi import connect
     from fedhpc.util.startup import Startup
 
-    loaded = config if isinstance(config, RunConfig) else load_config(config)
-    directory = Path(run_dir) if run_dir is not None else Path("runs") / loaded.name
+    if stop_after is not None and stop_after < 1:
+        raise InputError(f"stop_after={stop_after}: must be a whole number of at least 1, or None", code="command-line")
     startup, transport = Startup(), connect()
-    source = Source(loaded, [], directory)
+    # Read where all ranks are told of a problem, also of one rank's alone.
+    given = config if isinstance(config, RunConfig) else Path(config)
+    source = Source(given, [], None if run_dir is None else Path(run_dir))
     try:
         check_start(transport, source)
         train_here(Work(source, stop_after), Machine(transport, StopRequest(), startup))
+    except FileError:
+        # Raised at this rank alone, in a round: the others wait for it.
+        _end_others(transport.size, BAD_INPUT)
+        raise
     except InputError:
         raise
     except BaseException:
-        if transport.size > 1:
-            # The other ranks may wait for this one.
-            abort_at_exit(1)
+        _end_others(transport.size, FAILED)
         raise
-    return Run(directory)
+    return Run(source.run_dir or Path("runs") / source.load().name)
+
+
+def _end_others(ranks: int, status: int) -> None:
+    from fedhpc.transport.mpi import abort_at_exit
+
+    if ranks > 1:
+        abort_at_exit(status)

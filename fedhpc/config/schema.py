@@ -438,6 +438,8 @@ class RunConfig(Section):
             *sections, last = key.split(".")
             place = tree
             for section in sections:
+                if not isinstance(place.get(section), dict):
+                    place[section] = {}
                 place = place[section]
             place[last] = value
         return RunConfig.model_validate(tree)
