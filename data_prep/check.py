@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_prep.shard_writer import UNLABELLED
 from fedhpc.errors import ShardError, inside
-from fedhpc.site.data.shard import SPLITS, Shard
+from fedhpc.site.data.shard import Shard
+from fedhpc.site.data.shard_format import SPLITS
 from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from data_prep.discovery import FORMATS
-from fedhpc.site.data.shard import _available_bytes
 from fedhpc.util.arrays import F32, U8
+from fedhpc.util.memory import available_bytes
 
 WINDOW = (0.5, 99.5)
 GREY_MODES = ("L", "I", "F", "I;16", "I;16B", "I;16L")
@@ -87,7 +87,7 @@ class Decoder:
 
     def _too_large(self, image: Image.Image) -> Decoded | None:
         pixels = image.width * image.height
-        if pixels > LARGE_PIXELS and pixels * BYTES_PER_PIXEL > _available_bytes() / 2:
+        if pixels > LARGE_PIXELS and pixels * BYTES_PER_PIXEL > available_bytes() / 2:
             return Decoded(None, TOO_LARGE, f"{image.width} x {image.height} pixels")
         return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_prep.names import shown
 from data_prep.partition import VAL_SHARE, Partition
 from fedhpc.errors import ShardError
-from fedhpc.site.data.shard import MODALITIES
+from fedhpc.site.data.shard_format import MODALITIES
 
 # As `fedhpc.config.schema.SiteName`.
 SITE_NAME = r"[a-z0-9][a-z0-9_-]{0,30}"

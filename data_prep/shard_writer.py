@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fedhpc.errors import ShardError
 from fedhpc.privacy.hash_chain import sync
-from fedhpc.site.data.shard import COLUMNS, FINDINGS, FORMAT_VERSION, IMAGE_DTYPES
+from fedhpc.site.data.shard_format import COLUMNS, FINDINGS, FORMAT_VERSION, IMAGE_DTYPES
 from fedhpc.util.arrays import Images
 
 # Of a shard that stands for images without labels: every label is 0.

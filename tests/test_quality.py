@@ -17,7 +17,7 @@ OWNERS = {
     "cryptography": ["fedhpc.secagg", "fedhpc.transport", "fedhpc.privacy.noise"],
     "mpi4py": ["fedhpc.transport.mpi"],
     "ssl": ["fedhpc.transport.tls"],
-    "h5py": ["fedhpc.site.data.shard", "data_prep"],
+    "h5py": ["fedhpc.site.data", "data_prep"],
     "opacus": ["fedhpc.bench.opacus_modes", "fedhpc.privacy", "fedhpc.site"],
     "psutil": ["fedhpc.util.processes"],
     "submitit": ["fedhpc.sweep"],

@@ -85,7 +85,7 @@ def probe_of(network: nn.Module, model: Model, task: Task) -> Probe:
     return Probe(model.key, network.train(), images, labels)
 
 
-def _harmonised(generator: torch.Generator, shape: tuple[int, int, int]) -> Tensor:
+def _harmonised(generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
     """Random images [IMAGES, *shape] as a site harmonises its own: each of mean 0 and standard deviation 1.
 
     Their extremes lie from 2 to above 10, so that a decision by the largest pixel of a batch shows.

@@ -186,7 +186,7 @@ def test_huge_image_and_phone_photograph(job: ImageImport, monkeypatch: pytest.M
     assert "1 a phone's multi-picture JPEG, the first picture taken: a/P900.jpg" in capsys.readouterr().out
     assert Image.MAX_IMAGE_PIXELS == 100
     monkeypatch.setattr(decoding, "LARGE_PIXELS", 2000)
-    monkeypatch.setattr(decoding, "_available_bytes", lambda: 3000)
+    monkeypatch.setattr(decoding, "available_bytes", lambda: 3000)
     assert images_in(import_images(replace(job, out=job.out / "small"))) == 2 * PER_CLASS + 1
     assert "too large for this machine's memory (shrink it first): b/P902.png (60 x 60 pixels)" in (
         capsys.readouterr().out

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from fedhpc.site.data.shard import BLOCK_BYTES as READ_BYTES
 from fedhpc.site.data.shard import Shard
+from fedhpc.site.data.shard_scan import BLOCK_BYTES as READ_BYTES
 
 BLOCK_BYTES = 16
 BLOCKS_AN_IMAGE = 256

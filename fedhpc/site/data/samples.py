@@ -15,9 +15,10 @@ from fedhpc.errors import FileError, ShardError
 from fedhpc.models.backbones import Backbone
 from fedhpc.site.data.feature_file import FeatureFile
 from fedhpc.site.data.harmonise import harmonise
-from fedhpc.site.data.shard import Shard, fits_in_memory
+from fedhpc.site.data.shard import Shard
 from fedhpc.util.arrays import I64
 from fedhpc.util.files import make_folder, replacing
+from fedhpc.util.memory import fits_in_memory
 from fedhpc.util.progress import progress
 
 FEATURE_BATCH = 32

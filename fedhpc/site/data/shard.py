@@ -15,13 +15,11 @@ refused: a shard must not smuggle names or dates. Columns and images are private
 """
 
 import hashlib
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass
+from collections.abc import Set
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import h5py
 import numpy as np
@@ -29,52 +27,11 @@ import numpy.typing as npt
 
 from fedhpc.config.schema import TaskKind
 from fedhpc.errors import ShardError
-from fedhpc.site.data.shard_checks import storage_problems
+from fedhpc.site.data.shard_format import COLUMNS, SPLITS, Identity, Problem
+from fedhpc.site.data.shard_layout import layout_problems, read_attributes
+from fedhpc.site.data.shard_scan import Scan, column_problems, digest_of, leaks, read_chunks, rows_text, scan_images
 from fedhpc.util.arrays import I64, U8, Images
-
-FORMAT_VERSION = 1
-SPLITS = ("train", "val", "test")
-MODALITIES = ("MR", "CT", "OT", "CR", "DX", "MG", "NM", "OP", "PT", "RF", "SM", "US", "XA")
-IMAGE_DTYPES = (np.dtype("<u1"), np.dtype("<u2"), np.dtype("<f4"))
-COLUMNS = {
-    name: np.dtype(code)
-    for name, code in (("labels", "<i8"), ("patient", "S16"), ("split", "u1"), ("modality", "S2"), ("stage", "u1"))
-}
-FINDINGS = (np.dtype("u1"), np.dtype("<i8"))
-"""Of labels [n, K], one column a finding."""
-OPTIONAL = frozenset({"stage"})
-BLOCK_BYTES = 16 * 2**20
-
-
-class PixelRange(NamedTuple):
-    """The two ends of a pixel scale (public)."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class _Identity:
-    site: str
-    classes: tuple[str, ...]
-    pixel_range: PixelRange
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with a shard: its kind is public, its text is private."""
-
-    kind: str
-    text: str
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """What one pass over the images found: a sha256 of each, problems, and the images themselves where loaded."""
-
-    hashes: list[bytes]
-    problems: list[Problem]
-    loaded: Images | None
+from fedhpc.util.memory import fits_in_memory
 
 
 class Shard:
@@ -92,7 +49,7 @@ class Shard:
         created_by: which importer made the file (public).
     """
 
-    def __init__(self, file: h5py.File, identity: _Identity, columns: dict[str, Images], scan: _Scan) -> None:
+    def __init__(self, file: h5py.File, identity: Identity, columns: dict[str, Images], scan: Scan) -> None:
         self.site, self.classes, self.pixel_range = identity.site, identity.classes, identity.pixel_range
         self._file = file
         self._dataset: h5py.Dataset = file["images"]
@@ -110,7 +67,7 @@ class Shard:
         self._hashes = scan.hashes
         self.image_hashes = frozenset(scan.hashes)
         self.row_hashes, self.created_by = tuple(scan.hashes), str(file.attrs["created_by"])
-        self.digest = _digest(identity, columns, scan.hashes, self._dataset)
+        self.digest = digest_of(identity, columns, scan.hashes, self._dataset)
         self._left_out = np.zeros(self.n, np.bool_)
 
     @classmethod
@@ -173,7 +130,7 @@ class Shard:
 
     def _streamed(self, rows: I64) -> Images:
         try:
-            images = _read_chunks(self._dataset, rows)
+            images = read_chunks(self._dataset, rows)
         except (OSError, RuntimeError) as error:
             raise self._changed(f"cannot be read any more ({error})") from error
         flat = images.reshape(len(rows), -1) if len(rows) else images
@@ -183,7 +140,7 @@ class Shard:
             if hashlib.sha256(image.data).digest() != self._hashes[row]
         ]
         if wrong:
-            raise self._changed(f"{_rows(wrong)} differ from what was checked when the shard was opened")
+            raise self._changed(f"{rows_text(wrong)} differ from what was checked when the shard was opened")
         return images
 
     def _changed(self, what: str) -> ShardError:
@@ -214,17 +171,17 @@ class _Problems(Exception):
 
 def _check(
     file: h5py.File, site: str | None, in_memory: bool | Literal["auto"], need_train: bool
-) -> tuple[_Identity, dict[str, Images], _Scan]:
+) -> tuple[Identity, dict[str, Images], Scan]:
     # In two steps: pixels and labels mean nothing in a file whose layout is wrong.
-    identity, problems = _read_attributes(file, site)
-    problems += [Problem("layout", text) for text in _layout_problems(file)]
+    identity, problems = read_attributes(file, site)
+    problems += [Problem("layout", text) for text in layout_problems(file)]
     if identity is None or problems:
         raise _Problems(problems)
     columns = {name: file[name][:] for name in COLUMNS if name in file}
     load = _fits_in_memory(file["images"]) if in_memory == "auto" else in_memory
-    scan = _scan(file["images"], identity.pixel_range, load)
-    problems = [*_column_problems(columns, identity, need_train), *scan.problems]
-    problems += _leaks(columns["split"], columns["patient"], scan.hashes)
+    scan = scan_images(file["images"], identity.pixel_range, load)
+    problems = [*column_problems(columns, identity, need_train), *scan.problems]
+    problems += leaks(columns["split"], columns["patient"], scan.hashes)
     if problems:
         raise _Problems(problems)
     return identity, columns, scan
@@ -274,268 +231,5 @@ def created_by(path: Path) -> str:
         return ""
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode()
-    if not isinstance(value, str):
-        raise ValueError
-    return value
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, np.ndarray) or value.ndim != 1:
-        raise ValueError
-    return tuple(_text(item) for item in value.tolist())
-
-
-def _site_name(value: Any) -> str:
-    name = _text(value)
-    # The site's name becomes a folder of the run directory.
-    if not name or name.startswith(".") or "/" in name or not name.isprintable():
-        raise ValueError
-    return name
-
-
-def _classes(value: Any) -> tuple[str, ...]:
-    names = _texts(value)
-    if len(names) < 2 or not all(names) or len(set(names)) < len(names):
-        raise ValueError
-    return names
-
-
-def _range(value: Any) -> PixelRange:
-    low, high = (float(end) for end in value)
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
-        raise ValueError
-    return PixelRange(low, high)
-
-
-def _version(value: Any) -> int:
-    if isinstance(value, np.integer) and int(value) == FORMAT_VERSION:
-        return FORMAT_VERSION
-    raise ValueError
-
-
-_ATTRIBUTE_RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "format_version": (_version, f"{FORMAT_VERSION}, the only version that this fedhpc reads"),
-    "site": (_site_name, "a printable name without '/' that does not start with '.'"),
-    "classes": (_classes, "at least two different, non-empty class names"),
-    "pixel_range": (_range, "two finite numbers, the smaller one first"),
-    "created_by": (_text, "the importer's name and version, one text"),
-}
-
-
-def _read_attributes(file: h5py.File, site: str | None) -> tuple[_Identity | None, list[Problem]]:
-    known = ", ".join(_ATTRIBUTE_RULES)
-    unknown = sorted(set(file.attrs) - set(_ATTRIBUTE_RULES))
-    problems = [Problem("attributes", f"attribute {name!r} is unknown; allowed: {known}") for name in unknown]
-    values: dict[str, Any] = {}
-    for name, (parse, allowed) in _ATTRIBUTE_RULES.items():
-        if name not in file.attrs:
-            problems.append(Problem("attributes", f"attribute {name!r} is missing; allowed: {allowed}"))
-            continue
-        stored = file.attrs[name]
-        try:
-            values[name] = parse(stored)
-        except (ValueError, TypeError):
-            problems.append(Problem("attributes", f"attribute {name}={stored!r}; allowed: {allowed}"))
-    if site is not None and values.get("site", site) != site:
-        text = f"wrong site: the file belongs to {values['site']!r}; allowed here: {site!r} only"
-        problems.append(Problem("wrong site", text))
-    if problems:
-        return None, problems
-    return _Identity(values["site"], values["classes"], values["pixel_range"]), []
-
-
-def _layout_problems(file: h5py.File) -> list[str]:
-    allowed = {"images", *COLUMNS}
-    problems = [f"/{name} is unknown; allowed: {', '.join(sorted(allowed))}" for name in sorted(set(file) - allowed)]
-    problems += [f"/{name} is missing" for name in sorted(allowed - OPTIONAL - set(file))]
-    if file.userblock_size:
-        problems.append(f"a user block of {file.userblock_size} bytes; allowed: none")
-    present = sorted(allowed & set(file))
-    for name in present:
-        if not _is_plain_dataset(file, name):
-            problems.append(
-                f"/{name} is not a plain dataset; allowed: one stored in this very file, without attributes"
-            )
-        else:
-            problems += _image_layout(file["images"]) if name == "images" else _column_layout(file[name], name)
-    if problems:
-        return problems
-    n, lengths = len(file["images"]), {name: len(file[name]) for name in present}
-    return [f"/{name} has length {k}; allowed: {n}, as many as /images" for name, k in lengths.items() if k != n]
-
-
-def _is_plain_dataset(file: h5py.File, name: str) -> bool:
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
-        return False
-    dataset = file[name]
-    return not (dataset.is_virtual or dataset.external or len(dataset.attrs))
-
-
-def _column_layout(dataset: h5py.Dataset, name: str) -> list[str]:
-    problems = []
-    findings = name == "labels" and dataset.shape is not None and len(dataset.shape) == 2
-    allowed = FINDINGS if findings else (COLUMNS[name],)
-    if dataset.dtype not in allowed:
-        problems.append(f"/{name} has dtype {dataset.dtype}; allowed: {' or '.join(map(str, allowed))}")
-    if dataset.shape is None or (len(dataset.shape) != 1 and not findings):
-        problems.append(f"/{name} has shape {dataset.shape}; allowed: [n]{' or [n, K]' * (name == 'labels')}")
-    return problems + storage_problems(dataset, name)
-
-
-def _image_layout(images: h5py.Dataset) -> list[str]:
-    problems = []
-    if images.dtype not in IMAGE_DTYPES:
-        problems.append(f"/images has dtype {images.dtype}; allowed: {', '.join(map(str, IMAGE_DTYPES))}")
-    if images.shape is None or len(images.shape) != 4 or 0 in images.shape:
-        problems.append(f"/images has shape {images.shape}; allowed: [n, C, H, W], none of them 0")
-    elif images.chunks != (1, *images.shape[1:]) or images.id.get_create_plist().get_nfilters():
-        problems.append(f"/images has chunks {images.chunks}; allowed: one uncompressed chunk an image")
-    elif images.id.get_num_chunks() != images.shape[0]:
-        problems.append(f"/images holds {images.id.get_num_chunks()} images of {images.shape[0]}; allowed: all written")
-    return problems
-
-
-def _read_chunks(dataset: h5py.Dataset, rows: I64) -> Images:
-    # One image is one raw chunk: reading it whole skips HDF5's selection machinery, some 10 times cheaper an image.
-    images = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
-    raw = images.reshape(len(rows), -1).view(np.uint8) if len(rows) else images
-    for position in np.argsort(rows, kind="stable"):
-        dataset.id.read_direct_chunk((int(rows[position]), 0, 0, 0), out=raw[position])
-    return images
-
-
-def _blocks(dataset: h5py.Dataset) -> Iterator[tuple[int, Images]]:
-    step = max(1, BLOCK_BYTES // (dataset.dtype.itemsize * int(np.prod(dataset.shape[1:]))))
-    for first in range(0, dataset.shape[0], step):
-        yield first, _read_chunks(dataset, np.arange(first, min(first + step, dataset.shape[0])))
-
-
-def _scan(dataset: h5py.Dataset, pixel_range: PixelRange, load: bool) -> _Scan:
-    loaded: Images | None = np.empty(dataset.shape, dataset.dtype) if load else None
-    hashes: list[bytes] = []
-    not_finite: list[int] = []
-    outside: list[int] = []
-    for first, block in _blocks(dataset):
-        flat = block.reshape(len(block), -1)
-        hashes += [hashlib.sha256(image.data).digest() for image in flat]
-        smallest, largest = flat.min(axis=1), flat.max(axis=1)  # a NaN in the row makes both NaN
-        finite = np.isfinite(smallest) & np.isfinite(largest)
-        beyond = finite & ((smallest < pixel_range.low) | (largest > pixel_range.high))
-        not_finite += (first + np.flatnonzero(~finite)).tolist()
-        outside += (first + np.flatnonzero(beyond)).tolist()
-        if loaded is not None:
-            loaded[first : first + len(block)] = block
-    problems = []
-    if not_finite:
-        text = f"/images has NaN or Inf in {_rows(not_finite)}; allowed: finite pixels"
-        problems.append(Problem("pixels that are not finite", text))
-    if outside:
-        text = f"/images has pixels outside pixel_range in {_rows(outside)}; allowed: {{:g}} to {{:g}}"
-        problems.append(Problem("pixels outside pixel_range", text.format(*pixel_range)))
-    return _Scan(hashes, problems, loaded)
-
-
-def _rows(rows: list[int]) -> str:
-    shown = ", ".join(map(str, rows[:3]))
-    return f"row {shown}" + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
-
-
-def _good_labels(labels: Images, classes: int) -> tuple[npt.NDArray[np.bool_], str]:
-    """(which rows are fine, what is allowed)."""
-    if labels.ndim == 1:
-        return (labels >= 0) & (labels < classes), f"0 to {classes - 1}, for {classes} classes"
-    if labels.shape[1] != classes:
-        return np.zeros(len(labels), np.bool_), f"[n, {classes}], a column for each of {classes} classes"
-    return ((labels == 0) | (labels == 1)).all(axis=1), "0 and 1, for each finding"
-
-
-def _column_problems(columns: dict[str, Images], identity: _Identity, need_train: bool) -> list[Problem]:
-    good = {
-        "labels": _good_labels(columns["labels"], len(identity.classes)),
-        "split": (columns["split"] < len(SPLITS), "0 (train), 1 (val), 2 (test)"),
-        "patient": (columns["patient"] != b"", "a pseudonym of 1 to 16 bytes"),
-        "modality": (np.isin(columns["modality"], np.array(MODALITIES, "S2")), ", ".join(MODALITIES)),
-    }
-    if "stage" in columns:
-        good["stage"] = (columns["stage"] <= 1, "0, or 1 for early")
-    problems = []
-    for name, (fine, allowed) in good.items():
-        rows = np.flatnonzero(~fine).tolist()
-        if rows:
-            text = f"/{name} has {columns[name][rows[0]].tolist()!r} in {_rows(rows)}; allowed: {allowed}"
-            problems.append(Problem(f"values of /{name}", text))
-    if need_train and not (columns["split"] == 0).any():
-        text = "/split has an empty train split; allowed: at least one training image, except for evaluation"
-        problems.append(Problem("empty train split", text))
-    return problems
-
-
-def _leaks(split: U8, patient: Images, hashes: list[bytes]) -> list[Problem]:
-    """What is shared by two splits: patients, and images with the same bytes."""
-    problems = []
-    for what, keys in (("/patient: patient", patient.tolist()), ("/images: duplicate image", hashes)):
-        first_row: dict[bytes, int] = {}
-        crossing = {
-            key: (first, row)
-            for row, key in enumerate(keys)
-            if split[first := first_row.setdefault(key, row)] != split[row]
-        }
-        if crossing:
-            shown = "; ".join(_crossing(patient, split, *rows) for rows in list(crossing.values())[:3])
-            text = f"{what} in two splits, {len(crossing)} found ({shown}); allowed: each in one split only"
-            problems.append(Problem(f"{what.partition(': ')[2]} in two splits", text))
-    return problems
-
-
-def _crossing(patient: Images, split: U8, *rows: int) -> str:
-    return " and ".join(
-        f"row {row} {patient[row].decode(errors='replace')} {SPLITS[split[row]] if split[row] < 3 else '?'}"
-        for row in rows
-    )
-
-
-def _digest(identity: _Identity, columns: dict[str, Images], hashes: list[bytes], dataset: h5py.Dataset) -> str:
-    # Written out, so that no rename changes it: caches and the preflight compare digests of earlier versions.
-    ends = tuple(identity.pixel_range)
-    named = f"_Identity(site={identity.site!r}, classes={identity.classes!r}, pixel_range={ends!r})"
-    sha = hashlib.sha256(f"({named}, {dataset.dtype.str!r}, {dataset.shape!r})".encode())
-    for name in sorted(columns):
-        values = columns[name]
-        # Of labels [n, K] the shape is told too: the same bytes may be other findings.
-        sha.update(name.encode() + (repr((values.dtype.str, values.shape)).encode() if values.ndim > 1 else b""))
-        sha.update(values.tobytes())
-    sha.update(b"".join(hashes))
-    return sha.hexdigest()
-
-
 def _fits_in_memory(dataset: h5py.Dataset) -> bool:
     return fits_in_memory(int(dataset.size) * dataset.dtype.itemsize)
-
-
-def fits_in_memory(size_bytes: int) -> bool:
-    """Whether so much fills less than a quarter of the memory that this process may still take."""
-    return size_bytes < _available_bytes() / 4
-
-
-def _available_bytes() -> int:
-    """Memory that this process may still take: the machine's, or its batch job's where that is less."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-    for line in _lines(Path("/proc/self/cgroup")):
-        if line.startswith("0::/"):
-            own = Path("/sys/fs/cgroup") / line[4:]
-            limits = [text for group in (own, *own.parents) for text in _lines(group / "memory.max")]
-            free = min([free, *(int(text) for text in limits if text.isdecimal())])
-    return free
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

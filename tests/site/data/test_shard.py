@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from data_prep.shard_writer import write_shard
 from fedhpc.errors import ShardError
-from fedhpc.site.data import shard as shard_module
+from fedhpc.site.data import shard_scan
 from fedhpc.site.data.shard import Shard
+from fedhpc.util import memory
 
 N = 12
 
@@ -88,20 +89,20 @@ def test_a_batch_does_not_alias_the_shard(good: Path) -> None:
 def test_auto_streams_what_does_not_fit(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need = N * 64
     for available, in_memory in ((4 * need + 1, True), (4 * need, False)):
-        monkeypatch.setattr(shard_module, "_available_bytes", lambda free=available: free)
+        monkeypatch.setattr(memory, "available_bytes", lambda free=available: free)
         with Shard.open(good, "site1") as shard:
             assert shard.in_memory is in_memory
 
 
 def test_available_memory_is_a_plausible_number() -> None:
-    assert 2**20 < shard_module._available_bytes() < 2**50
+    assert 2**20 < memory.available_bytes() < 2**50
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_digest_does_not_depend_on_the_block_size(good: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool) -> None:
     with Shard.open(good, "site1") as shard:
         digest = shard.digest
-    monkeypatch.setattr(shard_module, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(shard_scan, "BLOCK_BYTES", 100)
     with Shard.open(good, "site1", in_memory=in_memory) as shard:
         assert shard.digest == digest
         assert np.array_equal(shard.read(np.arange(N)), content()["images"])
