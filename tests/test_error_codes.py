@@ -26,8 +26,8 @@ from fedhpc.errors import (
     site_failure,
 )
 from fedhpc.records.checkpoint import ForeignCheckpointError
+from fedhpc.transport.base import AloneTransport
 from fedhpc.transport.collectives import run_on_all_ranks
-from fedhpc.transport.mpi import AloneTransport
 from fedhpc.transport.tls import TlsError
 
 REPO = Path(__file__).resolve().parents[1]

@@ -6,8 +6,8 @@ from functools import partial
 
 from fedhpc.algorithms.fedavg import Participant
 from fedhpc.errors import Interrupted
+from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import all_agree, require_all_trained, unless_interrupted
-from fedhpc.transport.mpi import Transport
 from fedhpc.util.arrays import F32
 from fedhpc.util.stopwatch import Stopwatch
 

@@ -34,8 +34,8 @@ from fedhpc.compression.top_k import Layers, entry_name
 from fedhpc.compression.update import AGGREGATOR, LARGEST_ENTRY, Update
 from fedhpc.errors import Interrupted, PayloadError, at
 from fedhpc.records.rounds import Traffic
+from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import all_agree, check_replicas_equal, require_all_trained, unless_interrupted
-from fedhpc.transport.mpi import Transport
 from fedhpc.util.arrays import F32
 from fedhpc.util.rng import generator
 from fedhpc.util.stopwatch import Stopwatch

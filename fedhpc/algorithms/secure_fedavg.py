@@ -26,7 +26,7 @@ from fedhpc.secagg.messages import CONFIRMED, KEYS, MASKED, REVEALED, SHARES, sp
 from fedhpc.secagg.protocol import MaskedSite, SumAggregator
 from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.training.secure_contribution import IntegerGrid
-from fedhpc.transport.mpi import Transport
+from fedhpc.transport.base import Transport
 from fedhpc.util.arrays import F32, I64
 from fedhpc.util.stopwatch import Stopwatch
 

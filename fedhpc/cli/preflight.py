@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fedhpc.cli.common import Parser, add_run_dir, add_set
 
 if TYPE_CHECKING:
-    from fedhpc.transport.mpi import Wire
+    from fedhpc.transport.base import Wire
 
 HELP = "the checks of every run alone; --report: what to send for help"
 EXAMPLES = (

@@ -11,8 +11,8 @@ from fedhpc.config.loader import load_config, pinned
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
-from fedhpc.transport.mpi import Transport
 
 T = TypeVar("T")
 FREE: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}}

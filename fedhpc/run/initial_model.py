@@ -14,8 +14,8 @@ from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, layers_of, to_vector
 from fedhpc.records.rounds import data_digest
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
-from fedhpc.transport.mpi import Transport
 from fedhpc.util.arrays import F32
 from fedhpc.util.files import read_bytes
 

@@ -16,8 +16,8 @@ from fedhpc.models.probe import Probe, backward_problem, probe_of
 from fedhpc.models.task import Task
 from fedhpc.site.per_example.oracle import Sums, check_unit_gradients
 from fedhpc.site.training.secure_contribution import mean_by_unit, per_image_gradients
+from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
-from fedhpc.transport.mpi import Transport
 
 
 def agreed_network(config: RunConfig, task: Task, backbone: Backbone | None, transport: Transport) -> nn.Module:

@@ -12,9 +12,9 @@ from pydantic import TypeAdapter
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
+from fedhpc.transport.base import Wire
 from fedhpc.transport.collectives import broadcast_json
 from fedhpc.transport.messages import Name, parsed
-from fedhpc.transport.mpi import Wire
 
 HOST: TypeAdapter[str] = TypeAdapter(Name)
 

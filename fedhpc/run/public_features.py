@@ -15,8 +15,8 @@ from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
 from fedhpc.site.data.samples import FeatureSamples
 from fedhpc.site.data.shard import Shard
+from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
-from fedhpc.transport.mpi import Transport
 from fedhpc.util.arrays import Array
 from fedhpc.util.log import write_log
 

@@ -12,10 +12,11 @@ from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
 from fedhpc.transport import pki
+from fedhpc.transport.base import Transport
 from fedhpc.transport.channel import Channel, Sessions
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.egress_log import EgressLog
-from fedhpc.transport.mpi import Transport, carved, frame_header
+from fedhpc.transport.framing import carved, frame_header
 from fedhpc.transport.tls import AGGREGATOR_NAME, TlsError, TlsSession
 from fedhpc.util.text import wrapped
 

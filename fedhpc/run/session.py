@@ -37,9 +37,9 @@ from fedhpc.site.data.shard import Shard
 from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.site.training.local_sgd import OnStep
 from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
+from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import Count, Name, of_each, parsed, said
-from fedhpc.transport.mpi import Transport
 from fedhpc.util.log import write_log
 from fedhpc.util.progress import at_work
 

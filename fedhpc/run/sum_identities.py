@@ -27,8 +27,9 @@ from fedhpc.secagg.signatures import (
     uncertified,
 )
 from fedhpc.transport import pki
+from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
-from fedhpc.transport.mpi import Transport, carved, frame_header
+from fedhpc.transport.framing import carved, frame_header
 from fedhpc.transport.tls import AGGREGATOR_NAME, TlsError
 
 LEVELS = ("none", "honest-but-curious", "malicious")

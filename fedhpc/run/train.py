@@ -15,7 +15,7 @@ from fedhpc.run.preemption import StopRequest
 from fedhpc.run.preflight.check import preflight
 from fedhpc.run.secure_channel import sites_by_rank
 from fedhpc.run.session import open_session
-from fedhpc.transport.mpi import Wire
+from fedhpc.transport.base import Wire
 from fedhpc.util.log import write_log
 from fedhpc.util.startup import Startup
 from fedhpc.util.text import wrapped

@@ -38,7 +38,8 @@ def run_element(path: str, requeues: int) -> str:
     startup = Startup()
     from fedhpc.run.agreement import Source
     from fedhpc.run.train import Machine, Work, train
-    from fedhpc.transport.mpi import Wire, abort_at_exit, connect
+    from fedhpc.transport.base import Wire
+    from fedhpc.transport.mpi import abort_at_exit, connect
 
     folder, rank = ElementDirectory(Path(path)), int(os.environ.get("SLURM_PROCID", "0"))
     begun = beginning(_job_id())

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedhpc.errors import PayloadError, at
+from fedhpc.transport.base import Transport
 from fedhpc.transport.egress_log import EgressLog, Kind, Via, checked_kind
-from fedhpc.transport.mpi import Transport
 from fedhpc.transport.pixel_scan import ImageSearch
 from fedhpc.transport.sealed_broadcast import open_sealed, seal
 from fedhpc.transport.tls import TlsSession

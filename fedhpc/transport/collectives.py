@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from fedhpc.error_codes import known
 from fedhpc.errors import CodedText, InputError, Interrupted, RankErrors, SiteError
+from fedhpc.transport.base import Transport
 from fedhpc.transport.messages import said
-from fedhpc.transport.mpi import Transport
 from fedhpc.util.arrays import F32
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""Bytes between ranks: MPI collectives that sleep while they wait, and their one-process twin.
+"""Bytes between ranks by MPI collectives that sleep while they wait.
 
 No rank ever waits inside a blocking MPI call: a rank that spins there steals the core from those that train. Where rank
 0 waits for long, it says on stderr for whom (`fedhpc.transport.waiting`), and goes on waiting.
@@ -11,16 +11,17 @@ many hospitals there are. From TREE_FROM ranks on a wave comes by way of group l
 import math
 import os
 import socket
-import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedhpc.errors import ExchangeError, InputError, PayloadError
+from fedhpc.errors import ExchangeError, InputError
+from fedhpc.transport.base import AloneTransport, Wire
 from fedhpc.transport.egress_log import Kind
+from fedhpc.transport.framing import Bytes, Pieces, carved, frame_header
 from fedhpc.transport.waiting import Waiting, one_of, rest_of
 from fedhpc.util.arrays import I64
 
@@ -35,71 +36,7 @@ BROADCAST_BYTES = 2**30
 TREE_FROM = 64
 """From so many ranks on the gather is a tree: a linear one makes rank 0 take size - 1 messages a wave, this one about
 2 sqrt(size)."""
-COUNT = struct.Struct("<Q")
 SIZE_TAG, HOST_BYTES = 1, 64
-Bytes = bytes | memoryview
-
-
-class Transport(Protocol):
-    """What the round needs of the ranks. `rank` 0 is the aggregator's.
-
-    Every payload is of a kind on the whitelist (`fedhpc.transport.egress_log`): of control there is one payload a rank,
-    of all other kinds one a site. `round` is numbered as in rounds.jsonl; None outside the rounds.
-    """
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-
-    def stream(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> Iterator[bytes]:
-        """All ranks' payloads in rank order at rank 0, each as it arrives; nothing elsewhere.
-
-        Rank 0 must take them all before its next call: the others are held until it does.
-        """
-
-    def gather(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> list[bytes]:
-        """The same, all at once; an empty list elsewhere."""
-
-    def broadcast(self, payload: bytes | None, kind: Kind, round: int | None = None) -> bytes:
-        """Rank 0's payload, at every rank; the others pass None."""
-
-
-class Wire(Transport, Protocol):
-    """What carries the bytes of a `Transport`."""
-
-    def reordered(self, rank: int) -> "Wire":
-        """The same processes with other numbers: this one is `rank` from now on. Every rank must call it."""
-
-    def name_ranks(self, sites: Sequence[str]) -> None:
-        """From now on call the ranks by their sites, one text a rank, where a message names them."""
-
-
-class AloneTransport:
-    """The sequential driver's: one process is all there is."""
-
-    rank, size, local_rank, local_size = 0, 1, 0, 1
-
-    def stream(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> Iterator[bytes]:
-        """See `Transport`."""
-        return iter(payloads)
-
-    def gather(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> list[bytes]:
-        """See `Transport`."""
-        return list(payloads)
-
-    def broadcast(self, payload: bytes | None, kind: Kind, round: int | None = None) -> bytes:
-        """See `Transport`."""
-        if payload is None:
-            raise ValueError("payload=None: rank 0 must pass the payload that it broadcasts")
-        return payload
-
-    def reordered(self, rank: int) -> "AloneTransport":
-        """See `Wire`."""
-        return self
-
-    def name_ranks(self, sites: Sequence[str]) -> None:
-        """See `Wire`."""
 
 
 class MpiTransport:
@@ -293,75 +230,3 @@ def _mpi() -> ModuleType:
             code="mpi.library",
         ) from None
     return MPI
-
-
-class Pieces:
-    """Several byte strings as one long one that is never put together.
-
-    >>> pieces = Pieces([b"ab", b"", b"cde"])
-    >>> pieces.size, bytes(pieces.between(1, 4)), bytes(pieces.between(3, 5)), bytes(pieces.between(5, 5))
-    (5, b'bcd', b'de', b'')
-    """
-
-    def __init__(self, parts: Sequence[bytes]) -> None:
-        self._parts = parts
-        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        self.size = int(self._ends[-1])
-
-    def between(self, low: int, high: int) -> Bytes:
-        """The bytes from `low` to before `high`; of one part, without a copy."""
-        inside = []
-        for part, end in zip(self._parts, self._ends.tolist(), strict=True):
-            start = end - len(part)
-            if low < end and start < high:
-                inside.append(memoryview(part)[max(low - start, 0) : high - start])
-        return inside[0] if len(inside) == 1 else b"".join(inside)
-
-
-def frame_header(payloads: Sequence[bytes]) -> bytes:
-    """What goes before a rank's payloads in the stream: how many there are, and the length of each."""
-    return COUNT.pack(len(payloads)) + struct.pack(f"<{len(payloads)}Q", *map(len, payloads))
-
-
-def carved(waves: Iterable[Bytes], ranks: int) -> Iterator[bytes]:
-    """The payloads of `ranks` ranks from the waves of their stream, each as soon as its last byte is there.
-
-    >>> stream = frame_header([b"ab", b""]) + b"ab" + frame_header([]) + frame_header([b"c"]) + b"c"
-    >>> list(carved([stream[:30], stream[30:]], 3))
-    [b'ab', b'', b'c']
-    """
-    stream = _Stream(waves)
-    for _ in range(ranks):
-        (count,) = COUNT.unpack(stream.read(COUNT.size))
-        for length in struct.unpack(f"<{count}Q", stream.read(COUNT.size * count)):
-            yield stream.read(length)
-    stream.end()
-
-
-class _Stream:
-    """Reads a given number of bytes at a time from waves of any length."""
-
-    def __init__(self, waves: Iterable[Bytes]) -> None:
-        self._waves = iter(waves)
-        self._rest = memoryview(b"")
-
-    def read(self, size: int) -> bytes:
-        parts, missing = [], size
-        while missing:
-            if not self._rest:
-                self._rest = memoryview(self._next())
-            parts.append(self._rest[:missing])
-            self._rest = self._rest[len(parts[-1]) :]
-            missing -= len(parts[-1])
-        return b"".join(parts)
-
-    def end(self) -> None:
-        """Raises PayloadError where bytes are left over."""
-        if self._rest or next(self._waves, None) is not None:
-            raise PayloadError("the ranks sent more bytes than their lengths add up to")
-
-    def _next(self) -> Bytes:
-        wave = next(self._waves, None)
-        if wave is None:
-            raise PayloadError("the ranks sent fewer bytes than their lengths add up to")
-        return wave

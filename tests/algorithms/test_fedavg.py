@@ -20,8 +20,8 @@ from fedhpc.algorithms.run_state import RESIDUAL, RunState, fresh_state
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.compression.top_k import Layer
 from fedhpc.errors import PayloadError
+from fedhpc.transport.base import AloneTransport
 from fedhpc.transport.egress_log import Kind
-from fedhpc.transport.mpi import AloneTransport
 from fedhpc.util.arrays import F32
 
 

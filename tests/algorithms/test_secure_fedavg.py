@@ -22,7 +22,7 @@ from fedhpc.secagg.masks import SumTerms, most_dropouts
 from fedhpc.secagg.protocol import round_bytes
 from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.site.training.secure_contribution import IntegerGrid
-from fedhpc.transport.mpi import AloneTransport
+from fedhpc.transport.base import AloneTransport
 from fedhpc.util.arrays import F32, I64
 from tests.secagg.test_protocol import signing_sites
 

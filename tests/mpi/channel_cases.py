@@ -24,9 +24,10 @@ from fedhpc.errors import InputError, PayloadError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
 from fedhpc.run.secure_channel import open_secure_channel
+from fedhpc.transport.base import Transport
 from fedhpc.transport.channel import Channel
 from fedhpc.transport.egress_log import Kind
-from fedhpc.transport.mpi import Transport, connect
+from fedhpc.transport.mpi import connect
 from fedhpc.transport.tls import Credentials
 from fedhpc.util.rng import generator
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fedhpc.transport.mpi import AloneTransport, connect
+from fedhpc.transport.base import AloneTransport
+from fedhpc.transport.mpi import connect
 from tests.conftest import Mpi, missing, run_limited
 
 pytestmark = pytest.mark.mpi

@@ -11,9 +11,9 @@ import pytest
 
 from fedhpc.compression.update import pack_arrays
 from fedhpc.errors import FileError, InputError, PayloadError
+from fedhpc.transport.base import AloneTransport
 from fedhpc.transport.channel import Channel
 from fedhpc.transport.egress_log import KINDS, EgressLog, Kind, read_log
-from fedhpc.transport.mpi import AloneTransport
 
 
 class Reading(AloneTransport):

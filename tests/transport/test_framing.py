@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhpc.errors import PayloadError
-from fedhpc.transport.mpi import Pieces, carved, frame_header
+from fedhpc.transport.framing import Pieces, carved, frame_header
 
 RANKS = st.lists(st.lists(st.binary(max_size=50), max_size=4), min_size=1, max_size=5)
 

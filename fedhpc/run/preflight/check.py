@@ -7,8 +7,8 @@ from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.preflight.facts import collect
 from fedhpc.run.preflight.rules import notes, one_line, problems, rank_table
+from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json
-from fedhpc.transport.mpi import Transport
 
 
 def preflight(config: RunConfig, directory: RunDirectory, transport: Transport) -> tuple[str, str]:

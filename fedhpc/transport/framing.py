@@ -1,0 +1,83 @@
+"""How payloads of all ranks make one stream of bytes, and how they are read from it."""
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from fedhpc.errors import PayloadError
+
+COUNT = struct.Struct("<Q")
+Bytes = bytes | memoryview
+
+
+class Pieces:
+    """Several byte strings as one long one that is never put together.
+
+    >>> pieces = Pieces([b"ab", b"", b"cde"])
+    >>> pieces.size, bytes(pieces.between(1, 4)), bytes(pieces.between(3, 5)), bytes(pieces.between(5, 5))
+    (5, b'bcd', b'de', b'')
+    """
+
+    def __init__(self, parts: Sequence[bytes]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        self.size = int(self._ends[-1])
+
+    def between(self, low: int, high: int) -> Bytes:
+        """The bytes from `low` to before `high`; of one part, without a copy."""
+        inside = []
+        for part, end in zip(self._parts, self._ends.tolist(), strict=True):
+            start = end - len(part)
+            if low < end and start < high:
+                inside.append(memoryview(part)[max(low - start, 0) : high - start])
+        return inside[0] if len(inside) == 1 else b"".join(inside)
+
+
+def frame_header(payloads: Sequence[bytes]) -> bytes:
+    """What goes before a rank's payloads in the stream: how many there are, and the length of each."""
+    return COUNT.pack(len(payloads)) + struct.pack(f"<{len(payloads)}Q", *map(len, payloads))
+
+
+def carved(waves: Iterable[Bytes], ranks: int) -> Iterator[bytes]:
+    """The payloads of `ranks` ranks from the waves of their stream, each as soon as its last byte is there.
+
+    >>> stream = frame_header([b"ab", b""]) + b"ab" + frame_header([]) + frame_header([b"c"]) + b"c"
+    >>> list(carved([stream[:30], stream[30:]], 3))
+    [b'ab', b'', b'c']
+    """
+    stream = _Stream(waves)
+    for _ in range(ranks):
+        (count,) = COUNT.unpack(stream.read(COUNT.size))
+        for length in struct.unpack(f"<{count}Q", stream.read(COUNT.size * count)):
+            yield stream.read(length)
+    stream.end()
+
+
+class _Stream:
+    """Reads a given number of bytes at a time from waves of any length."""
+
+    def __init__(self, waves: Iterable[Bytes]) -> None:
+        self._waves = iter(waves)
+        self._rest = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        parts, missing = [], size
+        while missing:
+            if not self._rest:
+                self._rest = memoryview(self._next())
+            parts.append(self._rest[:missing])
+            self._rest = self._rest[len(parts[-1]) :]
+            missing -= len(parts[-1])
+        return b"".join(parts)
+
+    def end(self) -> None:
+        """Raises PayloadError where bytes are left over."""
+        if self._rest or next(self._waves, None) is not None:
+            raise PayloadError("the ranks sent more bytes than their lengths add up to")
+
+    def _next(self) -> Bytes:
+        wave = next(self._waves, None)
+        if wave is None:
+            raise PayloadError("the ranks sent fewer bytes than their lengths add up to")
+        return wave
