@@ -18,7 +18,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.privacy.site_ledger import Owner, Request
+from fedhpc.privacy.site_terms import Owner, Request
 from fedhpc.site.account import open_account
 from fedhpc.site.data.shard import Shard
 

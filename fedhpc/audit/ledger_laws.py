@@ -18,7 +18,9 @@ from fedhpc.errors import InputError, SiteError
 from fedhpc.models.vector import to_vector
 from fedhpc.privacy.accountant import Charge, bounds_of
 from fedhpc.privacy.ledger import SiteAccount, read_ledger
-from fedhpc.privacy.site_ledger import LARGEST_DELTA, SiteLedger, Terms, charge_of, exists
+from fedhpc.privacy.ledger_folder import exists
+from fedhpc.privacy.site_ledger import SiteLedger, charge_of
+from fedhpc.privacy.site_terms import LARGEST_DELTA, Terms
 from fedhpc.privacy.unit_sets import Identities
 from fedhpc.site.hospital import Hospital, SiteContext
 

@@ -86,7 +86,9 @@ def _add_grant(kinds: "_SubParsersAction[Parser]") -> None:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from fedhpc.privacy.site_ledger import SiteLedger, Terms, exists
+    from fedhpc.privacy.ledger_folder import exists
+    from fedhpc.privacy.site_ledger import SiteLedger
+    from fedhpc.privacy.site_terms import Terms
 
     made_by_a_run = exists(options.folder)
     before = SiteLedger(options.folder).terms if made_by_a_run else Terms("patient", DELTA)
@@ -142,7 +144,8 @@ def _grant(options: argparse.Namespace) -> int:
 
 
 def _opened(folder: Path) -> "SiteLedger":
-    from fedhpc.privacy.site_ledger import SiteLedger, exists
+    from fedhpc.privacy.ledger_folder import exists
+    from fedhpc.privacy.site_ledger import SiteLedger
 
     if not exists(folder):
         raise InputError(

@@ -9,8 +9,9 @@ from fedhpc.cli.common import Report
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Charge, bounds_of, total_of
 from fedhpc.privacy.ledger import read_ledger
+from fedhpc.privacy.ledger_folder import exists
 from fedhpc.privacy.places import Whose, site_ledger_folder
-from fedhpc.privacy.site_ledger import SiteLedger, charge_of, exists
+from fedhpc.privacy.site_ledger import SiteLedger, charge_of
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.site.account import SYNTHETIC, identities_of, told
 from fedhpc.site.data.shard import Shard

@@ -24,7 +24,9 @@ from typing import Self
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Bounds, Charge, Population, bounds_of
 from fedhpc.privacy.hash_chain import REMEDY, Chain
-from fedhpc.privacy.site_ledger import SEAL_DIGITS, Owner, Request, SiteLedger, charge_of
+from fedhpc.privacy.ledger_folder import SEAL_DIGITS
+from fedhpc.privacy.site_ledger import SiteLedger, charge_of
+from fedhpc.privacy.site_terms import Owner, Request
 from fedhpc.privacy.unit_sets import Identities, UnitSet
 
 

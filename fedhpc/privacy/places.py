@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fedhpc.config.schema import placed
 from fedhpc.errors import PrivacyError
-from fedhpc.privacy.site_ledger import SiteLedger, exists
+from fedhpc.privacy.ledger_folder import exists
+from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.unit_sets import Identities
 
 VARIABLE = "FEDHPC_SITE_LEDGER"

@@ -25,92 +25,23 @@ pseudonym *and* with other pixels (a new import with another seed and another si
 A refusal tells the federation that some patient of the shard has no budget left.
 """
 
-import fcntl
-import hmac
-import os
-import secrets
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
 from fedhpc.errors import InputError, PrivacyError
-from fedhpc.privacy.accountant import Charge, Unit
-from fedhpc.privacy.anchored_chain import AnchoredChain, replace_whole
+from fedhpc.privacy.accountant import Charge
+from fedhpc.privacy.anchored_chain import AnchoredChain
 from fedhpc.privacy.hash_chain import REMEDY
+from fedhpc.privacy.ledger_folder import CONTENT, SEAL_DIGITS, account_id, derived, exists, make, making, now, read_key
 from fedhpc.privacy.rdp_filter import in_larger_units
+from fedhpc.privacy.site_terms import Request, Terms
 from fedhpc.privacy.spending import Group, Limit, Paid, Spending
 from fedhpc.privacy.unit_sets import Identities, SetStore, UnitSet, keys_of
-
-SEAL_DIGITS = 16
-"""How much of a seal goes into a round's record."""
-KEY_BYTES = 32
-CONTENT = ("ledger.jsonl", "anchor.json", "sets")
-LARGEST_DELTA = 1e-3
-"""For an account of unknown size: 1 / (10 x 100 units). No hospital's shard has fewer."""
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What the hospital has set.
-
-    Attributes:
-        unit: what the epsilon is per; fixed when the account is made.
-        delta: at which the cap is judged, whatever the delta of a run.
-        cap: epsilon that no unit may pass; None: no limit.
-        require_privacy: whether a run without privacy is refused.
-        allow_off: whether it is let through all the same where its config says `privacy: off`.
-        initialised: whether the hospital made the account, or a run did for want of one.
-    """
-
-    unit: Unit
-    delta: float = 1e-5
-    cap: float | None = None
-    require_privacy: bool = False
-    allow_off: bool = False
-    initialised: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.delta <= LARGEST_DELTA:
-            raise InputError(
-                f"delta={self.delta:g}: of n patients, delta x n may be exposed altogether; allowed: above 0, at most "
-                f"{LARGEST_DELTA:g}, and at most 1 / (10 x patients)",
-                code="privacy.site-terms",
-            )
-        if self.cap is not None and not 0 < self.cap < float("inf"):
-            raise InputError(
-                f"cap={self.cap:g}: not a budget; allowed: a finite epsilon above 0", code="privacy.site-terms"
-            )
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who charges: the id of the run's ledger, the run's name, the site's name in the run."""
-
-    ledger: str
-    run: str
-    site: str
-
-
-@dataclass(frozen=True)
-class Request:
-    """One charge that is asked for.
-
-    Attributes:
-        plan: the charges that the run means to make after this one.
-        lower_cap: of the run's config (privacy.lifetime_epsilon); it can only ask for less.
-    """
-
-    charge: Charge
-    units: UnitSet
-    owner: Owner
-    plan: tuple[Charge, ...] = ()
-    lower_cap: float | None = None
 
 
 class SiteLedger:
@@ -122,12 +53,12 @@ class SiteLedger:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._key = _read_key(folder)
+        self._key = read_key(folder)
         self._chain = AnchoredChain(folder, self._derived("chain"))
         if not self._entries():
             raise PrivacyError(f"{folder}: holds a key and no ledger; {REMEDY}", code="privacy.ledger-missing")
         first = self._entries()[0]
-        self.id = _account_id(self._key)
+        self.id = account_id(self._key)
         self._secret = self._derived(f"units {first['salt']}")
         self._sets = SetStore(folder / "sets", self._derived("sets"))
         self._spending, self._seen = Spending((), self._sets.get), 0
@@ -139,10 +70,10 @@ class SiteLedger:
         Raises:
             InputError: an initialised account, or one of another unit.
         """
-        with _making(folder):
+        with making(folder):
             # A key alone: a crash fell between the first two writes, and nothing was charged yet.
             if not any((folder / name).exists() for name in CONTENT):
-                _make(folder, terms)
+                make(folder, terms)
                 return cls(folder)
         made = cls(folder)
         if made.terms.initialised or not terms.initialised:
@@ -157,9 +88,9 @@ class SiteLedger:
     def open_or_create(cls, folder: Path, terms: Terms) -> Self:
         """The account in `folder`; made with these `terms` where there is none."""
         if not (folder / "ledger.jsonl").exists():
-            with _making(folder):
+            with making(folder):
                 if not exists(folder):
-                    _make(folder, terms)
+                    make(folder, terms)
         return cls(folder)
 
     @property
@@ -232,7 +163,7 @@ class SiteLedger:
         """Charge, within `locked` and after `refusal`; on disk when this returns, and counted even where it raises."""
         one = self._paid(request)
         concerned = {"units": one.units, "largest": request.units.largest, "sole": one.sole}
-        entry = {**asdict(request.owner), **asdict(request.charge), **concerned, "time": _now()}
+        entry = {**asdict(request.owner), **asdict(request.charge), **concerned, "time": now()}
         self._chain.append({"kind": "charge", **entry})
 
     def charge(self, request: Request) -> None:
@@ -272,12 +203,12 @@ class SiteLedger:
                 raise InputError(
                     f"cap={terms.cap}: the cap is {before.cap:g}; a grant can only raise it", code="privacy.site-terms"
                 )
-            self._chain.append({"kind": "terms", **asdict(terms), "reason": reason, "time": _now()})
+            self._chain.append({"kind": "terms", **asdict(terms), "reason": reason, "time": now()})
 
     def note(self, kind: Literal["without_privacy", "accept_lost"], content: Mapping[str, str]) -> None:
         """Write down what is no charge: a run without privacy, or that another account is known to be lost."""
         with self.locked():
-            self._chain.append({"kind": kind, **content, "time": _now()})
+            self._chain.append({"kind": kind, **content, "time": now()})
 
     def limit(self, lower_cap: float | None = None) -> Limit:
         """The lower of the account's cap and `lower_cap`, at the account's delta."""
@@ -364,73 +295,9 @@ class SiteLedger:
         return self._chain.entries if begun is None else [*self._chain.entries, begun]
 
     def _derived(self, purpose: str) -> bytes:
-        return _derived(self._key, purpose)
-
-
-def exists(folder: Path) -> bool:
-    """Whether there is an account, or what is left of one."""
-    return any((folder / name).exists() for name in ("key", *CONTENT))
+        return derived(self._key, purpose)
 
 
 def charge_of(entry: Mapping[str, Any]) -> Charge:
     """The charge of an entry; a field that it was written without has its default."""
     return Charge(**{field.name: entry[field.name] for field in fields(Charge) if field.name in entry})
-
-
-def _derived(key: bytes, purpose: str) -> bytes:
-    return hmac.digest(key, purpose.encode(), "sha256")
-
-
-def _account_id(key: bytes) -> str:
-    return _derived(key, "id").hex()[:SEAL_DIGITS]
-
-
-@contextmanager
-def _making(folder: Path) -> Iterator[None]:
-    """Alone among all processes that would make an account in `folder`."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder / "making.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise PrivacyError(
-            f"site ledger {folder}: cannot be written ({error.strerror}); a private run must charge it: make the "
-            "folder writable for the account that trains, or set FEDHPC_SITE_LEDGER",
-            code="privacy.ledger-unwritable",
-        ) from None
-
-
-def _make(folder: Path, terms: Terms) -> None:
-    if not (folder / "key").exists():
-        replace_whole(folder / "key", secrets.token_hex(KEY_BYTES).encode() + b"\n")
-    chain = AnchoredChain(folder, _derived(_read_key(folder), "chain"))
-    with chain.locked():
-        if not chain.entries:
-            chain.append({"kind": "terms", **asdict(terms), "salt": secrets.token_hex(16), "time": _now()})
-
-
-def _read_key(folder: Path) -> bytes:
-    path = folder / "key"
-    try:
-        mode, text = path.stat().st_mode, path.read_text(encoding="ascii").strip()
-        key = bytes.fromhex(text)
-    except OSError as error:
-        raise PrivacyError(f"{path}: cannot be read ({error.strerror}); {REMEDY}", code="privacy.ledger-key") from None
-    except ValueError:
-        raise PrivacyError(f"{path}: is no key of a site ledger; {REMEDY}", code="privacy.ledger-key") from None
-    if stat.S_IMODE(mode) & 0o077:
-        raise PrivacyError(
-            f"{path}: others than its owner may read it, and so forge the ledger; chmod 600 {path}",
-            code="privacy.ledger-key",
-        )
-    if len(key) != KEY_BYTES:
-        raise PrivacyError(f"{path}: has {len(key)} bytes; allowed: {KEY_BYTES}; {REMEDY}", code="privacy.ledger-key")
-    return key
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

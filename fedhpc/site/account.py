@@ -10,9 +10,11 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Charge, Population
 from fedhpc.privacy.ledger import SiteAccount
+from fedhpc.privacy.ledger_folder import exists
 from fedhpc.privacy.lifetime import lifetime_path, take_over
 from fedhpc.privacy.places import Whose, check_other_names, site_ledger_folder
-from fedhpc.privacy.site_ledger import SiteLedger, Terms, exists
+from fedhpc.privacy.site_ledger import SiteLedger
+from fedhpc.privacy.site_terms import Terms
 from fedhpc.privacy.unit_sets import Identities
 from fedhpc.site.data.shard import Shard, created_by
 from fedhpc.util.text import fixed

@@ -26,7 +26,8 @@ from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.hash_chain import FIRST, Chain, sealed
 from fedhpc.privacy.ledger import Ledger, LedgerOwner, RunTerms, SiteAccount
 from fedhpc.privacy.places import VARIABLE, Whose, default_folder, site_ledger_folder
-from fedhpc.privacy.site_ledger import Owner, Request, SiteLedger, Terms
+from fedhpc.privacy.site_ledger import SiteLedger
+from fedhpc.privacy.site_terms import Owner, Request, Terms
 from fedhpc.run.recorded_heads import check_recorded, recorded_heads
 from fedhpc.site.account import identities_of, open_account, permit_without_privacy
 from fedhpc.site.data.shard import Shard

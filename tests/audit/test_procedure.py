@@ -27,7 +27,8 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.vector import to_vector
 from fedhpc.privacy.places import VARIABLE
-from fedhpc.privacy.site_ledger import SiteLedger, Terms
+from fedhpc.privacy.site_ledger import SiteLedger
+from fedhpc.privacy.site_terms import Terms
 from fedhpc.records.checkpoint import save_state
 from fedhpc.records.run_directory import RunDirectory
 

@@ -15,7 +15,8 @@ from fedhpc.privacy.accountant import bounds_of
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy.rdp import Steps
-from fedhpc.privacy.site_ledger import SiteLedger, Terms
+from fedhpc.privacy.site_ledger import SiteLedger
+from fedhpc.privacy.site_terms import Terms
 from fedhpc.privacy.skellam import epsilon_by_rdp
 from fedhpc.privacy.spending import Limit, Spending, no_set
 from tests.support.accounts import ANYBODY, charge_run, spend, write_patients

@@ -14,7 +14,8 @@ from fedhpc.privacy import anchored_chain
 from fedhpc.privacy.accountant import Charge, Population, bounds_of, total_of
 from fedhpc.privacy.hash_chain import Chain
 from fedhpc.privacy.ledger import Ledger, LedgerOwner, RunTerms, SiteAccount, read_ledger
-from fedhpc.privacy.site_ledger import SiteLedger, Terms
+from fedhpc.privacy.site_ledger import SiteLedger
+from fedhpc.privacy.site_terms import Terms
 from fedhpc.privacy.unit_sets import Identities
 
 DELTA = 1e-5

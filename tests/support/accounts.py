@@ -12,7 +12,8 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.accountant import Population
 from fedhpc.privacy.ledger import Ledger, LedgerOwner, RunTerms, SiteAccount
 from fedhpc.privacy.plan import plan_privacy
-from fedhpc.privacy.site_ledger import SiteLedger, Terms
+from fedhpc.privacy.site_ledger import SiteLedger
+from fedhpc.privacy.site_terms import Terms
 from fedhpc.privacy.unit_sets import Identities
 
 ANYBODY: Mapping[Population, Identities] = {

@@ -9,7 +9,8 @@ import pytest
 from fedhpc.cli.main import main
 from fedhpc.privacy.evaluation_plan import charges_of_run
 from fedhpc.privacy.plan import plan_privacy
-from fedhpc.privacy.site_ledger import Owner, Request, SiteLedger, Terms
+from fedhpc.privacy.site_ledger import SiteLedger
+from fedhpc.privacy.site_terms import Owner, Request, Terms
 from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.sweep.budget import budget_of
 from fedhpc.sweep.config import Element, load_sweep
