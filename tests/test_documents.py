@@ -103,6 +103,15 @@ def test_architecture_draws_the_layers_of_the_contract() -> None:
     assert [re.split(r"\s{2,}", line)[0] for line in drawn[1].splitlines()] == layers
 
 
+def test_architecture_names_functions_where_they_are() -> None:
+    rows = re.findall(r"^\| [^|]+ \| (`[^|]+`) \| (`[^|]+`) \|$", text_of("docs/architecture.md"), flags=re.MULTILINE)
+    assert len(rows) > 10
+    for functions, files in rows:
+        texts = [text_of(path) for path in CODE.findall(files)]
+        for name in (part for dotted in CODE.findall(functions) for part in dotted.split(".")):
+            assert any(re.search(rf"^\s*(def|class) {name}\b", text, flags=re.MULTILINE) for text in texts), name
+
+
 def test_readme_lists_every_page() -> None:
     linked = {target for target, _ in LINK.findall(text_of("README.md"))}
     assert {page for page in PAGES if page != "README.md"} <= linked
