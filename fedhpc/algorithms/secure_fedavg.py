@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar, cast
 
 from fedhpc.algorithms.fedavg import Collected, Participant
 from fedhpc.algorithms.run_state import RunState
-from fedhpc.config.schema import Privacy
+from fedhpc.config.privacy import Privacy
 from fedhpc.errors import SiteError
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.secagg.messages import CONFIRMED, KEYS, MASKED, REVEALED, SHARES, split_broadcast

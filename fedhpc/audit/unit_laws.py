@@ -19,7 +19,7 @@ from fedhpc.audit.observation import Claim, Work, observed_config, private_gradi
 from fedhpc.audit.statistics import LAW_RISK, dispersion_interval, share_interval
 from fedhpc.audit.target import Subject
 from fedhpc.audit.transmission import changed
-from fedhpc.config.schema import Privacy
+from fedhpc.config.privacy import Privacy
 from fedhpc.models.vector import from_vector
 from fedhpc.site.data.samples import Samples
 from fedhpc.util.arrays import F64, I64

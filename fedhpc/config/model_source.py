@@ -10,7 +10,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from fedhpc.config.schema import Model
+from fedhpc.config.model import Model
 from fedhpc.errors import ConfigError
 
 COPY = "model_source.py"

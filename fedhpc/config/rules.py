@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fedhpc.config.schema import Model, RunConfig
+    from fedhpc.config.model import Model
+    from fedhpc.config.schema import RunConfig
 
 
 def _model_rules(model: "Model") -> list[tuple[bool, str]]:

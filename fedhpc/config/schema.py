@@ -5,8 +5,6 @@
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,8 +15,10 @@ from fedhpc.aggregation import rules
 from fedhpc.aggregation.base import AggregationRule, ServerStep
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.server_sgd import ServerSgd
+from fedhpc.config.data import Data, placed
+from fedhpc.config.model import Model, TaskKind
+from fedhpc.config.privacy import Privacy
 from fedhpc.config.rules import cross_field_rules, secure_sum_rules
-from fedhpc.errors import ConfigError
 from fedhpc.util.section import Section
 
 if TYPE_CHECKING:
@@ -28,160 +28,7 @@ else:
     Rule = rules.one_of(rules.RULES, "rule")
     ServerOptimizer = rules.one_of(rules.SERVER_OPTIMIZERS, "optimizer")
 
-SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
-TaskKind = Literal["multiclass", "multilabel"]
-BuiltIn = Literal["densenet_small", "densenet121", "resnet18", "resnet50", "frozen"]
 Density = Annotated[float, Field(gt=0, le=1)]
-
-
-def placed(key: str, template: str, site: str) -> Path:
-    """The path that `template`, the value of `key`, stands for at this rank.
-
-    Raises:
-        ConfigError: an environment variable that is not set here.
-    """
-    node = os.uname().nodename.partition(".")[0]
-    path = os.path.expandvars(template.replace("{site}", site).replace("{hostname}", node))
-    unset = re.findall(r"\$\{?(\w+)", path)
-    if unset:
-        raise ConfigError(
-            f"{key}={template}: {', '.join(unset)} is not set on {node}; export it there, or write the path",
-            code="config.variable-unset",
-        )
-    return Path(path)
-
-
-class Site(Section):
-    """One hospital. `weight` is public: its number of training units as declared to the federation.
-
-    With privacy on, the weight is the site's share in the mean *and* the denominator of its private mean gradient,
-    since the true count is private. Without privacy it defaults to the number of training images in the shard.
-    """
-
-    name: SiteName = Field(
-        description="the site's name, which its shard carries too: lower-case letters, digits, _ and -, at most 31 "
-        "characters"
-    )
-    weight: Annotated[int, Field(gt=0)] | None = Field(
-        default=None,
-        description="its number of training units (see privacy.unit) as declared to the federation: public; required "
-        "with privacy on; null: the number of training images in its shard",
-    )
-    node: str | None = Field(default=None, description="the node that has its shard: its rank must run there")
-
-
-class Phantom(Section):
-    """The built-in cohort, made on first use where its shards are missing (`run.py prepare phantom`)."""
-
-    seed: int = Field(default=0, description="seed of the whole cohort")
-    images: Annotated[int, Field(ge=100, le=1_000_000)] = Field(
-        default=8000, description="images over all sites together"
-    )
-    image_size: Annotated[int, Field(ge=32, le=512)] = Field(default=64, description="pixels a side")
-    difficulty: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.26, description="from 0, where the classes differ at a glance, to 1, where they do not differ at all"
-    )
-
-
-class Data(Section):
-    """Where the shards lie, as the rank that reads one sees it.
-
-    In `shards`, `{site}` stands for the site's name, `{hostname}` for its node's, `$NAME` for an environment variable.
-    """
-
-    shards: Annotated[str, Field(pattern=r".*\{site\}.*")] = Field(
-        description="path of a site's shard (.h5), with {site} for the site's name"
-    )
-    sites: Annotated[tuple[Site, ...], Field(min_length=1)] = Field(description="the hospitals in rank order")
-    in_memory: bool | Literal["auto"] = Field(
-        default="auto",
-        description="whether a rank loads the images of its shard at the start or reads them from the file; auto: "
-        "loads them where they take less than a quarter of the free memory",
-    )
-    phantom: Phantom | None = Field(
-        default=None, description="the built-in synthetic cohort; null: the shards are yours"
-    )
-    public_reference: str | None = Field(
-        default=None, description="a shard of public images, set aside for good, which model.features is fitted to"
-    )
-
-    def shard_path(self, site: str) -> Path:
-        """The shard of `site`."""
-        return placed("data.shards", self.shards, site)
-
-
-class Model(Section):
-    """The network: a built-in one by `name`, one of MONAI by `monai`, or your own by `build`; exactly one of the three.
-
-    `frozen` trains a linear head on the features of a public `backbone`, computed once per shard.
-
-    `build` runs Python code inside every hospital, with all rights of the user who starts the rank. So each rank reads
-    its own file, and the run starts only where the digests of all are equal. A copy is kept in the run directory, and
-    `evaluate`, `audit` and `open_run(...).model()` execute that copy: of a run that somebody else has made, read
-    `model_source.py` first, or do not.
-    """
-
-    name: BuiltIn | None = Field(
-        default="densenet_small", description="a built-in network; null with `build` or `monai`"
-    )
-    build: Annotated[str, Field(pattern=r"^\S.*:[A-Za-z_]\w*$")] | None = Field(
-        default=None,
-        description="a function (task, **args) -> torch.nn.Module: `my_models.py:make`, relative to the config file, "
-        "or `package.module:make` of an installed package",
-    )
-    monai: Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")] | None = Field(
-        default=None, description="a network of monai.networks.nets by its name, such as DenseNet121"
-    )
-    args: dict[str, Any] = Field(default={}, description="keyword arguments for `build` or `monai`")
-    source_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = Field(
-        default=None, description="of the file of `build`; filled in when the config is read, and compared if it is set"
-    )
-    source_module: str | None = Field(
-        default=None, description="the module of `build`, where it is one of an installed package; filled in"
-    )
-    source_version: str | None = Field(
-        default=None, description="the installed package of `source_module` and its version; filled in"
-    )
-    backbone: str | None = Field(
-        default=None, description="efficientnet_lite0, phantom, or the model.pt of another fedhpc run"
-    )
-    features: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="how many whitened directions of the backbone's features the head is trained on"
-    )
-    whitening: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.6, description="0: each direction as wide as in the public reference, 1: all equally wide"
-    )
-    init_from: str | None = Field(
-        default=None, description="a finished run, or a model.pt, whose parameters are the initial ones (--init-from)"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_default_beside_another(cls, values: Any) -> Any:
-        """The default of `name` is for a section that names no other network."""
-        others = isinstance(values, dict) and (values.get("build") or values.get("monai"))
-        return {"name": None, **values} if others else values
-
-    @property
-    def label(self) -> str:
-        """The network in a word or two."""
-        return self.name or (f"MONAI {self.monai}" if self.monai else Path(str(self.build)).name)
-
-    @property
-    def key(self) -> str:
-        """The key that names the network, with its value, for messages."""
-        which = "name" if self.name else "monai" if self.monai else "build"
-        return f"model.{which}={self.name or self.monai or self.label}"
-
-    @property
-    def checked(self) -> bool:
-        """Whether the network is not a built-in one, so that it is checked before it is trained."""
-        return self.name is None
-
-    def identity(self) -> dict[str, Any]:
-        """The section without the place of the source file, which differs between ranks and in a run directory."""
-        plain = self.model_dump(mode="json")
-        return {**plain, "build": self.build and self.build.rpartition(":")[2]}
 
 
 class Training(Section):
@@ -210,77 +57,6 @@ class Training(Section):
     )
     random_flip: bool = Field(
         default=False, description="mirror each training image left to right with probability 1/2"
-    )
-
-
-class Privacy(Section):
-    """DP-SGD at each hospital when `epsilon` is set (add-or-remove adjacency of one `unit`).
-
-    `trust` says from whom the guarantee protects, and so how much noise a site adds:
-
-    - `aggregator`: from an aggregator that sees every site's update. Each carries its full noise; no site is trusted.
-    - `sites`: the aggregator sees only the sum over the n sites (secure aggregation), and they share the noise: each
-      adds the variance of the full noise divided by n - colluding_sites - tolerated_dropouts. Each site trusts that of
-      those that took part at least so many, itself among them, added their share and kept it to themselves. A site
-      that may use its own share to learn about the others counts as colluding, and so does the first hospital where
-      the aggregator shares its rank. With certificates (exchange.tls) it holds against an aggregator that departs from
-      the protocol, else against one that keeps to it; `epsilon_if_unmasked` in header, summary and `run.py privacy` is
-      what a site's own share leaves its training patients if that fails; of validation and test patients it leaves
-      nothing that could be promised. 2 x (sites - tolerated_dropouts) must be above sites + colluding_sites.
-    """
-
-    off: bool = Field(default=False, description="train without privacy; a config writes it as `privacy: off`")
-    epsilon: Annotated[float, Field(gt=0)] | None = Field(
-        default=None,
-        description="epsilon of the whole run for each training unit of each site; null only with `privacy: off`",
-    )
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=1e-5, description="delta of the guarantee: at most 1 / (10 x the largest weight)"
-    )
-    lifetime_epsilon: Annotated[float, Field(gt=0)] | None = Field(
-        default=None,
-        description="a cap on the epsilon that all runs together may spend on a unit, below the site ledger's own "
-        "cap; null: the site ledger's",
-    )
-    site_ledger: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None,
-        description="the folder of the site ledger, with {site} for the site's name; null: a default place; the "
-        "variable FEDHPC_SITE_LEDGER comes before it",
-    )
-    unit: Literal["patient", "image"] = Field(
-        default="patient", description="whom the guarantee protects: all images of a patient together, or one image"
-    )
-    clip_norm: Annotated[float, Field(ge=1e-9, le=1e9)] = Field(
-        default=1.0,
-        description="L2 bound on the gradient of one unit; far below 1e-9 the squares in float32 would be 0",
-    )
-    sample_rate: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.05, description="probability with which each unit takes part in a step (Poisson sampling)"
-    )
-    max_images_per_patient: Annotated[int, Field(ge=1)] = Field(
-        default=4,
-        description="images of a patient that one step uses at most, drawn anew each time; only with unit=patient",
-    )
-    max_physical_batch: Annotated[int, Field(ge=1)] = Field(
-        default=128,
-        description="images that are in memory at once in a private step: bounds memory, changes no result beyond "
-        "rounding",
-    )
-    noise_seed: int | None = Field(
-        default=None,
-        description="for tests only: makes the noise and all else that privacy rests on reproducible, and voids the "
-        "guarantee",
-    )
-    trust: Literal["aggregator", "sites"] = Field(
-        default="aggregator",
-        description="from whom the guarantee protects: aggregator (no site trusts another or the aggregator) or "
-        "sites (secure aggregation, shared noise); see above",
-    )
-    colluding_sites: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="how many sites may give the aggregator all they know; required with trust=sites"
-    )
-    tolerated_dropouts: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="how many sites may fail in a round without ending the run; only with trust=sites"
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from fedhpc.config.model import Model
 from fedhpc.config.model_source import check_source, place_of, read_source, source_path
-from fedhpc.config.schema import Model
 from fedhpc.errors import InputError
 from fedhpc.models.task import Task
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedhpc.config.schema import Model
+from fedhpc.config.model import Model
 from fedhpc.errors import InputError
 from fedhpc.models.loss import loss
 from fedhpc.models.task import Task

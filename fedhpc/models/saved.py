@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from torch import nn
 
 from fedhpc.config.loader import with_new_names
+from fedhpc.config.model import Model
 from fedhpc.config.model_source import COPY, place_of
-from fedhpc.config.schema import Model, RunConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import NAMES, Backbone, public_backbone
 from fedhpc.models.build import build_model, replace_module

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedhpc.config.schema import TaskKind
+from fedhpc.config.model import TaskKind
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedhpc.config.schema import placed
+from fedhpc.config.data import placed
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.ledger_folder import exists
 from fedhpc.privacy.site_ledger import SiteLedger

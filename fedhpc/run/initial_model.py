@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import nn
 
 from fedhpc.compression.update import pack_arrays, unpack_arrays
-from fedhpc.config.schema import Model, RunConfig
+from fedhpc.config.model import Model
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.backbones import NAMES
 from fedhpc.models.saved import SavedModel, load_model, saved_config

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from fedhpc.config.schema import RunConfig, placed
+from fedhpc.config.data import placed
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError, PrivacyError
 from fedhpc.privacy.hash_chain import REMEDY
 from fedhpc.privacy.ledger import SiteAccount

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator
 from pydantic.dataclasses import dataclass as checked
 
-from fedhpc.config.schema import TaskKind
+from fedhpc.config.model import TaskKind
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.laplace import laplace_integers
 from fedhpc.privacy.noise import KeyStream

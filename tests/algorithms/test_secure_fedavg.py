@@ -16,7 +16,7 @@ from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.codec import FIXED
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.config.loader import load_config
-from fedhpc.config.schema import Privacy
+from fedhpc.config.privacy import Privacy
 from fedhpc.errors import ConfigError, SiteError
 from fedhpc.secagg.masks import SumTerms, most_dropouts
 from fedhpc.secagg.protocol import round_bytes

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fedhpc.config.schema import Model
+from fedhpc.config.model import Model
 from tests.conftest import REPO, Outcome
 
 PAGE = (REPO / "docs" / "add-a-model.md").read_text(encoding="utf-8")

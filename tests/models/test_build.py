@@ -8,7 +8,8 @@ import pytest
 import torch
 from opacus.validators import ModuleValidator
 
-from fedhpc.config.schema import BuiltIn, RunConfig
+from fedhpc.config.model import BuiltIn
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.build import build_model
 from fedhpc.models.densenet import GROUPS, DenseNet

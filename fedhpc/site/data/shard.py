@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from fedhpc.config.schema import TaskKind
+from fedhpc.config.model import TaskKind
 from fedhpc.errors import ShardError
 from fedhpc.site.data.shard_format import COLUMNS, SPLITS, Identity, Problem
 from fedhpc.site.data.shard_layout import layout_problems, read_attributes

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedhpc.config.schema import Privacy
+from fedhpc.config.privacy import Privacy
 from fedhpc.errors import PrivacyError
 from fedhpc.models.device import Device
 from fedhpc.models.loss import loss

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedhpc.config.schema import BuiltIn, RunConfig
+from fedhpc.config.model import BuiltIn
+from fedhpc.config.schema import RunConfig
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import build_model
 from fedhpc.models.task import Task

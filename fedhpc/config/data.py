@@ -1,0 +1,89 @@
+"""The section `data`: the sites and their shards."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedhpc.errors import ConfigError
+from fedhpc.util.section import Section
+
+SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
+
+
+def placed(key: str, template: str, site: str) -> Path:
+    """The path that `template`, the value of `key`, stands for at this rank.
+
+    Raises:
+        ConfigError: an environment variable that is not set here.
+    """
+    node = os.uname().nodename.partition(".")[0]
+    path = os.path.expandvars(template.replace("{site}", site).replace("{hostname}", node))
+    unset = re.findall(r"\$\{?(\w+)", path)
+    if unset:
+        raise ConfigError(
+            f"{key}={template}: {', '.join(unset)} is not set on {node}; export it there, or write the path",
+            code="config.variable-unset",
+        )
+    return Path(path)
+
+
+class Site(Section):
+    """One hospital. `weight` is public: its number of training units as declared to the federation.
+
+    With privacy on, the weight is the site's share in the mean *and* the denominator of its private mean gradient,
+    since the true count is private. Without privacy it defaults to the number of training images in the shard.
+    """
+
+    name: SiteName = Field(
+        description="the site's name, which its shard carries too: lower-case letters, digits, _ and -, at most 31 "
+        "characters"
+    )
+    weight: Annotated[int, Field(gt=0)] | None = Field(
+        default=None,
+        description="its number of training units (see privacy.unit) as declared to the federation: public; required "
+        "with privacy on; null: the number of training images in its shard",
+    )
+    node: str | None = Field(default=None, description="the node that has its shard: its rank must run there")
+
+
+class Phantom(Section):
+    """The built-in cohort, made on first use where its shards are missing (`run.py prepare phantom`)."""
+
+    seed: int = Field(default=0, description="seed of the whole cohort")
+    images: Annotated[int, Field(ge=100, le=1_000_000)] = Field(
+        default=8000, description="images over all sites together"
+    )
+    image_size: Annotated[int, Field(ge=32, le=512)] = Field(default=64, description="pixels a side")
+    difficulty: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.26, description="from 0, where the classes differ at a glance, to 1, where they do not differ at all"
+    )
+
+
+class Data(Section):
+    """Where the shards lie, as the rank that reads one sees it.
+
+    In `shards`, `{site}` stands for the site's name, `{hostname}` for its node's, `$NAME` for an environment variable.
+    """
+
+    shards: Annotated[str, Field(pattern=r".*\{site\}.*")] = Field(
+        description="path of a site's shard (.h5), with {site} for the site's name"
+    )
+    sites: Annotated[tuple[Site, ...], Field(min_length=1)] = Field(description="the hospitals in rank order")
+    in_memory: bool | Literal["auto"] = Field(
+        default="auto",
+        description="whether a rank loads the images of its shard at the start or reads them from the file; auto: "
+        "loads them where they take less than a quarter of the free memory",
+    )
+    phantom: Phantom | None = Field(
+        default=None, description="the built-in synthetic cohort; null: the shards are yours"
+    )
+    public_reference: str | None = Field(
+        default=None, description="a shard of public images, set aside for good, which model.features is fitted to"
+    )
+
+    def shard_path(self, site: str) -> Path:
+        """The shard of `site`."""
+        return placed("data.shards", self.shards, site)
