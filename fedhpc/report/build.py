@@ -103,10 +103,10 @@ def _of_sweep(directory: SweepDirectory) -> Report:
     sweep = directory.read()
     rows = []
     found = look(directory, sweep)
-    for element, line in zip(sweep.elements, found, strict=True):
-        label = Label(element.name, element.baseline, element.point)
-        run = directory.element(element.name).run
-        rows.append(row_of(element.config, run, State(line.state, line.message), label))
+    for trial, line in zip(sweep.trials, found, strict=True):
+        label = Label(trial.name, trial.baseline, trial.point)
+        run = directory.trial(trial.name).run
+        rows.append(row_of(trial.config, run, State(line.state, line.message), label))
     return Report(sweep.name, tuple(sweep.grid), tuple(rows), tuple(groups_of(rows)), now())
 
 

@@ -1,6 +1,6 @@
 """What a sweep costs the patients: every private run on a shard adds to what its patients have spent.
 
-Calibrates the noise of every element, so it takes a second or two; sees configs and ledgers only.
+Calibrates the noise of every trial, so it takes a second or two; sees configs and ledgers only.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,12 +15,12 @@ from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.site.account import found_ledger, told
-from fedhpc.sweep.config import Element
+from fedhpc.sweep.config import Trial
 
 
 @dataclass
 class Account:
-    """One site: its site ledger (None: none is seen from here), and the plans of the elements that fit so far."""
+    """One site: its site ledger (None: none is seen from here), and the plans of the trials that fit so far."""
 
     ledger: SiteLedger | None
     own: frozenset[str]
@@ -53,32 +53,32 @@ class ShardKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Budget:
-    """What to tell before the sweep starts, and for each element that cannot fit, why."""
+    """What to tell before the sweep starts, and for each trial that cannot fit, why."""
 
     told: tuple[str, ...]
     refused: tuple[str, ...]
 
 
-def budget_of(elements: Iterable[Element], own: Collection[str] = ()) -> Budget:
-    """Add up all private elements, in their order, on top of what the site ledgers say was spent.
+def budget_of(trials: Iterable[Trial], own: Collection[str] = ()) -> Budget:
+    """Add up all private trials, in their order, on top of what the site ledgers say was spent.
 
     Args:
-        elements: those that are to run.
+        trials: those that are to run.
         own: the ids of their ledgers: what they have spent in earlier attempts is part of what they plan.
     """
-    private = [element for element in elements if element.config.private]
+    private = [trial for trial in trials if trial.config.private]
     accounts: dict[ShardKey, Account] = {}
     refused = []
-    for element in private:
+    for trial in private:
         try:
-            planned = charges_of_run(element.config, plan_privacy(element.config))
+            planned = charges_of_run(trial.config, plan_privacy(trial.config))
         except PrivacyError as error:
-            refused.append(f"{element.name}: {error}")
+            refused.append(f"{trial.name}: {error}")
             continue
-        mine = {site: _account(accounts, element.config, site, own) for site in element.config.site_names}
-        problems = [_over(account, element, planned) for account in mine.values()]
+        mine = {site: _account(accounts, trial.config, site, own) for site in trial.config.site_names}
+        problems = [_over(account, trial, planned) for account in mine.values()]
         problems = list(dict.fromkeys(filter(None, problems)))
-        refused += [f"{element.name}: {problem}" for problem in problems]
+        refused += [f"{trial.name}: {problem}" for problem in problems]
         if not problems:
             for account in mine.values():
                 account.plans.append(planned)
@@ -103,28 +103,28 @@ def _seen(config: RunConfig, site: str) -> SiteLedger | None:
         return None
 
 
-def _over(account: Account, element: Element, planned: list[Charge]) -> str:
-    """Why an element does not fit within its site ledger's cap, or its privacy.lifetime_epsilon; empty where it does.
+def _over(account: Account, trial: Trial, planned: list[Charge]) -> str:
+    """Why a trial does not fit within its site ledger's cap, or its privacy.lifetime_epsilon; empty where it does.
 
     It is judged as if it concerned the patient who has spent most: no shard is opened here.
     """
-    limit = account.limit(element.config)
+    limit = account.limit(trial.config)
     if limit.cap is None:
         return ""
     epsilon = account.after([planned], limit.cap)
     if epsilon <= limit.cap:
         return ""
-    by = "privacy.lifetime_epsilon" if limit.cap == element.config.privacy.lifetime_epsilon else "the site ledger's cap"
+    by = "privacy.lifetime_epsilon" if limit.cap == trial.config.privacy.lifetime_epsilon else "the site ledger's cap"
     return (
         f"would bring its patients to epsilon {told(epsilon)}, above {by}={limit.cap:g}; before it they have spent: "
         f"epsilon {told(account.after([], limit.cap))}"
     )
 
 
-def _told(private: Sequence[Element], accounts: Mapping[ShardKey, Account]) -> tuple[str, ...]:
+def _told(private: Sequence[Trial], accounts: Mapping[ShardKey, Account]) -> tuple[str, ...]:
     if not private:
         return ()
-    caps = {account.cap(element.config) for element in private for account in accounts.values()}
+    caps = {account.cap(trial.config) for trial in private for account in accounts.values()}
     capped = sorted(cap for cap in caps if cap is not None)
     cap = f"the lowest cap is epsilon {capped[0]:g}" if capped else "no cap is set"
     by_text: dict[str, list[str]] = {}

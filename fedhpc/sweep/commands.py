@@ -14,7 +14,7 @@ from fedhpc.errors import ConfigError, InputError
 from fedhpc.run.display import Console
 from fedhpc.sweep import slurm
 from fedhpc.sweep import slurm_queue as queue
-from fedhpc.sweep.config import Element, Sweep, expand, ranks_of
+from fedhpc.sweep.config import Sweep, Trial, expand, ranks_of
 from fedhpc.sweep.directory import Cluster, SweepDirectory, submission
 from fedhpc.sweep.final_report import write_report
 from fedhpc.sweep.local import StoppedError, check_memory, run_all
@@ -40,13 +40,13 @@ class Asked:
 
 
 def start(asked: Asked, *, dry_run: bool) -> int:
-    """Check everything, tell what it costs, then hand all elements over (SLURM) or run them (one machine)."""
+    """Check everything, tell what it costs, then hand all trials over (SLURM) or run them (one machine)."""
     console = Console(speaks=True)
     expansion, cluster = expand(asked.config, asked.overrides), asked.cluster
     directory = SweepDirectory(asked.run_dir or Path("runs") / expansion.sweep.name)
     if not dry_run:
         directory.check_free()
-    problems = [*expansion.problems, *_affordable(expansion.sweep.elements, (), console)]
+    problems = [*expansion.problems, *_affordable(expansion.sweep.trials, (), console)]
     if problems:
         raise ConfigError(told_of(asked.config, problems))
     sweep = expansion.sweep
@@ -54,7 +54,7 @@ def start(asked: Asked, *, dry_run: bool) -> int:
     if dry_run:
         return _show(directory, sweep, cluster, console)
     directory.create(sweep, cluster)
-    names = [element.name for element in sweep.elements]
+    names = [trial.name for trial in sweep.trials]
     try:
         return _hand_over(directory, sweep, names, cluster, console)
     except InputError:
@@ -71,7 +71,7 @@ def resume(path: Path, cluster: Cluster | None) -> int:
     unknown = [line.name for line in found if line.state == "unknown"]
     if unknown:
         raise InputError(
-            f"{path}: SLURM does not say whether {len(unknown)} elements still run ({unknown[0]} ...); an element must "
+            f"{path}: SLURM does not say whether {len(unknown)} trials still run ({unknown[0]} ...); a trial must "
             "not run twice at a time: try again when `squeue` answers",
             code="slurm.no-answer",
         )
@@ -79,12 +79,12 @@ def resume(path: Path, cluster: Cluster | None) -> int:
     if not names:
         console.say(f"{status_text(sweep, found)}\nnothing to resume")
         return FINISHED
-    again = [element for element in sweep.elements if element.name in names]
-    own = {ledger for name in names for ledger in directory.element(name).ledgers()}
+    again = [trial for trial in sweep.trials if trial.name in names]
+    own = {ledger for name in names for ledger in directory.trial(name).ledgers()}
     refused = _affordable(again, own, console)
     if refused:
         raise ConfigError(told_of(directory.plan, refused))
-    console.say(f"{sweep.name}: {len(names)} of {len(found)} elements run again: {', '.join(names)}")
+    console.say(f"{sweep.name}: {len(names)} of {len(found)} trials run again: {', '.join(names)}")
     before = [one.cluster for one in directory.submissions()]
     return _hand_over(directory, sweep, names, cluster or (before[-1] if before else "slurm"), console)
 
@@ -105,7 +105,7 @@ def cancel(path: Path) -> int:
         queue.cancel([*jobs, *dict.fromkeys(one.report for one in mine if one.report)])
     for pid in {one.pid for one in mine if runs_here(one)}:
         _end(pid)
-    print(f"{sweep.name}: cancelled {len(found)} elements; `run.py sweep resume {path}` runs them again")
+    print(f"{sweep.name}: cancelled {len(found)} trials; `run.py sweep resume {path}` runs them again")
     return FINISHED
 
 
@@ -116,7 +116,7 @@ def status(path: Path, *, watch: bool, as_json: bool) -> int:
     while True:
         found = queue.look(directory, sweep)
         if as_json:
-            print(json.dumps({"name": sweep.name, "elements": [asdict(line) for line in found]}, allow_nan=False))
+            print(json.dumps({"name": sweep.name, "trials": [asdict(line) for line in found]}, allow_nan=False))
         else:
             print(f"{CLEAR_SCREEN if watch and sys.stdout.isatty() else ''}{status_text(sweep, found)}", flush=True)
         if not watch or not any(line.state in (*UNDER_WAY, "unknown") for line in found):
@@ -124,24 +124,24 @@ def status(path: Path, *, watch: bool, as_json: bool) -> int:
         time.sleep(REDRAW_S)
 
 
-def _affordable(elements: Sequence[Element], own: Collection[str], console: Console) -> tuple[str, ...]:
-    """Tell what the elements cost the patients, or return why some cannot fit."""
-    if not any(element.config.private for element in elements):
+def _affordable(trials: Sequence[Trial], own: Collection[str], console: Console) -> tuple[str, ...]:
+    """Tell what the trials cost the patients, or return why some cannot fit."""
+    if not any(trial.config.private for trial in trials):
         return ()
     # It imports torch, which a sweep without privacy does not need here.
     from fedhpc.sweep.budget import budget_of
 
     with at_work("adding up what the runs cost"):
-        budget = budget_of(elements, own)
+        budget = budget_of(trials, own)
     for line in () if budget.refused else budget.told:
         console.say(wrapped(line))
     return budget.refused
 
 
 def _introduced(sweep: Sweep, cluster: Cluster) -> str:
-    baselines = list(dict.fromkeys(element.baseline for element in sweep.elements if element.baseline))
-    count = sum(not element.baseline for element in sweep.elements)
-    lines = [f"{sweep.name}: {count} points of a grid, {len(sweep.elements) - count} baseline runs"]
+    baselines = list(dict.fromkeys(trial.baseline for trial in sweep.trials if trial.baseline))
+    count = sum(not trial.baseline for trial in sweep.trials)
+    lines = [f"{sweep.name}: {count} points of a grid, {len(sweep.trials) - count} baseline runs"]
     lines += [f"  {key}: {', '.join(map(shown, values))}" for key, values in sweep.grid.items()]
     lines += [f"  baselines: {', '.join(baselines)}"] if baselines else []
     if cluster == "slurm":
@@ -154,19 +154,19 @@ def _introduced(sweep: Sweep, cluster: Cluster) -> str:
 
 
 def _show(directory: SweepDirectory, sweep: Sweep, cluster: Cluster, console: Console) -> int:
-    for element in sweep.elements:
-        values = [element.baseline, *(f"{key}={shown(value)}" for key, value in element.point.items())]
-        console.say(f"  {element.name}  {' '.join(filter(None, values))}")
+    for trial in sweep.trials:
+        values = [trial.baseline, *(f"{key}={shown(value)}" for key, value in trial.point.items())]
+        console.say(f"  {trial.name}  {' '.join(filter(None, values))}")
     if cluster == "slurm":
-        for name, script in slurm.scripts(directory, sweep, len(sweep.elements)).items():
+        for name, script in slurm.scripts(directory, sweep, len(sweep.trials)).items():
             console.say(f"--- the script of {name}\n{script}")
     console.say("a dry run: nothing was submitted or written")
     return FINISHED
 
 
 def _prepare(sweep: Sweep, cluster: Cluster, console: Console) -> None:
-    """Make what the built-in cohort lacks now: elements that start together would all make it at the same place."""
-    built_in = [element.config for element in sweep.elements if element.config.data.phantom is not None]
+    """Make what the built-in cohort lacks now: trials that start together would all make it at the same place."""
+    built_in = [trial.config for trial in sweep.trials if trial.config.data.phantom is not None]
     if not built_in:
         return
     from fedhpc.run.public_features import make_reference
@@ -192,7 +192,7 @@ def _hand_over(
     directory.add_report(report)
     jobs = f"jobs {ids[names[0]]} to {ids[names[-1]]}" if len(names) > 1 else f"job {ids[names[0]]}"
     console.say(
-        f"submitted {len(names)} element(s) as {jobs}, and job {report}, which then makes the report\n"
+        f"submitted {len(names)} trial(s) as {jobs}, and job {report}, which then makes the report\n"
         f"see how they stand: python run.py sweep status {directory.path}"
     )
     return FINISHED
@@ -211,7 +211,7 @@ def _run_here(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], con
 
 
 def _end(pid: int) -> None:
-    """SIGTERM to the process that runs a sweep here, and wait for it to end its elements."""
+    """SIGTERM to the process that runs a sweep here, and wait for it to end its trials."""
     os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + GRACE_S
     while exists(pid) and time.monotonic() < until:

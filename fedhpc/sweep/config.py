@@ -117,7 +117,7 @@ class Sections(Section):
 
 
 @dataclass(frozen=True)
-class Element:
+class Trial:
     """One run of a sweep.
 
     Attributes:
@@ -134,18 +134,18 @@ class Element:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A validated sweep: its elements in the order in which they are submitted."""
+    """A validated sweep: its trials in the order in which they are submitted."""
 
     name: str
     grid: dict[str, list[Any]]
     slurm: Slurm
     local: Local
-    elements: tuple[Element, ...]
+    trials: tuple[Trial, ...]
 
 
 @dataclass(frozen=True)
 class Expansion:
-    """A sweep as its config says; it may be run where there are no `problems`. Invalid elements are left out of it."""
+    """A sweep as its config says; it may be run where there are no `problems`. Invalid trials are left out of it."""
 
     sweep: Sweep
     problems: tuple[str, ...]
@@ -160,7 +160,7 @@ def expand(path: Path, overrides: list[str]) -> Expansion:
             `grid.seed=[0]`, `baselines.local.training.rounds=2`).
 
     Raises:
-        ConfigError: where its own sections do not say what the elements are.
+        ConfigError: where its own sections do not say what the trials are.
     """
     tree = read_tree(path)
     if isinstance(tree.get("grid"), dict):
@@ -175,16 +175,16 @@ def expand(path: Path, overrides: list[str]) -> Expansion:
         raise ConfigError(told_of(path, problems))
     drafts = [*_grid_drafts(tree, grid), *_baseline_drafts(tree, sections, grid, path.parent)]
     name = str(tree["name"])
-    elements = tuple(_validated(name, drafts, problems))
-    problems += _misfits(elements, sections.slurm, sections.local)
-    return Expansion(Sweep(name, grid, sections.slurm, sections.local, elements), tuple(problems))
+    trials = tuple(_validated(name, drafts, problems))
+    problems += _misfits(trials, sections.slurm, sections.local)
+    return Expansion(Sweep(name, grid, sections.slurm, sections.local, trials), tuple(problems))
 
 
 def load_sweep(path: Path, overrides: list[str]) -> Sweep:
     """The sweep of a config without problems.
 
     Raises:
-        ConfigError: with every problem of every element, one a line.
+        ConfigError: with every problem of every trial, one a line.
     """
     expansion = expand(path, overrides)
     if expansion.problems:
@@ -238,21 +238,21 @@ def _baseline_drafts(base: Tree, sections: Sections, grid: Point, folder: Path) 
     return drafts
 
 
-def _validated(sweep: str, drafts: list[Draft], problems: list[str]) -> list[Element]:
-    """The elements of the drafts that hold; of the others, each problem once with those that have it."""
-    elements: list[Element] = []
+def _validated(sweep: str, drafts: list[Draft], problems: list[str]) -> list[Trial]:
+    """The trials of the drafts that hold; of the others, each problem once with those that have it."""
+    trials: list[Trial] = []
     found: dict[str, list[str]] = {}
     for number, draft in enumerate(drafts):
         name = f"{sweep}-{number:03d}"
         config, wrong = checked(merged(draft.tree, {"name": name}))
         if config is not None and not wrong:
-            elements.append(Element(name, draft.baseline, draft.point, config))
+            trials.append(Trial(name, draft.baseline, draft.point, config))
         for problem in wrong:
             found.setdefault(problem, []).append(f"{draft.baseline or 'grid'} {number:03d}")
     for problem, where in found.items():
         everywhere = len(where) == len(drafts)
         problems.append(problem if everywhere else f"{problem} (in {_some(where)})")
-    return elements
+    return trials
 
 
 def _some(names: list[str], shown: int = 4) -> str:
@@ -260,32 +260,32 @@ def _some(names: list[str], shown: int = 4) -> str:
     return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
-def _misfits(elements: Sequence[Element], slurm: Slurm, local: Local) -> list[str]:
-    """What does not go together between elements, or between them and the resources that all of them get."""
+def _misfits(trials: Sequence[Trial], slurm: Slurm, local: Local) -> list[str]:
+    """What does not go together between trials, or between them and the resources that all of them get."""
     problems = []
     for key in ("shards", "phantom"):
-        different = dict.fromkeys(repr(getattr(element.config.data, key)) for element in elements)
+        different = dict.fromkeys(repr(getattr(trial.config.data, key)) for trial in trials)
         if len(different) > 1:
             problems.append(
-                f"data.{key}: differs between elements: {'; '.join(different)}; their results would not compare"
+                f"data.{key}: differs between trials: {'; '.join(different)}; their results would not compare"
             )
-    patience_s = max((element.config.runtime.patience_s for element in elements), default=0.0)
+    patience_s = max((trial.config.runtime.patience_s for trial in trials), default=0.0)
     if slurm.signal_s <= patience_s:
         problems.append(
             f"slurm.signal_s={slurm.signal_s}: a site may go on for runtime.patience_s={patience_s:g} after it was "
             "told to stop, and must then still save; make it longer than that"
         )
-    limits = {element.name: most_ranks(element.config) for element in elements}
+    limits = {trial.name: most_ranks(trial.config) for trial in trials}
     for key, ranks in (("slurm.ranks", slurm.ranks), ("local.ranks", local.ranks)):
         over = [name for name, most in limits.items() if ranks != "auto" and ranks > most]
         if over:
             problems.append(
-                f"{key}={ranks}: too many for {_some(over)}, which can use {min(limits.values())}; all elements get "
+                f"{key}={ranks}: too many for {_some(over)}, which can use {min(limits.values())}; all trials get "
                 "the same"
             )
-    if slurm.ranks == "auto" and elements and min(limits.values()) % slurm.nodes:
+    if slurm.ranks == "auto" and trials and min(limits.values()) % slurm.nodes:
         problems.append(
-            f"slurm.nodes={slurm.nodes}: does not divide the {min(limits.values())} ranks of an element; set "
+            f"slurm.nodes={slurm.nodes}: does not divide the {min(limits.values())} ranks of a trial; set "
             "slurm.ranks to a multiple of it"
         )
     return problems
@@ -297,6 +297,6 @@ def most_ranks(config: RunConfig) -> int:
 
 
 def ranks_of(sweep: Sweep) -> int:
-    """The ranks that SLURM starts for each element."""
-    limits = [most_ranks(element.config) for element in sweep.elements]
+    """The ranks that SLURM starts for each trial."""
+    limits = [most_ranks(trial.config) for trial in sweep.trials]
     return min(limits) if sweep.slurm.ranks == "auto" else sweep.slurm.ranks

@@ -1,7 +1,7 @@
 """The sweep directory: all that is known of a sweep, in plain files, each put in place whole.
 
 runs/<sweep>/
-    sweep.yaml                    grid, resources, elements; written once
+    sweep.yaml                    grid, resources, trials; written once
     jobs.json                     who was asked to run what: a submission a line, cancelled jobs
     jobs/                         submitit's: scripts, pickles, a log a rank
     elements/<sweep>-003/         an ordinary run directory, and in it
@@ -9,6 +9,9 @@ runs/<sweep>/
         outcome.json              how its last attempt stands, by the process that trained
         log.txt                   what it printed (on one machine)
     report.html, .json, .csv      when all have ended
+
+On disk a trial is an `element`, as in earlier versions: a sweep is resumed across versions, and a later run looks for
+the ledger heads of earlier trials (`fedhpc.run.recorded_heads`).
 """
 
 import json
@@ -26,7 +29,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.config.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.records.run_directory import RunDirectory, config_text
-from fedhpc.sweep.config import Element, Local, Slurm, Sweep
+from fedhpc.sweep.config import Local, Slurm, Sweep, Trial
 from fedhpc.util.files import make_folder, read_json, read_text, write_json, write_text
 from fedhpc.util.processes import born
 from fedhpc.util.section import Section
@@ -34,11 +37,11 @@ from fedhpc.util.section import Section
 Ended = Literal["running", "finished", "failed", "stopped"]
 Cluster = Literal["slurm", "local"]
 RESTORE = "Restore it from a backup, or start the sweep in a new --run-dir"
-AGAIN = "Remove it: the element then counts as not begun and goes on from its last round"
+AGAIN = "Remove it: the trial then counts as not begun and goes on from its last round"
 
 
 class Listed(Section):
-    """An element as sweep.yaml lists it; its config is in its directory."""
+    """A trial as sweep.yaml lists it; its config is in its directory."""
 
     name: str
     baseline: str
@@ -57,7 +60,7 @@ class Stored(Section):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an element's last attempt stands.
+    """How a trial's last attempt stands.
 
     Attributes:
         state: `running` also of one that was killed before it could tell.
@@ -78,10 +81,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Submission:
-    """Elements that were handed over together.
+    """Trials that were handed over together.
 
     Attributes:
-        jobs: {element: SLURM's job id}; of one machine, the id is empty.
+        jobs: {trial: SLURM's job id}; of one machine, the id is empty.
         report: the id of the job that makes the report; empty on one machine, and before it was submitted.
         host, pid, born: of the process that handed them over, and on one machine runs them; `born` tells it from a
             later one of the same pid.
@@ -103,9 +106,9 @@ class SweepDirectory:
         self.path = path
         self.plan, self.jobs, self.logs = path / "sweep.yaml", path / "jobs.json", path / "jobs"
 
-    def element(self, name: str) -> "ElementDirectory":
-        """The directory of one element."""
-        return ElementDirectory(self.path / "elements" / name)
+    def trial(self, name: str) -> "TrialDirectory":
+        """The directory of one trial."""
+        return TrialDirectory(self.path / "elements" / name)
 
     def again(self, job: str) -> Path:
         """The file that asks the script of a job to queue it again, by SLURM's plain id."""
@@ -124,9 +127,9 @@ class SweepDirectory:
         """Write down what is to be done."""
         make_folder(self.path)
         cpus = (sweep.slurm if cluster == "slurm" else sweep.local).cpus_per_rank
-        for element in sweep.elements:
-            self.element(element.name).write_config(with_threads(element.config, cpus))
-        listed = tuple(Listed(name=e.name, baseline=e.baseline, point=e.point) for e in sweep.elements)
+        for trial in sweep.trials:
+            self.trial(trial.name).write_config(with_threads(trial.config, cpus))
+        listed = tuple(Listed(name=one.name, baseline=one.baseline, point=one.point) for one in sweep.trials)
         stored = Stored(name=sweep.name, grid=sweep.grid, slurm=sweep.slurm, local=sweep.local, elements=listed)
         write_text(self.plan, dump_yaml(stored.model_dump(mode="json")))
 
@@ -143,10 +146,10 @@ class SweepDirectory:
         if not self.plan.exists():
             raise InputError(f"{self.path}: is no sweep: it has no {self.plan.name}", code="sweep.not-a-sweep")
         stored = self._stored()
-        elements = tuple(
-            Element(one.name, one.baseline, one.point, self.element(one.name).read_config()) for one in stored.elements
+        trials = tuple(
+            Trial(one.name, one.baseline, one.point, self.trial(one.name).read_config()) for one in stored.elements
         )
-        return Sweep(stored.name, stored.grid, stored.slurm, stored.local, elements)
+        return Sweep(stored.name, stored.grid, stored.slurm, stored.local, trials)
 
     def _stored(self) -> Stored:
         try:
@@ -164,7 +167,7 @@ class SweepDirectory:
             raise self._changed() from None
 
     def cancelled(self) -> frozenset[str]:
-        """The elements that were cancelled and not submitted again since."""
+        """The trials that were cancelled and not submitted again since."""
         return frozenset(self._jobs()["cancelled"])
 
     def add(self, submission: Submission) -> None:
@@ -181,7 +184,7 @@ class SweepDirectory:
         self._write_jobs(jobs)
 
     def add_cancelled(self, names: list[str]) -> None:
-        """Remember that these elements were cancelled."""
+        """Remember that these trials were cancelled."""
         jobs = self._jobs()
         jobs["cancelled"] = sorted({*jobs["cancelled"], *names})
         self._write_jobs(jobs)
@@ -203,8 +206,8 @@ class SweepDirectory:
         write_json(self.jobs, jobs)
 
 
-class ElementDirectory:
-    """One element's run directory and the files of the sweep in it."""
+class TrialDirectory:
+    """One trial's run directory and the files of the sweep in it."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.run = path, RunDirectory(path)
@@ -277,7 +280,7 @@ def now() -> str:
 
 
 def with_threads(config: RunConfig, cpus: int) -> RunConfig:
-    """`runtime.threads: auto` as what a rank is given: several elements on a machine must not each take all of it."""
+    """`runtime.threads: auto` as what a rank is given: several trials on a machine must not each take all of it."""
     if config.runtime.threads != "auto":
         return config
     return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": cpus})})

@@ -1,4 +1,4 @@
-"""A sweep on one machine: a few elements at a time, as cores and memory allow, until all have ended."""
+"""A sweep on one machine: a few trials at a time, as cores and memory allow, until all have ended."""
 
 import os
 import shutil
@@ -27,12 +27,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class StoppedError(Exception):
-    """SIGTERM or SIGINT: the elements that run are ended, and can be resumed."""
+    """SIGTERM or SIGINT: the trials that run are ended, and can be resumed."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """An element under way."""
+    """A trial under way."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -40,7 +40,7 @@ class Running:
 
 
 def command_of(path: Path, ranks: int, requeues: int = 0) -> list[str]:
-    """The command that trains the element in `path` on so many ranks; `requeues` is of SLURM only."""
+    """The command that trains the trial in `path` on so many ranks; `requeues` is of SLURM only."""
     alone = [sys.executable, "-m", "fedhpc.sweep.trial", str(path), str(requeues)]
     return alone if ranks == 1 else [_mpirun(), "-n", str(ranks), *alone]
 
@@ -57,30 +57,30 @@ def _mpirun() -> str:
 
 
 def at_once(local: Local) -> int:
-    """How many elements the cores allow at a time, or the config does."""
+    """How many trials the cores allow at a time, or the config does."""
     if local.at_once != "auto":
         return local.at_once
     return max(1, len(os.sched_getaffinity(0)) // (local.ranks * local.cpus_per_rank))
 
 
 def needed(local: Local) -> int:
-    """Bytes of memory for an element."""
+    """Bytes of memory for a trial."""
     return int(local.ranks * local.memory_gb_per_rank * GB)
 
 
 def check_memory(local: Local) -> None:
-    """Raises InputError where an element needs more than this machine has."""
+    """Raises InputError where a trial needs more than this machine has."""
     there = total_memory_bytes()
     if needed(local) > there:
         raise InputError(
-            f"local.memory_gb_per_rank={local.memory_gb_per_rank:g}: an element of {local.ranks} rank(s) would need "
+            f"local.memory_gb_per_rank={local.memory_gb_per_rank:g}: a trial of {local.ranks} rank(s) would need "
             f"more than this machine's {there / GB:.1f} GB; lower it",
             code="sweep.memory",
         )
 
 
 def run_all(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], console: Console) -> bool:
-    """Run the named elements to their ends, whatever becomes of each; whether all finished.
+    """Run the named trials to their ends, whatever becomes of each; whether all finished.
 
     Raises:
         StoppedError: it was asked to stop; nothing runs any more.
@@ -88,7 +88,7 @@ def run_all(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], conso
     need = needed(sweep.local)
     waiting, running, lines = list(names), list[Running](), list[Line]()
     most = at_once(sweep.local)
-    console.say(f"{len(waiting)} elements, {most} at a time, {need / GB:.1f} GB each")
+    console.say(f"{len(waiting)} trials, {most} at a time, {need / GB:.1f} GB each")
     with _stop_signals() as told:
         try:
             while waiting or running:
@@ -127,7 +127,7 @@ def _stop_signals() -> Iterator[list[str]]:
 
 
 def _start(directory: SweepDirectory, sweep: Sweep, name: str) -> Running:
-    folder, local = directory.element(name), sweep.local
+    folder, local = directory.trial(name), sweep.local
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
@@ -151,11 +151,11 @@ def _start(directory: SweepDirectory, sweep: Sweep, name: str) -> Running:
 
 
 def _ended(directory: SweepDirectory, sweep: Sweep, one: Running) -> Line:
-    folder, status = directory.element(one.name), one.process.returncode
+    folder, status = directory.trial(one.name), one.process.returncode
     # Not by the status alone: with a lost daemon, or under ULFM, that of mpirun is 0 though its ranks were killed.
     folder.note_death(one.begun, f"ended with status {status}, and the run had not ended; see {folder.log}")
-    element = next(element for element in sweep.elements if element.name == one.name)
-    return line_of(element, folder, None)
+    trial = next(trial for trial in sweep.trials if trial.name == one.name)
+    return line_of(trial, folder, None)
 
 
 def _told(line: Line, counted: str) -> str:
@@ -164,7 +164,7 @@ def _told(line: Line, counted: str) -> str:
 
 
 def _wait_or_kill(one: Running) -> None:
-    """See an element end that was told to stop, which saves its round; end what is left of it after a while."""
+    """See a trial end that was told to stop, which saves its round; end what is left of it after a while."""
     try:
         one.process.wait(GRACE_S)
     except subprocess.TimeoutExpired:

@@ -23,7 +23,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from fedhpc.errors import InputError
 from fedhpc.run.preemption import SIGNALS
 from fedhpc.sweep.config import Slurm, Sweep, ranks_of
-from fedhpc.sweep.directory import ElementDirectory, SweepDirectory, beginning
+from fedhpc.sweep.directory import SweepDirectory, TrialDirectory, beginning
 from fedhpc.sweep.environment import outside_of_any_job
 from fedhpc.sweep.final_report import write_report
 from fedhpc.sweep.local import command_of
@@ -56,16 +56,16 @@ class _Executor(submitit.SlurmExecutor):
 
 
 def scripts(directory: SweepDirectory, sweep: Sweep, count: int) -> dict[str, str]:
-    """The scripts of `count` elements and of the report, as they would be given to sbatch."""
+    """The scripts of `count` trials and of the report, as they would be given to sbatch."""
     after = f"afterany:{{job id of {sweep.name}}}"
     return {
-        sweep.name: _executor(directory, element_parameters(directory, sweep)).script(count),
+        sweep.name: _executor(directory, trial_parameters(directory, sweep)).script(count),
         f"{sweep.name}-report": _executor(directory, report_parameters(sweep, after)).script(1),
     }
 
 
 def submit(directory: SweepDirectory, sweep: Sweep, names: Sequence[str]) -> dict[str, str]:
-    """Hand the named elements over as one array; their job ids by name.
+    """Hand the named trials over as one array; their job ids by name.
 
     Raises:
         InputError: where there is no SLURM, or it refuses.
@@ -80,8 +80,8 @@ def submit(directory: SweepDirectory, sweep: Sweep, names: Sequence[str]) -> dic
             f"{directory.logs.resolve()}: SLURM reads % in a path in its own way; use another --run-dir",
             code="slurm.path",
         )
-    executor = _executor(directory, element_parameters(directory, sweep))
-    paths = [str(directory.element(name).path.resolve()) for name in names]
+    executor = _executor(directory, trial_parameters(directory, sweep))
+    paths = [str(directory.trial(name).path.resolve()) for name in names]
     try:
         with outside_of_any_job(), executor.batch():
             jobs = [_submitted(executor, sweep, path) for path in paths]
@@ -93,7 +93,7 @@ def submit(directory: SweepDirectory, sweep: Sweep, names: Sequence[str]) -> dic
 
 
 def submit_report(directory: SweepDirectory, sweep: Sweep, job: str) -> str:
-    """Hand over what makes the report, after all elements of the array that `job` is of; its job id.
+    """Hand over what makes the report, after all trials of the array that `job` is of; its job id.
 
     Raises:
         InputError: where SLURM refuses.
@@ -104,7 +104,7 @@ def submit_report(directory: SweepDirectory, sweep: Sweep, job: str) -> str:
             return str(after.submit(make_report, str(directory.path.resolve())).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise InputError(
-            f"the elements are submitted, but sbatch refused the report: {str(error).strip()}; make it yourself when "
+            f"the trials are submitted, but sbatch refused the report: {str(error).strip()}; make it yourself when "
             f"they have ended: python run.py report {directory.path}",
             code="slurm.refused",
         ) from None
@@ -124,7 +124,7 @@ def _executor(directory: SweepDirectory, parameters: Mapping[str, Any]) -> _Exec
     return executor
 
 
-def element_parameters(directory: SweepDirectory, sweep: Sweep) -> dict[str, Any]:
+def trial_parameters(directory: SweepDirectory, sweep: Sweep) -> dict[str, Any]:
     """submitit's parameters of the array."""
     slurm, ranks = sweep.slurm, ranks_of(sweep)
     by_srun = slurm.mpi != "mpirun"
@@ -140,7 +140,7 @@ def element_parameters(directory: SweepDirectory, sweep: Sweep) -> dict[str, Any
         "mem_per_cpu": memory and f"{math.ceil(memory * MB_PER_GB / slurm.cpus_per_rank)}M",
         "constraint": slurm.constraint,
         "gres": slurm.gres,
-        "array_parallelism": slurm.at_once or len(sweep.elements),
+        "array_parallelism": slurm.at_once or len(sweep.trials),
         "use_srun": by_srun,
         "teardown": _requeueing(directory) if by_srun else None,
         "srun_args": [f"--mpi={slurm.mpi}", "--kill-on-bad-exit=1"] if by_srun else None,
@@ -191,15 +191,15 @@ def _common(slurm: Slurm) -> dict[str, Any]:
 
 
 def run_under_srun(path: str, requeues: int) -> str:
-    """One rank of an element, in a task of submitit's; see `fedhpc.sweep.trial.run_element`."""
+    """One rank of a trial, in a task of submitit's; see `fedhpc.sweep.trial.run_trial`."""
     # It imports torch, which submitting needs not.
-    from fedhpc.sweep.trial import run_element
+    from fedhpc.sweep.trial import run_trial
 
-    return run_element(path, requeues)
+    return run_trial(path, requeues)
 
 
 def run_by_mpirun(path: str, ranks: int, requeues: int) -> None:
-    """One element by mpirun over the job's allocation, for an MPI that SLURM cannot start.
+    """One trial by mpirun over the job's allocation, for an MPI that SLURM cannot start.
 
     Raises:
         RuntimeError: where it failed.
@@ -208,7 +208,7 @@ def run_by_mpirun(path: str, ranks: int, requeues: int) -> None:
     for number in SIGNALS:
         # mpirun passes it on to the ranks.
         signal.signal(number, lambda number, frame: process.send_signal(signal.SIGUSR1))
-    status, folder = process.wait(), ElementDirectory(Path(path))
+    status, folder = process.wait(), TrialDirectory(Path(path))
     again = folder.sweep.again(os.environ["SLURM_JOB_ID"])
     if again.exists():
         again.unlink()

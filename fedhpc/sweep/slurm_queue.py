@@ -13,7 +13,7 @@ ASK_S = 60
 
 
 def look(directory: SweepDirectory, sweep: Sweep) -> list[Line]:
-    """How all elements stand; SLURM is asked where it has or had any of them."""
+    """How all trials stand; SLURM is asked where it has or had any of them."""
     jobs = known_jobs(directory, sweep)
     return lines(directory, sweep, jobs, queue() if any(jobs.values()) else {})
 

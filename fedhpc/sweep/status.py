@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedhpc.sweep.config import Element, Sweep
-from fedhpc.sweep.directory import ElementDirectory, Outcome, Submission, SweepDirectory
+from fedhpc.sweep.config import Sweep, Trial
+from fedhpc.sweep.directory import Outcome, Submission, SweepDirectory, TrialDirectory
 from fedhpc.util.processes import born
 from fedhpc.util.text import clock, fitted, fixed
 
@@ -23,14 +23,14 @@ ACTIVE = {"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"}
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of an element beside its outcome.
+    """What is known of a trial beside its outcome.
 
     Attributes:
         job: the last one that it was given to; None where it was given to none, empty on one machine.
         since: when it was given to it.
         queue: SLURM's state of that job; None where SLURM does not know it any more.
         answered: whether SLURM could be asked at all.
-        alive: on one machine, whether the process that runs the elements does.
+        alive: on one machine, whether the process that runs the trials does.
         cancelled: whether the user ended it.
     """
 
@@ -43,7 +43,7 @@ class Known:
 
 
 def judged(outcome: Outcome | None, known: Known) -> State:
-    """The state of an element.
+    """The state of a trial.
 
     A job that is in the queue again counts more than what an earlier attempt left behind; what a cancelled one said of
     its end is no failure; a `running` that nothing runs any more was killed before it could tell.
@@ -77,7 +77,7 @@ def _is_of(outcome: Outcome, known: Known) -> bool:
 
 @dataclass(frozen=True)
 class Line:
-    """One element as the table shows it."""
+    """One trial as the table shows it."""
 
     name: str
     baseline: str
@@ -109,21 +109,21 @@ def shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def line_of(element: Element, folder: ElementDirectory, known: Known | None) -> Line:
-    """The line of an element; without `known` its outcome is taken at its word."""
+def line_of(trial: Trial, folder: TrialDirectory, known: Known | None) -> Line:
+    """The line of a trial; without `known` its outcome is taken at its word."""
     outcome, records = folder.outcome(), folder.run.read_rounds()
     last = records[-1] if records else {}
     if folder.run.summary.exists():
         last = {**last, **folder.run.read_summary()}
     state: State = judged(outcome, known) if known else outcome.state if outcome else "missing"
     return Line(
-        name=element.name,
-        baseline=element.baseline,
-        point=element.point,
+        name=trial.name,
+        baseline=trial.baseline,
+        point=trial.point,
         state=state,
         job=(known.job if known else None) or (outcome.job if outcome else ""),
         rounds_done=len(records),
-        rounds=element.config.training.rounds,
+        rounds=trial.config.training.rounds,
         auc=last.get("auc", last.get("auc_val")),
         epsilon=last.get("epsilon"),
         seconds=sum(record["seconds"]["total"] for record in records),
@@ -139,11 +139,11 @@ def _message(state: State, outcome: Outcome | None, known: Known | None) -> str:
 
 
 def known_jobs(directory: SweepDirectory, sweep: Sweep) -> dict[str, str]:
-    """{element: its last job}, for those that were given to anybody; on one machine the id is empty.
+    """{trial: its last job}, for those that were given to anybody; on one machine the id is empty.
 
-    An element that runs though its submission was never written down, because that was cut off, is among them.
+    A trial that runs though its submission was never written down, because that was cut off, is among them.
     """
-    outcomes = {element.name: directory.element(element.name).outcome() for element in sweep.elements}
+    outcomes = {trial.name: directory.trial(trial.name).outcome() for trial in sweep.trials}
     begun = {name: outcome.job for name, outcome in outcomes.items() if outcome is not None}
     return begun | {name: one.jobs[name] for name, one in latest(directory.submissions()).items()}
 
@@ -151,7 +151,7 @@ def known_jobs(directory: SweepDirectory, sweep: Sweep) -> dict[str, str]:
 def lines(
     directory: SweepDirectory, sweep: Sweep, jobs: Mapping[str, str], queue: Mapping[str, str] | None
 ) -> list[Line]:
-    """All elements, as they stand.
+    """All trials, as they stand.
 
     Args:
         jobs: `known_jobs`.
@@ -159,22 +159,22 @@ def lines(
     """
     newest, cancelled = latest(directory.submissions()), directory.cancelled()
     found = []
-    for element in sweep.elements:
-        last, job = newest.get(element.name), jobs.get(element.name)
+    for trial in sweep.trials:
+        last, job = newest.get(trial.name), jobs.get(trial.name)
         known = Known(
             job=job,
             since=last.time if last else "",
             queue=(queue or {}).get(job) if job else None,
             answered=queue is not None,
             alive=last is not None and not job and runs_here(last),
-            cancelled=element.name in cancelled,
+            cancelled=trial.name in cancelled,
         )
-        found.append(line_of(element, directory.element(element.name), known))
+        found.append(line_of(trial, directory.trial(trial.name), known))
     return found
 
 
 def latest(submissions: Sequence[Submission]) -> dict[str, Submission]:
-    """{element: the last submission that it is in}."""
+    """{trial: the last submission that it is in}."""
     return {name: one for one in submissions for name in one.jobs}
 
 
@@ -187,7 +187,7 @@ def runs_here(submission: Submission) -> bool:
 def status_text(sweep: Sweep, found: Sequence[Line]) -> str:
     """The table, what failed and why, and how many are where."""
     keys = list(sweep.grid)
-    rows = [("element", *(key.rpartition(".")[2] for key in keys), "state", "job", "rounds", "AUC", "epsilon", "time")]
+    rows = [("trial", *(key.rpartition(".")[2] for key in keys), "state", "job", "rounds", "AUC", "epsilon", "time")]
     rows += [_row(line, keys) for line in found]
     failed = [f"{line.name}: {line.message.splitlines()[0]}" for line in found if line.message]
     counts = Counter(line.state for line in found)

@@ -1,4 +1,4 @@
-"""One element of a sweep at one rank: `run.py train` in its directory, and a file that tells how it ended.
+"""One trial of a sweep at one rank: `run.py train` in its directory, and a file that tells how it ended.
 
 Started by submitit's tasks under srun, or by `python -m fedhpc.sweep.trial DIRECTORY REQUEUES` under mpirun or alone.
 It trains as `run.py train DIRECTORY/element.yaml --run-dir DIRECTORY` would, which can also be used to go on by hand.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedhpc.errors import FileError, InputError, Stopped, printed
 from fedhpc.run.preemption import StopRequest
-from fedhpc.sweep.directory import ElementDirectory, Outcome, beginning
+from fedhpc.sweep.directory import Outcome, TrialDirectory, beginning
 from fedhpc.sweep.slurm_queue import is_running
 from fedhpc.util.files import write_bytes
 from fedhpc.util.startup import Startup
@@ -18,8 +18,8 @@ from fedhpc.util.startup import Startup
 FAILED, BAD_INPUT = 1, 2
 
 
-def run_element(path: str, requeues: int) -> str:
-    """Train the element in the directory `path`, from where it stands to its end.
+def run_trial(path: str, requeues: int) -> str:
+    """Train the trial in the directory `path`, from where it stands to its end.
 
     Args:
         path: absolute.
@@ -41,7 +41,7 @@ def run_element(path: str, requeues: int) -> str:
     from fedhpc.transport.base import Wire
     from fedhpc.transport.mpi import abort_at_exit, connect
 
-    folder, rank = ElementDirectory(Path(path)), int(os.environ.get("SLURM_PROCID", "0"))
+    folder, rank = TrialDirectory(Path(path)), int(os.environ.get("SLURM_PROCID", "0"))
     begun = beginning(_job_id())
     wire: Wire | None = None
     try:
@@ -72,7 +72,7 @@ def run_element(path: str, requeues: int) -> str:
     return stopped
 
 
-def _end(folder: ElementDirectory, begun: Outcome, stopped: str, requeues: int) -> None:
+def _end(folder: TrialDirectory, begun: Outcome, stopped: str, requeues: int) -> None:
     if stopped != "preempted":
         folder.end(begun, "finished", stopped)
         return
@@ -91,9 +91,9 @@ def _job_id() -> str:
 
 
 def main() -> int:
-    """Without submitit's tasks: the arguments of `run_element`; 0 also where it was told to stop: its file tells."""
+    """Without submitit's tasks: the arguments of `run_trial`; 0 also where it was told to stop: its file tells."""
     try:
-        run_element(sys.argv[1], int(sys.argv[2]))
+        run_trial(sys.argv[1], int(sys.argv[2]))
     except InputError as error:
         print(f"error: {printed(error)}", file=sys.stderr)
         return BAD_INPUT

@@ -39,7 +39,7 @@ class Job:
 
     @property
     def states(self) -> list[str]:
-        """Of each element, if it is an array."""
+        """Of each trial, if it is an array."""
         return self.ask("squeue", "-h", "-r", "-t", "all", "-j", self.id, "-o", "%T").split()
 
     @property

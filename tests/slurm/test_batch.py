@@ -110,7 +110,7 @@ def test_a_launcher_that_ends_with_0_without_a_run_is_a_failure(jobs: dict[str, 
 
 
 def test_the_other_files_run_as_well(jobs: dict[str, Job]) -> None:
-    """Both baselines, and two elements of the sweep, on fewer ranks and for one round."""
+    """Both baselines, and two trials of the sweep, on fewer ranks and for one round."""
     for name in ("centralised", "local"):
         job = jobs[name]
         completed(job)
@@ -122,7 +122,7 @@ def test_the_other_files_run_as_well(jobs: dict[str, Job]) -> None:
     finally:
         shutil.rmtree(REPO / "runs" / f"sweep-{sweep.id}", ignore_errors=True)
     assert sorted(sweep.states) == ["COMPLETED", "FAILED"], sweep.text
-    assert "there is no element 7" in sweep.text
+    assert "there is no trial 7" in sweep.text
     assert "privacy: epsilon 2, delta " in sweep.text
 
 

@@ -20,7 +20,7 @@ BROKEN = "swept-001"
 
 
 class Swept(NamedTuple):
-    """A sweep that all but one element of have finished."""
+    """A sweep that all but one trial of have finished."""
 
     directory: Path
     status: dict[str, dict[str, Any]]
@@ -32,7 +32,7 @@ def sweep(slurm: Slurm, *words: str | Path) -> str:
 
 
 def status(slurm: Slurm, directory: Path) -> dict[str, dict[str, Any]]:
-    return {line["name"]: line for line in json.loads(sweep(slurm, "status", directory, "--json"))["elements"]}
+    return {line["name"]: line for line in json.loads(sweep(slurm, "status", directory, "--json"))["trials"]}
 
 
 def states(slurm: Slurm, directory: Path) -> list[str]:
@@ -65,7 +65,7 @@ def write_sweep(folder: Path, cohort: Path, **more: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(slurm: Slurm, cohort: Path) -> Swept:
-    """All of it; one element's second rank raises, because a directory lies where its log should be."""
+    """All of it; one trial's second rank raises, because a directory lies where its log should be."""
     # A space, since SLURM, the shell and submitit each read paths in their own way.
     folder = slurm.folder / "a sweep"
     (folder / "run" / "elements" / BROKEN / "sites" / "site4" / "egress.jsonl").mkdir(parents=True)
@@ -74,14 +74,14 @@ def swept(slurm: Slurm, cohort: Path) -> Swept:
     config = write_sweep(folder, cohort, baselines=baselines)
     said = sweep(slurm, config, "--run-dir", folder / "run")
     assert "2 private runs on the same patients" in said
-    assert re.search(r"submitted 6 element\(s\) as jobs (\d+)_0 to \1_5, and job \d+", said), said
+    assert re.search(r"submitted 6 trial\(s\) as jobs (\d+)_0 to \1_5, and job \d+", said), said
     report = last(folder / "run").report
     if not until(lambda: job_state(slurm, report) == "COMPLETED", 200, 0.5):
         pytest.fail(f"{sweep(slurm, 'status', folder / 'run')}\n{slurm.ask('squeue', '-t', 'all')}")
     return Swept(folder / "run", status(slurm, folder / "run"))
 
 
-def test_one_element_fails_at_one_rank_at_once_and_harms_no_other(swept: Swept) -> None:
+def test_one_trial_fails_at_one_rank_at_once_and_harms_no_other(swept: Swept) -> None:
     found = {name: line["state"] for name, line in swept.status.items()}
     assert found == {f"swept-{n:03d}": "failed" if n == 1 else "finished" for n in range(6)}
     assert swept.status[BROKEN]["message"].startswith("rank 1: ")
@@ -92,7 +92,7 @@ def test_one_element_fails_at_one_rank_at_once_and_harms_no_other(swept: Swept) 
     }
 
 
-def test_each_element_was_an_mpi_run_on_two_nodes(swept: Swept, slurm: Slurm) -> None:
+def test_each_trial_was_an_mpi_run_on_two_nodes(swept: Swept, slurm: Slurm) -> None:
     job = last(swept.directory).jobs["swept-003"]
     said = (swept.directory / "jobs" / f"{job}_0_log.out").read_text(encoding="utf-8")
     nodes = {line.split()[2] for line in said.splitlines() if re.match(r"site\d +\d ", line)}
@@ -100,11 +100,11 @@ def test_each_element_was_an_mpi_run_on_two_nodes(swept: Swept, slurm: Slurm) ->
     assert "TLS 1.3" in said
 
 
-def test_an_element_has_the_bits_of_the_run_that_train_makes_in_one_process(swept: Swept, slurm: Slurm) -> None:
-    element, alone = swept.directory / "elements" / "swept-003", slurm.folder / "alone"
-    command = [sys.executable, "run.py", "train", str(element / "element.yaml"), "--run-dir", str(alone)]
+def test_a_trial_has_the_bits_of_the_run_that_train_makes_in_one_process(swept: Swept, slurm: Slurm) -> None:
+    trial, alone = swept.directory / "elements" / "swept-003", slurm.folder / "alone"
+    command = [sys.executable, "run.py", "train", str(trial / "element.yaml"), "--run-dir", str(alone)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    np.testing.assert_array_equal(params(element, 2), params(alone, 2))
+    np.testing.assert_array_equal(params(trial, 2), params(alone, 2))
 
 
 def test_the_report_was_made_after_all_of_them(swept: Swept) -> None:
@@ -120,7 +120,7 @@ def test_the_report_was_made_after_all_of_them(swept: Swept) -> None:
 def test_resume_runs_what_failed_alone(swept: Swept, slurm: Slurm) -> None:
     (swept.directory / "elements" / BROKEN / "sites" / "site4" / "egress.jsonl").rmdir()
     said = sweep(slurm, "resume", swept.directory)
-    assert f"1 of 6 elements run again: {BROKEN}" in said
+    assert f"1 of 6 trials run again: {BROKEN}" in said
     submission = last(swept.directory)
     assert list(submission.jobs) == [BROKEN]
     assert "_" not in submission.jobs[BROKEN], "one job, no array"

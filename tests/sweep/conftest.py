@@ -22,7 +22,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture(scope="session")
 def local_sweep(tmp_path_factory: pytest.TempPathFactory, run_python: Callable[..., tuple[int, str, str]]) -> Ran:
-    """All of it by `--cluster local`; element 001 fails, because its directory holds a round of another config."""
+    """All of it by `--cluster local`; trial 001 fails, because its directory holds a round of another config."""
     folder = tmp_path_factory.mktemp("sweep")
     config, directory = write_sweep(folder), folder / "run"
     broken = directory / "elements" / "tiny-001"

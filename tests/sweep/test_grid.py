@@ -33,20 +33,20 @@ def test_nested_and_flattened_are_inverse(point: dict[str, int]) -> None:
     assert flattened(nested(point)) == point
 
 
-def test_elements_differ_from_the_config_in_the_grids_keys_only(tmp_path: Path) -> None:
+def test_trials_differ_from_the_config_in_the_grids_keys_only(tmp_path: Path) -> None:
     sweep = load_sweep(write_sweep(tmp_path), [])
     tree = tree_of(tmp_path)
     alone = {key: value for key, value in tree.items() if key not in ("grid", "baselines")}
     (tmp_path / "alone.yaml").write_text(yaml.safe_dump(alone), encoding="utf-8")
     base = flattened(load_config(tmp_path / "alone.yaml", ["privacy.epsilon=1"]).model_dump(mode="json"))
-    assert [element.name for element in sweep.elements] == [f"tiny-{number:03d}" for number in range(6)]
-    for element in sweep.elements:
-        if not element.baseline:
-            found = flattened(element.config.model_dump(mode="json"))
+    assert [trial.name for trial in sweep.trials] == [f"tiny-{number:03d}" for number in range(6)]
+    for trial in sweep.trials:
+        if not trial.baseline:
+            found = flattened(trial.config.model_dump(mode="json"))
             changed = {key for key in found if found[key] != base[key]}
             assert changed <= {"name", "privacy.off", *tree["grid"]}
-            assert found["privacy.off"] == (element.point["privacy.epsilon"] is None)
-            assert {key: found[key] for key in tree["grid"]} == element.point
+            assert found["privacy.off"] == (trial.point["privacy.epsilon"] is None)
+            assert {key: found[key] for key in tree["grid"]} == trial.point
 
 
 def test_each_baseline_is_run_once_a_seed_and_knows_no_other_key_of_the_grid(tmp_path: Path) -> None:
@@ -59,20 +59,20 @@ def test_each_baseline_is_run_once_a_seed_and_knows_no_other_key_of_the_grid(tmp
         "pooled": {"extends": "other.yaml", "mode": "centralised", "training": {"rounds": 7}, "privacy": "off"},
     }
     sweep = load_sweep(write_sweep(tmp_path, grid=grid, baselines=baselines), ["training.rounds=3"])
-    found = [(e.baseline, e.config.seed, e.config.mode, e.config.training.rounds) for e in sweep.elements if e.baseline]
+    found = [(e.baseline, e.config.seed, e.config.mode, e.config.training.rounds) for e in sweep.trials if e.baseline]
     assert found == [(name, seed, mode, rounds)
                      for name, mode, rounds in (("local", "local", 3), ("pooled", "centralised", 7))
                      for seed in (4, 5)]  # fmt: skip
-    assert all(e.config.privacy.epsilon is None for e in sweep.elements if e.baseline)
+    assert all(e.config.privacy.epsilon is None for e in sweep.trials if e.baseline)
 
 
 def test_overrides_reach_the_runs_and_the_sweeps_own_sections(tmp_path: Path) -> None:
     overrides = ["training.lr=0.5", "grid.exchange.density=[0.3]", "slurm.partition=night", "baselines.local.seed=9"]
     sweep = load_sweep(write_sweep(tmp_path), overrides)
-    assert [e.point["exchange.density"] for e in sweep.elements if not e.baseline] == [0.3, 0.3]
-    assert {e.config.training.lr for e in sweep.elements} == {0.5}
+    assert [e.point["exchange.density"] for e in sweep.trials if not e.baseline] == [0.3, 0.3]
+    assert {e.config.training.lr for e in sweep.trials} == {0.5}
     assert sweep.slurm.partition == "night"
-    assert {e.baseline: e.config.seed for e in sweep.elements if e.baseline} == {"centralised": 0, "local": 9}
+    assert {e.baseline: e.config.seed for e in sweep.trials if e.baseline} == {"centralised": 0, "local": 9}
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_overrides_reach_the_runs_and_the_sweeps_own_sections(tmp_path: Path) ->
         ({"grid": {"traning.rounds": [1]}}, "traning: unknown key; did you mean training? (in grid 000)"),
         (
             {"privacy": "off", "grid": {"data.shards": ["a/{site}.h5", "b/{site}.h5"]}},
-            "data.shards: differs between elements",
+            "data.shards: differs between trials",
         ),
         ({"slurm": {"partitoin": "x"}}, "slurm.partitoin: unknown key; did you mean partition?"),
         ({"slurm": {"extra": {"array": "0-3"}}}, "slurm.extra.array: is set by the sweep itself"),
         ({"slurm": {"ranks": 5}}, "slurm.ranks=5: too many for tiny-000, tiny-001, tiny-002, tiny-003 and 2 more"),
         ({"slurm": {"ranks": 4, "nodes": 3}}, "slurm.ranks=4: must be a multiple of slurm.nodes=3"),
-        ({"slurm": {"nodes": 3}}, "slurm.nodes=3: does not divide the 4 ranks of an element"),
+        ({"slurm": {"nodes": 3}}, "slurm.nodes=3: does not divide the 4 ranks of a trial"),
         ({"local": {"ranks": 5}}, "local.ranks=5: too many"),
         ({"slurm": {"signal_s": 60}}, "slurm.signal_s=60: a site may go on for runtime.patience_s=60"),
         ({"baselines": {"local": {"mode": "alone"}}}, "mode='alone': input should be 'federated', 'local' or"),
@@ -104,7 +104,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path, more: dict[str, Any], expecte
     assert expected in str(error.value)
 
 
-def test_all_problems_of_all_elements_at_once_each_told_once(tmp_path: Path) -> None:
+def test_all_problems_of_all_trials_at_once_each_told_once(tmp_path: Path) -> None:
     grid = {"privacy.epsilon": [-1.0, 1.0], "exchange.density": [0.1, 7]}
     with pytest.raises(ConfigError) as error:
         load_sweep(write_sweep(tmp_path, grid=grid, slurm={"ranks": 9}), [])
@@ -131,7 +131,7 @@ def test_automatic_ranks_are_one_a_hospital(tmp_path: Path, aggregator: str, bas
     assert ranks_of(load_sweep(write_sweep(tmp_path, **more), [])) == ranks
 
 
-def test_automatic_ranks_fit_the_element_that_can_use_fewest(tmp_path: Path) -> None:
+def test_automatic_ranks_fit_the_trial_that_can_use_fewest(tmp_path: Path) -> None:
     baselines = {"local": {"mode": "local", "privacy": "off", "federation": {"aggregator_rank": "shared"}}}
     more = {"federation": {"aggregator_rank": "dedicated"}, "baselines": baselines}
     assert ranks_of(load_sweep(write_sweep(tmp_path, **more), [])) == 4

@@ -35,7 +35,7 @@ def summary(path: Path, name: str) -> dict[str, object]:
     return json.loads((path / "elements" / name / "summary.json").read_text(encoding="utf-8"))
 
 
-def test_one_element_fails_and_all_others_finish(local_sweep: Ran) -> None:
+def test_one_trial_fails_and_all_others_finish(local_sweep: Ran) -> None:
     assert local_sweep.status == 1, local_sweep.out
     states = {name: line.state for name, line in found(local_sweep.directory).items()}
     assert states == {f"tiny-{n:03d}": "failed" if n == 1 else "finished" for n in range(6)}
@@ -43,27 +43,27 @@ def test_one_element_fails_and_all_others_finish(local_sweep: Ran) -> None:
     assert "holds a run of another config; different: " in found(local_sweep.directory)["tiny-001"].message
 
 
-def test_each_element_is_a_run_with_its_own_config(local_sweep: Ran) -> None:
-    for element in SweepDirectory(local_sweep.directory).read().elements:
-        if element.name != "tiny-001":
-            directory = SweepDirectory(local_sweep.directory).element(element.name)
-            assert directory.run.read_config() == element.config == load_config(directory.config)
-            assert element.config.runtime.threads == 1, "a number: several elements share the machine"
-            assert summary(local_sweep.directory, element.name)["config_digest"] == element.config.digest()
+def test_each_trial_is_a_run_with_its_own_config(local_sweep: Ran) -> None:
+    for trial in SweepDirectory(local_sweep.directory).read().trials:
+        if trial.name != "tiny-001":
+            directory = SweepDirectory(local_sweep.directory).trial(trial.name)
+            assert directory.run.read_config() == trial.config == load_config(directory.config)
+            assert trial.config.runtime.threads == 1, "a number: several trials share the machine"
+            assert summary(local_sweep.directory, trial.name)["config_digest"] == trial.config.digest()
     assert summary(local_sweep.directory, "tiny-000")["epsilon"] <= 8.0  # type: ignore[operator]
     assert summary(local_sweep.directory, "tiny-004")["mode"] == "centralised"
 
 
-def test_an_element_is_the_run_that_train_makes(local_sweep: Ran, run_here: Run, tmp_path: Path) -> None:
-    element = local_sweep.directory / "elements" / "tiny-003"
-    status, _, err = run_here(["train", element / "element.yaml", "--run-dir", tmp_path / "alone"])
+def test_a_trial_is_the_run_that_train_makes(local_sweep: Ran, run_here: Run, tmp_path: Path) -> None:
+    trial = local_sweep.directory / "elements" / "tiny-003"
+    status, _, err = run_here(["train", trial / "element.yaml", "--run-dir", tmp_path / "alone"])
     assert status == 0, err
     ours, theirs = summary(local_sweep.directory, "tiny-003"), json.loads((tmp_path / "alone/summary.json").read_text())
     assert all(ours[key] == theirs[key] for key in ("auc", "auc_ci95", "per_site", "bytes_up_per_round"))
 
 
 def test_what_was_told_of_privacy_is_what_the_ledgers_hold(local_sweep: Ran) -> None:
-    config = SweepDirectory(local_sweep.directory).read().elements[0].config
+    config = SweepDirectory(local_sweep.directory).read().trials[0].config
     assert "2 private runs on the same patients" in local_sweep.out
     for site in SITES:
         ledger = found_ledger(config, site)
@@ -91,8 +91,8 @@ def test_status_is_a_table_and_json(local_sweep: Ran, capsys: pytest.CaptureFixt
     assert out.splitlines()[-1] == "tiny: 6: 1 failed, 5 finished"
     assert main(["sweep", "status", str(local_sweep.directory), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert [line["auc"] for line in told["elements"] if line["state"] == "finished"] == [
-        summary(local_sweep.directory, line["name"])["auc"] for line in told["elements"] if line["state"] == "finished"
+    assert [line["auc"] for line in told["trials"] if line["state"] == "finished"] == [
+        summary(local_sweep.directory, line["name"])["auc"] for line in told["trials"] if line["state"] == "finished"
     ]
 
 
@@ -105,7 +105,7 @@ def test_resume_runs_what_failed_and_nothing_else(
     (copy / "elements" / "tiny-001" / "rounds.jsonl").unlink()
     status, out, err = run_python(["sweep", "resume", copy], timeout=120)
     assert status == 0, out + err
-    assert "1 of 6 elements run again: tiny-001" in out
+    assert "1 of 6 trials run again: tiny-001" in out
     assert {line.state for line in found(copy).values()} == {"finished"}
     assert {path: path.stat().st_mtime_ns for path in before} == before
     (copy / "jobs.json").unlink()
@@ -115,7 +115,7 @@ def test_resume_runs_what_failed_and_nothing_else(
 
 
 @pytest.mark.slow
-def test_a_killed_element_is_told_and_a_cancelled_sweep_leaves_no_process(tmp_path: Path) -> None:
+def test_a_killed_trial_is_told_and_a_cancelled_sweep_leaves_no_process(tmp_path: Path) -> None:
     config, run = write_sweep(tmp_path, grid={"seed": [0, 1, 2]}, baselines={}), tmp_path / "run"
     sets = ["--set", "local.at_once=1", "--set", "training.rounds=500"]
     process = subprocess.Popen(
@@ -144,15 +144,15 @@ def test_a_killed_element_is_told_and_a_cancelled_sweep_leaves_no_process(tmp_pa
 
 
 def trained(run: Path, name: str) -> int:
-    """The process that trains an element, once it does."""
-    element, until = run / "elements" / name, time.monotonic() + 90
-    while not (element / "config.yaml").exists():
+    """The process that trains a trial, once it does."""
+    trial, until = run / "elements" / name, time.monotonic() + 90
+    while not (trial / "config.yaml").exists():
         assert time.monotonic() < until, f"{name} did not start"
         time.sleep(0.1)
-    return int(json.loads((element / "outcome.json").read_text(encoding="utf-8"))["pid"])
+    return int(json.loads((trial / "outcome.json").read_text(encoding="utf-8"))["pid"])
 
 
-def test_an_element_that_no_memory_here_can_hold_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_that_no_memory_here_can_hold_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_sweep(tmp_path, grid={"seed": [0]}, baselines={}, privacy="off", local={"memory_gb_per_rank": 1e6})
     assert main(["sweep", str(config), "--cluster", "local", "--run-dir", str(tmp_path / "run")]) == 2
     assert "local.memory_gb_per_rank=1e+06" in capsys.readouterr().err
@@ -164,7 +164,7 @@ def test_where_slurm_does_not_answer_nothing_is_run_again(
 ) -> None:
     directory = SweepDirectory(tmp_path / "run")
     directory.create(load_sweep(write_sweep(tmp_path, grid={"seed": [0, 1]}, baselines={}, privacy="off"), []), "slurm")
-    directory.element("tiny-000").write_outcome(beginning("77_0"))
+    directory.trial("tiny-000").write_outcome(beginning("77_0"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert [line.state for line in found(tmp_path / "run").values()] == ["unknown", "missing"]
     assert main(["sweep", "resume", str(tmp_path / "run")]) == 2

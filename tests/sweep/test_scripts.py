@@ -19,7 +19,7 @@ from tests.support.tiny_sweeps import write_sweep
 
 def scripts_of(folder: Path, run: Path | None = None, **settings: Any) -> tuple[str, str]:
     sweep = load_sweep(write_sweep(folder, slurm=settings), [])
-    array, report = slurm.scripts(SweepDirectory(run or folder / "run"), sweep, len(sweep.elements)).values()
+    array, report = slurm.scripts(SweepDirectory(run or folder / "run"), sweep, len(sweep.trials)).values()
     return array, report
 
 

@@ -1,4 +1,4 @@
-"""How an element stands, from what its last attempt wrote and what SLURM and this machine say."""
+"""How a trial stands, from what its last attempt wrote and what SLURM and this machine say."""
 
 import itertools
 from dataclasses import replace
@@ -54,7 +54,7 @@ JOB, LOCAL = Known("7_0", SINCE), Known("", SINCE)
         (replace(HERE, state="failed"), replace(LOCAL, alive=True), "failed"),
     ],
 )
-def test_state_of_an_element(outcome: Outcome | None, known: Known, state: str) -> None:
+def test_state_of_a_trial(outcome: Outcome | None, known: Known, state: str) -> None:
     assert judged(outcome, known) == state
 
 
@@ -70,7 +70,7 @@ def test_what_has_finished_stays_finished_and_what_may_run_is_not_run_again() ->
                 assert judged(outcome, known) not in AT_REST
 
 
-def test_the_last_submission_of_an_element_counts() -> None:
+def test_the_last_submission_of_a_trial_counts() -> None:
     first, second = submission("slurm", {"a": "1_0", "b": "1_1"}), submission("slurm", {"b": "3"})
     found = latest([first, second])
     assert {name: one.jobs[name] for name, one in found.items()} == {"a": "1_0", "b": "3"}
