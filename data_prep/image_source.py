@@ -3,8 +3,8 @@
 import hashlib
 import hmac
 import json
+import logging
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +29,8 @@ from data_prep.names import first_names, shown
 from data_prep.patients import Patients, by_regex, by_table, each_its_own, pseudonym
 from data_prep.target import CREATED_BY
 from fedhpc.util.arrays import I64
+
+LOG = logging.getLogger(__name__)
 
 SAMPLE_BYTES = 4096
 
@@ -141,10 +143,10 @@ def _patients(job: ImageImport, tree: Tree) -> Patients:
         return by_table(job.patient_csv, files)
     if job.patient_regex:
         return by_regex(job.patient_regex, files)
-    print(
-        f"warning: no patient ids for {shown(job.source)}: each image counts as a patient of its own, so that splits "
-        "may share patients and privacy holds per image only. Remedy: --patient-csv or --patient-regex",
-        file=sys.stderr,
+    LOG.warning(
+        "no patient ids for %s: each image counts as a patient of its own, so that splits may share patients and "
+        "privacy holds per image only. Remedy: --patient-csv or --patient-regex",
+        shown(job.source),
     )
     return each_its_own(files)
 

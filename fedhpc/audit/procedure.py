@@ -1,7 +1,7 @@
 """`run.py audit`: open the site, measure and attack, write, conclude."""
 
 import json
-import sys
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +34,8 @@ from fedhpc.records.run_directory import RunDirectory
 from fedhpc.util.files import READABLE
 from fedhpc.util.progress import at_work
 from fedhpc.util.text import wrapped
+
+LOG = logging.getLogger(__name__)
 
 PASSED, FAILED = 0, 1
 T = TypeVar("T")
@@ -198,7 +200,7 @@ def _write(target: Target, options: Options, made: Outcome) -> None:
         if not result.passed:
             attack, setting, *figures, verdict = cells_to_tell(result)
             said = f"{attack}, {setting}: {verdict}; {', '.join(filter(None, figures))}"
-            print(f"error: {with_code(f'audit: {said}', 'audit.failed')}", file=sys.stderr)
+            LOG.error("%s", with_code(f"audit: {said}", "audit.failed"))
     if options.json:
         print(json.dumps(told_part(content), allow_nan=False))
         return

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fedhpc.cli.common import Parser
 from fedhpc.cli.status import (
@@ -22,6 +22,9 @@ from fedhpc.cli.status import (
 from fedhpc.errors import FileError, InputError, Stopped, printed
 from fedhpc.util.files import write_text
 from fedhpc.util.output import stop_printing
+
+if TYPE_CHECKING:
+    import logging
 
 __all__ = ["BAD_INPUT", "COMMANDS", "FAILED", "FINISHED", "INTERRUPTED", "RESUMABLE", "main", "parser"]
 
@@ -56,12 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run the command, return the exit status."""
     options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
     try:
+        _log()
         _clear_status(options)
         status: int = options.run(options)
     except InputError as error:
         if is_first_rank():
             # What a hospital runs by itself may tell it everything; the console of a run is rank 0's.
-            print(f"error: {printed(error, private=not getattr(options, 'shared', False))}", file=sys.stderr)
+            _log().error("%s", printed(error, private=not getattr(options, "shared", False)))
         status = BAD_INPUT
     except (KeyboardInterrupt, Stopped) as stop:
         status = report_stop(stop)
@@ -142,4 +146,14 @@ def _write_status(path: Path, status: int) -> None:
     try:
         write_text(path, f"{status}\n")
     except FileError as error:
-        print(f"WARNING: --status: {error}", file=sys.stderr)
+        _log().warning("--status: %s", error)
+
+
+def _log() -> "logging.Logger":
+    """Return the logger of the command line, with logging configured; imported here, since `--help` needs none."""
+    import logging
+
+    from fedhpc.util.log import configure
+
+    configure()
+    return logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import sys
+import logging
 import traceback
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,6 @@ def _report_failure(error: BaseException, rank: int) -> None:
     """One line for the user, naming site and cause; the traceback only where the cause is not a known one."""
     from fedhpc.errors import PayloadError, SiteError, printed
 
-    print(f"error: rank {rank}: {printed(error)}", file=sys.stderr, flush=True)
+    logging.getLogger(__name__).error("rank %d: %s", rank, printed(error))
     if not isinstance(error, SiteError | PayloadError | FileError | MemoryError):
         traceback.print_exception(error)

@@ -13,11 +13,12 @@ runs/<name>/
     state/round-0007.npz the global parameters after 7 rounds; the last three are kept
     egress.jsonl         what the aggregator sent, a line a payload
     sites/<site>/        ledger.jsonl, egress.jsonl, residual-0007.npz or model-0007.npz; private: shard.json, log.txt
+    aggregator-log.txt   rank 0's log, with nothing that is private to a site; mode 0600
 """
 
 import json
+import logging
 import secrets
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,9 @@ from fedhpc.util.files import (
     write_json,
     write_text,
 )
+from fedhpc.util.log import AGGREGATOR, LogFile
+
+LOG = logging.getLogger(__name__)
 
 RENAME = "An earlier version of fedhpc wrote this file: change these lines of it, and leave all else as it is"
 RESTORE = "Restore it from a backup, or start in a new --run-dir"
@@ -73,9 +77,13 @@ class RunDirectory:
         """The log of all that has left the site."""
         return self.site(site) / "egress.jsonl"
 
-    def log(self, site: str) -> Path:
-        """The site's own log: what may be said inside the hospital only."""
-        return self.site(site) / "log.txt"
+    def log(self, site: str, rank: int) -> LogFile:
+        """The site's own log, for what may be said inside the hospital only, too; `rank` writes it."""
+        return LogFile(self.site(site) / "log.txt", rank, site)
+
+    def aggregator_log(self) -> LogFile:
+        """The log of rank 0, which holds nothing that is private to a site."""
+        return LogFile(self.path / "aggregator-log.txt", 0, AGGREGATOR)
 
     def write_config(self, config: RunConfig) -> None:
         """Write the resolved config.
@@ -156,7 +164,7 @@ class RunDirectory:
         lines, torn = read_lines(self.rounds, RESTORE)
         if torn and not self._torn_line_reported:
             self._torn_line_reported = True
-            print(f"WARNING: {self.rounds}: its last line is incomplete and is left out", file=sys.stderr)
+            LOG.warning("%s: its last line is incomplete and is left out", self.rounds)
         return [_record(line, self.rounds, number) for number, line in enumerate(lines, 1)]
 
     def write_rounds(self, records: list[dict[str, Any]]) -> None:

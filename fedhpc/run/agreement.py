@@ -1,7 +1,7 @@
 """What ranks agree on first: the config and the run directory."""
 
+import logging
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,8 @@ from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
+
+LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FREE: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}}
@@ -85,7 +87,7 @@ def _settled(config: RunConfig, directory: RunDirectory, transport: Transport, t
     check_ranks(config, transport.size)
     note = directory.lock.acquire(take_over=take_over)
     if note:
-        print(f"WARNING: {directory.path}: {note}", file=sys.stderr)
+        LOG.warning("%s: %s", directory.path, note)
     if not directory.has_rounds():
         return resolved(config, transport)
     earlier = directory.read_config()

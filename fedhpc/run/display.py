@@ -1,5 +1,6 @@
 """What the user sees, on rank 0 only: a header, a live bar, one line a round, a closing table."""
 
+import logging
 import os
 import shutil
 import sys
@@ -14,9 +15,11 @@ from tqdm import tqdm
 from fedhpc.config.schema import RunConfig
 from fedhpc.records.metrics import shown_metrics
 from fedhpc.records.rounds import GIVEN_AWAY
+from fedhpc.util.log import AGGREGATOR
 from fedhpc.util.output import stop_printing
 from fedhpc.util.text import clock, data_size, fitted, fixed, wrapped
 
+LOG = logging.getLogger(__name__)
 MB = 1e6
 
 
@@ -34,6 +37,7 @@ class Console:
     def say(self, text: str) -> None:
         """One line or several."""
         if self._speaks:
+            LOG.info("%s", text, extra={"site": AGGREGATOR})
             try:
                 self._clear()
                 print(text, file=self._out, flush=True)

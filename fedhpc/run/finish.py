@@ -1,6 +1,6 @@
 """The end of a run: its models on all sites' test splits, interval, `summary.json`, `model.pt`, closing table."""
 
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,6 +22,8 @@ from fedhpc.transport.messages import of_each
 from fedhpc.util.arrays import F32
 from fedhpc.util.files import read_json
 from fedhpc.util.text import wrapped
+
+LOG = logging.getLogger(__name__)
 
 GLOBAL = "global"
 
@@ -153,7 +155,7 @@ def _beside(session: Session, summary: Mapping[str, Any]) -> list[NamedSummary]:
         try:
             other, changed_s = RunDirectory(path.parent).read_summary(), path.stat().st_mtime
         except (InputError, OSError) as error:
-            print(f"WARNING: left out of the comparison: {error}", file=sys.stderr)
+            LOG.warning("left out of the comparison: %s", error)
             continue
         same = other.get("data") == data_digest(session.config) and other["mode"] != session.config.mode
         if same and changed_s > found.get(other["mode"], (0.0,))[0]:

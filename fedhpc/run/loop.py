@@ -1,5 +1,6 @@
 """`train`: open the session, drive the rounds, keep the run directory, finish with `summary.json` and `model.pt`."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,8 @@ from fedhpc.util.arrays import F32
 from fedhpc.util.rng import generator
 from fedhpc.util.stopwatch import Stopwatch
 from fedhpc.util.text import wrapped
+
+LOG = logging.getLogger(__name__)
 
 LIKE_ALL = 1 << 20
 """How many entries of an update are drawn to tell how small it will be."""
@@ -240,6 +243,7 @@ def _close_round(session: Session, closing: Closing, ran: Ran, progress: Progres
     with watch.phase("checkpoint"):
         run_on_all_ranks(session.transport, closing.save)
     progress.done_here += 1
+    LOG.info("round %d is saved", done)
     run_on_all_ranks(session.transport, lambda: _record(session, RoundEnd(done, reports, validation), ran, progress))
     if session.transport.rank == 0:
         _tell(session, done, progress.records)

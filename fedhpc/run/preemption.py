@@ -11,15 +11,17 @@ Before the first round there is nothing to save: there a signal ends the process
 with status 130; rounds that are recorded stay.
 """
 
+import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
 from fedhpc.errors import Interrupted, Stopped
+
+LOG = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 STDERR = 2
@@ -69,7 +71,7 @@ class StopRequest:
             on_step(done, total)
             if self.asked_s is not None and time.monotonic() - self.asked_s >= patience_s and done < total:
                 why = f"{self.by} came {patience_s:g} s ago (runtime.patience_s)"
-                print(f"{why}: leaving the round after step {done} of {total}", file=sys.stderr, flush=True)
+                LOG.warning("%s: leaving the round after step %d of %d", why, done, total)
                 raise Interrupted(why)
 
         return step

@@ -18,7 +18,6 @@ from fedhpc.site.data.shard import Shard
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.util.arrays import Array
-from fedhpc.util.log import write_log
 
 REFERENCE_IMAGES = 1000
 
@@ -80,8 +79,8 @@ def _leave_out(config: RunConfig, place: Place, public: Set[bytes]) -> None:
     for shard in place.shards:
         count = shard.leave_out(public)
         if count:
-            write_log(
-                place.directory.log(shard.site),
+            place.directory.log(shard.site, place.transport.rank).write(
+                "INFO",
                 f"data.public_reference={config.data.public_reference}: {count} of its images are in this shard and "
                 "were left out of all splits. Public images have no protection: set them aside for good",
             )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from fedhpc.site.data.shard_record import shard_mark
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import Count, Text, parsed
 from fedhpc.transport.tls import AGGREGATOR_NAME
+
+LOG = logging.getLogger(__name__)
 
 Records = list[dict[str, Any]]
 
@@ -133,9 +135,9 @@ def _settled(directory: RunDirectory, told: Sequence[Found]) -> tuple[int, dict[
             code="resume.no-whole-round",
         )
     for problem in (problem for found in told for problem in found["damaged"]):
-        print(f"WARNING: {problem}", file=sys.stderr)
+        LOG.warning("%s", problem)
     if first < len(records):
-        print(f"WARNING: {len(records)} rounds were recorded; going on after round {first}", file=sys.stderr)
+        LOG.warning("%d rounds were recorded; going on after round %d", len(records), first)
     heads: dict[str, str] = records[-1]["ledger_heads"] if records else {}
     directory.write_rounds(records[:first])
     if not first:

@@ -1,6 +1,6 @@
 """How the rounds of a session are formed: what `federate` needs of the config, in the open or by secure sums."""
 
-import sys
+import logging
 
 from fedhpc.algorithms.fedavg import RoundConfig
 from fedhpc.algorithms.secure_fedavg import SecureMean
@@ -9,6 +9,8 @@ from fedhpc.models.vector import layers_of, parameter_count
 from fedhpc.run.session import Session
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.site.training.local_sgd import one_step
+
+LOG = logging.getLogger(__name__)
 
 
 def round_terms(session: Session) -> RoundConfig:
@@ -51,6 +53,6 @@ def secure_mean(session: Session) -> SecureMean | None:
         sites=tuple(zip(config.site_names, weights, strict=True)),
         privacy=config.privacy,
         step=lambda state, gradient: one_step(place.model, config.training, state.round, state.params, gradient),
-        tell=lambda text: print(f"rank {session.transport.rank}: {text}", file=sys.stderr, flush=True),
+        tell=LOG.warning,
         identities=session.identities,
     )

@@ -5,7 +5,7 @@
 optimiser with more to keep needs no change here.
 """
 
-import sys
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -23,6 +23,8 @@ from fedhpc.run.session import Session
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.tls import AGGREGATOR_NAME
 from fedhpc.util.arrays import Array
+
+LOG = logging.getLogger(__name__)
 
 PARAMS, PUBLIC, SERVER = "params", "public.", "server."
 
@@ -70,7 +72,9 @@ def _read(session: Session, resumed: Resumed, fresh: RunState) -> RunState:
             found = load_state(directory.site(name), "residual", first, owners[name])
             sites[name] = _checked(found, kept, f"{directory.site(name)}: residual after round {first}")
         else:
-            print(f"site {name}: nothing of this run is here; it joins with the full model", file=sys.stderr)
+            LOG.warning(
+                "site %s: nothing of this run is here; it joins with the full model", name, extra={"site": name}
+            )
     if session.transport.rank:
         return replace(fresh, sites=sites)
     saved = load_state(directory.state, "round", first, owners[AGGREGATOR_NAME])

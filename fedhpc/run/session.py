@@ -40,7 +40,6 @@ from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import Count, Name, of_each, parsed, said
-from fedhpc.util.log import write_log
 from fedhpc.util.progress import at_work
 
 POOLED = "pooled"
@@ -92,7 +91,7 @@ def open_session(
     indices = my_sites(config, transport)
     run_on_all_ranks(transport, lambda: make_phantoms(config, [config.site_names[i] for i in indices], console))
     run_on_all_ranks(transport, lambda: make_reference(config, console) if transport.rank == 0 else None)
-    shards = run_on_all_ranks(transport, lambda: _open_shards(config, indices, directory))
+    shards = run_on_all_ranks(transport, lambda: _open_shards(config, indices, directory, transport.rank))
     accounts = _accounts(config, directory, transport, shards)
     if config.exchange.search:
         for shard in shards:
@@ -122,7 +121,7 @@ def open_session(
     )
     learners = _learners(config, sites, samples, sum(weights), place)
     for one in (*sites, *learners):
-        one.keep_log(directory.log(one.name))
+        one.keep_log(directory.log(one.name, transport.rank))
     identities = {} if grid is None else agreed_identities(config, transport, indices)
     made = (config, transport, directory, console, place, task, sites, learners, weights, facts, grid, notice)
     return Session(*made, identities, _shard_digests(sites, learners, shards), accounts)
@@ -201,7 +200,7 @@ def make_phantoms(config: RunConfig, sites: Sequence[str], console: Console) -> 
         write_site(cohort, name, config.data.shard_path(name))
 
 
-def _open_shards(config: RunConfig, indices: Sequence[int], directory: RunDirectory) -> list[Shard]:
+def _open_shards(config: RunConfig, indices: Sequence[int], directory: RunDirectory, rank: int) -> list[Shard]:
     """Open this rank's shards. What is wrong with one goes to its site's own log, its kind to all ranks."""
     shards, problems = [], []
     for i in indices:
@@ -209,7 +208,7 @@ def _open_shards(config: RunConfig, indices: Sequence[int], directory: RunDirect
         try:
             shards.append(_open_shard(config, name))
         except ShardError as error:
-            write_log(directory.log(name), inside(error))
+            directory.log(name, rank).write("ERROR", inside(error))
             problems.append(error)
     if problems:
         raise ShardError("\n".join(map(str, problems)), code=problems[0].code)

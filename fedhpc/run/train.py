@@ -1,5 +1,6 @@
 """One run at one rank, from its config to its end: what `run.py train` does, and each trial of a sweep."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from fedhpc.run.preflight.check import preflight
 from fedhpc.run.secure_channel import sites_by_rank
 from fedhpc.run.session import open_session
 from fedhpc.transport.base import Wire
-from fedhpc.util.log import write_log
+from fedhpc.util.log import LogFile, logged
 from fedhpc.util.startup import Startup
 from fedhpc.util.text import wrapped
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,24 +66,28 @@ def _train_in(config: RunConfig, directory: RunDirectory, machine: Machine, stop
     console.say(wrapped(found))
     startup.mark("config and preflight")
     names = tuple(config.site_names[i] for i in sites_by_rank(config, wire.size)[wire.rank])
-    with _kept_inside(directory, names):
+    files = [directory.log(name, wire.rank) for name in names]
+    with logged([*files, *([] if wire.rank else [directory.aggregator_log()])], wire.rank), _kept_inside(files):
+        LOG.info("start of run %s, config %s, with %d rank(s)", config.name, config.digest(), wire.size)
         session = open_session(config, directory, wire, console, machine.notice)
         startup.mark("certificates, shards and network")
         console.say(wrapped(startup.line))
-        return run(session, stop_after)
+        stopped = run(session, stop_after)
+        LOG.info("end of this start: %s", stopped)
+        return stopped
 
 
 @contextmanager
-def _kept_inside(directory: RunDirectory, names: Sequence[str]) -> Iterator[None]:
+def _kept_inside(files: Sequence[LogFile]) -> Iterator[None]:
     """Turn an unforeseen exception at a rank with hospitals into a SiteError: its words go to their logs only."""
     try:
         yield
     except (InputError, SiteError, PayloadError, Interrupted, MemoryError):
         raise
     except Exception as error:
-        if not names:
+        if not files:
             raise
-        failures = [site_failure(name, "outside a round's own work", error) for name in names]
-        for name, failure in zip(names, failures, strict=True):
-            write_log(directory.log(name), f"{failure}\n{failure.private}")
+        failures = [site_failure(file.site, "outside a round's own work", error) for file in files]
+        for file, failure in zip(files, failures, strict=True):
+            file.write("ERROR", f"{failure}\n{failure.private}")
         raise SiteError("; ".join(map(str, failures))) from None

@@ -1,6 +1,6 @@
 """From a shard to the hospital's site ledger: whom a charge concerns, and whether the hospital lets a run begin."""
 
-import sys
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from fedhpc.privacy.site_terms import Terms
 from fedhpc.privacy.unit_sets import Identities
 from fedhpc.site.data.shard import Shard, created_by
 from fedhpc.util.text import fixed
+
+LOG = logging.getLogger(__name__)
 
 SYNTHETIC = "data_prep.phantom"
 """How the attribute created_by of a shard of the built-in cohort begins. A config cannot claim it for other shards."""
@@ -85,7 +87,9 @@ def open_account(config: RunConfig, shard: Shard) -> SiteAccount:
     if older.exists():
         count = take_over(older, ledger, ledger.register(identities_of(shard, ("train", "val", "test"))))
         if count:
-            print(f"site {shard.site}: {count} charges of {older} were taken over", file=sys.stderr)
+            LOG.warning(
+                "site %s: %d charges of %s were taken over", shard.site, count, older, extra={"site": shard.site}
+            )
     return account
 
 

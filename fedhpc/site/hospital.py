@@ -29,7 +29,7 @@ from fedhpc.site.training.dp_sgd import Units, entropy
 from fedhpc.site.training.local_sgd import LocalRound, OnStep, PrivateWork, train_plain, train_private
 from fedhpc.site.training.secure_contribution import IntegerGrid, contribution
 from fedhpc.util.arrays import F32, I64
-from fedhpc.util.log import write_log
+from fedhpc.util.log import LogFile
 from fedhpc.util.text import fixed
 
 LARGEST_PARAMETER = 1e4
@@ -63,11 +63,11 @@ class Hospital:
         self._ledger: Ledger | None = None
         self._units: Units | None = None
         self._answers: Answers | None = None
-        self._log: Path | None = None
+        self._log: LogFile | None = None
 
-    def keep_log(self, path: Path) -> None:
-        """Write what concerns this site's data, when something fails, to its own log at `path` (private)."""
-        self._log = path
+    def keep_log(self, log: LogFile) -> None:
+        """Write what concerns this site's data, when something fails, to its own log (private)."""
+        self._log = log
 
     @contextmanager
     def failing(self, what: str) -> Iterator[None]:
@@ -83,7 +83,7 @@ class Hospital:
         except Exception as error:
             failure = site_failure(self.name, what, error)
             if self._log is not None:
-                write_log(self._log, f"{failure}\n{failure.private}")
+                self._log.write("ERROR", f"{failure}\n{failure.private}")
             raise failure from error
 
     def keep_ledger(self, path: Path, run: str, accounts: Sequence[SiteAccount] = ()) -> None:

@@ -4,6 +4,7 @@ Started by submitit's tasks under srun, or by `python -m fedhpc.sweep.trial DIRE
 It trains as `run.py train DIRECTORY/element.yaml --run-dir DIRECTORY` would, which can also be used to go on by hand.
 """
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from fedhpc.run.preemption import StopRequest
 from fedhpc.sweep.directory import Outcome, TrialDirectory, beginning
 from fedhpc.sweep.slurm_queue import is_running
 from fedhpc.util.files import write_bytes
+from fedhpc.util.log import configure
 from fedhpc.util.startup import Startup
 
 FAILED, BAD_INPUT = 1, 2
@@ -95,7 +97,8 @@ def main() -> int:
     try:
         run_trial(sys.argv[1], int(sys.argv[2]))
     except InputError as error:
-        print(f"error: {printed(error)}", file=sys.stderr)
+        configure()
+        logging.getLogger(__name__).error("%s", printed(error))
         return BAD_INPUT
     return 0
 

@@ -18,8 +18,8 @@ has cut was never sent; it is removed when the log is opened again. A log that i
 import errno
 import hashlib
 import json
+import logging
 import os
-import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,8 @@ from typing import Any, Literal, get_args
 
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.util.files import append_whole, cut_torn_line, make_folder, read_lines, reported
+
+LOG = logging.getLogger(__name__)
 
 Kind = Literal["update", "metrics", "hello", "control"]
 Via = Literal["tls", "clear", "process"]
@@ -84,7 +86,7 @@ class EgressLog:
         """
         make_folder(path.parent)
         if cut_torn_line(path):
-            print(f"WARNING: {path}: an incomplete last line was removed; its payload never left", file=sys.stderr)
+            LOG.warning("%s: an incomplete last line was removed; its payload never left", path)
         self.path, self._to = path, to
         with reported(path, "written"):
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -126,7 +128,7 @@ def read_log(path: Path) -> list[Entry]:
     """
     lines, torn = read_lines(path, "What left this sender is not known: restore it from a backup")
     if torn:
-        print(f"WARNING: {path}: its last line is incomplete and is left out; its payload never left", file=sys.stderr)
+        LOG.warning("%s: its last line is incomplete and is left out; its payload never left", path)
     return [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 

@@ -1,10 +1,12 @@
 """What rank 0 says when it waits for long: for whom, and since when. It never ends the run."""
 
+import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+LOG = logging.getLogger(__name__)
 
 FIRST_S, MOST_USUAL_S, SHOWN = 60.0, 600.0, 8
 VARIABLE = "FEDHPC_WAIT_NOTICE_S"
@@ -46,7 +48,7 @@ class Waiting:
     """
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
-        self._say = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._say = say or LOG.warning
         self._first_s, self._usual_s = first_notice_s(), 0.0
 
     @contextmanager

@@ -151,8 +151,8 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def append_line(path: Path, line: str, *, mode: int = READABLE) -> None:
-    """Append one line, on disk when this returns: all of it, or nothing.
+def append_line(path: Path, line: str, *, mode: int = READABLE, durable: bool = True) -> None:
+    """Append one line, all of it or nothing; where it must be `durable`, it is on disk when this returns.
 
     Raises:
         FileError: where it cannot be written; the file is then as it was.
@@ -162,10 +162,11 @@ def append_line(path: Path, line: str, *, mode: int = READABLE) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
         try:
             append_whole(descriptor, line.encode() + b"\n")
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        if new:
+        if new and durable:
             sync_folder(path.parent)
 
 
