@@ -1,5 +1,6 @@
 """`run.py audit`: open the site, measure and attack, write, conclude."""
 
+import contextlib
 import json
 import logging
 import time
@@ -103,7 +104,9 @@ def audit(options: Options) -> int:
     plan = plan_of(options.quick, options.seed, target.config.training.rounds)
     start = time.monotonic()
     with open_subject(target, options.site) as subject:
-        results, pictures = _attack(subject, plan, options)
+        # What a network of the user's prints is not for standard output, which belongs to `--json`.
+        with contextlib.redirect_stdout(sys.stderr):
+            results, pictures = _attack(subject, plan, options)
         settings = {
             **asdict(plan),
             "quick": options.quick,

@@ -1,5 +1,7 @@
 """A finished model on a shard that it never saw."""
 
+import contextlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,9 @@ def evaluate(run: Path, shard_path: Path) -> dict[str, Any]:
     with Shard.open(shard_path, None, need_train=False) as shard:
         _check_fit(saved, shard, shard_path)
         bench = prepare(saved.config.runtime.model_copy(update={"device": "auto"}), 0)
-        predictions = predict(saved.network.to(bench.device), samples_of(saved, shard, shard_path), "test", bench)
+        # What a network of the user's prints is not for standard output, which belongs to `--json`.
+        with contextlib.redirect_stdout(sys.stderr):
+            predictions = predict(saved.network.to(bench.device), samples_of(saved, shard, shard_path), "test", bench)
     config = saved.config.evaluation
     stack = bootstrap_histograms(predictions, config.bootstrap, generator(saved.config.seed, "evaluate"))
     thresholds = np.array(saved.f1_thresholds, np.int64)

@@ -1,6 +1,8 @@
 """The network of a run, the same at every rank; one that is not built in is checked before it is trained."""
 
+import contextlib
 import hashlib
+import sys
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +42,12 @@ def checked_network(config: RunConfig, task: Task) -> nn.Module:
     Raises:
         InputError: the first problem that was found.
     """
+    # What a network of the user's prints is not for standard output, which belongs to `--json`.
+    with contextlib.redirect_stdout(sys.stderr):
+        return _checked(config, task)
+
+
+def _checked(config: RunConfig, task: Task) -> nn.Module:
     model = config.model
     network, twin = build_model(config, task), build_model(config, task)
     first = weights_digest(twin)

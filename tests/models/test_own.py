@@ -28,11 +28,17 @@ from torch import nn
 class Size:
     width: int
 
+class Said(nn.Module):
+    def forward(self, x):
+        print("in a forward pass")
+        return x
+
 def make(task, width=2):
     channels, height, _ = task.image_shape
     size = Size(width)
     print("on standard output")
-    return nn.Sequential(nn.Conv2d(channels, size.width, height), nn.Flatten(), nn.Linear(width, len(task.classes)))
+    layers = nn.Conv2d(channels, size.width, height), nn.Flatten(), nn.Linear(width, len(task.classes))
+    return nn.Sequential(Said(), *layers)
 
 NOT_A_FUNCTION = 3
 """
@@ -110,7 +116,7 @@ def test_bad_model_section_is_refused(tmp_path: Path, model: dict[str, Any], mes
 @pytest.mark.parametrize(
     ("function", "args", "message"),
     [
-        ("made", {}, "has no function made. Name one that it has: Size, make"),
+        ("made", {}, "has no function made. Name one that it has: Said, Size, make"),
         ("NOT_A_FUNCTION", {}, "has no function NOT_A_FUNCTION"),
         ("make", {"depth": 3}, r"failed when called with \(task, depth=3\): TypeError: .*'depth'"),
         ("make", {"width": 0}, "ZeroDivisionError|must be|zero"),
