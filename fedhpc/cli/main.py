@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from fedhpc import __version__
 from fedhpc.cli.common import Parser
 from fedhpc.cli.status import (
     BAD_INPUT,
@@ -87,6 +88,7 @@ def parser(chosen: str | None = None) -> Parser:
         ["mpirun -n 4 {run} train configs/smoke.yaml", "{run} train --help"],
     )
     top.epilog = f"{top.epilog}\n\n{STATUSES}"
+    top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():
         # argparse lists a command only where it is given `help`.
@@ -114,10 +116,9 @@ def _parsed(words: list[str]) -> argparse.Namespace:
     if chosen:
         words = [chosen, *getattr(importlib.import_module(COMMANDS[chosen].module), "arrange", list)(words[1:])]
     top = parser(chosen)
-    options = top.parse_args(words)
-    if chosen is None:
-        top.error("a command must come first")
-    return options
+    if words and not chosen and words[0] not in ("-h", "--help", "--version"):
+        top.error(f"{words[0]}: a command must come first")
+    return top.parse_args(words)
 
 
 def _unknown(word: str) -> str:

@@ -193,8 +193,15 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(
                 f"--set {override}: {key} is a single value, it has no key {keys[-1]}", code="config.override"
             )
-    node[keys[-1]] = value
+    node[keys[-1]] = _overridden(value)
     places_of(node)[keys[-1]] = "--set"
+
+
+def _overridden(value: Any) -> Any:
+    """The value of a `--set`: its line there is no place in a file."""
+    if isinstance(value, dict):
+        return Located({key: _overridden(below) for key, below in value.items()}, dict.fromkeys(value, "--set"))
+    return [_overridden(below) for below in value] if isinstance(value, list) else value
 
 
 def with_new_names(tree: dict[str, Any]) -> dict[str, Any]:

@@ -61,6 +61,11 @@ def source_path(build: str) -> Path:
         ConfigError: there is none.
     """
     place, _ = place_of(build)
+    if not place:
+        raise ConfigError(
+            f"model.build={build}: names no function. Write `my_models.py:make` or `package.module:make`",
+            code="model.source-missing",
+        )
     if is_file(build):
         if not Path(place).is_file():
             raise ConfigError(

@@ -31,7 +31,7 @@ def origins(path: Path, tree: dict[str, Any], resolved: dict[str, Any]) -> dict[
 
 def leaves(tree: Any, keys: Keys = ()) -> Iterator[Keys]:
     """Yield the way to every value that holds no others; an empty mapping or list is one."""
-    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    inner = list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ())
     if keys and not inner:
         yield keys
     for key, value in inner:

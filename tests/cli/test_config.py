@@ -51,11 +51,33 @@ def test_shown_config_is_the_same_config(path: Path, tmp_path: Path, capsys: pyt
     assert text.count("# ") == len(list(leaves(load_config(path).model_dump(mode="json"))))
 
 
+ODD_ARGS = (
+    'model.args={text: "a: b # c\\nd", none: null, empty: [], "on": "off", rows: [[1, 2], [], [{a: {}}]], big: 1.0e+30}'
+)
+
+
+def test_odd_values_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, source = tmp_path / "config.yaml", tmp_path / "my_models.py"
+    path.write_text(BASE, encoding="utf-8")
+    source.touch()
+    words = ["config", "show", str(path), "--set", f"model.build={source}:make", "--set", ODD_ARGS]
+    assert main(words) == 0
+    (tmp_path / "shown.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    shown = load_config(tmp_path / "shown.yaml")
+    rows = [[1, 2], [], [{"a": {}}]]
+    assert shown.model.args == dict(text="a: b # c\nd", none=None, empty=[], on="off", rows=rows, big=1e30)
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["config"], found["digest"]) == (shown.model_dump(mode="json"), shown.digest())
+    assert {found["from"][f"model.args.{key}"] for key in ("text", "empty", "rows[0][1]", "rows[2][0].a")} == {"--set"}
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (["show", str(CONFIGS / "sweep_epsilon_density.yaml")], "is a sweep"),
         (["show", str(CONFIGS / "smoke.yaml"), "--set", "training.rounds=0"], "training.rounds=0"),
+        (["show", str(CONFIGS / "smoke.yaml"), "--set", "model.build=my_models.py"], "names no function"),
         (["reference", "traning"], "KEY=traning: no config has it"),
     ],
 )

@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from fedhpc import __version__
+from fedhpc.cli.main import main
 from tests.conftest import run_limited
 
 REPO = Path(__file__).resolve().parents[2]
@@ -40,3 +44,15 @@ def test_console_script_is_the_same_program(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.startswith("error: ")) == (2, True), done
     shown = run_limited([script, "sweep", "start", "--help"], 60, {"PYTHONPATH": str(REPO)}).stdout
     assert shown.startswith("usage: fedhpc sweep start [-h]") and "\n  fedhpc sweep " in shown
+
+
+def test_option_before_the_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--json", "config", "show", "x.yaml"])
+    assert "--json: a command must come first" in capsys.readouterr().err
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"{__version__}\n"
