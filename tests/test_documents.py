@@ -1,5 +1,6 @@
 """What the documents say exists: paths, modules, tests, links, packages, layers."""
 
+import argparse
 import functools
 import importlib
 import re
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fedhpc.cli.main import COMMANDS, parser
+
 REPO = Path(__file__).resolve().parents[1]
 PAGES = (
     "README.md",
@@ -16,6 +19,7 @@ PAGES = (
     "CONTRIBUTING.md",
     *sorted(f"docs/{path.name}" for path in (REPO / "docs").glob("*.md")),
 )
+CONFIGS = sorted(f"configs/{path.name}" for path in (REPO / "configs").glob("*.yaml"))
 TOP = ("fedhpc", "data_prep", "tests", "configs", "slurm", "examples", "docs", ".ci")
 CODE = re.compile(r"`([^`\n]+)`")
 A_PATH = re.compile(rf"(?<![\w./])(?:{'|'.join(map(re.escape, TOP))})/[\w./*-]*")
@@ -85,6 +89,36 @@ def test_modules_of_the_page_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_tests_of_the_page_exist(page: str) -> None:
     assert sorted(set(A_TEST.findall(text_of(page))) - defined_tests()) == []
+
+
+def options_of(top: argparse.ArgumentParser) -> set[str]:
+    """The options of a parser and of all below it."""
+    found: set[str] = set()
+    for action in top._actions:
+        found |= set(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            found |= set().union(*map(options_of, action.choices.values()))
+    return found
+
+
+@functools.cache
+def options_of_command(name: str) -> frozenset[str]:
+    top = next(action for action in parser(name)._actions if isinstance(action, argparse._SubParsersAction))
+    return frozenset(options_of(top.choices[name]))
+
+
+@pytest.mark.parametrize(
+    "page", (*PAGES, "examples/own_model/README.md", *CONFIGS, "slurm/fedavg.sbatch", "slurm/sweep.sbatch")
+)
+def test_commands_of_the_page_exist(page: str) -> None:
+    wrong = []
+    for name, rest in re.findall(r"run\.py ([a-z]+)\b([^`\n]*)", text_of(page)):
+        if (page, name) == ("docs/add-an-importer.md", "prepare") and "arrays" in rest:
+            continue
+        options = re.findall(r"(?<=\s)--[a-z][a-z-]+", re.split(r"\s{3,}|;", rest)[0])
+        if name not in COMMANDS or set(options) - options_of_command(name):
+            wrong.append(f"run.py {name}{rest}")
+    assert wrong == []
 
 
 def test_architecture_lists_every_package() -> None:
