@@ -26,6 +26,10 @@ A_PATH = re.compile(rf"(?<![\w./])(?:{'|'.join(map(re.escape, TOP))})/[\w./*-]*"
 A_MODULE = re.compile(r"(?<![\w./])(?:fedhpc|data_prep)(?:\.(?!sif\b)\w+)+")
 A_TEST = re.compile(r"\btest_\w+\b(?!\.py|/)")
 LINK = re.compile(r"\]\(([^)#\s]*)(#[^)\s]*)?\)")
+# Metaphors that stood for what the field has words for: secure channel, aggregator, placement, report, correct.
+OURS = re.compile(
+    r"\b(doors?|offices?|seats?|seated|(is|are) told|shout(s|ed)?|mend(s|ed)?|in words|walls?)\b", re.IGNORECASE
+)
 # What a reader of a page makes (tests/examples/test_pages.py carries these pages out), and what was made for a trial.
 MADE_BY_THE_READER = {
     "fedhpc/aggregation/trimmed_mean.py",
@@ -89,6 +93,13 @@ def test_modules_of_the_page_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_tests_of_the_page_exist(page: str) -> None:
     assert sorted(set(A_TEST.findall(text_of(page))) - defined_tests()) == []
+
+
+@pytest.mark.parametrize(
+    "page", (*PAGES, *CONFIGS, *sorted(f"slurm/{path.name}" for path in (REPO / "slurm").iterdir()))
+)
+def test_page_uses_the_words_of_the_field(page: str) -> None:
+    assert [line for line in text_of(page).splitlines() if OURS.search(line)] == []
 
 
 def options_of(top: argparse.ArgumentParser) -> set[str]:
