@@ -164,7 +164,7 @@ def with_code(text: str, code: str) -> str:
     >>> with_code("a.yaml: is missing", "config.unreadable")
     'a.yaml: is missing [config.unreadable]'
     """
-    return f"{text}{chr(10) if chr(10) in text else ' '}[{code}]"
+    return text + ("\n" if "\n" in text else " ") + f"[{code}]"
 
 
 def printed(error: BaseException, *, private: bool = False) -> str:

@@ -17,7 +17,7 @@ from fedhpc.run.preflight.check import preflight
 from fedhpc.run.secure_channel import sites_by_rank
 from fedhpc.run.session import open_session
 from fedhpc.transport.base import Wire
-from fedhpc.util.log import LogFile, logged
+from fedhpc.util.log import LogFile, configure, logged
 from fedhpc.util.startup import Startup
 from fedhpc.util.text import wrapped
 
@@ -50,6 +50,7 @@ def train(work: Work, machine: Machine) -> str:
     Raises:
         InputError: at every rank, with the same message.
     """
+    configure()
     machine.startup.mark("imports")
     config, directory = agree_on_config(machine.wire, work.source)
     try:

@@ -17,6 +17,7 @@ from fedhpc.util.files import write_bytes
 from fedhpc.util.log import configure
 from fedhpc.util.startup import Startup
 
+LOG = logging.getLogger("fedhpc.sweep.trial")  # also where this module is run as __main__
 FAILED, BAD_INPUT = 1, 2
 
 
@@ -98,7 +99,7 @@ def main() -> int:
         run_trial(sys.argv[1], int(sys.argv[2]))
     except InputError as error:
         configure()
-        logging.getLogger(__name__).error("%s", printed(error))
+        LOG.error("%s", printed(error))
         return BAD_INPUT
     return 0
 

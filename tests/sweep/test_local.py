@@ -40,7 +40,10 @@ def test_one_trial_fails_and_all_others_finish(local_sweep: Ran) -> None:
     states = {name: line.state for name, line in found(local_sweep.directory).items()}
     assert states == {f"tiny-{n:03d}": "failed" if n == 1 else "finished" for n in range(6)}
     assert "6/6" in local_sweep.out
-    assert "holds a run of another config; different: " in found(local_sweep.directory)["tiny-001"].message
+    code = "[resume.other-config]"
+    assert code in found(local_sweep.directory)["tiny-001"].message
+    said = SweepDirectory(local_sweep.directory).trial("tiny-001").log.read_text(encoding="utf-8")
+    assert "error: " in said and code in said
 
 
 def test_each_trial_is_a_run_with_its_own_config(local_sweep: Ran) -> None:
