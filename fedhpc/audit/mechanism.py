@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedhpc.audit.canaries import Blank, Canaries, CanarySamples, canary_norm, head_canaries, network_canaries
-from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released
+from fedhpc.audit.transmission import WORST_CASE, AuditedSite, released
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.device import Device
 from fedhpc.models.vector import to_vector
@@ -24,18 +24,21 @@ def mechanism_config(config: RunConfig, *, rounds: int, local_epochs: int, sampl
 
     DP bounds what any adversary learns, so the audit may choose all of the training but what the ledger counts.
     """
-    training = {
-        "rounds": rounds,
-        "local_epochs": local_epochs,
-        "optimizer": "sgd",
-        "lr": LEARNING_RATE,
-        "lr_schedule": "constant",
-        "momentum": 0.0,
-        "weight_decay": 0.0,
-        "random_flip": False,
-    }
-    privacy = {"sample_rate": sample_rate, "noise_seed": None, "max_physical_batch": 1024}
-    return changed(config, training=training, privacy=privacy)
+    return config.replace(
+        {
+            "training.rounds": rounds,
+            "training.local_epochs": local_epochs,
+            "training.optimizer": "sgd",
+            "training.lr": LEARNING_RATE,
+            "training.lr_schedule": "constant",
+            "training.momentum": 0.0,
+            "training.weight_decay": 0.0,
+            "training.random_flip": False,
+            "privacy.sample_rate": sample_rate,
+            "privacy.noise_seed": None,
+            "privacy.max_physical_batch": 1024,
+        }
+    )
 
 
 def coins(seed: int, count: int, *where: str | int) -> NDArray[np.bool_]:

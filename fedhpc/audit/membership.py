@@ -18,7 +18,7 @@ from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
 from fedhpc.audit.negative_controls import NO_NOISE
 from fedhpc.audit.observation import Work, hospital_at_work
 from fedhpc.audit.target import Subject
-from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released, with_memory
+from fedhpc.audit.transmission import WORST_CASE, AuditedSite, released, with_memory
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
@@ -132,7 +132,7 @@ def real_training(subject: Subject, count: int, seed: int) -> Iterator[Finding]:
     A round has a small epsilon, so the bound is near 0; without noise the same canaries must stand out of what left.
     All entries are sent: what top-k keeps back in one round goes out in a later one. Attempts with noise are charged.
     """
-    config = changed(subject.config, privacy={"noise_seed": None})
+    config = subject.config.replace({"privacy.noise_seed": None})
     canaries = _with_canaries(subject, count)
     model = canaries.module.to(subject.bench.device)
     start = to_vector(model)

@@ -17,13 +17,12 @@ from fedhpc.audit.bounds import Scores, claimed_epsilon
 from fedhpc.audit.findings import WITH_DP, Finding, Guarantee, confirmed, epsilon_finding
 from fedhpc.audit.mechanism import Mechanism, coins, mechanism_config
 from fedhpc.audit.target import Subject
-from fedhpc.audit.transmission import changed
 from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy.rdp import Steps
 from fedhpc.util.arrays import F64
 from fedhpc.util.rng import seed_of
 
-REFERENCE = {"epsilon": 1.0, "delta": 1e-5}
+REFERENCE = {"privacy.epsilon": 1.0, "privacy.delta": 1e-5}
 NO_NOISE, NO_CLIP = "no noise", "no clipping"
 ONE_SEED = "one seed at all sites"
 ONE_STEP, TWO_SITES, ONE_ROUND = "canaries, one step", "canaries, two sites", "canaries, one round"
@@ -78,7 +77,7 @@ class Game:
 
 def reference(subject: Subject) -> tuple[Mechanism, Guarantee]:
     """Return the private step at the audit's own plan, and its claim by the ledger's accountant."""
-    config = changed(subject.config, privacy=REFERENCE)
+    config = subject.config.replace(REFERENCE)
     config = mechanism_config(config, rounds=1, local_epochs=1, sample_rate=1.0)
     with np.errstate(divide="ignore"):  # see claimed_epsilon
         plan = plan_privacy(config)
@@ -102,7 +101,7 @@ def one_step(subject: Subject, trials: Trials) -> Iterator[Finding]:
 def mutilated(sound: Mechanism) -> dict[str, Mechanism]:
     """What a broken implementation would do, by its name; the noise without a clip is as large as with it."""
     sigma, clip_norm = sound.plan.noise_multiplier, sound.clip_norm
-    unbounded = changed(sound.config, privacy={"clip_norm": clip_norm * FAR})
+    unbounded = sound.config.replace({"privacy.clip_norm": clip_norm * FAR})
     return {
         NO_NOISE: replace(sound, plan=replace(sound.plan, noise_multiplier=0.0)),
         NO_CLIP: replace(sound, config=unbounded, plan=replace(sound.plan, noise_multiplier=sigma / FAR)),
@@ -115,7 +114,7 @@ def two_sites(subject: Subject, trials: Trials) -> Iterator[Finding]:
     With noise of their own the difference has sqrt(2) times the noise of either.
     """
     sound, claim = reference(subject)
-    seeded = replace(sound, config=changed(sound.config, privacy={"noise_seed": seed_of(trials.seed, ONE_SEED) >> 32}))
+    seeded = replace(sound, config=sound.config.replace({"privacy.noise_seed": seed_of(trials.seed, ONE_SEED) >> 32}))
     for setting, mechanism, names in ((WITH_DP, sound, ("first", "second")), (ONE_SEED, seeded, ("any", "any"))):
         play = partial(_difference, mechanism, *names)
         yield Game(TWO_SITES, setting, claim, math.sqrt(2) * sound.plan.noise_multiplier, play).finding(trials)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from fedhpc.audit.canaries import CanarySamples
 from fedhpc.audit.mechanism import mechanism_config
 from fedhpc.audit.target import Subject
-from fedhpc.audit.transmission import changed
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.device import Device
 from fedhpc.models.vector import to_vector
@@ -101,7 +100,7 @@ def hospital_at_work(work: Work, on_step: OnStep) -> Iterator[Hospital]:
         # No target: rounds without noise, or more of them than the run has, pass any. What they cost is written down.
         # A secure sum must have one.
         target = NO_TARGET if work.config.privacy.trust == "sites" else None
-        config = changed(work.config, data={"shards": f"{scratch}/{{site}}.h5"}, privacy={"epsilon": target})
+        config = work.config.replace({"data.shards": f"{scratch}/{{site}}.h5", "privacy.epsilon": target})
         place = SiteContext(config, work.model, work.bench, work.plan, on_step)
         hospital = Hospital(work.site, work.index, work.weight, work.samples, place)
         hospital.keep_ledger(Path(scratch) / "ledger.jsonl", "audit")
@@ -156,7 +155,7 @@ def observed_config(claim: Claim, rounds: int, lr: float) -> RunConfig:
     config = mechanism_config(claim.config, rounds=rounds, local_epochs=t.local_epochs, sample_rate=q)
     # The audit may take more rounds than the run at the run's noise: its target is not what is looked at here.
     epsilon = 10 * (config.privacy.epsilon or 1.0)
-    return changed(config, training={"lr": lr, "momentum": MOMENTUM}, privacy={"epsilon": epsilon})
+    return config.replace({"training.lr": lr, "training.momentum": MOMENTUM, "privacy.epsilon": epsilon})
 
 
 class NumberedBlanks(CanarySamples):

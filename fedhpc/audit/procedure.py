@@ -29,7 +29,6 @@ from fedhpc.audit.report import (
     write_bytes,
 )
 from fedhpc.audit.target import Subject, Target, find_target, open_subject
-from fedhpc.audit.transmission import changed
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import with_code
 from fedhpc.records.run_directory import RunDirectory
@@ -125,7 +124,7 @@ def audit(options: Options) -> int:
 def shortened(subject: Subject) -> Subject:
     """With one local epoch a round."""
     epochs = subject.config.training.local_epochs
-    config = changed(subject.config, training={"local_epochs": 1})
+    config = subject.config.replace({"training.local_epochs": 1})
     plan = replace(subject.plan, steps_per_round=subject.plan.steps_per_round // epochs)
     return replace(subject, config=config, plan=plan)
 

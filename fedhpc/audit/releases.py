@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedhpc.audit.findings import WITH_DP
 from fedhpc.audit.mechanism import mechanism_config
 from fedhpc.audit.target import Subject
-from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released
+from fedhpc.audit.transmission import WORST_CASE, AuditedSite, released
 from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.util.arrays import F32, I64
@@ -44,7 +44,7 @@ def one_step_releases(subject: Subject, model: nn.Module, inputs: Tensor, label:
     With a learning rate of 1, no momentum and all entries sent, the update is minus the gradient.
     """
     config = mechanism_config(subject.config, rounds=1, local_epochs=1, sample_rate=1.0)
-    config = changed(config, training={"lr": 1.0, "batch_size": 1})
+    config = config.replace({"training.lr": 1.0, "training.batch_size": 1})
     params, samples, found = to_vector(model), OneUnit(inputs, label), {}
     for setting, plan in _plans(replace(subject.plan, sample_rate=1.0, steps_per_round=1)).items():
         site = AuditedSite(subject.site, subject.index, model, samples, config, plan, 1, subject.bench)
@@ -64,7 +64,7 @@ def real_releases(subject: Subject) -> dict[str, F32]:
         PrivacyError: the site ledger refuses the round with noise.
     """
     subject.charges.pay(subject.plan)
-    config = changed(subject.config, privacy={"noise_seed": None})
+    config = subject.config.replace({"privacy.noise_seed": None})
     found = {}
     for setting, plan in _plans(subject.plan).items():
         site = AuditedSite(

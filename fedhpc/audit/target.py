@@ -13,7 +13,6 @@ from fedhpc.audit.charges import PatientCharges
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import build_model
 from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import load_backbone
@@ -26,7 +25,8 @@ from fedhpc.run.display import Console
 from fedhpc.run.network import checked_network
 from fedhpc.run.public_features import make_reference, public_map
 from fedhpc.run.session import make_phantoms
-from fedhpc.site.data.samples import FeatureSamples, ImageSamples, Samples
+from fedhpc.site.data.open_site import open_site_of_run
+from fedhpc.site.data.samples import Samples
 from fedhpc.site.data.shard import Shard
 from fedhpc.util.arrays import F32
 
@@ -141,7 +141,8 @@ def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
     make_reference(config, console)
     # An audit may run on another machine than the run did.
     bench = prepare(config.runtime.model_copy(update={"device": "auto"}), 0)
-    with Shard.open(config.data.shard_path(name), name, in_memory=config.data.in_memory) as shard:
+    with open_site_of_run(config, name) as opened:
+        shard = opened.shard
         backbone = load_backbone(config.model.backbone) if config.model.backbone else None
         task = Task(shard.classes, shard.image_shape)
         model = checked_network(config, task) if config.model.checked else build_model(config, task, backbone)
@@ -156,7 +157,7 @@ def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
             index=index,
             weight=config.data.sites[index].weight or 1,
             shard=shard,
-            samples=_samples(config, shard, backbone, bench),
+            samples=opened.samples(None if backbone is None else backbone.to(bench.device)),
             task=task,
             model=model,
             params=params,
@@ -181,9 +182,3 @@ def _params(target: Target, model: nn.Module) -> tuple[F32, int]:
             code="resume.other-state",
         )
     return params, last
-
-
-def _samples(config: RunConfig, shard: Shard, backbone: Backbone | None, bench: Device) -> Samples:
-    if backbone is None:
-        return ImageSamples(shard)
-    return FeatureSamples(shard, backbone.to(bench.device), config.data.shard_path(shard.site).parent)

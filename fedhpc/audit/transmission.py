@@ -1,8 +1,6 @@
 """What a hospital sends that trains as the audit says: the payload of `site_round`, decoded."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -82,15 +80,3 @@ def with_memory(site: Participant, state: RunState, residual: F32, exchange: Exc
     payload, residual = site_round(site, state, residual, terms)
     update = decode(payload, sender=site.index, round=state.round, size=state.params.size)
     return update.entries.dense(), residual
-
-
-def changed(config: RunConfig, **sections: Mapping[str, Any]) -> RunConfig:
-    """`config` with some keys of some sections replaced, checked like any config.
-
-    >>> from fedhpc.config.schema import Exchange, RunConfig
-    >>> tree = {"name": "x", "data": {"shards": "{site}.h5", "sites": [{"name": "a"}]}}
-    >>> changed(RunConfig.model_validate(tree), training={"lr": 1.0}).training.lr
-    1.0
-    """
-    tree = config.model_dump(mode="json")
-    return RunConfig.model_validate({**tree, **{name: {**tree[name], **keys} for name, keys in sections.items()}})

@@ -18,7 +18,6 @@ from fedhpc.audit.noise_laws import BIAS_SHARE, canaries_alone
 from fedhpc.audit.observation import Claim, Work, observed_config, private_gradients
 from fedhpc.audit.statistics import LAW_RISK, dispersion_interval, share_interval
 from fedhpc.audit.target import Subject
-from fedhpc.audit.transmission import changed
 from fedhpc.config.privacy import Privacy
 from fedhpc.models.vector import from_vector
 from fedhpc.site.data.samples import Samples
@@ -194,7 +193,7 @@ def _one_sum(subject: Subject, rows: I64) -> NDArray[np.float64]:
     """The clipped sum of one step on these rows, in clip norms, f64[d] (private)."""
     config = mechanism_config(subject.config, rounds=1, local_epochs=1, sample_rate=1.0)
     # A rate so large that what the parameters were does not round the difference.
-    config = changed(config, training={"lr": 1000.0})
+    config = config.replace({"training.lr": 1000.0})
     plan = replace(subject.plan, noise_multiplier=0.0, sample_rate=1.0, steps_per_round=1)
     model: nn.Module = subject.model
     from_vector(model, subject.params)

@@ -31,8 +31,7 @@ from fedhpc.models.task import Task
 from fedhpc.models.vector import to_vector
 from fedhpc.records.rounds import FLOAT32_BYTES
 from fedhpc.run.display import MB
-from fedhpc.site.data.samples import ImageSamples
-from fedhpc.site.data.shard import Shard
+from fedhpc.site.data.open_site import open_site
 from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.util.arrays import F32
 from fedhpc.util.progress import progress
@@ -198,7 +197,6 @@ def densenet121_update() -> F32:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{PHANTOM_SITE}.h5"
         write_site(Cohort(seed=0, images=PHANTOM_IMAGES, image_size=PHANTOM_SIZE), PHANTOM_SITE, path)
-        shard = Shard.open(path, PHANTOM_SITE, in_memory=True)
         config = RunConfig.model_validate(
             {
                 "name": "bench",
@@ -207,9 +205,11 @@ def densenet121_update() -> F32:
                 "training": {"batch_size": 16},
             }
         )
-        model = build_model(config, Task(tuple(shard.classes), shard.image_shape, shard.kind))
-        place = SiteContext(config, model, Device(torch.device("cpu"), bf16=False), None, lambda done, total: None)
-        return Hospital(PHANTOM_SITE, 0, shard.n, ImageSamples(shard), place).train(to_vector(model), 0)
+        with open_site(path, PHANTOM_SITE, in_memory=True) as site:
+            shard = site.shard
+            model = build_model(config, Task(tuple(shard.classes), shard.image_shape, shard.kind))
+            place = SiteContext(config, model, Device(torch.device("cpu"), bf16=False), None, lambda done, total: None)
+            return Hospital(PHANTOM_SITE, 0, shard.n, site.samples(None), place).train(to_vector(model), 0)
 
 
 def report(figures: Mapping[str, Any]) -> str:

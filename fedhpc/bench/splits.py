@@ -30,7 +30,7 @@ from fedhpc.api import load_config, train
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.saved import load_backbone
-from fedhpc.site.data.samples import FeatureSamples, feature_path
+from fedhpc.site.data.open_site import open_site
 from fedhpc.site.data.shard import Shard
 from fedhpc.util.files import write_atomically, write_bytes
 from fedhpc.util.progress import at_work
@@ -124,15 +124,15 @@ class _FeatureStore:
         if not whole.exists():
             _quietly(lambda: import_images(_import(experiment, whole, sites=1, all_test=True)))
         self._backbone = backbone
-        with Shard.open(whole, None, need_train=False) as shard:
-            self._features = FeatureSamples(shard, backbone, out).inputs(np.arange(shard.n)).numpy()
-            self._row_of = {digest: row for row, digest in enumerate(_hashes(shard))}
+        with open_site(whole) as site:
+            self._features = site.samples(backbone).inputs(np.arange(site.shard.n)).numpy()
+            self._row_of = {digest: row for row, digest in enumerate(_hashes(site.shard))}
 
     def keep_for(self, path: Path) -> None:
         """Put the features of the images of a shard beside it, where a run looks for them."""
-        with Shard.open(path, None, need_train=False) as shard:
-            rows = [self._row_of[digest] for digest in _hashes(shard)]
-            kept = feature_path(shard, self._backbone, path.parent)
+        with open_site(path) as site:
+            rows = [self._row_of[digest] for digest in _hashes(site.shard)]
+            kept = site.features_path(self._backbone)
             write_atomically(kept, lambda out: np.save(out, self._features[rows], allow_pickle=False))
 
 

@@ -98,9 +98,7 @@ def _settled(config: RunConfig, directory: RunDirectory, transport: Transport, t
             code="resume.config-missing",
         )
     if config.runtime.threads == "auto":
-        config = config.model_copy(
-            update={"runtime": config.runtime.model_copy(update={"threads": earlier.runtime.threads})}
-        )
+        config = config.replace({"runtime.threads": earlier.runtime.threads})
     _refuse_changes(config, earlier, directory)
     return config
 
@@ -137,7 +135,7 @@ def resolved(config: RunConfig, transport: Transport) -> RunConfig:
     if config.runtime.threads != "auto":
         return config
     threads = max(1, len(os.sched_getaffinity(0)) // transport.local_size)
-    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": threads})})
+    return config.replace({"runtime.threads": threads})
 
 
 def check_ranks(config: RunConfig, ranks: int) -> None:

@@ -21,7 +21,7 @@ from fedhpc.records.metrics import (
     score_histogram,
 )
 from fedhpc.run.display import findings_lines
-from fedhpc.site.data.samples import FeatureSamples, ImageSamples, Samples
+from fedhpc.site.data.open_site import open_site
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.evaluation import predict
 from fedhpc.util.rng import generator
@@ -51,12 +51,13 @@ def evaluate(run: Path, shard_path: Path) -> dict[str, Any]:
             code="run-directory.not-a-run",
         )
     saved = load_model(path)
-    with Shard.open(shard_path, None, need_train=False) as shard:
+    with open_site(shard_path) as site:
+        shard = site.shard
         _check_fit(saved, shard, shard_path)
         bench = prepare(saved.config.runtime.model_copy(update={"device": "auto"}), 0)
         # What a network of the user's prints is not for standard output, which belongs to `--json`.
         with contextlib.redirect_stdout(sys.stderr):
-            predictions = predict(saved.network.to(bench.device), samples_of(saved, shard, shard_path), "test", bench)
+            predictions = predict(saved.network.to(bench.device), site.samples(saved.backbone), "test", bench)
     config = saved.config.evaluation
     stack = bootstrap_histograms(predictions, config.bootstrap, generator(saved.config.seed, "evaluate"))
     thresholds = np.array(saved.f1_thresholds, np.int64)
@@ -117,13 +118,3 @@ def _check_fit(saved: SavedModel, shard: Shard, path: Path) -> None:
             )
     if not len(shard.indices("test")):
         raise ShardError(f"{path}: has no test split; prepare it with --all-test", code="shard.empty-split")
-
-
-def samples_of(saved: SavedModel, shard: Shard, path: Path) -> Samples:
-    """A shard's inputs for a model: its images, or the features of the model's backbone.
-
-    The path is the shard's: features are kept beside it.
-    """
-    if saved.backbone is None:
-        return ImageSamples(shard)
-    return FeatureSamples(shard, saved.backbone, path.parent)

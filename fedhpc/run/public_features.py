@@ -13,7 +13,7 @@ from fedhpc.models.backbones import Backbone
 from fedhpc.models.whitening import PublicMap, fit_public_map
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
-from fedhpc.site.data.samples import FeatureSamples
+from fedhpc.site.data.open_site import open_site
 from fedhpc.site.data.shard import Shard
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
@@ -68,9 +68,9 @@ def public_map(config: RunConfig, backbone: Backbone) -> PublicMap:
 
 def _fitted(config: RunConfig, backbone: Backbone) -> dict[str, Array]:
     path, kept = Path(str(config.data.public_reference)), config.model.features
-    with Shard.open(path, None, need_train=False) as shard:
-        features = FeatureSamples(shard, backbone, path.parent).inputs(np.arange(shard.n)).numpy()
-        hashes = np.frombuffer(b"".join(sorted(shard.image_hashes)), np.uint8).reshape(-1, 32)
+    with open_site(path) as site:
+        features = site.samples(backbone).inputs(np.arange(site.shard.n)).numpy()
+        hashes = np.frombuffer(b"".join(sorted(site.shard.image_hashes)), np.uint8).reshape(-1, 32)
     found = fit_public_map(features, int(kept or 0), config.model.whitening)
     return {"mean": found.mean, "projection": found.projection, "hashes": hashes}
 

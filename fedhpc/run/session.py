@@ -4,14 +4,10 @@ import json
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
-
-from pydantic import Field, TypeAdapter
-from typing_extensions import TypedDict
+from typing import Any
 
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import InputError, PayloadError, PrivacyError, ShardError, inside
-from fedhpc.models.backbones import Backbone
+from fedhpc.errors import InputError, PrivacyError, ShardError, inside
 from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import load_backbone
 from fedhpc.models.task import Task
@@ -28,18 +24,20 @@ from fedhpc.run.public_features import Place as MapPlace
 from fedhpc.run.public_features import agreed_map, make_reference
 from fedhpc.run.recorded_heads import Recorded, check_recorded, recorded_heads
 from fedhpc.run.secure_channel import open_secure_channel, sites_by_rank
+from fedhpc.run.site_facts import read_facts
 from fedhpc.run.sum_identities import TrustModel, agreed_identities, trust_model
 from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.account import open_account, permit_without_privacy
+from fedhpc.site.data.open_site import OpenSite, open_site_of_run
 from fedhpc.site.data.pixel_blocks import image_blocks
-from fedhpc.site.data.samples import FeatureSamples, ImageSamples, PooledSamples, Samples
+from fedhpc.site.data.samples import PooledSamples, Samples
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.site.training.local_sgd import OnStep
 from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
-from fedhpc.transport.messages import Count, Name, of_each, parsed, said
+from fedhpc.transport.messages import said
 from fedhpc.util.progress import at_work
 
 POOLED = "pooled"
@@ -91,7 +89,8 @@ def open_session(
     indices = my_sites(config, transport)
     run_on_all_ranks(transport, lambda: make_phantoms(config, [config.site_names[i] for i in indices], console))
     run_on_all_ranks(transport, lambda: make_reference(config, console) if transport.rank == 0 else None)
-    shards = run_on_all_ranks(transport, lambda: _open_shards(config, indices, directory, transport.rank))
+    opened = run_on_all_ranks(transport, lambda: _open_sites(config, indices, directory, transport.rank))
+    shards = [site.shard for site in opened]
     accounts = _accounts(config, directory, transport, shards)
     if config.exchange.search:
         for shard in shards:
@@ -115,7 +114,8 @@ def open_session(
     start_from(config, directory, task, place.model, transport)
     weights = tuple(common["weights"])
     grid = run_on_all_ranks(transport, lambda: _grid(config, place, weights))
-    samples = [_samples(config, shard, backbone, bench) for shard in shards]
+    on_device = None if backbone is None else backbone.to(bench.device)
+    samples = [site.samples(on_device) for site in opened]
     sites = tuple(
         Hospital(config.site_names[i], i, weights[i], mine, place) for i, mine in zip(indices, samples, strict=True)
     )
@@ -134,39 +134,6 @@ def _shard_digests(
     alone = {site.name: (shard.digest,) for site, shard in zip(sites, shards, strict=True)}
     pooled = {one.name: tuple(shard.digest for shard in shards) for one in learners if one.name == POOLED}
     return {**alone, **pooled}
-
-
-class SiteFacts(TypedDict):
-    """What a site says of itself before the first round (public)."""
-
-    site: Name
-    classes: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=2, max_length=1000)]
-    image_shape: Annotated[list[Annotated[int, Field(ge=1, le=2**20)]], Field(min_length=3, max_length=3)]
-    weight: Annotated[int, Field(ge=0, le=2**48)]
-    rank: Count
-    host: Name
-    device: Annotated[str, Field(pattern=r"^[a-z]{1,20}(:\d{1,4})?$")]
-
-
-SITE_FACTS = TypeAdapter(SiteFacts)
-
-
-def read_facts(config: RunConfig, ranks: int, payloads: Sequence[bytes]) -> list[SiteFacts]:
-    """Return every site's facts, in site order, each checked against the site whose session it came through.
-
-    Raises:
-        PayloadError: naming a site whose message is none, or speaks for another site or rank.
-    """
-    places = {config.site_names[i]: rank for rank, block in enumerate(sites_by_rank(config, ranks)) for i in block}
-    declared = {site.name: site.weight for site in config.data.sites}
-
-    def read(site: str, payload: bytes) -> SiteFacts:
-        facts = parsed(payload, SITE_FACTS, f"site {site}, hello")
-        if facts["site"] != site or facts["rank"] != places[site] or declared[site] not in (None, facts["weight"]):
-            raise PayloadError(f"site {site}, hello: it speaks for another site, rank or weight than its own")
-        return facts
-
-    return of_each(payloads, config.site_names, "hello", read)
 
 
 def _on_step(config: RunConfig, console: Console, notice: StopRequest) -> OnStep:
@@ -200,34 +167,19 @@ def make_phantoms(config: RunConfig, sites: Sequence[str], console: Console) -> 
         write_site(cohort, name, config.data.shard_path(name))
 
 
-def _open_shards(config: RunConfig, indices: Sequence[int], directory: RunDirectory, rank: int) -> list[Shard]:
+def _open_sites(config: RunConfig, indices: Sequence[int], directory: RunDirectory, rank: int) -> list[OpenSite]:
     """Open this rank's shards. What is wrong with one goes to its site's own log, its kind to all ranks."""
-    shards, problems = [], []
+    opened, problems = [], []
     for i in indices:
         name = config.site_names[i]
         try:
-            shards.append(_open_shard(config, name))
+            opened.append(open_site_of_run(config, name))
         except ShardError as error:
             directory.log(name, rank).write("ERROR", inside(error))
             problems.append(error)
     if problems:
         raise ShardError("\n".join(map(str, problems)), code=problems[0].code)
-    return shards
-
-
-def _open_shard(config: RunConfig, name: str) -> Shard:
-    shard = Shard.open(config.data.shard_path(name), name, in_memory=config.data.in_memory)
-    if shard.kind != config.task:
-        raise ShardError(
-            f"shard of site {name!r}: its labels are {shard.kind}, the config says task={config.task}. Set task to "
-            f"{shard.kind}, or prepare the shard for the other"
-        )
-    empty = [split for split in ("val", "test") if not len(shard.indices(split))]
-    if empty:
-        raise ShardError(
-            f"shard of site {name!r}: split {' and '.join(empty)} is empty; a run needs it", code="shard.empty-split"
-        )
-    return shard
+    return opened
 
 
 def _accounts(
@@ -296,13 +248,6 @@ def _grid(config: RunConfig, place: SiteContext, weights: Sequence[int]) -> Inte
         return None
     size, rounds = parameter_count(place.model), config.training.rounds
     return plan_grid(place.plan.noise_multiplier, size, weights, config.honest_sites, rounds)
-
-
-def _samples(config: RunConfig, shard: Shard, backbone: Backbone | None, bench: Device) -> Samples:
-    if backbone is None:
-        return ImageSamples(shard)
-    cache = config.data.shard_path(shard.site).parent
-    return FeatureSamples(shard, backbone.to(bench.device), cache)
 
 
 def _learners(

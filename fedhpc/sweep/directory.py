@@ -283,4 +283,4 @@ def with_threads(config: RunConfig, cpus: int) -> RunConfig:
     """`runtime.threads: auto` as what a rank is given: several trials on a machine must not each take all of it."""
     if config.runtime.threads != "auto":
         return config
-    return config.model_copy(update={"runtime": config.runtime.model_copy(update={"threads": cpus})})
+    return config.replace({"runtime.threads": cpus})

@@ -21,7 +21,7 @@ from fedhpc.run.loop import read_model
 from fedhpc.run.preflight.facts import RANK_FACTS, token_name
 from fedhpc.run.preflight.facts import read_facts as read_rank_facts
 from fedhpc.run.resume import FOUND
-from fedhpc.run.session import read_facts
+from fedhpc.run.site_facts import read_facts
 from fedhpc.transport.messages import of_each, parsed, said
 
 SHAPE = (1, 3, BINS)

@@ -10,7 +10,7 @@ from torch import nn
 from fedhpc.audit.canaries import Blank, CanarySamples, head_canaries, network_canaries
 from fedhpc.audit.mechanism import Mechanism, mechanism_config
 from fedhpc.audit.target import Subject
-from fedhpc.audit.transmission import WORST_CASE, AuditedSite, changed, released
+from fedhpc.audit.transmission import WORST_CASE, AuditedSite, released
 from fedhpc.models.device import Device
 from fedhpc.models.vector import to_vector
 from fedhpc.models.whitening import Whitening
@@ -35,7 +35,7 @@ def test_each_canary_contributes_one_clip_norm_in_its_own_direction(
     subject: Subject, head: bool, clip_norm: float
 ) -> None:
     mechanism = quiet(subject, head)
-    config = changed(mechanism.config, privacy={"clip_norm": clip_norm})
+    config = mechanism.config.replace({"privacy.clip_norm": clip_norm})
     scores = replace(mechanism, config=config, clip_norm=clip_norm).one_round(INCLUDED)
     # A part of a head's canary is in the bias.
     np.testing.assert_allclose(scores, INCLUDED.astype(float), atol=0.01 if head else 1e-3)

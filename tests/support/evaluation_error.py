@@ -15,7 +15,6 @@ from fedhpc.models.saved import load_model
 from fedhpc.privacy.evaluation_plan import plan_evaluation
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.records.metrics import Predictions, auc, f1_thresholds, metrics, score_histogram
-from fedhpc.run.evaluate import samples_of
 from fedhpc.run.evaluation.curves import (
     EDGES,
     Answer,
@@ -28,7 +27,7 @@ from fedhpc.run.evaluation.curves import (
     macro,
     metrics_of,
 )
-from fedhpc.site.data.shard import Shard
+from fedhpc.site.data.open_site import open_site
 from fedhpc.site.evaluation import predict
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
 
@@ -40,8 +39,8 @@ def predictions(run: Path) -> tuple[list[Predictions], list[Predictions]]:
     val, test = [], []
     for site in saved.config.site_names:
         path = saved.config.data.shard_path(site)
-        with Shard.open(path, site) as shard:
-            samples = samples_of(saved, shard, path)
+        with open_site(path, site) as opened:
+            samples = opened.samples(saved.backbone)
             val.append(predict(saved.network, samples, "val", bench))
             test.append(predict(saved.network, samples, "test", bench))
     return val, test

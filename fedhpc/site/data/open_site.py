@@ -1,0 +1,87 @@
+"""One site's shard, open, and the samples that a network reads of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from fedhpc.config.schema import RunConfig
+from fedhpc.errors import ShardError
+from fedhpc.models.backbones import Backbone
+from fedhpc.site.data.samples import FeatureSamples, ImageSamples, Samples, feature_path
+from fedhpc.site.data.shard import Shard
+
+
+@dataclass(frozen=True)
+class OpenSite:
+    """An open shard (private), and the folder that it lies in. A context manager; close it or use `with`."""
+
+    shard: Shard
+    folder: Path
+
+    def samples(self, backbone: Backbone | None) -> Samples:
+        """Return the images, or their features of a frozen `backbone`, computed where it is and kept beside the shard.
+
+        Raises:
+            ShardError: the features cannot be kept.
+        """
+        return ImageSamples(self.shard) if backbone is None else FeatureSamples(self.shard, backbone, self.folder)
+
+    def features_path(self, backbone: Backbone) -> Path:
+        """Return the file that `samples` keeps the features of `backbone` in."""
+        return feature_path(self.shard, backbone, self.folder)
+
+    def close(self) -> None:
+        """Close the shard. Closing twice is harmless."""
+        self.shard.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_site(path: Path, name: str | None = None, *, in_memory: bool | Literal["auto"] = "auto") -> OpenSite:
+    """Open the shard at `path`.
+
+    Args:
+        path: the `.h5` file.
+        name: the site that it must be of; None: of any, and a training split is not needed.
+        in_memory: see `Shard.open`.
+
+    Raises:
+        ShardError: the file is not a shard, or that of another site.
+    """
+    return OpenSite(Shard.open(path, name, in_memory=in_memory, need_train=name is not None), path.parent)
+
+
+def open_site_of_run(config: RunConfig, name: str) -> OpenSite:
+    """Open the shard of a site of a run.
+
+    Raises:
+        ShardError: as `open_site`; or its labels are not of the config's task, or a validation or test split is empty.
+    """
+    site = open_site(config.data.shard_path(name), name, in_memory=config.data.in_memory)
+    try:
+        _check_fit(config, site.shard)
+    except ShardError:
+        site.close()
+        raise
+    return site
+
+
+def _check_fit(config: RunConfig, shard: Shard) -> None:
+    if shard.kind != config.task:
+        raise ShardError(
+            f"shard of site {shard.site!r}: its labels are {shard.kind}, the config says task={config.task}. Set task "
+            f"to {shard.kind}, or prepare the shard for the other"
+        )
+    empty = [split for split in ("val", "test") if not len(shard.indices(split))]
+    if empty:
+        raise ShardError(
+            f"shard of site {shard.site!r}: split {' and '.join(empty)} is empty; a run needs it",
+            code="shard.empty-split",
+        )
