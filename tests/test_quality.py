@@ -22,6 +22,29 @@ OWNERS = {
     "psutil": ["fedhpc.util.processes"],
     "submitit": ["fedhpc.sweep"],
 }
+# All that the code of a hospital imports from outside of fedhpc: what is not named here could be a way out.
+SITE_IMPORTS = {"collections", "contextlib", "copy", "dataclasses", "functools", "h5py", "hashlib", "hmac", "io"} | {
+    *(
+        "logging",
+        "math",
+        "numpy",
+        "opacus",
+        "os",
+        "pathlib",
+        "pydantic",
+        "secrets",
+        "torch",
+        "types",
+        "typing",
+        "warnings",
+    )
+}
+# Names by which a module that may be imported gives a socket, a process or another module.
+WAYS_OUT = re.compile(
+    r"__import__|eval|exec|compile|globals|__builtins__|(.+\.)?(import_module|DataSource|__globals__)|sys\.modules|"
+    r"logging\.handlers|torch\.(distributed|multiprocessing|hub)|"
+    r"os\.(system|popen|fork|forkpty|exec\w+|spawn\w+|posix_spawn\w*|startfile|sendfile|mkfifo)"
+)
 NOT_OURS = {"runs", "data", "build", "dist", "__pycache__"}
 BINARY = {".npz", ".npy", ".png", ".pt", ".h5"}
 SHELL_LINE = re.compile(r"#!.*\b(ba|da)?sh\b")
@@ -89,6 +112,37 @@ def test_package_has_one_owner(imports: grimp.ImportGraph, package: str) -> None
         if not any(module == owner or module.startswith(f"{owner}.") for owner in OWNERS[package])
     }
     assert not strangers, f"{package} is imported by {sorted(strangers)}, its owner is {OWNERS[package]}"
+
+
+def test_hospital_imports_only_what_is_listed(imports: grimp.ImportGraph) -> None:
+    """The contract of import-linter names what is forbidden; a module that it does not name is found here."""
+    inside = {"fedhpc.site", *imports.find_descendants("fedhpc.site")}
+    found = {name for module in inside for name in imports.find_modules_directly_imported_by(module)}
+    assert {name for name in found if imports.is_module_squashed(name)} <= SITE_IMPORTS
+
+
+def names_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every variable, attribute and import."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute):
+            yield node.lineno, ast.unparse(node)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+            yield node.lineno, str(node.module)
+        elif isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+
+
+def test_hospital_names_no_way_out() -> None:
+    """What an import graph does not show: `os.system`, `torch.distributed`, modules by name."""
+    paths = sorted((REPO / "fedhpc" / "site").rglob("*.py"))
+    found = [
+        f"{path.relative_to(REPO)}:{line} {name}"
+        for path in paths
+        for line, name in names_in(ast.parse(path.read_text(encoding="utf-8")))
+        if WAYS_OUT.fullmatch(name)
+    ]
+    assert paths and not found, "\n".join(found)
 
 
 def test_no_machine_paths() -> None:

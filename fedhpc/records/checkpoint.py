@@ -123,9 +123,10 @@ def _refuse_foreign(path: Path, found: Mapping[str, str | int], wanted: Mapping[
     if differing:
         # Digests say nothing to a reader, and that of a shard is private.
         shown = [f"{key} {found.get(key)!r}" if key in ("kind", "round", "site") else key for key in differing]
+        older = ", or an earlier version of fedhpc wrote it: go on with that version" if differing == ["config"] else ""
         raise ForeignCheckpointError(
-            f"{path}: is the checkpoint of another {', '.join(shown)}. Put the right file back; without it, remove "
-            "this one, and the round before is gone on from"
+            f"{path}: is the checkpoint of another {', '.join(shown)}{older}. Put the right file back; without it, "
+            "remove this one, and the round before is gone on from"
         )
 
 
