@@ -321,6 +321,11 @@ TABLE = (
         "Make the shards alike.",
     ),
     ErrorCode(
+        "shard.task",
+        "The labels of a shard are of another task (multiclass, multilabel) than the config says.",
+        "Set task as the message says, or make the shard again.",
+    ),
+    ErrorCode(
         "shard.features",
         "The cached features beside a shard are damaged or cannot be written.",
         "Make room there, or remove the file: it is computed again.",
@@ -496,6 +501,11 @@ TABLE = (
     # Audit.
     ErrorCode(
         "audit.not-federated", "The config sends no updates, so there is none to attack.", "Audit a federated run."
+    ),
+    ErrorCode(
+        "audit.task",
+        "The attacks of the audit know single classes only, and the task is multilabel.",
+        "Audit a multiclass config of the same privacy section and model.",
     ),
     ErrorCode(
         "audit.failed",

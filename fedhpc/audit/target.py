@@ -53,7 +53,9 @@ def find_target(path: Path, overrides: list[str]) -> Target:
     target = _of_run(path, overrides) if path.is_dir() else Target(load_config(path, overrides), None)
     config = target.config
     if config.task != "multiclass":
-        raise InputError(f"{path}: task={config.task}: the attacks of the audit know single classes only")
+        raise InputError(
+            f"{path}: task={config.task}: the attacks of the audit know single classes only", code="audit.task"
+        )
     if config.mode != "federated":
         raise InputError(
             f"{path}: mode={config.mode}: no update leaves a hospital there; audit a federated run",

@@ -77,7 +77,8 @@ def _check_fit(config: RunConfig, shard: Shard) -> None:
     if shard.kind != config.task:
         raise ShardError(
             f"shard of site {shard.site!r}: its labels are {shard.kind}, the config says task={config.task}. Set task "
-            f"to {shard.kind}, or prepare the shard for the other"
+            f"to {shard.kind}, or prepare the shard for the other",
+            code="shard.task",
         )
     empty = [split for split in ("val", "test") if not len(shard.indices(split))]
     if empty:
