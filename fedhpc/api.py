@@ -61,19 +61,34 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """The result, as in summary.json; InputError where the run has not finished."""
-        return RunDirectory(self.path).read_summary()
+        directory = RunDirectory(self.path)
+        if not directory.summary.exists():
+            raise self._lacks(f"has not finished, {len(self.rounds)} round(s) are done. Go on with fedhpc.train")
+        return directory.read_summary()
 
     @property
     def epsilon(self) -> float | None:
-        """The largest epsilon of any site, all releases of the run counted; None without privacy."""
+        """The largest epsilon of any site for its training units; None without privacy.
+
+        Of validation and test patients it is `summary["evaluation_epsilon"]`. InputError where it has not finished.
+        """
         spent: float | None = self.summary["epsilon"]
         return spent
 
     def model(self) -> "SavedModel":
-        """Return the final model with its classes and image shape; InputError where it cannot be rebuilt."""
+        """Return the final model with its classes and image shape; InputError where there is none or it is not rebuilt.
+
+        The source of `model.build` is executed (docs/add-a-model.md).
+        """
         from fedhpc.models.saved import load_model
 
-        return load_model(RunDirectory(self.path).model)
+        path = RunDirectory(self.path).model
+        if not path.exists():
+            raise self._lacks("has no model.pt: it has not finished, or mode=local left sites/SITE/model.pt")
+        return load_model(path)
+
+    def _lacks(self, problem: str) -> InputError:
+        return InputError(f"{self.path}: {problem}", code="run-directory.not-a-run")
 
 
 def open_run(path: str | Path) -> Run:

@@ -8,6 +8,7 @@ import yaml
 
 import fedhpc
 from fedhpc.errors import InputError
+from fedhpc.records.run_directory import RunDirectory
 from tests.conftest import Mpi, run_limited
 
 TREE = {
@@ -46,6 +47,16 @@ def test_replace_fills_an_absent_section(config: Path) -> None:
     phantom = fedhpc.load_config(config).replace({"data.phantom.images": 500}).data.phantom
     assert phantom is not None
     assert phantom.images == 500
+
+
+@pytest.mark.parametrize("part", ["summary", "epsilon", "model"])
+def test_part_of_an_unfinished_run_is_refused(config: Path, tmp_path: Path, part: str) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.write_config(fedhpc.load_config(config))
+    run = fedhpc.open_run(directory.path)
+    assert run.rounds == []
+    with pytest.raises(InputError, match="has not finished"):
+        run.model() if part == "model" else getattr(run, part)
 
 
 @pytest.mark.mpi
