@@ -68,7 +68,7 @@ MUTANTS = (
         "        drawn = work.units.draw(plan.sample_rate, stream)\n",
         "        drawn = work.units.draw(plan.sample_rate, stream)\n"
         "        if done == plan.steps_per_round:\n"
-        "            terms = Terms(p.clip_norm, 0.0, plan.sample_rate * work.weight, work.entropy.noise)\n"
+        "            terms = NoiseConfig(p.clip_norm, 0.0, plan.sample_rate * work.weight, work.entropy.noise)\n"
         "            step = PrivateStep(step.clipped, step.optimizer, terms)\n",
         laws=("noise: noise of each step", "network: noise of the weights"),
         tests=(f"{ROUND_TESTS}test_every_step_adds_the_planned_noise",),
@@ -230,6 +230,7 @@ MUTANTS = (
         "float noise instead of grid noise",
         DP_SGD,
         "        mean = released(clipped.total, noise, terms.expected_units, clipped.mean)\n",
+        "        import torch\n\n"
         "        u, v = torch.from_numpy(noise.stream.uniform(2 * len(clipped.total))).float().chunk(2)\n"
         "        normal = torch.sqrt(-2 * torch.log1p(-u)) * torch.cos(2 * torch.pi * v)\n"
         "        mean = clipped.mean.copy_(clipped.total.float() + std * normal).div_(terms.expected_units)\n",

@@ -1,5 +1,6 @@
 """Faults made on purpose are noticed: some by the audit's laws always, all by laws and tests with `-m slow`."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def test_every_mutant_still_applies() -> None:
         for mutant, root in zip(MUTANTS, roots, strict=True):
             patched = (root / mutant.file).read_text(encoding="utf-8")
             assert patched != (REPO / mutant.file).read_text(encoding="utf-8"), mutant.name
+        # A fault that ends in a NameError would be noticed by anything.
+        files = [root / mutant.file for mutant, root in zip(MUTANTS, roots, strict=True)]
+        ruff = [Path(sys.executable).parent / "ruff", "check", "--isolated", "--select", "F821", *files]
+        done = subprocess.run(ruff, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
     assert all(mutant.tests for mutant in MUTANTS)
 
