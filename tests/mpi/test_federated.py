@@ -353,7 +353,7 @@ def test_bad_shard_ends_all_ranks_with_one_message(cohort: Path, tmp_path: Path,
     status, _, err = train(under(mpirun, 2), copy, tmp_path / "run")
     assert status == 2
     assert time.monotonic() - started < 60
-    assert (err.count("error: "), err.count("[shard]")) == (1, 1)
+    assert (err.count("error: "), err.count("[preflight]")) == (1, 1)
     assert "site3" in err
     assert "Traceback" not in err
 
