@@ -5,11 +5,10 @@ sites sent, to within one bin of 1/64 logit. It is exact: who knows a patient's 
 patient is there and in which class. With privacy on, a site therefore sends a few counts with noise instead
 (`fedhpc.site.release`), unless `evaluation.epsilon: null` asks for these.
 
-The interval comes from DeLong's components, summed by patient at each site (`squared_influence`); resamples of patients
-never leave a hospital.
+The interval comes from what the patients of each site add to the AUC's variance (`fedhpc.records.intervals`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +68,7 @@ def score_histogram(predictions: Predictions) -> I64:
     scores, positive = one_vs_rest(predictions.logits, predictions.labels)
     tasks = scores.shape[1]
     group = np.where(positive, np.where(predictions.early[:, None], EARLY, LATE), NEGATIVE)
-    cell = (np.arange(tasks) * 3 + group) * BINS + _bin(scores)
+    cell = (np.arange(tasks) * 3 + group) * BINS + cell_of(scores)
     return np.bincount(cell.ravel(), minlength=tasks * 3 * BINS).reshape(tasks, 3, BINS)
 
 
@@ -93,7 +92,7 @@ def one_vs_rest(logits: NDArray[np.float32], labels: I64) -> tuple[F64, NDArray[
 
 def bin_of(score: float) -> int:
     """The bin of `score_histogram` that a score of any size falls into."""
-    return int(_bin(np.array(score)))
+    return int(cell_of(np.array(score)))
 
 
 def lower_edge(bin: int) -> float:
@@ -105,7 +104,8 @@ def lower_edge(bin: int) -> float:
     return bin * 2 * LOGIT_RANGE / BINS - LOGIT_RANGE
 
 
-def _bin(scores: F64) -> I64:
+def cell_of(scores: F64) -> I64:
+    """Return the bin of each score, int64, 0 to BINS - 1."""
     position = np.floor((scores + LOGIT_RANGE) * (BINS / (2 * LOGIT_RANGE)))
     return np.clip(position, 0, BINS - 1).astype(np.int64)
 
@@ -236,104 +236,3 @@ def metrics(test: I64, thresholds: I64, specificity: float) -> Metrics:
         {metric.key: metric.exact(Counts(test[k], thresholds[k], specificity)) for metric in METRICS} for k in tasks
     )
     return Metrics(overall, int(test[0].sum()), tuple(by_class))
-
-
-@dataclass(frozen=True)
-class Placements:
-    """What a site needs of all sites' counts to tell how its patients move the AUC; coarse, so that no image shows.
-
-    Attributes:
-        beaten, beats: uint16[T, BINS], in thousandths: the share of the negatives below a bin, of the positives above.
-        area: f64[T].
-        totals: f64[T, 2], how many negatives and positives there are.
-    """
-
-    beaten: NDArray[np.uint16]
-    beats: NDArray[np.uint16]
-    area: F64
-    totals: F64
-
-    @classmethod
-    def of(cls, pooled: I64) -> "Placements":
-        """From all sites' counts int64[T, 3, BINS]."""
-        negatives, positives = pooled[:, NEGATIVE], pooled[:, LATE] + pooled[:, EARLY]
-        totals = np.maximum(np.stack([negatives.sum(axis=1), positives.sum(axis=1)], axis=1), 1).astype(np.float64)
-        beaten = (np.cumsum(negatives, axis=1) - negatives / 2) / totals[:, :1]
-        beats = 1 - (np.cumsum(positives, axis=1) - positives / 2) / totals[:, 1:]
-        area = (positives * beaten).sum(axis=1) / totals[:, 1]
-        return cls(_thousandths(beaten), _thousandths(beats), area, totals)
-
-
-def _thousandths(shares: F64) -> NDArray[np.uint16]:
-    return np.rint(1000 * shares).astype(np.uint16)
-
-
-def squared_influence(predictions: Predictions, placed: Placements) -> float:
-    """The sum over this site's patients of their squared influence on the macro AUC of all sites.
-
-    An image's influence is the share of the other class that it beats or that beats it, less its mean, over the number
-    of its class (DeLong, DeLong and Clarke-Pearson 1988); a patient's is the sum over the images (Obuchowski 1997,
-    "Nonparametric analysis of clustered ROC curve data"). The sum over all sites estimates the AUC's variance.
-    """
-    scores, positive = one_vs_rest(predictions.logits, predictions.labels)
-    cells, tasks = _bin(scores), np.arange(scores.shape[1])
-    share = np.where(positive, placed.beaten[tasks, cells], placed.beats[tasks, cells]) / 1000
-    influence = (share - placed.area) / np.where(positive, placed.totals[:, 1], placed.totals[:, 0])
-    _, owner = np.unique(predictions.patient, return_inverse=True)
-    return float((np.bincount(owner, weights=influence.mean(axis=1)) ** 2).sum())
-
-
-def delong_interval(area: float | None, variance: float) -> tuple[float, float] | None:
-    """The 95 % interval of an AUC of this variance, normal on the scale of its log odds (Pepe 2003, section 5.2.4).
-
-    >>> delong_interval(0.9, 0.0004), delong_interval(1.0, 0.0), delong_interval(None, 0.1)
-    ((0.8534, 0.9329), (1.0, 1.0), None)
-    """
-    if area is None:
-        return None
-    if not 0 < area < 1 or not variance > 0:
-        return (area, area)
-    middle, deviation = np.log(area / (1 - area)), np.sqrt(variance) / (area * (1 - area))
-    low, high = (1 / (1 + np.exp(-(middle + side * 1.96 * deviation))) for side in (-1, 1))
-    return round(float(low), 4), round(float(high), 4)
-
-
-def bootstrap_histograms(predictions: Predictions, resamples: int, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """uint16[resamples, T, 3, BINS]: score histograms of patients drawn with replacement, for use inside one hospital.
-
-    They must not leave it: with the generator's seed every patient's score, class and stage can be read off them.
-
-    Patients are drawn, not images: a patient's images are not independent (cluster bootstrap, Field & Welsh 2007).
-    """
-    patients, owner = np.unique(predictions.patient, return_inverse=True)
-    stack = np.empty((resamples, *score_histogram(predictions).shape), np.uint16)
-    for b in range(resamples):
-        times = np.bincount(rng.integers(len(patients), size=len(patients)), minlength=len(patients))
-        rows = np.repeat(np.arange(len(owner)), times[owner])
-        stack[b] = score_histogram(_rows(predictions, rows))
-    return stack
-
-
-def _rows(predictions: Predictions, rows: I64) -> Predictions:
-    p = predictions
-    return Predictions(p.logits[rows], p.labels[rows], p.early[rows], p.patient[rows])
-
-
-def bootstrap_aucs(stacks: Iterable[NDArray[np.uint16]]) -> F64:
-    """f64[resamples]: the pooled AUC of each resample of every site's `bootstrap_histograms`; NaN where undefined."""
-    pooled: NDArray[np.int32] | None = None
-    for stack in stacks:
-        pooled = stack.astype(np.int32) if pooled is None else pooled + stack
-    if pooled is None:
-        raise ValueError("no bootstrap histograms; give those of at least one site")
-    values = [auc(counts.astype(np.int64)) for counts in pooled]
-    return np.array([np.nan if value is None else value for value in values])
-
-
-def interval95(values: F64) -> tuple[float, float] | None:
-    """The 95 % percentile interval (Efron & Tibshirani 1993, ch. 13) of the defined values; None if there are none."""
-    defined = values[~np.isnan(values)]
-    if not defined.size:
-        return None
-    low, high = np.quantile(defined, (0.025, 0.975))
-    return float(low), float(high)

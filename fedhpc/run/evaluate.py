@@ -11,15 +11,8 @@ import numpy as np
 from fedhpc.errors import InputError, ShardError
 from fedhpc.models.device import prepare
 from fedhpc.models.saved import SavedModel, load_model
-from fedhpc.records.metrics import (
-    METRICS,
-    bootstrap_aucs,
-    bootstrap_histograms,
-    interval95,
-    lower_edge,
-    metrics,
-    score_histogram,
-)
+from fedhpc.records.intervals import bootstrap_aucs, bootstrap_histograms, interval95
+from fedhpc.records.metrics import METRICS, lower_edge, metrics, score_histogram
 from fedhpc.run.display import findings_lines
 from fedhpc.site.data.open_site import open_site
 from fedhpc.site.data.shard import Shard

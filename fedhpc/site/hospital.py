@@ -19,7 +19,8 @@ from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
 from fedhpc.privacy.ledger import Ledger, LedgerOwner, RunTerms, SiteAccount
 from fedhpc.privacy.noise import source
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.records.metrics import Placements, Predictions, score_histogram, squared_influence
+from fedhpc.records.intervals import Placements, squared_influence
+from fedhpc.records.metrics import Predictions, score_histogram
 from fedhpc.site.account import forecast
 from fedhpc.site.answers import Answers
 from fedhpc.site.data.samples import Samples
@@ -242,7 +243,7 @@ class Hospital:
         return score_histogram(self._predictions(params, split))
 
     def squared_influence(self, params: F32, placed: Placements) -> float:
-        """What this site's test patients add to the variance of the AUC: one number (`fedhpc.records.metrics`).
+        """What this site's test patients add to the variance of the AUC: one number (`fedhpc.records.intervals`).
 
         Raises:
             PrivacyError: in a run whose evaluation is private.

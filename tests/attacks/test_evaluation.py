@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from fedhpc.privacy.laplace import laplace_integers
 from fedhpc.privacy.noise import KeyStream
-from fedhpc.records.metrics import BINS, Predictions, auc, bootstrap_histograms, one_vs_rest, score_histogram
+from fedhpc.records.intervals import bootstrap_histograms
+from fedhpc.records.metrics import BINS, Predictions, auc, one_vs_rest, score_histogram
 from fedhpc.run.evaluation.curves import EDGES, Law, Thresholds, curves_of
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
 

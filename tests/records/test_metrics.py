@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score, roc_curve
 
+from fedhpc.records.intervals import bootstrap_aucs, bootstrap_histograms, interval95
 from fedhpc.records.metrics import (
     BINS,
     LOGIT_RANGE,
     Predictions,
     auc,
-    bootstrap_aucs,
-    bootstrap_histograms,
     f1,
     f1_thresholds,
-    interval95,
     metrics,
     score_histogram,
     sensitivity_at,
