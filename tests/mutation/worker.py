@@ -66,12 +66,18 @@ def violated_laws(root: Path, wanted: list[str]) -> tuple[list[str], str | None]
 
 
 def run_tests(root: Path, node_ids: list[str]) -> Outcomes:
-    """These tests, against the copy."""
+    """These tests, against the copy.
+
+    Raises:
+        RuntimeError: pytest itself failed, so that no test has judged anything.
+    """
     outcomes = Outcomes()
     if node_ids:
         options = ["-q", "-p", "no:cacheprovider", "-m", "", "--rootdir", str(root), "-c", str(root / "pyproject.toml")]
-        with contextlib.redirect_stdout(io.StringIO()):
-            pytest.main([*options, *(str(root / node_id) for node_id in node_ids)], plugins=[outcomes])
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            status = pytest.main([*options, *(str(root / node_id) for node_id in node_ids)], plugins=[outcomes])
+        if status in {pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED}:
+            raise RuntimeError(f"pytest ended with {status!r}:\n{said.getvalue()[-2000:]}")
     return outcomes
 
 
