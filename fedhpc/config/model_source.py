@@ -100,7 +100,8 @@ def read_source(build: str) -> bytes:
             content = file.read(LARGEST_BYTES + 1)
     except OSError as error:
         raise ConfigError(
-            f"model.build={build}: cannot be read ({error.strerror}). Mend its permissions", code="model.source-missing"
+            f"model.build={build}: cannot be read ({error.strerror}). Correct its permissions",
+            code="model.source-missing",
         ) from None
     if len(content) > LARGEST_BYTES:
         raise ConfigError(

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from fedhpc.aggregation.server_sgd import ServerSgd
+
 if TYPE_CHECKING:
     from fedhpc.config.model import Model
     from fedhpc.config.schema import RunConfig
@@ -69,6 +71,10 @@ def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         (
             config.training.average_last > 0 and config.mode != "federated",
             f"training.average_last: averages global models, which mode={config.mode} has none of; remove it",
+        ),
+        (
+            config.mode != "federated" and (config.aggregation.rule, config.server) != ("mean", ServerSgd()),
+            f"aggregation, server: mode={config.mode} has no aggregator that they could belong to; remove them",
         ),
         (
             frozen and config.training.random_flip,

@@ -64,7 +64,7 @@ def _executed(source: bytes, path: Path, package_module: str | None) -> ModuleTy
             exec(compile(source, str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"model.build={path}: cannot be loaded: {_told(error, path)}. Mend it there", code="model.source-fails"
+            f"model.build={path}: cannot be loaded: {_told(error, path)}. Correct it there", code="model.source-fails"
         ) from None
     return module
 

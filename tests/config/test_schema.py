@@ -81,6 +81,7 @@ def test_all_errors_at_once_with_value_and_suggestion(tmp_path: Path) -> None:
         ({"model": {"name": "frozen", "backbone": "phantom", "features": 5}}, "each needs the other"),
         ({"data": {**GOOD["data"], "public_reference": "r.h5"}}, "each needs the other"),
         ({"mode": "local", "training": {"average_last": 0.5}}, "training.average_last: averages global models"),
+        ({"mode": "local", "server": {"lr": 0.5}}, "aggregation, server: mode=local has no aggregator"),
         ({"mode": "local", "federation": {"aggregator_rank": "dedicated"}}, "federation.aggregator_rank: dedicated"),
     ],
 )

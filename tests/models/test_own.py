@@ -134,7 +134,7 @@ def test_function_that_cannot_be_used_is_refused(
 def test_source_that_cannot_be_loaded_is_refused(tmp_path: Path, source: str) -> None:
     path = write_config(tmp_path)
     (tmp_path / "nets" / "my.py").write_text(source, encoding="utf-8")
-    with pytest.raises(InputError, match=r"my\.py: cannot be loaded: \w+: .* \(line 1\)\. Mend it there"):
+    with pytest.raises(InputError, match=r"my\.py: cannot be loaded: \w+: .* \(line 1\)\. Correct it there"):
         build_model(load_config(path), TASK)
 
 
