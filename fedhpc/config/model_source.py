@@ -100,7 +100,7 @@ def read_source(build: str) -> bytes:
             content = file.read(LARGEST_BYTES + 1)
     except OSError as error:
         raise ConfigError(
-            f"model.build={build}: cannot be read ({error.strerror}). Correct its permissions",
+            f"model.build={build}: cannot be read ({error.strerror}). Change its mode",
             code="model.source-missing",
         ) from None
     if len(content) > LARGEST_BYTES:
