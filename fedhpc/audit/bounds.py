@@ -227,6 +227,7 @@ def ceilings(history: History, mechanism: Mechanism = "gaussian") -> Ceilings:
 
     A single Gaussian step at mu = 1 / 3.73 (exactly: .575 and 1.98 %):
 
+    >>> from fedhpc.privacy.rdp import Steps
     >>> found = ceilings((Steps(3.73, 1.0, 1),))
     >>> round(found.auc, 2), round(found.tpr(0.01), 3)
     (0.58, 0.02)

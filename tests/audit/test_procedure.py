@@ -81,7 +81,11 @@ def test_quick_audit_of_a_config(run_python: Callable[..., Any], config_file: Pa
 
 @pytest.mark.usefixtures("tiny")
 def test_a_control_that_is_not_caught_is_told_and_ends_with_1(
-    audited_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    audited_config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A run this time: its config and last saved round; pictures go into the site's own folder."""
     monkeypatch.setenv("COLUMNS", "200")
@@ -91,8 +95,8 @@ def test_a_control_that_is_not_caught_is_told_and_ends_with_1(
     with open_subject(Target(audited_config, None), None) as initial:
         save_state(run / "state", "round", 2, {"params": to_vector(initial.model) + 1})
     assert verb.audit(options(run)) == 1
-    out, err = capsys.readouterr()
-    assert "no noise: NOT CAUGHT" in err
+    out = capsys.readouterr().out
+    assert "no noise: NOT CAUGHT" in caplog.text
     assert "NOT CAUGHT" in out and str(run / "sites" / "site1" / "audit") in out
     assert out.rstrip().splitlines()[-1].startswith("Verdict: FAILED. The audit of site1 does not support epsilon 1 ")
     told = json.loads((run / "sites" / "site1" / "audit" / "audit.json").read_text(encoding="utf-8"))

@@ -157,7 +157,7 @@ def test_a_shard_tells_what_its_patients_have_spent(config_file: Path, site_ledg
     expected = Spending((), no_set).largest_with(twice, Limit(20.0, 20.0, 1e-6))
     assert found.facts["epsilon"] == pytest.approx(expected)
     assert (found.facts["delta"], found.facts["cap"]) == (1e-6, 20.0)
-    assert "at delta 1e-06" in found.text and "(cap 20)" in found.text
+    assert "at delta 1e-06" in words(found.text) and "(cap 20)" in words(found.text)
     strangers = write_patients(config_file.with_name("other") / "site1.h5", ["s", "t", "u"], [0, 1, 2])
     assert report([strangers], []).facts["epsilon"] == 0
 

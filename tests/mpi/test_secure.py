@@ -105,6 +105,7 @@ def assert_same_run(one: Path, two: Path) -> None:
     assert 7.9 < summaries[0]["epsilon"] <= 8
 
 
+@pytest.mark.slow
 def test_mpi_run_resumed_from_one_process_equals_the_straight_run(
     secure_cohort: Path, mpirun: Mpirun, run_here: Callable[..., tuple[int, str, str]]
 ) -> None:

@@ -50,9 +50,7 @@ def submissions(slurm: Slurm, cohort: Path) -> dict[str, Submission]:
     silent = """container=(bash -c '[ "$3" != train ] || exit 0; exec "$@"' -)"""
     silenced = edited(slurm, "silent", ("# container=(apptainer exec --nv fedhpc.sif)", silent))
     private = ("--set", "privacy.sample_rate=0.25", "--set", f"name={slurm.folder.name}-sweep")
-    late = ("--ntasks=1", "--time=00:01:00", "--signal=B:USR1@50")
     return {
-        "late": (late, "fedavg.sbatch", ("--set", f"training.rounds={LATE_ROUNDS}")),
         "unbroken": ((), "fedavg.sbatch", ()),
         "staged": ((), staged, ("--set", "data.shards=$FEDHPC_SHARDS/{site}.h5")),
         "bad": (("--ntasks=2",), "fedavg.sbatch", ("--set", "training.lr=1e30")),
@@ -134,21 +132,24 @@ def test_an_error_on_one_rank_ends_the_job_and_is_on_record(jobs: dict[str, Job]
     assert "queued again" not in job.text
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_out_of_time_it_queues_itself_again_until_it_is_done(slurm: Slurm, jobs: dict[str, Job]) -> None:
+def test_out_of_time_it_queues_itself_again_until_it_is_done(slurm: Slurm, cohort: Path) -> None:
     """SLURM's shortest limit is a minute, which it looks at every half: the signal comes after 10 to 40 seconds.
 
     Then the job gets a longer limit, since nobody knows how long it takes on a machine that does other things as well.
     """
-    job = jobs["late"]
-    job.wait_until_it_says("SIGUSR1: telling the ranks to stop", 150)
-    job.wait_until_it_says("stopped early and queued again", 60)
-    slurm.ask("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")
-    completed(job, 300)
-    assert int(job.facts()["Restarts"]) >= 1
-    assert "TIMEOUT" not in job.text
-    rounds = (slurm.folder / "late" / "rounds.jsonl").read_text(encoding="utf-8")
-    assert len(rounds.splitlines()) == LATE_ROUNDS
+    options = ("--ntasks=1", "--time=00:01:00", "--signal=B:USR1@50")
+    words = (cohort, "--set", f"training.rounds={LATE_ROUNDS}", "--run-dir", slurm.folder / "late")
+    with cancelled(slurm.submit("late", *options, script="fedavg.sbatch", arguments=words)) as job:
+        job.wait_until_it_says("SIGUSR1: telling the ranks to stop", 150)
+        job.wait_until_it_says("stopped early and queued again", 60)
+        slurm.ask("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")
+        completed(job, 300)
+        assert int(job.facts()["Restarts"]) >= 1
+        assert "TIMEOUT" not in job.text
+        rounds = (slurm.folder / "late" / "rounds.jsonl").read_text(encoding="utf-8")
+        assert len(rounds.splitlines()) == LATE_ROUNDS
 
 
 def test_stopped_and_requeued_in_mid_round_it_gives_the_same_bits(slurm: Slurm, cohort: Path, unbroken: Path) -> None:

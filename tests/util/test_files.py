@@ -131,7 +131,7 @@ def test_replacing_leaves_the_old_file_where_its_block_fails(tmp_path: Path) -> 
 OTHER_WRITERS = {
     "privacy/hash_chain.py": "several processes append to one file under a lock",
     "privacy/anchored_chain.py": "a charge that cannot be written is a PrivacyError",
-    "privacy/site_ledger.py": "a lock file",
+    "privacy/ledger_folder.py": "a lock file",
     "util/directory_lock.py": "a lock file",
     "util/output.py": "/dev/null",
     "transport/egress_log.py": "holds its file open over a run, and appends by append_whole",
