@@ -127,9 +127,10 @@ def two_ranks(cohort: Path, run_here: Run, mpirun: Run) -> dict[str, Outcome]:
     return {"begun": Outcome(*begun), **{name: Outcome(**outcome) for name, outcome in said.items()}}
 
 
-@pytest.mark.parametrize(
-    ("ranks", "aggregator"), [pytest.param(1, "shared", marks=pytest.mark.slow), (3, "dedicated"), (4, "shared")]
-)
+ONE_RANK = pytest.param(1, "shared", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("ranks", "aggregator"), [ONE_RANK, (3, "dedicated"), (4, "shared")])
 def test_mpi_run_equals_sequential_run_bitwise(
     cohort: Path, sequential: tuple[Path, str], mpirun: Run, ranks: int, aggregator: str
 ) -> None:
