@@ -59,6 +59,9 @@ LONGEST_FIRST = (
     "tests/attacks/test_lattice.py",
     "tests/privacy/test_accountant.py",
     "tests/test_imports.py",
+    "tests/seams/",
+    "tests/data_prep/test_phantom.py",
+    "tests/attacks/test_noise_removal.py",
 )
 # SLURM's tests share one cluster and mostly wait for it, so there is one process more than cores. Each takes 1 GB.
 WORKERS = min(len(os.sched_getaffinity(0)), 8) + 1

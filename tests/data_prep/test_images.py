@@ -309,6 +309,7 @@ def test_skew_skews() -> None:
     assert largest_share(0.1) > largest_share(1.0) > largest_share(100.0) > 0.25
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not BRAIN_MRI.is_dir(), reason="the real brain MRI images are not on this machine")
 def test_real_brain_mri(tmp_path: Path) -> None:
     paths = import_images(ImageImport(BRAIN_MRI, tmp_path, skew=0.5, modality="MR"))
