@@ -245,6 +245,7 @@ def test_rank_0_names_whom_it_waits_for_and_goes_on(secure_cohort: Path, mpi: Mp
     assert len(records(secure_cohort / "stopped")) == ROUNDS
 
 
+@pytest.mark.slow  # tests/algorithms/test_secure_fedavg.py states it in one process
 def test_too_many_dropouts_end_all_ranks_with_one_cause(secure_cohort: Path, mpirun: Mpirun) -> None:
     run_dir = secure_cohort / "refused"
     command = arguments(secure_cohort, run_dir, "privacy.tolerated_dropouts=1")
