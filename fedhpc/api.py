@@ -123,7 +123,7 @@ def train(config: RunConfig | str | Path, run_dir: str | Path | None = None, *, 
     if stop_after is not None and stop_after < 1:
         raise InputError(f"stop_after={stop_after}: must be a whole number of at least 1, or None", code="command-line")
     startup, transport = Startup(), connect()
-    # Read where all ranks are told of a problem, also of one rank's alone.
+    # Read where all ranks learn of a problem, also of one rank's alone.
     given = config if isinstance(config, RunConfig) else Path(config)
     source = Source(given, [], None if run_dir is None else Path(run_dir))
     try:

@@ -3,6 +3,7 @@
 Both are values of the config: a class holds its own parameters and is chosen by its name (`fedhpc.aggregation.rules`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -30,17 +31,17 @@ class Aggregator(Protocol):
         """Return the update of all, f32[d]."""
 
 
-class AggregationRule(Section):
+class AggregationRule(Section, ABC):
     """`aggregation.rule` with its parameters. A subclass narrows `rule` to the literal of its name."""
 
     rule: str
 
+    @abstractmethod
     def aggregator(self, size: int) -> Aggregator:
         """Return the aggregator of one round, for updates of `size` entries."""
-        raise NotImplementedError
 
 
-class ServerStep(Section):
+class ServerStep(Section, ABC):
     """`server.optimizer` with its parameters. A subclass narrows `optimizer` to the literal of its name.
 
     What it keeps from round to round are named arrays: they are saved with every round and given back at a resume.
@@ -52,6 +53,7 @@ class ServerStep(Section):
         """Return what is kept before the first round, for a model of `size` parameters."""
         return {}
 
+    @abstractmethod
     def step(self, mean: F32, kept: Arrays, round: int) -> tuple[F32, Arrays]:
         """Return the step of the global model, f32[d], and what is kept for the next round.
 
@@ -60,4 +62,3 @@ class ServerStep(Section):
             kept: what `initial` or the step of the last round returned.
             round: the number of rounds done.
         """
-        raise NotImplementedError

@@ -21,7 +21,7 @@ class Task:
 
     @property
     def measured(self) -> tuple[str, ...]:
-        """The classes that are told from all else by a score: each; of two exclusive ones the second alone.
+        """The classes that a score tells from all others: each; of two exclusive ones the second alone.
 
         >>> Task(("no", "yes"), (1, 8, 8)).measured, Task(("a", "b"), (1, 8, 8), "multilabel").measured
         (('yes',), ('a', 'b'))

@@ -1,4 +1,4 @@
-"""`run.py prepare`: what is wrong with its arguments is told, and nothing is written."""
+"""`run.py prepare`: wrong arguments are reported, and nothing is written."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`run.py train`: bad input is told before anything heavy is imported; `--status` holds the exit status."""
+"""`run.py train`: bad input is reported before anything heavy is imported; `--status` holds the exit status."""
 
 import subprocess
 import sys

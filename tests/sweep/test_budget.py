@@ -1,4 +1,4 @@
-"""Private trials add up: what is told is what the ledger will say, and a cap refuses just those that do not fit."""
+"""Private trials add up: what is announced is what ledgers will say, and a cap refuses just those that do not fit."""
 
 from dataclasses import replace
 from pathlib import Path

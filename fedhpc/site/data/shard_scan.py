@@ -129,7 +129,7 @@ def digest_of(identity: Identity, columns: dict[str, Images], hashes: list[bytes
     sha = hashlib.sha256(f"({named}, {dataset.dtype.str!r}, {dataset.shape!r})".encode())
     for name in sorted(columns):
         values = columns[name]
-        # Of labels [n, K] the shape is told too: the same bytes may be other findings.
+        # Of labels [n, K] the shape is hashed too: the same bytes may be other findings.
         sha.update(name.encode() + (repr((values.dtype.str, values.shape)).encode() if values.ndim > 1 else b""))
         sha.update(values.tobytes())
     sha.update(b"".join(hashes))
