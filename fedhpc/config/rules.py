@@ -26,6 +26,20 @@ def _model_rules(model: "Model") -> list[tuple[bool, str]]:
     ]
 
 
+def _baseline_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for each key of the rounds that a baseline, which has none, would ignore."""
+    return [
+        (
+            config.training.average_last > 0 and config.mode != "federated",
+            f"training.average_last: averages global models, which mode={config.mode} has none of; remove it",
+        ),
+        (
+            config.mode != "federated" and (config.aggregation.rule, config.server) != ("mean", ServerSgd()),
+            f"aggregation, server: mode={config.mode} has no aggregator that they could belong to; remove them",
+        ),
+    ]
+
+
 def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     """(is broken, message) for each rule that concerns more than one key."""
     names, p = config.site_names, config.privacy
@@ -68,14 +82,7 @@ def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             "model.features, data.public_reference: each needs the other: the directions are fitted to public images; "
             "set both or none (`run.py prepare images --reference N` sets images aside)",
         ),
-        (
-            config.training.average_last > 0 and config.mode != "federated",
-            f"training.average_last: averages global models, which mode={config.mode} has none of; remove it",
-        ),
-        (
-            config.mode != "federated" and (config.aggregation.rule, config.server) != ("mean", ServerSgd()),
-            f"aggregation, server: mode={config.mode} has no aggregator that they could belong to; remove them",
-        ),
+        *_baseline_rules(config),
         (
             frozen and config.training.random_flip,
             "training.random_flip: the features of model.name=frozen are computed once; remove it or train a network",
