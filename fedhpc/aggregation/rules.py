@@ -11,10 +11,12 @@ from pydantic import Discriminator, Tag
 
 from fedhpc.aggregation.base import AggregationRule, ServerStep
 from fedhpc.aggregation.mean import Mean
+from fedhpc.aggregation.server_adaptive import FedAdagrad, FedAdam, FedYogi
+from fedhpc.aggregation.server_momentum import FedAvgM
 from fedhpc.aggregation.server_sgd import ServerSgd
 
 RULES: tuple[type[AggregationRule], ...] = (Mean,)
-SERVER_OPTIMIZERS: tuple[type[ServerStep], ...] = (ServerSgd,)
+SERVER_OPTIMIZERS: tuple[type[ServerStep], ...] = (ServerSgd, FedAvgM, FedAdagrad, FedAdam, FedYogi)
 
 
 def one_of(kinds: tuple[type[Any], ...], key: str) -> Any:
