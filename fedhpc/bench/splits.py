@@ -1,8 +1,9 @@
-"""`run.py bench splits CONFIG IMAGES`: how far a result on one folder of images depends on the split and on the noise.
+"""`run.py bench splits CONFIG... IMAGES`: how far a result on one folder of images depends on split and noise.
 
-One split and one draw of the noise give one number. Here a config is run on many random splits of the same images into
-hospitals, training, validation and test, several times each, with and without privacy, and with each public reference:
-images of the same collection, which a hospital may not have, and phantoms, which anybody has.
+One split and one draw of the noise give one number. Here configs are run on many random splits of the same images into
+hospitals, training, validation and test, several times each, with and without privacy, at one or more epsilons, and
+with each public reference: images of the same collection, which a hospital may not have, and phantoms, which anybody
+has. A config with `privacy.trust: sites` gives the rows of shared noise, another those of noise at each hospital.
 
 Every run is `run.py train` on shards that `prepare images` made. Only the features of the frozen backbone are computed
 once for all splits: those of an image do not depend on the hospital that it is in. All runs are charged to accounts in
@@ -45,37 +46,49 @@ class Experiment:
     """What is run.
 
     Attributes:
-        config: a config with `model.features`, whose shards and reference are replaced.
+        configs: configs with `model.features`, whose shards and reference are replaced.
         images: class folders, as for `prepare images`.
         splits, draws: the number of random splits, and of private runs on each.
         reference: how many public images; taken from the collection, or drawn as phantoms.
         size: pixels a side of the stored images.
-        sets: overrides of the config, for all runs.
+        epsilons: each config is run with each; empty: with its own.
+        sets: overrides of the configs, for all runs.
     """
 
-    config: Path
+    configs: Sequence[Path]
     images: Path
     splits: int
     draws: int
     reference: int
     size: int
+    epsilons: Sequence[float]
     sets: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table: the public reference, and whether the run is private."""
+    """One row of the table.
 
+    Attributes:
+        config: the config's file.
+        reference: where the public images are from.
+        noise: "local" (each hospital adds all of it), "shared" (secure aggregation) or "off".
+        epsilon: None without privacy.
+        words: overrides of the config.
+        key: changes with any value of the config.
+    """
+
+    config: Path
     reference: str
-    private: bool
+    noise: str
+    epsilon: float | None
+    words: tuple[str, ...]
+    key: str
 
     @property
     def name(self) -> str:
         """As in the names of run directories."""
-        return f"{self.reference}-{'private' if self.private else 'off'}"
-
-
-SETTINGS = tuple(Setting(reference, private) for reference in REFERENCES for private in (True, False))
+        return f"{self.reference}-{self.noise}-{self.key}"
 
 
 def run(experiment: Experiment, out: Path) -> dict[str, Any]:
@@ -84,26 +97,59 @@ def run(experiment: Experiment, out: Path) -> dict[str, Any]:
     Raises:
         InputError: a config that does not fit, or a run that failed.
     """
-    config = load_config(experiment.config, list(experiment.sets))
-    if config.model.backbone is None or config.model.features is None:
-        raise InputError(
-            f"{experiment.config}: model.features is not set; `bench splits` compares public references",
-            code="command-line",
-        )
-    backbone = load_backbone(config.model.backbone)
+    settings = [setting for path in experiment.configs for setting in _settings(experiment, path)]
+    backbone = load_backbone(_common_backbone(experiment))
     _make_phantoms(experiment, out)
     features = _FeatureStore(experiment, backbone, out)
-    found: dict[Setting, list[list[float]]] = {setting: [] for setting in SETTINGS}
+    found: dict[Setting, list[list[float]]] = {setting: [] for setting in settings}
     for split in range(experiment.splits):
         with at_work(f"split {split + 1} of {experiment.splits}") as begins:
             folder = _split(experiment, features, split, out)
-            for setting in SETTINGS:
+            for setting in settings:
                 begins(setting.name)
-                draws = range(experiment.draws if setting.private else 1)
+                draws = range(experiment.draws if setting.epsilon else 1)
                 found[setting].append([_auc(experiment, folder, setting, draw) for draw in draws])
         print(f"split {split + 1} of {experiment.splits} done", file=sys.stderr, flush=True)
-    rows = [_row(setting, found[setting]) for setting in SETTINGS]
-    return {"config": str(experiment.config), "set": list(experiment.sets), "rows": rows}
+    rows = [_row(setting, found[setting]) for setting in settings]
+    return {"configs": list(map(str, experiment.configs)), "set": list(experiment.sets), "rows": rows}
+
+
+def _settings(experiment: Experiment, path: Path) -> Iterator[Setting]:
+    """The rows of one config: each reference at each epsilon, and without privacy, where noise is local."""
+    config = load_config(path, list(experiment.sets))
+    own = [] if config.privacy.epsilon is None else [config.privacy.epsilon]
+    noise = "shared" if config.privacy.trust == "sites" else "local"
+    for reference in REFERENCES:
+        for epsilon in experiment.epsilons or own:
+            yield _setting(experiment, path, (reference, noise), epsilon)
+        if noise == "local":
+            yield _setting(experiment, path, (reference, "off"), None)
+
+
+def _setting(experiment: Experiment, path: Path, kind: tuple[str, str], epsilon: float | None) -> Setting:
+    privacy = "privacy=off" if epsilon is None else f"privacy.epsilon={epsilon:g}"
+    words = (*experiment.sets, privacy, "evaluation.epsilon=null", "runtime.threads=1")
+    key = load_config(path, list(words)).digest()[:8]
+    return Setting(path, *kind, epsilon, words, key)
+
+
+def _common_backbone(experiment: Experiment) -> str:
+    """The backbone of all configs: the features of one are computed once for all splits."""
+    models = [load_config(path, list(experiment.sets)).model for path in experiment.configs]
+    unfit = [path for path, model in zip(experiment.configs, models, strict=True) if model.features is None]
+    if unfit:
+        raise InputError(
+            f"{unfit[0]}: model.features is not set; `bench splits` compares public references. Give a config with it",
+            code="command-line",
+        )
+    backbones = {str(model.backbone) for model in models}
+    if len(backbones) > 1:
+        raise InputError(
+            f"model.backbone={', '.join(sorted(backbones))}: `bench splits` takes configs of one backbone. Start it "
+            "once for each",
+            code="command-line",
+        )
+    return backbones.pop()
 
 
 def _make_phantoms(experiment: Experiment, out: Path) -> None:
@@ -168,15 +214,11 @@ def _auc(experiment: Experiment, folder: Path, setting: Setting, draw: int) -> f
     directory = folder / f"{setting.name}-{draw}"
     if not (directory / "summary.json").exists():
         words = [
-            *experiment.sets,
+            *setting.words,
             f"data.shards={folder}/{{site}}.h5",
             f"data.public_reference={_reference(experiment, setting.reference, _home(folder, setting))}",
-            "evaluation.epsilon=null",
-            "runtime.threads=1",
         ]
-        if not setting.private:
-            words.append("privacy=off")
-        _train(experiment.config, directory, words)
+        _train(setting.config, directory, words)
     auc: float = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["auc"]
     return auc
 
@@ -201,8 +243,10 @@ def _row(setting: Setting, aucs: Sequence[Sequence[float]]) -> dict[str, Any]:
     by_split = [statistics.fmean(draws) for draws in aucs]
     within = [statistics.variance(draws) for draws in aucs if len(draws) > 1]
     return {
+        "config": str(setting.config),
         "reference": setting.reference,
-        "private": setting.private,
+        "noise": setting.noise,
+        "epsilon": setting.epsilon,
         "splits": len(by_split),
         "auc": statistics.fmean(by_split),
         "auc_sd_of_splits": statistics.stdev(by_split) if len(by_split) > 1 else None,
@@ -215,12 +259,12 @@ def _row(setting: Setting, aucs: Sequence[Sequence[float]]) -> dict[str, Any]:
 
 def text(result: Mapping[str, Any]) -> str:
     """For a person."""
-    head = ("public reference", "privacy", "splits", "AUC", "SD splits", "SD noise", "lowest", "highest")
+    head = ("reference", "noise", "epsilon", "splits", "AUC", "SD splits", "SD noise", "lowest", "highest")
     return fitted([head, *(_line(row) for row in result["rows"])])
 
 
 def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
     spread = [f"{row[key]:.3f}" if row[key] is not None else "-" for key in ("auc_sd_of_splits", "auc_sd_of_noise")]
     ends = (f"{row['auc_lowest']:.3f}", f"{row['auc_highest']:.3f}")
-    private = "on" if row["private"] else "off"
-    return (row["reference"], private, str(row["splits"]), f"{row['auc']:.3f}", *spread, *ends)
+    epsilon = "-" if row["epsilon"] is None else f"{row['epsilon']:g}"
+    return (row["reference"], row["noise"], epsilon, str(row["splits"]), f"{row['auc']:.3f}", *spread, *ends)

@@ -21,7 +21,7 @@ WIRE = (
 )
 SPLITS = (
     "{run} bench splits configs/fedavg.yaml images -o runs/splits",
-    "{run} bench splits c.yaml images -o runs/splits --splits 3 --draws 1",
+    "{run} bench splits a.yaml b.yaml images -o runs/splits --splits 3",
 )
 
 
@@ -86,7 +86,9 @@ def _add_wire(kinds: "_SubParsersAction[Parser]") -> None:
 def _add_splits(kinds: "_SubParsersAction[Parser]") -> None:
     splits = kinds.add_parser("splits", help="AUC over many random splits and draws of the noise, by public reference")
     splits.describe("Train on many random splits of one folder of images, with and without noise.", SPLITS)
-    splits.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml) with model.features")
+    splits.add_argument(
+        "configs", type=Path, nargs="+", metavar="CONFIG", help="one or more configs (.yaml) with model.features"
+    )
     splits.add_argument("images", type=Path, metavar="IMAGES", help="class folders, as for `prepare images`")
     splits.add_argument(
         "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
@@ -95,6 +97,9 @@ def _add_splits(kinds: "_SubParsersAction[Parser]") -> None:
     splits.add_argument("--draws", type=int, default=3, metavar="N", help="private runs on each split")
     splits.add_argument("--reference", type=int, default=200, metavar="N", help="public images")
     splits.add_argument("--size", type=int, default=224, metavar="PIXELS", help="pixels a side")
+    splits.add_argument(
+        "--epsilons", type=float, nargs="+", default=[], metavar="E", help="in the place of each config's own"
+    )
     add_set(splits)
     add_json(splits)
     splits.set_defaults(action=_splits)
@@ -136,12 +141,13 @@ def _splits(options: argparse.Namespace) -> int:
     from fedhpc.bench import splits
 
     job = splits.Experiment(
-        config=options.config,
+        configs=options.configs,
         images=options.images,
         splits=options.splits,
         draws=options.draws,
         reference=options.reference,
         size=options.size,
+        epsilons=options.epsilons,
         sets=options.set,
     )
     return _print(splits.run(job, options.out), splits.text, options.json)

@@ -67,7 +67,7 @@ report a b -o r.html --json
 bench dp --models a b --ways c --batch 2 --image-size 32 --device cpu --threads 1 --seconds 1 --json
 bench codec --size 10 --density 0.5 --value-bits 8 --threads 2 --json
 bench wire c.yaml -o out --densities 1 0.1 --bits 32 4 --seeds 0 --set a=1 --json
-bench splits c.yaml images -o out --splits 2 --draws 1 --reference 3 --size 32 --set a=1 --json
+bench splits c.yaml images -o out --splits 2 --draws 1 --reference 3 --size 32 --epsilons 1 2 --set a=1 --json
 """
 
 
