@@ -14,6 +14,9 @@ FedAvg is McMahan et al. 2017, Algorithm 1; sparse exchange both ways with memor
 The sequential and the MPI driver run these same functions; only the `Transport` differs. The same seed gives the same
 bits in both at any number of ranks, because payloads are folded in site order by one plain loop.
 
+Another `algorithm` adds to this through `fedhpc.algorithms.base`: to the loss of local training, to what is kept, and
+to what is sent beside the updates. FedAvg adds nothing.
+
 With `privacy.trust: sites` the aggregator gets u without any u_i: `RoundConfig.secure` then stands in for
 `in_the_open`, and the rest of the round is the same (see `fedhpc.algorithms.secure_fedavg`).
 """
@@ -27,6 +30,16 @@ import numpy as np
 from fedhpc.aggregation.base import AggregationRule, Arrays, ServerStep
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.server_sgd import ServerSgd
+from fedhpc.algorithms.base import (
+    Algorithm,
+    Folded,
+    Sender,
+    Trained,
+    joined,
+    of_algorithm,
+    parted,
+    with_algorithm,
+)
 from fedhpc.algorithms.run_state import OPTIMIZER, RESIDUAL, RunState, residual_of
 from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
@@ -34,6 +47,7 @@ from fedhpc.compression.top_k import Layers, entry_name
 from fedhpc.compression.update import AGGREGATOR, LARGEST_ENTRY, Update
 from fedhpc.errors import Interrupted, PayloadError, at
 from fedhpc.records.rounds import Traffic
+from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import all_agree, check_replicas_equal, require_all_trained, unless_interrupted
 from fedhpc.util.arrays import F32
@@ -47,8 +61,11 @@ class Participant(Protocol):
     name: str
     index: int
 
-    def train(self, params: F32, round: int) -> F32:
-        """Local - global, f32[d]."""
+    def train(self, params: F32, round: int, regularizer: Regularizer = NOTHING) -> F32:
+        """Local - global, f32[d], of a round with a term added to the loss."""
+
+    def gradient_weight(self, round: int) -> float:
+        """By how much the mean gradient of a round's steps enters its update (public with privacy on)."""
 
     def can_afford(self, round: int) -> bool:
         """Whether the privacy budget allows one more round."""
@@ -63,6 +80,8 @@ class Collected:
         sites: what each of this rank's sites keeps, by name.
         up_bytes: of each site, by index; empty where this rank is not the aggregator.
         down_bytes: what the aggregator sent to every site before the mean.
+        kept: the algorithm's arrays at the aggregator.
+        more: what the aggregator sends to all beside the global update.
         dropped: the names of the sites that are not in the mean, in site order (the same at every rank).
     """
 
@@ -71,6 +90,8 @@ class Collected:
     up_bytes: tuple[int, ...]
     down_bytes: int = 0
     dropped: tuple[str, ...] = ()
+    kept: Arrays = field(default_factory=dict)
+    more: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -85,6 +106,7 @@ class RoundConfig:
         secure: how the mean is formed where no update may be seen by itself; None: in the open.
         aggregation: the rule that makes one update of the sites' updates.
         server: the optimiser that makes a step of it.
+        algorithm: what is added to FedAvg.
     """
 
     rounds: int
@@ -96,10 +118,24 @@ class RoundConfig:
     secure: "Collector | None" = None
     aggregation: AggregationRule = field(default_factory=Mean)
     server: ServerStep = field(default_factory=ServerSgd)
+    algorithm: Algorithm = field(default_factory=Algorithm)
 
-    def draws(self, round: int, sender: int) -> np.random.Generator | None:
+    def draws(self, round: int, sender: int, purpose: str = "rounding") -> np.random.Generator | None:
         """What a sender's stochastic rounding of a round draws from."""
-        return None if self.rounding_seed is None else generator(self.rounding_seed, round, sender, "rounding")
+        return None if self.rounding_seed is None else generator(self.rounding_seed, round, sender, purpose)
+
+    def sender(self, index: int, round: int) -> Sender:
+        """A site, or the aggregator, as the sender of what goes beside an update."""
+        coding = self.down if index == AGGREGATOR else self.up
+        return Sender(index, round, coding, self.draws(round, index, "rounding beside"))
+
+    def message(self, update: bytes, more: bytes) -> bytes:
+        """What is sent of an update's payload and of what the algorithm sends beside it."""
+        return joined(update, more) if self.algorithm.sends_more else update
+
+    def parts(self, message: bytes) -> tuple[bytes, bytes]:
+        """The payload of the update and what came beside it; raises PayloadError where it is no such message."""
+        return parted(message) if self.algorithm.sends_more else (message, b"")
 
 
 @dataclass(frozen=True)
@@ -124,26 +160,33 @@ class Collector(Protocol):
         """One round of this rank's `sites`, in site order, from the `state` before it."""
 
 
-def site_round(site: Participant, state: RunState, residual: F32, terms: RoundConfig) -> tuple[bytes, F32]:
-    """One hospital's part: (payload to send, new residual)."""
-    update = site.train(state.params, state.round)
+def site_round(site: Participant, state: RunState, kept: Arrays, terms: RoundConfig) -> tuple[bytes, Arrays]:
+    """One hospital's part: (message to send, what it keeps)."""
+    own, public = of_algorithm(kept), of_algorithm(state.public)
+    update = site.train(state.params, state.round, terms.algorithm.regularizer(own, public))
     with at(f"site {site.name}, round {state.round + 1}"):
-        sent, residual = with_feedback(update, residual, terms.up, terms.draws(state.round, site.index))
-    return encode(Update(site.index, state.round, sent)), residual
+        sent, residual = with_feedback(update, residual_of(kept), terms.up, terms.draws(state.round, site.index))
+        weight, sender = site.gradient_weight(state.round), terms.sender(site.index, state.round)
+        own, more = terms.algorithm.after_training(own, public, Trained(update, sent, weight, sender))
+    message = terms.message(encode(Update(site.index, state.round, sent)), more)
+    return message, with_algorithm({**kept, RESIDUAL: residual}, own)
 
 
-def mean_update(payloads: Iterable[bytes], state: RunState, terms: RoundConfig) -> F32:
+def mean_update(messages: Iterable[bytes], state: RunState, terms: RoundConfig) -> Folded:
     """The aggregator's view of the sites: one update of all, by the rule.
 
-    Payloads come in site order; each is added before the next is taken, so that memory need not grow with the sites.
+    Messages come in site order; each is added before the next is taken, so that memory need not grow with the sites.
     """
     aggregator = terms.aggregation.aggregator(state.params.size)
-    for index, payload in enumerate(payloads):
+    fold = terms.algorithm.fold(of_algorithm(state.server), of_algorithm(state.public))
+    for index, message in enumerate(messages):
         with at(f"site {terms.sites[index]}"):
+            payload, more = terms.parts(message)
             update = decode(payload, sender=index, round=state.round, size=state.params.size)
             check_plausible(update, terms.up.layers)
-        aggregator.add(index, update.entries, terms.weights[index])
-    return aggregator.result()
+            entries = fold.add(update.entries, terms.weights[index], more, terms.sender(index, state.round))
+        aggregator.add(index, entries, terms.weights[index])
+    return fold.result(aggregator.result(), terms.sender(AGGREGATOR, state.round))
 
 
 def check_plausible(update: Update, layers: Layers) -> None:
@@ -177,12 +220,15 @@ def server_round(step: F32, state: RunState, residual: F32, terms: RoundConfig) 
     return encode(Update(AGGREGATOR, state.round, sent)), residual
 
 
-def next_state(state: RunState, payload: bytes) -> RunState:
-    """Everybody's part: the global parameters after what the aggregator sent."""
+def next_state(state: RunState, message: bytes, terms: RoundConfig) -> RunState:
+    """Everybody's part: the global parameters, and what else all know, after what the aggregator sent."""
+    payload, more = terms.parts(message)
     update = decode(payload, sender=AGGREGATOR, round=state.round, size=state.params.size)
     params = state.params.copy()
     params[update.entries.indices] += update.entries.values
-    return replace(state, round=state.round + 1, params=params)
+    known, sender = of_algorithm(state.public), terms.sender(AGGREGATOR, state.round)
+    public = with_algorithm(state.public, terms.algorithm.after_round(known, more, sender, params.size))
+    return replace(state, round=state.round + 1, params=params, public=public)
 
 
 def federate(
@@ -226,11 +272,12 @@ def _one_round(sites: Sequence[Participant], state: RunState, terms: RoundConfig
     if got.mean is not None:
         with watch.phase("aggregate"):
             step, kept = server_step(got.mean, state, terms)
-            down, residual = server_round(step, state, residual_of(server), terms)
-            traffic, server = Traffic(got.up_bytes, got.down_bytes + len(down)), {RESIDUAL: residual, **kept}
+            payload, residual = server_round(step, state, residual_of(server), terms)
+            down, server = terms.message(payload, got.more), with_algorithm({RESIDUAL: residual, **kept}, got.kept)
+            traffic = Traffic(got.up_bytes, got.down_bytes + len(down))
     with watch.phase("exchange"):
         down = transport.broadcast(down, "update", state.round + 1)
-        after = next_state(state, down)
+        after = next_state(state, down, terms)
         check_replicas_equal(transport, after.params, after.round, [site.name for site in sites])
     return RoundResult(replace(after, server=server, sites=got.sites), traffic, watch, got.dropped)
 
@@ -241,19 +288,17 @@ def in_the_open(terms: RoundConfig) -> "Collector":
     def collect(sites: Sequence[Participant], state: RunState, transport: Transport, watch: Stopwatch) -> Collected:
         kept = state.sites
         with watch.phase("train"):
-            trained = unless_interrupted(
-                lambda: [site_round(s, state, residual_of(kept[s.name]), terms) for s in sites]
-            )
+            trained = unless_interrupted(lambda: [site_round(s, state, kept[s.name], terms) for s in sites])
         with watch.phase("exchange"):
             done = require_all_trained(transport, trained, state.round + 1)
-            received = transport.stream([payload for payload, _ in done], "update", state.round + 1)
-        after = {s.name: {**kept[s.name], RESIDUAL: residual} for s, (_, residual) in zip(sites, done, strict=True)}
+            received = transport.stream([message for message, _ in done], "update", state.round + 1)
+        after = {site.name: after for site, (_, after) in zip(sites, done, strict=True)}
         if transport.rank:
             return Collected(None, after, ())
         up_bytes: list[int] = []
         with watch.phase("aggregate"):
-            mean = mean_update(_weighed(received, up_bytes, watch), state, terms)
-        return Collected(mean, after, tuple(up_bytes))
+            folded = mean_update(_weighed(received, up_bytes, watch), state, terms)
+        return Collected(folded.mean, after, tuple(up_bytes), kept=folded.kept, more=folded.more)
 
     return collect
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedhpc.aggregation.base import Arrays, ServerStep
+from fedhpc.algorithms.base import Algorithm, with_algorithm
 from fedhpc.util.arrays import F32
 
 RESIDUAL, OPTIMIZER = "residual", "optimizer."
@@ -19,8 +20,9 @@ class RunState:
         round: the number of rounds done.
         params: the global parameters, f32[d]; public, the same bits at every rank.
         public: what else every rank knows, the same bits at every rank.
-        server: what the aggregator keeps (rank 0): `residual` f32[d], and what the server optimiser keeps.
-        sites: what each of this rank's sites keeps, by name: `residual` f32[d], private where the run is.
+        server: what the aggregator keeps (rank 0): `residual` f32[d], and what server optimiser and algorithm keep.
+        sites: what each of this rank's sites keeps, by name: `residual` f32[d], and what the algorithm keeps there;
+            private where the run is.
     """
 
     round: int
@@ -35,8 +37,22 @@ def residual_of(kept: Arrays) -> F32:
     return kept[RESIDUAL].astype(np.float32, copy=False)
 
 
-def fresh_state(params: F32, sites: Sequence[str], server: ServerStep) -> RunState:
-    """Return the state before the first round, from the initial parameters f32[d], for this rank's `sites`."""
-    nothing = np.zeros(params.size, np.float32)
+def fresh_state(params: F32, sites: Sequence[str], server: ServerStep, algorithm: Algorithm | None = None) -> RunState:
+    """Return the state before the first round, from the initial parameters f32[d], for this rank's `sites`.
+
+    Args:
+        params: the initial parameters, f32[d].
+        sites: the names of this rank's sites.
+        server: the server optimiser.
+        algorithm: what is added to FedAvg; None for nothing.
+    """
+    nothing = {RESIDUAL: np.zeros(params.size, np.float32)}
+    first = (algorithm or Algorithm()).initial(params.size)
     kept = {OPTIMIZER + name: array for name, array in server.initial(params.size).items()}
-    return RunState(0, params, {}, {RESIDUAL: nothing, **kept}, {name: {RESIDUAL: nothing} for name in sites})
+    return RunState(
+        round=0,
+        params=params,
+        public=with_algorithm({}, first.public),
+        server=with_algorithm({**nothing, **kept}, first.server),
+        sites={name: with_algorithm(nothing, first.site) for name in sites},
+    )

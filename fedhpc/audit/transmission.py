@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from fedhpc.algorithms.fedavg import Participant, RoundConfig, site_round
-from fedhpc.algorithms.run_state import RunState
+from fedhpc.algorithms.run_state import RESIDUAL, RunState, residual_of
 from fedhpc.compression.codec import decode
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.config.schema import Exchange, RunConfig
@@ -15,7 +15,15 @@ from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import Units, entropy
-from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, train_plain, train_private
+from fedhpc.site.training.local_sgd import (
+    LocalRound,
+    PrivateWork,
+    gradient_weight,
+    steps_per_epoch,
+    train_plain,
+    train_private,
+)
+from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.util.arrays import F32
 
 WORST_CASE = Exchange(density=1.0, value_bits=32)
@@ -45,10 +53,10 @@ class AuditedSite:
     weight: int
     bench: Device
 
-    def train(self, params: F32, round: int) -> F32:
+    def train(self, params: F32, round: int, regularizer: Regularizer = NOTHING) -> F32:
         """Local - global, f32[d], as `Hospital.train` makes it."""
         from_vector(self.model, params)
-        local = LocalRound(self.model, self.samples, self.config, self.name, round, self.bench, _ignore)
+        local = LocalRound(self.model, self.samples, self.config, self.name, round, self.bench, _ignore, regularizer)
         if self.plan is None:
             train_plain(local)
         else:
@@ -58,6 +66,12 @@ class AuditedSite:
             work = PrivateWork(units, self.plan, fresh, self.weight)
             train_private(local, work)
         return to_vector(self.model) - params
+
+    def gradient_weight(self, round: int) -> float:
+        """As of `Hospital`."""
+        training, images = self.config.training, len(self.samples.indices("train"))
+        plain = training.local_epochs * steps_per_epoch(images, training)
+        return gradient_weight(training, round, plain if self.plan is None else self.plan.steps_per_round)
 
     def can_afford(self, round: int) -> bool:
         """Always: nothing that an audit trains is released."""
@@ -77,6 +91,6 @@ def with_memory(site: Participant, state: RunState, residual: F32, exchange: Exc
     """(the aggregator's view, what error feedback keeps) of one round, each f32[d]."""
     coding = CompressionConfig(exchange.density, exchange.value_bits)
     terms = RoundConfig(state.round + 1, coding, coding, (site.name,), (1,))
-    payload, residual = site_round(site, state, residual, terms)
+    payload, kept = site_round(site, state, {RESIDUAL: residual}, terms)
     update = decode(payload, sender=site.index, round=state.round, size=state.params.size)
-    return update.entries.dense(), residual
+    return update.entries.dense(), residual_of(kept)

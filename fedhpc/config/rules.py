@@ -37,6 +37,11 @@ def _baseline_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             config.mode != "federated" and (config.aggregation.rule, config.server) != ("mean", ServerSgd()),
             f"aggregation, server: mode={config.mode} has no aggregator that they could belong to; remove them",
         ),
+        (
+            config.mode != "federated" and config.algorithm.name != "fedavg",
+            f"algorithm.name={config.algorithm.name}: mode={config.mode} exchanges nothing that it could add to; "
+            "remove it",
+        ),
     ]
 
 
@@ -161,5 +166,10 @@ def secure_sum_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             config.aggregation.rule != "mean",
             f"aggregation.rule={config.aggregation.rule}: it looks at each site's update, which trust=sites hides; set "
             "aggregation.rule=mean",
+        ),
+        (
+            config.algorithm.name != "fedavg",
+            f"algorithm.name={config.algorithm.name}: with trust=sites a round is one step from the global model, "
+            "where a proximal term is zero and corrections of the sites cancel in the sum; set algorithm.name=fedavg",
         ),
     ]

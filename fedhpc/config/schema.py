@@ -15,6 +15,7 @@ from fedhpc.aggregation import rules
 from fedhpc.aggregation.base import AggregationRule, ServerStep
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.server_sgd import ServerSgd
+from fedhpc.config import algorithm as algorithms
 from fedhpc.config.data import Data, placed
 from fedhpc.config.model import Model, TaskKind
 from fedhpc.config.privacy import Privacy
@@ -24,7 +25,9 @@ from fedhpc.util.section import Section
 if TYPE_CHECKING:
     Rule = AggregationRule
     ServerOptimizer = ServerStep
+    Algorithm = algorithms.Algorithm
 else:
+    Algorithm = rules.one_of(algorithms.ALGORITHMS, "name")
     Rule = rules.one_of(rules.RULES, "rule")
     ServerOptimizer = rules.one_of(rules.SERVER_OPTIMIZERS, "optimizer")
 
@@ -189,6 +192,7 @@ class RunConfig(Section):
     privacy: Privacy = Field(default=Privacy(), description="differential privacy of the training units, or `off`")
     exchange: Exchange = Field(default=Exchange(), description="what a site and the aggregator send each other")
     federation: Federation = Field(default=Federation(), description="where the aggregator runs")
+    algorithm: Algorithm = Field(default=algorithms.FedAvg(), description="what a round is: FedAvg, or what adds to it")
     aggregation: Rule = Field(default=Mean(), description="how the aggregator makes one update of the sites' updates")
     server: ServerOptimizer = Field(
         default=ServerSgd(), description="how the aggregator steps the global model along the mean update"

@@ -2,6 +2,7 @@
 
 import logging
 
+from fedhpc.algorithms.catalogue import algorithm_of
 from fedhpc.algorithms.fedavg import RoundConfig
 from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.error_feedback import CompressionConfig
@@ -32,6 +33,7 @@ def round_terms(session: Session) -> RoundConfig:
         secure=secure_mean(session),
         aggregation=config.aggregation,
         server=config.server,
+        algorithm=algorithm_of(config.algorithm),
     )
 
 

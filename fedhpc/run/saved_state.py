@@ -13,6 +13,7 @@ import numpy as np
 
 from fedhpc.aggregation.base import Arrays
 from fedhpc.aggregation.iterate_average import IterateAverage
+from fedhpc.algorithms.catalogue import algorithm_of
 from fedhpc.algorithms.run_state import RunState, fresh_state
 from fedhpc.compression.update import pack_arrays, unpack_arrays
 from fedhpc.errors import InputError
@@ -50,7 +51,8 @@ def loaded_state(session: Session, resumed: Resumed) -> RunState:
         InputError: at every rank, where a file is not the state of this run.
     """
     transport = session.transport
-    fresh = fresh_state(to_vector(session.place.model), [site.name for site in session.sites], session.config.server)
+    config, names = session.config, [site.name for site in session.sites]
+    fresh = fresh_state(to_vector(session.place.model), names, config.server, algorithm_of(config.algorithm))
     mine = run_on_all_ranks(transport, lambda: _read(session, resumed, fresh) if resumed.first else fresh)
     payload = pack_arrays({PARAMS: mine.params, **_named(PUBLIC, mine.public)}) if transport.rank == 0 else None
     start = unpack_arrays(transport.broadcast(payload, "update"))

@@ -27,7 +27,16 @@ from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import predict
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
 from fedhpc.site.training.dp_sgd import Units, entropy
-from fedhpc.site.training.local_sgd import LocalRound, OnStep, PrivateWork, train_plain, train_private
+from fedhpc.site.training.local_sgd import (
+    LocalRound,
+    OnStep,
+    PrivateWork,
+    gradient_weight,
+    steps_per_epoch,
+    train_plain,
+    train_private,
+)
+from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.site.training.secure_contribution import IntegerGrid, contribution
 from fedhpc.util.arrays import F32, I64
 from fedhpc.util.log import LogFile
@@ -105,10 +114,11 @@ class Hospital:
         evaluation = plan_evaluation(self._place.config)
         self._answers = None if evaluation is None else Answers(path.parent, self._ledger, evaluation)
 
-    def train(self, params: F32, round: int) -> F32:
+    def train(self, params: F32, round: int, regularizer: Regularizer = NOTHING) -> F32:
         """Local training from the global `params`; returns local - global, f32[d].
 
-        With privacy on the result is already private: clipped, noised and charged to the ledger before the first step.
+        With privacy on `regularizer` must be a function of what is public or was released before. The result is already
+        private: clipped, noised and charged to the ledger before the first step.
 
         Raises:
             SiteError: where training fails or gives values that are not finite; names site, round and layer.
@@ -118,9 +128,9 @@ class Hospital:
         from_vector(place.model, params)
         with self.failing(f"round {round + 1}: training failed"):
             if place.plan is None:
-                train_plain(self._local(round))
+                train_plain(replace(self._local(round), regularizer=regularizer))
             else:
-                self._train_private(place.plan, round)
+                self._train_private(place.plan, round, regularizer)
         update = to_vector(place.model) - params
         refused = refusal(update, layers_of(place.model), LARGEST_ENTRY)
         if refused is not None:
@@ -137,10 +147,17 @@ class Hospital:
                 code="site.diverged",
             )
 
-    def _train_private(self, plan: PrivacyPlan, round: int) -> None:
+    def gradient_weight(self, round: int) -> float:
+        """See `fedhpc.site.training.local_sgd.gradient_weight`; with privacy on the number of steps is public."""
+        training, plan = self._place.config.training, self._place.plan
+        images = len(self._samples.indices("train"))
+        steps = plan.steps_per_round if plan else training.local_epochs * steps_per_epoch(images, training)
+        return gradient_weight(training, round, steps)
+
+    def _train_private(self, plan: PrivacyPlan, round: int, regularizer: Regularizer) -> None:
         work = self._private_work(plan, round)
         self._charge(plan, round)
-        train_private(self._local(round), work)
+        train_private(replace(self._local(round), regularizer=regularizer), work)
 
     def _local(self, round: int) -> LocalRound:
         place = self._place

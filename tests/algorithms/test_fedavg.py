@@ -20,6 +20,7 @@ from fedhpc.algorithms.run_state import RESIDUAL, RunState, fresh_state
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.compression.top_k import Layer
 from fedhpc.errors import PayloadError
+from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.transport.base import AloneTransport
 from fedhpc.transport.egress_log import Kind
 from fedhpc.util.arrays import F32
@@ -34,8 +35,11 @@ class Puller:
     target: F32
     budget: int = 1000
 
-    def train(self, params: F32, round: int) -> F32:
+    def train(self, params: F32, round: int, regularizer: Regularizer = NOTHING) -> F32:
         return (self.target - params) / 2
+
+    def gradient_weight(self, round: int) -> float:
+        return 0.5
 
     def can_afford(self, round: int) -> bool:
         return round < self.budget
@@ -91,7 +95,7 @@ def test_dense_rounds_reach_the_weighted_mean_of_the_targets() -> None:
 class Fixed(Puller):
     """A hospital whose update is always the same."""
 
-    def train(self, params: F32, round: int) -> F32:
+    def train(self, params: F32, round: int, regularizer: Regularizer = NOTHING) -> F32:
         return self.target
 
 
@@ -171,16 +175,18 @@ def test_rounding_is_another_at_each_site_and_round() -> None:
     update = np.random.default_rng(0).standard_normal(300, np.float32)
     sites = [Fixed(name, i, update) for i, name in enumerate("ab")]
     terms, nothing = terms_of(2, CompressionConfig(1, 4), 1, (1, 1), seed=3), np.zeros(300, np.float32)
-    kept = [
-        site_round(site, RunState(round, nothing), nothing, terms)[1].tobytes() for site in sites for round in (0, 1)
-    ]
+
+    def rest(site: Puller, round: int) -> bytes:
+        return site_round(site, RunState(round, nothing), {RESIDUAL: nothing}, terms)[1][RESIDUAL].tobytes()
+
+    kept = [rest(site, round) for site in sites for round in (0, 1)]
     assert len(set(kept)) == 4
-    assert site_round(sites[0], RunState(0, nothing), nothing, terms)[1].tobytes() == kept[0]
+    assert rest(sites[0], 0) == kept[0]
 
 
 def test_who_sent_it_is_named_where_a_payload_is_damaged() -> None:
     state, terms = RunState(4, np.zeros(3, np.float32)), terms_of(9, 1, 1, (1, 1))
-    payloads = [site_round(site, state, np.zeros(3, np.float32), terms)[0] for site in pullers()]
+    payloads = [site_round(site, state, {RESIDUAL: np.zeros(3, np.float32)}, terms)[0] for site in pullers()]
     payloads[1] = payloads[1][:-1]
     with pytest.raises(PayloadError, match="site b: payload of sender 1 in round 5: checksum"):
         mean_update(payloads, state, terms)
@@ -192,7 +198,7 @@ def test_an_update_of_implausible_size_is_refused_before_it_is_folded(value: flo
     state = RunState(4, np.zeros(3, np.float32))
     terms = terms_of(9, CompressionConfig(1, layers=(Layer("conv", 2), Layer("head", 1))), 1, (1, 1))
     sites = [Fixed("a", 0, np.ones(3, np.float32)), Fixed("b", 1, np.array([1, 2, value], np.float32))]
-    payloads = [site_round(site, state, np.zeros(3, np.float32), terms)[0] for site in sites]
+    payloads = [site_round(site, state, {RESIDUAL: np.zeros(3, np.float32)}, terms)[0] for site in sites]
     with pytest.raises(PayloadError, match=r"^site b: round 5: entry 0 of layer head of its update is "):
         mean_update(payloads, state, terms)
 
@@ -201,7 +207,7 @@ def test_site_and_layer_are_named_where_what_is_kept_overflows() -> None:
     site = Fixed("a", 0, np.array([1, 2, 3e38], np.float32))
     terms = terms_of(1, CompressionConfig(1, layers=(Layer("conv", 2), Layer("head", 1))), 1, (1,))
     with pytest.raises(PayloadError, match="site a, round 1: entry 0 of layer head is inf"):
-        site_round(site, RunState(0, np.zeros(3, np.float32)), site.target, terms)
+        site_round(site, RunState(0, np.zeros(3, np.float32)), {RESIDUAL: site.target}, terms)
 
 
 def test_budget_and_preemption_end_the_run() -> None:

@@ -21,6 +21,7 @@ from fedhpc.errors import ConfigError, SiteError
 from fedhpc.secagg.masks import SumTerms, most_dropouts
 from fedhpc.secagg.protocol import round_bytes
 from fedhpc.site.hospital import Hospital, SiteContext
+from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.site.training.secure_contribution import IntegerGrid
 from fedhpc.transport.base import AloneTransport
 from fedhpc.util.arrays import F32, I64
@@ -41,8 +42,11 @@ class Giver:
     fails_in: Sequence[int] = ()
     charged: list[int] = field(default_factory=list)
 
-    def train(self, params: F32, round: int) -> F32:
+    def train(self, params: F32, round: int, regularizer: Regularizer = NOTHING) -> F32:
         raise AssertionError("a secure round never asks for a site's own update")
+
+    def gradient_weight(self, round: int) -> float:
+        raise AssertionError("a secure round has no update of a site")
 
     def can_afford(self, round: int) -> bool:
         return True

@@ -18,9 +18,9 @@ ROUND = 2
 honest_state, honest_stream = federation.next_state, MpiTransport.stream
 
 
-def one_bit_wrong(state: RunState, payload: bytes) -> RunState:
+def one_bit_wrong(state: RunState, message: bytes, terms: federation.RoundConfig) -> RunState:
     """The next state, with the last bit of one parameter turned over."""
-    after = honest_state(state, payload)
+    after = honest_state(state, message, terms)
     if after.round == ROUND:
         after.params.view(np.uint32)[7] ^= 1
     return after

@@ -177,7 +177,7 @@ before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 payloads = [encode(Update(i, 0, SparseVector(d, np.arange(d), values))) for i in mine]
 received = transport.stream(payloads, "update")
 if transport.rank == 0:
-    mean = mean_update(received, RunState(0, np.zeros(d, np.float32)), terms)
+    mean = mean_update(received, RunState(0, np.zeros(d, np.float32)), terms).mean
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"mb": (peak_kb - before_kb) / 1024, "mean": float(mean[:1000].astype(np.float64).sum())}))
 """

@@ -20,9 +20,11 @@ from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
 from fedhpc.site.release import Question, Weights, with_noise
+from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.site.training.secure_contribution import plan_grid
 
 LR, MOMENTUM, CLIP_NORM, PLAN = 1e-3, 0.9, 0.5, PrivacyPlan(2.0, 1.0, 3)
+ONE_STEP = PrivacyPlan(2.0, 1.0, 1)
 INPUTS, UNITS = 30, 6
 NO_TARGET = 1e300
 """The rounds here are measured, not rationed."""
@@ -155,6 +157,24 @@ def test_all_steps_are_charged_before_the_first(tmp_path: Path) -> None:
         site.train(to_vector(model), 0)
     (charge,) = read_ledger(tmp_path / "ledger.jsonl")[1]
     assert (charge.steps, charge.sample_rate, charge.noise_multiplier) == (3, 1.0, 2.0)
+
+
+def test_regularizer_is_added_after_clipping_and_noise(tmp_path: Path) -> None:
+    """A correction a thousand times the clip norm moves the parameters by all of itself, and nothing else changes."""
+    torch.manual_seed(0)
+    model = nn.Linear(INPUTS, 2)
+    start, moved, charges = to_vector(model), [], []
+    linear = np.random.default_rng(0).standard_normal(start.size).astype(np.float32) * np.float32(1000 * CLIP_NORM)
+    for number, regularizer in enumerate((NOTHING, Regularizer(linear, proximal=7.0))):
+        settings = config(tmp_path, noise_seed=1)
+        place = SiteContext(settings, model, Device(torch.device("cpu"), bf16=False), ONE_STEP, lambda *_: None)
+        site = Hospital("a", 0, UNITS, Patients(UNITS), place)
+        site.keep_ledger(tmp_path / f"{number}.jsonl", f"run{number}")
+        moved.append(site.train(start, 0, regularizer))
+        (charge,) = read_ledger(tmp_path / f"{number}.jsonl")[1]
+        charges.append((charge.steps, charge.sample_rate, charge.noise_multiplier))
+    np.testing.assert_allclose(moved[1] - moved[0], -LR * linear, atol=1e-6)
+    assert charges[0] == charges[1]
 
 
 def test_a_share_of_a_secure_sum_has_the_planned_variance(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import Entropy, NoiseConfig, PrivateStep, Units, physical_batches
 from fedhpc.site.training.optimizers import Optimizer, Sgd
+from fedhpc.site.training.regularizers import NOTHING, Regularizer, regularized
 from fedhpc.util.arrays import F32
 from fedhpc.util.rng import generator, seed_of
 
@@ -29,6 +30,33 @@ def learning_rate(training: Training, round: int) -> float:
     if training.lr_schedule == "constant":
         return training.lr
     return training.lr * 0.5 * (1 + math.cos(math.pi * round / training.rounds))
+
+
+def steps_per_epoch(images: int, training: Training) -> int:
+    """How many mini-batches an epoch over so many images has, without privacy."""
+    return math.ceil(images / training.batch_size)
+
+
+def gradient_weight(training: Training, round: int, steps: int) -> float:
+    """By how much the mean gradient of a round of SGD enters its update: update = -weight * sum_k a_k g_k / sum_k a_k.
+
+    With momentum m the k-th of K gradients is in K - k + 1 steps, so that a_k = (1 - m^(K - k + 1)) / (1 - m). The
+    weight is the rate times their sum (Wang et al. 2020, "Tackling the Objective Inconsistency Problem", section 3,
+    |a_i|_1). Without momentum it is the rate times the number of steps.
+
+    Args:
+        training: names rate and momentum.
+        round: from 0 on.
+        steps: K.
+
+    >>> gradient_weight(Training(lr=0.5, lr_schedule="constant", momentum=0.0), 0, steps=4)
+    2.0
+    >>> gradient_weight(Training(lr=1.0, lr_schedule="constant", momentum=0.5), 0, steps=2)
+    2.5
+    """
+    m = training.momentum
+    factors = [(1 - m ** (steps - k)) / (1 - m) for k in range(steps)]
+    return learning_rate(training, round) * math.fsum(factors)
 
 
 def make_optimizer(model: nn.Module, training: Training, round: int) -> Optimizer:
@@ -63,6 +91,7 @@ class LocalRound:
         round: from 0 on.
         device: where to compute.
         on_step: called after each step.
+        regularizer: what is added to the loss.
     """
 
     model: nn.Module
@@ -72,6 +101,11 @@ class LocalRound:
     round: int
     device: Device
     on_step: OnStep
+    regularizer: Regularizer = NOTHING
+
+    def optimizer(self) -> Optimizer:
+        """A fresh optimiser for the round, while the model is set to the global parameters."""
+        return regularized(make_optimizer(self.model, self.config.training, self.round), self.model, self.regularizer)
 
 
 def train_plain(local: LocalRound) -> None:
@@ -87,8 +121,7 @@ def train_plain(local: LocalRound) -> None:
 def _epochs(local: LocalRound) -> None:
     model, samples, config, device = local.model, local.samples, local.config, local.device
     training, rows = config.training, samples.indices("train")
-    optimizer = make_optimizer(model, training, local.round)
-    per_epoch = math.ceil(len(rows) / training.batch_size)
+    optimizer, per_epoch = local.optimizer(), steps_per_epoch(len(rows), training)
     done = 0
     for epoch in range(training.local_epochs):
         rng = generator(config.seed, local.site, local.round, epoch, "shuffle")
@@ -143,7 +176,7 @@ def train_private(local: LocalRound, work: PrivateWork) -> None:
     model, samples, config, device = local.model, local.samples, local.config, local.device
     plan, p, stream = work.plan, config.privacy, work.entropy.sampling
     terms = NoiseConfig(p.clip_norm, plan.noise_multiplier, plan.sample_rate * work.weight, work.entropy.noise)
-    step = PrivateStep.wrap(model, make_optimizer(model, config.training, local.round), terms)
+    step = PrivateStep.wrap(model, local.optimizer(), terms)
     for done in range(1, plan.steps_per_round + 1):
         drawn = work.units.draw(plan.sample_rate, stream)
         for rows, owner, last in physical_batches(drawn, p.max_physical_batch):

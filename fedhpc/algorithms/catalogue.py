@@ -1,0 +1,21 @@
+"""All algorithms, by the section of the config that chooses them.
+
+To add one, write its section in `fedhpc.config.algorithm`, its class in a file of its own, and a line here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from fedhpc.algorithms.base import Algorithm
+from fedhpc.algorithms.fedprox import FedProx
+from fedhpc.config import algorithm as sections
+
+MAKE: dict[str, Callable[[Any], Algorithm]] = {
+    "fedavg": lambda section: Algorithm(),
+    "fedprox": lambda section: FedProx(section.mu),
+}
+
+
+def algorithm_of(section: sections.Algorithm) -> Algorithm:
+    """Return the algorithm that a section of the config names."""
+    return MAKE[section.name](section)

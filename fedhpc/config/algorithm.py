@@ -1,0 +1,37 @@
+"""The section `algorithm`: which federated algorithm a run follows, with its parameters.
+
+Only names, bounds and descriptions are here; what each does is in `fedhpc.algorithms`, in a file of its name.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedhpc.util.section import Section
+
+
+class Algorithm(Section):
+    """An algorithm by its `name`; a subclass narrows it to a literal and adds its parameters."""
+
+    name: str
+
+
+class FedAvg(Algorithm):
+    """Federated averaging (McMahan et al. 2017)."""
+
+    name: Literal["fedavg"] = Field(default="fedavg", description="local steps, then the mean of the sites' updates")
+
+
+class FedProx(Algorithm):
+    """FedAvg with a proximal term in each site's loss (Li et al. 2020, "Federated Optimization in Heterogeneous
+    Networks", Algorithm 2): mu / 2 times the squared distance from the global model.
+    """
+
+    name: Literal["fedprox"] = Field(default="fedprox", description="local steps are pulled back to the global model")
+    mu: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=0.01, description="weight of the proximal term; 0 is FedAvg; the paper tries 0.001 to 1"
+    )
+
+
+ALGORITHMS: tuple[type[Algorithm], ...] = (FedAvg, FedProx)
+"""All that a config can choose; the first is the default."""
