@@ -5,7 +5,7 @@ Both are values of the config: a class holds its own parameters and is chosen by
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass, field
 
 from fedhpc.compression.update import SparseVector
 from fedhpc.util.arrays import F32, Array
@@ -15,9 +15,62 @@ Arrays = Mapping[str, Array]
 """Named arrays that are kept from round to round."""
 
 
-class Aggregator(Protocol):
+@dataclass(frozen=True)
+class RuleRound:
+    """What a rule knows of a round before the first update (public).
+
+    Attributes:
+        size: entries of an update.
+        round: the number of rounds done.
+        sites: their names, by index.
+        kept: what the rule kept after the last round, or its `initial`.
+        noise: of each site by index, the standard deviation of the privacy noise in an entry of its update; None where
+            that is not known.
+    """
+
+    size: int
+    round: int = 0
+    sites: tuple[str, ...] = ()
+    kept: Arrays = field(default_factory=dict)
+    noise: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A site whose update a rule found far out (public).
+
+    Attributes:
+        site: its name.
+        reason: which test it failed, in one word.
+        detail: the numbers of the test, for a person.
+        excluded: whether its update is not in the result; else it was only shortened.
+    """
+
+    site: str
+    reason: str
+    detail: str
+    excluded: bool
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """What a rule made of the updates of a round.
+
+    Attributes:
+        update: the update of all, f32[d].
+        kept: what the rule keeps for the next round.
+        flags: the sites that are far out.
+    """
+
+    update: F32
+    kept: Arrays = field(default_factory=dict)
+    flags: tuple[Flag, ...] = ()
+
+
+class Aggregator(ABC):
     """One round at the aggregator: it takes the sites' updates one after the other, in site order."""
 
+    @abstractmethod
     def add(self, site: int, update: SparseVector, weight: int) -> None:
         """Take the update of a site.
 
@@ -27,18 +80,38 @@ class Aggregator(Protocol):
             weight: its public weight, above 0.
         """
 
+    @abstractmethod
     def result(self) -> F32:
         """Return the update of all, f32[d]."""
 
+    def aggregated(self) -> Aggregated:
+        """Return the update of all, with what the rule keeps and whom it flags; both are empty by default."""
+        return Aggregated(self.result())
+
 
 class AggregationRule(Section, ABC):
-    """`aggregation.rule` with its parameters. A subclass narrows `rule` to the literal of its name."""
+    """`aggregation.rule` with its parameters. A subclass narrows `rule` to the literal of its name.
+
+    What it keeps from round to round are named arrays: they are saved with every round and given back at a resume.
+    """
 
     rule: str
 
+    def initial(self, size: int, sites: int) -> Arrays:
+        """Return what is kept before the first round, for a model of `size` parameters."""
+        return {}
+
     @abstractmethod
-    def aggregator(self, size: int) -> Aggregator:
-        """Return the aggregator of one round, for updates of `size` entries."""
+    def aggregator(self, round: RuleRound) -> Aggregator:
+        """Return the aggregator of one round."""
+
+    def problem(self, sites: int, density: float) -> str:
+        """Return why the rule cannot be used with so many sites and this density of updates; empty where it can."""
+        return ""
+
+    def notice(self, weights: tuple[int, ...]) -> str:
+        """Return what a user must know of the rule before the run, for sites of these weights; may be empty."""
+        return ""
 
 
 class ServerStep(Section, ABC):

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from fedhpc.aggregation.base import AggregationRule
+from fedhpc.aggregation.base import AggregationRule, Aggregator, RuleRound
 from fedhpc.compression.update import SparseVector
 from fedhpc.util.arrays import F32
 
@@ -16,13 +16,13 @@ class Mean(AggregationRule):
 
     rule: Literal["mean"] = Field(default="mean", description="the mean of the updates, weighted by sample size")
 
-    def aggregator(self, size: int) -> "WeightedMean":
+    def aggregator(self, round: RuleRound) -> "WeightedMean":
         """See `AggregationRule`."""
-        return WeightedMean(size)
+        return WeightedMean(round.size)
 
 
 @dataclass
-class WeightedMean:
+class WeightedMean(Aggregator):
     """The running mean over sites, weighted by sample size (McMahan et al. 2017, Algorithm 1, last line).
 
     The fold is a plain loop in the order of the calls: the same order gives the same bits. An entry that a site did not

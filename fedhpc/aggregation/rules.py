@@ -10,13 +10,34 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Tag
 
 from fedhpc.aggregation.base import AggregationRule, ServerStep
+from fedhpc.aggregation.centred_clipping import CentredClipping
+from fedhpc.aggregation.coordinate_median import CoordinateMedian
+from fedhpc.aggregation.geometric_median import GeometricMedian
+from fedhpc.aggregation.krum import Krum, MultiKrum
 from fedhpc.aggregation.mean import Mean
+from fedhpc.aggregation.minimum_diameter import MinimumDiameter
 from fedhpc.aggregation.server_adaptive import FedAdagrad, FedAdam, FedYogi
 from fedhpc.aggregation.server_momentum import FedAvgM
 from fedhpc.aggregation.server_sgd import ServerSgd
+from fedhpc.aggregation.trimmed_mean import TrimmedMean
 
-RULES: tuple[type[AggregationRule], ...] = (Mean,)
-SERVER_OPTIMIZERS: tuple[type[ServerStep], ...] = (ServerSgd, FedAvgM, FedAdagrad, FedAdam, FedYogi)
+RULES: tuple[type[AggregationRule], ...] = (
+    Mean,
+    CoordinateMedian,
+    TrimmedMean,
+    GeometricMedian,
+    Krum,
+    MultiKrum,
+    MinimumDiameter,
+    CentredClipping,
+)
+SERVER_OPTIMIZERS: tuple[type[ServerStep], ...] = (
+    ServerSgd,
+    FedAvgM,
+    FedAdagrad,
+    FedAdam,
+    FedYogi,
+)
 
 
 def one_of(kinds: tuple[type[Any], ...], key: str) -> Any:

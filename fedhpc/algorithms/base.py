@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedhpc.aggregation.base import Arrays
+from fedhpc.aggregation.base import Arrays, Flag
 from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.update import SparseVector, Update
@@ -75,11 +75,14 @@ class Folded:
         mean: the update of all, f32[d].
         kept: the algorithm's arrays at the aggregator after the round.
         more: what is sent to all beside the global update.
+        rule, flags: what the aggregation rule keeps, and the sites that it found far out; the round fills them in.
     """
 
     mean: F32
     kept: Arrays = field(default_factory=dict)
     more: bytes = b""
+    rule: Arrays = field(default_factory=dict)
+    flags: tuple[Flag, ...] = ()
 
 
 class Fold:

@@ -27,7 +27,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedhpc.aggregation.base import AggregationRule, Arrays, ServerStep
+from fedhpc.aggregation.base import AggregationRule, Arrays, Flag, RuleRound, ServerStep
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.server_sgd import ServerSgd
 from fedhpc.algorithms.base import (
@@ -40,7 +40,7 @@ from fedhpc.algorithms.base import (
     parted,
     with_algorithm,
 )
-from fedhpc.algorithms.run_state import OPTIMIZER, RESIDUAL, RunState, residual_of
+from fedhpc.algorithms.run_state import OPTIMIZER, RESIDUAL, RULE, RunState, of, residual_of, under
 from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.top_k import Layers, entry_name
@@ -83,6 +83,8 @@ class Collected:
         kept: the algorithm's arrays at the aggregator.
         more: what the aggregator sends to all beside the global update.
         dropped: the names of the sites that are not in the mean, in site order (the same at every rank).
+        rule: what the aggregation rule keeps.
+        flags: the sites that the rule found far out; none where this rank is not the aggregator.
     """
 
     mean: F32 | None
@@ -92,6 +94,8 @@ class Collected:
     dropped: tuple[str, ...] = ()
     kept: Arrays = field(default_factory=dict)
     more: bytes = b""
+    rule: Arrays = field(default_factory=dict)
+    flags: tuple[Flag, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,13 +146,14 @@ class RoundConfig:
 class RoundResult:
     """One finished round, as its driver hands it on. `traffic` is None where this rank is not the aggregator.
 
-    `dropped` names the sites that are not in the mean.
+    `dropped` names the sites that are not in the mean, `flags` those that the rule found far out (at the aggregator).
     """
 
     state: RunState
     traffic: Traffic | None
     watch: Stopwatch
     dropped: tuple[str, ...] = ()
+    flags: tuple[Flag, ...] = ()
 
 
 class Collector(Protocol):
@@ -177,7 +182,8 @@ def mean_update(messages: Iterable[bytes], state: RunState, terms: RoundConfig) 
 
     Messages come in site order; each is added before the next is taken, so that memory need not grow with the sites.
     """
-    aggregator = terms.aggregation.aggregator(state.params.size)
+    about = RuleRound(state.params.size, state.round, terms.sites, of(RULE, state.server))
+    aggregator = terms.aggregation.aggregator(about)
     fold = terms.algorithm.fold(of_algorithm(state.server), of_algorithm(state.public))
     for index, message in enumerate(messages):
         with at(f"site {terms.sites[index]}"):
@@ -186,7 +192,9 @@ def mean_update(messages: Iterable[bytes], state: RunState, terms: RoundConfig) 
             check_plausible(update, terms.up.layers)
             entries = fold.add(update.entries, terms.weights[index], more, terms.sender(index, state.round))
         aggregator.add(index, entries, terms.weights[index])
-    return fold.result(aggregator.result(), terms.sender(AGGREGATOR, state.round))
+    found = aggregator.aggregated()
+    folded = fold.result(found.update, terms.sender(AGGREGATOR, state.round))
+    return replace(folded, rule=under(RULE, found.kept), flags=found.flags)
 
 
 def check_plausible(update: Update, layers: Layers) -> None:
@@ -208,9 +216,8 @@ def check_plausible(update: Update, layers: Layers) -> None:
 
 def server_step(mean: F32, state: RunState, terms: RoundConfig) -> tuple[F32, Arrays]:
     """The server optimiser's part: (the step of the global parameters f32[d], what it keeps)."""
-    own = {name.removeprefix(OPTIMIZER): kept for name, kept in state.server.items() if name.startswith(OPTIMIZER)}
-    step, kept = terms.server.step(mean, own, state.round)
-    return step, {OPTIMIZER + name: array for name, array in kept.items()}
+    step, kept = terms.server.step(mean, of(OPTIMIZER, state.server), state.round)
+    return step, under(OPTIMIZER, kept)
 
 
 def server_round(step: F32, state: RunState, residual: F32, terms: RoundConfig) -> tuple[bytes, F32]:
@@ -273,13 +280,16 @@ def _one_round(sites: Sequence[Participant], state: RunState, terms: RoundConfig
         with watch.phase("aggregate"):
             step, kept = server_step(got.mean, state, terms)
             payload, residual = server_round(step, state, residual_of(server), terms)
-            down, server = terms.message(payload, got.more), with_algorithm({RESIDUAL: residual, **kept}, got.kept)
+            down, server = (
+                terms.message(payload, got.more),
+                with_algorithm({RESIDUAL: residual, **got.rule, **kept}, got.kept),
+            )
             traffic = Traffic(got.up_bytes, got.down_bytes + len(down))
     with watch.phase("exchange"):
         down = transport.broadcast(down, "update", state.round + 1)
         after = next_state(state, down, terms)
         check_replicas_equal(transport, after.params, after.round, [site.name for site in sites])
-    return RoundResult(replace(after, server=server, sites=got.sites), traffic, watch, got.dropped)
+    return RoundResult(replace(after, server=server, sites=got.sites), traffic, watch, got.dropped, got.flags)
 
 
 def in_the_open(terms: RoundConfig) -> "Collector":
@@ -298,7 +308,15 @@ def in_the_open(terms: RoundConfig) -> "Collector":
         up_bytes: list[int] = []
         with watch.phase("aggregate"):
             folded = mean_update(_weighed(received, up_bytes, watch), state, terms)
-        return Collected(folded.mean, after, tuple(up_bytes), kept=folded.kept, more=folded.more)
+        return Collected(
+            mean=folded.mean,
+            sites=after,
+            up_bytes=tuple(up_bytes),
+            kept=folded.kept,
+            more=folded.more,
+            rule=folded.rule,
+            flags=folded.flags,
+        )
 
     return collect
 

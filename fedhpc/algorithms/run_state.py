@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
 from fedhpc.aggregation.base import Arrays, ServerStep
 from fedhpc.algorithms.base import Algorithm, with_algorithm
-from fedhpc.util.arrays import F32
+from fedhpc.util.arrays import F32, Array
 
-RESIDUAL, OPTIMIZER = "residual", "optimizer."
+RESIDUAL, OPTIMIZER, RULE = "residual", "optimizer.", "rule."
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class RunState:
         round: the number of rounds done.
         params: the global parameters, f32[d]; public, the same bits at every rank.
         public: what else every rank knows, the same bits at every rank.
-        server: what the aggregator keeps (rank 0): `residual` f32[d], and what server optimiser and algorithm keep.
+        server: what the aggregator keeps (rank 0): `residual` f32[d], and what aggregation rule, server optimiser and
+            algorithm keep.
         sites: what each of this rank's sites keeps, by name: `residual` f32[d], and what the algorithm keeps there;
             private where the run is.
     """
@@ -37,7 +39,13 @@ def residual_of(kept: Arrays) -> F32:
     return kept[RESIDUAL].astype(np.float32, copy=False)
 
 
-def fresh_state(params: F32, sites: Sequence[str], server: ServerStep, algorithm: Algorithm | None = None) -> RunState:
+def fresh_state(
+    params: F32,
+    sites: Sequence[str],
+    server: ServerStep,
+    algorithm: Algorithm | None = None,
+    rule: Arrays = MappingProxyType({}),
+) -> RunState:
     """Return the state before the first round, from the initial parameters f32[d], for this rank's `sites`.
 
     Args:
@@ -45,10 +53,11 @@ def fresh_state(params: F32, sites: Sequence[str], server: ServerStep, algorithm
         sites: the names of this rank's sites.
         server: the server optimiser.
         algorithm: what is added to FedAvg; None for nothing.
+        rule: what the aggregation rule keeps at first.
     """
     nothing = {RESIDUAL: np.zeros(params.size, np.float32)}
     first = (algorithm or Algorithm()).initial(params.size)
-    kept = {OPTIMIZER + name: array for name, array in server.initial(params.size).items()}
+    kept = {**under(OPTIMIZER, server.initial(params.size)), **under(RULE, rule)}
     return RunState(
         round=0,
         params=params,
@@ -56,3 +65,13 @@ def fresh_state(params: F32, sites: Sequence[str], server: ServerStep, algorithm
         server=with_algorithm({**nothing, **kept}, first.server),
         sites={name: with_algorithm(nothing, first.site) for name in sites},
     )
+
+
+def under(prefix: str, arrays: Arrays) -> dict[str, Array]:
+    """Return arrays with a prefix before each name."""
+    return {prefix + name: array for name, array in arrays.items()}
+
+
+def of(prefix: str, arrays: Arrays) -> dict[str, Array]:
+    """Return the arrays whose names have a prefix, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

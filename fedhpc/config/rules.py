@@ -45,6 +45,12 @@ def _baseline_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     ]
 
 
+def _aggregation_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for what the aggregation rule assumes of the sites and of their updates."""
+    problem = config.aggregation.problem(len(config.data.sites), config.exchange.density)
+    return [(bool(problem), problem)]
+
+
 def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     """(is broken, message) for each rule that concerns more than one key."""
     names, p = config.site_names, config.privacy
@@ -88,6 +94,7 @@ def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             "set both or none (`run.py prepare images --reference N` sets images aside)",
         ),
         *_baseline_rules(config),
+        *_aggregation_rules(config),
         (
             frozen and config.training.random_flip,
             "training.random_flip: the features of model.name=frozen are computed once; remove it or train a network",

@@ -126,6 +126,8 @@ def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping
             f"{data_size(facts['sparse_down_bytes'])} down over all sites; dense fp32 would be "
             f"{data_size(facts['dense_bytes'])} each way"
         )
+        notice = config.aggregation.notice(tuple(int(site["weight"]) for site in sites))
+        lines += [notice] if notice else []
     lines.append(facts["wire"])
     lines.append(evaluation_line(config))
     return f"{wrapped(chr(10).join(lines))}\n{fitted(rows)}"

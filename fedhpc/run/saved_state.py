@@ -14,7 +14,7 @@ import numpy as np
 from fedhpc.aggregation.base import Arrays
 from fedhpc.aggregation.iterate_average import IterateAverage
 from fedhpc.algorithms.catalogue import algorithm_of
-from fedhpc.algorithms.run_state import RunState, fresh_state
+from fedhpc.algorithms.run_state import RunState, fresh_state, of, under
 from fedhpc.compression.update import pack_arrays, unpack_arrays
 from fedhpc.errors import InputError
 from fedhpc.models.vector import parameter_count, to_vector
@@ -40,7 +40,7 @@ def save_run_state(session: Session, owners: Mapping[str, Owner], state: RunStat
     for name, kept in state.sites.items():
         save_state(directory.site(name), "residual", round, kept, owners[name])
     if session.transport.rank == 0:
-        arrays = {PARAMS: state.params, **_named(PUBLIC, state.public), **_named(SERVER, state.server)}
+        arrays = {PARAMS: state.params, **under(PUBLIC, state.public), **under(SERVER, state.server)}
         save_state(directory.state, "round", round, arrays, owners[AGGREGATOR_NAME])
 
 
@@ -52,12 +52,14 @@ def loaded_state(session: Session, resumed: Resumed) -> RunState:
     """
     transport = session.transport
     config, names = session.config, [site.name for site in session.sites]
-    fresh = fresh_state(to_vector(session.place.model), names, config.server, algorithm_of(config.algorithm))
+    initial, algorithm = to_vector(session.place.model), algorithm_of(config.algorithm)
+    rule = config.aggregation.initial(initial.size, len(config.data.sites))
+    fresh = fresh_state(initial, names, config.server, algorithm, rule)
     mine = run_on_all_ranks(transport, lambda: _read(session, resumed, fresh) if resumed.first else fresh)
-    payload = pack_arrays({PARAMS: mine.params, **_named(PUBLIC, mine.public)}) if transport.rank == 0 else None
+    payload = pack_arrays({PARAMS: mine.params, **under(PUBLIC, mine.public)}) if transport.rank == 0 else None
     start = unpack_arrays(transport.broadcast(payload, "update"))
     params = start[PARAMS].astype(np.float32, copy=False)
-    return replace(mine, round=resumed.first, params=params, public=_of(PUBLIC, start))
+    return replace(mine, round=resumed.first, params=params, public=of(PUBLIC, start))
 
 
 def fresh_average(session: Session) -> IterateAverage:
@@ -82,8 +84,8 @@ def _read(session: Session, resumed: Resumed, fresh: RunState) -> RunState:
     saved = load_state(directory.state, "round", first, owners[AGGREGATOR_NAME])
     where = f"{directory.state}: round {first}"
     params = _checked(_only(PARAMS, saved), {PARAMS: fresh.params}, where)[PARAMS].astype(np.float32, copy=False)
-    server = _checked(_of(SERVER, saved), fresh.server, where)
-    return replace(fresh, params=params, public=_of(PUBLIC, saved), server=server, sites=sites)
+    server = _checked(of(SERVER, saved), fresh.server, where)
+    return replace(fresh, params=params, public=of(PUBLIC, saved), server=server, sites=sites)
 
 
 def _checked(found: Arrays, wanted: Arrays, where: str) -> Arrays:
@@ -100,14 +102,6 @@ def _checked(found: Arrays, wanted: Arrays, where: str) -> Arrays:
 
 def _shapes(arrays: Arrays) -> dict[str, tuple[object, ...]]:
     return {name: (array.dtype, *array.shape) for name, array in arrays.items()}
-
-
-def _named(prefix: str, arrays: Arrays) -> dict[str, Array]:
-    return {prefix + name: array for name, array in arrays.items()}
-
-
-def _of(prefix: str, arrays: Arrays) -> dict[str, Array]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _only(name: str, arrays: Arrays) -> dict[str, Array]:

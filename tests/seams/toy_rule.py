@@ -5,12 +5,12 @@ from typing import Literal
 import numpy as np
 
 from fedhpc.aggregation import rules
-from fedhpc.aggregation.base import AggregationRule
+from fedhpc.aggregation.base import AggregationRule, Aggregator, RuleRound
 from fedhpc.compression.update import SparseVector
 from fedhpc.util.arrays import F32
 
 
-class MidrangeAggregator:
+class MidrangeAggregator(Aggregator):
     """One round."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Midrange(AggregationRule):
 
     rule: Literal["midrange"] = "midrange"
 
-    def aggregator(self, size: int) -> MidrangeAggregator:
+    def aggregator(self, round: RuleRound) -> MidrangeAggregator:
         """See `AggregationRule`."""
         return MidrangeAggregator()
 
