@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedhpc.compression.update import SparseVector
+from fedhpc.errors import PayloadError
 from fedhpc.util.arrays import F32, Array
 from fedhpc.util.section import Section
 
@@ -49,7 +50,11 @@ class Flag:
     site: str
     reason: str
     detail: str
-    excluded: bool
+    excluded: bool = True
+
+    def line(self) -> str:
+        """Return the flag as a few words."""
+        return f"{self.site} {'left out' if self.excluded else 'shortened'} ({self.reason})"
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,10 @@ class Aggregator(ABC):
             update: f32[d], sparse; an entry that was not sent is zero.
             weight: its public weight, above 0.
         """
+
+    def refused(self, site: int, error: PayloadError) -> None:
+        """Take note of a site that sent what is no update. Raises the error, where a rule does not bear such a site."""
+        raise error
 
     @abstractmethod
     def result(self) -> F32:

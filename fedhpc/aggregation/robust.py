@@ -5,14 +5,16 @@ counts every site once, since a weight that a site declares would be one more th
 """
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from fedhpc.aggregation.base import Aggregated, AggregationRule, Aggregator, RuleRound
+from fedhpc.aggregation.base import Aggregated, AggregationRule, Aggregator, Flag, RuleRound
 from fedhpc.aggregation.mixing import mixed
 from fedhpc.compression.update import SparseVector
+from fedhpc.errors import PayloadError
 from fedhpc.util.arrays import F32, F64
 
 
@@ -62,6 +64,12 @@ class Stack(Aggregator):
     def __init__(self, rule: RobustRule, round: RuleRound) -> None:
         self._rule, self._round = rule, round
         self._updates: list[F32] = []
+        self._flags: list[Flag] = []
+
+    def refused(self, site: int, error: PayloadError) -> None:
+        """See `Aggregator`: the site is one of the faulty ones, and counts as if it had sent zeros."""
+        self._updates.append(np.zeros(self._round.size, np.float32))
+        self._flags.append(Flag(self._round.sites[site], "payload", str(error)))
 
     def add(self, site: int, update: SparseVector, weight: int) -> None:
         """See `Aggregator`; weights do not count. Raises ValueError for an update of another size."""
@@ -80,7 +88,7 @@ class Stack(Aggregator):
             raise ValueError(problem)
         updates = np.array(self._updates, np.float64)
         updates = mixed(updates, self._rule.faulty_sites) if self._rule.mixing else updates
-        return self._rule.combined(updates, self._round)
+        return replace(self._rule.combined(updates, self._round), flags=tuple(self._flags))
 
 
 def only(update: F64) -> Aggregated:

@@ -111,6 +111,7 @@ class RoundConfig:
         aggregation: the rule that makes one update of the sites' updates.
         server: the optimiser that makes a step of it.
         algorithm: what is added to FedAvg.
+        stress: what some sites' messages are replaced by, in a stress test.
     """
 
     rounds: int
@@ -123,6 +124,7 @@ class RoundConfig:
     aggregation: AggregationRule = field(default_factory=Mean)
     server: ServerStep = field(default_factory=ServerSgd)
     algorithm: Algorithm = field(default_factory=Algorithm)
+    stress: "Replacement | None" = None
 
     def draws(self, round: int, sender: int, purpose: str = "rounding") -> np.random.Generator | None:
         """What a sender's stochastic rounding of a round draws from."""
@@ -165,6 +167,13 @@ class Collector(Protocol):
         """One round of this rank's `sites`, in site order, from the `state` before it."""
 
 
+class Replacement(Protocol):
+    """What a stress test makes of all sites' messages (see `fedhpc.algorithms.hostile_sites`)."""
+
+    def __call__(self, messages: Iterable[bytes], state: RunState, terms: RoundConfig) -> Iterator[bytes]:
+        """The messages of a round in site order, some of them replaced."""
+
+
 def site_round(site: Participant, state: RunState, kept: Arrays, terms: RoundConfig) -> tuple[bytes, Arrays]:
     """One hospital's part: (message to send, what it keeps)."""
     own, public = of_algorithm(kept), of_algorithm(state.public)
@@ -177,21 +186,29 @@ def site_round(site: Participant, state: RunState, kept: Arrays, terms: RoundCon
     return message, with_algorithm({**kept, RESIDUAL: residual}, own)
 
 
+def rule_round(state: RunState, terms: RoundConfig) -> RuleRound:
+    """What the aggregation rule knows of a round."""
+    return RuleRound(state.params.size, state.round, terms.sites, of(RULE, state.server))
+
+
 def mean_update(messages: Iterable[bytes], state: RunState, terms: RoundConfig) -> Folded:
     """The aggregator's view of the sites: one update of all, by the rule.
 
     Messages come in site order; each is added before the next is taken, so that memory need not grow with the sites.
     """
-    about = RuleRound(state.params.size, state.round, terms.sites, of(RULE, state.server))
-    aggregator = terms.aggregation.aggregator(about)
+    aggregator = terms.aggregation.aggregator(rule_round(state, terms))
     fold = terms.algorithm.fold(of_algorithm(state.server), of_algorithm(state.public))
     for index, message in enumerate(messages):
-        with at(f"site {terms.sites[index]}"):
-            payload, more = terms.parts(message)
-            update = decode(payload, sender=index, round=state.round, size=state.params.size)
-            check_plausible(update, terms.up.layers)
-            entries = fold.add(update.entries, terms.weights[index], more, terms.sender(index, state.round))
-        aggregator.add(index, entries, terms.weights[index])
+        try:
+            with at(f"site {terms.sites[index]}"):
+                payload, more = terms.parts(message)
+                update = decode(payload, sender=index, round=state.round, size=state.params.size)
+                check_plausible(update, terms.up.layers)
+                entries = fold.add(update.entries, terms.weights[index], more, terms.sender(index, state.round))
+        except PayloadError as error:
+            aggregator.refused(index, error)
+        else:
+            aggregator.add(index, entries, terms.weights[index])
     found = aggregator.aggregated()
     folded = fold.result(found.update, terms.sender(AGGREGATOR, state.round))
     return replace(folded, rule=under(RULE, found.kept), flags=found.flags)
@@ -307,7 +324,9 @@ def in_the_open(terms: RoundConfig) -> "Collector":
             return Collected(None, after, ())
         up_bytes: list[int] = []
         with watch.phase("aggregate"):
-            folded = mean_update(_weighed(received, up_bytes, watch), state, terms)
+            messages = _weighed(received, up_bytes, watch)
+            messages = terms.stress(messages, state, terms) if terms.stress else messages
+            folded = mean_update(messages, state, terms)
         return Collected(
             mean=folded.mean,
             sites=after,

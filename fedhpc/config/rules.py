@@ -51,6 +51,30 @@ def _aggregation_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     return [(bool(problem), problem)]
 
 
+def _stress_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for a stress test that would not test what it says."""
+    stress, names, p = config.stress, config.site_names, config.privacy
+    if stress is None:
+        return []
+    unknown = sorted(set(stress.sites) - set(names))
+    honest = len(names) - len(set(stress.sites))
+    return [
+        (bool(unknown), f"stress.sites: {', '.join(unknown)} is none of {', '.join(names)}; name sites of data.sites"),
+        (len(set(stress.sites)) < len(stress.sites), "stress.sites: a site is named twice; name each once"),
+        (honest < 2, f"stress.sites: {len(stress.sites)} of {len(names)} sites; leave two or more as they are"),
+        (
+            stress.of_data and len(stress.sites) > 1,
+            f"stress.case={stress.case}: corrupts the images of one site, {len(stress.sites)} are named; name one",
+        ),
+        (config.mode != "federated", f"stress: needs mode=federated, not mode={config.mode}; remove it"),
+        (
+            not stress.of_data and p.trust == "sites",
+            f"stress.case={stress.case}: replaces a site's update, which privacy.trust=sites hides; take a case that "
+            "corrupts images or labels, or trust=aggregator",
+        ),
+    ]
+
+
 def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     """(is broken, message) for each rule that concerns more than one key."""
     names, p = config.site_names, config.privacy
@@ -95,6 +119,7 @@ def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         ),
         *_baseline_rules(config),
         *_aggregation_rules(config),
+        *_stress_rules(config),
         (
             frozen and config.training.random_flip,
             "training.random_flip: the features of model.name=frozen are computed once; remove it or train a network",

@@ -20,6 +20,7 @@ from fedhpc.config.data import Data, placed
 from fedhpc.config.model import Model, TaskKind
 from fedhpc.config.privacy import Privacy
 from fedhpc.config.rules import cross_field_rules, secure_sum_rules
+from fedhpc.config.stress import Stress
 from fedhpc.util.section import Section
 
 if TYPE_CHECKING:
@@ -196,6 +197,9 @@ class RunConfig(Section):
     aggregation: Rule = Field(default=Mean(), description="how the aggregator makes one update of the sites' updates")
     server: ServerOptimizer = Field(
         default=ServerSgd(), description="how the aggregator steps the global model along the mean update"
+    )
+    stress: Stress | None = Field(
+        default=None, description="a stress test: what is wrong with some sites, on purpose; null: nothing"
     )
     evaluation: Evaluation = Field(default=Evaluation(), description="metrics, and what is released for them")
     runtime: Runtime = Field(default=Runtime(), description="the machine under a rank")

@@ -88,10 +88,11 @@ class RoundRecord:
 
     `auc_val` is on the validation splits, None in rounds that do not release them; the test splits are measured once,
     at the end (summary.json). `bytes_down` counts the aggregator's payload once for every site that receives it;
-    `dropped` names the sites whose update is not in the round's mean; `ledger_heads` stand for the learners' whole
-    ledgers (`fedhpc.privacy.ledger`), `account_heads` for the site ledgers (`fedhpc.privacy.site_ledger`), for later
-    runs to look for in them; `protects_from_aggregator` is the level of a secure sum
-    (`fedhpc.run.sum_identities.TrustModel`).
+    `dropped` names the sites whose update is not in the round's mean, `flags` those whose update the aggregation rule
+    found far out (`fedhpc.aggregation.base.Flag`); `stress` is the case of a stress test; `ledger_heads` stand for the
+    learners' whole ledgers (`fedhpc.privacy.ledger`), `account_heads` for the site ledgers
+    (`fedhpc.privacy.site_ledger`), for later runs to look for in them; `protects_from_aggregator` is the level of a
+    secure sum (`fedhpc.run.sum_identities.TrustModel`).
     """
 
     round: int
@@ -104,6 +105,8 @@ class RoundRecord:
     seconds: dict[str, float]
     ledger_heads: dict[str, str]
     dropped: tuple[str, ...] = ()
+    flags: tuple[dict[str, Any], ...] = ()
+    stress: str | None = None
     protects_from_aggregator: str | None = None
     account_heads: dict[str, str] = field(default_factory=dict)
 
@@ -261,6 +264,8 @@ def summary_of(config: RunConfig, records: Sequence[Mapping[str, Any]], more: Ma
         "seconds": _seconds(records),
         "config_digest": config.digest(),
         "data": data_digest(config),
+        "flags": [{"round": r["round"], **flag} for r in records for flag in r.get("flags", ())],
+        "stress": config.stress.label if config.stress else None,
         **more,
     }
 

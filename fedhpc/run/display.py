@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from fedhpc.aggregation.base import Flag
 from fedhpc.config.schema import RunConfig
 from fedhpc.records.metrics import shown_metrics
 from fedhpc.records.rounds import GIVEN_AWAY
@@ -105,6 +106,7 @@ def round_line(record: Mapping[str, Any], rounds: int) -> str:
         *([f"epsilon {fixed(record['epsilon'])}"] if record["epsilon"] is not None else []),
         f"{record['seconds']['total']:.1f} s",
         *([f"without {', '.join(record['dropped'])}"] if record["dropped"] else []),
+        *(Flag(**flag).line() for flag in record.get("flags", ())),
     ]
     return "  ".join(parts)
 
@@ -114,6 +116,7 @@ def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping
     columns = ("site", "rank", "host", "device", "weight")
     rows = [columns, *(tuple(str(site[key]) for key in columns) for site in sites)]
     lines = [
+        *([config.stress.notice] if config.stress else []),
         _privacy_line(config, facts),
         f"fedhpc {config.mode} run {config.name}: {config.training.rounds} rounds x {config.training.local_epochs} "
         f"local epochs, {facts['threads']} thread(s) a rank, {facts['precision']}",

@@ -3,11 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from fedhpc.aggregation.base import Flag
 from fedhpc.algorithms.baselines import Start, train_separately
 from fedhpc.algorithms.fedavg import RoundResult, federate
 from fedhpc.compression.codec import encode
@@ -61,11 +62,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a round took: bytes on the wire, seconds by phase, and the sites that are not in its mean."""
+    """What a round took: bytes on the wire, seconds by phase, the sites that are not in its mean or are far out."""
 
     traffic: Traffic
     watch: Stopwatch
     dropped: tuple[str, ...] = ()
+    flags: tuple[Flag, ...] = ()
 
 
 def run(session: Session, stop_after: int | None) -> str:
@@ -163,7 +165,7 @@ def _federated(session: Session, resumed: Resumed, progress: Progress) -> tuple[
         state = result.state
         average = average.after(state.round, state.params)
         released = average.released(state.params)
-        ran = Ran(result.traffic or Traffic(), result.watch, result.dropped)
+        ran = Ran(result.traffic or Traffic(), result.watch, result.dropped, result.flags)
         saved = replace(state, public={**state.public, **average.arrays()})
         closing = Closing(state.round, lambda _: released, lambda: save_run_state(session, resumed.owners, saved))
         return _close_round(session, closing, ran, progress)
@@ -261,6 +263,8 @@ def _record(session: Session, end: RoundEnd, ran: Ran, progress: Progress) -> No
     record = replace(
         record_of(end, ran.traffic, seconds),
         dropped=ran.dropped,
+        flags=tuple(asdict(flag) for flag in ran.flags),
+        stress=session.config.stress.label if session.config.stress else None,
         protects_from_aggregator=None if trust is None else trust.aggregator,
     ).json()
     session.directory.lock.check_held()

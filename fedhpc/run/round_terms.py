@@ -4,8 +4,10 @@ import logging
 
 from fedhpc.algorithms.catalogue import algorithm_of
 from fedhpc.algorithms.fedavg import RoundConfig
+from fedhpc.algorithms.hostile_sites import HostileSites
 from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.error_feedback import CompressionConfig
+from fedhpc.config.schema import RunConfig
 from fedhpc.models.vector import layers_of, parameter_count
 from fedhpc.run.session import Session
 from fedhpc.secagg.masks import SumTerms
@@ -34,7 +36,17 @@ def round_terms(session: Session) -> RoundConfig:
         aggregation=config.aggregation,
         server=config.server,
         algorithm=algorithm_of(config.algorithm),
+        stress=_hostile_sites(config),
     )
+
+
+def _hostile_sites(config: RunConfig) -> HostileSites | None:
+    """The hostile sites of a stress test; None where updates are not replaced."""
+    stress = config.stress
+    if stress is None or stress.of_data:
+        return None
+    indices = frozenset(map(config.site_names.index, stress.sites))
+    return HostileSites(stress.case, indices, stress.amount, config.seed)
 
 
 def secure_mean(session: Session) -> SecureMean | None:

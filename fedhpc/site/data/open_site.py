@@ -1,6 +1,6 @@
 """One site's shard, open, and the samples that a network reads of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -8,16 +8,21 @@ from typing import Literal, Self
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ShardError
 from fedhpc.models.backbones import Backbone
+from fedhpc.site.data.corruption import CorruptedShard
 from fedhpc.site.data.samples import FeatureSamples, ImageSamples, Samples, feature_path
 from fedhpc.site.data.shard import Shard
 
 
 @dataclass(frozen=True)
 class OpenSite:
-    """An open shard (private), and the folder that it lies in. A context manager; close it or use `with`."""
+    """An open shard (private), and the folder that it lies in. A context manager; close it or use `with`.
+
+    `rows` is what `samples` read in its place in a stress test of this site's data.
+    """
 
     shard: Shard
     folder: Path
+    rows: CorruptedShard | None = None
 
     def samples(self, backbone: Backbone | None) -> Samples:
         """Return the images, or their features of a frozen `backbone`, computed where it is and kept beside the shard.
@@ -25,7 +30,8 @@ class OpenSite:
         Raises:
             ShardError: the features cannot be kept.
         """
-        return ImageSamples(self.shard) if backbone is None else FeatureSamples(self.shard, backbone, self.folder)
+        rows = self.rows or self.shard
+        return ImageSamples(rows) if backbone is None else FeatureSamples(rows, backbone, self.folder)
 
     def features_path(self, backbone: Backbone) -> Path:
         """Return the file that `samples` keeps the features of `backbone` in."""
@@ -70,7 +76,10 @@ def open_site_of_run(config: RunConfig, name: str) -> OpenSite:
     except ShardError:
         site.close()
         raise
-    return site
+    stress = config.stress
+    if stress is None or not stress.of_data or name not in stress.sites:
+        return site
+    return replace(site, rows=CorruptedShard(site.shard, stress, config.seed))
 
 
 def _check_fit(config: RunConfig, shard: Shard) -> None:

@@ -8,15 +8,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from fedhpc.errors import FileError, ShardError
 from fedhpc.models.backbones import Backbone
 from fedhpc.site.data.feature_file import FeatureFile
 from fedhpc.site.data.harmonise import harmonise
-from fedhpc.site.data.shard import Shard
-from fedhpc.util.arrays import I64
+from fedhpc.util.arrays import I64, U8, Images
 from fedhpc.util.files import make_folder, replacing
 from fedhpc.util.memory import fits_in_memory
 from fedhpc.util.progress import progress
@@ -38,10 +37,27 @@ class Samples(Protocol):
         """float32 [k, ...], ready for the network."""
 
 
+class Rows(Protocol):
+    """What samples need of a shard (private): a `Shard`, or one whose images or labels are wrong on purpose."""
+
+    site: str
+    n: int
+    digest: str
+    labels: I64
+    patient: NDArray[np.bytes_]
+    stage: U8
+
+    def indices(self, split: str) -> I64:
+        """See `Shard`."""
+
+    def read(self, rows: ArrayLike) -> Images:
+        """See `Shard`."""
+
+
 class ImageSamples:
     """Harmonised images of one shard, read as they are asked for."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Rows) -> None:
         self._shard = shard
         self.labels, self.patient, self.early = shard.labels, shard.patient, shard.stage == 1
 
@@ -54,7 +70,7 @@ class ImageSamples:
         return harmonise(self._shard.read(rows))
 
 
-def feature_path(shard: Shard, backbone: Backbone, cache: Path) -> Path:
+def feature_path(shard: Rows, backbone: Backbone, cache: Path) -> Path:
     """The file in the folder `cache` that keeps the features of a shard; another for any other image or weight."""
     key = hashlib.sha256(f"{shard.digest} {backbone.digest}".encode()).hexdigest()[:16]
     return cache / f"{shard.site}.features-{key}.npy"
@@ -63,7 +79,7 @@ def feature_path(shard: Shard, backbone: Backbone, cache: Path) -> Path:
 class FeatureSamples(ImageSamples):
     """Features of a frozen backbone: computed once per shard, kept beside it, and read from a `FeatureFile`."""
 
-    def __init__(self, shard: Shard, backbone: Backbone, cache: Path) -> None:
+    def __init__(self, shard: Rows, backbone: Backbone, cache: Path) -> None:
         super().__init__(shard)
         path = feature_path(shard, backbone, cache)
         if not path.exists():
