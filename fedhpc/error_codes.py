@@ -292,6 +292,11 @@ TABLE = (
         "Give the run directory, or a model.pt that a finished run of this version wrote.",
     ),
     ErrorCode(
+        "personalisation",
+        "The network has no linear last layer that personalisation could correct.",
+        "Set personalisation.method to fine_tune, with layers: all.",
+    ),
+    ErrorCode(
         "model.init-from",
         "The model of model.init_from is missing, or its network does not fit this run.",
         "Give a finished run of the same model section, classes and image shape.",
@@ -404,6 +409,11 @@ TABLE = (
         "privacy.not-public",
         "A model or an image that is taken for public comes from these hospitals without privacy.",
         "Start from a private run or other patients. Set public images aside for good.",
+    ),
+    ErrorCode(
+        "privacy.personal",
+        "A hospital's personal model, trained on its patients without noise, was given to a run to start from.",
+        "Start from the model.pt of a run. A personal model is for its hospital only.",
     ),
     ErrorCode(
         "privacy.plan",

@@ -121,6 +121,11 @@ def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         *_aggregation_rules(config),
         *_stress_rules(config),
         (
+            config.personalisation.method != "none" and config.mode != "federated",
+            f"personalisation.method={config.personalisation.method}: needs the final model of mode=federated, not "
+            f"mode={config.mode}; set it to none",
+        ),
+        (
             frozen and config.training.random_flip,
             "training.random_flip: the features of model.name=frozen are computed once; remove it or train a network",
         ),

@@ -18,6 +18,7 @@ from fedhpc.aggregation.server_sgd import ServerSgd
 from fedhpc.config import algorithm as algorithms
 from fedhpc.config.data import Data, placed
 from fedhpc.config.model import Model, TaskKind
+from fedhpc.config.personalisation import Personalisation
 from fedhpc.config.privacy import Privacy
 from fedhpc.config.rules import cross_field_rules, secure_sum_rules
 from fedhpc.config.stress import Stress
@@ -202,6 +203,9 @@ class RunConfig(Section):
         default=None, description="a stress test: what is wrong with some sites, on purpose; null: nothing"
     )
     evaluation: Evaluation = Field(default=Evaluation(), description="metrics, and what is released for them")
+    personalisation: Personalisation = Field(
+        default=Personalisation(), description="what each hospital makes of the final model for itself"
+    )
     runtime: Runtime = Field(default=Runtime(), description="the machine under a rank")
 
     def replace(self, changes: Mapping[str, Any]) -> "RunConfig":

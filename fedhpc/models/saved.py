@@ -16,33 +16,39 @@ from fedhpc.config.loader import with_new_names
 from fedhpc.config.model import Model
 from fedhpc.config.model_source import COPY, place_of
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import InputError
+from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.backbones import NAMES, Backbone, public_backbone
 from fedhpc.models.build import build_model, replace_module
 from fedhpc.models.task import Task
-from fedhpc.util.files import read_bytes, write_bytes
+from fedhpc.util.files import READABLE, read_bytes, write_bytes
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A finished model: `network` takes harmonised images, or features of `backbone` where there is one."""
+    """A finished model: `network` takes harmonised images, or features of `backbone` where there is one.
+
+    `personal` names the hospital whose own model it is, trained without noise; None: it is a run's model.
+    """
 
     network: nn.Module
     backbone: Backbone | None
     config: RunConfig
     task: Task
     f1_thresholds: tuple[int, ...]
+    personal: str | None = None
 
 
-def save_model(path: Path, model: nn.Module, facts: dict[str, Any]) -> None:
+def save_model(path: Path, model: nn.Module, facts: dict[str, Any], *, mode: int = READABLE) -> None:
     """Write weights only, with the JSON `facts` (config, classes, image_shape, f1_thresholds) to rebuild the model.
+
+    `facts` of a personal model have `personal`, the name of its hospital, too.
 
     Raises:
         FileError: where it cannot be written; a model that was there before is still there.
     """
     buffer = io.BytesIO()
     torch.save({"state_dict": model.state_dict(), "facts": json.dumps(facts)}, buffer)
-    write_bytes(path, buffer.getbuffer())
+    write_bytes(path, buffer.getbuffer(), mode=mode)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class _Content:
     config: RunConfig
     task: Task
     f1_thresholds: tuple[int, ...]
+    personal: str | None
 
 
 def load_model(path: Path) -> SavedModel:
@@ -73,16 +80,24 @@ def load_model(path: Path) -> SavedModel:
         network.load_state_dict(content.weights)
     except UNREADABLE as error:
         raise _no_model(path, error) from None
-    return SavedModel(network.eval(), backbone, config, content.task, content.f1_thresholds)
+    return SavedModel(network.eval(), backbone, config, content.task, content.f1_thresholds, content.personal)
 
 
 def saved_config(path: Path) -> RunConfig:
-    """Return the config of a `model.pt`; builds and executes nothing.
+    """Return the config of a `model.pt` that a run may start from; builds and executes nothing.
 
     Raises:
         InputError: it is none.
+        PrivacyError: it is a hospital's personal model, which a run would carry to all others.
     """
-    return _read(path).config
+    content = _read(path)
+    if content.personal is not None:
+        raise PrivacyError(
+            f"{path}: is the personal model of site {content.personal}, trained without noise on its patients; a run "
+            "would carry it to other hospitals. Give the model.pt of the run",
+            code="privacy.personal",
+        )
+    return content.config
 
 
 def _read(path: Path) -> _Content:
@@ -93,7 +108,8 @@ def _read(path: Path) -> _Content:
         config = RunConfig.model_validate(with_new_names(facts["config"]))
         task = Task(tuple(facts["classes"]), tuple(facts["image_shape"]), config.task)
         thresholds = tuple(int(value) for value in facts["f1_thresholds"])
-        return _Content(saved["state_dict"], config, task, thresholds)
+        personal = facts.get("personal")
+        return _Content(saved["state_dict"], config, task, thresholds, None if personal is None else str(personal))
     except (*UNREADABLE, ValidationError) as error:
         raise _no_model(path, error) from None
 

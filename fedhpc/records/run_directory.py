@@ -12,7 +12,8 @@ runs/<name>/
     model.pt             the final model, weights only
     state/round-0007.npz the global parameters after 7 rounds; the last three are kept
     egress.jsonl         what the aggregator sent, a line a payload
-    sites/<site>/        ledger.jsonl, egress.jsonl, residual-0007.npz or model-0007.npz; private: shard.json, log.txt
+    sites/<site>/        ledger.jsonl, egress.jsonl, residual-0007.npz or model-0007.npz; private: shard.json, log.txt,
+                         personal.pt and personal.json (`personalisation`); mode 0600
     aggregator-log.txt   rank 0's log, with nothing that is private to a site; mode 0600
 """
 

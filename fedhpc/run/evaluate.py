@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,22 @@ from fedhpc.site.evaluation import predict
 from fedhpc.util.rng import generator
 
 
-def evaluate(run: Path, shard_path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Tested:
+    """What a model is tested on, and which.
+
+    Attributes:
+        shard: the file; None: the shard of `site` by the run's config.
+        site: a site of the run; None: `shard` is of any.
+        personal: test the personal model of `site`, not the run's.
+    """
+
+    shard: Path | None = None
+    site: str | None = None
+    personal: bool = False
+
+
+def evaluate(run: Path, tested: Tested) -> dict[str, Any]:
     """The exact metrics of a run's model on the test split of a shard, with a 95 % interval by patient-level bootstrap.
 
     It runs inside one hospital and sends nothing: what it prints is exact, so it stays with those who may see the
@@ -28,7 +44,7 @@ def evaluate(run: Path, shard_path: Path) -> dict[str, Any]:
 
     Args:
         run: a run directory, or a model.pt.
-        shard_path: a shard of any site with the model's classes and image shape; a training split is not needed.
+        tested: on which shard, with the model's classes and image shape; a training split is not needed.
 
     Returns:
         `site`, `split`, the metrics with `auc_ci95`, the `specificity` of the sensitivities, and `thresholds`: the log
@@ -37,13 +53,8 @@ def evaluate(run: Path, shard_path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such model, or a shard that does not fit it.
     """
-    path = run if run.suffix == ".pt" else run / "model.pt"
-    if not path.exists():
-        raise InputError(
-            f"{path}: no such model; give a finished run, or sites/<site>/model.pt of a local-only one",
-            code="run-directory.not-a-run",
-        )
-    saved = load_model(path)
+    saved = load_model(_model_path(run, tested))
+    shard_path = tested.shard or _shard_path(saved, str(tested.site))
     with open_site(shard_path) as site:
         shard = site.shard
         _check_fit(saved, shard, shard_path)
@@ -67,6 +78,33 @@ def evaluate(run: Path, shard_path: Path) -> dict[str, Any]:
         "specificity": config.specificity,
         "thresholds": {name: lower_edge(int(bin)) for name, bin in zip(names, thresholds, strict=True)},
     }
+
+
+def _model_path(run: Path, tested: Tested) -> Path:
+    if run.suffix == ".pt":
+        path = run
+    else:
+        path = run / "sites" / str(tested.site) / "personal.pt" if tested.personal else run / "model.pt"
+    if not path.exists():
+        raise InputError(
+            f"{path}: no such model. "
+            + (
+                "A run with personalisation.method leaves it at the hospital itself"
+                if tested.personal
+                else "Give a finished run, or sites/<site>/model.pt of a local-only one"
+            ),
+            code="run-directory.not-a-run",
+        )
+    return path
+
+
+def _shard_path(saved: SavedModel, site: str) -> Path:
+    if site not in saved.config.site_names:
+        raise InputError(
+            f"--site={site}: is no site of the run. Give one of: {', '.join(saved.config.site_names)}",
+            code="command-line",
+        )
+    return saved.config.data.shard_path(site)
 
 
 def evaluation_text(found: Mapping[str, Any]) -> str:

@@ -70,11 +70,21 @@ class Ran:
     flags: tuple[Flag, ...] = ()
 
 
-def run(session: Session, stop_after: int | None) -> str:
-    """Train from where the run directory stands to the end of the run, or for `stop_after` rounds more.
+@dataclass(frozen=True)
+class Ended:
+    """How this start of a run ended.
 
-    Returns:
-        why it ended: "finished", "budget" or "preempted"; the same at every rank.
+    Attributes:
+        why: "finished", "budget" or "preempted"; the same at every rank.
+        models: the final parameters f32[d] by name, the same at every rank; empty where it was preempted.
+    """
+
+    why: str
+    models: Mapping[str, F32]
+
+
+def run(session: Session, stop_after: int | None) -> Ended:
+    """Train from where the run directory stands to the end of the run, or for `stop_after` rounds more.
 
     Raises:
         InputError: a run directory that cannot be resumed.
@@ -93,7 +103,7 @@ def run(session: Session, stop_after: int | None) -> str:
         session.console.say(
             wrapped(f"stopped early{by} in {session.directory.path}; the same command goes on from here")
         )
-        return stopped
+        return Ended(stopped, {})
     done = broadcast_json(session.transport, lambda: len(progress.records))
     numbers = _budget_numbers(session, done) if stopped == "budget" else ""
     if not done:
@@ -104,7 +114,7 @@ def run(session: Session, stop_after: int | None) -> str:
     if numbers:
         session.console.say(f"the privacy budget ends the run after round {done}:\n{numbers}")
     finish(session, models, progress.records, stopped)
-    return stopped
+    return Ended(stopped, models)
 
 
 def _budget_numbers(session: Session, done: int) -> str:

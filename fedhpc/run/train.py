@@ -4,19 +4,23 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, Interrupted, PayloadError, SiteError, site_failure
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.agreement import Source, agree_on_config
 from fedhpc.run.display import Console
-from fedhpc.run.loop import run
+from fedhpc.run.finish import GLOBAL
+from fedhpc.run.loop import Ended, run
 from fedhpc.run.placement import place_sites
 from fedhpc.run.preemption import StopRequest
 from fedhpc.run.preflight.check import preflight
 from fedhpc.run.secure_channel import sites_by_rank
-from fedhpc.run.session import open_session
+from fedhpc.run.session import Session, open_session
+from fedhpc.site.personal.personalise import MODEL, RECORD, Personal, check_network, personalise
 from fedhpc.transport.base import Wire
+from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.util.log import LogFile, configure, logged
 from fedhpc.util.startup import Startup
 from fedhpc.util.text import wrapped
@@ -71,11 +75,30 @@ def _train_in(config: RunConfig, directory: RunDirectory, machine: Machine, stop
     with logged([*files, *([] if wire.rank else [directory.aggregator_log()])], wire.rank), _kept_inside(files):
         LOG.info("start of run %s, config %s, with %d rank(s)", config.name, config.digest(), wire.size)
         session = open_session(config, directory, wire, console, machine.notice)
+        run_on_all_ranks(session.transport, lambda: check_network(config.personalisation, session.place.model))
         startup.mark("certificates, shards and network")
         console.say(wrapped(startup.line))
-        stopped = run(session, stop_after)
-        LOG.info("end of this start: %s", stopped)
-        return stopped
+        ended = run(session, stop_after)
+        _personalise(session, ended)
+        LOG.info("end of this start: %s", ended.why)
+        return ended.why
+
+
+def _personalise(session: Session, ended: Ended) -> None:
+    """Let each hospital of this rank make a model of its own. Nothing of it passes from rank to rank, nor is printed.
+
+    Raises:
+        SiteError: it failed at a hospital; the run itself is finished.
+    """
+    if session.config.personalisation.method == "none" or ended.why == "preempted":
+        return
+    for site in session.sites:
+        folder = session.directory.site(site.name)
+        work = Personal(site.name, session.task, ended.models[GLOBAL], folder)
+        site.inside("personalisation failed", partial(personalise, work))
+    session.console.say(
+        wrapped(f"each hospital's own model: sites/<site>/{MODEL} and {RECORD}, for that hospital only")
+    )
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """One hospital: it owns its shard and its ledger, and gives out updates and what its metrics need, nothing else."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,6 +95,19 @@ class Hospital:
             if self._log is not None:
                 self._log.write("ERROR", f"{failure}\n{failure.private}")
             raise failure from error
+
+    def inside(self, what: str, work: Callable[[Samples, SiteContext], None]) -> None:
+        """Let `work` see the samples; nothing of what it makes comes back from here.
+
+        Args:
+            what: the work as a failure is told, as "personalisation failed".
+            work: takes the samples (private), and what the hospitals of this rank share.
+
+        Raises:
+            SiteError: it failed.
+        """
+        with self.failing(what):
+            work(self._samples, self._place)
 
     def keep_ledger(self, path: Path, run: str, accounts: Sequence[SiteAccount] = ()) -> None:
         """Open the privacy ledger of a run, and check it against the site ledgers; no private round without.

@@ -1,0 +1,162 @@
+"""Make, measure and keep the personal model of one hospital. What it writes is as private as the shard."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fedhpc.config.personalisation import Personalisation
+from fedhpc.config.schema import RunConfig
+from fedhpc.models.saved import save_model
+from fedhpc.models.task import Task
+from fedhpc.models.vector import from_vector
+from fedhpc.records.intervals import bootstrap_histograms, interval95
+from fedhpc.records.metrics import METRICS, Counts, Predictions, f1_thresholds, metrics, score_histogram
+from fedhpc.site.data.samples import Samples
+from fedhpc.site.evaluation import predict
+from fedhpc.site.hospital import SiteContext
+from fedhpc.site.personal.fine_tuning import fine_tune
+from fedhpc.site.personal.last_layer import head_inputs, last_layer, matrix_of, set_matrix
+from fedhpc.site.personal.personal_head import Candidate, fit_head
+from fedhpc.site.training.local_sgd import LocalRound
+from fedhpc.util.arrays import F32, F64, I64
+from fedhpc.util.files import PRIVATE, make_folder, write_json
+from fedhpc.util.rng import generator
+
+MODEL, RECORD = "personal.pt", "personal.json"
+
+
+@dataclass(frozen=True)
+class Personal:
+    """What a personal model is made of, beside the hospital's samples.
+
+    Attributes:
+        site: the hospital's name (public).
+        task: of the run (public).
+        params: of the final model, f32[d] (public).
+        folder: the site's folder in the run directory, for `personal.pt` and `personal.json`.
+    """
+
+    site: str
+    task: Task
+    params: F32
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One model on the hospital's own test split (private): metrics, resampled by patient f64[resamples, M]."""
+
+    values: dict[str, float | None]
+    resampled: F64
+    thresholds: I64
+
+
+def check_network(wanted: Personalisation, network: nn.Module) -> None:
+    """Check before the first round that the network can be personalised.
+
+    Raises:
+        InputError: its last layer is not linear, and the config needs it to be.
+    """
+    if wanted.method == "head" or (wanted.method == "fine_tune" and wanted.layers == "last"):
+        last_layer(network)
+
+
+def personalise(work: Personal, samples: Samples, place: SiteContext) -> None:
+    """Make the personal model of a hospital; write it, and what it is worth beside the final model.
+
+    It gives nothing back: the model was trained without noise, and the number of epochs, the strength of the ridge and
+    every metric are statistics of the hospital's patients too. They stay in two files of mode 0600.
+
+    Args:
+        work: what to start from, and where to write.
+        samples: the hospital's (private).
+        place: config, network (left changed) and device.
+
+    Raises:
+        InputError: a last layer that does not give the logits.
+        FileError: a file cannot be written.
+    """
+    config, network = place.config, place.model
+    from_vector(network, work.params)
+    shared = _tested(network, samples, place)
+    chosen, candidates = _made(work, samples, place)
+    own = _tested(network, samples, place)
+    facts = {"config": _unprotected(config), **asdict(work.task), "f1_thresholds": own.thresholds.tolist()}
+    make_folder(work.folder)
+    save_model(work.folder / MODEL, network, {**facts, "personal": work.site}, mode=PRIVATE)
+    record = {
+        "site": work.site,
+        "method": config.personalisation.method,
+        "chosen": _plain(chosen),
+        "candidates": [_plain(one) for one in candidates],
+        "n_test": len(samples.indices("test")),
+        "specificity": config.evaluation.specificity,
+        "final": _told(shared),
+        "personal": _told(own),
+        "gain": _gain(shared, own),
+    }
+    write_json(work.folder / RECORD, record, mode=PRIVATE)
+
+
+def _made(work: Personal, samples: Samples, place: SiteContext) -> tuple[Candidate, Sequence[Candidate]]:
+    """Turn the network, set to the final model, into the personal one; what was chosen, and from what."""
+    config, network, device = place.config, place.model, place.bench
+    if config.personalisation.method == "fine_tune":
+        tuned = fine_tune(LocalRound(network, samples, config, work.site, 0, device, lambda done, all: None))
+        return tuned.chosen, tuned.candidates
+    layer = last_layer(network)
+    train, val = (head_inputs(network, samples, split, device) for split in ("train", "val"))
+    head = fit_head(matrix_of(layer), train, val, config.personalisation.strengths)
+    set_matrix(layer, head.matrix)
+    return head.chosen, head.candidates
+
+
+def _unprotected(config: RunConfig) -> dict[str, Any]:
+    """The run's config as that of a model without privacy, which a personal one is, whatever the run was."""
+    return {**config.model_dump(mode="json"), "privacy": {"off": True}}
+
+
+def _tested(network: nn.Module, samples: Samples, place: SiteContext) -> Tested:
+    config = place.config
+    val, test = (predict(network, samples, split, place.bench) for split in ("val", "test"))
+    thresholds = f1_thresholds(score_histogram(val))
+    values = dict(metrics(score_histogram(test), thresholds, config.evaluation.specificity).values)
+    return Tested(values, _resampled(test, thresholds, config), thresholds)
+
+
+def _resampled(test: Predictions, thresholds: I64, config: RunConfig) -> F64:
+    """Every metric of patients drawn with replacement, the same ones for every model; NaN where it is not defined."""
+    stack = bootstrap_histograms(test, config.evaluation.bootstrap, generator(config.seed, "personal"))
+    specificity = config.evaluation.specificity
+    rows = [
+        [metric.exact(Counts(one.astype(np.int64), thresholds, specificity)) for metric in METRICS] for one in stack
+    ]
+    return np.array([[np.nan if value is None else value for value in row] for row in rows])
+
+
+def _told(tested: Tested) -> dict[str, Any]:
+    ends = {f"{metric.key}_ci95": interval95(tested.resampled[:, k]) for k, metric in enumerate(METRICS)}
+    return {**tested.values, **ends}
+
+
+def _gain(shared: Tested, own: Tested) -> dict[str, Any]:
+    """What the personal model has more than the final one; its interval is over the same patients of both."""
+    found: dict[str, Any] = {}
+    for k, metric in enumerate(METRICS):
+        before, after = shared.values[metric.key], own.values[metric.key]
+        found[metric.key] = None if before is None or after is None else after - before
+        found[f"{metric.key}_ci95"] = interval95((own.resampled - shared.resampled)[:, k])
+    return found
+
+
+def _plain(one: Candidate) -> dict[str, float | None]:
+    """Infinities as null, which JSON has none of."""
+    return {
+        name: value if math.isfinite(value) else None
+        for name, value in (("setting", one.setting), ("val_loss", one.val_loss))
+    }
