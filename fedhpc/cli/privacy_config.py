@@ -10,7 +10,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Charge, bounds_of
 from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
-from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked, plan_privacy
+from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked, plan_privacy, without_noise
 from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.privacy.verdict import judged, noise_per_signal
 from fedhpc.records.rounds import data_digest, data_labels
@@ -177,16 +177,16 @@ def _round_facts(config: RunConfig, plan: PrivacyPlan, round: int, begins: Calla
 
 
 def _other(config: RunConfig, key: str, value: float, begins: Callable[[str], None]) -> dict[str, Any]:
-    """Return what the same target would take with one key set otherwise."""
+    """Return what the same target would take with one key set otherwise; no noise where it would be out of reach."""
     begins(f"{config.name} with {key}={value}")
     other = config.replace({key: value})
-    plan = plan_privacy(other)
-    return {
-        key: value,
-        "steps": plan.steps_per_round * other.training.rounds,
-        "noise_multiplier": plan.noise_multiplier,
-        "noise_per_signal": noise_per_signal(other, plan),
-    }
+    steps = without_noise(other).steps_per_round * other.training.rounds
+    try:
+        plan = plan_privacy(other)
+    except PrivacyError:
+        return {key: value, "steps": steps, "noise_multiplier": None, "noise_per_signal": None}
+    noise = {"noise_multiplier": plan.noise_multiplier, "noise_per_signal": noise_per_signal(other, plan)}
+    return {key: value, "steps": steps, **noise}
 
 
 def _config_text(facts: Mapping[str, Any]) -> str:
@@ -256,5 +256,7 @@ def _others_table(facts: Mapping[str, Any]) -> str:
     for other in (as_is, *facts["other_rounds"], *facts["other_sample_rates"]):
         (key, value), *_ = other.items()
         label = f"{key}={value}" if value != "" else key
-        rows.append((label, str(other["steps"]), fixed(other["noise_multiplier"]), f"{other['noise_per_signal']:.5f}"))
+        noise, signal = other["noise_multiplier"], other["noise_per_signal"]
+        cells = ("out of reach", "-") if noise is None else (fixed(noise), f"{signal:.5f}")
+        rows.append((label, str(other["steps"]), *cells))
     return fitted(rows)

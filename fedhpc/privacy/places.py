@@ -1,6 +1,7 @@
 """Where the site ledger of a site lies on this node."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,32 @@ def check_other_names(ledger: SiteLedger, site: str, identities: Identities) -> 
             )
 
 
+def check_synthetic(site: str, identities: Identities) -> None:
+    """See that no patient of a shard that says it is synthetic was charged to a hospital's account.
+
+    What a shard says of its origin is not authenticated, and a synthetic one is charged to an account beside it. So no
+    account at the default places that a hospital has initialised may know these patients. Not noticed: a shard that was
+    changed before any of its patients was charged.
+
+    Args:
+        site: its name in this run.
+        identities: of all of its patients (private).
+
+    Raises:
+        PrivacyError: such an account has charged some of them.
+    """
+    above = default_folder(site).parent
+    for folder in _accounts(sorted(above.iterdir()) if os.access(above, os.R_OK | os.X_OK) else []):
+        other = SiteLedger(folder)
+        if other.terms.initialised and other.has_charged(identities):
+            raise PrivacyError(
+                f"site ledger of {site}: the shard says that its patients are synthetic (created_by), and some of them "
+                f"were charged to {folder}, which the hospital has initialised. Restore the shard from its import, or "
+                f"set {VARIABLE}",
+                code="privacy.ledger-other",
+            )
+
+
 def _beside(folder: Path, site: str) -> list[Path]:
     """Accounts at the places of other site names, in the same folder or in the folders beside it."""
     own = folder.resolve()
@@ -92,6 +119,11 @@ def _beside(folder: Path, site: str) -> list[Path]:
     if not os.access(above, os.R_OK | os.X_OK):
         return []
     found = [one / own.name if nested else one for one in sorted(above.iterdir())]
+    return [one for one in _accounts(found) if one != own]
+
+
+def _accounts(folders: Iterable[Path]) -> list[Path]:
+    """Those that hold an account that this process may read; others are other hospitals'."""
     # An account that another process is just making has no ledger yet, and has charged nothing.
     needed = ("key", "ledger.jsonl")
-    return [one for one in found if one != own and all(os.access(one / name, os.R_OK) for name in needed)]
+    return [one for one in folders if all(os.access(one / name, os.R_OK) for name in needed)]

@@ -39,7 +39,7 @@ def plan_privacy(config: RunConfig) -> PrivacyPlan:
     Raises:
         PrivacyError: where no noise reaches the target.
     """
-    p, rounds, plan = config.privacy, config.training.rounds, _without_noise(config)
+    p, rounds, plan = config.privacy, config.training.rounds, without_noise(config)
     if p.epsilon is None:
         raise ValueError("privacy.epsilon=null: a run without privacy has no plan")
     if p.trust == "sites":
@@ -48,7 +48,7 @@ def plan_privacy(config: RunConfig) -> PrivacyPlan:
     return replace(plan, noise_multiplier=calibrate_gaussian(p.epsilon, p.delta, p.sample_rate, steps))
 
 
-def _without_noise(config: RunConfig) -> PrivacyPlan:
+def without_noise(config: RunConfig) -> PrivacyPlan:
     """All of a run's plan but the noise multiplier, which takes seconds to find."""
     p = config.privacy
     if p.trust == "sites":
@@ -65,11 +65,11 @@ def check_plan(config: RunConfig, plan: PrivacyPlan) -> None:
     Raises:
         PrivacyError: a plan that would be charged as another mechanism, sample rate or number of steps.
     """
-    if replace(plan, noise_multiplier=0.0) != _without_noise(config) or not (
+    if replace(plan, noise_multiplier=0.0) != without_noise(config) or not (
         LEAST_NOISE <= plan.noise_multiplier <= MOST_NOISE
     ):
         raise PrivacyError(
-            f"privacy plan from the aggregator: {plan}; the config asks for {_without_noise(config)} with a noise "
+            f"privacy plan from the aggregator: {plan}; the config asks for {without_noise(config)} with a noise "
             f"multiplier from {LEAST_NOISE:g} to {MOST_NOISE:g}. The aggregator does not keep to the protocol: do not "
             "train with it",
             code="privacy.plan",

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from fedhpc.errors import InputError
-from fedhpc.util.files import make_folder, read_bytes, reported, write_bytes
+from fedhpc.util.files import PRIVATE, READABLE, make_folder, read_bytes, reported, write_bytes
 
 KEPT = 3
 DIGEST, OWNER = "sha256", "owner"
@@ -49,7 +49,7 @@ class ForeignCheckpointError(InputError):
 
 
 def save_state(folder: Path, kind: str, round: int, arrays: Arrays, owner: Owner | None = None) -> None:
-    """Write `<kind>-<round>.npz` and remove the oldest beyond the last KEPT.
+    """Write `<kind>-<round>.npz` and remove the oldest beyond the last KEPT. What a site keeps is of mode 0600.
 
     Raises:
         FileError: where it cannot be written.
@@ -59,7 +59,8 @@ def save_state(folder: Path, kind: str, round: int, arrays: Arrays, owner: Owner
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **{**whole, DIGEST: digest_of(whole)})
     make_folder(folder, parents=False)
-    write_bytes(_path(folder, kind, round), buffer.getbuffer())
+    mode = READABLE if kind == "round" else PRIVATE
+    write_bytes(_path(folder, kind, round), buffer.getbuffer(), mode=mode)
     for old in saved_rounds(folder, kind)[:-KEPT]:
         _remove(_path(folder, kind, old))
 

@@ -12,7 +12,7 @@ from fedhpc.privacy.accountant import Charge, Population
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.ledger_folder import exists
 from fedhpc.privacy.lifetime import lifetime_path, take_over
-from fedhpc.privacy.places import Whose, check_other_names, site_ledger_folder
+from fedhpc.privacy.places import Whose, check_other_names, check_synthetic, site_ledger_folder
 from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.site_terms import Terms
 from fedhpc.privacy.unit_sets import Identities
@@ -22,7 +22,8 @@ from fedhpc.util.text import fixed
 LOG = logging.getLogger(__name__)
 
 SYNTHETIC = "data_prep.phantom"
-"""How the attribute created_by of a shard of the built-in cohort begins. A config cannot claim it for other shards."""
+"""How the attribute created_by of a shard of the built-in cohort begins. A config cannot claim it for other shards; who
+may write to a shard can, before its patients are charged for the first time (`fedhpc.privacy.places`)."""
 DELTA = 1e-5
 SPLITS: Mapping[Population, tuple[str, ...]] = {"train": ("train",), "evaluation": ("val", "test")}
 
@@ -80,12 +81,15 @@ def open_account(config: RunConfig, shard: Shard) -> SiteAccount:
             code="privacy.site-terms",
         )
     identities = {who: identities_of(shard, splits) for who, splits in SPLITS.items()}
-    if not asked.synthetic:
-        check_other_names(ledger, shard.site, identities_of(shard, ("train", "val", "test")))
+    everybody = identities_of(shard, ("train", "val", "test"))
+    if asked.synthetic:
+        check_synthetic(shard.site, everybody)
+    else:
+        check_other_names(ledger, shard.site, everybody)
     account = SiteAccount.of(ledger, shard.site, identities, asked.synthetic)
     older = lifetime_path(asked.shard)
     if older.exists():
-        count = take_over(older, ledger, ledger.register(identities_of(shard, ("train", "val", "test"))))
+        count = take_over(older, ledger, ledger.register(everybody))
         if count:
             LOG.warning(
                 "site %s: %d charges of %s were taken over", shard.site, count, older, extra={"site": shard.site}

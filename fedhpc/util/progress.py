@@ -1,6 +1,7 @@
 """How far long work is: a bar with the time left on a terminal, a line every 20 s elsewhere, nothing below 5 s."""
 
 import contextlib
+import math
 import shutil
 import sys
 import threading
@@ -18,7 +19,10 @@ Item = TypeVar("Item")
 def progress(
     items: Iterable[Item], total: int, what: str, stream: TextIO | None = None, unit: str = "image"
 ) -> Iterator[Item]:
-    """Yield `items`, saying on `stream` (standard error by default) how many of `total` are done and what is left."""
+    """Yield `items`, saying on `stream` (standard error by default) how many of `total` are done and what is left.
+
+    For counts that may be seen; `progress_in_tenths` is for those of a hospital's shard.
+    """
     out = sys.stderr if stream is None else stream
     if out.isatty():
         # mpirun may give its ranks a terminal without a size, where tqdm would draw nothing.
@@ -32,11 +36,20 @@ def progress(
         beat.at(done, total)
 
 
-class Beat:
-    """Says now and then how far work is that is no loop over items."""
+def progress_in_tenths(items: Iterable[Item], total: int, what: str, stream: TextIO | None = None) -> Iterator[Item]:
+    """Yield `items`, saying on `stream` which tenth is reached: neither `total`, which is private, nor a count."""
+    beat = Beat(what, stream, counted=False)
+    for done, item in enumerate(items, 1):
+        yield item
+        beat.at(done, total)
 
-    def __init__(self, what: str, stream: TextIO | None = None) -> None:
+
+class Beat:
+    """Says now and then how far work is that is no loop over items; in tenths where it is not `counted`."""
+
+    def __init__(self, what: str, stream: TextIO | None = None, *, counted: bool = True) -> None:
         self._what, self._out = what, sys.stderr if stream is None else stream
+        self._counted = counted
         self._start_s = time.monotonic()
         self._next_s = self._start_s + FIRST_S
 
@@ -46,7 +59,11 @@ class Beat:
         if now_s < self._next_s or not 0 < done < total:
             return
         left_s = (now_s - self._start_s) / done * (total - done)
-        print(f"{self._what}: {done:,.0f} of {total:,.0f}, about {left_s:.0f} s left", file=self._out, flush=True)
+        if self._counted:
+            state, left = f"{done:,.0f} of {total:,.0f}", f"{left_s:.0f}"
+        else:
+            state, left = f"{10 * int(10 * done / total)} %", f"{10 * math.ceil(left_s / 10)}"
+        print(f"{self._what}: {state}, about {left} s left", file=self._out, flush=True)
         self._next_s = now_s + EVERY_S
 
 

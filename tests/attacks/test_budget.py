@@ -29,7 +29,7 @@ from fedhpc.privacy.places import VARIABLE, Whose, default_folder, site_ledger_f
 from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.site_terms import Owner, Request, Terms
 from fedhpc.run.recorded_heads import check_recorded, recorded_heads
-from fedhpc.site.account import identities_of, open_account, permit_without_privacy
+from fedhpc.site.account import SYNTHETIC, identities_of, open_account, permit_without_privacy
 from fedhpc.site.data.shard import Shard
 from tests.support.accounts import ANYBODY, charge_run, write_patients
 
@@ -187,6 +187,19 @@ def test_config_cannot_call_real_patients_synthetic(hospital: Hospital, monkeypa
     with Shard.open(hospital.shard, "site1") as shard:
         account = open_account(RunConfig.model_validate(tree), shard)
     assert account.ledger.folder == default_folder("site1")
+
+
+def test_shard_cannot_call_charged_patients_synthetic(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edited created_by moves the account beside the copy, without a cap."""
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setenv("XDG_STATE_HOME", str(hospital.folder / "state"))
+    SiteLedger.create(default_folder("site1"), Terms("patient", cap=CAP, initialised=True))
+    forged = write_patients(hospital.folder / "forged" / "site1.h5", PATIENTS, SPLIT, created_by=f"{SYNTHETIC} 1")
+    strangers = [f"new{name}" for name in PATIENTS]
+    write_patients(hospital.folder / "made" / "site1.h5", strangers, SPLIT, created_by=f"{SYNTHETIC} 1")
+    hospital.run("one")
+    assert "says that its patients are synthetic" in refused(lambda: hospital.run("two", forged.parent))
+    assert hospital.account(hospital.folder / "made").ledger.folder.parent == hospital.folder / "made"
 
 
 def copied(hospital: Hospital) -> Path:

@@ -73,6 +73,15 @@ def test_plan_of_a_config(config_file: Path) -> None:
     assert rates[1.0] < rates[0.2] < rates[0.05], "the larger the rate, the less noise for the same epsilon"
 
 
+def test_alternative_out_of_reach_refuses_nothing(config_file: Path) -> None:
+    """A target that the config reaches and a shorter run could not."""
+    sets = ["privacy.epsilon=30000", "privacy.sample_rate=1.0", "training.local_epochs=1", "training.rounds=30"]
+    found = report([config_file], sets)
+    noise = {one["training.rounds"]: one["noise_multiplier"] for one in found.facts["other_rounds"]}
+    assert noise[1] is None and noise[20] is None and noise[100] > found.facts["noise_multiplier"]
+    assert "training.rounds=1 1 out of reach -" in words(found.text)
+
+
 def test_what_earlier_runs_spent_is_added(config_file: Path, site_ledger: Path) -> None:
     spend(load_config(config_file), "site1", site_ledger, config_file.with_name("one"))
     first, second = report([config_file], []).facts["sites"]

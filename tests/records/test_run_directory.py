@@ -171,6 +171,8 @@ def test_exchanged_shard_is_refused(config: Path, train: Here, tmp_path: Path) -
     assert train(tmp_path / "run", shards, more=("--stop-after", "1")).returncode == 75
     record = tmp_path / "run" / "sites" / "site2" / "shard.json"
     assert record.stat().st_mode & 0o777 == 0o600
+    residuals = list(record.parent.glob("residual-*.npz"))
+    assert residuals and {path.stat().st_mode & 0o777 for path in residuals} == {0o600}
     flip_labels(tmp_path / "site2.h5")
     refused(train(tmp_path / "run", shards), "shard of site 'site2': is not the one that this run was started with")
     with h5py.File(tmp_path / "site1.h5") as file:

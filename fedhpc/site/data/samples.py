@@ -18,7 +18,7 @@ from fedhpc.site.data.harmonise import harmonise
 from fedhpc.util.arrays import I64, U8, Images
 from fedhpc.util.files import make_folder, replacing
 from fedhpc.util.memory import fits_in_memory
-from fedhpc.util.progress import progress
+from fedhpc.util.progress import progress_in_tenths
 
 FEATURE_BATCH = 32
 
@@ -102,7 +102,7 @@ class FeatureSamples(ImageSamples):
             # Written, not mapped: a map of a sparse file ends in SIGBUS where the disk is full.
             with replacing(path) as write:
                 write(head.getvalue())
-                for start in progress(starts, len(starts), f"features of {self._shard.site}", unit="batch"):
+                for start in progress_in_tenths(starts, len(starts), f"features of {self._shard.site}"):
                     rows = np.arange(start, min(start + FEATURE_BATCH, self._shard.n))
                     features = backbone(super().inputs(rows).to(device)).cpu().numpy()
                     write(np.ascontiguousarray(features, "<f4").tobytes())
