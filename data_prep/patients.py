@@ -58,7 +58,7 @@ def by_table(table: Path, files: Sequence[PurePath]) -> Patients:
     The delimiter may be a comma, a semicolon or a tab. A name that is not UTF-8 on disk is found by its bytes.
     """
     try:
-        rows = _rows(table.read_bytes())
+        rows = table_rows(table.read_bytes())
     except (OSError, csv.Error) as error:
         return Patients((), (f"patient_csv={shown(table)}: {error}",))
     if not rows or not {"file", "patient"} <= set(rows[0]):
@@ -76,7 +76,8 @@ def by_table(table: Path, files: Sequence[PurePath]) -> Patients:
     return Patients(names, tuple(problems))
 
 
-def _rows(content: bytes) -> list[dict[str, str]]:
+def table_rows(content: bytes) -> list[dict[str, str]]:
+    """Return the rows of a table by its first line, in lower case; the delimiter is the commonest one in it."""
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = content.decode("utf-16", "replace") if utf16 else content.decode("utf-8-sig", "surrogateescape")
     head = text.partition("\n")[0]

@@ -33,6 +33,7 @@ class ShardContent:
         modality: "MR", "CT" or "OT" [n]. stage: 1 early, 0 otherwise [n], or None.
         pixel_range: the two ends of the pixel scale.
         created_by: the importer and its version; no clock, no user name.
+        deidentification: how the images were de-identified; see `fedhpc.site.data.shard`. Empty: not told.
     """
 
     site: str
@@ -45,6 +46,7 @@ class ShardContent:
     pixel_range: tuple[float, float]
     created_by: str
     stage: npt.ArrayLike | None = None
+    deidentification: str = ""
 
 
 def write_shard(path: Path, **content: Any) -> None:
@@ -210,3 +212,5 @@ def _write_attributes(file: h5py.File, content: ShardContent) -> None:
     file.attrs["classes"] = np.array(list(content.classes), dtype=h5py.string_dtype())
     file.attrs["pixel_range"] = np.array(content.pixel_range, dtype="<f8")
     file.attrs["created_by"] = content.created_by
+    if content.deidentification:
+        file.attrs["deidentification"] = content.deidentification

@@ -54,11 +54,12 @@ class Target:
         """
         others = {path: created_by(path) for path in self._shards()}
         old = sorted(path for path, stamp in others.items() if stamp != self.stamp)
-        mine = [path for path in old if others[path].startswith(CREATED_BY)]
+        mine = [path for path in old if others[path].startswith(self._importer)]
         taken = [path.name for path in old if path not in mine and path.name in self.files]
         if taken:
+            importer = self._importer.removeprefix("fedhpc ")
             raise ShardError(
-                f"out={shown(self.folder)}: {first_names(taken)} was not written by prepare images, which never "
+                f"out={shown(self.folder)}: {first_names(taken)} was not written by {importer}, which never "
                 "replaces it. Move it away, or choose another folder",
                 code="prepare.out-taken",
             )
@@ -71,6 +72,11 @@ class Target:
                 code="prepare.out-taken",
             )
         return mine
+
+    @property
+    def _importer(self) -> str:
+        """As a shard's `created_by` begins."""
+        return self.stamp.partition(",")[0]
 
     def _shards(self) -> list[Path]:
         if self.shares_folder:

@@ -337,6 +337,16 @@ TABLE = (
     ),
     ErrorCode("prepare", "Images cannot be imported; the message lists why.", "Correct what is listed."),
     ErrorCode(
+        "prepare.library",
+        "A library that reads a format of images is not installed.",
+        "Install it: `pip install 'fedhpc[data]'`.",
+    ),
+    ErrorCode(
+        "prepare.secret",
+        "The site's secret for pseudonyms cannot be used: others may read it, or it is none.",
+        "Keep it in a file of your own with mode 0600, outside of the folders of shards.",
+    ),
+    ErrorCode(
         "prepare.too-few-patients",
         "There are too few patients for so many sites, splits or reference images.",
         "Ask for fewer sites or a smaller reference.",

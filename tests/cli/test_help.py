@@ -26,7 +26,7 @@ except SystemExit:
 PLACES = [(name, ()) for name in COMMANDS] + [
     (name, (kind,))
     for name, kinds in {
-        "prepare": ("phantom", "images", "check"),
+        "prepare": ("phantom", "images", "dicom", "check"),
         "budget": ("init", "show", "grant"),
         "pki": ("init", "issue", "revoke", "show"),
         "sweep": ("start", "status", "resume", "cancel"),
@@ -40,6 +40,7 @@ prepare phantom -o out --images 200 --size 32 --seed 3 --difficulty 0.5
 prepare images in -o out --sites 2 --skew 0.5 --size 32 --seed 1 --modality mr --fold 1/5 --reference 9 --all-test
 prepare images in -o out --patient-csv t.csv --patient-regex x --val-share 0.2 --split-folders --follow-links
 prepare images in -o out --repair-nan --skip-unreadable --replace --list-files
+prepare dicom in -o out --site a --lesion patch --roi gtv --patch-mm 30 --stack 1 --window lung bone --size 32 --find x
 prepare check a.h5 b.h5 --png sheet.png
 train c.yaml --set a.b=1 --set c=2 --run-dir d --stop-after 2 --init-from r --take-over --status f
 preflight

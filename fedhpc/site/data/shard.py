@@ -10,8 +10,10 @@
 | `/modality` | S2                       | [n]          | as DICOM says it: MR, CT, ..., OT for any other |
 | `/stage`    | uint8                    | [n]          | optional: 1 early (small lesion), 0 otherwise  |
 
-Root attributes: `format_version`, `site`, `classes`, `pixel_range`, `created_by`. Whatever else a file holds is
-refused: a shard must not smuggle names or dates. Columns and images are private, attributes and image shape public.
+Root attributes: `format_version`, `site`, `classes`, `pixel_range`, `created_by`, and optionally `deidentification`:
+codes of DICOM's Context Group 7050 and the edition of PS3.15, which say how the importer removed identities. Whatever
+else a file holds is refused: a shard must not smuggle names or dates. Columns and images are private, attributes and
+image shape public.
 """
 
 import hashlib

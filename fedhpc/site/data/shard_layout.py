@@ -1,5 +1,6 @@
 """Checks of a shard's attributes and layout, before any column or image of it is read."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from fedhpc.site.data.shard_format import (
     PixelRange,
     Problem,
 )
+
+METHOD = re.compile(r"1131\d\d(,1131\d\d)*; PS3\.15 20\d\d[a-e]")
 
 
 def _text(value: Any) -> str:
@@ -55,6 +58,14 @@ def _range(value: Any) -> PixelRange:
     return PixelRange(low, high)
 
 
+def _method(value: Any) -> str:
+    text = _text(value)
+    # Nothing but codes: an attribute of free text could hold a name.
+    if METHOD.fullmatch(text) is None:
+        raise ValueError
+    return text
+
+
 def _version(value: Any) -> int:
     if isinstance(value, np.integer) and int(value) == FORMAT_VERSION:
         return FORMAT_VERSION
@@ -67,7 +78,12 @@ _ATTRIBUTE_RULES: dict[str, tuple[Callable[[Any], Any], str]] = {
     "classes": (_classes, "at least two different, non-empty class names"),
     "pixel_range": (_range, "two finite numbers, the smaller one first"),
     "created_by": (_text, "the importer's name and version, one text"),
+    "deidentification": (
+        _method,
+        "codes of DICOM's CID 7050 and an edition of PS3.15, for example 113100; PS3.15 2024c",
+    ),
 }
+OPTIONAL_ATTRIBUTES = frozenset({"deidentification"})
 
 
 def read_attributes(file: h5py.File, site: str | None) -> tuple[Identity | None, list[Problem]]:
@@ -76,6 +92,8 @@ def read_attributes(file: h5py.File, site: str | None) -> tuple[Identity | None,
     problems = [Problem("attributes", f"attribute {name!r} is unknown; allowed: {known}") for name in unknown]
     values: dict[str, Any] = {}
     for name, (parse, allowed) in _ATTRIBUTE_RULES.items():
+        if name not in file.attrs and name in OPTIONAL_ATTRIBUTES:
+            continue
         if name not in file.attrs:
             problems.append(Problem("attributes", f"attribute {name!r} is missing; allowed: {allowed}"))
             continue

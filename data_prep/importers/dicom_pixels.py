@@ -1,0 +1,123 @@
+"""Pixels of DICOM files: decoded by pydicom and pylibjpeg, in Hounsfield units of CT, canonical, frame by frame."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import pixel_array
+
+from data_prep.importers.dicom_header import ENHANCED, quiet
+from data_prep.importers.dicom_series import DicomSeries, Source
+from data_prep.importers.volume import ImportFault, Mask, Plane, Spacing
+from fedhpc.util.arrays import F32
+
+OTHER_SHAPE = "its pixels are not of the size that its header tells"
+NO_DECODER = "compressed in a way that no installed decoder reads"
+
+
+@dataclass
+class DicomReader:
+    """Reads the planes of one series; the last file is kept, for files of several frames."""
+
+    root: Path
+    series: DicomSeries
+    _file: str = ""
+    _dataset: Dataset | None = None
+    _marks: Any = None
+
+    def plane(self, row: int) -> Plane:
+        """Return one plane.
+
+        Raises:
+            ImportFault: it cannot be taken.
+        """
+        source = self.series.sources[row]
+        with quiet():
+            pixels = self._decoded(source)
+        _blank(pixels, source)
+        spacing = source.geometry.spacing
+        millimetres = Spacing(spacing[0], spacing[-1]) if spacing and min(spacing) > 0 else None
+        turn = self.series.turn
+        turned = np.asarray(turn.apply(pixels), np.float32)
+        return Plane(turned, turn.spacing(millimetres) if millimetres else None)
+
+    def lesion(self, row: int) -> Mask | None:
+        """Return what contours and segments mark in a plane."""
+        from data_prep.importers.dicom_contours import Marks
+
+        if self._marks is None:
+            with quiet():
+                self._marks = Marks.read(self.root, self.series)
+        source = self.series.sources[row]
+        mask = self._marks.mask(source)
+        spacing = source.geometry.spacing
+        if mask is None or not spacing:
+            return None
+        turn = self.series.turn
+        return Mask(np.asarray(turn.apply(mask), np.bool_), turn.spacing(Spacing(spacing[0], spacing[-1])))
+
+    def _decoded(self, source: Source) -> F32:
+        dataset = self._opened(source.header.file)
+        try:
+            raw = pixel_array(dataset, index=source.geometry.frame, raw=True)
+        except (RuntimeError, NotImplementedError, KeyError) as error:
+            if "decompress" in str(error) or isinstance(error, NotImplementedError):
+                raise ImportFault(NO_DECODER) from None
+            raise
+        if raw.shape != (source.header.rows, source.header.columns):
+            raise ImportFault(OTHER_SHAPE)
+        stored = _stored_bits(raw, dataset)
+        padding = _padding(stored, dataset)
+        pixels = np.asarray(_rescaled(stored, dataset, source), np.float32)
+        if padding is not None and not padding.all():
+            pixels[padding] = pixels[~padding].min()
+        if str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1":
+            pixels = pixels.max() + pixels.min() - pixels
+        return pixels
+
+    def _opened(self, file: str) -> Dataset:
+        if self._dataset is None or file != self._file:
+            self._file, self._dataset = file, pydicom.dcmread(self.root / file, force=True)
+        return self._dataset
+
+
+def _stored_bits(raw: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[Any]:
+    """Without what lies above the stored bits: old scanners keep overlays there, with names in them."""
+    if raw.dtype.kind not in "iu":
+        return raw
+    unused = 8 * raw.dtype.itemsize - int(dataset.get("BitsStored") or 8 * raw.dtype.itemsize)
+    return raw if unused <= 0 else (raw << unused) >> unused
+
+
+def _padding(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.bool_] | None:
+    """Which pixels are outside of the scanned area (PS3.3 C.7.5.1.1.2)."""
+    value = dataset.get("PixelPaddingValue")
+    if not isinstance(value, int):
+        return None
+    other = dataset.get("PixelPaddingRangeLimit")
+    limit = other if isinstance(other, int) else value
+    found: npt.NDArray[np.bool_] = (stored >= min(value, limit)) & (stored <= max(value, limit))
+    return found if found.any() else None
+
+
+def _rescaled(stored: npt.NDArray[Any], dataset: Dataset, source: Source) -> npt.NDArray[Any]:
+    if source.header.sop_class not in ENHANCED:
+        return np.asarray(apply_modality_lut(stored, dataset))
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    groups = own[source.geometry.frame] if source.geometry.frame < len(own) else Dataset()
+    scale = groups.get("PixelValueTransformationSequence") or shared.get("PixelValueTransformationSequence")
+    return np.asarray(apply_modality_lut(stored, scale[0])) if scale else stored
+
+
+def _blank(pixels: F32, source: Source) -> None:
+    """Set the rectangles of the device's rule to the smallest value, in place."""
+    rows, columns = pixels.shape
+    for left, top, width, height in source.header.blank:
+        first_column, first_row = left % columns if left < 0 else left, top % rows if top < 0 else top
+        pixels[first_row : first_row + height, first_column : first_column + width] = pixels.min()

@@ -1,0 +1,137 @@
+"""What an importer of archives is asked for, and whether it can be done."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_prep.image_job import SITE_NAME
+from data_prep.importers.example import Recipe
+from data_prep.importers.intensity import windows
+from data_prep.importers.lesions import CLASSES
+from data_prep.names import shown
+from data_prep.partition import VAL_SHARE, Partition
+from fedhpc.errors import ShardError
+
+MODALITIES = ("CT", "MR", "CR", "DX", "MG")
+PLANES = ("axial", "coronal", "sagittal")
+
+
+@dataclass(frozen=True)
+class ArchiveImport:
+    """What to import and how.
+
+    Attributes:
+        source: the folder of the archive's files.
+        out: the folder of the shards.
+        secret: the file of the site's secret.
+        recipe: how a series becomes examples.
+        site: the name of the one hospital whose archive this is; None: divide among `sites`, for studies.
+        sites, skew, seed, all_test, val_share: see `data_prep.partition`.
+        labels: a table of labels; None: by contours or masks.
+        classes: names of the classes in order; None: those of the table, sorted.
+        modality: to take; empty: all.
+        plane: to take; None: all.
+        description: a regular expression that the series' description must match; None: any.
+        min_slices: fewer make no volume.
+        blank: one more table of device rules.
+        patient_regex: for files that tell no patient: searched in the path; its first group is the patient.
+        mask_suffix: of the name of a mask beside its volume, for formats without references.
+        format_modality: of formats that do not tell theirs.
+        slabs: pieces that each volume is cut into, each as a patient of its own: to try things out on few volumes only.
+        replace: remove the shards of another import from the folder.
+    """
+
+    source: Path
+    out: Path
+    secret: Path
+    recipe: Recipe = field(default_factory=Recipe)
+    site: str | None = None
+    sites: int = 4
+    skew: float | None = None
+    seed: int = 0
+    all_test: bool = False
+    val_share: float = VAL_SHARE
+    labels: Path | None = None
+    classes: tuple[str, ...] | None = None
+    modality: tuple[str, ...] = ()
+    plane: str | None = None
+    description: str | None = None
+    min_slices: int = 1
+    blank: Path | None = None
+    patient_regex: str | None = None
+    mask_suffix: str = "_mask"
+    format_modality: str = "OT"
+    slabs: int = 1
+    replace: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the hospitals, in order."""
+        return (self.site,) if self.site else tuple(f"site{number}" for number in range(1, self.sites + 1))
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the shards, in order."""
+        return tuple(f"{name}.h5" for name in self.names)
+
+    @property
+    def plan(self) -> Partition:
+        """How patients are divided."""
+        return Partition(len(self.names), self.skew, self.seed, self.all_test, self.val_share)
+
+    @property
+    def options(self) -> str:
+        """All that changes what is in the shards, beside the files themselves; for keyed digests only."""
+        hidden = ("source", "out", "secret", "replace", "labels", "blank")
+        return json.dumps([repr(value) for name, value in sorted(vars(self).items()) if name not in hidden])
+
+
+def checked(job: ArchiveImport) -> ArchiveImport:
+    """Return `job`.
+
+    Raises:
+        ShardError: with every wrong option.
+    """
+    recipe = job.recipe
+    rules = (
+        (job.site is None or re.fullmatch(SITE_NAME, job.site), f"site={job.site!r}; allowed: a-z, 0-9, _ and -"),
+        (job.sites >= 1, f"sites={job.sites}; allowed: 1 or more"),
+        (8 <= recipe.square.size <= 4096, f"size={recipe.square.size}; allowed: 8 to 4096 pixels"),
+        (recipe.square.pixel_mm is None or recipe.square.pixel_mm > 0, "pixel_mm; allowed: above 0"),
+        (recipe.stack % 2 == 1 and 1 <= recipe.stack <= 63, f"stack={recipe.stack}; allowed: odd, 1 to 63 slices"),
+        (job.skew is None or job.skew > 0, f"skew={job.skew}; allowed: above 0, or none at all"),
+        (0 < job.val_share < 1, f"val_share={job.val_share}; allowed: between 0 and 1"),
+        (job.slabs >= 1, f"slabs={job.slabs}; allowed: 1 or more"),
+        (
+            (job.labels is None) != (recipe.lesion is None),
+            "labels and lesion; allowed: one of them: --labels TABLE, or --lesion slice|patch",
+        ),
+        (
+            job.classes is None or len(set(job.classes)) == len(job.classes) >= 2,
+            "classes; allowed: two or more different names",
+        ),
+        (recipe.lesion is None or job.classes is None or len(job.classes) == len(CLASSES), "classes; allowed: two"),
+        (recipe.stack == 1 or recipe.lesion is None or recipe.lesion.patch_mm is None, "stack of patches; allowed: 1"),
+        *((_is_regex(value), f"{name}; allowed: a regular expression") for name, value in _patterns(job)),
+    )
+    windows(recipe.window)
+    problems = [text for fine, text in rules if not fine]
+    if problems:
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        raise ShardError(f"cannot import {shown(job.source)}:{lines}", code="prepare")
+    return job
+
+
+def _patterns(job: ArchiveImport) -> list[tuple[str, str]]:
+    rois = job.recipe.lesion.rois if job.recipe.lesion else None
+    given = (("description", job.description), ("patient_regex", job.patient_regex), ("roi", rois))
+    return [(name, value) for name, value in given if value is not None]
+
+
+def _is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True

@@ -1,0 +1,87 @@
+"""A table of labels, joined to images by study, series, patient or file (private)."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.importers.volume import Series
+from data_prep.names import lookup_key, shown
+from data_prep.patients import table_rows
+from fedhpc.errors import ShardError
+
+JOINS = ("file", "series", "study", "patient")
+"""Columns that a table may be joined by, the finest first."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels by one kind of key.
+
+    Attributes:
+        join: one of `JOINS`.
+        values: label of each key.
+        classes: names in the order of their numbers.
+    """
+
+    join: str
+    values: dict[str, str]
+    classes: tuple[str, ...]
+
+    def of(self, series: Series, row: int) -> int | None:
+        """Return the number of the class of one frame; None where the table does not know it."""
+        file = series.frames[row].file
+        keys = {
+            "file": (lookup_key(file), lookup_key(Path(file).name)),
+            "series": (series.series,),
+            "study": (series.study,),
+            "patient": (series.patient, series.patient.partition("\0")[0]),
+        }[self.join]
+        found = next((self.values[key] for key in keys if key in self.values), None)
+        return None if found is None else self.classes.index(found)
+
+
+def read_labels(table: Path, classes: Sequence[str] | None) -> Labels:
+    """Return the labels of a CSV table: a column `label` and one of file, series, study, patient.
+
+    Args:
+        table: comma, semicolon or tab between columns; UTF-8 or UTF-16.
+        classes: in order; None: those of the table, sorted.
+
+    Raises:
+        ShardError: it cannot be read, lacks a column, tells two labels of one key, or one that is no class. Rows are
+            told by their number: a key may be a name.
+    """
+    try:
+        rows = table_rows(table.read_bytes())
+    except (OSError, csv.Error) as error:
+        raise _refused(table, f"cannot be read ({type(error).__name__}). Give a CSV table") from error
+    columns = set(rows[0]) if rows else set()
+    join = [name for name in JOINS if name in columns]
+    if "label" not in columns or len(join) != 1:
+        raise _refused(table, f"needs the column label and one of {', '.join(JOINS)}")
+    values: dict[str, str] = {}
+    wrong = []
+    for number, row in enumerate(rows, 2):
+        key, label = row[join[0]].strip(), row["label"].strip()
+        key = lookup_key(key) if join[0] == "file" else key
+        if not key or not label or values.setdefault(key, label) != label:
+            wrong.append(number)
+    if wrong:
+        raise _refused(table, f"empty, or another label than an earlier line, in {_lines(wrong)}. Correct them")
+    named = tuple(classes or sorted(set(values.values())))
+    strange = [number for number, row in enumerate(rows, 2) if row["label"].strip() not in named]
+    if len(named) < 2:
+        raise _refused(table, "has one class only. Give a table of two or more")
+    if strange:
+        raise _refused(table, f"labels that are no class, in {_lines(strange)}. Name all by --classes, all named")
+    return Labels(join[0], values, named)
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    more = f" and {len(numbers) - 3} more" if len(numbers) > 3 else ""
+    return f"line {', '.join(map(str, numbers[:3]))}{more}"
+
+
+def _refused(table: Path, problem: str) -> ShardError:
+    return ShardError(f"labels={shown(table)}: {problem}", code="prepare")
