@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 DICOM = (
     "{run} prepare dicom /archive -o shards --site north --lesion slice",
-    "{run} prepare dicom /archive -o shards --site south --labels labels.csv \\\n"
-    "      --modality MR --plane axial --max-slices 20 --pixel-mm 1",
+    "{run} prepare dicom /archive -o shards --site south \\\n"
+    "      --labels labels.csv --modality MR --plane axial --max-slices 20 --pixel-mm 1",
 )
 DICOM_TEXT = """Import a tree of DICOM files: CT and MR volumes, CR, DX and MG images. With
 --site the archive is that of one hospital; with --sites it is divided, for studies.
@@ -37,7 +37,9 @@ def add_dicom(kinds: "_SubParsersAction[Parser]") -> None:
     parser.add_argument("source", type=Path, metavar="DIR", help="the archive's folder")
     _add_common(parser)
     series = parser.add_argument_group("which series")
-    series.add_argument("--modality", nargs="+", type=str.upper, default=[], metavar="CT|MR|...", help="take only")
+    series.add_argument(
+        "--modality", nargs="+", type=str.upper, default=[], metavar="CT|MR|...", help="take these only"
+    )
     series.add_argument("--plane", choices=("axial", "coronal", "sagittal"), help="take volumes of this plane only")
     series.add_argument("--description", metavar="REGEX", help="searched in the series description")
     series.add_argument("--min-slices", type=int, default=1, metavar="N", help="fewer make no volume")
