@@ -26,7 +26,7 @@ from fedhpc.site.answers import Answers
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import predict
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
-from fedhpc.site.training.dp_sgd import Units, entropy
+from fedhpc.site.training.dp_sgd import LARGEST_PARAMETER, Units, entropy
 from fedhpc.site.training.local_sgd import (
     LocalRound,
     OnStep,
@@ -41,10 +41,6 @@ from fedhpc.site.training.secure_contribution import IntegerGrid, contribution
 from fedhpc.util.arrays import F32, I64
 from fedhpc.util.log import LogFile
 from fedhpc.util.text import fixed
-
-LARGEST_PARAMETER = 1e4
-"""Of a global model that a private round starts from. Weights of 1e7, which an aggregator could send, amplify
-the rounding of features that a batch of another size gives, so that a clipped sum moves by more than `clip_norm`."""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ DP_SGD, LEDGER, ACCOUNTANT = (
 ROUND_TESTS = "tests/site/test_private_round.py::"
 PRIVACY_TESTS = "tests/site/training/test_dp_sgd.py::"
 
+CHARGE = "        self._charge(plan, round)\n"
+PRIVATE_STEPS = "        train_private(replace(self._local(round), regularizer=regularizer), work)\n"
 MUTANTS = (
     Mutant(
         "noise x 0.7",
@@ -173,8 +175,8 @@ MUTANTS = (
     Mutant(
         "charges after the steps",
         HOSPITAL,
-        "        self._charge(plan, round)\n        train_private(self._local(round), work)\n",
-        "        train_private(self._local(round), work)\n        self._charge(plan, round)\n",
+        f"{CHARGE}{PRIVATE_STEPS}",
+        f"{PRIVATE_STEPS}{CHARGE}",
         laws=("ledger: ledger before the steps",),
         tests=(f"{ROUND_TESTS}test_all_steps_are_charged_before_the_first",),
     ),

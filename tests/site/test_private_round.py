@@ -74,7 +74,13 @@ def config(scratch: Path, local_epochs: int = 3, **privacy: object) -> RunConfig
 def hospital(
     scratch: Path, model: nn.Module, plan: PrivacyPlan = PLAN, on_step: Callable[[int, int], None] = lambda *_: None
 ) -> Hospital:
-    place = SiteContext(config(scratch), model, Device(torch.device("cpu"), bf16=False), plan, on_step)
+    return hospital_of(config(scratch), scratch, model, plan, on_step)
+
+
+def hospital_of(
+    settings: RunConfig, scratch: Path, model: nn.Module, plan: PrivacyPlan, on_step: Callable[[int, int], None]
+) -> Hospital:
+    place = SiteContext(settings, model, Device(torch.device("cpu"), bf16=False), plan, on_step)
     site = Hospital("a", 0, UNITS, Patients(UNITS), place)
     site.keep_ledger(scratch / "ledger.jsonl", "run")
     return site
@@ -258,3 +264,13 @@ def test_extreme_global_parameters_are_refused(tmp_path: Path, bad: float) -> No
         with pytest.raises(SiteError, match="global model"):
             release()
     assert not read_ledger(tmp_path / "ledger.jsonl")[1]
+
+
+def test_step_from_extreme_local_parameters_is_not_made(tmp_path: Path) -> None:
+    """A large rate makes them in the first step of a round, behind the check of the global ones."""
+    done: list[int] = []
+    settings = config(tmp_path).replace({"training.lr": 1e6})
+    site = hospital_of(settings, tmp_path, Silent(), PLAN, lambda step, _: done.append(step))
+    with pytest.raises(SiteError, match="round 1, before step 2: a parameter is larger"):
+        site.train(to_vector(Silent()), 0)
+    assert done == [1] and read_ledger(tmp_path / "ledger.jsonl")[1][0].steps == PLAN.steps_per_round

@@ -11,10 +11,12 @@ clip_norm (1 + MARGIN)` (`fedhpc.privacy.noise`); and that nobody can tell or re
 are from an AES-256 keystream with a key of the operating system. `privacy.noise_seed` voids the last.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fedhpc.privacy.gaussian import Noise, released
@@ -23,6 +25,11 @@ from fedhpc.site.data.samples import Samples
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
 from fedhpc.site.training.optimizers import Optimizer
 from fedhpc.util.arrays import I64
+
+LARGEST_PARAMETER = 1e4
+"""Of a model of which a private step is made. Weights of 1e7, which an aggregator could send and a large rate can make
+in one step, amplify the rounding of features that a batch of another size gives, so that a clipped sum moves by more
+than `clip_norm`."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,11 @@ class PrivateStep:
         self.clipped.add(images, labels, owner)
         if last:
             self._step()
+
+    def in_bounds(self) -> bool:
+        """Whether all trained parameters, which are private already, are finite and at most LARGEST_PARAMETER."""
+        norms = torch._foreach_norm([p.detach() for p in self.clipped.trained], math.inf)
+        return bool(torch.stack(norms).max() <= LARGEST_PARAMETER)
 
     def unwrap(self) -> None:
         """Leave the model as it was."""

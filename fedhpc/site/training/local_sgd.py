@@ -10,12 +10,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedhpc.config.schema import RunConfig, Training
+from fedhpc.errors import SiteError
 from fedhpc.models.device import Device
 from fedhpc.models.loss import loss
 from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
-from fedhpc.site.training.dp_sgd import Entropy, NoiseConfig, PrivateStep, Units, physical_batches
+from fedhpc.site.training.dp_sgd import (
+    LARGEST_PARAMETER,
+    Entropy,
+    NoiseConfig,
+    PrivateStep,
+    Units,
+    physical_batches,
+)
 from fedhpc.site.training.optimizers import Optimizer, Sgd
 from fedhpc.site.training.regularizers import NOTHING, Regularizer, regularized
 from fedhpc.util.arrays import F32
@@ -172,12 +180,22 @@ def train_private(local: LocalRound, work: PrivateWork) -> None:
     """Train the same number of epochs by DP-SGD: `plan.steps_per_round` Poisson batches, clipped per unit, noised.
 
     The parameters that it leaves in `local.model` are private already.
+
+    Raises:
+        SiteError: a step has moved a parameter beyond LARGEST_PARAMETER; no further one is made.
     """
     model, samples, config, device = local.model, local.samples, local.config, local.device
     plan, p, stream = work.plan, config.privacy, work.entropy.sampling
     terms = NoiseConfig(p.clip_norm, plan.noise_multiplier, plan.sample_rate * work.weight, work.entropy.noise)
     step = PrivateStep.wrap(model, local.optimizer(), terms)
     for done in range(1, plan.steps_per_round + 1):
+        if not step.in_bounds():
+            raise SiteError(
+                f"site {local.site}, round {local.round + 1}, before step {done}: a parameter is larger than "
+                f"{LARGEST_PARAMETER:g} or not finite, where clipping is not proven to bound one unit; nothing of the "
+                "round was released. Lower training.lr",
+                code="site.diverged",
+            )
         drawn = work.units.draw(plan.sample_rate, stream)
         for rows, owner, last in physical_batches(drawn, p.max_physical_batch):
             images, labels = samples.inputs(rows), torch.from_numpy(samples.labels[rows])
