@@ -1,4 +1,4 @@
-"""`run.py prepare phantom|images|dicom|check`: write shards, or check them."""
+"""`run.py prepare phantom|images|dicom|nifti|npz|check`: write shards, or check them."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedhpc.cli.common import Parser, add_kinds
-from fedhpc.cli.prepare_archive import add_dicom
+from fedhpc.cli.prepare_archive import add_dicom, add_nifti, add_npz
 from fedhpc.cli.status import BAD_INPUT, FINISHED, INTERRUPTED, TERMINATED
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ def add_arguments(parser: Parser) -> None:
     _add_phantom(kinds)
     _add_images(kinds)
     add_dicom(kinds)
+    add_nifti(kinds)
+    add_npz(kinds)
     check = kinds.add_parser("check", help="what is in each shard, and whether it can be used")
     check.describe("Print what is in each shard. Exit status 2 where one cannot be used.", CHECK)
     check.add_argument("shards", type=Path, nargs="+", metavar="SHARD", help="shards (.h5)")

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 DICOM = (
     "{run} prepare dicom /archive -o shards --site north --lesion slice",
-    "{run} prepare dicom /archive -o shards --site south \\\n"
-    "      --labels labels.csv --modality MR --plane axial --max-slices 20 --pixel-mm 1",
+    "{run} prepare dicom /archive -o shards --site south --labels a.csv \\\n"
+    "      --modality MR --plane axial --max-slices 20",
 )
 DICOM_TEXT = """Import a tree of DICOM files: CT and MR volumes, CR, DX and MG images. With
 --site the archive is that of one hospital; with --sites it is divided, for studies.
@@ -28,6 +28,24 @@ A shard holds pixels, label, split, modality, stage and a pseudonym, nothing els
 a file. Pseudonyms need a secret, made on first use and never to be given away.
 Images whose headers speak of text in the pixels are refused. Shards are as private
 as the images: the outline of a head or body is in every slice of it."""
+
+NIFTI = (
+    "{run} prepare nifti volumes -o shards --site north --lesion slice",
+    "{run} prepare nifti volumes -o shards --site north --labels a.csv \\\n"
+    "      --patient-regex '^(P[0-9]+)/' --plane axial",
+)
+NIFTI_TEXT = """Import NIfTI (.nii, .nii.gz) and NRRD (.nrrd, .nhdr) volumes. Labels come from
+masks beside them (p1_mask.nii.gz beside p1.nii.gz) by --lesion, or from a table by
+--labels, joined on file or patient.
+
+Of a header only the grid is read. For what a shard holds see `prepare dicom`."""
+NPZ = (
+    "{run} prepare npz scans.npz -o shards --classes no yes --site north",
+    "{run} prepare npz scans.npz -o shards --classes no yes --sites 2",
+)
+NPZ_TEXT = """Import a .npz file of images uint8, uint16 or float32 [n, H, W] or [n, C, H, W],
+labels [n] and patients [n]; modality, early and split [n] where there are any.
+Patients become pseudonyms under the secret of the site."""
 
 
 def add_dicom(kinds: "_SubParsersAction[Parser]") -> None:
@@ -47,6 +65,35 @@ def add_dicom(kinds: "_SubParsersAction[Parser]") -> None:
     parser.set_defaults(action=_dicom)
 
 
+def add_nifti(kinds: "_SubParsersAction[Parser]") -> None:
+    """Add `prepare nifti`."""
+    parser = kinds.add_parser("nifti", help="NIfTI and NRRD volumes with masks")
+    parser.describe(NIFTI_TEXT, NIFTI)
+    parser.add_argument("source", type=Path, metavar="DIR", help="the folder of the volumes")
+    _add_common(parser)
+    series = parser.add_argument_group("which volumes")
+    series.add_argument("--modality", dest="format_modality", type=str.upper, default="OT", metavar="MR|CT|...",
+                        help="of all volumes: CT is windowed in Hounsfield units")  # fmt: skip
+    series.add_argument("--mask-suffix", default="_mask", metavar="TEXT", help="of a mask's name, behind its volume's")
+    series.add_argument("--patient-regex", metavar="REGEX", help="its group is the patient, in the path")
+    series.add_argument("--plane", choices=("axial", "coronal", "sagittal"), help="cut slices of this plane")
+    series.add_argument("--min-slices", type=int, default=1, metavar="N", help="fewer make no volume")
+    parser.set_defaults(action=_nifti)
+
+
+def add_npz(kinds: "_SubParsersAction[Parser]") -> None:
+    """Add `prepare npz`."""
+    parser = kinds.add_parser("npz", help="a NumPy archive of images, labels and patients")
+    parser.describe(NPZ_TEXT, NPZ)
+    parser.add_argument("source", type=Path, metavar="FILE", help="the .npz file")
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the folder of the shards")
+    parser.add_argument("--classes", nargs="+", required=True, metavar="NAME", help="of the labels 0, 1, ...")
+    parser.add_argument("--secret", type=Path, metavar="FILE", help="(default: ~/.config/fedhpc/site_secret)")
+    parser.add_argument("--replace", action="store_true", help="remove the shards of another import from OUT first")
+    _add_hospitals(parser.add_argument_group("hospitals and splits"))
+    parser.set_defaults(action=_npz)
+
+
 def _add_common(parser: Parser) -> None:
     parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="the folder of the shards")
     parser.add_argument("--dry-run", action="store_true", help="show what is there and would be taken, write no shard")
@@ -55,7 +102,9 @@ def _add_common(parser: Parser) -> None:
     parser.add_argument("--replace", action="store_true", help="remove the shards of another import from OUT first")
     _add_labels(parser.add_argument_group("labels"))
     _add_images(parser.add_argument_group("images"))
-    _add_division(parser.add_argument_group("hospitals and splits"))
+    division = parser.add_argument_group("hospitals and splits")
+    _add_hospitals(division)
+    _add_slabs(division)
 
 
 def _add_labels(group: Any) -> None:
@@ -86,13 +135,16 @@ def _add_images(group: Any) -> None:
     group.add_argument("--max-slices", type=int, metavar="N", help="of one series, evenly spaced")
 
 
-def _add_division(group: Any) -> None:
+def _add_hospitals(group: Any) -> None:
     group.add_argument("--site", metavar="NAME", help="all is of this hospital")
     group.add_argument("--sites", type=int, default=4, metavar="N", help="divide among hospitals, for studies")
     group.add_argument("--skew", type=float, metavar="ALPHA", help="Dirichlet alpha of the label skew")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the division")
     group.add_argument("--all-test", action="store_true", help="no training split")
     group.add_argument("--val-share", type=float, default=0.1, metavar="SHARE", help="of patients, for validation")
+
+
+def _add_slabs(group: Any) -> None:
     group.add_argument(
         "--slabs", type=int, default=1, metavar="N",
         help="cut volumes into N pieces that count as patients: for trying out only, as splits are not by patient",
@@ -103,6 +155,26 @@ def _dicom(options: argparse.Namespace) -> int:
     from data_prep.importers.dicom import find
 
     return _do(options, find, "dicom")
+
+
+def _nifti(options: argparse.Namespace) -> int:
+    from data_prep.importers.nifti import find
+
+    return _do(options, find, "nifti")
+
+
+def _npz(options: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from data_prep.importers.arrays import ArraysImport, import_arrays
+    from data_prep.importers.secret import default_path
+    from data_prep.names import shown
+
+    given = {field.name: getattr(options, field.name) for field in fields(ArraysImport)}
+    given |= {"classes": tuple(options.classes), "secret": options.secret or default_path()}
+    for path in import_arrays(ArraysImport(**given)):
+        print(shown(path))
+    return FINISHED
 
 
 def _do(options: argparse.Namespace, finder: Callable[..., Any], name: str) -> int:

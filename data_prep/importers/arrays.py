@@ -1,0 +1,148 @@
+"""A NumPy archive to shards: `run.py prepare npz FILE`.
+
+The file holds `images` [n, H, W] or [n, C, H, W] of uint8, uint16 or float32, `labels` int [n] and `patients` [n], and
+may hold `modality` text [n], `early` 0 or 1 [n] and `split` 0 train, 1 val, 2 test [n]. Any other array is refused:
+what is not asked for does not get into a shard.
+"""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.importers.deidentified import METHOD
+from data_prep.importers.division import divide
+from data_prep.importers.secret import Pseudonyms, site_pseudonyms
+from data_prep.names import shown
+from data_prep.partition import VAL_SHARE, Partition
+from data_prep.shard_writer import write_shard
+from data_prep.target import Target, staging
+from fedhpc.errors import ShardError
+from fedhpc.site.data.shard_format import IMAGE_DTYPES
+
+REQUIRED, OPTIONAL = ("images", "labels", "patients"), ("modality", "early", "split")
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ArraysImport:
+    """What to import and how.
+
+    Attributes:
+        source: the .npz file.
+        out: the folder of the shards.
+        secret: the file of the site's secret.
+        classes: names of the labels 0, 1, ...
+        site: the one hospital; None: divide among `sites`.
+        sites, skew, seed, all_test, val_share: see `data_prep.partition`.
+        replace: remove the shards of another import from the folder.
+    """
+
+    source: Path
+    out: Path
+    secret: Path
+    classes: tuple[str, ...]
+    site: str | None = None
+    sites: int = 4
+    skew: float | None = None
+    seed: int = 0
+    all_test: bool = False
+    val_share: float = VAL_SHARE
+    replace: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the hospitals, in order."""
+        return (self.site,) if self.site else tuple(f"site{number}" for number in range(1, self.sites + 1))
+
+
+def import_arrays(job: ArraysImport) -> list[Path]:
+    """Write the shards of `job` and return their paths.
+
+    Raises:
+        ShardError: an archive that cannot be read or does not fit, too few patients, shards of another import, no room.
+    """
+    codes = site_pseudonyms(job.secret, job.out)
+    arrays = _checked(job, _read(job.source))
+    patients = np.array([codes.patient(str(name)) for name in arrays["patients"]], "S16")
+    labels = arrays["labels"].astype(np.int64)
+    plan = Partition(len(job.names), job.skew, job.seed, job.all_test, job.val_share)
+    site_of, split = divide(labels, patients, plan)
+    split = arrays.get("split", split)
+    files = tuple(f"{name}.h5" for name in job.names)
+    target = Target(job.out, files, f"fedhpc prepare npz, import {_digest(job, codes)}", job.replace)
+    target.strangers()
+    images = arrays["images"]
+    modality = arrays.get("modality", np.full(len(labels), "OT"))
+    with staging(target, images.nbytes + 256 * len(images) + 2**20) as stage:
+        for number, file in enumerate(files):
+            mine = site_of == number
+            write_shard(
+                stage.folder / file,
+                site=Path(file).stem,
+                classes=job.classes,
+                images=images[mine],
+                labels=labels[mine],
+                patient=patients[mine],
+                split=split[mine],
+                modality=[str(one) for one in modality[mine]],
+                stage=arrays["early"][mine] if "early" in arrays else None,
+                pixel_range=_range(images),
+                created_by=target.stamp,
+                deidentification=METHOD,
+            )
+        return stage.publish()
+
+
+def _read(source: Path) -> Arrays:
+    try:
+        with np.load(source, allow_pickle=False) as archive:
+            missing = [name for name in REQUIRED if name not in archive]
+            unknown = sum(name not in (*REQUIRED, *OPTIONAL) for name in archive)
+            if missing or unknown:
+                raise ShardError(
+                    f"{shown(source)}: has {unknown} unknown arrays and lacks {', '.join(missing) or 'none'}. Save "
+                    f"{', '.join(REQUIRED)}, and of {', '.join(OPTIONAL)} what there is, nothing else",
+                    code="prepare",
+                )
+            return {name: archive[name] for name in archive}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ShardError(
+            f"{shown(source)}: cannot be read as a NumPy archive ({type(error).__name__}). Give a .npz file without "
+            "Python objects in it",
+            code="prepare",
+        ) from error
+
+
+def _checked(job: ArraysImport, arrays: Arrays) -> Arrays:
+    images, labels = arrays["images"], arrays["labels"]
+    if images.ndim == 3:
+        images = images[:, None]
+    rules = (
+        (
+            images.ndim == 4 and images.dtype in IMAGE_DTYPES,
+            "images: uint8, uint16 or float32 [n, H, W] or [n, C, H, W]",
+        ),
+        (labels.ndim == 1 and labels.dtype.kind in "iu", "labels: whole numbers [n]"),
+        (len({len(values) for values in arrays.values()}) == 1, "one value an image in every array"),
+        (labels.dtype.kind in "iu" and np.isin(labels, range(len(job.classes))).all(), "a class for each label"),
+    )
+    problems = [text for fine, text in rules if not fine]
+    if problems:
+        raise ShardError(f"{shown(job.source)}: does not fit. Needed: {'; '.join(problems)}", code="prepare")
+    return arrays | {"images": images}
+
+
+def _digest(job: ArraysImport, codes: Pseudonyms) -> str:
+    options = repr((job.classes, job.names, job.skew, job.seed, job.all_test, job.val_share))
+    return codes.digest(options + job.source.read_bytes().hex())
+
+
+def _range(images: npt.NDArray[Any]) -> tuple[float, float]:
+    """The whole scale of whole numbers; of float32 that of these very images."""
+    if images.dtype.kind == "u":
+        return 0.0, float(np.iinfo(images.dtype).max)
+    return float(images.min()), float(images.max())
