@@ -137,7 +137,7 @@ class Hospital:
         from_vector(place.model, params)
         with self.failing(f"round {round + 1}: training failed"):
             if place.plan is None:
-                train_plain(replace(self._local(round), regularizer=regularizer))
+                train_plain(self._local(round, regularizer))
             else:
                 self._train_private(place.plan, round, regularizer)
         update = to_vector(place.model) - params
@@ -166,11 +166,12 @@ class Hospital:
     def _train_private(self, plan: PrivacyPlan, round: int, regularizer: Regularizer) -> None:
         work = self._private_work(plan, round)
         self._charge(plan, round)
-        train_private(replace(self._local(round), regularizer=regularizer), work)
+        train_private(self._local(round, regularizer), work)
 
-    def _local(self, round: int) -> LocalRound:
+    def _local(self, round: int, regularizer: Regularizer = NOTHING) -> LocalRound:
         place = self._place
-        return LocalRound(place.model, self._samples, place.config, self.name, round, place.bench, place.on_step)
+        where = (self.name, round, place.bench, place.on_step)
+        return LocalRound(place.model, self._samples, place.config, *where, regularizer)
 
     def _private_work(self, plan: PrivacyPlan, round: int) -> PrivateWork:
         if self._units is None:
