@@ -120,6 +120,11 @@ TABLE = (
         "Restore the missing files in state/ and sites/, or start in a new --run-dir.",
     ),
     ErrorCode(
+        "resume.site-state-missing",
+        "What a site keeps for the algorithm of the run (such as its control variate) is missing.",
+        "Restore sites/SITE from a backup, or start in a new --run-dir.",
+    ),
+    ErrorCode(
         "resume.other-state",
         "A saved state holds other arrays than this version keeps.",
         "Go on with the version of fedhpc that wrote it, or start in a new --run-dir.",

@@ -21,7 +21,7 @@ import numpy as np
 from fedhpc.aggregation.base import Arrays, Flag
 from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
-from fedhpc.compression.update import SparseVector, Update
+from fedhpc.compression.update import LARGEST_ENTRY, SparseVector, Update
 from fedhpc.errors import PayloadError
 from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.util.arrays import F32
@@ -45,9 +45,16 @@ class Sender:
         """Return what `encode` gave of a vector of `size` entries.
 
         Raises:
-            PayloadError: another sender, round or size, or no such payload.
+            PayloadError: another sender, round or size, no such payload, or an entry longer than `LARGEST_ENTRY`.
         """
-        return decode(payload, sender=self.index, round=self.round, size=size).entries
+        entries = decode(payload, sender=self.index, round=self.round, size=size).entries
+        if not (np.abs(entries.values) <= LARGEST_ENTRY).all():
+            raise PayloadError(
+                f"round {self.round + 1}: an entry of what it sent beside its update is longer than {LARGEST_ENTRY:g}; "
+                "the round was refused. Look into this site's training, and lower training.lr where it diverges",
+                code="payload.not-finite",
+            )
+        return entries
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,11 @@ class Algorithm:
 
 PREFIX = "algorithm."
 """Of an algorithm's arrays, among all that is kept."""
+
+
+def vector(kept: Arrays, name: str) -> F32:
+    """Return a vector that is kept, f32[d]."""
+    return kept[name].astype(np.float32, copy=False)
 
 
 def of_algorithm(kept: Arrays) -> Arrays:

@@ -7,12 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from fedhpc.algorithms.base import Algorithm
+from fedhpc.algorithms.feddyn import FedDyn
+from fedhpc.algorithms.fednova import FedNova
 from fedhpc.algorithms.fedprox import FedProx
+from fedhpc.algorithms.scaffold import Scaffold
 from fedhpc.config import algorithm as sections
 
 MAKE: dict[str, Callable[[Any], Algorithm]] = {
     "fedavg": lambda section: Algorithm(),
     "fedprox": lambda section: FedProx(section.mu),
+    "scaffold": lambda section: Scaffold(),
+    "fednova": lambda section: FedNova(),
+    "feddyn": lambda section: FedDyn(section.alpha),
 }
 
 

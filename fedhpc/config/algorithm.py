@@ -33,5 +33,34 @@ class FedProx(Algorithm):
     )
 
 
-ALGORITHMS: tuple[type[Algorithm], ...] = (FedAvg, FedProx)
+class Scaffold(Algorithm):
+    """Control variates against drift (Karimireddy et al. 2020, "SCAFFOLD", Algorithm 1, option II). A site and the
+    aggregator send a second vector, coded like the update: twice FedAvg's bytes.
+    """
+
+    name: Literal["scaffold"] = Field(default="scaffold", description="local steps are corrected by control variates")
+
+
+class FedNova(Algorithm):
+    """Normalised averaging (Wang et al. 2020, "Tackling the Objective Inconsistency Problem", equation 6): for sites
+    that make different numbers of steps in a round. Not with privacy on.
+    """
+
+    name: Literal["fednova"] = Field(
+        default="fednova", description="updates are divided by the site's number of local steps"
+    )
+
+
+class FedDyn(Algorithm):
+    """Dynamic regularisation (Acar et al. 2021, "Federated Learning Based on Dynamic Regularization", Algorithm 1)."""
+
+    name: Literal["feddyn"] = Field(
+        default="feddyn", description="each site's loss has a linear and a proximal term that follow its updates"
+    )
+    alpha: Annotated[float, Field(ge=0, le=1000)] = Field(
+        default=0.1, description="weight of the regulariser; 0 is FedAvg; the paper tries 0.001 to 0.1"
+    )
+
+
+ALGORITHMS: tuple[type[Algorithm], ...] = (FedAvg, FedProx, Scaffold, FedNova, FedDyn)
 """All that a config can choose; the first is the default."""

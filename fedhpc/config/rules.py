@@ -37,10 +37,45 @@ def _baseline_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             config.mode != "federated" and (config.aggregation.rule, config.server) != ("mean", ServerSgd()),
             f"aggregation, server: mode={config.mode} has no aggregator that they could belong to; remove them",
         ),
+    ]
+
+
+def _algorithm_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule of the section `algorithm`.
+
+    FedProx needs none: its term is a function of the parameters alone, whatever optimiser, rule or privacy there is.
+    """
+    name, rule, server = config.algorithm.name, config.aggregation.rule, config.server
+    counted, follows = name in ("scaffold", "fednova"), name in ("scaffold", "fednova", "feddyn")
+    return [
         (
-            config.mode != "federated" and config.algorithm.name != "fedavg",
-            f"algorithm.name={config.algorithm.name}: mode={config.mode} exchanges nothing that it could add to; "
-            "remove it",
+            config.mode != "federated" and name != "fedavg",
+            f"algorithm.name={name}: mode={config.mode} exchanges nothing that it could add to; remove it",
+        ),
+        (
+            name == "fednova" and config.private,
+            "algorithm.name=fednova: divides each update by the site's number of steps; with privacy on that "
+            "multiplies the noise of the sites with few steps. Set fedavg, fedprox, scaffold or feddyn",
+        ),
+        (
+            counted and config.training.optimizer != "sgd",
+            f"algorithm.name={name}: takes an update for a sum of gradients times the learning rate, which "
+            f"training.optimizer={config.training.optimizer} does not make; set training.optimizer=sgd",
+        ),
+        (
+            follows and rule != "mean",
+            f"algorithm.name={name}, aggregation.rule={rule}: what the sites and the aggregator keep adds up to zero "
+            "only where the global update is the weighted mean; set aggregation.rule=mean, or algorithm.name=fedprox",
+        ),
+        (
+            name == "feddyn" and server != ServerSgd(),
+            f"algorithm.name=feddyn, server.optimizer={server.optimizer}: FedDyn has a server step of its own; remove "
+            "the section server",
+        ),
+        (
+            name == "feddyn" and min(config.exchange.density, config.exchange.down) < 1,
+            f"algorithm.name=feddyn, exchange.density={config.exchange.density:g}: its server step adds up all updates "
+            "that have come; with entries that come rounds later it swings and can diverge. Set density=1",
         ),
     ]
 
@@ -125,6 +160,7 @@ def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             f"personalisation.method={config.personalisation.method}: needs the final model of mode=federated, not "
             f"mode={config.mode}; set it to none",
         ),
+        *_algorithm_rules(config),
         (
             frozen and config.training.random_flip,
             "training.random_flip: the features of model.name=frozen are computed once; remove it or train a network",

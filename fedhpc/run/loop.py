@@ -144,8 +144,8 @@ def _header_facts(session: Session) -> dict[str, Any]:
         "threads": config.runtime.threads,
         "precision": config.runtime.precision,
         "parameters": d,
-        "sparse_up_bytes": sites * up,
-        "sparse_down_bytes": sites * (_payload_bytes(d, terms.down) + more_down),
+        "sparse_up_bytes": sites * terms.algorithm.vectors * up,
+        "sparse_down_bytes": sites * (terms.algorithm.vectors * _payload_bytes(d, terms.down) + more_down),
         "dense_bytes": sites * d * FLOAT32_BYTES,
         "wire": wire_line(config, session.transport.size),
     }

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedhpc.aggregation.base import Arrays
 from fedhpc.aggregation.iterate_average import IterateAverage
+from fedhpc.algorithms.base import of_algorithm
 from fedhpc.algorithms.catalogue import algorithm_of
 from fedhpc.algorithms.run_state import RunState, fresh_state, of, under
 from fedhpc.compression.update import pack_arrays, unpack_arrays
@@ -72,9 +73,16 @@ def _read(session: Session, resumed: Resumed, fresh: RunState) -> RunState:
     directory, first, owners = session.directory, resumed.first, resumed.owners
     sites = dict(fresh.sites)
     for name, kept in fresh.sites.items():
-        if saved_rounds(directory.site(name), "residual"):
-            found = load_state(directory.site(name), "residual", first, owners[name])
-            sites[name] = _checked(found, kept, f"{directory.site(name)}: residual after round {first}")
+        folder = directory.site(name)
+        if saved_rounds(folder, "residual"):
+            found = load_state(folder, "residual", first, owners[name])
+            sites[name] = _checked(found, kept, f"{folder}: residual after round {first}")
+        elif of_algorithm(kept):
+            raise InputError(
+                f"{folder}: what site {name} keeps for algorithm.name={session.config.algorithm.name} is missing, and "
+                "the aggregator counts on it. Restore the folder from a backup, or start in a new --run-dir",
+                code="resume.site-state-missing",
+            )
         else:
             LOG.warning(
                 "site %s: nothing of this run is here; it joins with the full model", name, extra={"site": name}

@@ -15,4 +15,4 @@ def test_rounds_follow_the_paper(momentum: float) -> None:
     state, _ = run(sites, Settings({"name": "fedprox", "mu": mu}))
     np.testing.assert_allclose(state.params, x, atol=2e-5)
     plain, _ = run(sites, Settings({"name": "fedavg"}))
-    assert np.abs(plain.params - x).max() > 1e-2
+    assert np.abs(plain.params - x).max() > 1e-3

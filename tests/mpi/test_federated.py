@@ -92,9 +92,12 @@ def sequential(cohort: Path, run_python: Run) -> tuple[Path, str]:
 PRIVATE_SITES = f"data.sites={json.dumps([{'name': name, 'weight': 20} for name in SITES])}"
 CODED = (
     "exchange.rounding=stochastic", "exchange.selection=per_tensor", "exchange.value_bits=3",
-    "exchange.density_down=0.3", "training.rounds=2",
+    "exchange.density_down=0.3", "training.rounds=2", "algorithm.name=fednova",
 )  # fmt: skip
-NOISED = (PRIVATE_SITES, "privacy.epsilon=8", "privacy.sample_rate=0.25", "privacy.noise_seed=1", "training.rounds=2")
+NOISED = (
+    PRIVATE_SITES, "privacy.epsilon=8", "privacy.sample_rate=0.25", "privacy.noise_seed=1", "training.rounds=2",
+    "algorithm.name=scaffold",
+)  # fmt: skip
 BUDGET = (PRIVATE_SITES, "privacy.epsilon=4", "privacy.sample_rate=0.25", "training.rounds=5")
 TWO_RANKS: dict[str, tuple[str, ...]] = {
     "coded": CODED,

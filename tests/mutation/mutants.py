@@ -54,7 +54,7 @@ ROUND_TESTS = "tests/site/test_private_round.py::"
 PRIVACY_TESTS = "tests/site/training/test_dp_sgd.py::"
 
 CHARGE = "        self._charge(plan, round)\n"
-PRIVATE_STEPS = "        train_private(replace(self._local(round), regularizer=regularizer), work)\n"
+PRIVATE_STEPS = "        train_private(self._local(round, regularizer), work)\n"
 MUTANTS = (
     Mutant(
         "noise x 0.7",

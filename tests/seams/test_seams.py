@@ -50,14 +50,15 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Toys:
     def train(name: str, *more: str) -> list[str]:
         return ["train", str(config), "--run-dir", str(folder / name), *more]
 
-    momentum = ("--set", "server.optimizer=momentum")
+    scaffold = ("--set", "algorithm.name=scaffold")
+    momentum = ("--set", "server.optimizer=momentum", *scaffold)
     commands = {
         "plain": train("plain"),
         "rule": train("rule", "--set", "aggregation.rule=midrange"),
         "straight": train("straight", *momentum),
         "first part": train("parts", *momentum, "--stop-after", "1"),
         "second part": train("parts", *momentum),
-        "other optimiser": train("parts"),
+        "other optimiser": train("parts", *scaffold),
         "unknown rule": train("unknown", "--set", "aggregation.rule=unheard_of"),
         "report": ["report", str(folder / "plain"), "-o", str(folder / "report.html")],
     }
@@ -82,6 +83,8 @@ def test_optimizer_state_survives_resume(toys: Toys) -> None:
     assert toys.params("parts", 3) == toys.params("straight", 3) != toys.params("plain", 3)
     with np.load(toys.folder / "parts" / "state" / "round-0003.npz") as saved:
         assert saved["server.optimizer.velocity"].any()
+        assert saved["server.algorithm.residual"].any()
+        assert saved["public.algorithm.control"].any()
 
 
 def test_other_optimizer_is_refused_at_resume(toys: Toys) -> None:

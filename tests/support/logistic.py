@@ -5,6 +5,7 @@ Every epoch is one full-batch step, so that the gradients of a round are known w
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from fedhpc.transport.base import AloneTransport
 from fedhpc.util.arrays import F32, I64
 
 F64 = NDArray[np.float64]
-FEATURES, CLASSES, LR = 3, 2, 0.5
+FEATURES, CLASSES, LR = 3, 2, 0.1
 D = CLASSES * FEATURES
 BENCH = Device(torch.device("cpu"), bf16=False)
 
@@ -56,7 +57,9 @@ class Learner:
     steps: int
     momentum: float = 0.0
 
+    @cached_property
     def config(self) -> RunConfig:
+        """Of its local training."""
         training = {"local_epochs": self.steps, "lr": LR, "lr_schedule": "constant", "momentum": self.momentum}
         tree = {
             "name": "x",
@@ -69,11 +72,11 @@ class Learner:
         model = nn.Linear(FEATURES, CLASSES, bias=False)
         from_vector(model, params)
         rows: Any = self.rows
-        train_plain(LocalRound(model, rows, self.config(), self.name, round, BENCH, lambda *_: None, regularizer))
+        train_plain(LocalRound(model, rows, self.config, self.name, round, BENCH, lambda *_: None, regularizer))
         return to_vector(model) - params
 
     def gradient_weight(self, round: int) -> float:
-        return gradient_weight(self.config().training, round, self.steps)
+        return gradient_weight(self.config.training, round, self.steps)
 
     def can_afford(self, round: int) -> bool:
         return True
@@ -111,7 +114,7 @@ class Settings:
 
     def made(self) -> Algorithm:
         tree = {"name": "x", "data": {"shards": "{site}.h5", "sites": [{"name": "a"}]}, "algorithm": self.algorithm}
-        return algorithm_of(RunConfig.model_validate({**tree, "training": {"momentum": 0.0}}).algorithm)
+        return algorithm_of(RunConfig.model_validate({**tree, "exchange": {"density": 1.0}}).algorithm)
 
 
 def run(

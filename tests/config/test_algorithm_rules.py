@@ -1,0 +1,76 @@
+"""Which algorithm goes with which option: allowed, or refused with the key and the reason."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from fedhpc.config.rules import cross_field_rules
+from fedhpc.config.schema import RunConfig
+
+SITES = [{"name": name, "weight": 100} for name in ("a", "b", "c")]
+DP: dict[str, Any] = {"privacy.epsilon": 1.0}
+SECURE = {
+    **DP,
+    "privacy.trust": "sites",
+    "privacy.colluding_sites": 1,
+    "privacy.sample_rate": 1.0,
+    "training.local_epochs": 1,
+    "exchange.density": 1.0,
+}
+SPARSE: dict[str, Any] = {"exchange.density": 0.1}
+ADAM: dict[str, Any] = {"training.optimizer": "adam"}
+MOMENTUM: dict[str, Any] = {"server.optimizer": "fedavgm"}
+ALONE: dict[str, Any] = {"mode": "local"}
+OPTIONS = {"dp": DP, "secure": SECURE, "sparse": SPARSE, "adam": ADAM, "server": MOMENTUM, "local": ALONE}
+REFUSED = {
+    "fedavg": {},
+    "fedprox": {"secure": "algorithm.name=fedprox: with trust=sites", "local": "mode=local exchanges nothing"},
+    "scaffold": {
+        "secure": "algorithm.name=scaffold: with trust=sites",
+        "adam": "algorithm.name=scaffold: takes an update for a sum of gradients",
+        "local": "mode=local exchanges nothing",
+    },
+    "fednova": {
+        "dp": "algorithm.name=fednova: divides each update",
+        "secure": "algorithm.name=fednova: with trust=sites",
+        "adam": "algorithm.name=fednova: takes an update for a sum of gradients",
+        "local": "mode=local exchanges nothing",
+    },
+    "feddyn": {
+        "secure": "algorithm.name=feddyn: with trust=sites",
+        "sparse": "algorithm.name=feddyn, exchange.density=0.1",
+        "server": "server.optimizer=fedavgm: FedDyn has a server step",
+        "local": "mode=local exchanges nothing",
+    },
+}
+CASES = [(name, option) for name in REFUSED for option in OPTIONS if (name, option) != ("fedavg", "local")]
+
+
+def made(changes: dict[str, Any]) -> RunConfig:
+    tree = {"name": "x", "data": {"shards": "{site}.h5", "sites": SITES}, "exchange": {"density": 1.0}}
+    return RunConfig.model_validate({**tree, "privacy": {"off": False}}).replace(changes)
+
+
+@pytest.mark.parametrize(("name", "option"), CASES)
+def test_algorithm_with_option(name: str, option: str) -> None:
+    changes, told = {"algorithm.name": name, **OPTIONS[option]}, REFUSED[name].get(option)
+    if told is None:
+        assert made(changes).algorithm.name == name
+        return
+    with pytest.raises(ValidationError) as caught:
+        made(changes)
+    assert told in str(caught.value)
+
+
+def test_unknown_algorithm_names_the_known() -> None:
+    with pytest.raises(ValidationError, match="allowed: fedavg, fedprox, scaffold, fednova, feddyn"):
+        made({"algorithm.name": "fedsgd"})
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fednova", "feddyn", "fedprox"])
+def test_rule_that_is_no_mean_refuses_what_needs_it(name: str) -> None:
+    config = made({"algorithm.name": name}).model_copy(update={"aggregation": SimpleNamespace(rule="other")})
+    told = [text for broken, text in cross_field_rules(config) if broken]
+    assert any("aggregation.rule=other" in text for text in told) == (name != "fedprox")
