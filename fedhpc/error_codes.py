@@ -507,6 +507,12 @@ TABLE = (
     ),
     ErrorCode("pki.exists", "The folder holds a CA already.", "Use `run.py pki issue`, or move the folder away."),
     ErrorCode("pki.ca-key", "The key of the CA cannot be read here.", "Sign where the CA's key lies."),
+    ErrorCode(
+        "aggregation.no-majority",
+        "Half of the sites or more sent updates that are far out, or none.",
+        "Look into the data and the software of the sites that are named. The same command goes on after the round "
+        "before.",
+    ),
     # Failures inside one site.
     ErrorCode(
         "site",

@@ -17,6 +17,19 @@ Arrays = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
+class UpdateScale:
+    """What an honest site's update of a round may be: a signal and Gaussian noise (public, known before the round).
+
+    Attributes:
+        noise: standard deviation of the privacy noise in each entry.
+        longest: bound on the norm of the signal.
+    """
+
+    noise: float
+    longest: float
+
+
+@dataclass(frozen=True)
 class RuleRound:
     """What a rule knows of a round before the first update (public).
 
@@ -25,15 +38,14 @@ class RuleRound:
         round: the number of rounds done.
         sites: their names, by index.
         kept: what the rule kept after the last round, or its `initial`.
-        noise: of each site by index, the standard deviation of the privacy noise in an entry of its update; None where
-            that is not known.
+        scales: of each site by index; None where they are not known.
     """
 
     size: int
     round: int = 0
     sites: tuple[str, ...] = ()
     kept: Arrays = field(default_factory=dict)
-    noise: tuple[float, ...] | None = None
+    scales: tuple[UpdateScale, ...] | None = None
 
 
 @dataclass(frozen=True)

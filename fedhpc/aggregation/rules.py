@@ -16,6 +16,7 @@ from fedhpc.aggregation.geometric_median import GeometricMedian
 from fedhpc.aggregation.krum import Krum, MultiKrum
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.minimum_diameter import MinimumDiameter
+from fedhpc.aggregation.screened_mean import ScreenedMean
 from fedhpc.aggregation.server_adaptive import FedAdagrad, FedAdam, FedYogi
 from fedhpc.aggregation.server_momentum import FedAvgM
 from fedhpc.aggregation.server_sgd import ServerSgd
@@ -30,6 +31,7 @@ RULES: tuple[type[AggregationRule], ...] = (
     MultiKrum,
     MinimumDiameter,
     CentredClipping,
+    ScreenedMean,
 )
 SERVER_OPTIMIZERS: tuple[type[ServerStep], ...] = (
     ServerSgd,

@@ -27,7 +27,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedhpc.aggregation.base import AggregationRule, Arrays, Flag, RuleRound, ServerStep
+from fedhpc.aggregation.base import AggregationRule, Arrays, Flag, RuleRound, ServerStep, UpdateScale
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.server_sgd import ServerSgd
 from fedhpc.algorithms.base import (
@@ -112,6 +112,7 @@ class RoundConfig:
         server: the optimiser that makes a step of it.
         algorithm: what is added to FedAvg.
         stress: what some sites' messages are replaced by, in a stress test.
+        scales: of a round, what each site's update may be; None of a round where that is not known.
     """
 
     rounds: int
@@ -125,6 +126,7 @@ class RoundConfig:
     server: ServerStep = field(default_factory=ServerSgd)
     algorithm: Algorithm = field(default_factory=Algorithm)
     stress: "Replacement | None" = None
+    scales: Callable[[int], tuple[UpdateScale, ...] | None] = lambda round: None
 
     def draws(self, round: int, sender: int, purpose: str = "rounding") -> np.random.Generator | None:
         """What a sender's stochastic rounding of a round draws from."""
@@ -188,7 +190,7 @@ def site_round(site: Participant, state: RunState, kept: Arrays, terms: RoundCon
 
 def rule_round(state: RunState, terms: RoundConfig) -> RuleRound:
     """What the aggregation rule knows of a round."""
-    return RuleRound(state.params.size, state.round, terms.sites, of(RULE, state.server))
+    return RuleRound(state.params.size, state.round, terms.sites, of(RULE, state.server), terms.scales(state.round))
 
 
 def mean_update(messages: Iterable[bytes], state: RunState, terms: RoundConfig) -> Folded:

@@ -1,6 +1,7 @@
 """How the rounds of a session are formed: what `federate` needs of the config, in the open or by secure sums."""
 
 import logging
+from functools import partial
 
 from fedhpc.algorithms.catalogue import algorithm_of
 from fedhpc.algorithms.fedavg import RoundConfig
@@ -12,6 +13,7 @@ from fedhpc.models.vector import layers_of, parameter_count
 from fedhpc.run.session import Session
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.site.training.local_sgd import one_step
+from fedhpc.site.training.update_scale import update_scales
 
 LOG = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ def round_terms(session: Session) -> RoundConfig:
         server=config.server,
         algorithm=algorithm_of(config.algorithm),
         stress=_hostile_sites(config),
+        scales=partial(update_scales, config, session.place.plan, session.weights),
     )
 
 

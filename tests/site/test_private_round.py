@@ -22,6 +22,7 @@ from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
 from fedhpc.site.release import Question, Weights, with_noise
 from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.site.training.secure_contribution import plan_grid
+from fedhpc.site.training.update_scale import update_scales
 
 LR, MOMENTUM, CLIP_NORM, PLAN = 1e-3, 0.9, 0.5, PrivacyPlan(2.0, 1.0, 3)
 ONE_STEP = PrivacyPlan(2.0, 1.0, 1)
@@ -107,6 +108,30 @@ def test_every_step_adds_the_planned_noise(tmp_path: Path) -> None:
             assert noise[:, step, kind].std() == pytest.approx(PLAN.noise_multiplier, rel=0.15), step
     first, last = noise[:, 0].ravel(), noise[:, -1].ravel()
     assert abs(np.corrcoef(first, last)[0, 1]) < 6 / first.size**0.5
+
+
+def test_public_scale_is_that_of_the_update(tmp_path: Path) -> None:
+    """Noise of three steps with momentum, of 20 rounds and 682 values; and a signal near its bound, without noise."""
+    exact, start = config(tmp_path).replace({"exchange.value_bits": 32}), to_vector(Silent())
+    (tmp_path / "noise").mkdir()
+    site = hospital(tmp_path / "noise", Silent())
+    drawn = np.stack([site.train(start, round) for round in range(20)])
+    scale = update_scales(exact, PLAN, (UNITS,) * 4, 0)[0]
+    assert drawn.std() == pytest.approx(scale.noise, rel=0.05)
+    model, quiet = nn.Linear(INPUTS, 2), PrivacyPlan(1e-6, 1.0, 3)
+    (tmp_path / "signal").mkdir()
+    length = float(np.linalg.norm(hospital(tmp_path / "signal", model, quiet).train(to_vector(model), 0)))
+    longest = update_scales(exact, quiet, (UNITS,) * 4, 0)[0].longest
+    assert 0.1 * longest < length <= longest
+
+
+@pytest.mark.parametrize(
+    "changes", [{"exchange.density": 0.5}, {"training.optimizer": "adam"}, {"training.weight_decay": 0.1}, {}]
+)
+def test_scale_is_unknown_where_it_cannot_be_told(tmp_path: Path, changes: dict[str, object]) -> None:
+    """Sparse or coarse updates (4 bits by default), Adam, weight decay; and without privacy."""
+    assert update_scales(config(tmp_path).replace(changes), PLAN, (UNITS,) * 4, 0) is None
+    assert update_scales(config(tmp_path).replace({"exchange.value_bits": 32}), None, (UNITS,) * 4, 0) is None
 
 
 def test_the_denominator_is_the_declared_count(tmp_path: Path) -> None:

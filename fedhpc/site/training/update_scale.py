@@ -1,0 +1,49 @@
+"""What an honest private update may be, by the config and the plan alone: its noise, and the longest signal.
+
+A round of DP-SGD at site i makes K steps. Step k adds to the parameters -rate (clipped sum + noise) / (q w), with the
+sample rate q and the declared weight w; by the step's momentum it goes on in the steps after it, so that in all it
+counts rate (1 + m + ... + m^(K-k)). The noise of K steps is independent.
+"""
+
+import math
+
+from fedhpc.aggregation.base import UpdateScale
+from fedhpc.config.schema import RunConfig
+from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.site.per_example.clipped_sum import MARGIN
+from fedhpc.site.training.local_sgd import learning_rate
+
+COARSE_BITS = 8
+"""Values of fewer bits, or of so many, add a rounding error that is no small part of the noise."""
+SAMPLED = 6.0
+"""Standard deviations that the number of sampled units may be above its mean."""
+
+
+def update_scales(
+    config: RunConfig, plan: PrivacyPlan | None, weights: tuple[int, ...], round: int
+) -> tuple[UpdateScale, ...] | None:
+    """Return the scale of each site's update in a round, by index; None where it is not known beforehand.
+
+    It is known with privacy on, by SGD without weight decay, for FedAvg, with updates that are sent whole and exactly.
+
+    Args:
+        config: the run's.
+        plan: its noise; None without privacy.
+        weights: declared ones, by index.
+        round: from 0 on.
+    """
+    training, exchange = config.training, config.exchange
+    plain = training.optimizer == "sgd" and training.weight_decay == 0 and config.algorithm.name == "fedavg"
+    whole = exchange.density == 1 and exchange.value_bits > COARSE_BITS
+    if plan is None or config.privacy.trust == "sites" or not plain or not whole:
+        return None
+    rate, m = learning_rate(training, round), training.momentum
+    gains = [rate * sum(m**more for more in range(left)) for left in range(1, plan.steps_per_round + 1)]
+    return tuple(_scale(gains, config.privacy.clip_norm, plan, weight) for weight in weights)
+
+
+def _scale(gains: list[float], clip_norm: float, plan: PrivacyPlan, weight: int) -> UpdateScale:
+    q, units = plan.sample_rate, plan.sample_rate * weight
+    most = units + SAMPLED * math.sqrt(units * (1 - q))
+    noise = plan.noise_multiplier * clip_norm * (1 + MARGIN) / units * math.sqrt(sum(gain * gain for gain in gains))
+    return UpdateScale(noise=noise, longest=clip_norm * (1 + MARGIN) * most / units * sum(gains))
