@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from fedhpc.audit.entropy_laws import collision_law, entropy_law
+from fedhpc.audit.feature_mean_laws import feature_mean_laws
 from fedhpc.audit.findings import Law
 from fedhpc.audit.ledger_laws import accountant_laws, ledger_laws
 from fedhpc.audit.noise_laws import (
@@ -25,6 +26,7 @@ SEED_BITS, QUICK_SEED_BITS = 32, 16
 def laws_of(claim: Claim, quick: bool) -> Iterator[Law]:
     """Those that need no patient."""
     yield from accountant_laws(claim)
+    yield from feature_mean_laws(claim)
     yield collision_law(QUICK_SEED_BITS if quick else SEED_BITS)
     if claim.config.privacy.trust == "sites":
         yield from _secure(claim)

@@ -1,7 +1,7 @@
 """What the ledgers say while a hospital trains, and what the claim costs by another library's accountant."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fedhpc.models.vector import to_vector
 from fedhpc.privacy.accountant import Charge, bounds_of
 from fedhpc.privacy.ledger import SiteAccount, read_ledger
 from fedhpc.privacy.ledger_folder import exists
+from fedhpc.privacy.rdp import Steps
 from fedhpc.privacy.site_ledger import SiteLedger, charge_of
 from fedhpc.privacy.site_terms import LARGEST_DELTA, Terms
 from fedhpc.privacy.unit_sets import Identities
@@ -120,18 +121,23 @@ def accountant_laws(claim: Claim) -> Iterator[Law]:
     """The whole run's epsilon by dp_accounting (Google), which shares no code with the accountant of the ledger."""
     plan, p, rounds = claim.plan, claim.config.privacy, claim.config.training.rounds
     steps = plan.steps_per_round * rounds
-    found = epsilon_by_google(plan.noise_multiplier, plan.sample_rate, steps, p.delta, plan.mechanism == "gaussian")
+    released = claim.config.model.feature_mean == "sites"
+    before = [Steps(p.feature_mean_noise, 1.0, 1)] if released else []
+    history = [*before, Steps(plan.noise_multiplier, plan.sample_rate, steps)]
+    found = epsilon_by_google(history, p.delta, gaussian=plan.mechanism == "gaussian")
     limit = float(p.epsilon or 0.0) * (1 + PESSIMISTIC)
     name = f"epsilon of {steps:,} steps by dp_accounting:"
     yield Law("another accountant", WITH_DP, name, found, found, found, -np.inf, limit)
-    booked = bounds_of([plan.charge(round) for round in range(rounds)], p.delta).epsilon / found
+    booked = bounds_of(plan.charges(rounds), p.delta).epsilon / found
     name = "epsilon by the ledger / by dp_accounting:"
     yield Law("accountant of the ledger", WITH_DP, name, booked, booked, booked, 1 - PESSIMISTIC, np.inf)
 
 
-def epsilon_by_google(noise_multiplier: float, sample_rate: float, steps: int, delta: float, gaussian: bool) -> float:
+def epsilon_by_google(history: Sequence[Steps], delta: float, *, gaussian: bool) -> float:
     """By privacy loss distributions; of Skellam noise by RDP at integer orders, where it costs what a Gaussian does."""
-    step: DpEvent = GaussianDpEvent(noise_multiplier)
-    event = SelfComposedDpEvent(step if sample_rate == 1 else PoissonSampledDpEvent(sample_rate, step), steps)
     accountant = PLDAccountant(value_discretization_interval=1e-3) if gaussian else RdpAccountant(orders=range(2, 512))
-    return float(accountant.compose(event).get_epsilon(delta))
+    for steps in history:
+        step: DpEvent = GaussianDpEvent(steps.noise_multiplier)
+        event = step if steps.sample_rate == 1 else PoissonSampledDpEvent(steps.sample_rate, step)
+        accountant.compose(SelfComposedDpEvent(event, steps.number))
+    return float(accountant.get_epsilon(delta))

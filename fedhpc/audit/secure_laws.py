@@ -16,6 +16,7 @@ from fedhpc.audit.observation import Claim, Work, hospital_at_work
 from fedhpc.audit.statistics import LAW_RISK, correlation_limit, largest_correlation, spread_interval
 from fedhpc.audit.unit_laws import DECLARED_SHARE, ROUNDING, UNITS, CanaryPatients, Drawn, sizes_of_units
 from fedhpc.models.vector import parameter_count, to_vector
+from fedhpc.privacy.rdp import Steps
 from fedhpc.privacy.skellam import SMALLEST_VARIANCE
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
@@ -118,7 +119,8 @@ def _honest_law(claim: Claim, shares: Sequence[Shares], grid: IntegerGrid) -> La
     rounds = claim.config.training.rounds
 
     def epsilon(deviation: float) -> float:
-        return epsilon_by_google(deviation * math.sqrt(honest) / longest, 1.0, rounds, p.delta, gaussian=False)
+        together = Steps(deviation * math.sqrt(honest) / longest, 1.0, rounds)
+        return epsilon_by_google([together], p.delta, gaussian=False)
 
     small, large = spread_interval(noise, LAW_RISK)
     found = epsilon(float(np.sqrt(np.mean(np.square(noise)))))

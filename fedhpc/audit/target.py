@@ -18,10 +18,12 @@ from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import load_backbone
 from fedhpc.models.task import Task
 from fedhpc.models.vector import to_vector
+from fedhpc.models.whitening import centre
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.records.checkpoint import load_state, saved_rounds
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
+from fedhpc.run.feature_mean import STATE
 from fedhpc.run.network import checked_network
 from fedhpc.run.public_features import make_reference, public_map
 from fedhpc.run.session import make_phantoms
@@ -150,7 +152,8 @@ def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
         model = checked_network(config, task) if config.model.checked else build_model(config, task, backbone)
         model = model.to(bench.device)
         if backbone is not None and config.model.features is not None:
-            public_map(config, backbone.to(bench.device)).load_into(model)
+            public_map(config, backbone.to(bench.device), task.image_shape[-1]).load_into(model)
+            _centre(target, model)
         params, rounds_done = _params(target, model)
         index = config.site_names.index(name)
         yield Subject(
@@ -168,6 +171,12 @@ def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
             bench=bench,
             charges=PatientCharges(config, shard),
         )
+
+
+def _centre(target: Target, model: nn.Module) -> None:
+    """Set the mean of the features that the run has released; of a config alone there is none yet."""
+    if target.config.model.feature_mean == "sites" and target.run is not None:
+        centre(model, load_state(target.run / "state", STATE, 0)["mean"].astype(np.float32))
 
 
 def _params(target: Target, model: nn.Module) -> tuple[F32, int]:

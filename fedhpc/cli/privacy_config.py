@@ -99,7 +99,7 @@ def _spent_after(config: RunConfig, site: str, configs: Sequence[RunConfig], *, 
 def planned_charges(config: RunConfig, plan: PrivacyPlan, rounds: int | None = None) -> list[Charge]:
     """The charges of a whole run, or of so many rounds of it."""
     count = config.training.rounds if rounds is None else rounds
-    return [replace(plan.charge(round), unit=config.privacy.unit) for round in range(count)]
+    return [replace(charge, unit=config.privacy.unit) for charge in plan.charges(count)]
 
 
 def _report_config(config: RunConfig, begins: Callable[[str], None]) -> Report:
@@ -122,6 +122,7 @@ def _report_config(config: RunConfig, begins: Callable[[str], None]) -> Report:
         "mechanism": plan.mechanism,
         "epsilon_if_unmasked": epsilon_if_unmasked(config, plan) if p.trust == "sites" else None,
         "noise_multiplier": plan.noise_multiplier,
+        "feature_mean_noise": plan.feature_mean_noise,
         "clip_norm": p.clip_norm,
         "sample_rate": plan.sample_rate,
         "steps_per_round": plan.steps_per_round,
@@ -134,7 +135,7 @@ def _report_config(config: RunConfig, begins: Callable[[str], None]) -> Report:
         "by_round": [_round_facts(config, plan, round, begins) for round in _shown(config.training.rounds)],
         "other_rounds": [_other(config, "training.rounds", n, begins) for n in OTHER_ROUNDS],
         "other_sample_rates": [_other(config, "privacy.sample_rate", q, begins) for q in OTHER_RATES]
-        if p.trust == "aggregator"
+        if p.trust == "aggregator" and not plan.before_rounds
         else [],
     }
     return Report(facts, _config_text(facts))
@@ -197,6 +198,7 @@ def _config_text(facts: Mapping[str, Any]) -> str:
         f"{facts['mechanism']} noise multiplier {facts['noise_multiplier']:.3f}, clip norm {facts['clip_norm']:g}, "
         f"sample rate {facts['sample_rate']:g}, {facts['rounds']} rounds of {facts['steps_per_round']} steps; "
         f"privacy.lifetime_epsilon {cap}",
+        *_feature_mean(facts),
         *_unmasked(facts),
     ]
     tail = [
@@ -238,6 +240,15 @@ def _rounds_tables(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
         epsilons = (fixed(one["epsilon"]) for one in shown)
         tables.append(table([("after round", *(str(one["round"]) for one in shown)), ("epsilon", *epsilons)]))
     return tables
+
+
+def _feature_mean(facts: Mapping[str, Any]) -> list[str]:
+    noise = facts["feature_mean_noise"]
+    if noise is None:
+        return []
+    return [
+        f"before the first round: one release of the mean of the features, noise multiplier {noise:g}; it is charged"
+    ]
 
 
 def _unmasked(facts: Mapping[str, Any]) -> list[str]:

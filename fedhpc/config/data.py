@@ -10,6 +10,7 @@ from pydantic import Field
 from fedhpc.errors import ConfigError
 from fedhpc.util.section import Section
 
+PHANTOMS, REFERENCE_PHANTOMS = "phantoms", 400
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
 
 
@@ -81,8 +82,20 @@ class Data(Section):
         default=None, description="the built-in synthetic cohort; null: the shards are yours"
     )
     public_reference: str | None = Field(
-        default=None, description="a shard of public images, set aside for good, which model.features is fitted to"
+        default=None,
+        description="a shard of public images, of any source, which model.features is fitted to; phantoms: drawn on "
+        "first use, beside the shards, so that no hospital sets images aside (see model.feature_mean)",
     )
+
+    def reference_path(self, image_size: int) -> Path | None:
+        """The shard of public images, as rank 0 sees it; of phantoms there is one for each size of image.
+
+        Args:
+            image_size: rows and columns of the sites' images.
+        """
+        if self.public_reference != PHANTOMS:
+            return None if self.public_reference is None else Path(self.public_reference)
+        return self.shard_path("aggregator").parent / f"public_phantoms_{REFERENCE_PHANTOMS}_{image_size}.h5"
 
     def shard_path(self, site: str) -> Path:
         """The shard of `site`."""

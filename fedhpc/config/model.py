@@ -52,6 +52,12 @@ class Model(Section):
     whitening: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.6, description="0: each direction as wide as in the public reference, 1: all equally wide"
     )
+    feature_mean: Literal["reference", "sites"] = Field(
+        default="reference",
+        description="where the mean of the whitened features is from: reference (public), or sites (one sum over the "
+        "training units, released with the noise of privacy.feature_mean_noise before the first round): for a "
+        "reference that is not of the sites' own collection",
+    )
     init_from: str | None = Field(
         default=None, description="a finished run, or a model.pt, whose parameters are the initial ones (--init-from)"
     )

@@ -60,6 +60,11 @@ class Privacy(Section):
         description="images that are in memory at once in a private step: bounds memory, changes no result beyond "
         "rounding",
     )
+    feature_mean_noise: Annotated[float, Field(ge=0.1, le=1e6)] = Field(
+        default=8.0,
+        description="noise multiplier of the one release of model.feature_mean=sites; it is charged beside the rounds, "
+        "whose noise grows so that both together cost `epsilon`",
+    )
     noise_seed: int | None = Field(
         default=None,
         description="for tests only: makes the noise and all else that privacy rests on reproducible, and voids the "

@@ -26,6 +26,28 @@ def _model_rules(model: "Model") -> list[tuple[bool, str]]:
     ]
 
 
+def _feature_mean_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule of a mean of features that the sites release."""
+    released = config.model.feature_mean == "sites"
+    return [
+        (
+            released and config.model.features is None,
+            "model.feature_mean=sites: is the mean of whitened features, and model.features is null; set it, or remove "
+            "model.feature_mean",
+        ),
+        (
+            released and config.mode != "federated",
+            f"model.feature_mean=sites: is a sum over the sites, which mode={config.mode} has none of; set "
+            "model.feature_mean=reference",
+        ),
+        (
+            released and config.private and config.privacy.sample_rate != 1,
+            f"privacy.sample_rate={config.privacy.sample_rate}: model.feature_mean=sites is composed exactly with "
+            "steps over all units only; set privacy.sample_rate=1, or model.feature_mean=reference",
+        ),
+    ]
+
+
 def _baseline_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     """(is broken, message) for each key of the rounds that a baseline, which has none, would ignore."""
     return [
@@ -152,6 +174,7 @@ def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             "model.features, data.public_reference: each needs the other: the directions are fitted to public images; "
             "set both or none (`run.py prepare images --reference N` sets images aside)",
         ),
+        *_feature_mean_rules(config),
         *_baseline_rules(config),
         *_aggregation_rules(config),
         *_stress_rules(config),

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+from fedhpc.config.model import Model
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.densenet import GROUPS, DenseNet
 from fedhpc.models.monai_networks import monai_network
 from fedhpc.models.own import own_network
 from fedhpc.models.task import Task
-from fedhpc.models.whitening import Whitening
+from fedhpc.models.whitening import Centring, Whitening
 from fedhpc.util.rng import seed_of
 
 
@@ -27,7 +28,7 @@ def build_model(config: RunConfig, task: Task, backbone: Backbone | None = None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "initial weights"))
         if backbone is not None:
-            return _head(backbone.dim, config.model.features, len(task.classes))
+            return _head(backbone.dim, config.model, len(task.classes))
         if config.model.build is not None:
             return own_network(config.model, task)
         if config.model.monai is not None:
@@ -74,14 +75,16 @@ def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
     setattr(network.get_submodule(above), own, module)
 
 
-def _head(dim: int, kept: int | None, classes: int) -> nn.Module:
+def _head(dim: int, model: Model, classes: int) -> nn.Module:
     """Linear on features that each image normalises by itself, or that a public map whitens: no statistic of patients.
 
     On whitened features it has no offsets, which would cost as much noise as a direction and move no ranking, and
     starts at zero, so that all of it was learned.
     """
+    kept = model.features
     if kept is None:
         return nn.Sequential(nn.LayerNorm(dim, elementwise_affine=False), nn.Linear(dim, classes))
     linear = nn.Linear(kept, classes, bias=False)
     nn.init.zeros_(linear.weight)
-    return nn.Sequential(Whitening(dim, kept), linear)
+    centred = [Centring(kept)] if model.feature_mean == "sites" else []
+    return nn.Sequential(Whitening(dim, kept), *centred, linear)

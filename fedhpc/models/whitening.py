@@ -29,6 +29,31 @@ class Whitening(nn.Module):
         return nn.functional.normalize((features - self.mean) @ self.projection, dim=1)
 
 
+class Centring(nn.Module):
+    """Whitened features f32[b, d] less the mean of all sites' own, of length 1 again; nothing in it is trained.
+
+    A reference of another collection has another mean: all images of the sites then look alike, and what tells them
+    apart is small. `mean` f32[d] is what the sites have released (private already).
+    """
+
+    mean: Tensor
+
+    def __init__(self, kept: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(kept))
+
+    def forward(self, whitened: Tensor) -> Tensor:
+        """See the class."""
+        return nn.functional.normalize(whitened - self.mean, dim=1)
+
+
+def centre(model: nn.Module, mean: F32) -> None:
+    """Set the mean f32[d] of the model's `Centring` modules."""
+    for module in model.modules():
+        if isinstance(module, Centring):
+            module.mean.copy_(torch.from_numpy(mean))
+
+
 @dataclass(frozen=True)
 class PublicMap:
     """What a `Whitening` does, fitted to public images (public): `mean` f32[D], `projection` f32[D, d]."""

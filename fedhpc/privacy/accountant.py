@@ -254,6 +254,30 @@ def calibrate_gaussian(epsilon: float, delta: float, sample_rate: float, steps: 
     return enough
 
 
+@lru_cache(maxsize=256)
+def calibrate_beside(epsilon: float, delta: float, steps: int, beside: History) -> float:
+    """Return the noise multiplier with which so many full-batch steps, and those of `beside`, cost at most `epsilon`.
+
+    Full batches compose exactly, so the noise is exact too.
+
+    Raises:
+        PrivacyError: where those of `beside` alone cost as much, or the noise multiplier would be out of range.
+
+    >>> round(calibrate_beside(1.0, 1e-5, 1, (Steps(8.0, 1.0, 1),)), 4)
+    4.2173
+    """
+    left = exact_mu(epsilon, delta) ** 2 / (1 + ROUNDING) ** 2 - composed_mu(beside) ** 2
+    enough = math.sqrt(steps / left) if left > 0 else math.inf
+    if not LEAST_NOISE <= enough <= MOST_NOISE:
+        alone = gaussian_bounds(beside, delta).epsilon
+        raise PrivacyError(
+            f"privacy.epsilon={epsilon:g}, delta={delta:g}: out of reach: the release of model.feature_mean=sites "
+            f"alone costs {alone:.3g}. Set a larger privacy.feature_mean_noise, or another epsilon",
+            code="privacy.out-of-reach",
+        )
+    return enough
+
+
 def _guess(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
     """About the noise that is needed: by the central limit of Bu et al. 2020, mu = q sqrt(T (exp(1 / z^2) - 1))."""
     ratio = exact_mu(epsilon, delta) / sample_rate

@@ -91,9 +91,9 @@ def plan_evaluation(config: RunConfig) -> EvaluationPlan | None:
 
 
 def charges_of_run(config: RunConfig, plan: PrivacyPlan) -> list[Charge]:
-    """All charges that a private run means to make: of its rounds, then of its evaluation."""
+    """All charges that a private run means to make: of its training in its order, then of its evaluation."""
     p, evaluation = config.privacy, plan_evaluation(config)
     insecure = p.noise_seed is not None
-    rounds = map(plan.charge, range(config.training.rounds))
-    trained = [replace(charge, unit=p.unit, insecure=insecure) for charge in rounds]
+    charges = plan.charges(config.training.rounds)
+    trained = [replace(charge, unit=p.unit, insecure=insecure) for charge in charges]
     return [*trained, *(evaluation.charges if evaluation is not None else ())]

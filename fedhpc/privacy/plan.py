@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
-from fedhpc.privacy.accountant import Bounds, Charge, Mechanism, bounds_of, calibrate_gaussian
+from fedhpc.privacy.accountant import Bounds, Charge, Mechanism, bounds_of, calibrate_beside, calibrate_gaussian
+from fedhpc.privacy.rdp import Steps
 from fedhpc.privacy.skellam import LEAST_NOISE, MOST_NOISE, calibrate
 
 SHARE_EXACTNESS = 1 - 2**-24
@@ -13,22 +14,43 @@ SHARE_EXACTNESS = 1 - 2**-24
 only the full noise has whole, is less than this part of its standard deviation."""
 
 
+BEFORE_ROUNDS = -1
+"""The round of a charge for what is released before the first round, which is 0."""
+
+
 @dataclass(frozen=True)
 class PrivacyPlan:
-    """The noise that makes a whole run meet its target (public); equal at all sites, as sample rate and steps are."""
+    """The noise that makes a whole run meet its target (public); equal at all sites, as sample rate and steps are.
+
+    Attributes:
+        noise_multiplier, sample_rate, steps_per_round, mechanism: of the rounds.
+        feature_mean_noise: the noise multiplier of the one release before them, by the same mechanism; None: none.
+    """
 
     noise_multiplier: float
     sample_rate: float
     steps_per_round: int
     mechanism: Mechanism = "gaussian"
+    feature_mean_noise: float | None = None
 
     def charge(self, round: int) -> Charge:
         """What one round costs."""
         return Charge(round, self.noise_multiplier, self.sample_rate, self.steps_per_round, self.mechanism)
 
+    @property
+    def before_rounds(self) -> tuple[Charge, ...]:
+        """What is released before the first round: the mean of the features, with model.feature_mean=sites."""
+        if self.feature_mean_noise is None:
+            return ()
+        return (Charge(BEFORE_ROUNDS, self.feature_mean_noise, 1.0, 1, self.mechanism),)
+
+    def charges(self, rounds: int) -> tuple[Charge, ...]:
+        """All charges of so many rounds, and of what comes before them."""
+        return (*self.before_rounds, *map(self.charge, range(rounds)))
+
     def bounds(self, rounds: int, delta: float) -> Bounds:
-        """What so many rounds will have cost."""
-        return bounds_of(map(self.charge, range(rounds)), delta)
+        """What so many rounds will have cost, with what comes before them."""
+        return bounds_of(self.charges(rounds), delta)
 
 
 def plan_privacy(config: RunConfig) -> PrivacyPlan:
@@ -42,18 +64,23 @@ def plan_privacy(config: RunConfig) -> PrivacyPlan:
     p, rounds, plan = config.privacy, config.training.rounds, without_noise(config)
     if p.epsilon is None:
         raise ValueError("privacy.epsilon=null: a run without privacy has no plan")
+    before = tuple(Steps(charge.noise_multiplier, 1.0, charge.steps) for charge in plan.before_rounds)
     if p.trust == "sites":
-        return replace(plan, noise_multiplier=calibrate(p.epsilon, p.delta, rounds))
+        return replace(plan, noise_multiplier=calibrate(p.epsilon, p.delta, rounds, before))
     steps = plan.steps_per_round * rounds
+    if before:
+        return replace(plan, noise_multiplier=calibrate_beside(p.epsilon, p.delta, steps, before))
     return replace(plan, noise_multiplier=calibrate_gaussian(p.epsilon, p.delta, p.sample_rate, steps))
 
 
 def without_noise(config: RunConfig) -> PrivacyPlan:
     """All of a run's plan but the noise multiplier, which takes seconds to find."""
     p = config.privacy
+    mean = p.feature_mean_noise if config.model.feature_mean == "sites" else None
     if p.trust == "sites":
-        return PrivacyPlan(0.0, 1.0, 1, "skellam")
-    return PrivacyPlan(0.0, p.sample_rate, config.training.local_epochs * max(1, round(1 / p.sample_rate)))
+        return PrivacyPlan(0.0, 1.0, 1, "skellam", mean)
+    steps = config.training.local_epochs * max(1, round(1 / p.sample_rate))
+    return PrivacyPlan(0.0, p.sample_rate, steps, feature_mean_noise=mean)
 
 
 def check_plan(config: RunConfig, plan: PrivacyPlan) -> None:
@@ -77,12 +104,14 @@ def check_plan(config: RunConfig, plan: PrivacyPlan) -> None:
 
 
 def epsilon_if_unmasked(config: RunConfig, plan: PrivacyPlan) -> float:
-    """Return the epsilon of one site's own vectors over all rounds, seen without masks (privacy.trust=sites; public).
+    """Return the epsilon of all of one site's own vectors, seen without masks (privacy.trust=sites; public).
 
     That is what is left where the assumption of the secure sum fails: more sites collude than privacy.colluding_sites,
     or an aggregator that may depart from the protocol does. The site's own share of the noise, 1 / honest_sites of the
     variance, is then all that covers its patients. Same mechanism, same accountant, noise multiplier divided by the
     square root of the number of shares.
     """
-    alone = plan.noise_multiplier / math.sqrt(config.honest_sites) * SHARE_EXACTNESS
-    return replace(plan, noise_multiplier=alone).bounds(config.training.rounds, config.privacy.delta).epsilon
+    share = SHARE_EXACTNESS / math.sqrt(config.honest_sites)
+    mean = None if plan.feature_mean_noise is None else plan.feature_mean_noise * share
+    alone = replace(plan, noise_multiplier=plan.noise_multiplier * share, feature_mean_noise=mean)
+    return alone.bounds(config.training.rounds, config.privacy.delta).epsilon

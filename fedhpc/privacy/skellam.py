@@ -35,6 +35,7 @@ TAILS = np.array([int(2**64 * Decimal(-k).exp(Context(prec=60))) for k in range(
 """2^64 exp(-k), rising; the next one would be 0."""
 LEAST_NOISE, MOST_NOISE = 0.01, 1e6
 """Noise multipliers that are tried."""
+BESIDE = " (with the release of model.feature_mean=sites, which costs less with a larger privacy.feature_mean_noise)"
 
 
 def rdp(variance: float, l1: float, l2: float, order: int) -> float:
@@ -68,24 +69,33 @@ def epsilon_by_rdp(history: History, delta: float) -> float:
     return epsilon_from_rdp(composed_rdp(history, ORDERS), ORDERS, delta)
 
 
-def calibrate(epsilon: float, delta: float, releases: int) -> float:
+def calibrate(epsilon: float, delta: float, releases: int, beside: History = ()) -> float:
     """The smallest noise multiplier (to 1 part in 10^9) of `releases` Skellam releases that cost at most `epsilon`.
+
+    Args:
+        epsilon, delta: of all releases together, with those of `beside`.
+        releases: how many have the noise multiplier that is sought.
+        beside: releases of other noise multipliers, which are part of the same guarantee.
 
     Raises:
         PrivacyError: where no noise multiplier up to 10^6 does.
     """
     low, high = LEAST_NOISE, MOST_NOISE
-    largest, smallest = (epsilon_by_rdp((Steps(noise, 1.0, releases),), delta) for noise in (low, high))
+
+    def cost(noise: float) -> float:
+        return epsilon_by_rdp((*beside, Steps(noise, 1.0, releases)), delta)
+
+    largest, smallest = cost(low), cost(high)
     if not smallest <= epsilon <= largest:
         raise PrivacyError(
             f"privacy.epsilon={epsilon:g}, delta={delta:g}: out of reach in {releases} secure sums: noise multipliers "
-            f"from {low:g} to {high:g} give an epsilon from {smallest:.2g} to {largest:.3g} by RDP at integer orders. "
-            "Choose one between",
+            f"from {low:g} to {high:g} give an epsilon from {smallest:.2g} to {largest:.3g} by RDP at integer orders"
+            f"{BESIDE if beside else ''}. Choose one between",
             code="privacy.out-of-reach",
         )
     for _ in range(BISECTIONS):
         middle = math.sqrt(low * high)
-        enough = epsilon_by_rdp((Steps(middle, 1.0, releases),), delta) <= epsilon
+        enough = cost(middle) <= epsilon
         low, high = (low, middle) if enough else (middle, high)
     return high
 

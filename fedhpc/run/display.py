@@ -145,8 +145,14 @@ def _privacy_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
         f"privacy: epsilon {p.epsilon:g}, delta {p.delta:g}, for every {p.unit}{insecure}\n"
         f"planned: epsilon {fixed(facts['planned_epsilon'])}, "
         f"noise multiplier {facts['noise_multiplier']:.3f}, sample rate {p.sample_rate:g}"
+        f"{_feature_mean_line(facts)}"
         f"{_trust_line(config, facts) if p.trust == 'sites' else ''}"
     )
+
+
+def _feature_mean_line(facts: Mapping[str, Any]) -> str:
+    noise = facts.get("feature_mean_noise")
+    return "" if noise is None else f"; the mean of the features once, noise multiplier {noise:g}"
 
 
 def _trust_line(config: RunConfig, facts: Mapping[str, Any]) -> str:

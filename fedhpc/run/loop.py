@@ -21,6 +21,7 @@ from fedhpc.records.rounds import FLOAT32_BYTES, RoundEnd, Traffic, record_of
 from fedhpc.run.continuation import begin
 from fedhpc.run.display import header, round_line
 from fedhpc.run.evaluation import validate
+from fedhpc.run.feature_mean import centre_features
 from fedhpc.run.finish import GLOBAL, finish, reports_of
 from fedhpc.run.resume import Resumed, resume_point
 from fedhpc.run.round_terms import round_terms, secure_mean
@@ -93,6 +94,7 @@ def run(session: Session, stop_after: int | None) -> Ended:
     resumed = resume_point(session)
     lifetimes = open_ledgers(session, resumed.heads)
     begin(session, resumed.first)
+    centre_features(session, resumed)
     progress = Progress(stop_after, resumed.records)
     _introduce(session, resumed.first, lifetimes)
     drive = _federated if session.config.mode == "federated" else _separate
@@ -153,6 +155,7 @@ def _header_facts(session: Session) -> dict[str, Any]:
         facts |= {
             "planned_epsilon": plan.bounds(config.training.rounds, config.privacy.delta).epsilon,
             "noise_multiplier": plan.noise_multiplier,
+            "feature_mean_noise": plan.feature_mean_noise,
             "trust": session_trust(session),
         }
     return facts

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fedhpc.compression.update import pack_arrays, unpack_arrays
+from fedhpc.config.data import PHANTOMS, REFERENCE_PHANTOMS
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.models.backbones import Backbone
@@ -18,6 +19,7 @@ from fedhpc.site.data.shard import Shard
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.util.arrays import Array
+from fedhpc.util.files import make_folder
 
 REFERENCE_IMAGES = 1000
 
@@ -25,21 +27,30 @@ REFERENCE_IMAGES = 1000
 def make_reference(config: RunConfig, console: Console) -> None:
     """The public reference of a phantom study, at rank 0, where it is missing."""
     wanted, path = config.data.phantom, config.data.public_reference
-    if wanted is None or path is None or Path(path).exists():
+    if wanted is None or path is None or path == PHANTOMS or Path(path).exists():
         return
+    console.say(f"making a public reference of {REFERENCE_IMAGES} phantoms ...")
+    _write_phantoms(Path(path), REFERENCE_IMAGES, wanted.image_size)
+
+
+def _write_phantoms(path: Path, images: int, image_size: int) -> None:
     from data_prep.phantom.public import write_reference
 
-    console.say(f"making a public reference of {REFERENCE_IMAGES} phantoms ...")
-    write_reference(Path(path), REFERENCE_IMAGES, wanted.image_size)
+    make_folder(path.parent)
+    write_reference(path, images, image_size)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank agrees on the map: its open shards, its run directory, and the way to the other ranks."""
+    """Where a rank agrees on the map: its open shards, its run directory, and the way to the other ranks.
+
+    `image_size`: rows and columns of all sites' images.
+    """
 
     shards: Sequence[Shard]
     directory: RunDirectory
     transport: Transport
+    image_size: int
 
 
 def agreed_map(config: RunConfig, backbone: Backbone, place: Place) -> PublicMap:
@@ -52,7 +63,9 @@ def agreed_map(config: RunConfig, backbone: Backbone, place: Place) -> PublicMap
         PrivacyError: without privacy, an image of the reference in a shard.
     """
     transport = place.transport
-    fitted = run_on_all_ranks(transport, lambda: _fitted(config, backbone) if transport.rank == 0 else None)
+    fitted = run_on_all_ranks(
+        transport, lambda: _fitted(config, backbone, place.image_size) if transport.rank == 0 else None
+    )
     arrays = unpack_arrays(transport.broadcast(pack_arrays(fitted) if fitted else None, "hello"))
     public = {row.tobytes() for row in arrays["hashes"]}
     keep_apart = _leave_out if config.private else _refuse_private_reference
@@ -60,14 +73,16 @@ def agreed_map(config: RunConfig, backbone: Backbone, place: Place) -> PublicMap
     return PublicMap(arrays["mean"].astype(np.float32), arrays["projection"].astype(np.float32))
 
 
-def public_map(config: RunConfig, backbone: Backbone) -> PublicMap:
+def public_map(config: RunConfig, backbone: Backbone, image_size: int) -> PublicMap:
     """The map alone, for a process by itself."""
-    arrays = _fitted(config, backbone)
+    arrays = _fitted(config, backbone, image_size)
     return PublicMap(arrays["mean"].astype(np.float32), arrays["projection"].astype(np.float32))
 
 
-def _fitted(config: RunConfig, backbone: Backbone) -> dict[str, Array]:
-    path, kept = Path(str(config.data.public_reference)), config.model.features
+def _fitted(config: RunConfig, backbone: Backbone, image_size: int) -> dict[str, Array]:
+    path, kept = Path(str(config.data.reference_path(image_size))), config.model.features
+    if config.data.public_reference == PHANTOMS and not path.exists():
+        _write_phantoms(path, REFERENCE_PHANTOMS, image_size)
     with open_site(path) as site:
         features = site.samples(backbone).inputs(np.arange(site.shard.n)).numpy()
         hashes = np.frombuffer(b"".join(sorted(site.shard.image_hashes)), np.uint8).reshape(-1, 32)

@@ -109,7 +109,8 @@ def open_session(
     model = agreed_network(config, task, backbone, transport).to(bench.device)
     place = SiteContext(config, model, bench, plan, _on_step(config, console, notice))
     if backbone is not None and config.model.features is not None:
-        found = agreed_map(config, backbone.to(bench.device), MapPlace(shards, directory, transport))
+        where = MapPlace(shards, directory, transport, task.image_shape[-1])
+        found = agreed_map(config, backbone.to(bench.device), where)
         found.load_into(place.model)
     start_from(config, directory, task, place.model, transport)
     weights = tuple(common["weights"])

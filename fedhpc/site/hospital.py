@@ -27,6 +27,7 @@ from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import predict
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
 from fedhpc.site.training.dp_sgd import LARGEST_PARAMETER, Units, entropy
+from fedhpc.site.training.feature_mean import Features, noisy_sum, shared_sum, whitened_sum
 from fedhpc.site.training.local_sgd import (
     LocalRound,
     OnStep,
@@ -38,7 +39,7 @@ from fedhpc.site.training.local_sgd import (
 )
 from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.site.training.secure_contribution import IntegerGrid, contribution
-from fedhpc.util.arrays import F32, I64
+from fedhpc.util.arrays import F32, F64, I64
 from fedhpc.util.log import LogFile
 from fedhpc.util.text import fixed
 
@@ -219,6 +220,41 @@ class Hospital:
         noise = source(place.config.privacy.noise_seed, self.name, round, "skellam")
         with self.failing(f"round {round + 1}: training failed"):
             return contribution(self._local(round), work, grid, noise)
+
+    def feature_sum(self, grid: IntegerGrid) -> F64:
+        """The sum of the whitened features of all training units, f64[d], with all of the noise: charged first.
+
+        Without privacy it is exact.
+        """
+        place, noise = self._place, 0.0
+        if place.plan is not None:
+            noise = self._charge_feature_mean(place.plan)
+        stream = source(place.config.privacy.noise_seed, self.name, 0, "feature mean")
+        with self.failing("the mean of the features failed"):
+            return noisy_sum(whitened_sum(self._features(), grid, self.weight), grid, noise, stream)
+
+    def feature_share(self, grid: IntegerGrid) -> I64:
+        """The same as integers, int64[d], with this site's share of the noise: private until it is masked."""
+        place = self._place
+        if place.plan is None:
+            raise ValueError("a secure sum needs a privacy plan")
+        self._charge_feature_mean(place.plan)
+        stream = source(place.config.privacy.noise_seed, self.name, 0, "feature mean")
+        with self.failing("the mean of the features failed"):
+            return shared_sum(whitened_sum(self._features(), grid, self.weight), grid, stream)
+
+    def _charge_feature_mean(self, plan: PrivacyPlan) -> float:
+        """Charge what comes before the rounds; return its noise multiplier."""
+        p = self._place.config.privacy
+        (planned,) = plan.before_rounds
+        charge = replace(planned, unit=p.unit, insecure=p.noise_seed is not None)
+        self.ledger.charge(charge, p.epsilon)
+        return charge.noise_multiplier
+
+    def _features(self) -> Features:
+        place, p = self._place, self._place.config.privacy
+        units = self._units or Units.of(self._samples, p.unit, p.max_images_per_patient)
+        return Features(place.model, self._samples, units, place.bench, p.max_physical_batch)
 
     def can_afford(self, round: int) -> bool:
         """Whether one more round stays within the target epsilon and the lifetime cap; always without privacy."""

@@ -30,7 +30,7 @@ from fedhpc.util.files import append_whole, cut_torn_line, make_folder, read_lin
 
 LOG = logging.getLogger(__name__)
 
-Kind = Literal["update", "metrics", "hello", "control"]
+Kind = Literal["update", "metrics", "hello", "control", "features"]
 Via = Literal["tls", "clear", "process"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 """All that may leave a site:
@@ -39,6 +39,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 - metrics: score histograms.
 - hello: what a site says of itself before the first round: the TLS handshake, names, shapes, weight, device, what its
   ledger has spent.
+- features: the sum of whitened features with its noise, once before the first round (model.feature_mean=sites; in a
+  secure sum it is of kind update).
 - control: votes, digests of the global state, and what went wrong. One payload a rank, for all its sites.
 """
 

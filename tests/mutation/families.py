@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fedhpc.audit.entropy_laws import collision_law, entropy_law
+from fedhpc.audit.feature_mean_laws import feature_mean_laws
 from fedhpc.audit.findings import Law
 from fedhpc.audit.ledger_laws import accountant_laws, ledger_laws
 from fedhpc.audit.noise_laws import canary_laws, observe_canaries, observe_own_network, own_network_laws
@@ -80,6 +81,16 @@ def secure() -> Iterator[Law]:
     yield from secure_unit_laws(claim, observe_secure_units(claim))
 
 
+def feature_mean() -> Iterator[Law]:
+    """The one release before the rounds, of either trust."""
+    model: dict[str, object] = {"name": "frozen", "backbone": "phantom", "features": 48, "feature_mean": "sites"}
+    sites = [{"name": name, "weight": 40} for name in SITES]
+    data: dict[str, object] = {"shards": "{site}.h5", "sites": sites, "public_reference": "phantoms"}
+    for privacy in ({}, {"trust": "sites", "colluding_sites": 1}):
+        more: dict[str, object] = {"sample_rate": 1, **privacy}
+        yield from feature_mean_laws(claim_of(more, exchange={"density": 1}, model=model, data=data))
+
+
 FAMILIES: dict[str, Callable[[], Iterator[Law]]] = {
     "noise": noise,
     "network": network,
@@ -89,4 +100,5 @@ FAMILIES: dict[str, Callable[[], Iterator[Law]]] = {
     "ledger": lambda: ledger_laws(at_aggregator()),
     "accountant": accountant,
     "secure": secure,
+    "feature mean": feature_mean,
 }

@@ -253,6 +253,22 @@ MUTANTS = (
         tests=(f"{ROUND_TESTS}test_an_evaluation_is_charged",),
     ),
     Mutant(
+        "feature mean noise x 0.7",
+        "fedhpc/site/training/feature_mean.py",
+        "    noise = Noise(noise_multiplier * grid.l2, ",
+        "    noise = Noise(0.7 * noise_multiplier * grid.l2, ",
+        laws=("feature mean: noise of the feature mean",),
+        tests=("tests/site/training/test_feature_mean.py::test_noise_is_as_planned",),
+    ),
+    Mutant(
+        "feature mean not charged",
+        HOSPITAL,
+        "        self.ledger.charge(charge, p.epsilon)\n        return charge.noise_multiplier\n",
+        "        return charge.noise_multiplier\n",
+        laws=("feature mean: feature mean, charges",),
+        tests=("tests/attacks/test_feature_mean.py::test_release_is_charged_once_and_kept",),
+    ),
+    Mutant(
         "threshold rule of the secure sum dropped",
         "fedhpc/secagg/masks.py",
         "        if self.colluding < 0 or 2 * self.threshold <= self.sites + self.colluding:\n",
