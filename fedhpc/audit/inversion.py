@@ -87,9 +87,17 @@ def _captioned(guess: Tensor, alike: Likeness) -> Guess:
     return Guess(guess.cpu().numpy(), alike.ssim, caption, {"ssim": alike.ssim, "psnr_db": alike.psnr_db})
 
 
+def _seen(subject: Subject, rows: I64) -> Tensor:
+    """The images of `rows` as the network sees them: float32 [n, C, H, W] (private)."""
+    return harmonise(subject.shard.read(rows), subject.config.harmonise)
+
+
 def linear_row(subject: Subject, victim: I64, effort: Effort) -> Row:
     """The exact attack on a linear layer on pixels."""
-    image, label = harmonise(subject.shard.read(victim)), int(subject.samples.labels[victim[0]])
+    image, label = (
+        _seen(subject, victim),
+        int(subject.samples.labels[victim[0]]),
+    )
     classes, shape = len(subject.task.classes), image.shape[1:]
     model = _seeded(lambda: linear_on_pixels(shape, classes), effort.seed, subject)
     updates = one_step_releases(subject, model, image, label)
@@ -103,7 +111,10 @@ def linear_row(subject: Subject, victim: I64, effort: Effort) -> Row:
 
 def convolutional_row(subject: Subject, victim: I64, effort: Effort) -> Row:
     """The search on a convolutional network that can be inverted."""
-    image, label = small(harmonise(subject.shard.read(victim))), int(subject.samples.labels[victim[0]])
+    image, label = (
+        small(_seen(subject, victim)),
+        int(subject.samples.labels[victim[0]]),
+    )
     channels, height, width = image.shape[1:]
     classes = len(subject.task.classes)
     model = _seeded(lambda: smooth_convolutional(channels, height, width, classes), effort.seed, subject)
@@ -114,7 +125,10 @@ def convolutional_row(subject: Subject, victim: I64, effort: Effort) -> Row:
 
 def own_network_row(subject: Subject, victim: I64, effort: Effort) -> Row:
     """The same search on the run's own network, at the released parameters."""
-    image, label = small(harmonise(subject.shard.read(victim))), int(subject.samples.labels[victim[0]])
+    image, label = (
+        small(_seen(subject, victim)),
+        int(subject.samples.labels[victim[0]]),
+    )
     from_vector(subject.model, subject.params)
     note = f"one image, one step, {subject.config.model.label}; search"
     attack = Attack("inversion, own network", note, False)
@@ -157,7 +171,7 @@ def real_row(subject: Subject, effort: Effort) -> Row:
     """A search for SOUGHT images at once in a real round; a guess is held against the training image most like it."""
     train = subject.samples.indices("train")
     blocks = np.array_split(train, -(-len(train) // BLOCK))
-    originals = torch.cat([small(harmonise(subject.shard.read(block))) for block in blocks])
+    originals = torch.cat([small(_seen(subject, block)) for block in blocks])
     shape, device = tuple(originals.shape[1:]), subject.bench.device
     labels = torch.arange(SOUGHT, device=device) % len(subject.task.classes)
     updates = real_releases(subject)

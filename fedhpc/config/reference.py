@@ -71,9 +71,9 @@ def _keys(schema: Schema, defs: Schema, name: str, variant: str = "") -> Keys:
 def _key(name: str, schema: Schema, defs: Schema, *, required: bool) -> Key:
     variants = _variants(schema, defs)
     inner = [one for one in variants if "properties" in one]
-    items = [item for one in variants if "properties" in (item := _items(one, defs))]
+    items = [item for one in variants for item in _items(one, defs) if "properties" in item]
     sections = [_keys(one, defs, name, _variant(one) if len(inner) > 1 else "") for one in inner]
-    sections += [_keys(one, defs, f"{name}[]") for one in items]
+    sections += [_keys(one, defs, f"{name}[]", _variant(one) if len(items) > 1 else "") for one in items]
     default = REQUIRED if required else json.dumps(schema.get("default", {})).strip('"')
     if inner and default not in (REQUIRED, "null"):
         # A default that is made by a factory is not in the schema.
@@ -101,8 +101,9 @@ def _resolved(schema: Schema, defs: Schema) -> Schema:
     return dict(defs[reference.rpartition("/")[2]]) if reference else schema
 
 
-def _items(schema: Schema, defs: Schema) -> Schema:
-    return _resolved(schema.get("items", {}), defs)
+def _items(schema: Schema, defs: Schema) -> list[Schema]:
+    """What the items of a list may be; nothing of what is no list."""
+    return _variants(schema["items"], defs) if "items" in schema else []
 
 
 def _variants(schema: Schema, defs: Schema) -> list[Schema]:
@@ -119,7 +120,7 @@ def _phrase(schema: Schema, defs: Schema) -> str:
         return _or([f"`{value}`" for value in schema.get("enum", [schema.get("const")])])
     kind = "section" if "properties" in schema else TYPES.get(str(schema.get("type")), "any value")
     if kind == "list":
-        kind = f"list of {'sections' if 'properties' in _items(schema, defs) else 'values'}"
+        kind = f"list of {'sections' if any('properties' in one for one in _items(schema, defs)) else 'values'}"
     return ", ".join([kind, *_limits(schema)])
 
 

@@ -16,6 +16,7 @@ from fedhpc.aggregation.base import AggregationRule, ServerStep
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.server_sgd import ServerSgd
 from fedhpc.config import algorithm as algorithms
+from fedhpc.config import harmonise as harmonising
 from fedhpc.config.data import Data, placed
 from fedhpc.config.model import Model, TaskKind
 from fedhpc.config.personalisation import Personalisation
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     Rule = AggregationRule
     ServerOptimizer = ServerStep
     Algorithm = algorithms.Algorithm
+    HarmoniseStep = harmonising.Step
 else:
     Algorithm = rules.one_of(algorithms.ALGORITHMS, "name")
+    HarmoniseStep = rules.one_of(harmonising.STEPS, "step")
     Rule = rules.one_of(rules.RULES, "rule")
     ServerOptimizer = rules.one_of(rules.SERVER_OPTIMIZERS, "optimizer")
 
@@ -189,6 +192,11 @@ class RunConfig(Section):
         "has or not (sigmoid), and /labels of a shard is [n, classes] of 0 and 1",
     )
     data: Data = Field(description="the sites and their shards")
+    harmonise: Annotated[tuple[HarmoniseStep, ...], Field(min_length=1, max_length=16)] = Field(
+        default=harmonising.DEFAULT,
+        description="what each hospital does to each image by itself before the network sees it, in order: a list of "
+        "steps, the same at every site. It spends no privacy",
+    )
     model: Model = Field(default=Model(), description="the network")
     training: Training = Field(default=Training(), description="local training")
     privacy: Privacy = Field(default=Privacy(), description="differential privacy of the training units, or `off`")

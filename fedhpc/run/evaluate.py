@@ -55,7 +55,7 @@ def evaluate(run: Path, tested: Tested) -> dict[str, Any]:
     """
     saved = load_model(_model_path(run, tested))
     shard_path = tested.shard or _shard_path(saved, str(tested.site))
-    with open_site(shard_path) as site:
+    with open_site(shard_path, chain=saved.config.harmonise) as site:
         shard = site.shard
         _check_fit(saved, shard, shard_path)
         bench = prepare(saved.config.runtime.model_copy(update={"device": "auto"}), 0)

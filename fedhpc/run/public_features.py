@@ -83,7 +83,7 @@ def _fitted(config: RunConfig, backbone: Backbone, image_size: int) -> dict[str,
     path, kept = Path(str(config.data.reference_path(image_size))), config.model.features
     if config.data.public_reference == PHANTOMS and not path.exists():
         _write_phantoms(path, REFERENCE_PHANTOMS, image_size)
-    with open_site(path) as site:
+    with open_site(path, chain=config.harmonise) as site:
         features = site.samples(backbone).inputs(np.arange(site.shard.n)).numpy()
         hashes = np.frombuffer(b"".join(sorted(site.shard.image_hashes)), np.uint8).reshape(-1, 32)
     found = fit_public_map(features, int(kept or 0), config.model.whitening)

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from fedhpc.config.harmonise import DEFAULT, Chain
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ShardError
 from fedhpc.models.backbones import Backbone
@@ -17,12 +18,14 @@ from fedhpc.site.data.shard import Shard
 class OpenSite:
     """An open shard (private), and the folder that it lies in. A context manager; close it or use `with`.
 
-    `rows` is what `samples` read in its place in a stress test of this site's data.
+    `rows` is what `samples` read in its place in a stress test of this site's data. `chain` is what
+    they do to each image.
     """
 
     shard: Shard
     folder: Path
     rows: CorruptedShard | None = None
+    chain: Chain = DEFAULT
 
     def samples(self, backbone: Backbone | None) -> Samples:
         """Return the images, or their features of a frozen `backbone`, computed where it is and kept beside the shard.
@@ -31,11 +34,15 @@ class OpenSite:
             ShardError: the features cannot be kept.
         """
         rows = self.rows or self.shard
-        return ImageSamples(rows) if backbone is None else FeatureSamples(rows, backbone, self.folder)
+        return (
+            ImageSamples(rows, self.chain)
+            if backbone is None
+            else FeatureSamples(rows, backbone, self.folder, self.chain)
+        )
 
     def features_path(self, backbone: Backbone) -> Path:
         """Return the file that `samples` keeps the features of `backbone` in."""
-        return feature_path(self.shard, backbone, self.folder)
+        return feature_path(self.shard, backbone, self.folder, self.chain)
 
     def close(self) -> None:
         """Close the shard. Closing twice is harmless."""
@@ -50,18 +57,22 @@ class OpenSite:
         self.close()
 
 
-def open_site(path: Path, name: str | None = None, *, in_memory: bool | Literal["auto"] = "auto") -> OpenSite:
+def open_site(
+    path: Path, name: str | None = None, *, in_memory: bool | Literal["auto"] = "auto", chain: Chain = DEFAULT
+) -> OpenSite:
     """Open the shard at `path`.
 
     Args:
         path: the `.h5` file.
         name: the site that it must be of; None: of any, and a training split is not needed.
         in_memory: see `Shard.open`.
+        chain: the steps that harmonise its images.
 
     Raises:
         ShardError: the file is not a shard, or that of another site.
     """
-    return OpenSite(Shard.open(path, name, in_memory=in_memory, need_train=name is not None), path.parent)
+    shard = Shard.open(path, name, in_memory=in_memory, need_train=name is not None)
+    return OpenSite(shard, path.parent, chain=chain)
 
 
 def open_site_of_run(config: RunConfig, name: str) -> OpenSite:
@@ -70,7 +81,8 @@ def open_site_of_run(config: RunConfig, name: str) -> OpenSite:
     Raises:
         ShardError: as `open_site`; or its labels are not of the config's task, or a validation or test split is empty.
     """
-    site = open_site(config.data.shard_path(name), name, in_memory=config.data.in_memory)
+    path = config.data.shard_path(name)
+    site = open_site(path, name, in_memory=config.data.in_memory, chain=config.harmonise)
     try:
         _check_fit(config, site.shard)
     except ShardError:

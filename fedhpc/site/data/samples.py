@@ -11,10 +11,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from fedhpc.config.harmonise import DEFAULT, Chain
 from fedhpc.errors import FileError, ShardError
 from fedhpc.models.backbones import Backbone
 from fedhpc.site.data.feature_file import FeatureFile
-from fedhpc.site.data.harmonise import harmonise
+from fedhpc.site.data.harmonise import chain_key, harmonise
 from fedhpc.util.arrays import I64, U8, Images
 from fedhpc.util.files import make_folder, replacing
 from fedhpc.util.memory import fits_in_memory
@@ -57,8 +58,8 @@ class Rows(Protocol):
 class ImageSamples:
     """Harmonised images of one shard, read as they are asked for."""
 
-    def __init__(self, shard: Rows) -> None:
-        self._shard = shard
+    def __init__(self, shard: Rows, chain: Chain = DEFAULT) -> None:
+        self._shard, self._chain = shard, chain
         self.labels, self.patient, self.early = shard.labels, shard.patient, shard.stage == 1
 
     def indices(self, split: str) -> I64:
@@ -67,21 +68,29 @@ class ImageSamples:
 
     def inputs(self, rows: I64) -> Tensor:
         """See `Samples`."""
-        return harmonise(self._shard.read(rows))
+        return harmonise(self._shard.read(rows), self._chain)
 
 
-def feature_path(shard: Rows, backbone: Backbone, cache: Path) -> Path:
-    """The file in the folder `cache` that keeps the features of a shard; another for any other image or weight."""
-    key = hashlib.sha256(f"{shard.digest} {backbone.digest}".encode()).hexdigest()[:16]
+def feature_path(shard: Rows, backbone: Backbone, cache: Path, chain: Chain = DEFAULT) -> Path:
+    """The file in the folder `cache` that keeps the features of a shard; another for any other image, weight or chain.
+
+    Args:
+        shard: whose images they are of.
+        backbone: that computes them.
+        cache: the folder.
+        chain: the steps that harmonise the images.
+    """
+    parts = (shard.digest, backbone.digest, chain_key(chain))
+    key = hashlib.sha256(" ".join(filter(None, parts)).encode()).hexdigest()[:16]
     return cache / f"{shard.site}.features-{key}.npy"
 
 
 class FeatureSamples(ImageSamples):
     """Features of a frozen backbone: computed once per shard, kept beside it, and read from a `FeatureFile`."""
 
-    def __init__(self, shard: Rows, backbone: Backbone, cache: Path) -> None:
-        super().__init__(shard)
-        path = feature_path(shard, backbone, cache)
+    def __init__(self, shard: Rows, backbone: Backbone, cache: Path, chain: Chain = DEFAULT) -> None:
+        super().__init__(shard, chain)
+        path = feature_path(shard, backbone, cache, chain)
         if not path.exists():
             self._extract(backbone, path)
         rows, dim = shard.n, backbone.dim

@@ -1,0 +1,68 @@
+"""The edge-processing layer: harmonise each image by itself, so that no statistic over patients is needed or leaves.
+
+A chain of steps is part of the config, so it is the same at every site, and public. What a step takes from other images
+(landmarks, amplitudes) stands in the config as numbers, from a public reference.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedhpc.config.harmonise import DEFAULT, N4, Chain, Clip, Fourier, Nyul, Smooth, Step, Window, ZScore
+from fedhpc.site.data.harmonise.bias_field import corrected
+from fedhpc.site.data.harmonise.foreground import foreground
+from fedhpc.site.data.harmonise.intensity import clipped, onto_landmarks, windowed, zscore, zscore_inside
+from fedhpc.site.data.harmonise.smoothing import smoothed
+from fedhpc.site.data.harmonise.spectrum import with_amplitude
+from fedhpc.util.arrays import F32
+
+VERSION = 1
+"""Of the steps' code: raise it where a step gives other numbers, so that features cached by the old code are left."""
+
+
+def harmonise(images: NDArray[np.generic], chain: Chain = DEFAULT) -> Tensor:
+    """Return images after each step of a chain; each channel of each image by itself.
+
+    Args:
+        images: [b, C, H, W] of a shard's dtype (private).
+        chain: the config's `harmonise` (public).
+
+    Returns:
+        float32 [b, C, H, W] (private).
+    """
+    if chain == DEFAULT:
+        return zscore(torch.from_numpy(images.astype(np.float32)))
+    x: F32 = images.astype(np.float32)
+    for step in chain:
+        x = np.ascontiguousarray(_APPLY[type(step)](x, step), np.float32)
+    return torch.from_numpy(x)
+
+
+def chain_key(chain: Chain) -> str:
+    """Return what tells a chain from others in the name of cached features; empty for the default."""
+    if chain == DEFAULT:
+        return ""
+    steps = "\n".join(step.model_dump_json() for step in chain)
+    return hashlib.sha256(f"{VERSION}\n{steps}".encode()).hexdigest()[:16]
+
+
+def _zscore(x: F32, step: ZScore) -> F32:
+    if step.mask == "image":
+        return zscore(torch.from_numpy(x)).numpy()
+    return zscore_inside(x, foreground(x))
+
+
+_APPLY: dict[type[Step], Callable[[F32, Any], F32]] = {
+    ZScore: _zscore,
+    Window: lambda x, step: windowed(x, step.centre, step.width),
+    Clip: lambda x, step: clipped(x, step.low, step.high),
+    Smooth: lambda x, step: smoothed(x, step.size, step.strength),
+    Nyul: lambda x, step: onto_landmarks(x, foreground(x), step.landmarks),
+    Fourier: lambda x, step: with_amplitude(x, np.array(step.amplitude)),
+    N4: lambda x, step: corrected(x, foreground(x), step.iterations),
+}
