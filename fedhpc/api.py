@@ -3,6 +3,7 @@
 The same as `run.py train`: in one process all sites train in turn; under `mpirun` or `srun` each rank plays its site.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,12 +69,12 @@ class Run:
 
     @property
     def epsilon(self) -> float | None:
-        """The largest epsilon of any site for its training units; None without privacy.
+        """The largest epsilon of any site for its training units; None without privacy, inf with privacy.noise_seed.
 
         Of validation and test patients it is `summary["evaluation_epsilon"]`. InputError where it has not finished.
         """
         spent: float | None = self.summary["epsilon"]
-        return spent
+        return spent if self.summary.get("insecure_noise_seed") is None else math.inf
 
     def model(self) -> "SavedModel":
         """Return the final model with its classes and image shape; InputError where there is none or it is not rebuilt.

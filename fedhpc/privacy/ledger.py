@@ -171,13 +171,16 @@ class Ledger:
     def affords(self, planned: Charge, target: float) -> bool:
         """Whether one more charge stays within the run's `target` epsilon, and within the cap of every account."""
         self._chain.refresh()
-        if self.epsilon(self._terms.delta, planned) > target:
-            return False
+        return self.epsilon(self._terms.delta, planned) <= target and not self.refused_by_accounts(planned)
+
+    def refused_by_accounts(self, planned: Charge) -> str:
+        """Why an account would refuse one more charge; empty where none would. Public, as `SiteLedger.refusal` is."""
         for account in self.accounts:
             account.ledger.refresh()
-            if account.ledger.refusal(self._request(account, planned)):
-                return False
-        return True
+            refused = account.ledger.refusal(self._request(account, planned))
+            if refused:
+                return f"site ledger of {account.site}: {refused}"
+        return ""
 
     def charge(self, charge: Charge, target: float | None = None) -> None:
         """Judge `charge` and write it to the disk, as one act; it counts from here on, whether its steps end or not.

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedhpc.errors import InputError
 from fedhpc.records.metrics import shown_metrics
-from fedhpc.report.page import page, sent, settings
+from fedhpc.report.page import evaluation_notes, insecure_notes, page, sent, settings
 from fedhpc.report.rows import (
     DATA,
     DENSITY,
@@ -30,7 +30,7 @@ from fedhpc.sweep.directory import SweepDirectory, now
 from fedhpc.sweep.slurm_queue import look
 from fedhpc.sweep.status import shown
 from fedhpc.util.files import make_folder, write_text
-from fedhpc.util.text import fitted, fixed
+from fedhpc.util.text import fitted, fixed, wrapped
 
 FORMAT_VERSION = 1
 
@@ -79,7 +79,8 @@ class Report:
             numbers = (group.auc, group.auc_lowest, group.auc_highest, *others)
             up = "-" if group.bytes_up is None else sent(group.bytes_up)
             rows.append((*cells, f"{group.finished}/{group.runs}", *map(fixed, numbers), up))
-        return f"{fitted(rows)}\n{out}"
+        notes = [*insecure_notes(self.rows), *evaluation_notes([row for row in self.rows if row.released_exactly])]
+        return "\n".join([fitted(rows), *map(wrapped, notes), str(out)])
 
 
 def report(targets: Sequence[Path]) -> Report:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedhpc.records.metrics import shown_metrics
-from fedhpc.records.rounds import OUTSIDE_GUARANTEE
+from fedhpc.records.rounds import GIVEN_AWAY
 from fedhpc.report.chart import Chart, Mark, draw
 from fedhpc.report.rows import DATA, EPSILON, FINISHED, Group, Row
 from fedhpc.sweep.config import SEED
@@ -137,11 +137,12 @@ def _row_table(keys: Sequence[str], rows: Sequence[Row]) -> Table:
     for row in rows:
         reach = "-" if row.auc_low is None else f"{fixed(row.auc_low)} to {fixed(row.auc_high)}"
         state = "finished, budget spent" if row.stopped == "budget" else row.state
+        state = f"{state}, INSECURE" if row.insecure else state
         body.append(
             [
                 Cell(row.name),
                 *_point_cells(keys, row.baseline, row.point),
-                Cell(state, "" if row.state == FINISHED else "bad"),
+                Cell(state, "" if row.state == FINISHED and not row.insecure else "bad"),
                 Cell(fixed(row.auc), "n"),
                 Cell(reach, "n"),
                 *(Cell(fixed(row.metrics.get(metric.key)), "n") for metric in shown_metrics()),
@@ -184,17 +185,37 @@ def _table(head: Sequence[str], body: Sequence[Sequence[Cell]]) -> Table:
 
 def _notes(rows: Sequence[Row]) -> list[str]:
     notes = [
-        "Early: the sensitivity for early lesions, at the config's specificity. 95 % interval: bootstrap over the "
-        "test patients of one run; it says nothing of other seeds. Up, down: bytes sent in a round, over all hospitals."
+        "Early: the sensitivity for early lesions, at the config's specificity. 95 % interval: over the test patients "
+        "of one run, and over the noise of a private evaluation; it says nothing of other seeds. Up, down: bytes sent "
+        "in a round, over all hospitals."
     ]
     deltas = sorted({row.delta for row in rows if row.delta is not None})
     if deltas:
         notes.append(
-            f"Epsilon at delta {', '.join(f'{delta:g}' for delta in deltas)}, by each run's own ledger. Private runs "
-            "on the same patients add up: `run.py privacy SHARD` tells the sum. It protects training patients; "
-            f"{', '.join(OUTSIDE_GUARANTEE)} are measured on validation and test patients, whom it does not protect."
+            f"Epsilon at delta {', '.join(f'{delta:g}' for delta in deltas)}, by each run's own ledger, for training "
+            "patients. Private runs on the same patients add up: `run.py privacy SHARD` tells the sum."
         )
-    return [*notes, *_trust_notes(rows)]
+    return [*notes, *evaluation_notes(rows), *insecure_notes(rows), *_trust_notes(rows)]
+
+
+def evaluation_notes(rows: Sequence[Row]) -> list[str]:
+    """What private runs have released of validation and test patients."""
+    notes, asked = [], sorted({row.evaluation_epsilon for row in rows if row.evaluation_epsilon is not None})
+    if asked:
+        notes.append(
+            f"Validation and test patients have an epsilon of their own, of at most "
+            f"{', '.join(f'{epsilon:g}' for epsilon in asked)} a run: their metrics contain its noise."
+        )
+    exact = [row.name for row in rows if row.released_exactly]
+    return [*notes, f"NOT PRIVATE in {', '.join(exact)}: {GIVEN_AWAY}."] if exact else notes
+
+
+def insecure_notes(rows: Sequence[Row]) -> list[str]:
+    """Which runs have no guarantee though an epsilon was asked for."""
+    names = ", ".join(row.name for row in rows if row.insecure)
+    return [f"INSECURE: privacy.noise_seed was set in {names}: the noise can be removed, no epsilon holds."] * bool(
+        names
+    )
 
 
 def _trust_notes(rows: Sequence[Row]) -> list[str]:

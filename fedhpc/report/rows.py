@@ -27,6 +27,8 @@ class Row:
         point: what sets it apart: the grid's values, or of runs by themselves epsilon, density and seed.
         metrics: by key, all but the AUC.
         stopped: "finished", or "budget" where privacy allowed fewer rounds than were asked for.
+        insecure: privacy.noise_seed was set, so that no epsilon holds; `epsilon` is None then.
+        evaluation_epsilon: asked for, of validation and test patients; None of a private run: its metrics are exact.
     """
 
     name: str
@@ -54,6 +56,13 @@ class Row:
     git: str | None = None
     protects_from_aggregator: str | None = None
     epsilon_if_unmasked: float | None = None
+    insecure: bool = False
+    evaluation_epsilon: float | None = None
+
+    @property
+    def released_exactly(self) -> bool:
+        """Whether the run was private, and what left the sites of validation and test patients was not."""
+        return self.epsilon_target is not None and self.evaluation_epsilon is None
 
 
 @dataclass(frozen=True)
@@ -109,9 +118,13 @@ def row_of(config: RunConfig, directory: RunDirectory, state: State, label: Labe
         "density": config.exchange.density if config.mode == "federated" else None,
         "seed": config.seed,
         "rounds": len(directory.read_rounds()),
+        "insecure": config.privacy.noise_seed is not None,
+        "evaluation_epsilon": config.evaluation.epsilon if private else None,
     }
     if state.name == FINISHED:
         known |= _measured(directory.read_summary())
+    if known["insecure"]:
+        known["epsilon"] = None
     return Row(label.name, label.baseline, label.point, **{"epsilon": None, **known})
 
 

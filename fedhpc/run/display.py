@@ -22,6 +22,7 @@ from fedhpc.util.text import clock, data_size, fitted, fixed, wrapped
 
 LOG = logging.getLogger(__name__)
 MB = 1e6
+INSECURE = "INSECURE: privacy.noise_seed is set, the guarantee is void"
 
 
 class Console:
@@ -140,7 +141,7 @@ def _privacy_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
     p = config.privacy
     if p.epsilon is None:
         return "PRIVACY OFF: updates may reveal patients (privacy: off)"
-    insecure = "" if p.noise_seed is None else "\nINSECURE: privacy.noise_seed is set, the guarantee is void"
+    insecure = "" if p.noise_seed is None else f"\n{INSECURE}"
     return (
         f"privacy: epsilon {p.epsilon:g}, delta {p.delta:g}, for every {p.unit}{insecure}\n"
         f"planned: epsilon {fixed(facts['planned_epsilon'])}, "
@@ -190,7 +191,9 @@ def evaluation_line(config: RunConfig) -> str:
 def evaluation_lines(config: RunConfig, summary: Mapping[str, Any]) -> list[str]:
     """What must be known beside the closing table: what the metrics cost, what is missing and why."""
     lines = []
-    if config.private_evaluation and summary["evaluation_epsilon"] is not None:
+    if config.privacy.noise_seed is not None:
+        lines.append(INSECURE)
+    elif config.private_evaluation and summary["evaluation_epsilon"] is not None:
         lines.append(
             f"epsilon protects the training patients; of validation and test patients epsilon "
             f"{fixed(summary['evaluation_epsilon'])} was spent (evaluation.epsilon={config.evaluation.epsilon:g}). The "
@@ -231,6 +234,12 @@ def closing(runs: Sequence[NamedSummary]) -> str:
         ci = "-" if s["auc_ci95"] is None else f"{s['auc_ci95'][0]:.3f}-{s['auc_ci95'][1]:.3f}"
         up = data_size(s["bytes_up_per_round"]) if s["mode"] == "federated" else "-"
         others = (fixed(s.get(metric.key)) for metric in shown_metrics())
-        cells = (fixed(s["auc"]), ci, *others, fixed(s["epsilon"]), up)
+        cells = (
+            fixed(s["auc"]),
+            ci,
+            *others,
+            "void" if s.get("insecure_noise_seed") is not None else fixed(s["epsilon"]),
+            up,
+        )
         rows.append((run.name, s["mode"], *cells))
     return fitted(rows)

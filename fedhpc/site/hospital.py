@@ -269,7 +269,8 @@ class Hospital:
         spent, then = (self.ledger.epsilon(p.delta, *more) for more in ((), (self._next_charge(plan, round),)))
         cap = "" if p.lifetime_epsilon is None else f", privacy.lifetime_epsilon={p.lifetime_epsilon:g}"
         numbers = f"epsilon {fixed(spent)} spent, {fixed(then)} with one more round"
-        return f"  {self.name}: {numbers}; privacy.epsilon={p.epsilon:g}{cap}"
+        refused = self.ledger.refused_by_accounts(self._next_charge(plan, round))
+        return f"  {self.name}: {numbers}; privacy.epsilon={p.epsilon:g}{cap}" + (f"; {refused}" if refused else "")
 
     def forecast(self) -> list[str]:
         """What the user must know before the first step of a private run, a line for each site ledger.

@@ -92,6 +92,14 @@ def test_config_without_cap_meets_the_accounts_cap(hospital: Hospital) -> None:
     assert "would pass its cap, epsilon 1.2" in refused(lambda: hospital.run("two"))
 
 
+def test_refusal_by_the_account_is_told_as_such(hospital: Hospital) -> None:
+    """Not as if the run's own epsilon were spent, of which nothing is."""
+    one = hospital.run("one")
+    two = hospital.run("two", rounds=0)
+    assert two.epsilon(1e-5) == 0.0 and not two.affords(one.charges[0], 1.0)
+    assert "site ledger of site1: one more charge would pass its cap" in two.refused_by_accounts(one.charges[0])
+
+
 def test_config_asks_for_less_never_for_more(hospital: Hospital) -> None:
     assert "privacy.lifetime_epsilon" in refused(lambda: hospital.run("less", lifetime_epsilon=0.5))
     hospital.run("one", lifetime_epsilon=1e6)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fedhpc.cli.main import main
 from fedhpc.config.schema import RunConfig
+from fedhpc.records.rounds import GIVEN_AWAY
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.report.build import Report, report, write
 from fedhpc.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Mark, draw
@@ -55,6 +56,23 @@ def test_a_report_says_against_whom_secure_aggregation_protects() -> None:
     made = page("x", ("seed",), rows, groups_of(rows), "2026-01-01T00:00")
     assert "Secure aggregation of a: it protects only from an aggregator that keeps to the protocol." in made
     assert "epsilon 1.83 is left at most" in made
+
+
+def test_report_says_what_no_epsilon_protects() -> None:
+    """A run with a noise seed has no epsilon, and exact metrics give validation and test patients away."""
+    asked = {"epsilon_target": 1.0, "delta": 1e-5}
+    rows = [
+        row("seeded", {"seed": 0}, 0.9, insecure=True, evaluation_epsilon=1.0, **asked),
+        row("exact", {"seed": 1}, 0.9, epsilon=1.0, **asked),
+        row("off", {"seed": 2}, 0.9),
+    ]
+    found = Report("x", ("seed",), tuple(rows), tuple(groups_of(rows)), "2026-01-01T00:00")
+    texts = [page("x", ("seed",), rows, found.groups, found.made), " ".join(found.told(Path("x.html")).split())]
+    for text in texts:
+        assert "INSECURE: privacy.noise_seed was set in seeded: the noise can be removed" in text
+        assert f"NOT PRIVATE in exact: {GIVEN_AWAY}" in text
+    secure = page("x", ("seed",), [rows[2]], groups_of(rows[2:]), found.made)
+    assert "INSECURE" not in secure and "NOT PRIVATE" not in secure
 
 
 marks = st.builds(

@@ -27,7 +27,10 @@ from fedhpc.run.session import Session
 from fedhpc.site.release import Question
 from fedhpc.util.arrays import F32, I64
 
-SPENT = "evaluation.epsilon is spent: this split was released before for another model or question"
+SPENT = (
+    "evaluation.epsilon is spent, since this split was released before for another model or question, or the site "
+    "ledger of a hospital allows no release"
+)
 TOO_FEW = "too few patients of a class beside the noise of evaluation.epsilon"
 SUM_ONLY = "privacy.trust=sites: only the sum over the sites is seen"
 EARLY_KEY = "sensitivity_early"
