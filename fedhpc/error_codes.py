@@ -297,6 +297,11 @@ TABLE = (
         "Give the run directory, or a model.pt that a finished run of this version wrote.",
     ),
     ErrorCode(
+        "contribution",
+        "Nobody's contribution to a run can be told: it kept no updates, or its rule makes no model of a site alone.",
+        "Do what the message says before the next run.",
+    ),
+    ErrorCode(
         "personalisation",
         "The network has no linear last layer that personalisation could correct.",
         "Set personalisation.method to fine_tune, with layers: all.",
@@ -429,6 +434,11 @@ TABLE = (
         "privacy.personal",
         "A hospital's personal model, trained on its patients without noise, was given to a run to start from.",
         "Start from the model.pt of a run. A personal model is for its hospital only.",
+    ),
+    ErrorCode(
+        "privacy.contribution",
+        "Models were to be judged on patients whom the run protects: a release that no epsilon covers.",
+        "Judge them on labelled images that are public, or by CGSV, which needs none.",
     ),
     ErrorCode(
         "privacy.plan",

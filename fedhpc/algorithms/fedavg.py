@@ -113,6 +113,7 @@ class RoundConfig:
         algorithm: what is added to FedAvg.
         stress: what some sites' messages are replaced by, in a stress test.
         scales: of a round, what each site's update may be; None of a round where that is not known.
+        store: what keeps the messages as they came; None: nobody.
     """
 
     rounds: int
@@ -127,6 +128,7 @@ class RoundConfig:
     algorithm: Algorithm = field(default_factory=Algorithm)
     stress: "Replacement | None" = None
     scales: Callable[[int], tuple[UpdateScale, ...] | None] = lambda round: None
+    store: "Store | None" = None
 
     def draws(self, round: int, sender: int, purpose: str = "rounding") -> np.random.Generator | None:
         """What a sender's stochastic rounding of a round draws from."""
@@ -174,6 +176,13 @@ class Replacement(Protocol):
 
     def __call__(self, messages: Iterable[bytes], state: RunState, terms: RoundConfig) -> Iterator[bytes]:
         """The messages of a round in site order, some of them replaced."""
+
+
+class Store(Protocol):
+    """What keeps all sites' messages (see `fedhpc.run.stored_updates`)."""
+
+    def __call__(self, messages: Iterable[bytes], state: RunState) -> Iterator[bytes]:
+        """The same messages of a round, in site order."""
 
 
 def site_round(site: Participant, state: RunState, kept: Arrays, terms: RoundConfig) -> tuple[bytes, Arrays]:
@@ -328,6 +337,7 @@ def in_the_open(terms: RoundConfig) -> "Collector":
         with watch.phase("aggregate"):
             messages = _weighed(received, up_bytes, watch)
             messages = terms.stress(messages, state, terms) if terms.stress else messages
+            messages = terms.store(messages, state) if terms.store else messages
             folded = mean_update(messages, state, terms)
         return Collected(
             mean=folded.mean,

@@ -1,11 +1,11 @@
-"""`run.py bench dp|codec|wire|splits`: the project's own benchmarks."""
+"""`run.py bench dp|codec|wire|splits|contribution`: the project's own benchmarks."""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedhpc.cli.common import Parser, add_json, add_kinds, add_set, print_result
+from fedhpc.cli.common import Parser, add_json, add_kinds, add_set, positive, print_result
 from fedhpc.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ SPLITS = (
     "{run} bench splits a.yaml b.yaml images -o runs/splits --splits 3",
 )
 
+CONTRIBUTION = (
+    "{run} bench contribution --draws 100",
+    "{run} bench contribution --draws 10 --epsilons 4 --json",
+)
+
 
 def add_arguments(parser: Parser) -> None:
     """Add one kind for each benchmark."""
@@ -33,6 +38,7 @@ def add_arguments(parser: Parser) -> None:
     _add_codec(kinds)
     _add_wire(kinds)
     _add_splits(kinds)
+    _add_contribution(kinds)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -103,6 +109,25 @@ def _add_splits(kinds: "_SubParsersAction[Parser]") -> None:
     add_set(splits)
     add_json(splits)
     splits.set_defaults(action=_splits)
+
+
+def _add_contribution(kinds: "_SubParsersAction[Parser]") -> None:
+    planted = kinds.add_parser("contribution", help="how often hospitals with a known contribution are ranked right")
+    planted.describe(
+        "Rank planted hospitals (flipped labels, free riders, ...) over many draws of the noise.", CONTRIBUTION
+    )
+    planted.add_argument("--draws", type=positive, default=100, metavar="N", help="runs of each case")
+    planted.add_argument(
+        "--epsilons", nargs="+", type=float, default=[8.0, 1.0], metavar="E", help="one run without privacy is added"
+    )
+    add_json(planted)
+    planted.set_defaults(action=_contribution)
+
+
+def _contribution(options: argparse.Namespace) -> int:
+    from fedhpc.bench import planted
+
+    return _print(planted.study(options.draws, (None, *options.epsilons)), planted.text, options.json)
 
 
 def _dp(options: argparse.Namespace) -> int:

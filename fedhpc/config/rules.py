@@ -179,6 +179,10 @@ def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         *_aggregation_rules(config),
         *_stress_rules(config),
         (
+            config.contribution.store_updates and config.mode != "federated",
+            f"contribution.store_updates: mode={config.mode} sends no updates; remove it",
+        ),
+        (
             config.personalisation.method != "none" and config.mode != "federated",
             f"personalisation.method={config.personalisation.method}: needs the final model of mode=federated, not "
             f"mode={config.mode}; set it to none",
@@ -257,6 +261,11 @@ def secure_sum_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             t.optimizer != "sgd",
             f"training.optimizer={t.optimizer}: its step is not linear in the gradient, so that the mean of the sites' "
             "steps would not be the step of their mean gradient; trust=sites needs sgd",
+        ),
+        (
+            config.contribution.store_updates,
+            "contribution.store_updates: with trust=sites rank 0 sees the sum of all sites, never the update of one, "
+            "so that nothing it has tells who contributed: remove it, or use trust=aggregator",
         ),
         (
             config.aggregation.rule != "mean",

@@ -17,6 +17,7 @@ from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.server_sgd import ServerSgd
 from fedhpc.config import algorithm as algorithms
 from fedhpc.config import harmonise as harmonising
+from fedhpc.config.contribution import Contribution
 from fedhpc.config.data import Data, placed
 from fedhpc.config.model import Model, TaskKind
 from fedhpc.config.personalisation import Personalisation
@@ -211,6 +212,9 @@ class RunConfig(Section):
         default=None, description="a stress test: what is wrong with some sites, on purpose; null: nothing"
     )
     evaluation: Evaluation = Field(default=Evaluation(), description="metrics, and what is released for them")
+    contribution: Contribution = Field(
+        default=Contribution(), description="what rank 0 keeps to tell who contributed how much"
+    )
     personalisation: Personalisation = Field(
         default=Personalisation(), description="what each hospital makes of the final model for itself"
     )

@@ -54,15 +54,34 @@ def save_state(folder: Path, kind: str, round: int, arrays: Arrays, owner: Owner
     Raises:
         FileError: where it cannot be written.
     """
-    stated = np.array(json.dumps(_stated(kind, round, owner or Owner())))
-    whole = {**arrays, OWNER: stated}
+    state, mode = State(kind, round, arrays, owner or Owner()), READABLE if kind == "round" else PRIVATE
+    keep_state(folder, state, mode=mode)
+    for old in saved_rounds(folder, kind)[:-KEPT]:
+        _remove(_path(folder, kind, old))
+
+
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds, and what it is stated to be of."""
+
+    kind: str
+    round: int
+    arrays: Arrays
+    owner: Owner = Owner()
+
+
+def keep_state(folder: Path, state: State, *, mode: int = READABLE) -> None:
+    """Write `<kind>-<round>.npz` beside those of other rounds, which are all kept.
+
+    Raises:
+        FileError: where it cannot be written.
+    """
+    stated = np.array(json.dumps(_stated(state.kind, state.round, state.owner)))
+    whole = {**state.arrays, OWNER: stated}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **{**whole, DIGEST: digest_of(whole)})
     make_folder(folder, parents=False)
-    mode = READABLE if kind == "round" else PRIVATE
-    write_bytes(_path(folder, kind, round), buffer.getbuffer(), mode=mode)
-    for old in saved_rounds(folder, kind)[:-KEPT]:
-        _remove(_path(folder, kind, old))
+    write_bytes(_path(folder, state.kind, state.round), buffer.getbuffer(), mode=mode)
 
 
 def _stated(kind: str, round: int, owner: Owner) -> dict[str, str | int]:

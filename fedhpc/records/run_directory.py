@@ -11,6 +11,7 @@ runs/<name>/
     summary.json         the result
     model.pt             the final model, weights only
     state/round-0007.npz the global parameters after 7 rounds; the last three are kept
+    state/updates/       round-0007.npz: what rank 0 received in round 7 (`contribution.store_updates`); mode 0600
     egress.jsonl         what the aggregator sent, a line a payload
     sites/<site>/        ledger.jsonl, egress.jsonl, residual-0007.npz or model-0007.npz; private: shard.json, log.txt,
                          personal.pt and personal.json (`personalisation`); mode 0600
@@ -64,6 +65,7 @@ class RunDirectory:
         self.aggregator_egress, self.identity = path / "egress.jsonl", path / "run.json"
         self.initial = path / "initial.json"
         self.state, self.lock = path / "state", DirectoryLock(path)
+        self.updates = self.state / "updates"
         self._torn_line_reported = False
 
     def site(self, name: str) -> Path:

@@ -11,6 +11,7 @@ from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.vector import layers_of, parameter_count
 from fedhpc.run.session import Session
+from fedhpc.run.stored_updates import UpdateStore
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.site.training.local_sgd import one_step
 from fedhpc.site.training.update_scale import update_scales
@@ -40,6 +41,7 @@ def round_terms(session: Session) -> RoundConfig:
         algorithm=algorithm_of(config.algorithm),
         stress=_hostile_sites(config),
         scales=partial(update_scales, config, session.place.plan, session.weights),
+        store=UpdateStore(session.directory.updates, session.weights) if config.contribution.store_updates else None,
     )
 
 
