@@ -30,7 +30,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = {
         "name": "kept",
         "data": {"shards": f"{folder}/{{site}}.h5", "sites": [{"name": site, "weight": 20} for site in SITES]},
-        "training": {"rounds": 3, "local_epochs": 1, "batch_size": 16, "average_last": 0.5, "lr": 0.05},
+        "training": {
+            "rounds": 3,
+            "local_epochs": 1,
+            "batch_size": 16,
+            "average_last": 0.5,
+            "lr": 0.05,
+            "weight_decay": 0.0,
+        },
         "privacy": {"epsilon": 8.0, "sample_rate": 1.0},
         "exchange": {"tls": False, "density": 1.0, "value_bits": 32},
         "evaluation": {"bootstrap": 100},
