@@ -196,6 +196,12 @@ TABLE = (
         "Look at what the launcher says of that rank. The same command goes on after the last saved round.",
     ),
     ErrorCode(
+        "mpi.rank-lost",
+        "A rank has ended, or has not answered for faults.round_timeout_s or faults.join_timeout_s.",
+        "The same command goes on after the last saved round. Look at the node that the message names. To go on in the "
+        "same job without the hospital: faults.on_death=continue, under `mpirun --with-ft ulfm`.",
+    ),
+    ErrorCode(
         "device.no-gpu", "runtime.device=cuda, and a rank sees no GPU.", "Ask SLURM for one, or set device=auto."
     ),
     ErrorCode(

@@ -104,6 +104,12 @@ class ExchangeError(PayloadError):
     code = "mpi.rank-ended"
 
 
+class RankLostError(ExchangeError):
+    """A rank has ended or does not answer, so that this start of the run cannot go on with all of its hospitals."""
+
+    code = "mpi.rank-lost"
+
+
 class SiteError(FedhpcError):
     """A failure inside one hospital, with the site and the round at which it happened.
 
@@ -139,7 +145,7 @@ def at(place: str) -> Iterator[None]:
     try:
         yield
     except PayloadError as error:
-        raise PayloadError(f"{place}: {error}", code=error.code) from None
+        raise type(error)(f"{place}: {error}", code=error.code) from None
 
 
 def inside(error: BaseException) -> str:

@@ -78,6 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if getattr(options, "status", None) and (is_first_rank() or status == FAILED):
         # Launchers lose it: as the first rank ends with 75, srun ends the others and says 143.
         _write_status(options.status, status)
+    if getattr(options, "leave_at_once", False):
+        # MPI_Finalize may hang where a rank has been lost.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     return status
 
 

@@ -4,13 +4,15 @@ import sys
 
 from fedhpc.errors import Stopped
 
-FINISHED, FAILED, BAD_INPUT, RESUMABLE, INTERRUPTED, TERMINATED = 0, 1, 2, 75, 130, 143
+FINISHED, FAILED, BAD_INPUT, INCOMPLETE, RESUMABLE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 75, 130, 143
 STATUSES = """exit status:
   0    finished, or ended by the privacy budget
   1    failed; the message names the site, the rank and the cause
   2    bad input: nothing was lost; correct what the message names
-  75   stopped early and saved: by --stop-after, SIGUSR1, or SIGTERM during the
-       rounds; the same command goes on
+  3    finished without a hospital that is declared (faults); the message and
+       summary.json name it
+  75   stopped early and saved: by --stop-after, SIGUSR1, SIGTERM during the
+       rounds, or a rank that was lost; the same command goes on
   130  Ctrl-C: the rounds that were finished are kept, the same command goes on
        after them
   143  SIGTERM before the first round

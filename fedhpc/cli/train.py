@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.cli.common import Parser, add_run_dir, add_set, positive
-from fedhpc.cli.status import BAD_INPUT, FAILED, FINISHED, RESUMABLE, report_stop
-from fedhpc.errors import FileError, InputError, Stopped
+from fedhpc.cli.status import BAD_INPUT, FAILED, FINISHED, INCOMPLETE, RESUMABLE, report_stop
+from fedhpc.errors import FileError, InputError, RankLostError, Stopped
 from fedhpc.run.preemption import StopRequest
 from fedhpc.util.startup import Startup
 
@@ -59,6 +59,10 @@ def run(options: argparse.Namespace) -> int:
         _report_failure(error, transport.rank)
         abort_at_exit(BAD_INPUT)
         return BAD_INPUT
+    except RankLostError as error:
+        _report_failure(error, transport.rank)
+        abort_at_exit(RESUMABLE)
+        return RESUMABLE
     except InputError:
         raise
     except (KeyboardInterrupt, Stopped) as stop:
@@ -79,9 +83,11 @@ def _train(transport: Any, notice: StopRequest, startup: Startup, options: argpa
     source = Source(options.config, [*options.set, *started], options.run_dir, options.take_over)
     check_start(transport, source)
     from fedhpc.run.train import Machine, Work, train
+    from fedhpc.transport.mpi import is_fault_tolerant
 
     stopped = train(Work(source, options.stop_after), Machine(transport, notice, startup))
-    return RESUMABLE if stopped == "preempted" else FINISHED
+    options.leave_at_once = is_fault_tolerant()
+    return {"preempted": RESUMABLE, "incomplete": INCOMPLETE}.get(stopped, FINISHED)
 
 
 def _report_failure(error: BaseException, rank: int) -> None:

@@ -5,7 +5,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +19,7 @@ from fedhpc.config import algorithm as algorithms
 from fedhpc.config import harmonise as harmonising
 from fedhpc.config.contribution import Contribution
 from fedhpc.config.data import Data, placed
+from fedhpc.config.faults import Faults, fault_rules
 from fedhpc.config.model import Model, TaskKind
 from fedhpc.config.personalisation import Personalisation
 from fedhpc.config.privacy import Privacy
@@ -219,6 +220,7 @@ class RunConfig(Section):
         default=Personalisation(), description="what each hospital makes of the final model for itself"
     )
     runtime: Runtime = Field(default=Runtime(), description="the machine under a rank")
+    faults: Faults = Field(default=Faults(), description="what happens when a rank ends, hangs or does not come")
 
     def replace(self, changes: Mapping[str, Any]) -> "RunConfig":
         """Return a config with some keys changed, checked like any config.
@@ -249,6 +251,23 @@ class RunConfig(Section):
         """The hospitals in rank order."""
         return tuple(site.name for site in self.data.sites)
 
+    def without(self, absent: Collection[str]) -> "RunConfig":
+        """Return the config of the other sites: what those that take part train by.
+
+        Raises:
+            pydantic.ValidationError: a rule that fewer sites break, as of privacy.trust=sites.
+
+        >>> tree = {"name": "x", "data": {"shards": "{site}.h5", "sites": [{"name": "a"}, {"name": "b"}]}}
+        >>> RunConfig.model_validate(tree).without(["a"]).site_names
+        ('b',)
+        """
+        if not absent:
+            return self
+        tree = self.model_dump(mode="json")
+        tree["data"]["sites"] = [site for site in tree["data"]["sites"] if site["name"] not in absent]
+        tree["faults"] |= {"absent": [], "min_sites": None, "on_death": "requeue"}
+        return RunConfig.model_validate(tree)
+
     @property
     def private(self) -> bool:
         """Whether DP-SGD is on."""
@@ -272,7 +291,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _rules(self) -> "RunConfig":
-        rules = [*cross_field_rules(self), *(secure_sum_rules(self) if self.privacy.trust == "sites" else [])]
+        rules = [
+            *cross_field_rules(self),
+            *fault_rules(self),
+            *(secure_sum_rules(self) if self.privacy.trust == "sites" else []),
+        ]
         problems = [text for broken, text in rules if broken]
         if problems:
             raise ValueError("\n".join(problems))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
@@ -88,7 +89,8 @@ class RoundRecord:
 
     `auc_val` is on the validation splits, None in rounds that do not release them; the test splits are measured once,
     at the end (summary.json). `bytes_down` counts the aggregator's payload once for every site that receives it;
-    `dropped` names the sites whose update is not in the round's mean, `flags` those whose update the aggregation rule
+    `dropped` names the sites whose update is not in the round's mean, `absent` those that took no part in this start of
+    the run, `flags` those whose update the aggregation rule
     found far out (`fedhpc.aggregation.base.Flag`); `stress` is the case of a stress test; `ledger_heads` stand for the
     learners' whole ledgers (`fedhpc.privacy.ledger`), `account_heads` for the site ledgers
     (`fedhpc.privacy.site_ledger`), for later runs to look for in them; `protects_from_aggregator` is the level of a
@@ -109,6 +111,7 @@ class RoundRecord:
     stress: str | None = None
     protects_from_aggregator: str | None = None
     account_heads: dict[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
         """As plain values."""
@@ -247,6 +250,7 @@ def summary_of(config: RunConfig, records: Sequence[Mapping[str, Any]], more: Ma
         "mode": config.mode,
         "sites": list(config.site_names),
         "rounds": n,
+        "absent": absent_rounds(records),
         "per_site": {
             site: {**values, "delta": config.privacy.delta if config.private else None}
             for site, values in last["per_site"].items()
@@ -268,6 +272,15 @@ def summary_of(config: RunConfig, records: Sequence[Mapping[str, Any]], more: Ma
         "stress": config.stress.label if config.stress else None,
         **more,
     }
+
+
+def absent_rounds(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return {site: how many rounds were made without it}, of those that any was.
+
+    >>> absent_rounds([{"absent": []}, {"absent": ["b"]}, {"absent": ["b"]}, {}])
+    {'b': 2}
+    """
+    return dict(Counter(site for record in records for site in record.get("absent", ())))
 
 
 def _seconds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -17,8 +17,8 @@ from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
-FREE: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}}
-"""A hospital may have moved to another node since; neither that nor patience changes a bit of the result."""
+FREE: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}, "faults": True}
+"""A hospital may have moved to another node since, or be missing. Each round records which sites it is made of."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,11 @@ def resolved(config: RunConfig, transport: Transport) -> RunConfig:
 def check_ranks(config: RunConfig, ranks: int) -> None:
     """Raises InputError where there are more ranks than hospitals to play."""
     dedicated = config.federation.aggregator_rank == "dedicated"
-    most = len(config.data.sites) + dedicated
+    present = len(config.data.sites) - len(set(config.faults.absent))
+    most = present + dedicated
     if config.mode != "centralised" and ranks > most:
         raise InputError(
-            f"{ranks} ranks for {len(config.data.sites)} sites: use at most {most} (mpirun -n {most}, --ntasks={most})",
+            f"{ranks} ranks for {present} sites: use at most {most} (mpirun -n {most}, --ntasks={most})",
             code="ranks.too-many",
         )
 

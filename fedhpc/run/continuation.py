@@ -39,7 +39,7 @@ def _rounds_before(session: Session, first: int) -> int | None:
 
 
 def _written(session: Session, before: int | None) -> None:
-    config, directory = session.config, session.directory
+    config, directory = session.declared, session.directory
     if before is not None:
         directory.archive(before)
         told = (

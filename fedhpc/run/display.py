@@ -106,7 +106,7 @@ def round_line(record: Mapping[str, Any], rounds: int) -> str:
         ),
         *([f"epsilon {fixed(record['epsilon'])}"] if record["epsilon"] is not None else []),
         f"{record['seconds']['total']:.1f} s",
-        *([f"without {', '.join(record['dropped'])}"] if record["dropped"] else []),
+        *([f"without {', '.join(missing)}"] if (missing := [*record["absent"], *record["dropped"]]) else []),
         *(Flag(**flag).line() for flag in record.get("flags", ())),
     ]
     return "  ".join(parts)
@@ -132,6 +132,10 @@ def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping
         )
         notice = config.aggregation.notice(tuple(int(site["weight"]) for site in sites))
         lines += [notice] if notice else []
+    if facts.get("absent"):
+        lines.append(
+            f"WITHOUT {', '.join(facts['absent'])}: declared, but no part of this start; the mean is of the others"
+        )
     lines.append(facts["wire"])
     lines.append(evaluation_line(config))
     return f"{wrapped(chr(10).join(lines))}\n{fitted(rows)}"

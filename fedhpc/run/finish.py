@@ -71,13 +71,13 @@ def finish(session: Session, models: Mapping[str, F32], records: Sequence[Mappin
         path = directory.site(final.name) / "model.pt" if config.mode == "local" else directory.model
         from_vector(session.place.model, models[final.name])
         facts = {
-            "config": config.model_dump(mode="json"),
+            "config": session.declared.model_dump(mode="json"),
             **asdict(session.task),
             "f1_thresholds": final.measured.thresholds.tolist(),
         }
         save_model(path, session.place.model, facts)
     more = {**_more(session, finals, reports, stopped), **_trust(session, records)}
-    summary = summary_of(config, records, more)
+    summary = summary_of(session.declared, records, more)
     summary["per_site"] = _per_site(session, summary["per_site"], finals, reports)
     directory.write_json(directory.summary, summary)
     session.console.say(closing(_beside(session, summary)))
@@ -157,7 +157,7 @@ def _beside(session: Session, summary: Mapping[str, Any]) -> list[NamedSummary]:
         except (InputError, OSError) as error:
             LOG.warning("left out of the comparison: %s", error)
             continue
-        same = other.get("data") == data_digest(session.config) and other["mode"] != session.config.mode
+        same = other.get("data") == data_digest(session.declared) and other["mode"] != session.config.mode
         if same and changed_s > found.get(other["mode"], (0.0,))[0]:
             found[other["mode"]] = (changed_s, NamedSummary(path.parent.name, other))
     return [NamedSummary(here.name, summary), *(other for _, other in found.values())]

@@ -97,6 +97,7 @@ def run(session: Session, stop_after: int | None) -> Ended:
     centre_features(session, resumed)
     progress = Progress(stop_after, resumed.records)
     _introduce(session, resumed.first, lifetimes)
+    session.transport.limit_waits(session.declared.faults.round_timeout_s)
     drive = _federated if session.config.mode == "federated" else _separate
     session.notice.begin_rounds(speaks=session.transport.rank == 0)
     models, stopped = drive(session, resumed, progress)
@@ -150,6 +151,7 @@ def _header_facts(session: Session) -> dict[str, Any]:
         "sparse_down_bytes": sites * (terms.algorithm.vectors * _payload_bytes(d, terms.down) + more_down),
         "dense_bytes": sites * d * FLOAT32_BYTES,
         "wire": wire_line(config, session.transport.size),
+        "absent": session.absent,
     }
     if plan is not None:
         facts |= {
@@ -278,6 +280,7 @@ def _record(session: Session, end: RoundEnd, ran: Ran, progress: Progress) -> No
         dropped=ran.dropped,
         flags=tuple(asdict(flag) for flag in ran.flags),
         stress=session.config.stress.label if session.config.stress else None,
+        absent=session.absent,
         protects_from_aggregator=None if trust is None else trust.aggregator,
     ).json()
     session.directory.lock.check_held()

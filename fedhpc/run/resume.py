@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,14 @@ class Resumed:
         first: the number of rounds to go on after.
         records: of those rounds (rank 0 only).
         heads: of the ledgers, as last recorded.
+        residuals: for each site that takes part, the last round up to `first` that it took part in.
         owners: by the name of each site or learner of this rank, and of the aggregator: what its checkpoints carry.
     """
 
     first: int
     records: Records
     heads: dict[str, str]
+    residuals: Mapping[str, int]
     owners: Mapping[str, Owner]
 
 
@@ -62,15 +64,15 @@ def resume_point(session: Session) -> Resumed:
     mine = json.dumps(_found(session, owners)).encode()
     payloads = transport.gather([mine], "control")
     told = [parsed(payload, FOUND, f"rank {rank}, control") for rank, payload in enumerate(payloads)]
-    first, heads = broadcast_json(transport, lambda: _settled(directory, told))
+    first, heads, residuals = broadcast_json(transport, lambda: _settled(directory, told, session.config.site_names))
     run_on_all_ranks(transport, lambda: _forget(session, first))
-    return Resumed(first, directory.read_rounds() if transport.rank == 0 else [], heads, owners)
+    return Resumed(first, directory.read_rounds() if transport.rank == 0 else [], heads, residuals, owners)
 
 
 class Found(TypedDict):
     """What a rank has found: see `_found`."""
 
-    rounds: list[Count] | None
+    rounds: dict[Text, list[Count]]
     damaged: list[Text]
     foreign: list[Text]
 
@@ -80,7 +82,7 @@ FOUND = TypeAdapter(Found)
 
 def _owners(session: Session, run: str, *, started: bool) -> dict[str, Owner]:
     """What the checkpoints of this rank carry. Only a site's own hold the mark of its shard."""
-    config = f"{lasting_digest(session.config)} {run}"
+    config = f"{lasting_digest(session.declared)} {run}"
     owners = {AGGREGATOR_NAME: Owner(AGGREGATOR_NAME, config)}
     for name, digests in session.shard_digests.items():
         mark = shard_mark(session.directory.site(name), name, digests, started=started)
@@ -104,30 +106,36 @@ def _places(session: Session) -> list[tuple[str, Path, str]]:
 
 
 def _found(session: Session, owners: Mapping[str, Owner]) -> Found:
-    """The rounds that this rank has whole (None: nothing of the run is here, it can join any), and what is wrong."""
-    rounds: set[int] | None = None
+    """The rounds that each owner at this rank has whole, and what is wrong with others.
+
+    A site of which nothing of the run is here is left out: it can join any round.
+    """
+    rounds: dict[str, list[int]] = {}
     damaged: list[str] = []
     foreign: list[str] = []
     for name, folder, kind in _places(session):
         if kind == "residual" and not saved_rounds(folder, kind):
             continue
         try:
-            whole, problems = intact_rounds(folder, kind, owners[name])
+            rounds[name], problems = intact_rounds(folder, kind, owners[name])
         except ForeignCheckpointError as error:
             foreign.append(str(error))
             continue
-        rounds = set(whole) if rounds is None else rounds & set(whole)
         damaged += problems
-    return {"rounds": None if rounds is None else sorted(rounds), "damaged": damaged, "foreign": foreign}
+    return {"rounds": rounds, "damaged": damaged, "foreign": foreign}
 
 
-def _settled(directory: RunDirectory, told: Sequence[Found]) -> tuple[int, dict[str, str]]:
+def _settled(
+    directory: RunDirectory, told: Sequence[Found], sites: Sequence[str]
+) -> tuple[int, dict[str, str], dict[str, int]]:
     records = directory.read_rounds()
     foreign = [problem for found in told for problem in found["foreign"]]
     # Before a first record, what lies there is of an earlier attempt, and is removed.
     if foreign and records:
         raise InputError("\n".join(foreign), code="resume.other-checkpoint")
-    first = last_common([found["rounds"] for found in told], len(records))
+    absences = [frozenset(record.get("absent", ())) for record in records]
+    kept = {name: rounds for found in told for name, rounds in found["rounds"].items()}
+    first = last_common([carried(name, rounds, absences) for name, rounds in kept.items()], len(records))
     if first is None:
         raise InputError(
             f"{directory.rounds}: has {len(records)} records, but no round near that is whole on the disks of all "
@@ -138,25 +146,50 @@ def _settled(directory: RunDirectory, told: Sequence[Found]) -> tuple[int, dict[
         LOG.warning("%s", problem)
     if first < len(records):
         LOG.warning("%d rounds were recorded; going on after round %d", len(records), first)
-    heads: dict[str, str] = records[-1]["ledger_heads"] if records else {}
+    heads = {name: head for record in records for name, head in record["ledger_heads"].items()}
     directory.write_rounds(records[:first])
     if not first:
         directory.write_json(directory.environment, environment())
-    return first, heads
+    return first, heads, {name: last_present(name, first, absences) for name in sites}
 
 
-def last_common(found: Sequence[Sequence[int] | None], recorded: int) -> int | None:
-    """The last recorded round that all ranks have whole; None where there should be one and is none.
+def last_present(name: str, round: int, absences: Sequence[Collection[str]]) -> int:
+    """Return the last round up to `round` that a site took part in; 0 for none. `absences`: of each recorded round.
+
+    >>> last_present("a", 3, [set(), {"a"}, {"a", "b"}]), last_present("a", 1, [{"a"}]), last_present("c", 2, [set()])
+    (1, 0, 2)
+    """
+    while 0 < round <= len(absences) and name in absences[round - 1]:
+        round -= 1
+    return round
+
+
+def carried(name: str, rounds: Sequence[int], absences: Sequence[Collection[str]]) -> list[int]:
+    """Return the rounds that an owner can go on from: what it keeps does not change while it is absent.
+
+    >>> carried("a", [1, 2], [set(), set(), {"a"}, {"a"}])
+    [1, 2, 3, 4]
+    """
+    away = [
+        round
+        for round in range(1, len(absences) + 1)
+        if name in absences[round - 1] and last_present(name, round, absences) in (0, *rounds)
+    ]
+    return sorted({*rounds, *away})
+
+
+def last_common(found: Sequence[Sequence[int]], recorded: int) -> int | None:
+    """The last recorded round that all owners have whole; None where there should be one and is none.
 
     A crash can fall between a round's files and its record, so its files may be there without it, or at some ranks
     only; and a damaged one costs a round more.
 
-    >>> last_common([[4, 5, 6], [4, 5]], 6), last_common([[5, 6, 7], None], 6), last_common([[1], []], 1)
+    >>> last_common([[4, 5, 6], [4, 5]], 6), last_common([[5, 6, 7]], 6), last_common([[1], []], 1)
     (5, 6, 0)
     >>> last_common([[7, 8, 9], [7, 8, 9]], 3), last_common([[1], [1]], 5)
     (None, None)
     """
-    kept = [set(rounds) for rounds in found if rounds is not None]
+    kept = [set(rounds) for rounds in found]
     common = set.intersection(*kept) if kept else set()
     oldest = max(0, recorded - KEPT + 1)
     within = [round for round in (*common, 0) if oldest <= round <= recorded]

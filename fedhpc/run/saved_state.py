@@ -73,11 +73,11 @@ def _read(session: Session, resumed: Resumed, fresh: RunState) -> RunState:
     directory, first, owners = session.directory, resumed.first, resumed.owners
     sites = dict(fresh.sites)
     for name, kept in fresh.sites.items():
-        folder = directory.site(name)
-        if saved_rounds(folder, "residual"):
-            found = load_state(folder, "residual", first, owners[name])
-            sites[name] = _checked(found, kept, f"{folder}: residual after round {first}")
-        elif of_algorithm(kept):
+        folder, last = directory.site(name), resumed.residuals[name]
+        if last and saved_rounds(folder, "residual"):
+            found = load_state(folder, "residual", last, owners[name])
+            sites[name] = _checked(found, kept, f"{folder}: residual after round {last}")
+        elif last and of_algorithm(kept):
             raise InputError(
                 f"{folder}: what site {name} keeps for algorithm.name={session.config.algorithm.name} is missing, and "
                 "the aggregator counts on it. Restore the folder from a backup, or start in a new --run-dir",

@@ -18,6 +18,7 @@ from fedhpc.records.checkpoint import saved_rounds
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
 from fedhpc.run.initial_model import check_backbone, start_from
+from fedhpc.run.membership import Membership
 from fedhpc.run.network import agreed_network
 from fedhpc.run.preemption import StopRequest
 from fedhpc.run.public_features import Place as MapPlace
@@ -48,7 +49,8 @@ class Session:
     """One run at one rank, ready to train.
 
     Attributes:
-        config: resolved, the same at all ranks.
+        config: resolved, of the sites that take part; the same at all ranks.
+        declared: resolved, of all sites: what the run directory keeps.
         sites: this rank's hospitals in site order.
         learners: who trains here: the hospitals, or at rank 0 of a centralised run all of them pooled.
         weights: public weight of every site, by index.
@@ -58,9 +60,11 @@ class Session:
         identities: of this rank's sites by index, in a secure sum; else empty.
         shard_digests: of the shards that each learner of this rank trains on (private).
         accounts: on the site ledgers, of this rank's sites; none without privacy.
+        absent: the sites that are declared and take no part in this start, in site order.
     """
 
     config: RunConfig
+    declared: RunConfig
     transport: Transport
     directory: RunDirectory
     console: Console
@@ -75,17 +79,17 @@ class Session:
     identities: Mapping[int, SigningSite] = field(default_factory=dict)
     shard_digests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     accounts: tuple[SiteAccount, ...] = ()
+    absent: tuple[str, ...] = ()
 
 
-def open_session(
-    config: RunConfig, directory: RunDirectory, wire: Transport, console: Console, notice: StopRequest
-) -> Session:
+def open_session(members: Membership, directory: RunDirectory, console: Console, notice: StopRequest) -> Session:
     """Open the secure channel and this rank's shards, agree on task and weights, and build the network.
 
     Raises:
         InputError: at every rank, with the problems of all.
     """
-    transport = open_secure_channel(config, directory, wire, console)
+    config = members.config
+    transport = open_secure_channel(config, directory, members.wire, console)
     indices = my_sites(config, transport)
     run_on_all_ranks(transport, lambda: make_phantoms(config, [config.site_names[i] for i in indices], console))
     run_on_all_ranks(transport, lambda: make_reference(config, console) if transport.rank == 0 else None)
@@ -124,8 +128,22 @@ def open_session(
     for one in (*sites, *learners):
         one.keep_log(directory.log(one.name, transport.rank))
     identities = {} if grid is None else agreed_identities(config, transport, indices)
-    made = (config, transport, directory, console, place, task, sites, learners, weights, facts, grid, notice)
-    return Session(*made, identities, _shard_digests(sites, learners, shards), accounts)
+    made = (
+        config,
+        members.declared,
+        transport,
+        directory,
+        console,
+        place,
+        task,
+        sites,
+        learners,
+        weights,
+        facts,
+        grid,
+        notice,
+    )
+    return Session(*made, identities, _shard_digests(sites, learners, shards), accounts, members.absent)
 
 
 def _shard_digests(

@@ -6,14 +6,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from fedhpc.config.schema import RunConfig
-from fedhpc.errors import InputError, Interrupted, PayloadError, SiteError, site_failure
+from fedhpc.errors import InputError, Interrupted, PayloadError, RankLostError, SiteError, site_failure
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.agreement import Source, agree_on_config
 from fedhpc.run.display import Console
 from fedhpc.run.finish import GLOBAL
 from fedhpc.run.loop import Ended, run
-from fedhpc.run.placement import place_sites
+from fedhpc.run.membership import Membership, leave_together, members_left, start_membership
 from fedhpc.run.preemption import StopRequest
 from fedhpc.run.preflight.check import preflight
 from fedhpc.run.secure_channel import sites_by_rank
@@ -49,32 +48,50 @@ def train(work: Work, machine: Machine) -> str:
     """Train from where the run directory stands.
 
     Returns:
-        why it ended: "finished", "budget" or "preempted"; the same at every rank.
+        why it ended: "finished", "budget", "preempted", or "incomplete" (finished or at its budget, without a site
+        that is declared); the same at every rank.
 
     Raises:
         InputError: at every rank, with the same message.
+        RankLostError: a rank has ended or does not answer, and this start does not go on without its sites.
     """
     configure()
     machine.startup.mark("imports")
-    config, directory = agree_on_config(machine.wire, work.source)
+    machine.wire.limit_waits(None)
+    declared, directory = agree_on_config(machine.wire, work.source)
     try:
-        return _train_in(config, directory, machine, work.stop_after)
+        machine.wire.limit_waits(declared.faults.join_timeout_s)
+        members = start_membership(declared, machine.wire)
+        found, _ = preflight(members.config, directory, members.wire)
+        Console(speaks=members.wire.rank == 0).say(wrapped(found))
+        machine.startup.mark("config and preflight")
+        return _train_with(members, directory, machine, work)
     finally:
         directory.lock.release()
 
 
-def _train_in(config: RunConfig, directory: RunDirectory, machine: Machine, stop_after: int | None) -> str:
-    wire, startup = place_sites(config, machine.wire), machine.startup
+def _train_with(members: Membership, directory: RunDirectory, machine: Machine, work: Work) -> str:
+    """Train with the sites that are there, anew with those that are left where a rank is lost."""
+    while True:
+        try:
+            stopped = _train_in(members, directory, machine, work.stop_after)
+            leave_together(members.wire)
+            return "incomplete" if members.absent and stopped != "preempted" else stopped
+        except RankLostError as lost:
+            members = members_left(members, lost)
+
+
+def _train_in(members: Membership, directory: RunDirectory, machine: Machine, stop_after: int | None) -> str:
+    config, wire, startup = members.config, members.wire, machine.startup
     wire.name_ranks([", ".join(config.site_names[i] for i in block) for block in sites_by_rank(config, wire.size)])
     console = Console(speaks=wire.rank == 0)
-    found, _ = preflight(config, directory, wire)
-    console.say(wrapped(found))
-    startup.mark("config and preflight")
     names = tuple(config.site_names[i] for i in sites_by_rank(config, wire.size)[wire.rank])
     files = [directory.log(name, wire.rank) for name in names]
     with logged([*files, *([] if wire.rank else [directory.aggregator_log()])], wire.rank), _kept_inside(files):
-        LOG.info("start of run %s, config %s, with %d rank(s)", config.name, config.digest(), wire.size)
-        session = open_session(config, directory, wire, console, machine.notice)
+        LOG.info("start of run %s, config %s, with %d rank(s)", config.name, members.declared.digest(), wire.size)
+        if members.news:
+            LOG.warning("%s", members.news)
+        session = open_session(members, directory, console, machine.notice)
         run_on_all_ranks(session.transport, lambda: check_network(config.personalisation, session.place.model))
         startup.mark("certificates, shards and network")
         console.say(wrapped(startup.line))

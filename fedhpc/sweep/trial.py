@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from fedhpc.errors import FileError, InputError, Stopped, printed
+from fedhpc.errors import FileError, InputError, RankLostError, Stopped, printed
 from fedhpc.run.preemption import StopRequest
 from fedhpc.sweep.directory import Outcome, TrialDirectory, beginning
 from fedhpc.sweep.slurm_queue import is_running
@@ -18,7 +18,7 @@ from fedhpc.util.log import configure
 from fedhpc.util.startup import Startup
 
 LOG = logging.getLogger("fedhpc.sweep.trial")  # also where this module is run as __main__
-FAILED, BAD_INPUT = 1, 2
+FAILED, BAD_INPUT, RESUMABLE = 1, 2, 75
 
 
 def run_trial(path: str, requeues: int) -> str:
@@ -65,6 +65,10 @@ def run_trial(path: str, requeues: int) -> str:
     except Stopped as stop:
         if wire is not None and wire.size > 1:
             abort_at_exit(stop.status)
+        stopped = "preempted"
+    except RankLostError as error:
+        LOG.warning("%s", printed(error))
+        abort_at_exit(RESUMABLE)
         stopped = "preempted"
     except BaseException as error:
         folder.end(begun, "failed", f"rank {rank}: {printed(error)}")

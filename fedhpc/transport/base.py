@@ -30,6 +30,9 @@ class Transport(Protocol):
     def broadcast(self, payload: bytes | None, kind: Kind, round: int | None = None) -> bytes:
         """Rank 0's payload, at every rank; the others pass None."""
 
+    def limit_waits(self, limit_s: float | None) -> None:
+        """From now on take a rank for lost that does not answer for so long; None: wait for ever."""
+
 
 class Wire(Transport, Protocol):
     """What carries the bytes of a `Transport`."""
@@ -59,6 +62,9 @@ class AloneTransport:
         if payload is None:
             raise ValueError("payload=None: rank 0 must pass the payload that it broadcasts")
         return payload
+
+    def limit_waits(self, limit_s: float | None) -> None:
+        """See `Transport`: there is nobody to wait for."""
 
     def reordered(self, rank: int) -> "AloneTransport":
         """See `Wire`."""

@@ -59,6 +59,10 @@ class Channel:
         """From now on search all payloads of `site` for these blocks of its images, uint64[m, 2] (private)."""
         self._searches[site] = ImageSearch(blocks)
 
+    def limit_waits(self, limit_s: float | None) -> None:
+        """See `Transport`."""
+        self.wire.limit_waits(limit_s)
+
     def gather(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> list[bytes]:
         """See `Transport`."""
         return list(self.stream(payloads, kind, round))

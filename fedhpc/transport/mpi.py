@@ -8,8 +8,11 @@ one `Igatherv`; so no count ever reaches the 2 GiB of MPI's ints, and rank 0 hol
 many hospitals there are. From TREE_FROM ranks on a wave comes by way of group leaders, which changes no byte of it.
 """
 
+import contextlib
+import logging
 import math
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedhpc.errors import ExchangeError, InputError
+from fedhpc.errors import ExchangeError, InputError, RankLostError
 from fedhpc.transport.base import AloneTransport, Wire
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.framing import Bytes, Pieces, carved, frame_header
@@ -27,6 +30,8 @@ from fedhpc.util.arrays import I64
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+LOG = logging.getLogger(__name__)
 
 FIRST_SLEEP_S, LONGEST_SLEEP_S = 50e-6, 5e-3
 LAUNCHER_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
@@ -37,6 +42,8 @@ TREE_FROM = 64
 """From so many ranks on the gather is a tree: a linear one makes rank 0 take size - 1 messages a wave, this one about
 2 sqrt(size)."""
 SIZE_TAG, HOST_BYTES = 1, 64
+FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"
+"""What `mpirun --with-ft ulfm` sets for its ranks: those that are left may go on after one has ended."""
 
 
 class MpiTransport:
@@ -49,8 +56,8 @@ class MpiTransport:
         node = comm.Split_type(self._mpi.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = node.Get_rank(), node.Get_size()
         node.Free()
-        self._waiting = Waiting()
-        self._hosts = self._all_hosts()
+        self._waiting, self._limit_s = Waiting(), math.inf
+        self._hosts, self._pids = self._all_hosts()
         self._names = [f"rank {rank} on {host}" for rank, host in enumerate(self._hosts)]
         self._group_size = math.isqrt(self.size - 1) + 1 if self.size >= tree_from else 0
         if self._group_size:
@@ -93,13 +100,54 @@ class MpiTransport:
         named = zip(sites, self._hosts, strict=True)
         self._names = [f"{names or 'no site'} (rank {rank} on {host})" for rank, (names, host) in enumerate(named)]
 
-    def _all_hosts(self) -> list[str]:
+    def limit_waits(self, limit_s: float | None) -> None:
+        """See `Transport`. A rank waits for rank 0 twice as long, since that waits for others itself."""
+        self._limit_s = math.inf if limit_s is None else limit_s * (1 if self.rank == 0 else 2)
+
+    def shrunk(self) -> tuple["MpiTransport", list[int]]:
+        """Return the transport of the ranks that are left, and what their ranks have been here (ULFM).
+
+        Every rank that is left must call it. What is under way in this transport ends with an error at all of them.
+        """
+        comm = self._comm
+        for part in (self._group, self._leaders) if self._group_size else ():
+            part.Revoke()
+        while True:
+            comm.Revoke()
+            try:
+                comm = comm.Shrink()
+                alive = comm.allgather(self.rank)
+                return MpiTransport(comm, wave_bytes=self._wave_bytes), alive
+            except self._mpi.Exception:
+                continue  # another rank has ended since
+
+    def _all_hosts(self) -> tuple[list[str], list[int]]:
+        """The host of each rank, in short, and its process id there."""
         own = np.zeros(HOST_BYTES, np.uint8)
         name = socket.gethostname().partition(".")[0].encode()[:HOST_BYTES]
         own[: len(name)] = np.frombuffer(name, np.uint8)
-        hosts = np.zeros((self.size, HOST_BYTES), np.uint8)
+        hosts, pids = np.zeros((self.size, HOST_BYTES), np.uint8), np.zeros(self.size, np.int64)
         self._wait(self._comm.Iallgather(own, hosts))
-        return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in hosts]
+        self._wait(self._comm.Iallgather(np.array([os.getpid()], np.int64), pids))
+        return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in hosts], pids.tolist()
+
+    def _lose(self, missing: Sequence[int], waited_s: float) -> None:
+        """End ranks on this host that do not answer, so that MPI reports them; others end this start of the run.
+
+        Raises:
+            RankLostError: where a rank cannot be ended from here, or the others cannot go on without it.
+        """
+        here = [rank for rank in missing if self._hosts[rank] == self._hosts[self.rank]]
+        names = ", ".join(self._names[rank] for rank in missing) or self._names[0]
+        if not missing or len(here) < len(missing) or not is_fault_tolerant():
+            raise RankLostError(
+                f"{names}: has not answered for {waited_s:.0f} s (faults.round_timeout_s, faults.join_timeout_s); this "
+                "start ends, and the same command goes on after the last saved round"
+            )
+        LOG.warning("%s: has not answered for %.0f s and is ended (faults.round_timeout_s)", names, waited_s)
+        for rank in here:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pids[rank], signal.SIGKILL)
 
     def _sizes_at_rank_0(self, own: int) -> I64:
         """How many bytes each rank has to send, int64[size]; zeros elsewhere. One message a rank, so that rank 0 knows
@@ -112,10 +160,13 @@ class MpiTransport:
         missing = {
             rank: self._comm.Irecv(sizes[rank : rank + 1], source=rank, tag=SIZE_TAG) for rank in range(1, self.size)
         }
-        pause_s = FIRST_SLEEP_S
+        pause_s, limit_s = FIRST_SLEEP_S, self._limit_s
         with self._waiting.begun() as look:
             while missing := {rank: request for rank, request in missing.items() if not self._done(request)}:
-                look([self._names[rank] for rank in missing])
+                waited_s = look([self._names[rank] for rank in missing])
+                if waited_s > limit_s:
+                    self._lose(list(missing), waited_s)
+                    limit_s = math.inf
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
         return sizes
@@ -155,7 +206,9 @@ class MpiTransport:
         try:
             return bool(request.Test())
         except self._mpi.Exception as error:
-            raise ExchangeError(
+            lost = (self._mpi.ERR_PROC_FAILED, self._mpi.ERR_PROC_FAILED_PENDING, self._mpi.ERR_REVOKED)
+            kind = RankLostError if error.Get_error_class() in lost else ExchangeError
+            raise kind(
                 f"a message could not be exchanged ({error.Get_error_string().strip()}): another rank has ended. See "
                 "what the launcher says of it; the same command goes on after the last saved round"
             ) from None
@@ -165,8 +218,9 @@ class MpiTransport:
         pause_s = FIRST_SLEEP_S
         with self._waiting.begun() as look:
             while not self._done(request):
-                if whom and self.rank == 0:
-                    look(whom)
+                waited_s = look(whom if self.rank == 0 else ())
+                if waited_s > self._limit_s:
+                    self._lose([], waited_s)
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
 
@@ -188,6 +242,11 @@ def connect() -> Wire:
             code="mpi.world-of-one",
         )
     return transport
+
+
+def is_fault_tolerant() -> bool:
+    """Whether ranks can go on after one has ended: under `mpirun --with-ft ulfm`."""
+    return os.environ.get(FAULT_TOLERANT, "") in ("1", "true")
 
 
 def world_size() -> int:

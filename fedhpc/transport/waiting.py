@@ -52,16 +52,20 @@ class Waiting:
         self._first_s, self._usual_s = first_notice_s(), 0.0
 
     @contextmanager
-    def begun(self) -> Iterator[Callable[[Sequence[str]], None]]:
-        """One wait, to the end of the block; while it lasts, call what this gives with those who are missing."""
+    def begun(self) -> Iterator[Callable[[Sequence[str]], float]]:
+        """One wait, to the end of the block; while it lasts, call what this gives with those who are missing.
+
+        It returns the seconds waited so far.
+        """
         start_s, first_s = time.monotonic(), max(self._first_s, min(2 * self._usual_s, MOST_USUAL_S))
         next_s = [first_s]
 
-        def look(missing: Sequence[str]) -> None:
+        def look(missing: Sequence[str]) -> float:
             waited_s = time.monotonic() - start_s
-            if waited_s >= next_s[0]:
+            if missing and waited_s >= next_s[0]:
                 next_s[0] = 2 * waited_s
                 self._say(notice(missing, waited_s))
+            return waited_s
 
         yield look
         self._usual_s = max(self._usual_s, time.monotonic() - start_s)
