@@ -6,6 +6,8 @@
 # Set before sourcing, where needed:
 #   container=(apptainer exec --nv fedhpc.sif)   what to put before `python`
 #   most_restarts=50                             a job that never gets on is not queued again for ever
+#   fault_tolerant=1                             start the ranks by `mpirun --with-ft ulfm`, so that the others go on where
+#                                                one ends (Open MPI 5; the config says faults.on_death: continue)
 
 most_restarts=${most_restarts:-50}
 told_to_stop=
@@ -49,8 +51,15 @@ choose_launcher() {
         launcher=(srun --ntasks=1)
         return
     fi
-    for way in "srun --mpi=pmix" "srun --mpi=pmi2" mpirun; do
+    local ways=("srun --mpi=pmix" "srun --mpi=pmi2" mpirun)
+    if [ -n "${fault_tolerant:-}" ]; then
+        # Never under srun, where it is not supported. Connections that are made late may hang after a failure.
+        ways=("mpirun --with-ft ulfm")
+        export OMPI_MCA_mpi_preconnect_mpi=1
+    fi
+    for way in "${ways[@]}"; do
         case $way in
+            "mpirun --with-ft ulfm") launcher=(mpirun --with-ft ulfm -n "$tasks") ;;
             mpirun) launcher=(mpirun -n "$tasks") ;;
             *) launcher=("srun" "${way#srun }" "--ntasks=$tasks" --kill-on-bad-exit=1) ;;
         esac
@@ -171,6 +180,8 @@ every_node_answers() {
 # where SLURM has queued it again already, there is nothing to do.
 hold_for_restart() {
     if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != RUNNING ]; then
+        # Cancelled, or preempted under PreemptMode=CANCEL, where `scontrol requeue` does nothing.
+        say "stopped early, and this job is being ended; to go on: sbatch, with the same file and arguments"
         exit 75
     fi
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "$most_restarts" ]; then

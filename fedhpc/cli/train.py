@@ -11,6 +11,7 @@ from fedhpc.cli.common import Parser, add_run_dir, add_set, positive
 from fedhpc.cli.status import BAD_INPUT, FAILED, FINISHED, INCOMPLETE, RESUMABLE, report_stop
 from fedhpc.errors import FileError, InputError, RankLostError, Stopped
 from fedhpc.run.preemption import StopRequest
+from fedhpc.util.files import write_text
 from fedhpc.util.startup import Startup
 
 HELP = "train as the config says; under mpirun or srun one hospital a rank"
@@ -85,7 +86,11 @@ def _train(transport: Any, notice: StopRequest, startup: Startup, options: argpa
     from fedhpc.run.train import Machine, Work, train
     from fedhpc.transport.mpi import is_fault_tolerant
 
-    stopped = train(Work(source, options.stop_after), Machine(transport, notice, startup))
+    def may_resume() -> None:
+        if options.status is not None:
+            write_text(options.status, f"{RESUMABLE}\n")
+
+    stopped = train(Work(source, options.stop_after, may_resume), Machine(transport, notice, startup))
     options.leave_at_once = is_fault_tolerant()
     return {"preempted": RESUMABLE, "incomplete": INCOMPLETE}.get(stopped, FINISHED)
 

@@ -34,6 +34,7 @@ from fedhpc.errors import ConfigError, InputError
 from fedhpc.util.directory_lock import DirectoryLock
 from fedhpc.util.files import (
     append_line,
+    cut_torn_line,
     make_folder,
     read_json,
     read_lines,
@@ -62,6 +63,7 @@ class RunDirectory:
         self.path = path
         self.config, self.summary, self.model = path / "config.yaml", path / "summary.json", path / "model.pt"
         self.rounds, self.environment = path / "rounds.jsonl", path / "environment.json"
+        self.starts = path / "starts.jsonl"
         self.aggregator_egress, self.identity = path / "egress.jsonl", path / "run.json"
         self.initial = path / "initial.json"
         self.state, self.lock = path / "state", DirectoryLock(path)
@@ -177,6 +179,18 @@ class RunDirectory:
     def append_round(self, record: dict[str, Any]) -> None:
         """Append the record of the next round; on disk when this returns."""
         append_line(self.rounds, json.dumps(record, allow_nan=False))
+
+    def note_start(self, start: dict[str, Any]) -> list[dict[str, Any]]:
+        """Append what is known of a start of the run as its rounds begin; return all starts, this one last."""
+        cut_torn_line(self.starts)
+        append_line(self.starts, json.dumps(start, allow_nan=False))
+        lines, _ = read_lines(self.starts, RESTORE)
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError:
+            raise InputError(
+                f"{self.starts}: was changed; it only tells when the run was started: remove it", code="file.damaged"
+            ) from None
 
 
 def config_text(config: RunConfig, folder: Path) -> str:

@@ -84,8 +84,13 @@ class Ended:
     models: Mapping[str, F32]
 
 
-def run(session: Session, stop_after: int | None) -> Ended:
+def run(session: Session, stop_after: int | None, on_begin: Callable[[int], None]) -> Ended:
     """Train from where the run directory stands to the end of the run, or for `stop_after` rounds more.
+
+    Args:
+        session: this rank's.
+        stop_after: None: no limit.
+        on_begin: called at rank 0 with the number of finished rounds, before the first round of this start.
 
     Raises:
         InputError: a run directory that cannot be resumed.
@@ -97,6 +102,7 @@ def run(session: Session, stop_after: int | None) -> Ended:
     centre_features(session, resumed)
     progress = Progress(stop_after, resumed.records)
     _introduce(session, resumed.first, lifetimes)
+    run_on_all_ranks(session.transport, lambda: None if session.transport.rank else on_begin(resumed.first))
     session.transport.limit_waits(session.declared.faults.round_timeout_s)
     drive = _federated if session.config.mode == "federated" else _separate
     session.notice.begin_rounds(speaks=session.transport.rank == 0)

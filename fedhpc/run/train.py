@@ -1,9 +1,10 @@
 """One run at one rank, from its config to its end: what `run.py train` does, and each trial of a sweep."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 
 from fedhpc.errors import InputError, Interrupted, PayloadError, RankLostError, SiteError, site_failure
@@ -26,6 +27,9 @@ from fedhpc.util.text import wrapped
 
 LOG = logging.getLogger(__name__)
 
+VAIN_STARTS = 4
+"""So many starts after the same round, and the run is taken not to get on."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -38,10 +42,17 @@ class Machine:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be run, and after how many rounds to stop."""
+    """What is to be run.
+
+    Attributes:
+        source: the config and the run directory.
+        stop_after: after how many rounds to stop; None: at the end of the run.
+        may_resume: called at rank 0 as the rounds begin, where a start that is killed from then on is to be resumed.
+    """
 
     source: Source
     stop_after: int | None = None
+    may_resume: Callable[[], None] = lambda: None
 
 
 def train(work: Work, machine: Machine) -> str:
@@ -74,14 +85,14 @@ def _train_with(members: Membership, directory: RunDirectory, machine: Machine, 
     """Train with the sites that are there, anew with those that are left where a rank is lost."""
     while True:
         try:
-            stopped = _train_in(members, directory, machine, work.stop_after)
+            stopped = _train_in(members, directory, machine, work)
             leave_together(members.wire)
             return "incomplete" if members.absent and stopped != "preempted" else stopped
         except RankLostError as lost:
             members = members_left(members, lost)
 
 
-def _train_in(members: Membership, directory: RunDirectory, machine: Machine, stop_after: int | None) -> str:
+def _train_in(members: Membership, directory: RunDirectory, machine: Machine, work: Work) -> str:
     config, wire, startup = members.config, members.wire, machine.startup
     wire.name_ranks([", ".join(config.site_names[i] for i in block) for block in sites_by_rank(config, wire.size)])
     console = Console(speaks=wire.rank == 0)
@@ -94,8 +105,8 @@ def _train_in(members: Membership, directory: RunDirectory, machine: Machine, st
         session = open_session(members, directory, console, machine.notice)
         run_on_all_ranks(session.transport, lambda: check_network(config.personalisation, session.place.model))
         startup.mark("certificates, shards and network")
-        console.say(wrapped(startup.line))
-        ended = run(session, stop_after)
+        console.say(wrapped(members.news or startup.line))
+        ended = run(session, work.stop_after, partial(_note_start, members, directory, work))
         _personalise(session, ended)
         LOG.info("end of this start: %s", ended.why)
         return ended.why
@@ -116,6 +127,27 @@ def _personalise(session: Session, ended: Ended) -> None:
     session.console.say(
         wrapped(f"each hospital's own model: sites/<site>/{MODEL} and {RECORD}, for that hospital only")
     )
+
+
+def _note_start(members: Membership, directory: RunDirectory, work: Work, first: int) -> None:
+    """Record a start of the run, after `first` rounds; say whether it is to be resumed where its ranks are killed."""
+    start = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "after_round": first,
+        "ranks": members.wire.size,
+        "absent": members.absent,
+    }
+    starts = directory.note_start(start)
+    if members.declared.faults.on_death == "stop":
+        return
+    if [one["after_round"] for one in starts[-VAIN_STARTS:]] == [first] * VAIN_STARTS:
+        LOG.warning(
+            "%s: the last %d starts have finished no round; where this one is killed too, it is not queued again",
+            directory.path,
+            VAIN_STARTS - 1,
+        )
+        return
+    work.may_resume()
 
 
 @contextmanager
