@@ -1,0 +1,148 @@
+"""A rank that ends or hangs in mid-run: the others go on (ULFM) with the bits of a planned rest; nothing is lost."""
+
+import json
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Mpi, Outcome
+from tests.mpi.test_federated import NOISED, SITES, charges, cohort, command, params, summary
+from tests.support.fault_tolerant import Blow, struck
+
+__all__ = ["cohort"]
+pytestmark = pytest.mark.mpi
+ROUNDS = 6
+GO_ON = ("faults.on_death=continue", "faults.min_sites=3")
+# Full batches: their noise is planned at once.
+SETS = (*NOISED, "privacy.sample_rate=1.0", *GO_ON, f"training.rounds={ROUNDS}")
+Run = Callable[..., Outcome]
+
+
+def records(run_dir: Path) -> list[dict[str, object]]:
+    path = run_dir / "rounds.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def lines_of(run_dir: Path, site: str) -> int:
+    path = run_dir / "sites" / site / "ledger.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def planned(cohort: Path, run_here: Run, run_dir: Path, lost: str, after: int) -> Path:
+    """The run whose user takes a site out after so many rounds."""
+    if after:
+        begun = run_here([*command(cohort, run_dir, *SETS), "--stop-after", str(after)])
+        assert begun.returncode == 75, begun.stderr
+    done = run_here(command(cohort, run_dir, *SETS, f"faults.absent={json.dumps([lost])}"))
+    assert done.returncode == 3, done.stderr
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def survived(cohort: Path, mpi: Mpi) -> tuple[Path, Outcome]:
+    """site3's rank is killed while it trains in round 3; its charge of that round is on disk."""
+    run_dir = cohort / "survived"
+    words = ["run.py", *command(cohort, run_dir, *SETS), "--status", str(cohort / "status")]
+    # The first line of a ledger is its start.
+    blow = Blow(2, signal.SIGKILL, lambda: lines_of(run_dir, "site3") == 4)
+    return run_dir, struck(mpi, 4, words, blow)
+
+
+def test_others_go_on_with_the_bits_of_a_planned_rest(
+    survived: tuple[Path, Outcome], cohort: Path, run_here: Run
+) -> None:
+    run_dir, done = survived
+    assert (cohort / "status").read_text(encoding="utf-8") == "3\n", done.stdout + done.stderr
+    assert "lost the rank(s) of site3: going on with 3 of 4 sites" in " ".join(done.stdout.split())
+    assert "WITHOUT site3" in done.stdout
+    made = records(run_dir)
+    # The round that was done again is charged again, and the budget is planned for ROUNDS.
+    assert [record["round"] for record in made] == list(range(1, ROUNDS))
+    assert summary(run_dir)["stopped"] == "budget"
+    whole = [record["absent"] for record in made].index(["site3"])
+    assert whole == 2, "at most the round that was under way is done again"
+    assert all(record["absent"] == ["site3"] for record in made[whole:])
+    rest = planned(cohort, run_here, cohort / "planned", "site3", whole)
+    np.testing.assert_array_equal(params(run_dir, ROUNDS - 1), params(rest, ROUNDS - 1))
+    assert summary(run_dir)["absent"] == {"site3": ROUNDS - 1 - whole}
+    assert set(summary(run_dir)["per_site"]) == set(SITES) - {"site3"}
+
+
+def test_what_was_charged_stays_charged_and_a_lost_site_takes_part_again(
+    survived: tuple[Path, Outcome], cohort: Path, run_here: Run
+) -> None:
+    run_dir, _ = survived
+    assert charges(run_dir, "site3") == [0, 1, 2]
+    # Those that had begun the round have charged it twice: it was done again with other noise.
+    assert charges(run_dir, "site1") == [0, 1, 2, 2, 3, 4]
+    residuals = sorted(path.name for path in (run_dir / "sites" / "site3").glob("residual-*.npz"))
+    assert "residual-0002.npz" in residuals
+    more = [*command(cohort, run_dir, *SETS, f"training.rounds={ROUNDS + 1}", "privacy.epsilon=30")]
+    done = run_here(more)
+    assert done.returncode == 0, done.stderr
+    last = records(run_dir)[-1]
+    assert (last["round"], last["absent"], set(last["per_site"])) == (ROUNDS + 1, [], set(SITES))
+    assert charges(run_dir, "site3") == [0, 1, 2, ROUNDS - 1, ROUNDS]
+
+
+def test_a_lost_aggregator_ends_the_start_which_can_be_resumed(cohort: Path, mpi: Mpi, run_here: Run) -> None:
+    run_dir, status = cohort / "headless", cohort / "headless.status"
+    words = ["run.py", *command(cohort, run_dir, *SETS), "--status", str(status)]
+    struck(mpi, 2, words, Blow(0, signal.SIGKILL, lambda: len(records(run_dir)) == 2))
+    assert status.read_text(encoding="utf-8") == "75\n", "as written when the rounds began"
+    done = run_here([*command(cohort, run_dir, *SETS), "--take-over"])
+    assert done.returncode == 0, done.stderr
+    assert len(records(run_dir)) == ROUNDS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_rank_that_hangs_is_ended_and_the_others_go_on(cohort: Path, mpi: Mpi) -> None:
+    run_dir, status = cohort / "hung", cohort / "hung.status"
+    words = ["run.py", *command(cohort, run_dir, *SETS, "faults.round_timeout_s=5"), "--status", str(status)]
+    done = struck(mpi, 4, words, Blow(3, signal.SIGSTOP, lambda: len(records(run_dir)) == 2))
+    assert status.read_text(encoding="utf-8") == "3\n", done.stdout + done.stderr
+    assert "site4 (rank 3 on" in done.stderr and "has not answered for 5 s" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_killed_at_any_moment_nothing_is_lost(cohort: Path, mpi: Mpi, run_here: Run) -> None:
+    """At random moments of the rounds, a random hospital: the laws above."""
+    chance = random.Random(20261126)
+    for number in range(20):
+        run_dir, status = cohort / f"random{number}", cohort / f"random{number}.status"
+        victim, moment_s = chance.randrange(1, 4), chance.uniform(0, 3)
+        began: list[float] = []
+
+        def reached(run_dir: Path = run_dir, moment_s: float = moment_s, began: list[float] = began) -> bool:
+            if not began and (run_dir / "starts.jsonl").exists():
+                began.append(time.monotonic())
+            return bool(began) and time.monotonic() - began[0] >= moment_s
+
+        words = ["run.py", *command(cohort, run_dir, *SETS, "training.rounds=12"), "--status", str(status)]
+        done = struck(mpi, 4, words, Blow(victim, signal.SIGKILL, reached))
+        told = f"kill {number}: site{victim + 1} after {moment_s:.3f} s\n{done.stdout}\n{done.stderr}"
+        assert status.read_text(encoding="utf-8") in ("0\n", "3\n"), told
+        made = records(run_dir)
+        assert [record["round"] for record in made] in (list(range(1, 12)), list(range(1, 13))), told
+        end = len(made)
+        for site in SITES:
+            present = [record["round"] - 1 for record in made if site not in record["absent"]]
+            assert set(present) <= set(charges(run_dir, site)), told
+        lost = next((record["absent"] for record in made if record["absent"]), [])
+        if lost:
+            whole = [record["absent"] for record in made].index(lost)
+            rest = cohort / f"rest{number}"
+            if whole:
+                run_here([*command(cohort, rest, *SETS, "training.rounds=12"), "--stop-after", str(whole)])
+            run_here(command(cohort, rest, *SETS, "training.rounds=12", f"faults.absent={json.dumps(lost)}"))
+            np.testing.assert_array_equal(params(run_dir, end), params(rest, end), told)
+            shutil.rmtree(rest)
+        shutil.rmtree(run_dir)

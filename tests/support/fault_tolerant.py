@@ -1,0 +1,76 @@
+"""A run under `mpirun --with-ft ulfm`, one rank of which gets a signal in mid-run."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPO, Outcome, kill_session
+
+
+@dataclass(frozen=True)
+class Blow:
+    """What one rank gets: the signal, and when (a function that says that the time has come)."""
+
+    rank: int
+    signal: signal.Signals
+    when: Callable[[], bool]
+
+
+def rank_of(pid: int) -> int | None:
+    """The MPI rank of a process; None for another process."""
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    prefix = b"OMPI_COMM_WORLD_RANK="
+    return next((int(one.removeprefix(prefix)) for one in variables if one.startswith(prefix)), None)
+
+
+def process_of(session: int, rank: int) -> int:
+    """The process id of a rank of the mpirun that leads a session."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        pid = int(stat.parent.name)
+        try:
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and rank_of(pid) == rank:
+            return pid
+    raise LookupError(f"no process of rank {rank} in session {session}")
+
+
+def struck(mpi: Any, ranks: int, words: list[str], blow: Blow, timeout: float = 280) -> Outcome:
+    """Start the program, give the blow, wait for the end; the status is the launcher's."""
+    command = [mpi.launcher, "--with-ft", "ulfm", *mpi.command(ranks, words)[1:]]
+    process = subprocess.Popen(
+        command,
+        cwd=REPO,
+        env={**os.environ, **mpi.start_env()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    until = time.monotonic() + timeout
+    try:
+        while not blow.when():
+            if process.poll() is not None or time.monotonic() > until:
+                out, err = process.communicate(timeout=5)
+                pytest.fail(f"ended ({process.returncode}) or took {timeout} s before the blow\n{out}\n{err}")
+            time.sleep(0.002)
+        os.kill(process_of(process.pid, blow.rank), blow.signal)
+        out, err = process.communicate(timeout=max(1.0, until - time.monotonic()))
+    finally:
+        kill_session(process.pid)
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+    return Outcome(process.returncode, out, err)
