@@ -2,12 +2,13 @@
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from fedhpc.aggregation.base import Aggregated, RuleRound
+from fedhpc.aggregation.base import Aggregated, Flag, RuleRound
 from fedhpc.aggregation.mixing import distances
 from fedhpc.aggregation.robust import RobustRule, only
 from fedhpc.util.arrays import F64
@@ -20,7 +21,7 @@ class MinimumDiameter(RobustRule):
 
     Assumes f < n / 2. All n over f subsets are looked at, which bounds n and f. Ignores the declared weights. With
     f = 0 it is the mean in which every site counts once. Under local noise it leaves out the smallest hospital by
-    construction, since its noise is the largest.
+    construction, since its noise is the largest. Whom it leaves out is flagged in every round.
     """
 
     rule: Literal["mda"] = Field(
@@ -46,7 +47,14 @@ class MinimumDiameter(RobustRule):
         apart = distances(updates)
         subsets = itertools.combinations(range(len(updates)), len(updates) - self.faulty_sites)
         chosen = min(subsets, key=lambda subset: _spread(apart[np.ix_(subset, subset)]))
-        return only(updates[list(chosen)].mean(axis=0))
+        found = only(updates[list(chosen)].mean(axis=0))
+        if self.mixing:
+            return found  # What is left out then is a mean of several sites.
+        out = [name for site, name in enumerate(round.sites) if site not in chosen]
+        detail = (
+            f"diameter {float(apart[np.ix_(chosen, chosen)].max()):.3g} without it, {float(apart.max()):.3g} with it"
+        )
+        return replace(found, flags=tuple(Flag(name, "diameter", detail) for name in out))
 
 
 def _spread(apart: F64) -> tuple[float, float]:

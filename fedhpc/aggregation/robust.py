@@ -88,7 +88,9 @@ class Stack(Aggregator):
             raise ValueError(problem)
         updates = np.array(self._updates, np.float64)
         updates = mixed(updates, self._rule.faulty_sites) if self._rule.mixing else updates
-        return replace(self._rule.combined(updates, self._round), flags=tuple(self._flags))
+        found = self._rule.combined(updates, self._round)
+        named = {flag.site for flag in self._flags}
+        return replace(found, flags=(*self._flags, *(flag for flag in found.flags if flag.site not in named)))
 
 
 def only(update: F64) -> Aggregated:

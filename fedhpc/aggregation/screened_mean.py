@@ -5,22 +5,26 @@ largest. But the noise of each site is public. Of its update u = g + s N(0, I), 
 known before the round (`UpdateScale`). So each update is tested against what it itself may be:
 
 1. Norm. |u| is above (bound on |g|) + s sqrt(chi-square quantile, d degrees) with a chance of at most NORM_ALPHA for an
-   honest site. A longer update is shortened to that length, and named; it is not left out.
-2. Direction. Let m be the unit vector along the coordinate-wise median of the other sites' updates. It does not depend
-   on the site's own noise, so z = <u, m> / s has variance 1 exactly. The sum of z over t rounds, divided by sqrt(t), is
-   normal with variance 1, and its mean is not negative for a site that over these rounds does not pull against the
-   others. A site is left out while it is below the quantile of ALPHA 6 / (pi t)^2, which adds up to ALPHA over all
-   rounds: an honest site is left out in a run with a chance of at most ALPHA = 0.5 %.
+   honest site. A longer update is shortened to that length, and named; it is not left out. The bound on |g| is that of
+   clipping, or SIGNAL_FACTOR times the median of what the other sites' signals are at most, where that is less: the
+   root of |u|^2 - d s^2, and SPREAD standard deviations of the noise's own d s^2 more.
+2. Direction. Let m be the unit vector along the coordinate-wise median of the other sites' updates, which does not
+   depend on the site's own noise. A round counts for a site where the others agree: where their mean cosine between
+   two is above AGREEMENT. z = <u, m> / max(s, |u| / sqrt(d)) has a variance of at most 1 by the noise. Its sum over t
+   such rounds, divided by sqrt(t), is below the quantile of ALPHA 6 / (pi t)^2 with a chance that adds up to ALPHA over
+   all rounds, for a site that in these rounds does not pull against the others. From then on the site is left out.
 
-The sum over rounds, and not one round, since honest hospitals that differ pull apart near the optimum, after they have
-pulled together. The median of the others, and not their mean: a hostile site that is long would turn the mean round,
-and with it all other sites' tests. A test on validation data, with and without a site, is not among these: a run
-releases the scores of one model a round, and those of n more would cost each validation patient n times the epsilon.
+So an honest site is left out in a run with a chance of at most ALPHA = 0.5 %. What the test rests on is that honest
+hospitals pull together where the others agree. It says nothing where they disagree, as all do near the optimum: there
+honest hospitals that differ pull apart, and a test of every round took them for hostile. The median of the others, and
+not their mean: a hostile site that is long would turn the mean round, and with it all other sites' tests.
 
-Without a known scale (no privacy, Adam, sparse or coarse updates) the two tests are: |u| above NORM_FACTOR times the
-median norm, and a sum of cosines over t rounds below -1 - 4 sqrt(t / d).
+A test on validation data, with and without a site, is not among these: a run releases the scores of one model a round,
+and those of n more would cost each validation patient n times the epsilon.
 
-Where half of the sites or more are left out, nobody can tell which half is honest: the run is stopped.
+Without a known scale (no privacy, Adam, sparse or coarse updates) s is taken as 0, and the bound on |u| is NORM_FACTOR
+times the median norm. Where half of the sites or more are left out, nobody can tell which half is honest: the run is
+stopped.
 """
 
 import math
@@ -36,16 +40,19 @@ from fedhpc.errors import PayloadError, SiteError
 from fedhpc.util.arrays import F32, F64
 
 ALPHA, NORM_ALPHA = 0.005, 1e-4
-NORM_FACTOR = 3.0
-ALIGNED, TESTED = "alignment", "rounds_tested"
+NORM_FACTOR, SIGNAL_FACTOR = 3.0, 2.0
+AGREEMENT, SPREAD = 0.2, 3.0
+TINY = 1e-300
+ALIGNED, TESTED, OUT = "alignment", "rounds_tested", "left_out"
 
 
 class ScreenedMean(AggregationRule):
     """The weighted mean of the updates that pass two tests against their public noise.
 
-    Norm: too long for the site's noise and clipping bound: shortened to that. Direction: over the rounds so far against
-    the median of the others, beyond what noise explains: left out. Assumes fewer than half of the sites hostile, and
-    three sites or more. Uses the declared weights. Stops the run where half of the sites or more would be left out.
+    Norm: too long for the site's noise and clipping bound: shortened to that. Direction: in rounds where the others
+    agree, against them beyond what noise explains: left out for the rest of the run. Assumes fewer than half of the
+    sites hostile, and three sites or more. Uses the declared weights. Stops the run where half of the sites or more
+    would be left out.
     """
 
     rule: Literal["screened_mean"] = Field(
@@ -55,8 +62,8 @@ class ScreenedMean(AggregationRule):
     )
 
     def initial(self, size: int, sites: int) -> Arrays:
-        """See `AggregationRule`: of each site the sum of its alignments, and over how many rounds."""
-        return {ALIGNED: np.zeros(sites), TESTED: np.zeros(sites)}
+        """See `AggregationRule`: of each site the sum of its alignments, over how many rounds, and 1 if it is out."""
+        return {name: np.zeros(sites) for name in (ALIGNED, TESTED, OUT)}
 
     def aggregator(self, round: RuleRound) -> "Screen":
         """See `AggregationRule`."""
@@ -114,37 +121,50 @@ class Screen(Aggregator):
         mean = weights @ np.array([updates[site] for site in staying]) / weights.sum()
         return Aggregated(mean.astype(np.float32), kept, tuple(self._flags))
 
+    def _noise(self, site: int) -> float:
+        return 0.0 if self._round.scales is None else self._round.scales[site].noise
+
     def _shortened(self, site: int) -> F64:
         """The update of a site, no longer than an honest one can be."""
         update = self._updates[site]
         length, longest = float(np.linalg.norm(update)), self._longest(site)
         if length <= longest:
             return update
-        detail = f"norm {length:.3g}, at most {longest:.3g} from noise and clipping"
+        detail = f"norm {length:.3g}, at most {longest:.3g} by noise and signal"
         self._flags.append(Flag(self._round.sites[site], "norm", detail, excluded=False))
         return update * (longest / length)
 
     def _longest(self, site: int) -> float:
         if self._round.scales is None:
             return NORM_FACTOR * float(np.median([np.linalg.norm(update) for update in self._updates.values()]))
-        scale = self._round.scales[site]
-        return scale.longest + scale.noise * math.sqrt(float(chdtri(self._round.size, NORM_ALPHA)))
+        d, scale = self._round.size, self._round.scales[site]
+        spread = 1 - SPREAD * math.sqrt(2 / d)
+        squares = [float(u @ u) - spread * d * self._noise(k) ** 2 for k, u in self._updates.items() if k != site]
+        others = float(np.median(np.sqrt(np.maximum(squares, 0))))
+        signal = min(scale.longest, SIGNAL_FACTOR * others)
+        return signal + scale.noise * math.sqrt(float(chdtri(d, NORM_ALPHA)))
 
     def _pulls_against(self, site: int, updates: dict[int, F64], kept: dict[str, F64]) -> bool:
-        """Test the direction of a site over all rounds so far; add this round's part to what is kept."""
-        others = np.median([updates[other] for other in updates if other != site], axis=0)
-        along = float(updates[site] @ others) / max(float(np.linalg.norm(others)), 1e-300)
-        scales = self._round.scales
-        scale = max(float(np.linalg.norm(updates[site])), 1e-300) if scales is None else scales[site].noise
-        kept[ALIGNED][site] += along / scale
-        kept[TESTED][site] += 1
+        """Test the direction of a site over the rounds that count so far; add this round's part to what is kept."""
+        others = np.array([update for other, update in updates.items() if other != site])
+        if agreement(others) > AGREEMENT:
+            kept[ALIGNED][site] += self._alignment(site, updates[site], np.median(others, axis=0))
+            kept[TESTED][site] += 1
         total, rounds = float(kept[ALIGNED][site]), float(kept[TESTED][site])
-        least = least_cosines(rounds, self._round.size) if scales is None else least_alignment(rounds)
-        if total >= least:
+        if rounds and total < least_alignment(rounds):
+            kept[OUT][site] = 1
+        if not kept[OUT][site]:
             return False
-        detail = f"alignment with the others {total:.3g} over {rounds:.0f} rounds, at least {least:.3g} allowed"
+        detail = (
+            f"alignment with the others {total:.3g} over {rounds:.0f} rounds, {least_alignment(rounds):.3g} allowed"
+        )
         self._flags.append(Flag(self._round.sites[site], "direction", detail))
         return True
+
+    def _alignment(self, site: int, update: F64, others: F64) -> float:
+        """z of one round."""
+        scale = max(self._noise(site), float(np.linalg.norm(update)) / math.sqrt(update.size))
+        return float(update @ others) / max(float(np.linalg.norm(others)) * scale, TINY)
 
     def _check_majority(self) -> None:
         out = [flag for flag in self._flags if flag.excluded]
@@ -168,6 +188,12 @@ def least_alignment(rounds: float) -> float:
     return float(ndtri(ALPHA * 6 / (math.pi * rounds) ** 2)) * math.sqrt(rounds)
 
 
-def least_cosines(rounds: float, size: int) -> float:
-    """Return the least sum of cosines over so many rounds that is allowed where the noise is not known."""
-    return -1 - 4 * math.sqrt(rounds / size)
+def agreement(updates: F64) -> float:
+    """Return the mean cosine between two of at least two updates float64[n, d]; 0 for fewer.
+
+    >>> round(agreement(np.array([[1.0, 0.0], [1.0, 1.0]])), 3)
+    0.707
+    """
+    units = updates / np.maximum(np.linalg.norm(updates, axis=1, keepdims=True), TINY)
+    pairs = np.triu_indices(len(units), 1)
+    return float((units @ units.T)[pairs].mean()) if len(units) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""`run.py bench dp|codec|wire|splits|contribution`: the project's own benchmarks."""
+"""`run.py bench dp|codec|wire|splits|contribution|stress`: the project's own benchmarks."""
 
 import argparse
 from collections.abc import Callable
@@ -23,6 +23,10 @@ SPLITS = (
     "{run} bench splits configs/fedavg.yaml images -o runs/splits",
     "{run} bench splits a.yaml b.yaml images -o runs/splits --splits 3",
 )
+STRESS = (
+    "{run} bench stress configs/fedavg.yaml -o runs/stress",
+    "{run} bench stress configs/smoke.yaml -o runs/stress --cases clean sign_flip --rules mean screened_mean",
+)
 
 CONTRIBUTION = (
     "{run} bench contribution --draws 100",
@@ -39,6 +43,7 @@ def add_arguments(parser: Parser) -> None:
     _add_wire(kinds)
     _add_splits(kinds)
     _add_contribution(kinds)
+    _add_stress(kinds)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -130,6 +135,25 @@ def _contribution(options: argparse.Namespace) -> int:
     return _print(planted.study(options.draws, (None, *options.epsilons)), planted.text, options.json)
 
 
+def _add_stress(kinds: "_SubParsersAction[Parser]") -> None:
+    stress = kinds.add_parser("stress", help="AUC by corrupted or hostile site and aggregation rule: many whole runs")
+    stress.describe("Train a config with each stress case under each aggregation rule, and compare the AUC.", STRESS)
+    stress.add_argument("config", type=Path, metavar="CONFIG", help="a config of a federated run (.yaml)")
+    stress.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
+    )
+    stress.add_argument("--cases", nargs="+", metavar="CASE", help="of stress.case, or clean (default: all)")
+    stress.add_argument(
+        "--rules", nargs="+", metavar="RULE", help="names, or YAML: '{rule: mda, mixing: true}' (default: six)"
+    )
+    stress.add_argument("--epsilons", nargs="+", default=["none", "1"], metavar="E", help="numbers, or none")
+    stress.add_argument("--site", default="site2", metavar="SITE", help="the bad one")
+    stress.add_argument("--seeds", nargs="+", type=int, default=[1], metavar="N", help="of the noise, a run for each")
+    add_set(stress)
+    add_json(stress)
+    stress.set_defaults(action=_stress)
+
+
 def _dp(options: argparse.Namespace) -> int:
     from fedhpc.bench import dp
 
@@ -176,3 +200,18 @@ def _splits(options: argparse.Namespace) -> int:
         sets=options.set,
     )
     return _print(splits.run(job, options.out), splits.text, options.json)
+
+
+def _stress(options: argparse.Namespace) -> int:
+    from fedhpc.bench import stress
+
+    matrix = stress.Matrix(
+        config=options.config,
+        sets=options.set,
+        cases=options.cases or stress.CASES,
+        rules=options.rules or stress.RULES,
+        epsilons=options.epsilons,
+        site=options.site,
+        seeds=options.seeds,
+    )
+    return _print(stress.run(matrix, options.out), stress.text, options.json)

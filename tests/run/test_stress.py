@@ -71,6 +71,26 @@ def test_stress_of_data_changes_the_model_and_not_the_shard(
     assert shard.read_bytes() == before
 
 
+def test_matrix_has_a_row_a_case_and_a_row_a_rule(
+    run_here: Callable[..., Outcome], tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """The mean is stopped by NaN, the trimmed mean is not; what is done is not done again."""
+    config = written({**tree, "training": {**tree["training"], "rounds": 1}}, tmp_path)
+    which = ["--cases", "clean", "nan", "--rules", "mean", "trimmed_mean", "--epsilons", "none"]
+    command = ["bench", "stress", config, "-o", tmp_path / "matrix", *which]
+    first, again = run_here([*command, "--json"]), run_here(command)
+    assert first.returncode == 0, first.stderr
+    result = json.loads(first.stdout)
+    assert result["columns"] == [["none", "mean"], ["none", "trimmed_mean"]]
+    cells = {row["case"]: row["less_clean"] for row in result["cases"]}
+    assert cells["clean"][0] == 0 and cells["nan"][0] is None and abs(cells["nan"][1]) <= 1
+    mean, trimmed = result["rules"]
+    assert (mean["stopped"], mean["worst"]) == (["nan"], None)
+    assert (trimmed["stopped"], trimmed["worst_case"], trimmed["false_rejection"]) == ([], "nan", 0)
+    assert "stopped" in again.stdout and "without legacy" in again.stdout
+    assert sorted(cells, key=lambda case: min(value for value in cells[case] if value is not None)) == list(cells)
+
+
 SECURE = {"epsilon": 1.0, "delta": 1e-3, "trust": "sites", "colluding_sites": 1, "sample_rate": 1.0, "unit": "image"}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"stress": {"case": "alie", "sites": ["site9"]}}, "site9 is none of"),
