@@ -11,7 +11,7 @@ from typing import Any
 
 from fedhpc.errors import InputError
 from fedhpc.records.metrics import shown_metrics
-from fedhpc.report.page import evaluation_notes, insecure_notes, page, sent, settings
+from fedhpc.report.page import absent_notes, evaluation_notes, insecure_notes, page, sent, settings
 from fedhpc.report.rows import (
     DATA,
     DENSITY,
@@ -79,7 +79,8 @@ class Report:
             numbers = (group.auc, group.auc_lowest, group.auc_highest, *others)
             up = "-" if group.bytes_up is None else sent(group.bytes_up)
             rows.append((*cells, f"{group.finished}/{group.runs}", *map(fixed, numbers), up))
-        notes = [*insecure_notes(self.rows), *evaluation_notes([row for row in self.rows if row.released_exactly])]
+        exact = [row for row in self.rows if row.released_exactly]
+        notes = [*insecure_notes(self.rows), *absent_notes(self.rows), *evaluation_notes(exact)]
         return "\n".join([fitted(rows), *map(wrapped, notes), str(out)])
 
 

@@ -138,11 +138,12 @@ def _row_table(keys: Sequence[str], rows: Sequence[Row]) -> Table:
         reach = "-" if row.auc_low is None else f"{fixed(row.auc_low)} to {fixed(row.auc_high)}"
         state = "finished, budget spent" if row.stopped == "budget" else row.state
         state = f"{state}, INSECURE" if row.insecure else state
+        state = f"{state}, WITHOUT {row.absent}" if row.absent else state
         body.append(
             [
                 Cell(row.name),
                 *_point_cells(keys, row.baseline, row.point),
-                Cell(state, "" if row.state == FINISHED and not row.insecure else "bad"),
+                Cell(state, "" if row.state == FINISHED and not (row.insecure or row.absent) else "bad"),
                 Cell(fixed(row.auc), "n"),
                 Cell(reach, "n"),
                 *(Cell(fixed(row.metrics.get(metric.key)), "n") for metric in shown_metrics()),
@@ -195,7 +196,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
             f"Epsilon at delta {', '.join(f'{delta:g}' for delta in deltas)}, by each run's own ledger, for training "
             "patients. Private runs on the same patients add up: `run.py privacy SHARD` tells the sum."
         )
-    return [*notes, *evaluation_notes(rows), *insecure_notes(rows), *_trust_notes(rows)]
+    return [*notes, *evaluation_notes(rows), *insecure_notes(rows), *absent_notes(rows), *_trust_notes(rows)]
 
 
 def evaluation_notes(rows: Sequence[Row]) -> list[str]:
@@ -216,6 +217,11 @@ def insecure_notes(rows: Sequence[Row]) -> list[str]:
     return [f"INSECURE: privacy.noise_seed was set in {names}: the noise can be removed, no epsilon holds."] * bool(
         names
     )
+
+
+def absent_notes(rows: Sequence[Row]) -> list[str]:
+    """Which runs have rounds without a declared hospital, a note a run."""
+    return [f"INCOMPLETE: {row.name} has rounds without {row.absent}." for row in rows if row.absent]
 
 
 def _trust_notes(rows: Sequence[Row]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.metrics import METRICS
-from fedhpc.records.rounds import data_digest, data_labels
+from fedhpc.records.rounds import absent_rounds, data_digest, data_labels
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.sweep.config import SEED
 
@@ -28,6 +28,7 @@ class Row:
         metrics: by key, all but the AUC.
         stopped: "finished", or "budget" where privacy allowed fewer rounds than were asked for.
         insecure: privacy.noise_seed was set, so that no epsilon holds; `epsilon` is None then.
+        absent: the declared hospitals that some rounds were made without, with the number of rounds; empty for none.
         evaluation_epsilon: asked for, of validation and test patients; None of a private run: its metrics are exact.
     """
 
@@ -58,6 +59,7 @@ class Row:
     epsilon_if_unmasked: float | None = None
     insecure: bool = False
     evaluation_epsilon: float | None = None
+    absent: str = ""
 
     @property
     def released_exactly(self) -> bool:
@@ -117,7 +119,8 @@ def row_of(config: RunConfig, directory: RunDirectory, state: State, label: Labe
         "delta": config.privacy.delta if private else None,
         "density": config.exchange.density if config.mode == "federated" else None,
         "seed": config.seed,
-        "rounds": len(directory.read_rounds()),
+        "rounds": len(records := directory.read_rounds()),
+        "absent": ", ".join(f"{site} ({count} rounds)" for site, count in absent_rounds(records).items()),
         "insecure": config.privacy.noise_seed is not None,
         "evaluation_epsilon": config.evaluation.epsilon if private else None,
     }

@@ -64,13 +64,14 @@ def test_report_says_what_no_epsilon_protects() -> None:
     rows = [
         row("seeded", {"seed": 0}, 0.9, insecure=True, evaluation_epsilon=1.0, **asked),
         row("exact", {"seed": 1}, 0.9, epsilon=1.0, **asked),
-        row("off", {"seed": 2}, 0.9),
+        row("off", {"seed": 2}, 0.9, absent="site3 (4 rounds)"),
     ]
     found = Report("x", ("seed",), tuple(rows), tuple(groups_of(rows)), "2026-01-01T00:00")
     texts = [page("x", ("seed",), rows, found.groups, found.made), " ".join(found.told(Path("x.html")).split())]
     for text in texts:
         assert "INSECURE: privacy.noise_seed was set in seeded: the noise can be removed" in text
         assert f"NOT PRIVATE in exact: {GIVEN_AWAY}" in text
+        assert "INCOMPLETE: off has rounds without site3 (4 rounds)." in text
     secure = page("x", ("seed",), [rows[2]], groups_of(rows[2:]), found.made)
     assert "INSECURE" not in secure and "NOT PRIVATE" not in secure
 
