@@ -7,7 +7,7 @@ from pydantic import Field
 from fedhpc.util.section import Section
 
 Strength = Annotated[float, Field(gt=0, le=1e6)]
-HALF_DECADES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+DECADES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 class Personalisation(Section):
@@ -26,9 +26,14 @@ class Personalisation(Section):
         description="none; head: the global last layer plus a correction, by ridge towards 0; fine_tune: local epochs",
     )
     strengths: Annotated[tuple[Strength, ...], Field(min_length=1)] = Field(
-        default=HALF_DECADES,
-        description="of the ridge of `head`, on the mean loss; the hospital's validation patients choose among them "
-        "and the final model itself",
+        default=DECADES,
+        description="of the ridge of `head`, on the mean loss; cross-validation over the hospital's training and "
+        "validation patients chooses among them and the final model itself",
+    )
+    features: Literal["kept", "all"] = Field(
+        default="all",
+        description="with model.features, what `head` corrects: the kept directions, or those and all features of the "
+        "backbone: without noise each direction more costs nothing",
     )
     epochs: Annotated[int, Field(ge=1, le=1000)] = Field(
         default=20, description="of `fine_tune` at most; the hospital's validation patients choose how many, from 0"

@@ -19,6 +19,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.backbones import NAMES, Backbone, public_backbone
 from fedhpc.models.build import build_model, replace_module
+from fedhpc.models.own_features import OwnFeatures
 from fedhpc.models.task import Task
 from fedhpc.util.files import READABLE, read_bytes, write_bytes
 
@@ -41,7 +42,8 @@ class SavedModel:
 def save_model(path: Path, model: nn.Module, facts: dict[str, Any], *, mode: int = READABLE) -> None:
     """Write weights only, with the JSON `facts` (config, classes, image_shape, f1_thresholds) to rebuild the model.
 
-    `facts` of a personal model have `personal`, the name of its hospital, too.
+    `facts` of a personal model have `personal`, the name of its hospital, too, and `own_features` where it is an
+    `OwnFeatures` of so many.
 
     Raises:
         FileError: where it cannot be written; a model that was there before is still there.
@@ -60,6 +62,7 @@ class _Content:
     task: Task
     f1_thresholds: tuple[int, ...]
     personal: str | None
+    own_features: int | None
 
 
 def load_model(path: Path) -> SavedModel:
@@ -77,6 +80,8 @@ def load_model(path: Path) -> SavedModel:
     own = config.model_copy(update={"model": _rebuilt(config.model, path)}) if config.model.checked else config
     try:
         network = build_model(own, content.task, backbone)
+        if content.own_features is not None:
+            network = OwnFeatures(network, content.own_features, len(content.task.classes))
         network.load_state_dict(content.weights)
     except UNREADABLE as error:
         raise _no_model(path, error) from None
@@ -108,8 +113,15 @@ def _read(path: Path) -> _Content:
         config = RunConfig.model_validate(with_new_names(facts["config"]))
         task = Task(tuple(facts["classes"]), tuple(facts["image_shape"]), config.task)
         thresholds = tuple(int(value) for value in facts["f1_thresholds"])
-        personal = facts.get("personal")
-        return _Content(saved["state_dict"], config, task, thresholds, None if personal is None else str(personal))
+        personal, more = facts.get("personal"), facts.get("own_features")
+        return _Content(
+            weights=saved["state_dict"],
+            config=config,
+            task=task,
+            f1_thresholds=thresholds,
+            personal=None if personal is None else str(personal),
+            own_features=None if more is None else int(more),
+        )
     except (*UNREADABLE, ValidationError) as error:
         raise _no_model(path, error) from None
 

@@ -1,16 +1,20 @@
 """Make, measure and keep the personal model of one hospital. What it writes is as private as the shard."""
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fedhpc.config.personalisation import Personalisation
 from fedhpc.config.schema import RunConfig
+from fedhpc.models.backbones import NAMES
+from fedhpc.models.own_features import OwnFeatures
 from fedhpc.models.saved import save_model
 from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector
@@ -20,8 +24,8 @@ from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import predict
 from fedhpc.site.hospital import SiteContext
 from fedhpc.site.personal.fine_tuning import fine_tune
-from fedhpc.site.personal.last_layer import head_inputs, last_layer, matrix_of, set_matrix
-from fedhpc.site.personal.personal_head import Candidate, fit_head
+from fedhpc.site.personal.last_layer import global_head, head_inputs, last_layer, set_head
+from fedhpc.site.personal.personal_head import Candidate, PersonalHead, fit_head
 from fedhpc.site.training.local_sgd import LocalRound
 from fedhpc.util.arrays import F32, F64, I64
 from fedhpc.util.files import PRIVATE, make_folder, write_json
@@ -66,6 +70,25 @@ def check_network(wanted: Personalisation, network: nn.Module) -> None:
         last_layer(network)
 
 
+@dataclass(frozen=True)
+class Made:
+    """A personal model (private).
+
+    Attributes:
+        network: the model itself.
+        chosen, candidates: what it was chosen from.
+        alone: the same kind of head, fitted to the hospital's patients alone; None where the features are not public,
+            so that alone the hospital would have others.
+        facts: what more it takes to rebuild the network.
+    """
+
+    network: nn.Module
+    chosen: Candidate
+    candidates: Sequence[Candidate]
+    alone: nn.Module | None
+    facts: Mapping[str, Any]
+
+
 def personalise(work: Personal, samples: Samples, place: SiteContext) -> None:
     """Make the personal model of a hospital; write it, and what it is worth beside the final model.
 
@@ -84,36 +107,60 @@ def personalise(work: Personal, samples: Samples, place: SiteContext) -> None:
     config, network = place.config, place.model
     from_vector(network, work.params)
     shared = _tested(network, samples, place)
-    chosen, candidates = _made(work, samples, place)
-    own = _tested(network, samples, place)
+    made = _fine_tuned(work, samples, place) if config.personalisation.method == "fine_tune" else make_head(samples, place)
+    own = _tested(made.network, samples, place)
     facts = {"config": _unprotected(config), **asdict(work.task), "f1_thresholds": own.thresholds.tolist()}
     make_folder(work.folder)
-    save_model(work.folder / MODEL, network, {**facts, "personal": work.site}, mode=PRIVATE)
+    save_model(work.folder / MODEL, made.network, {**facts, "personal": work.site, **made.facts}, mode=PRIVATE)
+    alone = None if made.alone is None else _tested(made.alone, samples, place)
     record = {
         "site": work.site,
         "method": config.personalisation.method,
-        "chosen": _plain(chosen),
-        "candidates": [_plain(one) for one in candidates],
+        "chosen": _plain(made.chosen),
+        "candidates": [_plain(one) for one in made.candidates],
         "n_test": len(samples.indices("test")),
         "specificity": config.evaluation.specificity,
         "final": _told(shared),
         "personal": _told(own),
         "gain": _gain(shared, own),
+        "alone": None if alone is None else _told(alone),
+        "gain_over_alone": None if alone is None else _gain(alone, own),
     }
     write_json(work.folder / RECORD, record, mode=PRIVATE)
 
 
-def _made(work: Personal, samples: Samples, place: SiteContext) -> tuple[Candidate, Sequence[Candidate]]:
-    """Turn the network, set to the final model, into the personal one; what was chosen, and from what."""
-    config, network, device = place.config, place.model, place.bench
-    if config.personalisation.method == "fine_tune":
-        tuned = fine_tune(LocalRound(network, samples, config, work.site, 0, device, lambda done, all: None))
-        return tuned.chosen, tuned.candidates
-    layer = last_layer(network)
-    train, val = (head_inputs(network, samples, split, device) for split in ("train", "val"))
-    head = fit_head(matrix_of(layer), train, val, config.personalisation.strengths)
-    set_matrix(layer, head.matrix)
-    return head.chosen, head.candidates
+def _fine_tuned(work: Personal, samples: Samples, place: SiteContext) -> Made:
+    local = LocalRound(place.model, samples, place.config, work.site, 0, place.bench, lambda done, all: None)
+    tuned = fine_tune(local)
+    return Made(place.model, tuned.chosen, tuned.candidates, None, {})
+
+
+def make_head(samples: Samples, place: SiteContext) -> Made:
+    """Fit the correction of the last layer, and with `features: all` of all features of the backbone beside it.
+
+    Args:
+        samples: the hospital's (private).
+        place: config, device and network: set to the final model, and left changed.
+    """
+    config = place.config
+    network, facts = place.model, {}
+    if config.model.features is not None and config.personalisation.features == "all":
+        whole = samples.inputs(samples.indices("train"))
+        network = OwnFeatures(place.model, whole.shape[1], last_layer(place.model).out_features).to(place.bench.device)
+        network.standardise(whole.to(place.bench.device))
+        facts = {"own_features": whole.shape[1]}
+    train, val = (head_inputs(network, samples, split, place.bench) for split in ("train", "val"))
+    shared, strengths = global_head(network), config.personalisation.strengths
+
+    def fitted(start: Tensor) -> PersonalHead:
+        return fit_head(start, train, val, strengths, generator(config.seed, "personal folds"))
+
+    head, alone = fitted(shared), None
+    if config.model.backbone in NAMES:
+        alone = copy.deepcopy(network)
+        set_head(alone, fitted(torch.zeros_like(shared)).matrix)
+    set_head(network, head.matrix)
+    return Made(network, head.chosen, head.candidates, alone, facts)
 
 
 def _unprotected(config: RunConfig) -> dict[str, Any]:

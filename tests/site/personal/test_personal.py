@@ -17,7 +17,7 @@ from fedhpc.errors import InputError
 from fedhpc.models.loss import loss
 from fedhpc.models.saved import load_model
 from fedhpc.site.personal.last_layer import HeadInputs, last_layer, matrix_of, set_matrix
-from fedhpc.site.personal.personal_head import fit_correction, fit_head
+from fedhpc.site.personal.personal_head import PersonalHead, fit_correction, fit_head
 from tests.mpi.test_federated import make_shard
 
 SITES = ("a", "b")
@@ -30,35 +30,60 @@ def problem(n: int, seed: int, tilt: float = 0.0) -> HeadInputs:
     inputs = rng.normal(size=(n, 3))
     inputs[:, 0] += 2 * labels * math.cos(tilt)
     inputs[:, 1] += 2 * labels * math.sin(tilt)
-    return HeadInputs(torch.from_numpy(inputs), torch.from_numpy(labels))
+    patient = np.arange(n).astype("S8")
+    return HeadInputs(torch.from_numpy(inputs), torch.from_numpy(labels), patient)
 
 
 SHARED = torch.tensor([[-1.0, 0.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
 
 
-def test_correction_is_the_minimum_of_its_objective() -> None:
-    """The gradient there is zero: that of a strictly convex function, so no other point is as low."""
+def test_head_is_the_minimum_of_its_objective() -> None:
+    """The gradient there is zero: that of a convex function, so no other point is lower."""
     data = problem(200, 0, tilt=1.0)
-    correction = fit_correction(SHARED, data, 0.01).requires_grad_()
-    value = loss(data.inputs @ (SHARED + correction).T, data.labels) + 0.005 * correction.square().sum()
-    (gradient,) = torch.autograd.grad(value, correction)
-    assert gradient.abs().max() < 1e-5
+    fit = fit_correction(SHARED, data, 0.01)
+    scale, correction = fit.scale.requires_grad_(), fit.correction.requires_grad_()
+    value = loss(data.inputs @ (scale * SHARED + correction).T, data.labels) + 0.005 * correction.square().sum()
+    for gradient in torch.autograd.grad(value, (scale, correction)):
+        assert gradient.abs().max() < 2e-5
 
 
-def test_strong_ridge_leaves_the_global_head() -> None:
-    assert fit_correction(SHARED, problem(200, 0, tilt=1.0), 1e6).abs().max() < 1e-6
+def test_strong_ridge_only_rescales_the_global_head() -> None:
+    data = problem(200, 0, tilt=1.0)
+    strong, none = (fit_correction(SHARED, data, strength) for strength in (1e6, math.inf))
+    assert strong.correction.abs().max() < 1e-6 and not none.correction.any()
+    assert strong.scale == pytest.approx(float(none.scale), abs=0.01)
 
 
-def test_strength_follows_the_validation_images() -> None:
-    """A hospital like the others keeps close to the global head; one that differs leaves it."""
-    strengths = (1e-4, 1e-2, 1.0)
-    best = fit_correction(torch.zeros_like(SHARED), problem(20_000, 5), 1e-6)
-    alike = fit_head(best, problem(20, 1), problem(500, 2), strengths)
-    tilted = fit_head(best, problem(400, 3, tilt=1.5), problem(500, 4, tilt=1.5), strengths)
-    assert alike.chosen.setting > tilted.chosen.setting
+STRENGTHS = (1e-4, 1e-2, 1.0)
+
+
+def chosen(shared: torch.Tensor, train: HeadInputs, val: HeadInputs) -> PersonalHead:
+    return fit_head(shared, train, val, STRENGTHS, np.random.default_rng(0))
+
+
+def test_hospital_like_the_others_keeps_the_global_head() -> None:
+    """Of a few patients of the same kind no correction is surely better: it is that head itself, bit for bit."""
+    best = fit_correction(torch.zeros_like(SHARED), problem(20_000, 5), 1e-6).matrix(SHARED)
+    head = chosen(best, problem(30, 1), problem(10, 2))
+    assert math.isinf(head.chosen.setting) and torch.equal(head.matrix, best)
+
+
+def test_hospital_unlike_the_others_leaves_the_global_head() -> None:
+    head = chosen(SHARED, problem(400, 3, tilt=1.5), problem(100, 4, tilt=1.5))
     own = problem(500, 6, tilt=1.5)
-    assert loss(own.inputs @ tilted.matrix.T, own.labels) < 0.7 * loss(own.inputs @ best.T, own.labels)
-    assert tilted.chosen.val_loss == min(one.val_loss for one in tilted.candidates)
+    assert loss(own.inputs @ head.matrix.T, own.labels) < 0.7 * loss(own.inputs @ SHARED.T, own.labels)
+    assert head.chosen.val_loss == min(one.val_loss for one in head.candidates)
+
+
+def test_folds_keep_a_patients_images_together() -> None:
+    """Images that say their patient's label alone help nobody who was not in the fit: no correction is chosen."""
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(60), 4)
+    code = np.eye(60)[patients]
+    labels = torch.from_numpy(rng.integers(0, 2, 60)[patients])
+    data = HeadInputs(torch.from_numpy(code), labels, patients.astype("S8"))
+    head = chosen(torch.zeros((2, 60), dtype=torch.float64), data, data.rows(np.zeros(240, bool)))
+    assert math.isinf(head.chosen.setting)
 
 
 def test_layer_is_set_as_it_is_read() -> None:
