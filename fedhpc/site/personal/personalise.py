@@ -107,7 +107,8 @@ def personalise(work: Personal, samples: Samples, place: SiteContext) -> None:
     config, network = place.config, place.model
     from_vector(network, work.params)
     shared = _tested(network, samples, place)
-    made = _fine_tuned(work, samples, place) if config.personalisation.method == "fine_tune" else make_head(samples, place)
+    tuned = config.personalisation.method == "fine_tune"
+    made = _fine_tuned(work, samples, place) if tuned else make_head(samples, place)
     own = _tested(made.network, samples, place)
     facts = {"config": _unprotected(config), **asdict(work.task), "f1_thresholds": own.thresholds.tolist()}
     make_folder(work.folder)
