@@ -26,7 +26,7 @@ except SystemExit:
 PLACES = [(name, ()) for name in COMMANDS] + [
     (name, (kind,))
     for name, kinds in {
-        "prepare": ("phantom", "images", "dicom", "nifti", "npz", "check"),
+        "prepare": ("phantom", "images", "dicom", "nifti", "npz", "compare", "landmarks", "check"),
         "budget": ("init", "show", "grant"),
         "pki": ("init", "issue", "revoke", "show"),
         "sweep": ("start", "status", "resume", "cancel"),
@@ -43,6 +43,8 @@ prepare images in -o out --repair-nan --skip-unreadable --replace --list-files
 prepare dicom in -o out --site a --lesion patch --roi gtv --patch-mm 30 --stack 1 --window lung bone --size 32 --find x
 prepare nifti in -o out --sites 2 --labels t.csv --modality mr --mask-suffix x --patient-regex y --plane axial --slabs 2
 prepare npz a.npz -o out --classes a b --site s --secret f --replace --all-test
+prepare compare a.h5 b.h5 -o x.html --images 9 --backbone phantom --reference r.h5 --config c.yaml --frequencies 3
+prepare landmarks r.h5 --frequencies 3
 prepare check a.h5 b.h5 --png sheet.png
 train c.yaml --set a.b=1 --set c=2 --run-dir d --stop-after 2 --init-from r --take-over --status f
 preflight
