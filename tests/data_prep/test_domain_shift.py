@@ -33,7 +33,7 @@ def test_alike_hospitals_cannot_be_told_apart_unlike_ones_can(tmp_path: Path) ->
     assert unlike["none"].auc is not None and unlike["none"].auc > 0.98
     assert unlike["none"].share > 0.5 > 0.1 > unlike["zscore"].share
     text = comparison_text(unlike)
-    assert text.splitlines()[0].split() == "harmonise site AUC worst pair site share ms an image".split()
+    assert "site AUC" in text.splitlines()[0] and len(text.splitlines()) == 1 + len(unlike)
     write_page(unlike, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("<polyline") == 2 * len(unlike) and page.count("data:image/png") == 2 * len(unlike)
