@@ -10,9 +10,6 @@ once for all splits: those of an image do not depend on the hospital that it is 
 the output folder. Test AUC is measured exactly (`evaluation.epsilon: null`): it is the experiment's, not a release.
 """
 
-import contextlib
-import hashlib
-import io
 import json
 import os
 import statistics
@@ -22,18 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_prep.image_job import ImageImport
 from data_prep.images import import_images
 from data_prep.phantom.public import write_reference
 from fedhpc.api import load_config, train
+from fedhpc.bench.feature_store import Collection, FeatureStore, quietly
 from fedhpc.errors import InputError
-from fedhpc.models.backbones import Backbone
 from fedhpc.models.saved import load_backbone
-from fedhpc.site.data.open_site import open_site
-from fedhpc.site.data.shard import Shard
-from fedhpc.util.files import write_atomically, write_bytes
+from fedhpc.util.files import write_bytes
 from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted
 
@@ -100,7 +93,7 @@ def run(experiment: Experiment, out: Path) -> dict[str, Any]:
     settings = [setting for path in experiment.configs for setting in _settings(experiment, path)]
     backbone = load_backbone(_common_backbone(experiment))
     _make_phantoms(experiment, out)
-    features = _FeatureStore(experiment, backbone, out)
+    features = FeatureStore(Collection(experiment.images, experiment.size), backbone, out)
     found: dict[Setting, list[list[float]]] = {setting: [] for setting in settings}
     for split in range(experiment.splits):
         with at_work(f"split {split + 1} of {experiment.splits}") as begins:
@@ -162,36 +155,11 @@ def _reference(experiment: Experiment, kind: str, folder: Path) -> Path:
     return folder / f"{name}.h5"
 
 
-class _FeatureStore:
-    """The backbone's features of every image of the collection, found by the SHA-256 of the image."""
-
-    def __init__(self, experiment: Experiment, backbone: Backbone, out: Path) -> None:
-        whole = out / "all.h5"
-        if not whole.exists():
-            _quietly(lambda: import_images(_import(experiment, whole, sites=1, all_test=True)))
-        self._backbone = backbone
-        with open_site(whole) as site:
-            self._features = site.samples(backbone).inputs(np.arange(site.shard.n)).numpy()
-            self._row_of = {digest: row for row, digest in enumerate(_hashes(site.shard))}
-
-    def keep_for(self, path: Path) -> None:
-        """Put the features of the images of a shard beside it, where a run looks for them."""
-        with open_site(path) as site:
-            rows = [self._row_of[digest] for digest in _hashes(site.shard)]
-            kept = site.features_path(self._backbone)
-            write_atomically(kept, lambda out: np.save(out, self._features[rows], allow_pickle=False))
-
-
-def _hashes(shard: Shard) -> Iterator[bytes]:
-    for row in range(shard.n):
-        yield hashlib.sha256(np.ascontiguousarray(shard.read(np.array([row]))).tobytes()).digest()
-
-
 def _import(experiment: Experiment, out: Path, **more: Any) -> ImageImport:
     return ImageImport(source=experiment.images, out=out, size=experiment.size, **more)
 
 
-def _split(experiment: Experiment, features: _FeatureStore, split: int, out: Path) -> Path:
+def _split(experiment: Experiment, features: FeatureStore, split: int, out: Path) -> Path:
     """The folder with the shards of one random split, each with its features."""
     folder = out / f"split{split:03}"
     if not (folder / "ready").exists():
@@ -204,7 +172,7 @@ def _split(experiment: Experiment, features: _FeatureStore, split: int, out: Pat
             seed=1000 + split,
             reference=experiment.reference,
         )
-        for path in _quietly(lambda: import_images(job)):
+        for path in quietly(lambda: import_images(job)):
             features.keep_for(path)
         write_bytes(folder / "ready", b"")
     return folder
@@ -229,13 +197,7 @@ def _home(folder: Path, setting: Setting) -> Path:
 
 def _train(config: Path, directory: Path, sets: Sequence[str]) -> None:
     os.environ["FEDHPC_SITE_LEDGER"] = str(directory.parent.parent / "accounts" / "{site}")
-    _quietly(lambda: train(load_config(config, sets), directory))
-
-
-def _quietly(work: Any) -> Any:
-    """What `work` gives, without what it prints to standard output, which belongs to `--json`."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        return work()
+    quietly(lambda: train(load_config(config, sets), directory))
 
 
 def _row(setting: Setting, aucs: Sequence[Sequence[float]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`run.py bench dp|codec|wire|splits|contribution|stress`: the project's own benchmarks."""
+"""`run.py bench dp|codec|wire|splits|contribution|stress|algorithms`: the project's own benchmarks."""
 
 import argparse
 from collections.abc import Callable
@@ -32,6 +32,10 @@ CONTRIBUTION = (
     "{run} bench contribution --draws 100",
     "{run} bench contribution --draws 10 --epsilons 4 --json",
 )
+ALGORITHMS = (
+    "{run} bench algorithms configs/network.yaml -o runs/algorithms --skew 0.3 1",
+    "{run} bench algorithms c.yaml --images images -o runs/a --folds 5 --skew 0.5",
+)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -44,6 +48,7 @@ def add_arguments(parser: Parser) -> None:
     _add_splits(kinds)
     _add_contribution(kinds)
     _add_stress(kinds)
+    _add_algorithms(kinds)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -154,6 +159,32 @@ def _add_stress(kinds: "_SubParsersAction[Parser]") -> None:
     stress.set_defaults(action=_stress)
 
 
+def _add_algorithms(kinds: "_SubParsersAction[Parser]") -> None:
+    algorithms = kinds.add_parser("algorithms", help="federated algorithms on hospitals that differ: many whole runs")
+    algorithms.describe("Train by each algorithm on skewed hospitals; AUC, worst site, rounds, MB, time.", ALGORITHMS)
+    algorithms.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="configs (.yaml) without privacy")
+    algorithms.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
+    )
+    algorithms.add_argument(
+        "--images", type=Path, metavar="DIR", help="class folders, for configs without data.phantom"
+    )
+    algorithms.add_argument(
+        "--skew", nargs="+", type=float, default=[0.3, 1.0], metavar="A", help="small: classes differ more"
+    )
+    algorithms.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run for each")
+    algorithms.add_argument("--folds", type=int, default=0, metavar="K", help="K test folds in the place of seeds")
+    algorithms.add_argument("--algorithms", nargs="+", metavar="NAME", help="rows; FedAvg is always one (default: all)")
+    algorithms.add_argument(
+        "--also", nargs="+", action="append", default=[], metavar="NAME KEY=VALUE", help="a row of your own"
+    )
+    algorithms.add_argument("--first-only", action="store_true", help="one candidate of each algorithm; no choice")
+    algorithms.add_argument("--target", type=float, default=0.93, metavar="AUC", help="for rounds and MB")
+    add_set(algorithms)
+    add_json(algorithms)
+    algorithms.set_defaults(action=_algorithms)
+
+
 def _dp(options: argparse.Namespace) -> int:
     from fedhpc.bench import dp
 
@@ -215,3 +246,26 @@ def _stress(options: argparse.Namespace) -> int:
         seeds=options.seeds,
     )
     return _print(stress.run(matrix, options.out), stress.text, options.json)
+
+
+def _algorithms(options: argparse.Namespace) -> int:
+    from fedhpc.bench import algorithms
+    from fedhpc.bench.divided_data import Division
+
+    if min(options.skew) <= 0 or not 0 < options.target < 1 or options.folds == 1 or options.folds < 0:
+        raise InputError(
+            f"--skew {min(options.skew):g} --target {options.target:g} --folds {options.folds}: skews are above 0, a "
+            "target is between 0 and 1, folds are 2 or more",
+            code="command-line",
+        )
+    seeds = range(options.folds) if options.folds else options.seeds
+    names = options.algorithms or list(algorithms.CANDIDATES)
+    comparison = algorithms.Comparison(
+        configs=options.configs,
+        images=options.images,
+        divisions={skew: [Division(skew, seed, options.folds) for seed in seeds] for skew in options.skew},
+        rows=algorithms.rows_of(names, options.also, first_only=options.first_only),
+        target=options.target,
+        sets=options.set,
+    )
+    return _print(algorithms.run(comparison, options.out), algorithms.text, options.json)
