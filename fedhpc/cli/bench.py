@@ -25,7 +25,7 @@ SPLITS = (
 )
 STRESS = (
     "{run} bench stress configs/fedavg.yaml -o runs/stress",
-    "{run} bench stress configs/smoke.yaml -o runs/stress --cases clean sign_flip --rules mean screened_mean",
+    "{run} bench stress c.yaml -o runs/stress --cases clean sign_flip",
 )
 
 CONTRIBUTION = (
@@ -33,8 +33,8 @@ CONTRIBUTION = (
     "{run} bench contribution --draws 10 --epsilons 4 --json",
 )
 ALGORITHMS = (
-    "{run} bench algorithms configs/network.yaml -o runs/algorithms --skew 0.3 1",
-    "{run} bench algorithms c.yaml --images images -o runs/a --folds 5 --skew 0.5",
+    "{run} bench algorithms configs/network.yaml -o runs/a --skew 0.3 1",
+    "{run} bench algorithms c.yaml --images images -o runs/a --folds 5",
 )
 
 

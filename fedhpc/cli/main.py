@@ -42,7 +42,9 @@ COMMANDS = {
     "train": Command("fedhpc.cli.train", "train as the config says; under mpirun or srun one hospital a rank"),
     "preflight": Command("fedhpc.cli.preflight", "the checks of every run alone; --report: what to send for help"),
     "evaluate": Command("fedhpc.cli.evaluate", "test a finished model on a shard that it never saw"),
-    "contribution": Command("fedhpc.cli.contribution", "who contributed how much to a run, with intervals"),
+    "contribution": Command(
+        "fedhpc.cli.contribution", "who contributed how much to a run: Shapley values with intervals"
+    ),
     "privacy": Command("fedhpc.cli.privacy", "what configs will cost, what a run or a shard's patients have spent"),
     "budget": Command("fedhpc.cli.budget", "the hospital's own cap on what its patients spend over all runs"),
     "pki": Command("fedhpc.cli.pki", "the certificates of the hospitals and of rank 0"),
