@@ -12,9 +12,19 @@ from fedhpc.util.arrays import F32
 
 
 class Mean(AggregationRule):
-    """The mean weighted by sample size: FedAvg (McMahan et al. 2017)."""
+    """The mean weighted by sample size: FedAvg (McMahan et al. 2017).
+
+    With `bounded`, where the aggregator sees only the sum of all updates, a sum that is longer than noise and clipping
+    of honest sites allow is shortened to that: a hostile site is then not named, but what it can do in a round has a
+    limit.
+    """
 
     rule: Literal["mean"] = Field(default="mean", description="the mean of the updates, weighted by sample size")
+    bounded: bool = Field(
+        default=False,
+        description="shorten the mean to the longest that honest sites give; only with privacy.trust=sites, elsewhere "
+        "screened_mean looks at each site",
+    )
 
     def aggregator(self, round: RuleRound) -> "WeightedMean":
         """See `AggregationRule`."""

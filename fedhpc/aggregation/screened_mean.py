@@ -16,8 +16,10 @@ known before the round (`UpdateScale`). So each update is tested against what it
 
 So an honest site is left out in a run with a chance of at most ALPHA = 0.5 %. What the test rests on is that honest
 hospitals pull together where the others agree. It says nothing where they disagree, as all do near the optimum: there
-honest hospitals that differ pull apart, and a test of every round took them for hostile. The median of the others, and
-not their mean: a hostile site that is long would turn the mean round, and with it all other sites' tests.
+honest hospitals that differ pull apart, and a test of every round took them for hostile. So it needs LEAST_OTHERS other
+sites that are not left out: of three that are left, two against one cannot be told from hospitals that differ. The
+median of the others, and not their mean: a hostile site that is long would turn the mean round, and with it all other
+sites' tests.
 
 A test on validation data, with and without a site, is not among these: a run releases the scores of one model a round,
 and those of n more would cost each validation patient n times the epsilon.
@@ -28,20 +30,23 @@ stopped.
 """
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from scipy.special import chdtri, ndtri
+from scipy.special import ndtri
 
 from fedhpc.aggregation.base import Aggregated, AggregationRule, Aggregator, Arrays, Flag, RuleRound
+from fedhpc.aggregation.norm_bound import longest_norm
 from fedhpc.compression.update import SparseVector
 from fedhpc.errors import PayloadError, SiteError
 from fedhpc.util.arrays import F32, F64
 
-ALPHA, NORM_ALPHA = 0.005, 1e-4
+ALPHA = 0.005
 NORM_FACTOR, SIGNAL_FACTOR = 3.0, 2.0
-AGREEMENT, SPREAD = 0.2, 3.0
+AGREEMENT, SPREAD = 0.1, 3.0
+LEAST_OTHERS = 3
 TINY = 1e-300
 ALIGNED, TESTED, OUT = "alignment", "rounds_tested", "left_out"
 
@@ -51,7 +56,7 @@ class ScreenedMean(AggregationRule):
 
     Norm: too long for the site's noise and clipping bound: shortened to that. Direction: in rounds where the others
     agree, against them beyond what noise explains: left out for the rest of the run. Assumes fewer than half of the
-    sites hostile, and three sites or more. Uses the declared weights. Stops the run where half of the sites or more
+    sites hostile, and four sites or more. Uses the declared weights. Stops the run where half of the sites or more
     would be left out.
     """
 
@@ -71,9 +76,12 @@ class ScreenedMean(AggregationRule):
 
     def problem(self, sites: int, density: float) -> str:
         """See `AggregationRule`."""
-        if sites >= 3:
+        if sites > LEAST_OTHERS:
             return ""
-        return f"aggregation.rule=screened_mean: compares each site with the others; {sites} are too few. Set rule=mean"
+        return (
+            f"aggregation.rule=screened_mean: compares each site with {LEAST_OTHERS} others; {sites} are too few. "
+            "Set rule=mean"
+        )
 
     def notice(self, weights: tuple[int, ...]) -> str:
         """See `AggregationRule`."""
@@ -141,13 +149,12 @@ class Screen(Aggregator):
         spread = 1 - SPREAD * math.sqrt(2 / d)
         squares = [float(u @ u) - spread * d * self._noise(k) ** 2 for k, u in self._updates.items() if k != site]
         others = float(np.median(np.sqrt(np.maximum(squares, 0))))
-        signal = min(scale.longest, SIGNAL_FACTOR * others)
-        return signal + scale.noise * math.sqrt(float(chdtri(d, NORM_ALPHA)))
+        return longest_norm(replace(scale, longest=min(scale.longest, SIGNAL_FACTOR * others)), d)
 
     def _pulls_against(self, site: int, updates: dict[int, F64], kept: dict[str, F64]) -> bool:
         """Test the direction of a site over the rounds that count so far; add this round's part to what is kept."""
-        others = np.array([update for other, update in updates.items() if other != site])
-        if agreement(others) > AGREEMENT:
+        others = np.array([u for other, u in updates.items() if other != site and not self._round.kept[OUT][other]])
+        if not kept[OUT][site] and len(others) >= LEAST_OTHERS and agreement(others) > AGREEMENT:
             kept[ALIGNED][site] += self._alignment(site, updates[site], np.median(others, axis=0))
             kept[TESTED][site] += 1
         total, rounds = float(kept[ALIGNED][site]), float(kept[TESTED][site])

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.server_sgd import ServerSgd
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _baseline_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             f"training.average_last: averages global models, which mode={config.mode} has none of; remove it",
         ),
         (
-            config.mode != "federated" and (config.aggregation.rule, config.server) != ("mean", ServerSgd()),
+            config.mode != "federated" and (config.aggregation, config.server) != (Mean(), ServerSgd()),
             f"aggregation, server: mode={config.mode} has no aggregator that they could belong to; remove them",
         ),
     ]
@@ -104,8 +105,18 @@ def _algorithm_rules(config: "RunConfig") -> list[tuple[bool, str]]:
 
 def _aggregation_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     """(is broken, message) for what the aggregation rule assumes of the sites and of their updates."""
-    problem = config.aggregation.problem(len(config.data.sites), config.exchange.density)
-    return [(bool(problem), problem)]
+    rule, trust = config.aggregation, config.privacy.trust
+    problem = rule.problem(len(config.data.sites), config.exchange.density)
+    bounded = isinstance(rule, Mean) and rule.bounded
+    return [
+        (bool(problem), problem),
+        (
+            bounded and (trust != "sites" or config.training.weight_decay > 0),
+            f"aggregation.bounded: bounds the sum of all sites, which is all that privacy.trust=sites shows, without "
+            f"weight decay; privacy.trust={trust}, training.weight_decay={config.training.weight_decay}. Remove it, or "
+            "set aggregation.rule=screened_mean with trust=aggregator",
+        ),
+    ]
 
 
 def _stress_rules(config: "RunConfig") -> list[tuple[bool, str]]:

@@ -3,9 +3,14 @@
 import logging
 from functools import partial
 
+import numpy as np
+
+from fedhpc.aggregation.mean import Mean
+from fedhpc.aggregation.norm_bound import longest_norm, shortened
 from fedhpc.algorithms.catalogue import algorithm_of
 from fedhpc.algorithms.fedavg import RoundConfig
 from fedhpc.algorithms.hostile_sites import HostileSites
+from fedhpc.algorithms.run_state import RunState
 from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.config.schema import RunConfig
@@ -14,7 +19,8 @@ from fedhpc.run.session import Session
 from fedhpc.run.stored_updates import UpdateStore
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.site.training.local_sgd import one_step
-from fedhpc.site.training.update_scale import update_scales
+from fedhpc.site.training.update_scale import sum_scale, update_scales
+from fedhpc.util.arrays import F32
 
 LOG = logging.getLogger(__name__)
 
@@ -71,7 +77,27 @@ def secure_mean(session: Session) -> SecureMean | None:
         grid=session.grid,
         sites=tuple(zip(config.site_names, weights, strict=True)),
         privacy=config.privacy,
-        step=lambda state, gradient: one_step(place.model, config.training, state.round, state.params, gradient),
+        step=partial(_step_of_sum, session),
         tell=LOG.warning,
         identities=session.identities,
     )
+
+
+def _step_of_sum(session: Session, state: RunState, gradient: F32) -> F32:
+    """The mean update f32[d] of a private mean gradient f32[d]; bounded where the config asks for that."""
+    config, place = session.config, session.place
+    update = one_step(place.model, config.training, state.round, state.params, gradient)
+    if not isinstance(config.aggregation, Mean) or not config.aggregation.bounded or place.plan is None:
+        return update
+    longest = longest_norm(sum_scale(config, place.plan, session.weights, state.round), update.size)
+    bounded = shortened(update, longest)
+    if bounded is not update:
+        length = float(np.linalg.norm(update))
+        LOG.warning(
+            "round %d: the mean update has norm %.3g; noise and clipping of honest sites give %.3g at most. It was "
+            "shortened to that. A site does not keep to the protocol; which one, a secure sum cannot tell",
+            state.round + 1,
+            length,
+            longest,
+        )
+    return bounded

@@ -116,8 +116,16 @@ def test_two_of_four_far_out_stop_the_run() -> None:
         apply({0: rng.normal(size=D), 3: rng.normal(size=D)}, RULE.initial(D, 4))
     assert caught.value.code == "aggregation.no-majority"
     with pytest.raises(SiteError, match="which half is honest"):
-        signal = np.full(D, 3.0)
-        apply({0: signal, 1: -signal, 2: signal}, RULE.initial(D, 4))
+        apply({0: np.ones(D), 3: np.ones(D)}, RULE.initial(D, 4))
+
+
+def test_nobody_is_tested_once_too_few_are_left() -> None:
+    """With one site out, three are left: two of them against the third may be hospitals that differ."""
+    signal = np.full(D, 3.0)
+    before = apply({0: signal, 1: -signal, 2: signal, 3: signal}, RULE.initial(D, 4))
+    after = apply({0: signal, 1: signal, 2: signal, 3: -signal}, before.kept)
+    for found in (before, after):
+        assert [(flag.site, flag.reason) for flag in found.flags] == [("site2", "direction")]
 
 
 def test_evidence_of_earlier_rounds_counts() -> None:
@@ -130,6 +138,6 @@ def test_evidence_of_earlier_rounds_counts() -> None:
     assert apply(updates, before).flags == ()
 
 
-def test_two_sites_are_too_few() -> None:
-    assert "too few" in RULE.problem(2, 1.0)
-    assert RULE.problem(3, 0.1) == ""
+def test_three_sites_are_too_few() -> None:
+    assert "too few" in RULE.problem(3, 1.0)
+    assert RULE.problem(4, 0.1) == ""

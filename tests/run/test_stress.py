@@ -100,6 +100,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"stress": {"case": "alie", "sites": ["site1"]}, "mode": "local"}, "mode=federated"),
     ({"stress": {"case": "alie", "sites": ["site1"]}, "privacy": SECURE}, "privacy.trust=sites hides"),
     ({"aggregation": {"rule": "krum"}}, "5 sites"),
+    ({"aggregation": {"rule": "mean", "bounded": True}}, "aggregation.bounded"),
     ({"aggregation": {"rule": "trimmed_mean"}, "exchange": {"density": 0.1}}, "exchange.density=0.1"),
     ({"aggregation": {"rule": "mda"}, "privacy": SECURE}, "aggregation.rule=mda"),
 ]

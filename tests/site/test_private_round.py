@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fedhpc.aggregation.norm_bound import longest_norm, shortened
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import SiteError
 from fedhpc.models.device import Device
@@ -20,9 +21,10 @@ from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.hospital import Hospital, SiteContext
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
 from fedhpc.site.release import Question, Weights, with_noise
+from fedhpc.site.training.local_sgd import one_step
 from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.site.training.secure_contribution import plan_grid
-from fedhpc.site.training.update_scale import update_scales
+from fedhpc.site.training.update_scale import sum_scale, update_scales
 
 LR, MOMENTUM, CLIP_NORM, PLAN = 1e-3, 0.9, 0.5, PrivacyPlan(2.0, 1.0, 3)
 ONE_STEP = PrivacyPlan(2.0, 1.0, 1)
@@ -219,6 +221,15 @@ def test_a_share_of_a_secure_sum_has_the_planned_variance(tmp_path: Path) -> Non
     site.keep_ledger(tmp_path / "ledger.jsonl", "run")
     shares = [site.contribute(to_vector(model), round, grid) for round in range(40)]
     assert np.std(shares) == pytest.approx(grid.site_variance**0.5, rel=0.1)
+    # 620 values of sums over four sites: 17 % is beyond 6 standard deviations.
+    sums = [grid.mean_gradient(np.sum(shares[k : k + 4], axis=0), 4 * UNITS, settings.privacy) for k in range(0, 40, 4)]
+    start = to_vector(model)
+    steps = [one_step(model, settings.training, 0, start, gradient) for gradient in sums]
+    scale = sum_scale(settings, plan, (UNITS,) * 4, 0)
+    assert np.std(steps) == pytest.approx(scale.noise, rel=0.17)
+    longest = longest_norm(scale, start.size)
+    assert all(shortened(step, longest) is step for step in steps)
+    assert np.linalg.norm(shortened(steps[0] * 100, longest)) == pytest.approx(longest, rel=1e-5)
 
 
 @pytest.mark.parametrize("bias", [True, False])

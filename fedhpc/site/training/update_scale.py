@@ -47,3 +47,22 @@ def _scale(gains: list[float], clip_norm: float, plan: PrivacyPlan, weight: int)
     most = units + SAMPLED * math.sqrt(units * (1 - q))
     noise = plan.noise_multiplier * clip_norm * (1 + MARGIN) / units * math.sqrt(sum(gain * gain for gain in gains))
     return UpdateScale(noise=noise, longest=clip_norm * (1 + MARGIN) * most / units * sum(gains))
+
+
+def sum_scale(config: RunConfig, plan: PrivacyPlan, weights: tuple[int, ...], round: int) -> UpdateScale:
+    """Return the scale of the mean update of a secure sum in a round: one step, with the noise of all sites together.
+
+    Each of n sites adds 1 / honest_sites of the noise's variance. Where sites may drop out, the mean is taken over the
+    fewest units that may be left. Weight decay is not in it.
+
+    Args:
+        config: the run's, with privacy.trust=sites.
+        plan: its noise.
+        weights: declared ones, by index.
+        round: from 0 on.
+    """
+    rate, p = learning_rate(config.training, round), config.privacy
+    fewest = sum(sorted(weights)[: len(weights) - p.tolerated_dropouts])
+    step = rate * p.clip_norm * (1 + MARGIN)
+    shares = math.sqrt(len(weights) / config.honest_sites)
+    return UpdateScale(noise=step * plan.noise_multiplier * shares / fewest, longest=step)

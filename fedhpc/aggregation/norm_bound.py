@@ -1,0 +1,27 @@
+"""How long an update can be, by its public noise and the bound on its signal."""
+
+import math
+
+import numpy as np
+from scipy.special import chdtri
+
+from fedhpc.aggregation.base import UpdateScale
+from fedhpc.util.arrays import F32
+
+NORM_ALPHA = 1e-4
+"""The chance that the noise of an honest update is longer than is allowed, in one round."""
+
+
+def longest_norm(scale: UpdateScale, size: int) -> float:
+    """Return the bound on the signal, and of noise of `size` entries what is exceeded with a chance of NORM_ALPHA.
+
+    >>> round(longest_norm(UpdateScale(noise=2.0, longest=5.0), size=54), 1)
+    25.4
+    """
+    return scale.longest + scale.noise * math.sqrt(float(chdtri(size, NORM_ALPHA)))
+
+
+def shortened(update: F32, longest: float) -> F32:
+    """Return an update f32[d], no longer than `longest`; the same bits where it is not."""
+    length = float(np.linalg.norm(update.astype(np.float64)))
+    return update if length <= longest else update * np.float32(longest / length)
