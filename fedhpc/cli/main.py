@@ -53,6 +53,7 @@ COMMANDS = {
     "sweep": Command("fedhpc.cli.sweep", "many configs as one SLURM array, or a few at a time on this machine"),
     "report": Command("fedhpc.cli.report", "one page about a sweep, or about several runs"),
     "bench": Command("fedhpc.cli.bench", "the project's own benchmarks, with ratios"),
+    "chaos": Command("fedhpc.cli.chaos", "break runs on purpose, and check that nothing is lost"),
     "config": Command("fedhpc.cli.config", "show a config with where each value comes from; or all keys there are"),
     "errors": Command("fedhpc.cli.errors", "what the codes of errors mean, and what to do"),
     "world": Command("fedhpc.cli.world", ""),

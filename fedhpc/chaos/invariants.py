@@ -1,0 +1,89 @@
+"""What must hold of a run directory after every start of a run, however it ended."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fedhpc.config.schema import RunConfig
+from fedhpc.errors import FedhpcError
+from fedhpc.privacy.accountant import Charge
+from fedhpc.privacy.ledger import read_ledger
+from fedhpc.records.checkpoint import load_state, saved_rounds
+from fedhpc.records.run_directory import RunDirectory
+from fedhpc.report.egress import report
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a run directory holds: the charges of each site's ledger, and the number of recorded rounds."""
+
+    charges: Mapping[str, tuple[Charge, ...]] = field(default_factory=dict)
+    rounds: int = 0
+
+
+def snapshot(directory: RunDirectory, config: RunConfig) -> Snapshot:
+    """Read the ledgers, whose hash chains are checked, and the records, which are checked for one of each round.
+
+    Raises:
+        FedhpcError: one that is not intact.
+    """
+    charges = {
+        name: read_ledger(directory.ledger(name))[1] for name in config.site_names if directory.ledger(name).exists()
+    }
+    return Snapshot(charges, len(directory.read_rounds()) if directory.rounds.exists() else 0)
+
+
+def violations(directory: RunDirectory, config: RunConfig, before: Snapshot) -> tuple[list[str], Snapshot]:
+    """Return what does not hold after a start, and the snapshot for the next.
+
+    Args:
+        directory: of the run.
+        config: the run's, of all sites.
+        before: the snapshot before the start.
+    """
+    try:
+        after = snapshot(directory, config)
+        records = directory.read_rounds() if directory.rounds.exists() else []
+        found = [*_ledgers(before, after), *_charged(records, after), *_model(directory)]
+        found += _egress(directory, records)
+    except FedhpcError as error:
+        return [f"not intact: {error}"], before
+    return found, after
+
+
+def _ledgers(before: Snapshot, after: Snapshot) -> list[str]:
+    """A ledger only grows: no charge that was there is gone or changed."""
+    return [
+        f"ledger of {name}: {len(charges)} charges before, and they are not the first of the {len(now)} after"
+        for name, charges in before.charges.items()
+        if (now := after.charges.get(name, ()))[: len(charges)] != charges
+    ]
+
+
+def _charged(records: list[dict[str, Any]], after: Snapshot) -> list[str]:
+    """No step without its charge: a recorded round was charged to every site that took part in it."""
+    found = []
+    for record in records:
+        for name in record["per_site"]:
+            charged = {charge.round + 1 for charge in after.charges.get(name, ()) if charge.population == "train"}
+            if record["round"] not in charged:
+                found.append(f"ledger of {name}: round {record['round']} is recorded and was not charged")
+    return found
+
+
+def _model(directory: RunDirectory) -> list[str]:
+    rounds = saved_rounds(directory.state, "round")
+    if not rounds:
+        return []
+    params = load_state(directory.state, "round", rounds[-1])["params"]
+    return [] if np.isfinite(params).all() else [f"model after round {rounds[-1]}: is not finite"]
+
+
+def _egress(directory: RunDirectory, records: list[dict[str, Any]]) -> list[str]:
+    """The egress logs hold what the records say was sent (`run.py egress`)."""
+    if not records:
+        return []
+    checks = report(directory.path).facts["checks"]
+    return [f"egress, {name}: {check['text']}" for name, check in checks.items() if check["holds"] is False]
