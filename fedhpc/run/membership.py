@@ -83,7 +83,10 @@ def members_left(members: Membership, lost: RankLostError) -> Membership:
         raise _ended(declared, f"{what}, and faults.on_death={declared.faults.on_death}")
     if left < (declared.faults.min_sites or len(declared.site_names)):
         raise _ended(declared, f"{what}: {left} sites are left, and faults.min_sites={declared.faults.min_sites}")
-    config = without(declared, absent)
+    try:
+        config = without(declared, absent)
+    except InputError as error:
+        raise _ended(declared, f"{what}, and the run cannot go on: {error}") from None
     news = f"{what}: going on with {left} of {len(declared.site_names)} sites from the last round that was saved"
     return Membership(declared, config, shrunk, news)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Mpi, Outcome
-from tests.mpi.test_federated import NOISED, SITES, charges, cohort, command, params, summary
+from tests.mpi.test_federated import NOISED, PRIVATE_SITES, SITES, charges, cohort, command, params, summary
 from tests.support.fault_tolerant import Blow, struck
 
 __all__ = ["cohort"]
@@ -99,6 +99,39 @@ def test_a_lost_aggregator_ends_the_start_which_can_be_resumed(cohort: Path, mpi
     done = run_here([*command(cohort, run_dir, *SETS), "--take-over"])
     assert done.returncode == 0, done.stderr
     assert len(records(run_dir)) == ROUNDS
+
+
+SECURE = (
+    PRIVATE_SITES, "privacy.epsilon=8", "privacy.sample_rate=1", "privacy.trust=sites", "privacy.colluding_sites=1",
+    "training.local_epochs=1", "exchange.density=1", "evaluation.epsilon=4",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ("algorithm.name=scaffold", "exchange.density=1"),
+        ("algorithm.name=feddyn", "exchange.density=1"),
+        ("server.optimizer=fedadam", "aggregation.rule=centred_clipping"),
+        SECURE,
+    ],
+    ids=["scaffold", "feddyn", "fedadam", "secure"],
+)
+def test_site_may_leave_and_come_back_whatever_the_algorithm(
+    cohort: Path, tmp_path: Path, run_here: Run, sets: tuple[str, ...]
+) -> None:
+    """Absent in round 2, there in round 3, another absent in round 4."""
+    words = command(cohort, tmp_path / "run", *sets, "faults.min_sites=3", "training.rounds=4")
+    starts = [
+        ["--stop-after", "1"],
+        ["--stop-after", "1", "--set", 'faults.absent=["site3"]'],
+        ["--stop-after", "1"],
+        ["--set", 'faults.absent=["site2"]'],
+    ]
+    ended = [run_here([*words, *more]) for more in starts]
+    assert [one.returncode for one in ended] == [75, 75, 75, 3], ended[-1].stderr
+    assert [record["absent"] for record in records(tmp_path / "run")] == [[], ["site3"], [], ["site2"]]
+    assert summary(tmp_path / "run")["absent"] == {"site3": 1, "site2": 1}
 
 
 @pytest.mark.slow
