@@ -6,8 +6,8 @@ known before the round (`UpdateScale`). So each update is tested against what it
 
 1. Norm. |u| is above (bound on |g|) + s sqrt(chi-square quantile, d degrees) with a chance of at most NORM_ALPHA for an
    honest site. A longer update is shortened to that length, and named; it is not left out. The bound on |g| is that of
-   clipping, or SIGNAL_FACTOR times the median of what the other sites' signals are at most, where that is less: the
-   root of |u|^2 - d s^2, and SPREAD standard deviations of the noise's own d s^2 more.
+   clipping, or where that is less SIGNAL_FACTOR times the median of the other sites' signals, each the root of
+   |u|^2 - d s^2; the quantile leaves room beside the noise for a signal of several s.
 2. Direction. Let m be the unit vector along the coordinate-wise median of the other sites' updates, which does not
    depend on the site's own noise. A round counts for a site where the others agree: where their mean cosine between
    two is above AGREEMENT. z = <u, m> / max(s, |u| / sqrt(d)) has a variance of at most 1 by the noise. Its sum over t
@@ -44,8 +44,8 @@ from fedhpc.errors import PayloadError, SiteError
 from fedhpc.util.arrays import F32, F64
 
 ALPHA = 0.005
-NORM_FACTOR, SIGNAL_FACTOR = 3.0, 2.0
-AGREEMENT, SPREAD = 0.1, 3.0
+NORM_FACTOR, SIGNAL_FACTOR = 3.0, 1.5
+AGREEMENT = 0.1
 LEAST_OTHERS = 3
 TINY = 1e-300
 ALIGNED, TESTED, OUT = "alignment", "rounds_tested", "left_out"
@@ -146,8 +146,7 @@ class Screen(Aggregator):
         if self._round.scales is None:
             return NORM_FACTOR * float(np.median([np.linalg.norm(update) for update in self._updates.values()]))
         d, scale = self._round.size, self._round.scales[site]
-        spread = 1 - SPREAD * math.sqrt(2 / d)
-        squares = [float(u @ u) - spread * d * self._noise(k) ** 2 for k, u in self._updates.items() if k != site]
+        squares = [float(u @ u) - d * self._noise(k) ** 2 for k, u in self._updates.items() if k != site]
         others = float(np.median(np.sqrt(np.maximum(squares, 0))))
         return longest_norm(replace(scale, longest=min(scale.longest, SIGNAL_FACTOR * others)), d)
 

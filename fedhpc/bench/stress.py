@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -35,6 +35,13 @@ RULES = (REFERENCE, "coordinate_median", "geometric_median", "mda", "centred_cli
 NONE = "none"
 NOISE_SEED = 1
 TOLERANCE, CLEAN_TOLERANCE = 0.02, 0.005
+
+
+class Column(NamedTuple):
+    """One column of the table: an epsilon, or `none`, and a rule."""
+
+    epsilon: str
+    rule: str
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,9 @@ class Matrix:
     site: str
     seeds: Sequence[int]
 
-    def columns(self) -> list[tuple[str, str]]:
-        """(epsilon, rule) of each column."""
-        return [(epsilon, rule) for epsilon in self.epsilons for rule in self.rules]
+    def columns(self) -> list[Column]:
+        """The columns of the table, by epsilon."""
+        return [Column(epsilon, rule) for epsilon in self.epsilons for rule in self.rules]
 
     def load(self, cell: "Cell") -> RunConfig:
         """The config of one run."""
@@ -165,9 +172,7 @@ def _case_row(matrix: Matrix, found: Mapping[Cell, Mapping[str, Any]], case: str
     return {"case": case, "less_clean": [_less_clean(matrix, found, case, column) for column in matrix.columns()]}
 
 
-def _less_clean(
-    matrix: Matrix, found: Mapping[Cell, Mapping[str, Any]], case: str, column: tuple[str, str]
-) -> float | None:
+def _less_clean(matrix: Matrix, found: Mapping[Cell, Mapping[str, Any]], case: str, column: Column) -> float | None:
     """The mean over seeds of the AUC less that of the clean run of the mean; None where a run was stopped."""
     epsilon, rule = column
     seeds = matrix.seeds if epsilon != NONE else matrix.seeds[:1]
@@ -179,9 +184,7 @@ def _less_clean(
     return statistics.fmean(less) if len(less) == len(pairs) else None
 
 
-def _rule_row(
-    matrix: Matrix, found: Mapping[Cell, Mapping[str, Any]], column: tuple[str, str], legacy: str
-) -> dict[str, Any]:
+def _rule_row(matrix: Matrix, found: Mapping[Cell, Mapping[str, Any]], column: Column, legacy: str) -> dict[str, Any]:
     """What a rule comes to over all cases; false rejection is the share of rounds without the honest legacy site."""
     epsilon, rule = column
     harm = {case: _less_clean(matrix, found, case, column) for case in matrix.cases if case != CLEAN}

@@ -76,7 +76,7 @@ def test_honest_legacy_site_is_hardly_ever_left_out() -> None:
 @pytest.mark.parametrize("known", [True, False])
 def test_equal_updates_give_the_weighted_mean(known: bool) -> None:
     rng = np.random.default_rng(2)
-    updates = np.ones(D) + rng.normal(size=(4, D)) / 10
+    updates = 3 * np.ones(D) + rng.normal(size=(4, D)) / 10
     found = apply(dict(enumerate(updates)), RULE.initial(D, 4), SCALES if known else None)
     np.testing.assert_allclose(found.update, np.average(updates, axis=0, weights=WEIGHTS), rtol=1e-5)
     assert found.flags == ()
