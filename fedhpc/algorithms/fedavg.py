@@ -40,6 +40,7 @@ from fedhpc.algorithms.base import (
     parted,
     with_algorithm,
 )
+from fedhpc.algorithms.local_layers import LocalLayers
 from fedhpc.algorithms.run_state import OPTIMIZER, RESIDUAL, RULE, RunState, of, residual_of, under
 from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
@@ -111,6 +112,7 @@ class RoundConfig:
         aggregation: the rule that makes one update of the sites' updates.
         server: the optimiser that makes a step of it.
         algorithm: what is added to FedAvg.
+        local: the entries that stay at each site.
         stress: what some sites' messages are replaced by, in a stress test.
         scales: of a round, what each site's update may be; None of a round where that is not known.
         store: what keeps the messages as they came; None: nobody.
@@ -126,6 +128,7 @@ class RoundConfig:
     aggregation: AggregationRule = field(default_factory=Mean)
     server: ServerStep = field(default_factory=ServerSgd)
     algorithm: Algorithm = field(default_factory=Algorithm)
+    local: LocalLayers = field(default_factory=LocalLayers)
     stress: "Replacement | None" = None
     scales: Callable[[int], tuple[UpdateScale, ...] | None] = lambda round: None
     store: "Store | None" = None
@@ -188,13 +191,15 @@ class Store(Protocol):
 def site_round(site: Participant, state: RunState, kept: Arrays, terms: RoundConfig) -> tuple[bytes, Arrays]:
     """One hospital's part: (message to send, what it keeps)."""
     own, public = of_algorithm(kept), of_algorithm(state.public)
-    update = site.train(state.params, state.round, terms.algorithm.regularizer(own, public))
+    start = terms.local.at_site(state.params, kept)
+    update = site.train(start, state.round, terms.algorithm.regularizer(own, public))
+    update, at_home = terms.local.parted(start, update)
     with at(f"site {site.name}, round {state.round + 1}"):
         sent, residual = with_feedback(update, residual_of(kept), terms.up, terms.draws(state.round, site.index))
         weight, sender = site.gradient_weight(state.round), terms.sender(site.index, state.round)
         own, more = terms.algorithm.after_training(own, public, Trained(update, sent, weight, sender))
     message = terms.message(encode(Update(site.index, state.round, sent)), more)
-    return message, with_algorithm({**kept, RESIDUAL: residual}, own)
+    return message, with_algorithm({**kept, **at_home, RESIDUAL: residual}, own)
 
 
 def rule_round(state: RunState, terms: RoundConfig) -> RuleRound:

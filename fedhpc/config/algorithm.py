@@ -14,6 +14,11 @@ class Algorithm(Section):
     """An algorithm by its `name`; a subclass narrows it to a literal and adds its parameters."""
 
     name: str
+    local_layers: Literal["none", "norm"] = Field(
+        default="none",
+        description="norm: each site trains its own scale and shift of every normalisation layer, and does not send "
+        "them; model.pt then holds their initial values",
+    )
 
 
 class FedAvg(Algorithm):

@@ -100,6 +100,30 @@ def _algorithm_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             f"algorithm.name=feddyn, exchange.density={config.exchange.density:g}: its server step adds up all updates "
             "that have come; with entries that come rounds later it swings and can diverge. Set density=1",
         ),
+        *_local_layers_rules(config),
+    ]
+
+
+def _local_layers_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule of parameters that stay at their sites."""
+    key, on = "algorithm.local_layers=norm", config.algorithm.local_layers != "none"
+    return [
+        (
+            on and config.mode != "federated",
+            f"{key}: mode={config.mode} sends no layer that could stay at home; remove it",
+        ),
+        (
+            on and config.model.name == "frozen",
+            f"{key}: the head of model.name=frozen has no normalisation layer; remove it, or train a network",
+        ),
+        (
+            on and config.training.average_last > 0,
+            f"{key}: the mean of the last global models does not fit one round's own layers; set average_last=0",
+        ),
+        (
+            on and config.personalisation.method != "none",
+            f"{key}: a personal model starts from the global one, without own layers; set personalisation.method=none",
+        ),
     ]
 
 
@@ -282,6 +306,11 @@ def secure_sum_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             config.aggregation.rule != "mean",
             f"aggregation.rule={config.aggregation.rule}: it looks at each site's update, which trust=sites hides; set "
             "aggregation.rule=mean",
+        ),
+        (
+            config.algorithm.local_layers != "none",
+            f"algorithm.local_layers={config.algorithm.local_layers}: with trust=sites a site makes no private step of "
+            "its own, in which its own layers could be trained; set none",
         ),
         (
             config.algorithm.name != "fedavg",

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedhpc.compression.top_k import Layer
-from fedhpc.util.arrays import F32
+from fedhpc.util.arrays import F32, I64
 
 
 def parameter_count(model: nn.Module) -> int:
@@ -16,6 +16,16 @@ def parameter_count(model: nn.Module) -> int:
 def layers_of(model: nn.Module) -> tuple[Layer, ...]:
     """Name and size of every trained parameter tensor, in the order in which they make up the vector (public)."""
     return tuple(Layer(name, p.numel()) for name, p in model.named_parameters() if p.requires_grad)
+
+
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+def norm_entries(model: nn.Module) -> I64:
+    """Return the indices of the scales and shifts of all normalisation layers in the vector, ascending."""
+    scaling = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return np.flatnonzero(np.concatenate([np.full(p.numel(), id(p) in scaling) for p in trained]))
 
 
 def to_vector(model: nn.Module) -> F32:

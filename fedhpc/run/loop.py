@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from fedhpc.aggregation.base import Flag
 from fedhpc.algorithms.baselines import Start, train_separately
 from fedhpc.algorithms.fedavg import RoundResult, federate
+from fedhpc.algorithms.run_state import RunState
 from fedhpc.compression.codec import encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.update import AGGREGATOR, ArraySpec, Update, pack_arrays, unpack_arrays
@@ -181,9 +183,16 @@ def _federated(session: Session, resumed: Resumed, progress: Progress) -> tuple[
     terms, start = round_terms(session), loaded_state(session, resumed)
     average = fresh_average(session).resumed(start.public)
 
+    def own_layers(state: RunState) -> None:
+        for site in session.sites:
+            site.evaluate_with(partial(terms.local.at_site, kept=state.sites[site.name]))
+
+    own_layers(start)
+
     def on_round(result: RoundResult) -> bool:
         nonlocal average
         state = result.state
+        own_layers(state)
         average = average.after(state.round, state.params)
         released = average.released(state.params)
         ran = Ran(result.traffic or Traffic(), result.watch, result.dropped, result.flags)

@@ -16,6 +16,7 @@ from fedhpc.models.device import Device
 from fedhpc.models.monai_networks import norm_argument
 from fedhpc.models.probe import Probe, backward_problem, probe_of
 from fedhpc.models.task import Task
+from fedhpc.models.vector import norm_entries
 from fedhpc.site.per_example.oracle import Sums, check_unit_gradients
 from fedhpc.site.training.secure_contribution import mean_by_unit, per_image_gradients
 from fedhpc.transport.base import Transport
@@ -93,6 +94,20 @@ def _secure_sum(model: nn.Module, images: Tensor, labels: Tensor, owner: Tensor,
     factor = (clip_norm / torch.linalg.vector_norm(units, dim=1)).clamp(max=1)
     total = (units * factor[:, None]).sum(0)
     return torch.split(total, [p.numel() for p in model.parameters() if p.requires_grad])
+
+
+def check_local_layers(config: RunConfig, network: nn.Module) -> None:
+    """Refuse a network without the layers that are to stay at the sites.
+
+    Raises:
+        InputError: it has none.
+    """
+    if config.algorithm.local_layers != "none" and not norm_entries(network).size:
+        raise InputError(
+            f"algorithm.local_layers={config.algorithm.local_layers}, {config.model.key}: the network has no "
+            "normalisation layer with a trained scale or shift. Set local_layers to none",
+            code="config",
+        )
 
 
 def weights_digest(network: nn.Module) -> str:

@@ -4,17 +4,19 @@ import logging
 from functools import partial
 
 import numpy as np
+from torch import nn
 
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.norm_bound import longest_norm, shortened
 from fedhpc.algorithms.catalogue import algorithm_of
 from fedhpc.algorithms.fedavg import RoundConfig
 from fedhpc.algorithms.hostile_sites import HostileSites
+from fedhpc.algorithms.local_layers import LocalLayers
 from fedhpc.algorithms.run_state import RunState
 from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.config.schema import RunConfig
-from fedhpc.models.vector import layers_of, parameter_count
+from fedhpc.models.vector import layers_of, norm_entries, parameter_count
 from fedhpc.run.session import Session
 from fedhpc.run.stored_updates import UpdateStore
 from fedhpc.secagg.masks import SumTerms
@@ -45,6 +47,7 @@ def round_terms(session: Session) -> RoundConfig:
         aggregation=config.aggregation,
         server=config.server,
         algorithm=algorithm_of(config.algorithm),
+        local=local_layers(config, session.place.model),
         stress=_hostile_sites(config),
         scales=partial(update_scales, config, session.place.plan, session.weights),
         store=UpdateStore(session.directory.updates, session.weights) if config.contribution.store_updates else None,
@@ -58,6 +61,13 @@ def _hostile_sites(config: RunConfig) -> HostileSites | None:
         return None
     indices = frozenset(map(config.site_names.index, stress.sites))
     return HostileSites(stress.case, indices, stress.amount, config.seed)
+
+
+def local_layers(config: RunConfig, model: nn.Module) -> LocalLayers:
+    """Return which entries of the parameters stay at each site."""
+    if config.algorithm.local_layers == "none":
+        return LocalLayers()
+    return LocalLayers(norm_entries(model))
 
 
 def secure_mean(session: Session) -> SecureMean | None:

@@ -21,6 +21,7 @@ from fedhpc.errors import InputError
 from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.records.checkpoint import Owner, load_state, save_state, saved_rounds
 from fedhpc.run.resume import Resumed
+from fedhpc.run.round_terms import local_layers
 from fedhpc.run.session import Session
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.tls import AGGREGATOR_NAME
@@ -55,7 +56,8 @@ def loaded_state(session: Session, resumed: Resumed) -> RunState:
     config, names = session.config, [site.name for site in session.sites]
     initial, algorithm = to_vector(session.place.model), algorithm_of(config.algorithm)
     rule = config.aggregation.initial(initial.size, len(config.data.sites))
-    fresh = fresh_state(initial, names, config.server, algorithm, rule)
+    local = local_layers(config, session.place.model)
+    fresh = local.added_to(fresh_state(initial, names, config.server, algorithm, rule))
     mine = run_on_all_ranks(transport, lambda: _read(session, resumed, fresh) if resumed.first else fresh)
     payload = pack_arrays({PARAMS: mine.params, **under(PUBLIC, mine.public)}) if transport.rank == 0 else None
     start = unpack_arrays(transport.broadcast(payload, "update"))
@@ -79,8 +81,8 @@ def _read(session: Session, resumed: Resumed, fresh: RunState) -> RunState:
             sites[name] = _checked(found, kept, f"{folder}: residual after round {last}")
         elif last and of_algorithm(kept):
             raise InputError(
-                f"{folder}: what site {name} keeps for algorithm.name={session.config.algorithm.name} is missing, and "
-                "the aggregator counts on it. Restore the folder from a backup, or start in a new --run-dir",
+                f"{folder}: what site {name} keeps for the section algorithm is missing, and its next rounds count on "
+                "it. Restore the folder from a backup, or start in a new --run-dir",
                 code="resume.site-state-missing",
             )
         else:

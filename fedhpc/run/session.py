@@ -19,7 +19,7 @@ from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
 from fedhpc.run.initial_model import check_backbone, start_from
 from fedhpc.run.membership import Membership
-from fedhpc.run.network import agreed_network
+from fedhpc.run.network import agreed_network, check_local_layers
 from fedhpc.run.preemption import StopRequest
 from fedhpc.run.public_features import Place as MapPlace
 from fedhpc.run.public_features import agreed_map, make_reference
@@ -117,6 +117,7 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
         found = agreed_map(config, backbone.to(bench.device), where)
         found.load_into(place.model)
     start_from(config, directory, task, place.model, transport)
+    run_on_all_ranks(transport, lambda: check_local_layers(config, place.model))
     weights = tuple(common["weights"])
     grid = run_on_all_ranks(transport, lambda: _grid(config, place, weights))
     on_device = None if backbone is None else backbone.to(bench.device)

@@ -71,6 +71,15 @@ class Hospital:
         self._units: Units | None = None
         self._answers: Answers | None = None
         self._log: LogFile | None = None
+        self._at_home: Callable[[F32], F32] = lambda params: params
+
+    def evaluate_with(self, at_home: Callable[[F32], F32]) -> None:
+        """From here on measure a model with this site's own values of the layers that stay at home.
+
+        Args:
+            at_home: puts the site's own values, which are private, into f32[d].
+        """
+        self._at_home = at_home
 
     def keep_log(self, log: LogFile) -> None:
         """Write what concerns this site's data, when something fails, to its own log (private)."""
@@ -344,6 +353,6 @@ class Hospital:
 
     def _predictions(self, params: F32, split: str) -> Predictions:
         with self.failing("evaluation failed"):
-            from_vector(self._place.model, params)
+            from_vector(self._place.model, self._at_home(params))
             alone = self._place.config.private_evaluation
             return predict(self._place.model, self._samples, split, self._place.bench, alone)

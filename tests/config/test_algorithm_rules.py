@@ -21,6 +21,7 @@ SPARSE: dict[str, Any] = {"exchange.density": 0.1}
 ADAM: dict[str, Any] = {"training.optimizer": "adam"}
 MOMENTUM: dict[str, Any] = {"server.optimizer": "fedavgm"}
 ALONE: dict[str, Any] = {"mode": "local"}
+HEAD = {"model.name": "frozen", "model.backbone": "phantom"}
 OPTIONS = {"dp": DP, "secure": SECURE, "sparse": SPARSE, "adam": ADAM, "server": MOMENTUM, "local": ALONE}
 REFUSED = {
     "fedavg": {},
@@ -75,3 +76,24 @@ def test_rule_that_is_no_mean_refuses_what_needs_it(name: str) -> None:
 
 def test_fedprox_goes_with_every_rule() -> None:
     assert made({"algorithm.name": "fedprox", "aggregation.rule": "coordinate_median"}).algorithm.name == "fedprox"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (ALONE, "mode=local sends no layer"),
+        (HEAD, "model.name=frozen has no normalisation layer"),
+        (SECURE, "a site makes no private step of its own"),
+        ({"training.average_last": 0.5}, "set average_last=0"),
+        ({"personalisation.method": "fine_tune"}, "set personalisation.method=none"),
+    ],
+)
+def test_local_layers_with_option(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        made({"algorithm.local_layers": "norm", **changes})
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_local_layers_go_with_every_algorithm(name: str) -> None:
+    assert made({"algorithm.name": name, "algorithm.local_layers": "norm"}).algorithm.local_layers == "norm"

@@ -93,6 +93,7 @@ PRIVATE_SITES = f"data.sites={json.dumps([{'name': name, 'weight': 20} for name 
 CODED = (
     "exchange.rounding=stochastic", "exchange.selection=per_tensor", "exchange.value_bits=3",
     "exchange.density_down=0.3", "training.rounds=2", "algorithm.name=fednova",
+    "algorithm.local_layers=norm",
 )  # fmt: skip
 NOISED = (
     PRIVATE_SITES, "privacy.epsilon=8", "privacy.sample_rate=0.25", "privacy.noise_seed=1", "training.rounds=2",
