@@ -71,11 +71,11 @@ def test_unknown_algorithm_names_the_known() -> None:
 @pytest.mark.parametrize("name", ["scaffold", "fednova", "feddyn"])
 def test_rule_that_is_no_mean_refuses_what_needs_it(name: str) -> None:
     with pytest.raises(ValidationError, match="adds up to zero only where the global update is the weighted mean"):
-        made({"algorithm.name": name, "aggregation.rule": "coordinate_median"})
+        made({"algorithm.name": name, "aggregation": {"rule": "coordinate_median"}})
 
 
 def test_fedprox_goes_with_every_rule() -> None:
-    assert made({"algorithm.name": "fedprox", "aggregation.rule": "coordinate_median"}).algorithm.name == "fedprox"
+    assert made({"algorithm.name": "fedprox", "aggregation": {"rule": "coordinate_median"}}).algorithm.name == "fedprox"
 
 
 @pytest.mark.parametrize(
