@@ -313,10 +313,8 @@ def _one_round(sites: Sequence[Participant], state: RunState, terms: RoundConfig
         with watch.phase("aggregate"):
             step, kept = server_step(got.mean, state, terms)
             payload, residual = server_round(step, state, residual_of(server), terms)
-            down, server = (
-                terms.message(payload, got.more),
-                with_algorithm({RESIDUAL: residual, **got.rule, **kept}, got.kept),
-            )
+            down = terms.message(payload, got.more)
+            server = with_algorithm({RESIDUAL: residual, **got.rule, **kept}, got.kept)
             traffic = Traffic(got.up_bytes, got.down_bytes + len(down))
     with watch.phase("exchange"):
         down = transport.broadcast(down, "update", state.round + 1)
