@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from data_prep.importers.fields import Fields, Numbers, numbers_of
 from data_prep.importers.screening import Verdict, screened
 
 SINGLE = {
@@ -34,6 +35,7 @@ RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 IMAGES = SINGLE | SLICES | ENHANCED
 DIRECTORY = "1.2.840.10008.1.3.10"
+PIXEL_DATA = b"\xe0\x7f\x10\x00"
 
 KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "IssuerOfPatientID",
@@ -42,6 +44,8 @@ KEYWORDS = (
     "AcquisitionNumber", "TemporalPositionIdentifier", "DiffusionBValue", "TriggerTime", "EchoTime", "RepetitionTime",
     "ScanningSequence", "KVP", "BurnedInAnnotation", "ConversionType", "SeriesDescription", "ProtocolName",
     "PresentationIntentType", "Manufacturer", "ManufacturerModelName",
+    "BitsAllocated", "BitsStored", "PixelRepresentation", "PhotometricInterpretation", "RescaleSlope",
+    "RescaleIntercept", "ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit",
     "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
@@ -56,7 +60,8 @@ OTHER_KIND = "an image of a kind that is not imported (only CT, MR, CR, DX and M
 NO_IDENTITY = "without a patient, study, series or instance of its own"
 PROCESSING = "a raw detector image (for processing, not for presentation)"
 
-Numbers = tuple[float, ...]
+PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
+"""Uncompressed, little endian: the pixels lie in the file as they are."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,28 @@ class Geometry:
     spacing: Numbers | None
     frame: int = 0
     dimension: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlainPixels:
+    """Where the pixels of one uncompressed image lie in its file, and what they mean.
+
+    Attributes:
+        offset: of the first pixel, in bytes.
+        dtype: of a pixel, little endian.
+        unused_bits: above the stored ones.
+        slope, intercept: of the rescaling.
+        inverted: MONOCHROME1.
+        padding: lowest and highest value outside of the scanned area; None: there is none.
+    """
+
+    offset: int
+    dtype: str
+    unused_bits: int
+    slope: float
+    intercept: float
+    inverted: bool
+    padding: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -86,6 +113,7 @@ class Header:
         refers_to: UIDs of series that contours or segments belong to.
         description: of the series, for `--description` only (free text, never written).
         blank: rectangles to blank by a device rule: left, top, width, height.
+        plain: where the pixels lie; None: pydicom has to decode them.
     """
 
     file: str
@@ -104,6 +132,7 @@ class Header:
     refers_to: tuple[str, ...] = ()
     description: str = ""
     blank: tuple[tuple[int, int, int, int], ...] = ()
+    plain: PlainPixels | None = None
 
 
 @dataclass(frozen=True)
@@ -138,84 +167,125 @@ def read_header(root: Path, file: str, blank: Path | None = None) -> Header | Re
         blank: a table of device rules beside the built-in one.
     """
     try:
-        with quiet():
-            dataset = _read(root / file)
-            return Refused(file, NOT_DICOM) if dataset is None else _header(file, dataset, blank)
+        with quiet(), (root / file).open("rb") as stream:
+            dataset = _read(stream)
+            if dataset is None:
+                return Refused(file, NOT_DICOM)
+            found = _header(file, dataset, blank)
+            if isinstance(found, Header) and found.modality:
+                return replace(found, plain=_plain(stream, dataset, found))
+            return found
     except MemoryError:
         raise
     except Exception:  # pydicom raises whatever it likes, and quotes the file
         return Refused(file, UNREADABLE)
 
 
-def _read(path: Path) -> Dataset | None:
+def _read(stream: BinaryIO) -> Dataset | None:
     keywords = list(KEYWORDS)
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=keywords)
+        return pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=keywords)
     except InvalidDicomError:
-        if not _bare(path):
+        if not _bare(stream):
             return None
-    found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=keywords, force=True)
+    found = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=keywords, force=True)
     return found if "SOPClassUID" in found else None
 
 
-def _bare(path: Path) -> bool:
+def _bare(stream: BinaryIO) -> bool:
     """Whether a file begins with a group that a dataset without preamble begins with, in either byte order."""
-    with path.open("rb") as file:
-        head = file.read(4)
+    stream.seek(0)
+    head = stream.read(4)
+    stream.seek(0)
     return len(head) == 4 and head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
 
 def _header(file: str, dataset: Dataset, blank: Path | None) -> Header | Refused:
-    sop_class = _text(dataset, "SOPClassUID")
-    if _text(getattr(dataset, "file_meta", Dataset()), "MediaStorageSOPClassUID") == DIRECTORY:
+    fields = Fields(dataset)
+    sop_class = fields.text("SOPClassUID")
+    if str(getattr(dataset, "file_meta", Dataset()).get("MediaStorageSOPClassUID")) == DIRECTORY:
         return Refused(file, AN_INDEX)
-    instance, study, series = (_text(dataset, f"{one}InstanceUID") for one in ("SOP", "Study", "Series"))
-    patient = "\0".join(filter(None, (_text(dataset, "PatientID"), _text(dataset, "IssuerOfPatientID"))))
+    instance, study, series = (fields.text(f"{one}InstanceUID") for one in ("SOP", "Study", "Series"))
+    patient = "\0".join(filter(None, (fields.text("PatientID"), fields.text("IssuerOfPatientID"))))
     known = Header(file, sop_class, instance, study, series, patient or f"study {study}")
     if sop_class in (RTSTRUCT, SEGMENTATION):
         return replace(known, refers_to=tuple(sorted(_referenced(dataset))))
-    verdict = screened(dataset, sop_class, blank)
+    verdict = screened(fields, sop_class, blank)
     if verdict.why:
         return Refused(file, verdict.why, verdict.suspected)
-    if "Rows" not in dataset:
+    if "Rows" not in fields:
         return Refused(file, NO_IMAGE)
     if sop_class not in IMAGES:
         return Refused(file, OTHER_KIND)
     if not (instance and study and series):
         return Refused(file, NO_IDENTITY)
-    if _text(dataset, "PresentationIntentType") == "FOR PROCESSING":
+    if fields.text("PresentationIntentType") == "FOR PROCESSING":
         return Refused(file, PROCESSING)
-    return _image(known, dataset, verdict)
+    return _image(known, fields, verdict)
 
 
-def _image(known: Header, dataset: Dataset, verdict: Verdict) -> Header:
+def _image(known: Header, fields: Fields, verdict: Verdict) -> Header:
     modality = IMAGES[known.sop_class]
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    geometry = _enhanced(dataset, frames) if known.sop_class in ENHANCED else (_geometry(dataset, modality),) * frames
-    kind = dataset.get("ImageType")
+    frames = fields.whole("NumberOfFrames", 1)
+    enhanced = known.sop_class in ENHANCED
+    geometry = _enhanced(fields.dataset, frames) if enhanced else (_geometry(fields, modality),) * frames
     return replace(
         known,
         modality=modality,
-        rows=int(dataset.Rows),
-        columns=int(dataset.Columns),
+        rows=fields.whole("Rows", 0),
+        columns=fields.whole("Columns", 0),
         frames=geometry,
-        number=int(dataset.get("InstanceNumber") or 0),
-        image_type=tuple(map(str, kind))[2:] if kind is not None and not isinstance(kind, str) else (),
-        protocol=_protocol(dataset, modality),
-        description=_text(dataset, "SeriesDescription"),
+        number=fields.whole("InstanceNumber", 0),
+        image_type=tuple(fields.words("ImageType")[2:]),
+        protocol=_protocol(fields, modality),
+        description=fields.text("SeriesDescription"),
         blank=verdict.blank,
     )
 
 
-def _geometry(dataset: Dataset, modality: str) -> Geometry:
+def _geometry(fields: Fields, modality: str) -> Geometry:
     if modality in SINGLE.values():
-        spacing = _numbers(dataset, "PixelSpacing") or _numbers(dataset, "ImagerPixelSpacing")
-        return Geometry(None, None, spacing)
+        return Geometry(None, None, fields.numbers("PixelSpacing") or fields.numbers("ImagerPixelSpacing"))
     return Geometry(
-        _numbers(dataset, "ImagePositionPatient"),
-        _numbers(dataset, "ImageOrientationPatient"),
-        _numbers(dataset, "PixelSpacing"),
-        dimension=tuple(_text(dataset, key) for key in DIMENSIONS),
+        fields.numbers("ImagePositionPatient"),
+        fields.numbers("ImageOrientationPatient"),
+        fields.numbers("PixelSpacing"),
+        dimension=tuple(fields.text(key) for key in DIMENSIONS),
+    )
+
+
+def _plain(stream: BinaryIO, dataset: Dataset, header: Header) -> PlainPixels | None:
+    """Where the pixels lie, if they do so plainly: the stream stands before the element of the pixels."""
+    fields = Fields(dataset)
+    syntax = str(getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID"))
+    allocated, stored = fields.whole("BitsAllocated", 0), fields.whole("BitsStored", 0)
+    plain = (
+        syntax in PLAIN_SYNTAXES
+        and header.sop_class not in ENHANCED
+        and len(header.frames) == 1
+        and allocated in (8, 16)
+        and 0 < stored <= allocated
+        and "ModalityLUTSequence" not in fields
+    )
+    head = stream.read(12) if plain else b""
+    if head[:4] != PIXEL_DATA or (head[4:6] not in (b"OW", b"OB")) != (syntax == PLAIN_SYNTAXES[0]):
+        return None
+    skip = 8 if syntax == PLAIN_SYNTAXES[0] else 12
+    size_bytes = int.from_bytes(head[skip - 4 : skip], "little")
+    wanted_bytes = header.rows * header.columns * allocated // 8
+    if size_bytes not in (wanted_bytes, wanted_bytes + 1):
+        return None
+    slope, intercept = fields.numbers("RescaleSlope"), fields.numbers("RescaleIntercept")
+    padding, limit = fields.numbers("PixelPaddingValue"), fields.numbers("PixelPaddingRangeLimit")
+    ends = sorted(int(one[0]) for one in (padding, limit or padding) if one) if padding else []
+    return PlainPixels(
+        stream.tell() - 12 + skip,
+        f"<{'i' if fields.whole('PixelRepresentation', 0) else 'u'}{allocated // 8}",
+        allocated - stored,
+        slope[0] if slope else 1.0,
+        intercept[0] if intercept else 0.0,
+        fields.text("PhotometricInterpretation") == "MONOCHROME1",
+        (ends[0], ends[-1]) if ends else None,
     )
 
 
@@ -230,7 +300,7 @@ def _enhanced(dataset: Dataset, frames: int) -> tuple[Geometry, ...]:
 def _group_geometry(groups: Dataset, shared: Dataset, number: int) -> Geometry:
     def value(sequence: str, key: str) -> Numbers | None:
         items = groups.get(sequence) or shared.get(sequence)
-        return _numbers(items[0], key) if items else None
+        return numbers_of(items[0], key) if items else None
 
     echo = value("MREchoSequence", "EffectiveEchoTime")
     diffusion = value("MRDiffusionSequence", "DiffusionBValue")
@@ -254,33 +324,20 @@ def _referenced(dataset: Dataset) -> Iterator[str]:
                 yield _text(series, "SeriesInstanceUID")
 
 
-def _protocol(dataset: Dataset, modality: str) -> str:
+def _protocol(fields: Fields, modality: str) -> str:
     """Numbers and code words of a fixed set only: a protocol's name may hold a patient's."""
     if modality == "MR":
-        kinds = dataset.get("ScanningSequence")
-        words = [kinds] if isinstance(kinds, str) else list(kinds or [])
-        parts = [word for word in words if word in ("SE", "IR", "GR", "EP", "RM")]
-        parts += [f"{name} {_number(dataset, key)}" for name, key in (("TR", "RepetitionTime"), ("TE", "EchoTime"))]
+        parts = [word for word in fields.words("ScanningSequence") if word in ("SE", "IR", "GR", "EP", "RM")]
+        parts += [f"{name} {_number(fields, key)}" for name, key in (("TR", "RepetitionTime"), ("TE", "EchoTime"))]
     else:
-        parts = [f"{_number(dataset, 'KVP')} kV"]
+        parts = [f"{_number(fields, 'KVP')} kV"]
     return " ".join(part for part in parts if "?" not in part)
 
 
-def _number(dataset: Dataset, key: str) -> str:
-    found = _numbers(dataset, key)
+def _number(fields: Fields, key: str) -> str:
+    found = fields.numbers(key)
     return f"{found[0]:g}" if found else "?"
 
 
-def _numbers(dataset: Dataset, key: str) -> Numbers | None:
-    value: Any = dataset.get(key)
-    if value is None or value == "":
-        return None
-    try:
-        return tuple(float(one) for one in value) if hasattr(value, "__iter__") else (float(value),)
-    except (TypeError, ValueError):
-        return None
-
-
 def _text(dataset: Dataset, key: str) -> str:
-    value = dataset.get(key)
-    return "" if value is None else str(value).strip("\0 ")
+    return Fields(dataset).text(key)

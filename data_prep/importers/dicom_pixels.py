@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
-from data_prep.importers.dicom_header import ENHANCED, quiet
+from data_prep.importers.dicom_header import ENHANCED, PlainPixels, quiet
 from data_prep.importers.dicom_series import DicomSeries, Source
 from data_prep.importers.volume import ImportFault, Mask, Plane, Spacing
 from fedhpc.util.arrays import F32
@@ -37,8 +37,12 @@ class DicomReader:
             ImportFault: it cannot be taken.
         """
         source = self.series.sources[row]
-        with quiet():
-            pixels = self._decoded(source)
+        plain = source.header.plain
+        if plain is not None:
+            pixels = self._plain(source, plain)
+        else:
+            with quiet():
+                pixels = self._decoded(source)
         _blank(pixels, source)
         spacing = source.geometry.spacing
         millimetres = Spacing(spacing[0], spacing[-1]) if spacing and min(spacing) > 0 else None
@@ -61,6 +65,19 @@ class DicomReader:
         turn = self.series.turn
         return Mask(np.asarray(turn.apply(mask), np.bool_), turn.spacing(Spacing(spacing[0], spacing[-1])))
 
+    def _plain(self, source: Source, plain: PlainPixels) -> F32:
+        """Uncompressed pixels, read where the header's scan has found them: as `_decoded` reads them, bit by bit."""
+        header = source.header
+        count = header.rows * header.columns
+        stored = np.fromfile(self.root / header.file, plain.dtype, count, offset=plain.offset)
+        if len(stored) < count:
+            raise ImportFault(OTHER_SHAPE)
+        stored = stored.reshape(header.rows, header.columns)
+        stored = (stored << plain.unused_bits) >> plain.unused_bits if plain.unused_bits else stored
+        pixels = np.asarray(stored * plain.slope + plain.intercept, np.float32)
+        padding = None if plain.padding is None else _between(stored, *plain.padding)
+        return _finished(pixels, padding, plain.inverted)
+
     def _decoded(self, source: Source) -> F32:
         dataset = self._opened(source.header.file)
         try:
@@ -74,11 +91,7 @@ class DicomReader:
         stored = _stored_bits(raw, dataset)
         padding = _padding(stored, dataset)
         pixels = np.asarray(_rescaled(stored, dataset, source), np.float32)
-        if padding is not None and not padding.all():
-            pixels[padding] = pixels[~padding].min()
-        if str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1":
-            pixels = pixels.max() + pixels.min() - pixels
-        return pixels
+        return _finished(pixels, padding, str(dataset.get("PhotometricInterpretation")) == "MONOCHROME1")
 
     def _opened(self, file: str) -> Dataset:
         if self._dataset is None or file != self._file:
@@ -101,8 +114,19 @@ def _padding(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.bool_
         return None
     other = dataset.get("PixelPaddingRangeLimit")
     limit = other if isinstance(other, int) else value
-    found: npt.NDArray[np.bool_] = (stored >= min(value, limit)) & (stored <= max(value, limit))
+    return _between(stored, min(value, limit), max(value, limit))
+
+
+def _between(stored: npt.NDArray[Any], low: int, high: int) -> npt.NDArray[np.bool_] | None:
+    found: npt.NDArray[np.bool_] = (stored >= low) & (stored <= high)
     return found if found.any() else None
+
+
+def _finished(pixels: F32, padding: npt.NDArray[np.bool_] | None, inverted: bool) -> F32:
+    """Padding becomes the ground of the image, and white is bright."""
+    if padding is not None and not padding.all():
+        pixels[padding] = pixels[~padding].min()
+    return pixels.max() + pixels.min() - pixels if inverted else pixels
 
 
 def _rescaled(stored: npt.NDArray[Any], dataset: Dataset, source: Source) -> npt.NDArray[Any]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from data_prep.importers.intensity import HOUNSFIELD_RANGE, Scale, percentile_scale, windows
 from data_prep.importers.lesions import LesionRule, Lesions, thinned
@@ -232,6 +231,8 @@ class _Planes:
         shift = [(one - other) / self._pixel_mm for one, other in zip(here, there, strict=True)]
         if max(map(abs, shift)) < 0.01:
             return square
+        from scipy import ndimage  # half a second, for what few archives need
+
         # Under gantry tilt a neighbour begins elsewhere in its plane than straight behind.
         return np.asarray(ndimage.shift(square, shift, order=1, mode="nearest"), np.float32)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from data_prep.importers.volume import Bool, Pixel, Spacing
 
@@ -45,6 +44,8 @@ class Lesions:
 
     def add(self, row: int, mask: Bool, spacing_mm: Spacing) -> None:
         """Add the mask of the next slice; an empty one ends all lesions."""
+        from scipy import ndimage
+
         pieces, count = ndimage.label(mask, np.ones((3, 3)))
         first = len(self.spots)
         for number in range(1, count + 1):

@@ -13,7 +13,7 @@ from fedhpc.util.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-FEW = 256
+FEW = 1024
 """Up to so many items one process is faster than to start others."""
 BATCH, AHEAD = 64, 3
 

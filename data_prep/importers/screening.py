@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydicom.dataset import Dataset
 
+from data_prep.importers.fields import Fields
 from data_prep.names import shown
 from fedhpc.errors import ShardError
 
@@ -63,59 +63,59 @@ class Rule:
     blank: tuple[tuple[int, int, int, int], ...]
 
 
-def screened(dataset: Dataset, sop_class: str, rules: Path | None = None) -> Verdict:
+def screened(fields: Fields, sop_class: str, rules: Path | None = None) -> Verdict:
     """Return whether an image is refused, or which parts of it are blanked.
 
     Args:
-        dataset: the header.
+        fields: of the header.
         sop_class: its SOP class.
         rules: a table of device rules, before the built-in one.
     """
-    words = _image_type(dataset)
+    words = _image_type(fields)
     if "LOCALIZER" in words:
         return Verdict(LOCALIZER)
     if words & {"MIP", "MAXIMUM_IP", "PROJECTION IMAGE", "MINIP", "VOLREN", "VRT"}:
         return Verdict(PROJECTION)
-    why = _suspicion(dataset, sop_class, words)
+    why = _suspicion(fields, sop_class, words)
     for rule in (*(blanking_rules(rules) if rules else ()), *blanking_rules(RULES)):
-        if _matches(rule, dataset) and why in ("", BURNED_IN):
+        if _matches(rule, fields) and why in ("", BURNED_IN):
             return Verdict(blank=rule.blank)
     return Verdict(why, bool(why))
 
 
-def _suspicion(dataset: Dataset, sop_class: str, words: set[str]) -> str:
+def _suspicion(fields: Fields, sop_class: str, words: set[str]) -> str:
     if sop_class == CAPTURE or sop_class.startswith(CAPTURE + "."):
         return SECONDARY_CAPTURE
-    modality = str(dataset.get("Modality") or "").upper()
-    if sop_class in ULTRASOUND or sop_class.startswith(tuple(f"{one}." for one in ULTRASOUND)) or modality == "US":
+    if sop_class in ULTRASOUND or sop_class.startswith(tuple(f"{one}." for one in ULTRASOUND)):
         return IS_ULTRASOUND
-    if str(dataset.get("BurnedInAnnotation") or "").strip().upper() not in ("", "NO"):
+    if fields.text("Modality").upper() == "US":
+        return IS_ULTRASOUND
+    if fields.text("BurnedInAnnotation").upper() not in ("", "NO"):
         return BURNED_IN
-    conversion = str(dataset.get("ConversionType") or "").strip().upper()
+    conversion = fields.text("ConversionType").upper()
     if conversion:
         return FILM if conversion == "DF" else SECONDARY_CAPTURE
-    texts = [str(dataset.get(key) or "") for key in ("SeriesDescription", "ProtocolName")]
-    if any(map(SCREEN_WORDS.search, [*texts, *words])):
+    if any(map(SCREEN_WORDS.search, [fields.text("SeriesDescription"), fields.text("ProtocolName"), *words])):
         return SCREEN
-    return COLOUR if int(dataset.get("SamplesPerPixel") or 1) > 1 else ""
+    return COLOUR if fields.whole("SamplesPerPixel", 1) > 1 else ""
 
 
-def _image_type(dataset: Dataset) -> set[str]:
-    value: Any = dataset.get("ImageType")
-    words = [value] if isinstance(value, str) else list(value or [])
-    return {str(word).strip().upper() for word in words}
+def _image_type(fields: Fields) -> set[str]:
+    return {word.upper() for word in fields.words("ImageType")}
 
 
-def _matches(rule: Rule, dataset: Dataset) -> bool:
-    values = {
-        "modality": dataset.get("Modality"),
-        "manufacturer": dataset.get("Manufacturer"),
-        "model": dataset.get("ManufacturerModelName"),
-        "rows": dataset.get("Rows"),
-        "columns": dataset.get("Columns"),
-        "image_type": "\\".join(sorted(_image_type(dataset))),
-    }
-    return all(pattern.fullmatch(str(values[field] or "").strip()) for field, pattern in rule.match)
+def _matches(rule: Rule, fields: Fields) -> bool:
+    return all(pattern.fullmatch(_value(fields, field)) for field, pattern in rule.match)
+
+
+def _value(fields: Fields, field: str) -> str:
+    if field in ("rows", "columns"):
+        return str(fields.whole(field.capitalize(), 0))
+    if field == "image_type":
+        return "\\".join(sorted(_image_type(fields)))
+    return fields.text(
+        {"modality": "Modality", "manufacturer": "Manufacturer", "model": "ManufacturerModelName"}[field]
+    )
 
 
 @lru_cache(maxsize=4)

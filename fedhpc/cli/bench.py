@@ -1,4 +1,4 @@
-"""`run.py bench dp|codec|wire|splits|contribution|stress|algorithms`: the project's own benchmarks."""
+"""`run.py bench dp|codec|import|wire|splits|contribution|stress|algorithms`: the project's own benchmarks."""
 
 import argparse
 from collections.abc import Callable
@@ -15,6 +15,7 @@ HELP = "the project's own benchmarks, with ratios"
 EXAMPLES = ("{run} bench codec --size 1000000", "{run} bench dp --models head --json")
 DP = ("{run} bench dp --models densenet_small --seconds 5", "{run} bench dp --ways fedhpc ew --json")
 CODEC = ("{run} bench codec --size 1000000", "{run} bench codec --density 0.01 --value-bits 8 --json")
+IMPORT = ("{run} bench import -o bench", "{run} bench import -o bench --files 2000 --json")
 WIRE = (
     "{run} bench wire configs/network.yaml -o runs/wire",
     "{run} bench wire configs/network.yaml -o runs/wire --bits 32 4",
@@ -44,6 +45,7 @@ def add_arguments(parser: Parser) -> None:
     kinds = add_kinds(parser)
     _add_dp(kinds)
     _add_codec(kinds)
+    _add_import(kinds)
     _add_wire(kinds)
     _add_splits(kinds)
     _add_contribution(kinds)
@@ -80,6 +82,24 @@ def _add_codec(kinds: "_SubParsersAction[Parser]") -> None:
     codec.add_argument("--threads", type=int, default=1, metavar="N", help="of the codec")
     add_json(codec)
     codec.set_defaults(action=_codec)
+
+
+def _add_import(kinds: "_SubParsersAction[Parser]") -> None:
+    importing = kinds.add_parser("import", help="CPU time and memory of importing DICOM files, beside bare reading")
+    importing.describe("Generate DICOM files, read them by pydicom and numpy alone, and import them.", IMPORT)
+    importing.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="for files and shards")
+    importing.add_argument("--files", type=positive, default=10_000, metavar="N", help="how many")
+    importing.add_argument("--size", type=positive, default=256, metavar="PIXELS", help="pixels a side")
+    add_json(importing)
+    importing.set_defaults(action=_import)
+
+
+def _import(options: argparse.Namespace) -> int:
+    from fedhpc.bench.importing import ImportBenchmark, bench_text, measure
+
+    found = measure(ImportBenchmark(options.files, options.size, options.out))
+    print_result(found, bench_text(found), as_json=options.json)
+    return 0
 
 
 def _add_wire(kinds: "_SubParsersAction[Parser]") -> None:

@@ -30,7 +30,7 @@ PLACES = [(name, ()) for name in COMMANDS] + [
         "budget": ("init", "show", "grant"),
         "pki": ("init", "issue", "revoke", "show"),
         "sweep": ("start", "status", "resume", "cancel"),
-        "bench": ("dp", "codec", "wire", "splits", "contribution", "stress", "algorithms"),
+        "bench": ("dp", "codec", "import", "wire", "splits", "contribution", "stress", "algorithms"),
         "config": ("show", "reference"),
     }.items()
     for kind in kinds
@@ -71,6 +71,7 @@ sweep cancel d
 report a b -o r.html --json
 bench dp --models a b --ways c --batch 2 --image-size 32 --device cpu --threads 1 --seconds 1 --json
 bench codec --size 10 --density 0.5 --value-bits 8 --threads 2 --json
+bench import -o out --files 2000 --size 64 --json
 bench wire c.yaml -o out --densities 1 0.1 --bits 32 4 --seeds 0 --set a=1 --json
 bench splits c.yaml images -o out --splits 2 --draws 1 --reference 3 --size 32 --epsilons 1 2 --set a=1 --json
 bench algorithms c.yaml -o out --images in --skew 0.3 1 --seeds 0 --folds 5 --algorithms scaffold --also a b=1 --json
