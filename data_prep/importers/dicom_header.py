@@ -15,7 +15,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
-from data_prep.importers.fields import Fields, Numbers, numbers_of
+from data_prep.importers.fields import Fields, Numbers, numbers_of, tag_of
 from data_prep.importers.screening import Verdict, screened
 
 SINGLE = {
@@ -49,6 +49,7 @@ KEYWORDS = (
     "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
+TAGS = tuple(tag_of(keyword) for keyword in KEYWORDS)
 # Positions of one series may repeat in these only: echoes, phases, directions, acquisitions.
 DIMENSIONS = ("EchoTime", "AcquisitionNumber", "TemporalPositionIdentifier", "DiffusionBValue", "TriggerTime")
 
@@ -182,13 +183,13 @@ def read_header(root: Path, file: str, blank: Path | None = None) -> Header | Re
 
 
 def _read(stream: BinaryIO) -> Dataset | None:
-    keywords = list(KEYWORDS)
+    tags = list(TAGS)
     try:
-        return pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=keywords)
+        return pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags)
     except InvalidDicomError:
         if not _bare(stream):
             return None
-    found = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=keywords, force=True)
+    found = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags, force=True)
     return found if "SOPClassUID" in found else None
 
 
@@ -203,7 +204,7 @@ def _bare(stream: BinaryIO) -> bool:
 def _header(file: str, dataset: Dataset, blank: Path | None) -> Header | Refused:
     fields = Fields(dataset)
     sop_class = fields.text("SOPClassUID")
-    if str(getattr(dataset, "file_meta", Dataset()).get("MediaStorageSOPClassUID")) == DIRECTORY:
+    if _meta(dataset, "MediaStorageSOPClassUID") == DIRECTORY:
         return Refused(file, AN_INDEX)
     instance, study, series = (fields.text(f"{one}InstanceUID") for one in ("SOP", "Study", "Series"))
     patient = "\0".join(filter(None, (fields.text("PatientID"), fields.text("IssuerOfPatientID"))))
@@ -257,7 +258,7 @@ def _geometry(fields: Fields, modality: str) -> Geometry:
 def _plain(stream: BinaryIO, dataset: Dataset, header: Header) -> PlainPixels | None:
     """Where the pixels lie, if they do so plainly: the stream stands before the element of the pixels."""
     fields = Fields(dataset)
-    syntax = str(getattr(dataset, "file_meta", Dataset()).get("TransferSyntaxUID"))
+    syntax = _meta(dataset, "TransferSyntaxUID")
     allocated, stored = fields.whole("BitsAllocated", 0), fields.whole("BitsStored", 0)
     plain = (
         syntax in PLAIN_SYNTAXES
@@ -337,6 +338,12 @@ def _protocol(fields: Fields, modality: str) -> str:
 def _number(fields: Fields, key: str) -> str:
     found = fields.numbers(key)
     return f"{found[0]:g}" if found else "?"
+
+
+def _meta(dataset: Dataset, key: str) -> str:
+    """A value of the file's own header; empty where there is none."""
+    meta = getattr(dataset, "file_meta", None)
+    return "" if meta is None else str(meta.get(key) or "")
 
 
 def _text(dataset: Dataset, key: str) -> str:

@@ -74,7 +74,10 @@ class DicomReader:
             raise ImportFault(OTHER_SHAPE)
         stored = stored.reshape(header.rows, header.columns)
         stored = (stored << plain.unused_bits) >> plain.unused_bits if plain.unused_bits else stored
-        pixels = np.asarray(stored * plain.slope + plain.intercept, np.float32)
+        pixels = stored.astype(np.float32)
+        if (plain.slope, plain.intercept) != (1.0, 0.0):
+            pixels *= np.float32(plain.slope)
+            pixels += np.float32(plain.intercept)
         padding = None if plain.padding is None else _between(stored, *plain.padding)
         return _finished(pixels, padding, plain.inverted)
 

@@ -146,8 +146,8 @@ def _repeated(sources: Sequence[Source]) -> bool:
 
 
 def _along(sources: Sequence[Source]) -> npt.NDArray[np.float64]:
-    orientation = _orientation(sources[0])
-    return np.array([np.asarray(source.geometry.position) @ orientation.normal for source in sources])
+    positions = np.array([source.geometry.position for source in sources], np.float64)
+    return np.asarray(positions @ _orientation(sources[0]).normal)
 
 
 def _orientation(source: Source) -> Orientation:
@@ -169,9 +169,9 @@ def _stack(sources: Sequence[Source]) -> tuple[DicomSeries, list[Reject]]:
     corner = np.asarray(first.geometry.position)
     turn = orientation.turn
     frames = []
+    axes = np.array([orientation.along_column, orientation.along_row])
     for place in kept:
-        moved = np.asarray(sources[place].geometry.position) - corner
-        down, right = float(moved @ np.array(orientation.along_column)), float(moved @ np.array(orientation.along_row))
+        down, right = (axes @ (np.asarray(sources[place].geometry.position) - corner)).tolist()
         shift = (right, down) if turn.transpose else (down, right)
         signs = (-1 if turn.flip_rows else 1, -1 if turn.flip_columns else 1)
         turned = Spacing(shift[0] * signs[0], shift[1] * signs[1])

@@ -25,7 +25,7 @@ class Fields:
         self.dataset = dataset
 
     def __contains__(self, keyword: str) -> bool:
-        return _tag(keyword) in self.dataset
+        return self.dataset.get_item(tag_of(keyword)) is not None
 
     def text(self, keyword: str) -> str:
         """Return a value as text, several joined by backslashes; empty where there is none."""
@@ -56,7 +56,7 @@ class Fields:
 
     def whole(self, keyword: str, default: int) -> int:
         """Return a whole number; `default` where there is none."""
-        element = self.dataset.get_item(_tag(keyword))
+        element = self.dataset.get_item(tag_of(keyword))
         if keyword in SHORTS and isinstance(element, RawDataElement) and element.value and len(element.value) == 2:
             return int(struct.unpack("<H" if element.is_little_endian else ">H", element.value)[0])
         found = self.numbers(keyword)
@@ -64,7 +64,7 @@ class Fields:
 
     def _ascii(self, keyword: str) -> str | None:
         """The bytes of an element that is not converted yet, where they are text in ASCII."""
-        element = self.dataset.get_item(_tag(keyword))
+        element = self.dataset.get_item(tag_of(keyword))
         if not isinstance(element, RawDataElement) or keyword in SHORTS or keyword in BINARY:
             return None
         value = element.value
@@ -86,7 +86,8 @@ def numbers_of(dataset: Dataset, keyword: str) -> Numbers | None:
         return None
 
 
-def _tag(keyword: str) -> BaseTag:
+def tag_of(keyword: str) -> BaseTag:
+    """Return the tag of a keyword of the dictionary."""
     if keyword not in _tags:
         _tags[keyword] = BaseTag(tag_for_keyword(keyword) or 0)
     return _tags[keyword]

@@ -10,6 +10,7 @@ A plane is turned by quarter turns and flips only, never resampled: an oblique o
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from data_prep.importers.volume import Spacing
 
 Vector = npt.NDArray[np.float64]
+Vectors = tuple[float, ...]
 PLANES = {2: "axial", 1: "coronal", 0: "sagittal"}
 """By the axis of the patient that the normal is nearest to."""
 RIGHT = {"axial": (0, 1), "coronal": (0, 1), "sagittal": (1, 1)}
@@ -61,15 +63,8 @@ class Orientation:
     @classmethod
     def of(cls, cosines: npt.ArrayLike) -> "Orientation | None":
         """Return it from the six direction cosines of DICOM; None where they are no right angle of unit vectors."""
-        six = np.asarray(cosines, np.float64)
-        if six.shape != (6,) or not np.isfinite(six).all():
-            return None
-        row, column = six[:3], six[3:]
-        lengths = np.linalg.norm(row), np.linalg.norm(column)
-        if min(lengths) < 0.9 or max(lengths) > 1.1 or abs(row @ column) > 0.01:
-            return None
-        row, column = row / lengths[0], column / lengths[1]
-        return cls((row[0], row[1], row[2]), (column[0], column[1], column[2]))
+        given = tuple(np.asarray(cosines, np.float64).tolist())
+        return _orientation(given)
 
     @property
     def normal(self) -> Vector:
@@ -96,3 +91,17 @@ class Orientation:
         flip_columns = right[axis] * RIGHT[self.plane][1] < 0
         down_axis, sign = DOWN[self.plane]
         return Turn(bool(transpose), bool(down[down_axis] * sign < 0), bool(flip_columns))
+
+
+@lru_cache(maxsize=256)
+def _orientation(cosines: Vectors) -> Orientation | None:
+    """Slices of one series have the same cosines."""
+    six = np.array(cosines, np.float64)
+    if six.shape != (6,) or not np.isfinite(six).all():
+        return None
+    row, column = six[:3], six[3:]
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if min(lengths) < 0.9 or max(lengths) > 1.1 or abs(row @ column) > 0.01:
+        return None
+    row, column = row / lengths[0], column / lengths[1]
+    return Orientation((row[0], row[1], row[2]), (column[0], column[1], column[2]))
