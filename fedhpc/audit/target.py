@@ -167,7 +167,7 @@ def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
             model=model,
             params=params,
             rounds_done=rounds_done,
-            plan=plan_privacy(config),
+            plan=plan_privacy(config, name),
             bench=bench,
             charges=PatientCharges(config, shard),
         )

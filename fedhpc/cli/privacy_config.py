@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.cli.common import Report
+from fedhpc.config.schedule import efforts_of, is_measured
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Charge, bounds_of
@@ -88,7 +89,7 @@ def _spent_after(config: RunConfig, site: str, configs: Sequence[RunConfig], *, 
 
     `moving`: their data differ, so that a patient may be in another split in each.
     """
-    plans = [charges_of_run(one, plan_privacy(one)) for one in configs]
+    plans = [charges_of_run(one, plan_privacy(one, site if site in one.site_names else None)) for one in configs]
     account = found_ledger(config, site)
     if account is not None:
         return f"epsilon {told(account.largest_with(plans, moving=moving))} per {account.terms.unit}"
@@ -112,7 +113,6 @@ def _report_config(config: RunConfig, begins: Callable[[str], None]) -> Report:
     begins(config.name)
     plan = plan_privacy(config)
     begins(f"{config.name}, the whole run")
-    whole = _whole(config, plan)
     facts = {
         "name": config.name,
         "epsilon_target": p.epsilon,
@@ -131,7 +131,8 @@ def _report_config(config: RunConfig, begins: Callable[[str], None]) -> Report:
         "noise_per_signal": noise_per_signal(config, plan),
         "verdict": None if (found := judged(config, plan)) is None else found.text,
         "lifetime_epsilon": p.lifetime_epsilon,
-        "sites": [_site_facts(config, site.name, whole) for site in config.data.sites],
+        "schedule": _schedule_note(config),
+        "sites": [_site_facts(config, site.name) for site in config.data.sites],
         "by_round": [_round_facts(config, plan, round, begins) for round in _shown(config.training.rounds)],
         "other_rounds": [_other(config, "training.rounds", n, begins) for n in OTHER_ROUNDS],
         "other_sample_rates": [_other(config, "privacy.sample_rate", q, begins) for q in OTHER_RATES]
@@ -141,11 +142,31 @@ def _report_config(config: RunConfig, begins: Callable[[str], None]) -> Report:
     return Report(facts, _config_text(facts))
 
 
-def _site_facts(config: RunConfig, site: str, whole: Mapping[str, Any]) -> dict[str, Any]:
+def _schedule_note(config: RunConfig) -> str | None:
+    """What of unequal work the plan of the sites depends on; None where all do the same."""
+    if config.schedule.policy == "wait":
+        return None
+    if is_measured(config):
+        return (
+            "schedule.policy=plan: speeds are measured at the first start (config.yaml of the run then has "
+            "schedule.efforts); all sites are shown at full work, and epsilon will be the same"
+        )
+    parts = [f"{site} {effort:g}" for site, effort in efforts_of(config).items()]
+    return f"schedule.policy=plan: each site's share of its work: {', '.join(parts)}; steps and epsilon are the same"
+
+
+def _site_facts(config: RunConfig, site: str) -> dict[str, Any]:
     weight = {s.name: s.weight or 0 for s in config.data.sites}[site]
     account = found_ledger(config, site)
-    facts = {"site": site, "weight": weight, **whole, "spent_after": _spent_after(config, site, [config])}
-    facts["expected_batch"] = weight * facts.pop("sample_rate")
+    plan = plan_privacy(config, site)
+    facts = {
+        "site": site,
+        "weight": weight,
+        **_whole(config, plan),
+        "noise_multiplier": plan.noise_multiplier,
+        "expected_batch": weight * plan.sample_rate,
+        "spent_after": _spent_after(config, site, [config]),
+    }
     if account is None:
         return {**facts, "runs_before": 0, "spent_before": "nothing", "cap": None}
     return {
@@ -157,7 +178,7 @@ def _site_facts(config: RunConfig, site: str, whole: Mapping[str, Any]) -> dict[
 
 
 def _whole(config: RunConfig, plan: PrivacyPlan) -> dict[str, Any]:
-    """What the run costs by itself, which is the same at all sites."""
+    """What the run costs by itself at a site."""
     bounds, evaluation = bounds_of(planned_charges(config, plan), config.privacy.delta), plan_evaluation(config)
     released = None if evaluation is None else bounds_of(evaluation.charges, config.privacy.delta).epsilon
     return {
@@ -200,6 +221,7 @@ def _config_text(facts: Mapping[str, Any]) -> str:
         f"privacy.lifetime_epsilon {cap}",
         *_feature_mean(facts),
         *_unmasked(facts),
+        *([facts["schedule"]] if facts["schedule"] else []),
     ]
     tail = [
         f"verdict: {facts['verdict'] or 'not known before the backbone is built'}.",
@@ -222,12 +244,22 @@ def _config_text(facts: Mapping[str, Any]) -> str:
 
 
 def _sites_table(sites: Sequence[Mapping[str, Any]]) -> str:
-    rows: list[tuple[str, ...]] = [("site", "weight", "batch", "PRV", "RDP", "evaluation", "runs before", "all runs")]
+    rows: list[tuple[str, ...]] = [
+        ("site", "weight", "batch", "noise", "PRV", "RDP", "evaluation", "runs before", "all runs")
+    ]
     for s in sites:
         epsilons = (fixed(s[key]) for key in ("epsilon_prv", "epsilon_rdp", "epsilon_evaluation"))
         after = s["spent_after"].removeprefix("epsilon ")
         rows.append(
-            (s["site"], str(s["weight"]), f"{s['expected_batch']:.1f}", *epsilons, str(s["runs_before"]), after)
+            (
+                s["site"],
+                str(s["weight"]),
+                f"{s['expected_batch']:.1f}",
+                fixed(s["noise_multiplier"]),
+                *epsilons,
+                str(s["runs_before"]),
+                after,
+            )
         )
     return fitted(rows)
 

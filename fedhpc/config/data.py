@@ -47,6 +47,11 @@ class Site(Section):
         description="its number of training units (see privacy.unit) as declared to the federation: public; required "
         "with privacy on; null: the number of training images in its shard",
     )
+    speed: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="its speed as a share of a normal site's, declared to the federation (public): used by "
+        "schedule.policy=plan; null: 1, or measured where no site declares one",
+    )
     node: str | None = Field(default=None, description="the node that has its shard: its rank must run there")
 
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.server_sgd import ServerSgd
+from fedhpc.config.stress import SLOW
 
 if TYPE_CHECKING:
     from fedhpc.config.model import Model
@@ -153,6 +154,10 @@ def _stress_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     return [
         (bool(unknown), f"stress.sites: {', '.join(unknown)} is none of {', '.join(names)}; name sites of data.sites"),
         (len(set(stress.sites)) < len(stress.sites), "stress.sites: a site is named twice; name each once"),
+        (
+            stress.case == SLOW and stress.amount < 1,
+            f"stress.strength={stress.strength}: makes a site faster, which sleeping cannot; set 1 or more",
+        ),
         (honest < 2, f"stress.sites: {len(stress.sites)} of {len(names)} sites; leave two or more as they are"),
         (
             stress.of_data and len(stress.sites) > 1,
@@ -160,7 +165,7 @@ def _stress_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         ),
         (config.mode != "federated", f"stress: needs mode=federated, not mode={config.mode}; remove it"),
         (
-            not stress.of_data and p.trust == "sites",
+            stress.of_updates and p.trust == "sites",
             f"stress.case={stress.case}: replaces a site's update, which privacy.trust=sites hides; take a case that "
             "corrupts images or labels, or trust=aggregator",
         ),

@@ -24,6 +24,7 @@ from fedhpc.config.model import Model, TaskKind
 from fedhpc.config.personalisation import Personalisation
 from fedhpc.config.privacy import Privacy
 from fedhpc.config.rules import cross_field_rules, secure_sum_rules
+from fedhpc.config.schedule import Schedule, efforts_of, schedule_rules
 from fedhpc.config.stress import Stress
 from fedhpc.util.section import Section
 
@@ -221,6 +222,7 @@ class RunConfig(Section):
     )
     runtime: Runtime = Field(default=Runtime(), description="the machine under a rank")
     faults: Faults = Field(default=Faults(), description="what happens when a rank ends, hangs or does not come")
+    schedule: Schedule = Field(default=Schedule(), description="whether a slow site is waited for, or does less work")
 
     def replace(self, changes: Mapping[str, Any]) -> "RunConfig":
         """Return a config with some keys changed, checked like any config.
@@ -265,8 +267,15 @@ class RunConfig(Section):
             return self
         tree = self.model_dump(mode="json")
         tree["data"]["sites"] = [site for site in tree["data"]["sites"] if site["name"] not in absent]
+        if tree["schedule"]["policy"] == "plan":
+            # By all that are declared: the plan does not change with those that are there.
+            tree["schedule"]["efforts"] = {n: e for n, e in efforts_of(self).items() if n not in absent}
         tree["faults"] |= {"absent": [], "min_sites": None, "on_death": "requeue"}
         return RunConfig.model_validate(tree)
+
+    def effort(self, site: str) -> float:
+        """The share of its images that a site trains on in a round (`schedule`)."""
+        return efforts_of(self)[site]
 
     @property
     def private(self) -> bool:
@@ -294,6 +303,7 @@ class RunConfig(Section):
         rules = [
             *cross_field_rules(self),
             *fault_rules(self),
+            *schedule_rules(self),
             *(secure_sum_rules(self) if self.privacy.trust == "sites" else []),
         ]
         problems = [text for broken, text in rules if broken]

@@ -28,6 +28,7 @@ UpdateCase = Literal[
     "alie_optimal",
     "mimic",
 ]
+SLOW: Literal["slow"] = "slow"
 DATA_CASES: tuple[DataCase, ...] = get_args(DataCase)
 UPDATE_CASES: tuple[UpdateCase, ...] = get_args(UpdateCase)
 STRENGTH = {
@@ -38,6 +39,7 @@ STRENGTH = {
     "gaussian": 10.0,
     "inner_product": 2.0,
     "alie": 1.5,
+    "slow": 10.0,
 }
 """What `strength: null` stands for; the other cases have none."""
 
@@ -66,10 +68,13 @@ class Stress(Section):
     - `inner_product_optimal`, `alie_optimal`: with the strength that moves the result of the run's own rule most
     - `mimic`: a copy of the first honest site's update (Karimireddy et al. 2022)
 
+    `slow` makes each step of the named sites take `strength` times as long (they sleep), also where their speed is
+    measured; nothing else of the run changes.
+
     Several named sites collude: where the case looks at the honest updates, all of them send the same.
     """
 
-    case: DataCase | UpdateCase = Field(description="what is wrong, see above")
+    case: DataCase | UpdateCase | Literal["slow"] = Field(description="what is wrong, see above")
     sites: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="the sites that it is wrong with")
     strength: Annotated[float, Field(gt=0, le=1e5)] | None = Field(
         default=None, description="how much of it; null: what is usual for the case"
@@ -79,6 +84,11 @@ class Stress(Section):
     def of_data(self) -> bool:
         """Whether the case corrupts images or labels, and not updates."""
         return self.case in DATA_CASES
+
+    @property
+    def of_updates(self) -> bool:
+        """Whether the case replaces updates."""
+        return self.case in UPDATE_CASES
 
     @property
     def amount(self) -> float:
@@ -93,4 +103,6 @@ class Stress(Section):
     @property
     def notice(self) -> str:
         """What stands above everything else in the header of the run."""
+        if self.case == SLOW:
+            return f"STRESS TEST: {self.label}, by a factor of {self.amount:g}, on purpose"
         return f"STRESS TEST: {self.label}, on purpose. The model of this run is not for use"

@@ -20,7 +20,7 @@ BEFORE_ROUNDS = -1
 
 @dataclass(frozen=True)
 class PrivacyPlan:
-    """The noise that makes a whole run meet its target (public); equal at all sites, as sample rate and steps are.
+    """The noise that makes a whole run meet its target at one site (public); steps are equal at all sites.
 
     Attributes:
         noise_multiplier, sample_rate, steps_per_round, mechanism: of the rounds.
@@ -53,15 +53,18 @@ class PrivacyPlan:
         return bounds_of(self.charges(rounds), delta)
 
 
-def plan_privacy(config: RunConfig) -> PrivacyPlan:
+def plan_privacy(config: RunConfig, site: str | None = None) -> PrivacyPlan:
     """Calibrate the noise multiplier by PRV for all rounds of the run (Gopi et al. 2021).
+
+    With schedule.policy=plan a slow `site` has a smaller sample rate, and the noise that costs the same with it; None
+    is a site of normal speed.
 
     With privacy.trust=sites it is that of the honest sites' Skellam noise together, one release a round, by RDP.
 
     Raises:
         PrivacyError: where no noise reaches the target.
     """
-    p, rounds, plan = config.privacy, config.training.rounds, without_noise(config)
+    p, rounds, plan = config.privacy, config.training.rounds, without_noise(config, site)
     if p.epsilon is None:
         raise ValueError("privacy.epsilon=null: a run without privacy has no plan")
     before = tuple(Steps(charge.noise_multiplier, 1.0, charge.steps) for charge in plan.before_rounds)
@@ -70,20 +73,26 @@ def plan_privacy(config: RunConfig) -> PrivacyPlan:
     steps = plan.steps_per_round * rounds
     if before:
         return replace(plan, noise_multiplier=calibrate_beside(p.epsilon, p.delta, steps, before))
-    return replace(plan, noise_multiplier=calibrate_gaussian(p.epsilon, p.delta, p.sample_rate, steps))
+    return replace(plan, noise_multiplier=calibrate_gaussian(p.epsilon, p.delta, plan.sample_rate, steps))
 
 
-def without_noise(config: RunConfig) -> PrivacyPlan:
-    """All of a run's plan but the noise multiplier, which takes seconds to find."""
+def site_plans(config: RunConfig) -> dict[str, PrivacyPlan]:
+    """The plan of each site, by name. Sites of one effort have the same."""
+    return {name: plan_privacy(config, name) for name in config.site_names}
+
+
+def without_noise(config: RunConfig, site: str | None = None) -> PrivacyPlan:
+    """All of the plan of a site but the noise multiplier, which takes seconds to find; see `plan_privacy`."""
     p = config.privacy
     mean = p.feature_mean_noise if config.model.feature_mean == "sites" else None
     if p.trust == "sites":
         return PrivacyPlan(0.0, 1.0, 1, "skellam", mean)
     steps = config.training.local_epochs * max(1, round(1 / p.sample_rate))
-    return PrivacyPlan(0.0, p.sample_rate, steps, feature_mean_noise=mean)
+    effort = 1.0 if site is None else config.effort(site)
+    return PrivacyPlan(0.0, p.sample_rate * effort, steps, feature_mean_noise=mean)
 
 
-def check_plan(config: RunConfig, plan: PrivacyPlan) -> None:
+def check_plan(config: RunConfig, plan: PrivacyPlan, site: str | None = None) -> None:
     """Check a plan that came from the aggregator: it must be of the mechanism that this site's config makes it run.
 
     The noise multiplier may be any that can be calibrated: it is charged as it is, and the run's epsilon and the site
@@ -92,11 +101,10 @@ def check_plan(config: RunConfig, plan: PrivacyPlan) -> None:
     Raises:
         PrivacyError: a plan that would be charged as another mechanism, sample rate or number of steps.
     """
-    if replace(plan, noise_multiplier=0.0) != without_noise(config) or not (
-        LEAST_NOISE <= plan.noise_multiplier <= MOST_NOISE
-    ):
+    wanted = without_noise(config, site)
+    if replace(plan, noise_multiplier=0.0) != wanted or not (LEAST_NOISE <= plan.noise_multiplier <= MOST_NOISE):
         raise PrivacyError(
-            f"privacy plan from the aggregator: {plan}; the config asks for {without_noise(config)} with a noise "
+            f"privacy plan from the aggregator: {plan}; the config asks for {wanted} with a noise "
             f"multiplier from {LEAST_NOISE:g} to {MOST_NOISE:g}. The aggregator does not keep to the protocol: do not "
             "train with it",
             code="privacy.plan",

@@ -4,6 +4,7 @@ runs/<name>/
     config.yaml          the resolved config; written when everything that can be checked has been
     model_source.py      the source of the model, where it is the user's own (model.build); config.yaml has its digest
     run.json             an id drawn for this run, which its checkpoints carry
+    schedule.json        the share of its work that each site does (`schedule.policy: plan`)
     initial.json         which model.pt the run was started from (`train --init-from`)
     lock.json, .lock     who is at work here; gone when nobody is
     environment.json     versions, host, git commit
@@ -66,6 +67,7 @@ class RunDirectory:
         self.starts = path / "starts.jsonl"
         self.aggregator_egress, self.identity = path / "egress.jsonl", path / "run.json"
         self.initial = path / "initial.json"
+        self.schedule = path / "schedule.json"
         self.state, self.lock = path / "state", DirectoryLock(path)
         self.updates = self.state / "updates"
         self._torn_line_reported = False

@@ -74,13 +74,19 @@ def agree_on_config(transport: Transport, source: Source) -> tuple[RunConfig, Ru
 
 
 def _refuse_other(own: RunConfig, agreed: RunConfig, rank: int) -> None:
-    there, here = (one.identity(exclude={"runtime": {"threads"}}) for one in (agreed, own))
+    there, here = (one.identity(exclude=_settled_by_rank_0(own)) for one in (agreed, own))
     changed = _differences(there, here)
     if changed:
         raise InputError(
             f"rank {rank} has read another config than rank 0: {', '.join(changed)}; give all ranks the same file",
             code="config.ranks-differ",
         )
+
+
+def _settled_by_rank_0(own: RunConfig) -> dict[str, Any]:
+    """What of the config stands for something that rank 0 settles."""
+    planned = {"schedule": {"efforts"}} if own.schedule.efforts is None else {}
+    return {"runtime": {"threads"}, **planned}
 
 
 def _settled(config: RunConfig, directory: RunDirectory, transport: Transport, take_over: bool) -> RunConfig:
@@ -99,6 +105,9 @@ def _settled(config: RunConfig, directory: RunDirectory, transport: Transport, t
         )
     if config.runtime.threads == "auto":
         config = config.replace({"runtime.threads": earlier.runtime.threads})
+    if config.schedule.policy == "plan" and config.schedule.efforts is None and earlier.schedule.policy == "plan":
+        efforts = earlier.schedule.efforts
+        config = config.replace({"schedule.efforts": None if efforts is None else dict(efforts)})
     _refuse_changes(config, earlier, directory)
     return config
 

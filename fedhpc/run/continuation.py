@@ -58,7 +58,7 @@ def _check_budget(session: Session, first: int) -> None:
 
 
 def _check_learner(session: Session, learner: Hospital, first: int) -> None:
-    p, plan, rounds = session.config.privacy, session.place.plan, session.config.training.rounds
+    p, plan, rounds = session.config.privacy, learner.plan, session.config.training.rounds
     if plan is None or p.epsilon is None:
         return
     spent = tuple(charge for charge in learner.ledger.charges if charge.population == "train")

@@ -24,7 +24,7 @@ from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import SavedModel, load_model
 from fedhpc.models.vector import from_vector
-from fedhpc.privacy.plan import plan_privacy
+from fedhpc.privacy.plan import site_plans
 from fedhpc.records.metrics import one_vs_rest
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.weighted_auc import patient_resamples, weighted_aucs
@@ -77,8 +77,8 @@ def noise_deviations(config: RunConfig, history: History) -> F64 | None:
     """Return the standard deviation of the noise of every round and site, f64[T, n]; None where it is not known."""
     if not config.private:
         return None
-    plan = plan_privacy(config)
-    scales = [update_scales(config, plan, history.weights, t) for t in range(len(history.updates))]
+    plans = list(site_plans(config).values())
+    scales = [update_scales(config, plans, history.weights, t) for t in range(len(history.updates))]
     known = [[one.noise for one in scale] for scale in scales if scale is not None]
     return np.array(known) if len(known) == len(scales) else None
 

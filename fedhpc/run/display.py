@@ -13,7 +13,9 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from fedhpc.aggregation.base import Flag
+from fedhpc.config.schedule import efforts_of
 from fedhpc.config.schema import RunConfig
+from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.records.metrics import shown_metrics
 from fedhpc.records.rounds import GIVEN_AWAY
 from fedhpc.util.log import AGGREGATOR
@@ -132,6 +134,8 @@ def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping
         )
         notice = config.aggregation.notice(tuple(int(site["weight"]) for site in sites))
         lines += [notice] if notice else []
+    if config.schedule.policy == "plan":
+        lines.append(schedule_line(config, facts.get("plans", {})))
     if facts.get("absent"):
         lines.append(
             f"WITHOUT {', '.join(facts['absent'])}: declared, but no part of this start; the mean is of the others"
@@ -153,6 +157,17 @@ def _privacy_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
         f"{_feature_mean_line(facts)}"
         f"{_trust_line(config, facts) if p.trust == 'sites' else ''}"
     )
+
+
+def schedule_line(config: RunConfig, plans: Mapping[str, PrivacyPlan]) -> str:
+    """Which sites do less than all of their work, with what noise (public)."""
+    parts = []
+    for site, effort in efforts_of(config).items():
+        plan = plans.get(site)
+        noise = f", sample rate {plan.sample_rate:.4g}, noise multiplier {plan.noise_multiplier:.3f}" if plan else ""
+        parts += [f"{site} does {effort:g} of its work{noise}"] if effort < 1 else []
+    told = "; ".join(parts) or "all sites do all of their work"
+    return f"schedule: planned work, fixed for the run: {told}"
 
 
 def _feature_mean_line(facts: Mapping[str, Any]) -> str:

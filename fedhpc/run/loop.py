@@ -160,6 +160,7 @@ def _header_facts(session: Session) -> dict[str, Any]:
         "dense_bytes": sites * d * FLOAT32_BYTES,
         "wire": wire_line(config, session.transport.size),
         "absent": session.absent,
+        "plans": session.plans,
     }
     if plan is not None:
         facts |= {

@@ -49,7 +49,7 @@ def round_terms(session: Session) -> RoundConfig:
         algorithm=algorithm_of(config.algorithm),
         local=local_layers(config, session.place.model),
         stress=_hostile_sites(config),
-        scales=partial(update_scales, config, session.place.plan, session.weights),
+        scales=partial(update_scales, config, list(session.plans.values()), session.weights),
         store=UpdateStore(session.directory.updates, session.weights) if config.contribution.store_updates else None,
     )
 
@@ -57,7 +57,7 @@ def round_terms(session: Session) -> RoundConfig:
 def _hostile_sites(config: RunConfig) -> HostileSites | None:
     """The hostile sites of a stress test; None where updates are not replaced."""
     stress = config.stress
-    if stress is None or stress.of_data:
+    if stress is None or not stress.of_updates:
         return None
     indices = frozenset(map(config.site_names.index, stress.sites))
     return HostileSites(stress.case, indices, stress.amount, config.seed)

@@ -13,7 +13,7 @@ from fedhpc.models.saved import load_backbone
 from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count
 from fedhpc.privacy.ledger import SiteAccount
-from fedhpc.privacy.plan import PrivacyPlan, check_plan, plan_privacy
+from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.records.checkpoint import saved_rounds
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
@@ -26,6 +26,8 @@ from fedhpc.run.public_features import agreed_map, make_reference
 from fedhpc.run.recorded_heads import Recorded, check_recorded, recorded_heads
 from fedhpc.run.secure_channel import open_secure_channel, sites_by_rank
 from fedhpc.run.site_facts import read_facts
+from fedhpc.run.site_speeds import with_schedule
+from fedhpc.run.site_work import agreed_plans, measured_s, place_of, run_plan
 from fedhpc.run.sum_identities import TrustModel, agreed_identities, trust_model
 from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.account import open_account, permit_without_privacy
@@ -39,7 +41,6 @@ from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import said
-from fedhpc.util.progress import at_work
 
 POOLED = "pooled"
 
@@ -61,6 +62,7 @@ class Session:
         shard_digests: of the shards that each learner of this rank trains on (private).
         accounts: on the site ledgers, of this rank's sites; none without privacy.
         absent: the sites that are declared and take no part in this start, in site order.
+        plans: the noise of each site, by name in site order; none without privacy.
     """
 
     config: RunConfig
@@ -80,6 +82,7 @@ class Session:
     shard_digests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     accounts: tuple[SiteAccount, ...] = ()
     absent: tuple[str, ...] = ()
+    plans: Mapping[str, PrivacyPlan] = field(default_factory=dict)
 
 
 def open_session(members: Membership, directory: RunDirectory, console: Console, notice: StopRequest) -> Session:
@@ -109,9 +112,12 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
         transport, lambda: load_backbone(config.model.backbone) if config.model.backbone else None
     )
     run_on_all_ranks(transport, lambda: check_backbone(config))
-    plan = _agreed_plan(config, transport)
     model = agreed_network(config, task, backbone, transport).to(bench.device)
-    place = SiteContext(config, model, bench, plan, _on_step(config, console, notice))
+    shape = task.image_shape if backbone is None else (backbone.dim,)
+    members = with_schedule(members, directory, transport, lambda site: measured_s(site, model, shape, config, bench))
+    config = members.config
+    plans = agreed_plans(config, transport)
+    place = SiteContext(config, model, bench, run_plan(plans), _on_step(config, console, notice))
     if backbone is not None and config.model.features is not None:
         where = MapPlace(shards, directory, transport, task.image_shape[-1])
         found = agreed_map(config, backbone.to(bench.device), where)
@@ -123,7 +129,8 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
     on_device = None if backbone is None else backbone.to(bench.device)
     samples = [site.samples(on_device) for site in opened]
     sites = tuple(
-        Hospital(config.site_names[i], i, weights[i], mine, place) for i, mine in zip(indices, samples, strict=True)
+        Hospital(config.site_names[i], i, weights[i], mine, place_of(config.site_names[i], place, plans))
+        for i, mine in zip(indices, samples, strict=True)
     )
     learners = _learners(config, sites, samples, sum(weights), place)
     for one in (*sites, *learners):
@@ -144,7 +151,7 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
         grid,
         notice,
     )
-    return Session(*made, identities, _shard_digests(sites, learners, shards), accounts, members.absent)
+    return Session(*made, identities, _shard_digests(sites, learners, shards), accounts, members.absent, plans)
 
 
 def _shard_digests(
@@ -247,20 +254,6 @@ def _agreement(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 code="shard.differ",
             )
     return {"classes": first["classes"], "image_shape": first["image_shape"], "weights": [f["weight"] for f in facts]}
-
-
-def _agreed_plan(config: RunConfig, transport: Transport) -> PrivacyPlan | None:
-    """The noise of the run, calibrated at rank 0 alone: it takes seconds of a core that the others' ranks may share."""
-    if not config.private:
-        return None
-
-    def planned() -> dict[str, Any]:
-        with at_work("planning the noise"):
-            return asdict(plan_privacy(config))
-
-    plan = PrivacyPlan(**broadcast_json(transport, planned))
-    run_on_all_ranks(transport, lambda: check_plan(config, plan))
-    return plan
 
 
 def _grid(config: RunConfig, place: SiteContext, weights: Sequence[int]) -> IntegerGrid | None:

@@ -33,10 +33,11 @@ from fedhpc.site.training.local_sgd import (
     OnStep,
     PrivateWork,
     gradient_weight,
-    steps_per_epoch,
+    local_steps,
     train_plain,
     train_private,
 )
+from fedhpc.site.training.pace import slowed
 from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.site.training.secure_contribution import IntegerGrid, contribution
 from fedhpc.util.arrays import F32, F64, I64
@@ -46,13 +47,19 @@ from fedhpc.util.text import fixed
 
 @dataclass(frozen=True)
 class SiteContext:
-    """What the hospitals of one rank share: the config, one network that each sets to its parameters, the device."""
+    """What the hospitals of one rank share: the config, one network that each sets to its parameters, the device.
+
+    Not shared where sites do unequal work: the noise `plan`, the `effort` (`schedule`) and, in a stress test, by which
+    factor each step is slowed.
+    """
 
     config: RunConfig
     model: nn.Module
     bench: Device
     plan: PrivacyPlan | None
     on_step: OnStep
+    effort: float = 1.0
+    slowdown: float = 1.0
 
 
 class Hospital:
@@ -80,6 +87,11 @@ class Hospital:
             at_home: puts the site's own values, which are private, into f32[d].
         """
         self._at_home = at_home
+
+    @property
+    def plan(self) -> PrivacyPlan | None:
+        """The noise of this site (public); None without privacy."""
+        return self._place.plan
 
     def keep_log(self, log: LogFile) -> None:
         """Write what concerns this site's data, when something fails, to its own log (private)."""
@@ -170,7 +182,7 @@ class Hospital:
         """See `fedhpc.site.training.local_sgd.gradient_weight`; with privacy on the number of steps is public."""
         training, plan = self._place.config.training, self._place.plan
         images = len(self._samples.indices("train"))
-        steps = plan.steps_per_round if plan else training.local_epochs * steps_per_epoch(images, training)
+        steps = plan.steps_per_round if plan else local_steps(images, training, self._place.effort)
         return gradient_weight(training, round, steps)
 
     def _train_private(self, plan: PrivacyPlan, round: int, regularizer: Regularizer) -> None:
@@ -180,8 +192,8 @@ class Hospital:
 
     def _local(self, round: int, regularizer: Regularizer = NOTHING) -> LocalRound:
         place = self._place
-        where = (self.name, round, place.bench, place.on_step)
-        return LocalRound(place.model, self._samples, place.config, *where, regularizer)
+        where = (self.name, round, place.bench, slowed(place.on_step, place.slowdown))
+        return LocalRound(place.model, self._samples, place.config, *where, regularizer, place.effort)
 
     def _private_work(self, plan: PrivacyPlan, round: int) -> PrivateWork:
         if self._units is None:

@@ -11,7 +11,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError, PrivacyError
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.evaluation_plan import charges_of_run
-from fedhpc.privacy.plan import plan_privacy
+from fedhpc.privacy.plan import site_plans
 from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.site.account import found_ledger, told
@@ -71,17 +71,18 @@ def budget_of(trials: Iterable[Trial], own: Collection[str] = ()) -> Budget:
     refused = []
     for trial in private:
         try:
-            planned = charges_of_run(trial.config, plan_privacy(trial.config))
+            plans = site_plans(trial.config)
         except PrivacyError as error:
             refused.append(f"{trial.name}: {error}")
             continue
         mine = {site: _account(accounts, trial.config, site, own) for site in trial.config.site_names}
-        problems = [_over(account, trial, planned) for account in mine.values()]
+        planned = {site: charges_of_run(trial.config, plan) for site, plan in plans.items()}
+        problems = [_over(account, trial, planned[site]) for site, account in mine.items()]
         problems = list(dict.fromkeys(filter(None, problems)))
         refused += [f"{trial.name}: {problem}" for problem in problems]
         if not problems:
-            for account in mine.values():
-                account.plans.append(planned)
+            for site, account in mine.items():
+                account.plans.append(planned[site])
     return Budget(_told(private, accounts), tuple(refused))
 
 

@@ -118,12 +118,12 @@ def test_public_scale_is_that_of_the_update(tmp_path: Path) -> None:
     (tmp_path / "noise").mkdir()
     site = hospital(tmp_path / "noise", Silent())
     drawn = np.stack([site.train(start, round) for round in range(20)])
-    scale = update_scales(exact, PLAN, (UNITS,) * 4, 0)[0]
+    scale = update_scales(exact, [PLAN] * 4, (UNITS,) * 4, 0)[0]
     assert drawn.std() == pytest.approx(scale.noise, rel=0.05)
     model, quiet = nn.Linear(INPUTS, 2), PrivacyPlan(1e-6, 1.0, 3)
     (tmp_path / "signal").mkdir()
     length = float(np.linalg.norm(hospital(tmp_path / "signal", model, quiet).train(to_vector(model), 0)))
-    longest = update_scales(exact, quiet, (UNITS,) * 4, 0)[0].longest
+    longest = update_scales(exact, [quiet] * 4, (UNITS,) * 4, 0)[0].longest
     assert 0.1 * longest < length <= longest
 
 
@@ -132,8 +132,8 @@ def test_public_scale_is_that_of_the_update(tmp_path: Path) -> None:
 )
 def test_scale_is_unknown_where_it_cannot_be_told(tmp_path: Path, changes: dict[str, object]) -> None:
     """Sparse or coarse updates (4 bits by default), Adam, weight decay; and without privacy."""
-    assert update_scales(config(tmp_path).replace(changes), PLAN, (UNITS,) * 4, 0) is None
-    assert update_scales(config(tmp_path).replace({"exchange.value_bits": 32}), None, (UNITS,) * 4, 0) is None
+    assert update_scales(config(tmp_path).replace(changes), [PLAN] * 4, (UNITS,) * 4, 0) is None
+    assert update_scales(config(tmp_path).replace({"exchange.value_bits": 32}), [], (UNITS,) * 4, 0) is None
 
 
 def test_the_denominator_is_the_declared_count(tmp_path: Path) -> None:

@@ -45,6 +45,17 @@ def steps_per_epoch(images: int, training: Training) -> int:
     return math.ceil(images / training.batch_size)
 
 
+def local_steps(images: int, training: Training, effort: float = 1.0) -> int:
+    """How many steps a round over so many images has, without privacy; `effort`: the share of them that is made.
+
+    >>> local_steps(640, Training(batch_size=64, local_epochs=3)), local_steps(640, Training(local_epochs=3), 0.1)
+    (30, 3)
+    >>> local_steps(64, Training(), 0.01)
+    1
+    """
+    return max(1, int(effort * training.local_epochs * steps_per_epoch(images, training) * (1 + 1e-12)))
+
+
 def gradient_weight(training: Training, round: int, steps: int) -> float:
     """By how much the mean gradient of a round of SGD enters its update: update = -weight * sum_k a_k g_k / sum_k a_k.
 
@@ -100,6 +111,7 @@ class LocalRound:
         device: where to compute.
         on_step: called after each step.
         regularizer: what is added to the loss.
+        effort: the share of its images that the site trains on, without privacy (`schedule`); with it the plan says.
     """
 
     model: nn.Module
@@ -110,6 +122,7 @@ class LocalRound:
     device: Device
     on_step: OnStep
     regularizer: Regularizer = NOTHING
+    effort: float = 1.0
 
     def optimizer(self) -> Optimizer:
         """A fresh optimiser for the round, while the model is set to the global parameters."""
@@ -118,6 +131,9 @@ class LocalRound:
 
 def train_plain(local: LocalRound) -> None:
     """Train `local_epochs` epochs of mini-batches, in an order that is a function of (seed, site, round, epoch).
+
+    With an effort below 1 it ends after that share of the steps; where that is less than one, after one of a part of a
+    batch.
 
     So is what the network draws of PyTorch's generator (dropout), whichever rank plays the site.
     """
@@ -130,10 +146,12 @@ def _epochs(local: LocalRound) -> None:
     model, samples, config, device = local.model, local.samples, local.config, local.device
     training, rows = config.training, samples.indices("train")
     optimizer, per_epoch = local.optimizer(), steps_per_epoch(len(rows), training)
-    done = 0
+    done, steps = 0, local_steps(len(rows), training, local.effort)
+    share = min(1.0, local.effort * training.local_epochs * per_epoch)
     for epoch in range(training.local_epochs):
         rng = generator(config.seed, local.site, local.round, epoch, "shuffle")
-        for batch in np.array_split(rng.permutation(rows), per_epoch):
+        for whole in np.array_split(rng.permutation(rows), per_epoch)[: steps - done]:
+            batch = whole[: math.ceil(share * len(whole))]
             images, labels = samples.inputs(batch), torch.from_numpy(samples.labels[batch])
             images = (mirrored(images, rng.random(len(images))) if training.random_flip else images).to(device.device)
             optimizer.zero_grad()
@@ -142,7 +160,7 @@ def _epochs(local: LocalRound) -> None:
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             done += 1
-            local.on_step(done, per_epoch * training.local_epochs)
+            local.on_step(done, steps)
 
 
 def one_step(model: nn.Module, training: Training, round: int, params: F32, gradient: F32) -> F32:

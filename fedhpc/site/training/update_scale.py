@@ -6,6 +6,7 @@ counts rate (1 + m + ... + m^(K-k)). The noise of K steps is independent.
 """
 
 import math
+from collections.abc import Sequence
 
 from fedhpc.aggregation.base import UpdateScale
 from fedhpc.config.schema import RunConfig
@@ -20,7 +21,7 @@ SAMPLED = 6.0
 
 
 def update_scales(
-    config: RunConfig, plan: PrivacyPlan | None, weights: tuple[int, ...], round: int
+    config: RunConfig, plans: Sequence[PrivacyPlan], weights: tuple[int, ...], round: int
 ) -> tuple[UpdateScale, ...] | None:
     """Return the scale of each site's update in a round, by index; None where it is not known beforehand.
 
@@ -28,18 +29,19 @@ def update_scales(
 
     Args:
         config: the run's.
-        plan: its noise; None without privacy.
+        plans: the noise of each site, by index; none without privacy.
         weights: declared ones, by index.
         round: from 0 on.
     """
     training, exchange = config.training, config.exchange
     plain = training.optimizer == "sgd" and training.weight_decay == 0 and config.algorithm.name == "fedavg"
     whole = exchange.density == 1 and exchange.value_bits > COARSE_BITS
-    if plan is None or config.privacy.trust == "sites" or not plain or not whole:
+    if not plans or config.privacy.trust == "sites" or not plain or not whole:
         return None
     rate, m = learning_rate(training, round), training.momentum
-    gains = [rate * sum(m**more for more in range(left)) for left in range(1, plan.steps_per_round + 1)]
-    return tuple(_scale(gains, config.privacy.clip_norm, plan, weight) for weight in weights)
+    gains = [rate * sum(m**more for more in range(left)) for left in range(1, plans[0].steps_per_round + 1)]
+    pairs = zip(plans, weights, strict=True)
+    return tuple(_scale(gains, config.privacy.clip_norm, plan, weight) for plan, weight in pairs)
 
 
 def _scale(gains: list[float], clip_norm: float, plan: PrivacyPlan, weight: int) -> UpdateScale:

@@ -1,0 +1,123 @@
+"""The section `schedule`: whether a slow hospital is waited for, or has less work planned for it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from fedhpc.config.data import Site
+from fedhpc.util.section import Section
+
+if TYPE_CHECKING:
+    from fedhpc.config.schema import RunConfig
+
+LEAST_EFFORT = 0.01
+"""Below it a site trains so few images a step that its noise, or the bias of a single step, outweighs what it adds."""
+DIGITS = 3
+"""Significant digits of a planned effort."""
+
+Effort = Annotated[float, Field(ge=LEAST_EFFORT, le=1)]
+
+
+class Schedule(Section):
+    """How long a round takes where hospitals are not equally fast.
+
+    - `wait`: every site does the same work for its size. A round takes as long as the slowest site.
+    - `plan`: a site that would take longer than the largest site takes at normal speed does less. Its *effort* is the
+      share of its images that it trains on in a round: min(1, largest weight x its speed / its weight). The efforts
+      are public, fixed before the first round, and the same at every later start. With privacy on a slow site draws
+      its units with sample_rate x effort, in as many steps as the others, with the noise multiplier that costs the same
+      epsilon; its mean gradient is over the expected batch that is left. Without privacy it makes fewer steps, and its
+      update is normalised (algorithm.name=fednova). What a step costs whatever its batch is not planned for.
+
+    Speeds are declared (`data.sites: speed`); where no site declares one, they are measured at the first start, on
+    random numbers in the place of images, as the median site's seconds an image over the site's.
+    """
+
+    policy: Literal["wait", "plan"] = Field(
+        default="wait", description="wait for the slowest site, or plan less work for slow sites, see above"
+    )
+    efforts: Mapping[str, Effort] | None = Field(
+        default=None,
+        description="effort of each site with policy=plan; null: from the speeds, and written to the run's config",
+    )
+
+
+def planned_efforts(sites: Sequence[Site], speeds: Mapping[str, float]) -> dict[str, float]:
+    """Return the effort of each site by name: that of the class's docstring, rounded, and at least LEAST_EFFORT.
+
+    Where some site declares no weight, all count as equally large.
+
+    Args:
+        sites: all that are declared.
+        speeds: of the sites, 1 where none is known.
+
+    >>> sites = [Site(name="a", weight=400), Site(name="b", weight=100), Site(name="c", weight=400)]
+    >>> planned_efforts(sites, {"b": 0.5, "c": 0.1})
+    {'a': 1.0, 'b': 1.0, 'c': 0.1}
+    """
+    known = all(site.weight is not None for site in sites)
+    weights = {site.name: (site.weight or 1) if known else 1 for site in sites}
+    largest = max(weights.values())
+    found = {name: largest * speeds.get(name, 1.0) / weight for name, weight in weights.items()}
+    return {name: float(f"{min(1.0, max(LEAST_EFFORT, effort)):.{DIGITS}g}") for name, effort in found.items()}
+
+
+def efforts_of(config: "RunConfig") -> dict[str, float]:
+    """Return the effort of each site: what `schedule.efforts` says, or the plan by the speeds that are declared.
+
+    Where speeds are still to be measured every effort is 1.
+    """
+    schedule, sites = config.schedule, config.data.sites
+    if schedule.policy == "wait":
+        return {site.name: 1.0 for site in sites}
+    if schedule.efforts is not None:
+        return dict(schedule.efforts)
+    return planned_efforts(sites, declared_speeds(config))
+
+
+def declared_speeds(config: "RunConfig") -> dict[str, float]:
+    """Return the speeds that are declared, by site."""
+    return {site.name: site.speed for site in config.data.sites if site.speed is not None}
+
+
+def is_measured(config: "RunConfig") -> bool:
+    """Whether the speeds are to be measured before the plan is known."""
+    return config.schedule.policy == "plan" and config.schedule.efforts is None and not declared_speeds(config)
+
+
+def schedule_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule of the section."""
+    plan, efforts, names = config.schedule.policy == "plan", config.schedule.efforts, config.site_names
+    return [
+        (
+            efforts is not None and not plan,
+            "schedule.efforts: belong to schedule.policy=plan; remove them, or set it",
+        ),
+        (
+            efforts is not None and set(efforts) != set(names),
+            f"schedule.efforts: name {', '.join(sorted(efforts or ()))}, and data.sites {', '.join(sorted(names))}; "
+            "give one effort a site, or null",
+        ),
+        (
+            plan and config.mode != "federated",
+            f"schedule.policy=plan: mode={config.mode} has no rounds in which sites wait for each other; set it to "
+            "wait",
+        ),
+        (
+            plan and config.privacy.trust == "sites",
+            "schedule.policy=plan, privacy.trust=sites: the noise is complete only in the sum of equal shares, each of "
+            "one step over all units; a site that draws fewer would need another share. Set schedule.policy=wait, or "
+            "trust=aggregator",
+        ),
+        (
+            plan and config.private and config.model.feature_mean == "sites",
+            "schedule.policy=plan, model.feature_mean=sites: is composed exactly with steps over all units only, and "
+            "a slow site draws a share of them; set model.feature_mean=reference, or schedule.policy=wait",
+        ),
+        (
+            plan and not config.private and config.algorithm.name != "fednova",
+            f"schedule.policy=plan, algorithm.name={config.algorithm.name}: without privacy a slow site makes fewer "
+            "steps, so that a plain mean follows the fast sites; set algorithm.name=fednova, which normalises by them",
+        ),
+    ]

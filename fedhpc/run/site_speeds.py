@@ -1,0 +1,139 @@
+"""The plan of unequal work: settled once, kept in `schedule.json` of the run directory, the same at every start.
+
+All that leaves a site for it is one number of two significant digits, its seconds an image on random numbers.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from fedhpc.config.schedule import declared_speeds, efforts_of, is_measured, planned_efforts
+from fedhpc.config.schema import RunConfig
+from fedhpc.errors import InputError, PayloadError
+from fedhpc.records.run_directory import RESTORE, RunDirectory
+from fedhpc.run.membership import Membership
+from fedhpc.run.secure_channel import sites_by_rank
+from fedhpc.transport.base import Transport
+from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
+from fedhpc.transport.messages import Name, of_each, parsed
+from fedhpc.util.files import read_json, write_json
+
+
+class SiteSpeed(TypedDict):
+    """What a site says of its speed (public)."""
+
+    site: Name
+    seconds_per_image: Annotated[float, Field(gt=0, lt=1e6, allow_inf_nan=False)]
+
+
+SITE_SPEED = TypeAdapter(SiteSpeed)
+EFFORTS: TypeAdapter[dict[str, float]] = TypeAdapter(
+    dict[str, Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]]
+)
+
+
+def with_schedule(
+    members: Membership, directory: RunDirectory, transport: Transport, measure: Callable[[str], float]
+) -> Membership:
+    """Return `members` whose configs hold the effort of each site; unchanged with schedule.policy=wait.
+
+    Args:
+        members: who takes part; the config of all that are declared has efforts where the run has finished rounds.
+        directory: of the run.
+        transport: between the ranks.
+        measure: gives the seconds an image at a site of this rank, by name.
+
+    Raises:
+        InputError: at every rank, where the plan cannot be read or written, or is not of what this rank's config
+            declares.
+    """
+    declared = members.declared
+    if declared.schedule.policy == "wait" or declared.schedule.efforts is not None:
+        return members
+    seconds = None
+    if broadcast_json(transport, lambda: is_measured(declared) and _kept(directory, declared) is None):
+        seconds = _measured(members.config, transport, measure)
+    efforts = broadcast_json(transport, lambda: _settled(directory, declared, seconds))
+    run_on_all_ranks(transport, lambda: _check(declared, efforts))
+    whole = declared.replace({"schedule.efforts": efforts})
+    return replace(members, declared=whole, config=whole.without(members.absent))
+
+
+def _measured(config: RunConfig, transport: Transport, measure: Callable[[str], float]) -> dict[str, float]:
+    """Seconds an image of each site that takes part, by name, at rank 0; empty elsewhere."""
+    names = [config.site_names[i] for i in sites_by_rank(config, transport.size)[transport.rank]]
+    mine = run_on_all_ranks(
+        transport, lambda: [json.dumps({"site": name, "seconds_per_image": measure(name)}).encode() for name in names]
+    )
+    payloads = transport.gather(mine, "hello")
+    return dict(of_each(payloads, config.site_names, "hello", _read)) if payloads else {}
+
+
+def _read(site: str, payload: bytes) -> tuple[str, float]:
+    speed = parsed(payload, SITE_SPEED, f"site {site}, hello")
+    if speed["site"] != site:
+        raise PayloadError(f"site {site}, hello: it speaks for another site")
+    return site, speed["seconds_per_image"]
+
+
+def speeds_from(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return each site's speed, at most 1: the median site's seconds an image (the lower of two) over its own.
+
+    >>> speeds_from({"a": 0.5, "b": 1.0, "c": 1.0, "d": 10.0})
+    {'a': 1.0, 'b': 1.0, 'c': 1.0, 'd': 0.1}
+    """
+    normal = statistics.median_low(seconds.values())
+    return {name: min(1.0, normal / took) for name, took in seconds.items()}
+
+
+def _settled(directory: RunDirectory, declared: RunConfig, seconds: Mapping[str, float] | None) -> dict[str, float]:
+    """The efforts by site, at rank 0: those that are kept, or a plan that is kept from now on."""
+    kept = _kept(directory, declared)
+    if kept is not None:
+        return kept
+    efforts = efforts_of(declared) if seconds is None else planned_efforts(declared.data.sites, speeds_from(seconds))
+    content = {"declared": _declared(declared), "seconds_per_image": seconds, "efforts": efforts}
+    write_json(directory.schedule, content)
+    return efforts
+
+
+def _kept(directory: RunDirectory, declared: RunConfig) -> dict[str, float] | None:
+    """The efforts that an earlier start has planned from the same declared sites; None where there are none."""
+    if not directory.schedule.exists():
+        return None
+    content = read_json(directory.schedule, RESTORE)
+    if content.get("declared") != _declared(declared) and not directory.has_rounds():
+        return None
+    try:
+        return EFFORTS.validate_python(content.get("efforts"))
+    except ValidationError:
+        raise InputError(
+            f"{directory.schedule}: holds no effort for each site; it was cut or changed. {RESTORE}",
+            code="file.damaged",
+        ) from None
+
+
+def _declared(config: RunConfig) -> dict[str, Any]:
+    """What a plan depends on, of the config."""
+    return {site.name: [site.weight, site.speed] for site in config.data.sites}
+
+
+def _check(declared: RunConfig, efforts: Mapping[str, float]) -> None:
+    """Check a plan that came from the aggregator; of measured speeds it is free, and a site charges what it does.
+
+    Raises:
+        InputError: other sites, or another plan than the declared speeds give.
+    """
+    wanted = efforts_of(declared)
+    same = efforts == wanted if declared_speeds(declared) else set(efforts) == set(wanted)
+    if not same:
+        raise InputError(
+            f"schedule: the efforts from rank 0 are {dict(efforts)}, and this rank's config gives {wanted}; give all "
+            "ranks the same file",
+            code="config.ranks-differ",
+        )

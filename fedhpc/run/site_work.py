@@ -1,0 +1,61 @@
+"""What each site's own work is: its share of the images, its noise, and in a stress test how slow it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from torch import nn
+
+from fedhpc.config.schema import RunConfig
+from fedhpc.config.stress import SLOW
+from fedhpc.models.device import Device
+from fedhpc.privacy.plan import PrivacyPlan, check_plan, site_plans
+from fedhpc.site.hospital import SiteContext
+from fedhpc.site.training.pace import seconds_per_image
+from fedhpc.transport.base import Transport
+from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
+from fedhpc.util.progress import at_work
+
+
+def slowdown(config: RunConfig, site: str) -> float:
+    """By which factor a stress test makes each step of a site take longer; 1 without."""
+    stress = config.stress
+    return stress.amount if stress is not None and stress.case == SLOW and site in stress.sites else 1.0
+
+
+def measured_s(site: str, model: nn.Module, shape: Sequence[int], config: RunConfig, device: Device) -> float:
+    """Return the seconds an image at a site, on random numbers (`fedhpc.site.training.pace`)."""
+    return slowdown(config, site) * seconds_per_image(model, shape, config, device)
+
+
+def place_of(site: str, place: SiteContext, plans: Mapping[str, PrivacyPlan]) -> SiteContext:
+    """What a site's own work is done with."""
+    config = place.config
+    return replace(place, plan=plans.get(site), effort=config.effort(site), slowdown=slowdown(config, site))
+
+
+def run_plan(plans: Mapping[str, PrivacyPlan]) -> PrivacyPlan | None:
+    """The noise of the site with the most work: what stands for the run; None without privacy."""
+    return max(plans.values(), key=lambda plan: plan.sample_rate, default=None)
+
+
+def agreed_plans(config: RunConfig, transport: Transport) -> dict[str, PrivacyPlan]:
+    """The noise of each site, calibrated at rank 0 alone: it takes seconds of a core that the others' ranks may share.
+
+    Each rank checks those of all sites: noise that is not of a site's sample rate would be charged wrongly.
+    """
+    if not config.private:
+        return {}
+
+    def planned() -> dict[str, Any]:
+        with at_work("planning the noise"):
+            return {name: asdict(plan) for name, plan in site_plans(config).items()}
+
+    plans = {name: PrivacyPlan(**plan) for name, plan in broadcast_json(transport, planned).items()}
+
+    def check() -> None:
+        for name in config.site_names:
+            check_plan(config, plans[name], name)
+
+    run_on_all_ranks(transport, check)
+    return plans
