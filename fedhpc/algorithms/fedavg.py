@@ -41,7 +41,8 @@ from fedhpc.algorithms.base import (
     with_algorithm,
 )
 from fedhpc.algorithms.local_layers import LocalLayers
-from fedhpc.algorithms.run_state import OPTIMIZER, RESIDUAL, RULE, RunState, of, residual_of, under
+from fedhpc.algorithms.rewards import Rewards
+from fedhpc.algorithms.run_state import OPTIMIZER, RECEIVED, RESIDUAL, RULE, RunState, of, residual_of, under
 from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.top_k import Layers, entry_name
@@ -116,6 +117,7 @@ class RoundConfig:
         stress: what some sites' messages are replaced by, in a stress test.
         scales: of a round, what each site's update may be; None of a round where that is not known.
         store: what keeps the messages as they came; None: nobody.
+        rewards: what each site gets of the step, by its contribution; None: all of it.
     """
 
     rounds: int
@@ -132,6 +134,7 @@ class RoundConfig:
     stress: "Replacement | None" = None
     scales: Callable[[int], tuple[UpdateScale, ...] | None] = lambda round: None
     store: "Store | None" = None
+    rewards: Rewards | None = None
 
     def draws(self, round: int, sender: int, purpose: str = "rounding") -> np.random.Generator | None:
         """What a sender's stochastic rounding of a round draws from."""
@@ -191,7 +194,8 @@ class Store(Protocol):
 def site_round(site: Participant, state: RunState, kept: Arrays, terms: RoundConfig) -> tuple[bytes, Arrays]:
     """One hospital's part: (message to send, what it keeps)."""
     own, public = of_algorithm(kept), of_algorithm(state.public)
-    start = terms.local.at_site(state.params, kept)
+    params = kept.get(RECEIVED, state.params).astype(np.float32, copy=False)
+    start = terms.local.at_site(params, kept)
     update = site.train(start, state.round, terms.algorithm.regularizer(own, public))
     update, at_home = terms.local.parted(start, update)
     with at(f"site {site.name}, round {state.round + 1}"):
@@ -317,10 +321,15 @@ def _one_round(sites: Sequence[Participant], state: RunState, terms: RoundConfig
             server = with_algorithm({RESIDUAL: residual, **got.rule, **kept}, got.kept)
             traffic = Traffic(got.up_bytes, got.down_bytes + len(down))
     with watch.phase("exchange"):
-        down = transport.broadcast(down, "update", state.round + 1)
-        after = next_state(state, down, terms)
-        check_replicas_equal(transport, after.params, after.round, [site.name for site in sites])
-    return RoundResult(replace(after, server=server, sites=got.sites), traffic, watch, got.dropped, got.flags)
+        done = replace(state, server=server, sites=got.sites)
+        if terms.rewards is not None:
+            rewarded = terms.rewards.deliver(down, state, done, transport)
+            after = rewarded.state
+            traffic = traffic and replace(traffic, down_by_site=rewarded.down_bytes)
+        else:
+            after = next_state(done, transport.broadcast(down, "update", state.round + 1), terms)
+            check_replicas_equal(transport, after.params, after.round, [site.name for site in sites])
+    return RoundResult(after, traffic, watch, got.dropped, got.flags)
 
 
 def in_the_open(terms: RoundConfig) -> "Collector":
@@ -341,6 +350,7 @@ def in_the_open(terms: RoundConfig) -> "Collector":
             messages = _weighed(received, up_bytes, watch)
             messages = terms.stress(messages, state, terms) if terms.stress else messages
             messages = terms.store(messages, state) if terms.store else messages
+            messages = terms.rewards.observed(messages) if terms.rewards else messages
             folded = mean_update(messages, state, terms)
         return Collected(
             mean=folded.mean,

@@ -11,6 +11,8 @@ from fedhpc.algorithms.base import Algorithm, with_algorithm
 from fedhpc.util.arrays import F32, Array
 
 RESIDUAL, OPTIMIZER, RULE = "residual", "optimizer.", "rule."
+RECEIVED = "received"
+"""What a site keeps where each has a model of its own (`fedhpc.algorithms.rewards`): its parameters, f32[d]."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,16 @@ def fresh_state(
         server=with_algorithm({**nothing, **kept}, first.server),
         sites={name: with_algorithm(nothing, first.site) for name in sites},
     )
+
+
+def rewarded(state: RunState) -> dict[str, F32]:
+    """Return the parameters f32[d] of each of this rank's sites that has its own; none without rewards."""
+    return {name: own_params(state, name) for name, kept in state.sites.items() if RECEIVED in kept}
+
+
+def own_params(state: RunState, site: str) -> F32:
+    """Return what a site trains from, f32[d]: the global parameters, or its own where it has some."""
+    return state.sites[site].get(RECEIVED, state.params).astype(np.float32, copy=False)
 
 
 def under(prefix: str, arrays: Arrays) -> dict[str, Array]:

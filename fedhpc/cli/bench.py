@@ -1,4 +1,4 @@
-"""`run.py bench dp|codec|import|wire|splits|contribution|stress|algorithms`: the project's own benchmarks."""
+"""`run.py bench KIND`: the project's own benchmarks; `--help` lists them."""
 
 import argparse
 from collections.abc import Callable
@@ -24,6 +24,10 @@ SPLITS = (
     "{run} bench splits configs/fedavg.yaml images -o runs/splits",
     "{run} bench splits a.yaml b.yaml images -o runs/splits --splits 3",
 )
+LEGACY = (
+    "{run} bench legacy configs/legacy_scanner.yaml -o runs/legacy",
+    "{run} bench legacy c.yaml -o runs/legacy --seeds 0 --set personalisation.method=fine_tune",
+)
 STRESS = (
     "{run} bench stress configs/fedavg.yaml -o runs/stress",
     "{run} bench stress c.yaml -o runs/stress --cases clean sign_flip",
@@ -48,6 +52,7 @@ def add_arguments(parser: Parser) -> None:
     _add_import(kinds)
     _add_wire(kinds)
     _add_splits(kinds)
+    _add_legacy(kinds)
     _add_contribution(kinds)
     _add_stress(kinds)
     _add_algorithms(kinds)
@@ -139,6 +144,29 @@ def _add_splits(kinds: "_SubParsersAction[Parser]") -> None:
     add_set(splits)
     add_json(splits)
     splits.set_defaults(action=_splits)
+
+
+def _add_legacy(kinds: "_SubParsersAction[Parser]") -> None:
+    legacy = kinds.add_parser("legacy", help="hospitals alone, with the federation, and personalised: many runs")
+    legacy.describe(
+        "Train a config on several synthetic cohorts; test every hospital's models on new patients.", LEGACY
+    )
+    legacy.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml) with personalisation")
+    legacy.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
+    )
+    legacy.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one cohort for each")
+    legacy.add_argument("--held-out", type=positive, default=2000, metavar="N", help="new test images of each site")
+    add_set(legacy)
+    add_json(legacy)
+    legacy.set_defaults(action=_legacy)
+
+
+def _legacy(options: argparse.Namespace) -> int:
+    from fedhpc.bench import legacy
+
+    experiment = legacy.Experiment(options.config, options.seeds, options.held_out, options.set)
+    return _print(legacy.run(experiment, options.out), legacy.text, options.json)
 
 
 def _add_contribution(kinds: "_SubParsersAction[Parser]") -> None:

@@ -172,6 +172,38 @@ def _stress_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     ]
 
 
+def _reward_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule of rewards."""
+    on, key = config.rewards.altruism is not None, f"rewards.altruism={config.rewards.altruism}"
+    return [
+        (on and config.mode != "federated", f"{key}: mode={config.mode} has no global step to give; remove it"),
+        (
+            on and config.privacy.trust == "sites",
+            f"{key}: with privacy.trust=sites rank 0 never has the update of one site, so that nothing tells who "
+            "contributed; remove it, or use trust=aggregator",
+        ),
+        (
+            on and config.federation.aggregator_rank == "shared",
+            f"{key}: rank 0 has the whole global model, and it is a hospital's too; set "
+            "federation.aggregator_rank=dedicated",
+        ),
+        (
+            on and not config.exchange.tls,
+            f"{key}: without exchange.tls every hospital can read what another is given; set exchange.tls=true",
+        ),
+        (
+            on and config.training.average_last > 0,
+            f"{key}, training.average_last={config.training.average_last}: the mean of global models is none that a "
+            "hospital has received; set average_last=0",
+        ),
+        (
+            on and (config.algorithm.name != "fedavg" or config.algorithm.local_layers != "none"),
+            f"{key}, algorithm.name={config.algorithm.name}: needs sites that train from the same parameters; set "
+            "algorithm.name=fedavg, with local_layers=none",
+        ),
+    ]
+
+
 def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     """(is broken, message) for each rule that concerns more than one key."""
     names, p = config.site_names, config.privacy
@@ -218,6 +250,7 @@ def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         *_baseline_rules(config),
         *_aggregation_rules(config),
         *_stress_rules(config),
+        *_reward_rules(config),
         (
             config.contribution.store_updates and config.mode != "federated",
             f"contribution.store_updates: mode={config.mode} sends no updates; remove it",

@@ -17,7 +17,7 @@ from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.server_sgd import ServerSgd
 from fedhpc.config import algorithm as algorithms
 from fedhpc.config import harmonise as harmonising
-from fedhpc.config.contribution import Contribution
+from fedhpc.config.contribution import Contribution, Rewards
 from fedhpc.config.data import Data, placed
 from fedhpc.config.faults import Faults, fault_rules
 from fedhpc.config.model import Model, TaskKind
@@ -217,6 +217,7 @@ class RunConfig(Section):
     contribution: Contribution = Field(
         default=Contribution(), description="what rank 0 keeps to tell who contributed how much"
     )
+    rewards: Rewards = Field(default=Rewards(), description="what each hospital gets of the global step")
     personalisation: Personalisation = Field(
         default=Personalisation(), description="what each hospital makes of the final model for itself"
     )

@@ -169,10 +169,21 @@ class Traffic:
     Attributes:
         up_bytes: of each site, by index; empty where nothing is exchanged.
         down_bytes: what the aggregator sent to every site.
+        down_by_site: of each site, by index, where each was sent something else.
     """
 
     up_bytes: tuple[int, ...] = ()
     down_bytes: int = 0
+    down_by_site: tuple[int, ...] = ()
+
+    def down_to(self, site: int) -> int:
+        """What the aggregator sent to a site, in bytes."""
+        return self.down_by_site[site] if self.down_by_site else self.down_bytes
+
+    @property
+    def down_total(self) -> int:
+        """What the aggregator sent to all sites together, in bytes."""
+        return sum(self.down_by_site) if self.down_by_site else self.down_bytes * len(self.up_bytes)
 
 
 @dataclass(frozen=True)
@@ -194,9 +205,9 @@ def record_of(end: RoundEnd, traffic: Traffic, seconds: Mapping[str, float]) -> 
             "epsilon": r.epsilon,
             "evaluation_epsilon": r.evaluation_epsilon,
             "bytes_up": sent,
-            "bytes_down": traffic.down_bytes,
+            "bytes_down": traffic.down_to(i),
         }
-        for r, sent in zip(reports, up, strict=True)
+        for i, (r, sent) in enumerate(zip(reports, up, strict=True))
     }
     return RoundRecord(
         round=end.round,
@@ -205,7 +216,7 @@ def record_of(end: RoundEnd, traffic: Traffic, seconds: Mapping[str, float]) -> 
         epsilon=largest([r.epsilon for r in reports]),
         evaluation_epsilon=largest([r.evaluation_epsilon for r in reports]),
         bytes_up=sum(traffic.up_bytes),
-        bytes_down=traffic.down_bytes * len(traffic.up_bytes),
+        bytes_down=traffic.down_total,
         seconds={name: round_seconds(value) for name, value in seconds.items()},
         ledger_heads={r.learner: r.head for r in reports if r.head},
         account_heads={r.site: r.account for r in reports if r.account},

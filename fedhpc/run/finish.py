@@ -1,8 +1,8 @@
 """The end of a run: its models on all sites' test splits, interval, `summary.json`, `model.pt`, closing table."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,16 @@ from fedhpc.models.saved import save_model
 from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, parameter_count
 from fedhpc.records.environment import git_commit
-from fedhpc.records.metrics import METRICS, Metrics, unknown
+from fedhpc.records.metrics import BINS, METRICS, Metrics, unknown
 from fedhpc.records.rounds import FLOAT32_BYTES, Measured, SiteReport, data_digest, largest, mean_of, summary_of
 from fedhpc.records.run_directory import RESTORE, RunDirectory
 from fedhpc.run.display import NamedSummary, closing, evaluation_lines
 from fedhpc.run.evaluation import measure
 from fedhpc.run.session import POOLED, Session, session_trust
+from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.messages import of_each
 from fedhpc.util.arrays import F32
-from fedhpc.util.files import read_json
+from fedhpc.util.files import PRIVATE, read_json
 from fedhpc.util.text import wrapped
 
 LOG = logging.getLogger(__name__)
@@ -59,9 +60,27 @@ def reports_of(session: Session, round: int | None = None) -> list[SiteReport]:
     return of_each(payloads, config.site_names, "metrics", read)
 
 
-def finish(session: Session, models: Mapping[str, F32], records: Sequence[Mapping[str, Any]], stopped: str) -> None:
-    """Measure the final `models` (the same at every rank: one, or one a site), then write and tell at rank 0."""
-    measured = [(name, measure(session, params, number)) for number, (name, params) in enumerate(models.items())]
+@dataclass(frozen=True)
+class Models:
+    """The final models of a run, parameters f32[d].
+
+    Attributes:
+        by_name: the same at every rank: one, or one a site.
+        own: with rewards, what each of this rank's sites has received instead, by site.
+    """
+
+    by_name: Mapping[str, F32]
+    own: Mapping[str, F32] = field(default_factory=dict)
+
+    def of(self, name: str) -> Callable[[str], F32]:
+        """Return what gives each site its model of this name."""
+        return lambda site: self.own.get(site, self.by_name[name])
+
+
+def finish(session: Session, models: Models, records: Sequence[Mapping[str, Any]], stopped: str) -> None:
+    """Measure the final models, then write and tell at rank 0."""
+    measured = [(name, measure(session, models.of(name), number)) for number, name in enumerate(models.by_name)]
+    run_on_all_ranks(session.transport, lambda: _save_own(session, models))
     reports = reports_of(session)
     if session.transport.rank:
         return
@@ -69,13 +88,8 @@ def finish(session: Session, models: Mapping[str, F32], records: Sequence[Mappin
     finals = [Final(name, found) for name, found in measured if found is not None]
     for final in finals:
         path = directory.site(final.name) / "model.pt" if config.mode == "local" else directory.model
-        from_vector(session.place.model, models[final.name])
-        facts = {
-            "config": session.declared.model_dump(mode="json"),
-            **asdict(session.task),
-            "f1_thresholds": final.measured.thresholds.tolist(),
-        }
-        save_model(path, session.place.model, facts)
+        from_vector(session.place.model, models.by_name[final.name])
+        save_model(path, session.place.model, _facts(session, final.measured.thresholds.tolist()))
     more = {**_more(session, finals, reports, stopped), **_trust(session, records)}
     summary = summary_of(session.declared, records, more)
     summary["per_site"] = _per_site(session, summary["per_site"], finals, reports)
@@ -84,6 +98,20 @@ def finish(session: Session, models: Mapping[str, F32], records: Sequence[Mappin
     for line in map(wrapped, evaluation_lines(config, summary)):
         session.console.say(line)
     session.console.say(wrapped(f"stopped: {stopped}. Results in {directory.path}"))
+
+
+def _facts(session: Session, thresholds: Sequence[int]) -> dict[str, Any]:
+    """What it takes to build a model again."""
+    config = session.declared.model_dump(mode="json")
+    return {"config": config, **asdict(session.task), "f1_thresholds": list(thresholds)}
+
+
+def _save_own(session: Session, models: Models) -> None:
+    """Write what each site has been rewarded with, for itself; the thresholds of F1 are rank 0's: even odds here."""
+    for name, params in models.own.items():
+        from_vector(session.place.model, params)
+        facts = _facts(session, [BINS // 2] * len(session.task.measured))
+        save_model(session.directory.site(name) / "model.pt", session.place.model, facts, mode=PRIVATE)
 
 
 def _per_site(

@@ -12,7 +12,7 @@ import numpy as np
 from fedhpc.aggregation.base import Flag
 from fedhpc.algorithms.baselines import Start, train_separately
 from fedhpc.algorithms.fedavg import RoundResult, federate
-from fedhpc.algorithms.run_state import RunState
+from fedhpc.algorithms.run_state import RunState, rewarded
 from fedhpc.compression.codec import encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.update import AGGREGATOR, ArraySpec, Update, pack_arrays, unpack_arrays
@@ -24,7 +24,7 @@ from fedhpc.run.continuation import begin
 from fedhpc.run.display import header, round_line
 from fedhpc.run.evaluation import validate
 from fedhpc.run.feature_mean import centre_features
-from fedhpc.run.finish import GLOBAL, finish, reports_of
+from fedhpc.run.finish import GLOBAL, Models, finish, reports_of
 from fedhpc.run.resume import Resumed, resume_point
 from fedhpc.run.round_terms import round_terms, secure_mean
 from fedhpc.run.saved_state import fresh_average, loaded_state, save_run_state
@@ -79,11 +79,11 @@ class Ended:
 
     Attributes:
         why: "finished", "budget" or "preempted"; the same at every rank.
-        models: the final parameters f32[d] by name, the same at every rank; empty where it was preempted.
+        models: the final ones; none where it was preempted.
     """
 
     why: str
-    models: Mapping[str, F32]
+    models: Models
 
 
 def run(session: Session, stop_after: int | None, on_begin: Callable[[int], None]) -> Ended:
@@ -114,7 +114,7 @@ def run(session: Session, stop_after: int | None, on_begin: Callable[[int], None
         session.console.say(
             wrapped(f"stopped early{by} in {session.directory.path}; the same command goes on from here")
         )
-        return Ended(stopped, {})
+        return Ended(stopped, Models({}))
     done = broadcast_json(session.transport, lambda: len(progress.records))
     numbers = _budget_numbers(session, done) if stopped == "budget" else ""
     if not done:
@@ -180,7 +180,7 @@ def _payload_bytes(size: int, coding: CompressionConfig) -> int:
     return len(encode(Update(AGGREGATOR, 0, sent))) * size // drawn
 
 
-def _federated(session: Session, resumed: Resumed, progress: Progress) -> tuple[Mapping[str, F32], str]:
+def _federated(session: Session, resumed: Resumed, progress: Progress) -> tuple[Models, str]:
     terms, start = round_terms(session), loaded_state(session, resumed)
     average = fresh_average(session).resumed(start.public)
 
@@ -198,14 +198,15 @@ def _federated(session: Session, resumed: Resumed, progress: Progress) -> tuple[
         released = average.released(state.params)
         ran = Ran(result.traffic or Traffic(), result.watch, result.dropped, result.flags)
         saved = replace(state, public={**state.public, **average.arrays()})
-        closing = Closing(state.round, lambda _: released, lambda: save_run_state(session, resumed.owners, saved))
+        models = Models({GLOBAL: released}, rewarded(state))
+        closing = Closing(state.round, models.of(GLOBAL), lambda: save_run_state(session, resumed.owners, saved))
         return _close_round(session, closing, ran, progress)
 
     state, stopped = federate(session.sites, start, terms, session.transport, on_round)
-    return {GLOBAL: average.released(state.params)}, stopped
+    return Models({GLOBAL: average.released(state.params)}, rewarded(state)), stopped
 
 
-def _separate(session: Session, resumed: Resumed, progress: Progress) -> tuple[Mapping[str, F32], str]:
+def _separate(session: Session, resumed: Resumed, progress: Progress) -> tuple[Models, str]:
     directory, first, owners = session.directory, resumed.first, resumed.owners
     initial = to_vector(session.place.model)
 
@@ -225,7 +226,7 @@ def _separate(session: Session, resumed: Resumed, progress: Progress) -> tuple[M
     start = run_on_all_ranks(session.transport, loaded)
     rounds = session.config.training.rounds
     models, stopped = train_separately(session.learners, Start(first, start), rounds, session.transport, on_round)
-    return shared(session, models), stopped
+    return Models(shared(session, models)), stopped
 
 
 def shared(session: Session, models: Mapping[str, F32]) -> dict[str, F32]:

@@ -12,6 +12,7 @@ from fedhpc.algorithms.catalogue import algorithm_of
 from fedhpc.algorithms.fedavg import RoundConfig
 from fedhpc.algorithms.hostile_sites import HostileSites
 from fedhpc.algorithms.local_layers import LocalLayers
+from fedhpc.algorithms.rewards import Rewards
 from fedhpc.algorithms.run_state import RunState
 from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.error_feedback import CompressionConfig
@@ -50,8 +51,15 @@ def round_terms(session: Session) -> RoundConfig:
         local=local_layers(config, session.place.model),
         stress=_hostile_sites(config),
         scales=partial(update_scales, config, list(session.plans.values()), session.weights),
+        rewards=_rewards(session),
         store=UpdateStore(session.directory.updates, session.weights) if config.contribution.store_updates else None,
     )
+
+
+def _rewards(session: Session) -> Rewards | None:
+    wanted = session.config.rewards
+    own = tuple(site.name for site in session.sites)
+    return None if wanted.altruism is None else Rewards(wanted.altruism, wanted.memory, own)
 
 
 def _hostile_sites(config: RunConfig) -> HostileSites | None:

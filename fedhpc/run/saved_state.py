@@ -15,7 +15,8 @@ from fedhpc.aggregation.base import Arrays
 from fedhpc.aggregation.iterate_average import IterateAverage
 from fedhpc.algorithms.base import of_algorithm
 from fedhpc.algorithms.catalogue import algorithm_of
-from fedhpc.algorithms.run_state import RunState, fresh_state, of, under
+from fedhpc.algorithms.rewards import with_rewards
+from fedhpc.algorithms.run_state import RECEIVED, RunState, fresh_state, of, under
 from fedhpc.compression.update import pack_arrays, unpack_arrays
 from fedhpc.errors import InputError
 from fedhpc.models.vector import parameter_count, to_vector
@@ -58,7 +59,12 @@ def loaded_state(session: Session, resumed: Resumed) -> RunState:
     rule = config.aggregation.initial(initial.size, len(config.data.sites))
     local = local_layers(config, session.place.model)
     fresh = local.added_to(fresh_state(initial, names, config.server, algorithm, rule))
+    rewards = config.rewards.altruism is not None
+    fresh = with_rewards(fresh, len(config.data.sites)) if rewards else fresh
     mine = run_on_all_ranks(transport, lambda: _read(session, resumed, fresh) if resumed.first else fresh)
+    if rewards:
+        # Only rank 0 has the global model: what a site has is among its own files.
+        return replace(mine, round=resumed.first)
     payload = pack_arrays({PARAMS: mine.params, **under(PUBLIC, mine.public)}) if transport.rank == 0 else None
     start = unpack_arrays(transport.broadcast(payload, "update"))
     params = start[PARAMS].astype(np.float32, copy=False)
@@ -79,9 +85,10 @@ def _read(session: Session, resumed: Resumed, fresh: RunState) -> RunState:
         if last and saved_rounds(folder, "residual"):
             found = load_state(folder, "residual", last, owners[name])
             sites[name] = _checked(found, kept, f"{folder}: residual after round {last}")
-        elif last and of_algorithm(kept):
+        elif last and (of_algorithm(kept) or RECEIVED in kept):
+            key = "rewards" if RECEIVED in kept else "the section algorithm"
             raise InputError(
-                f"{folder}: what site {name} keeps for the section algorithm is missing, and its next rounds count on "
+                f"{folder}: what site {name} keeps for {key} is missing, and its next rounds count on "
                 "it. Restore the folder from a backup, or start in a new --run-dir",
                 code="resume.site-state-missing",
             )

@@ -122,7 +122,7 @@ def _personalise(session: Session, ended: Ended) -> None:
         return
     for site in session.sites:
         folder = session.directory.site(site.name)
-        work = Personal(site.name, session.task, ended.models[GLOBAL], folder)
+        work = Personal(site.name, session.task, ended.models.of(GLOBAL)(site.name), folder)
         site.inside("personalisation failed", partial(personalise, work))
     session.console.say(
         wrapped(f"each hospital's own model: sites/<site>/{MODEL} and {RECORD}, for that hospital only")

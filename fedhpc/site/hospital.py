@@ -114,18 +114,19 @@ class Hospital:
                 self._log.write("ERROR", f"{failure}\n{failure.private}")
             raise failure from error
 
-    def inside(self, what: str, work: Callable[[Samples, SiteContext], None]) -> None:
+    def inside(self, what: str, work: Callable[[Samples, SiteContext, Callable[[F32], F32]], None]) -> None:
         """Let `work` see the samples; nothing of what it makes comes back from here.
 
         Args:
             what: the work as a failure is told, as "personalisation failed".
-            work: takes the samples (private), and what the hospitals of this rank share.
+            work: takes the samples (private), what the hospitals of this rank share, and what puts this site's own
+                values of layers that stay at home, which are private, into f32[d].
 
         Raises:
             SiteError: it failed.
         """
         with self.failing(what):
-            work(self._samples, self._place)
+            work(self._samples, self._place, self._at_home)
 
     def keep_ledger(self, path: Path, run: str, accounts: Sequence[SiteAccount] = ()) -> None:
         """Open the privacy ledger of a run, and check it against the site ledgers; no private round without.

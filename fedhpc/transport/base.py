@@ -66,6 +66,12 @@ class AloneTransport:
     def limit_waits(self, limit_s: float | None) -> None:
         """See `Transport`: there is nobody to wait for."""
 
+    def to_each(self, payloads: Sequence[bytes] | None, round: int) -> list[bytes]:
+        """See `fedhpc.algorithms.rewards.SiteChannels`."""
+        if payloads is None:
+            raise ValueError("payloads=None: rank 0 must pass a payload for each site")
+        return list(payloads)
+
     def reordered(self, rank: int) -> "AloneTransport":
         """See `Wire`."""
         return self

@@ -7,6 +7,8 @@ Sites that rank 0 plays itself have a log and no session: nothing of theirs cros
 at the other end are the same bytes with and without TLS.
 """
 
+import itertools
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -98,6 +100,41 @@ class Channel:
         with at(f"site {', '.join(self.logs)}"):
             return open_sealed(sealed, kind, places)
 
+    def to_each(self, payloads: Sequence[bytes] | None, round: int) -> list[bytes]:
+        """Rank 0's update payloads, one a site in site order; at every rank those of its own sites.
+
+        Each goes through its site's TLS session, so that no other hospital can read it. All ranks get all ciphertexts.
+
+        Raises:
+            PayloadError: naming this rank's sites, where what came is not what rank 0 has sent.
+            ValueError: several ranks without TLS, where all could read all.
+        """
+        if self.aggregator is not None:
+            return self._sent_to_each(payloads or (), round)
+        message = self.wire.broadcast(None, "update", round)
+        if self.sessions is None:
+            raise ValueError("exchange.tls=false: a payload for one site would be read by all")
+        names = self.sessions.names
+        with at(f"site {', '.join(self.logs)}"):
+            parts = _apart(message, len(names))
+            return [one.open(parts[names.index(name)], "update") for name, one in self.sessions.by_site.items()]
+
+    def _sent_to_each(self, payloads: Sequence[bytes], round: int) -> list[bytes]:
+        """See `to_each`, at rank 0, whose own sites come first."""
+        sessions = self.sessions
+        names = () if sessions is None else sessions.names
+        if len(payloads) != len(self.logs) + len(names) or (self.size > 1 and sessions is None):
+            raise ValueError(f"{len(payloads)} payloads for {len(self.logs)} sites here and {len(names)} behind TLS")
+        for payload in payloads:
+            if self.aggregator is not None:
+                self.aggregator.write_down(payload, "update", round, via=self._via())
+        if sessions is not None:
+            others = zip(names, payloads[len(self.logs) :], strict=True)
+            self.wire.broadcast(
+                _together([sessions.by_site[name].seal(one, "update") for name, one in others]), "update", round
+            )
+        return list(payloads[: len(self.logs)])
+
     def _via(self) -> Via:
         if self.size == 1:
             return "process"
@@ -136,6 +173,28 @@ class Channel:
             yield self.sessions.by_site[name].open(sealed, kind)
         if next(arriving, None) is not None:
             raise PayloadError(f"{len(expected)} {kind} messages were expected, and more came", code="payload.missing")
+
+
+def _together(parts: Sequence[bytes]) -> bytes:
+    """Return parts as one message; see `_apart`."""
+    return struct.pack(f"<{len(parts)}Q", *map(len, parts)) + b"".join(parts)
+
+
+def _apart(message: bytes, count: int) -> list[bytes]:
+    """Return the parts of a message from `_together`.
+
+    Raises:
+        PayloadError: it is not one of so many parts.
+
+    >>> _apart(_together([b"ab", b"", b"c"]), 3)
+    [b'ab', b'', b'c']
+    """
+    head = struct.Struct(f"<{count}Q")
+    lengths = head.unpack_from(message) if len(message) >= head.size else ()
+    if len(message) != head.size + sum(lengths):
+        raise PayloadError(f"the aggregator's message is not one of {count} parts", code="payload.tampered")
+    ends = list(itertools.accumulate(lengths, initial=head.size))
+    return [message[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def _senders(names: tuple[str, ...], payloads: Sequence[bytes], kind: Kind) -> Iterator[tuple[tuple[str, ...], bytes]]:

@@ -100,6 +100,10 @@ NOISED = (
     "algorithm.name=scaffold",
 )  # fmt: skip
 BUDGET = (PRIVATE_SITES, "privacy.epsilon=4", "privacy.sample_rate=0.25", "training.rounds=5")
+REWARDED = (
+    "federation.aggregator_rank=dedicated", "rewards.altruism=2", "rewards.memory=0.5", "exchange.density=0.3",
+    "training.rounds=2", "contribution.store_updates=true", "personalisation.method=head",
+)  # fmt: skip
 TWO_RANKS: dict[str, tuple[str, ...]] = {
     "coded": CODED,
     "resumed": (),
@@ -107,6 +111,7 @@ TWO_RANKS: dict[str, tuple[str, ...]] = {
     "centralised": ("mode=centralised", "name=centralised", "training.rounds=2"),
     "noised": NOISED,
     "unbroken": BUDGET,
+    "rewarded": REWARDED,
 }
 """Runs under one mpirun, one after the other: name -> what differs from the config."""
 
@@ -121,6 +126,7 @@ def two_ranks(cohort: Path, run_here: Run, mpirun: Run) -> dict[str, Outcome]:
     """What each of TWO_RANKS said; its run directory is <name>-two. `resumed` had its first round in one process."""
     begun = run_here([*command(cohort, cohort / "resumed-two"), "--stop-after", "1"])
     assert begun[0] == 75
+    assert run_here([*command(cohort, cohort / "rewarded-two", *REWARDED), "--stop-after", "1"])[0] == 75
     folder = cohort / "said"
     folder.mkdir()
     commands = {name: command(cohort, cohort / f"{name}-two", *sets) for name, sets in TWO_RANKS.items()}
@@ -219,6 +225,32 @@ def test_stop_and_resume_equals_the_straight_run(
     assert "resuming after round 1" in out
     np.testing.assert_array_equal(params(run_dir), params(sequential[0]))
     assert summary(run_dir)["auc_ci95"] == summary(sequential[0])["auc_ci95"]
+
+
+def test_rewards_differ_and_are_the_same_bits_at_two_ranks(
+    cohort: Path, run_here: Run, two_ranks: dict[str, Outcome]
+) -> None:
+    """The first round of `rewarded-two` was in one process. Rank 0 has no hospital, and the true global model."""
+    assert two_ranks["rewarded"].returncode == 0, two_ranks["rewarded"].stderr
+    dirs = cohort / "rewarded-one", cohort / "rewarded-two"
+    status, _, err = run_here(command(cohort, dirs[0], *REWARDED))
+    assert status == 0, err
+    np.testing.assert_array_equal(params(dirs[0], 2), params(dirs[1], 2))
+    own = {}
+    for site in SITES:
+        saved = [run / "sites" / site / "residual-0002.npz" for run in dirs]
+        with np.load(saved[0]) as one, np.load(saved[1]) as two:
+            np.testing.assert_array_equal(one["received"], two["received"])
+            own[site] = one["received"]
+        assert {path.stat().st_mode & 0o777 for path in (dirs[1] / "sites" / site).glob("*.pt")} == {0o600}
+    equal = [np.array_equal(mine, params(dirs[0], 2)) for mine in own.values()]
+    assert 1 <= sum(equal) < len(SITES)
+    per_site = json.loads((dirs[1] / "rounds.jsonl").read_text(encoding="utf-8").splitlines()[-1])["per_site"]
+    assert len({one["bytes_down"] for one in per_site.values()}) > 1
+    for path in ("round-0001.npz", "round-0002.npz"):
+        updates = [run / "state" / "updates" / path for run in dirs]
+        with np.load(updates[0]) as one, np.load(updates[1]) as two:
+            assert all(one[site].tobytes() == two[site].tobytes() for site in map(str, range(len(SITES))))
 
 
 def test_another_config_may_not_resume(cohort: Path, sequential: tuple[Path, str], run_here: Run) -> None:

@@ -121,3 +121,30 @@ def test_updates_that_rank_0_never_has_are_refused(folder: Path, changes: list[s
     with pytest.raises(ConfigError) as error:
         load_config(folder / "c.yaml", changes)
     assert "contribution.store_updates" in str(error.value)
+
+
+REWARDED = [
+    "rewards.altruism=2",
+    "federation.aggregator_rank=dedicated",
+    "exchange.tls=true",
+    "training.average_last=0",
+    "contribution.store_updates=false",
+]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["privacy.trust=sites", "privacy.colluding_sites=1"],
+        ["federation.aggregator_rank=shared"],
+        ["exchange.tls=false"],
+        ["training.average_last=0.5"],
+        ["algorithm.name=fedprox"],
+        ["mode=local", "federation.aggregator_rank=shared"],
+    ],
+)
+def test_rewards_that_cannot_be_given_are_refused(folder: Path, change: list[str]) -> None:
+    assert load_config(folder / "c.yaml", REWARDED).rewards.altruism == 2
+    with pytest.raises(ConfigError) as error:
+        load_config(folder / "c.yaml", [*REWARDED, *change])
+    assert "rewards.altruism=2" in str(error.value)

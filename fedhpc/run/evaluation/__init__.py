@@ -53,9 +53,12 @@ def validate(session: Session, params_of: Callable[[str], F32], round: int) -> V
     return Validation(pooled if one_model else mean_of(list(alone.values())), alone)
 
 
-def measure(session: Session, params: F32, model: int) -> Measured | None:
-    """Measure one final model (the number `model` of the run's) on all sites; at rank 0, None elsewhere."""
+def measure(session: Session, params_of: Callable[[str], F32], model: int) -> Measured | None:
+    """Measure one final model (the number `model` of the run's) on all sites; at rank 0, None elsewhere.
+
+    With rewards `params_of` gives another model for each site.
+    """
     plan = plan_evaluation(session.config)
     if plan is None:
-        return measure_exactly(session, params)
-    return measure_privately(session, params, plan.final_stage(model))
+        return measure_exactly(session, params_of)
+    return measure_privately(session, params_of, plan.final_stage(model))

@@ -57,22 +57,22 @@ def read_influence(site: str, payload: bytes) -> float:
     return float(value[0])
 
 
-def _variance(session: Session, params: F32, pooled: I64 | None) -> float:
+def _variance(session: Session, params_of: Callable[[str], F32], pooled: I64 | None) -> float:
     """Of the pooled AUC, at rank 0, from each site's sum over its patients."""
     transport = session.transport
     told = None if pooled is None else pack_arrays(vars(Placements.of(pooled)))
     arrays: dict[str, Any] = unpack_arrays(transport.broadcast(told, "metrics"))
     placed = Placements(**arrays)
-    mine = [np.array([site.squared_influence(params, placed)], "<f8").tobytes() for site in session.sites]
+    mine = [np.array([site.squared_influence(params_of(site.name), placed)], "<f8").tobytes() for site in session.sites]
     payloads = transport.gather(mine, "metrics")
     return sum(of_each(payloads, session.config.site_names, "metrics", read_influence)) if payloads else 0.0
 
 
-def measure_exactly(session: Session, params: F32) -> Measured | None:
+def measure_exactly(session: Session, params_of: Callable[[str], F32]) -> Measured | None:
     """Measure a final model by all sites' exact histograms; at rank 0, None elsewhere."""
-    val, test = (exact_counts(session, lambda _: params, split, None) for split in ("val", "test"))
+    val, test = (exact_counts(session, params_of, split, None) for split in ("val", "test"))
     pooled = np.sum(test, axis=0) if test else None
-    variance = _variance(session, params, pooled)
+    variance = _variance(session, params_of, pooled)
     if not test:
         return None
     measured = measure_counts(session.config.site_names, val, test, session.config.evaluation.specificity)

@@ -1,5 +1,6 @@
 """With privacy: validation release, thresholds, test release, metrics; each is charged before its noise is drawn."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -38,13 +39,13 @@ NOT_PRIVATE = "no private release of it exists; evaluation.epsilon=null measures
 POOLED_ONLY = "mode=centralised: the pooled patients are released as one site"
 
 
-def measure_privately(session: Session, params: F32, stage: int) -> Measured | None:
+def measure_privately(session: Session, params_of: Callable[[str], F32], stage: int) -> Measured | None:
     """One final model: validation release, thresholds, test release, metrics; at rank 0."""
     config, plan = session.config, plan_evaluation(session.config)
     if plan is None:
         raise ValueError("evaluation.epsilon=null")
     law = law_of(config, plan, tasks_of(session), stage)
-    val = ask(session, lambda _: params, first_question(session, stage), None)
+    val = ask(session, params_of, first_question(session, stage), None)
     curves = None if val is None else curves_of(law, val.total[None], law.noises)
     question, thresholds = None, None
     if val is not None and curves is not None:
@@ -52,7 +53,7 @@ def measure_privately(session: Session, params: F32, stage: int) -> Measured | N
         count = cut_count(law, curves)
         question = Question(stage=stage, split="test", groups=2, edges=tuple(one.cuts(count) for one in thresholds))
     asked = question_from_rank_0(session, question)
-    test = None if asked is None else ask(session, lambda _: params, asked, None)
+    test = None if asked is None else ask(session, params_of, asked, None)
     if session.transport.rank:
         return None
     if val is None:

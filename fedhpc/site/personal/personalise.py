@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,9 @@ class Made:
     facts: Mapping[str, Any]
 
 
-def personalise(work: Personal, samples: Samples, place: SiteContext) -> None:
+def personalise(
+    work: Personal, samples: Samples, place: SiteContext, at_home: Callable[[F32], F32] = lambda params: params
+) -> None:
     """Make the personal model of a hospital; write it, and what it is worth beside the final model.
 
     It gives nothing back: the model was trained without noise, and the number of epochs, the strength of the ridge and
@@ -99,13 +101,14 @@ def personalise(work: Personal, samples: Samples, place: SiteContext) -> None:
         work: what to start from, and where to write.
         samples: the hospital's (private).
         place: config, network (left changed) and device.
+        at_home: puts the site's own values of layers that stay at home into f32[d].
 
     Raises:
         InputError: a last layer that does not give the logits.
         FileError: a file cannot be written.
     """
     config, network = place.config, place.model
-    from_vector(network, work.params)
+    from_vector(network, at_home(work.params))
     shared = _tested(network, samples, place)
     tuned = config.personalisation.method == "fine_tune"
     made = _fine_tuned(work, samples, place) if tuned else make_head(samples, place)

@@ -1,0 +1,216 @@
+"""`run.py bench legacy CONFIG`: what each hospital has from the federation, and from a model of its own.
+
+A config with `personalisation` is run on several built-in cohorts, each with patients and noise of its own. Each
+hospital's models are measured on further patients of its machines whom no run has seen, many enough that a hundredth of
+AUC shows: its own patients alone, the final model of the federation, its personal model. All patients are synthetic:
+nothing here is a release.
+
+Alone means trained without noise on that hospital's patients: with a public backbone the personal head's own recipe
+from zero, for another network a run with `mode: local`.
+"""
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data_prep.phantom import Cohort, default_sites, write_site
+from fedhpc.api import load_config, train
+from fedhpc.config.schema import RunConfig
+from fedhpc.errors import InputError
+from fedhpc.models.backbones import NAMES
+from fedhpc.models.device import prepare
+from fedhpc.models.saved import SavedModel, load_model
+from fedhpc.records.intervals import bootstrap_histograms
+from fedhpc.records.metrics import EARLY, Predictions, auc, score_histogram, sensitivity_at
+from fedhpc.site.data.open_site import OpenSite, open_site
+from fedhpc.site.evaluation import predict
+from fedhpc.site.hospital import SiteContext
+from fedhpc.site.personal.personalise import make_head
+from fedhpc.util.arrays import F64, I64
+from fedhpc.util.progress import at_work
+from fedhpc.util.rng import generator
+from fedhpc.util.text import fitted
+
+WAYS = ("alone", "federated", "personal")
+FIGURES = ("auc", "early")
+HELD_OUT_SEED, RESAMPLES, SURE = 1_000_500, 400, 1.96
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is run.
+
+    Attributes:
+        config: a config with `data.phantom` and `personalisation`.
+        seeds: of the cohorts.
+        held_out: new images of each site.
+        sets: overrides for all runs.
+    """
+
+    config: Path
+    seeds: Sequence[int]
+    held_out: int
+    sets: Sequence[str]
+
+
+def run(experiment: Experiment, out: Path) -> dict[str, Any]:
+    """Do all runs that are not done yet, and give a row a site.
+
+    Raises:
+        InputError: a config that does not fit, or a run that failed.
+    """
+    config = load_config(experiment.config, list(experiment.sets))
+    if config.data.phantom is None or config.personalisation.method == "none":
+        raise InputError(
+            f"{experiment.config}: needs data.phantom and personalisation.method; `bench legacy` makes cohorts itself",
+            code="command-line",
+        )
+    _make_held_out(config, experiment.held_out, out)
+    found: dict[str, list[F64]] = {site: [] for site in config.site_names}
+    for seed in experiment.seeds:
+        with at_work(f"cohort {seed}"):
+            mine = _run_on(config, seed, out)
+            for site, figures in found.items():
+                figures.append(_figures(_models(mine, site, out, seed), _held_out(out, site)))
+        print(f"cohort {seed} done", file=sys.stderr, flush=True)
+    rows = [_row(site, np.array(figures)) for site, figures in found.items()]
+    return {"config": str(experiment.config), "seeds": list(experiment.seeds), "rows": rows}
+
+
+def _held_out(out: Path, site: str) -> Path:
+    return out / "held-out" / f"{site}.h5"
+
+
+def _make_held_out(config: RunConfig, images: int, out: Path) -> None:
+    phantom = config.data.phantom
+    if phantom is None:
+        return
+    for site in config.site_names:
+        path, alone = _held_out(out, site), {site: default_sites()[site]}
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cohort = Cohort(HELD_OUT_SEED, images, phantom.image_size, phantom.difficulty, sites=alone)
+            write_site(cohort, site, path)
+
+
+def _run_on(config: RunConfig, seed: int, out: Path) -> RunConfig:
+    """Train on the cohort of a seed, and return its config."""
+    phantom_seed = 0 if config.data.phantom is None else config.data.phantom.seed
+    changes = {
+        "seed": seed,
+        "data.phantom.seed": phantom_seed + seed,
+        "data.shards": f"{out}/cohort{seed}/{{site}}.h5",
+        "runtime.threads": 1,
+    }
+    mine = config.replace(changes)
+    (out / f"cohort{seed}").mkdir(exist_ok=True)
+    _train(mine, out / f"run{seed}", out)
+    if config.model.backbone not in NAMES:
+        alone = {"mode": "local", "privacy": {"off": True}, "personalisation.method": "none"}
+        _train(mine.replace({**alone, "training.average_last": 0.0}), out / f"alone{seed}", out)
+    return mine
+
+
+def _train(config: RunConfig, directory: Path, out: Path) -> None:
+    if (directory / "summary.json").exists():
+        return
+    os.environ["FEDHPC_SITE_LEDGER"] = str(out / "accounts" / "{site}")
+    with contextlib.redirect_stdout(io.StringIO()):
+        train(config, directory)
+
+
+def _models(config: RunConfig, site: str, out: Path, seed: int) -> list[SavedModel]:
+    """Return the models of a site, in the order of WAYS."""
+    run = out / f"run{seed}"
+    federated, personal = load_model(run / "model.pt"), load_model(run / "sites" / site / "personal.pt")
+    if config.model.backbone not in NAMES:
+        return [load_model(out / f"alone{seed}" / "sites" / site / "model.pt"), federated, personal]
+    alone = load_model(run / "model.pt")
+    with open_site(config.data.shard_path(site)) as opened:
+        network = _alone(alone, opened)
+    return [SavedModel(network, alone.backbone, alone.config, alone.task, alone.f1_thresholds), federated, personal]
+
+
+def _alone(saved: SavedModel, opened: OpenSite) -> nn.Module:
+    place = SiteContext(saved.config, saved.network, prepare(saved.config.runtime, 0), None, lambda done, all: None)
+    made = make_head(opened.samples(saved.backbone), place).alone
+    if made is None:
+        raise ValueError("a head on a public backbone has a model of one hospital alone")
+    return made
+
+
+def _figures(models: Sequence[SavedModel], held_out: Path) -> F64:
+    """Return AUC and early-stage sensitivity of models on all patients of a shard, f64[1 + RESAMPLES, WAYS, FIGURES].
+
+    The first row is of the patients as they are, the others of patients drawn with replacement, the same for all.
+    """
+    found = []
+    with open_site(held_out) as opened:
+        for saved in models:
+            predictions = _predictions(saved, opened)
+            specificity = saved.config.evaluation.specificity
+            stack = bootstrap_histograms(predictions, RESAMPLES, generator(0, "legacy"))
+            all_counts = [score_histogram(predictions), *(one.astype(np.int64) for one in stack)]
+            found.append([_two(counts, specificity) for counts in all_counts])
+    return np.moveaxis(np.array(found, np.float64), 0, 1)
+
+
+def _two(counts: I64, specificity: float) -> list[float]:
+    figures = (auc(counts), sensitivity_at(counts, specificity, (EARLY,)))
+    return [np.nan if one is None else one for one in figures]
+
+
+@torch.no_grad()
+def _predictions(saved: SavedModel, opened: OpenSite) -> Predictions:
+    samples, device = opened.samples(saved.backbone), prepare(saved.config.runtime, 0)
+    parts = [predict(saved.network, samples, split, device) for split in ("train", "val", "test")]
+    fields = ("logits", "labels", "early", "patient")
+    return Predictions(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
+
+
+def _row(site: str, figures: F64) -> dict[str, Any]:
+    """Return a site's figures f64[seeds, 1 + RESAMPLES, WAYS, FIGURES] with 95 % intervals over patients and runs."""
+    row: dict[str, Any] = {"site": site}
+    for k, figure in enumerate(FIGURES):
+        for w, way in enumerate(WAYS):
+            row[f"{way}_{figure}"] = _with_interval(figures[:, :, w, k])
+        for w, way in enumerate(WAYS[:2]):
+            row[f"gain_over_{way}_{figure}"] = _with_interval(figures[:, :, 2, k] - figures[:, :, w, k])
+    return row
+
+
+def _with_interval(values: F64) -> dict[str, float]:
+    """Return the mean over runs of values f64[seeds, 1 + RESAMPLES] and half of its 95 % interval.
+
+    The held-out patients are the same in all runs: their part is that of the mean over runs. To it comes the standard
+    error over runs, of training patients and noise.
+    """
+    by_run = values[:, 0]
+    patients = float(np.nanvar(values[:, 1:].mean(axis=0), ddof=1))
+    runs = float(by_run.var(ddof=1)) / len(by_run) if len(by_run) > 1 else 0.0
+    return {"mean": float(by_run.mean()), "half": SURE * (patients + runs) ** 0.5}
+
+
+def text(result: Mapping[str, Any]) -> str:
+    """Return the tables for a person."""
+    tables = []
+    for figure, name in (("auc", "AUC"), ("early", "early-stage sensitivity")):
+        keys = [*(f"{way}_{figure}" for way in WAYS), *(f"gain_over_{way}_{figure}" for way in WAYS[:2])]
+        rows = [(row["site"], *(_cell(row[key], "gain" in key) for key in keys)) for row in result["rows"]]
+        head = ("site", *WAYS, "over alone", "over federated")
+        tables.append(f"{name}, mean of {len(result['seeds'])} cohorts, ± 95 %\n{fitted([head, *rows])}")
+    return "\n\n".join(tables)
+
+
+def _cell(value: Mapping[str, float], signed: bool) -> str:
+    number = f"{value['mean']:+.3f}" if signed else f"{value['mean']:.3f}"
+    return f"{number} ±{value['half']:.3f}"
