@@ -56,7 +56,7 @@ class Flag:
         site: its name.
         reason: which test it failed, in one word.
         detail: the numbers of the test, for a person.
-        excluded: whether its update is not in the result; else it was only shortened.
+        excluded: whether its update is not in the result; else it was shortened, or counts for less.
     """
 
     site: str
@@ -66,7 +66,7 @@ class Flag:
 
     def line(self) -> str:
         """Return the flag as a few words."""
-        return f"{self.site} {'left out' if self.excluded else 'shortened'} ({self.reason})"
+        return f"{self.site} {'left out' if self.excluded else 'counts less'} ({self.reason})"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ known before the round (`UpdateScale`). So each update is tested against what it
    two is above AGREEMENT. z = <u, m> / max(s, |u| / sqrt(d)) has a variance of at most 1 by the noise. Its sum over t
    such rounds, divided by sqrt(t), is below the quantile of ALPHA 6 / (pi t)^2 with a chance that adds up to ALPHA over
    all rounds, for a site that in these rounds does not pull against the others. From then on the site is left out.
+   Before that its weight falls in proportion as a negative sum comes near the quantile, and a site that counts for less
+   than DOUBTED of its weight is named.
 
 So an honest site is left out in a run with a chance of at most ALPHA = 0.5 %. What the test rests on is that honest
 hospitals pull together where the others agree. It says nothing where they disagree, as all do near the optimum: there
@@ -47,6 +49,7 @@ ALPHA = 0.005
 NORM_FACTOR, SIGNAL_FACTOR = 3.0, 1.5
 AGREEMENT = 0.1
 LEAST_OTHERS = 3
+DOUBTED = 0.5
 TINY = 1e-300
 ALIGNED, TESTED, OUT = "alignment", "rounds_tested", "left_out"
 
@@ -122,11 +125,10 @@ class Screen(Aggregator):
         """
         kept = {name: array.astype(np.float64) for name, array in self._round.kept.items()}
         updates = {site: self._shortened(site) for site in self._updates}
-        against = [site for site in updates if self._pulls_against(site, updates, kept)]
+        shares = {site: self._share(site, updates, kept) for site in updates}
         self._check_majority()
-        staying = [site for site in updates if site not in against]
-        weights = np.array([self._weights[site] for site in staying], np.float64)
-        mean = weights @ np.array([updates[site] for site in staying]) / weights.sum()
+        weights = np.array([shares[site] * self._weights[site] for site in updates])
+        mean = weights @ np.array(list(updates.values())) / weights.sum()
         return Aggregated(mean.astype(np.float32), kept, tuple(self._flags))
 
     def _noise(self, site: int) -> float:
@@ -150,22 +152,23 @@ class Screen(Aggregator):
         others = float(np.median(np.sqrt(np.maximum(squares, 0))))
         return longest_norm(replace(scale, longest=min(scale.longest, SIGNAL_FACTOR * others)), d)
 
-    def _pulls_against(self, site: int, updates: dict[int, F64], kept: dict[str, F64]) -> bool:
-        """Test the direction of a site over the rounds that count so far; add this round's part to what is kept."""
+    def _share(self, site: int, updates: dict[int, F64], kept: dict[str, F64]) -> float:
+        """What share of its weight a site counts with, by its direction over the rounds that count so far.
+
+        1 where it does not pull against the others, 0 from the round on in which it is left out, and between the two in
+        proportion to the evidence. This round's part is added to what is kept.
+        """
         others = np.array([u for other, u in updates.items() if other != site and not self._round.kept[OUT][other]])
         if not kept[OUT][site] and len(others) >= LEAST_OTHERS and agreement(others) > AGREEMENT:
             kept[ALIGNED][site] += self._alignment(site, updates[site], np.median(others, axis=0))
             kept[TESTED][site] += 1
-        total, rounds = float(kept[ALIGNED][site]), float(kept[TESTED][site])
-        if rounds and total < least_alignment(rounds):
-            kept[OUT][site] = 1
-        if not kept[OUT][site]:
-            return False
-        detail = (
-            f"alignment with the others {total:.3g} over {rounds:.0f} rounds, {least_alignment(rounds):.3g} allowed"
-        )
-        self._flags.append(Flag(self._round.sites[site], "direction", detail))
-        return True
+        total, least = float(kept[ALIGNED][site]), least_alignment(max(1.0, float(kept[TESTED][site])))
+        share = min(1.0, max(0.0, 1 - total / least))
+        kept[OUT][site] = 1.0 if kept[OUT][site] or share == 0 else 0.0
+        if share < DOUBTED or kept[OUT][site]:
+            detail = f"alignment {total:.3g} over {kept[TESTED][site]:.0f} rounds; left out at {least:.3g}"
+            self._flags.append(Flag(self._round.sites[site], "direction", detail, excluded=bool(kept[OUT][site])))
+        return 0.0 if kept[OUT][site] else share
 
     def _alignment(self, site: int, update: F64, others: F64) -> float:
         """z of one round."""
