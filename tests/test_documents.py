@@ -33,6 +33,7 @@ OURS = re.compile(
 # What a reader of a page makes (tests/examples/test_pages.py carries these pages out), and what was made for a trial.
 MADE_BY_THE_READER = {
     "fedhpc/aggregation/meamed.py",
+    "fedhpc/algorithms/fedexp.py",
     "fedhpc/aggregation/server_nesterov.py",
     "data_prep/arrays.py",
     "tests/data_prep/test_arrays.py",

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import REPO, Outcome, run_limited
 
-PAGES = ("add-a-rule.md", "add-a-metric.md", "add-an-importer.md")
+PAGES = ("add-a-rule.md", "add-an-algorithm.md", "add-a-metric.md", "add-an-importer.md")
 STEP = re.compile(r"(?P<before>[^\n]*)\n\n```(?P<language>\w+)\n(?P<text>.*?)^```", flags=re.DOTALL | re.MULTILINE)
 # What a shell would do with the pages' commands, but with one import of torch for all of them.
 SHELL = """
@@ -106,6 +106,26 @@ print(stack.result().tolist())
 """
     done = run_limited([sys.executable, "-c", program], 60, {"PYTHONPATH": str(tried.folder)}, tried.folder)
     assert done.stdout.strip() == "[2.0, 6.0, 0.0]", done.stderr
+
+
+def test_algorithm_of_the_page_takes_longer_steps(tried: Tried) -> None:
+    """Two opposite updates of length 5, mean length 3: 25 / (2 * 9) of the mean; equal ones: the mean."""
+    program = """
+import numpy as np
+from fedhpc.algorithms.base import Sender
+from fedhpc.algorithms.fedexp import FedExP
+from fedhpc.compression.error_feedback import CompressionConfig
+from fedhpc.compression.update import SparseVector
+sender = Sender(0, 0, CompressionConfig(1.0))
+for rows in ([[3, 4], [3, -4]], [[3, 4], [3, 4]]):
+    fold = FedExP().fold({}, {})
+    for row in np.array(rows, np.float32):
+        fold.add(SparseVector(2, np.arange(2), row), 1, b"", sender)
+    print([f"{value:.4f}" for value in fold.result(np.mean(rows, axis=0).astype(np.float32), sender).mean])
+"""
+    done = run_limited([sys.executable, "-c", program], 60, {"PYTHONPATH": str(tried.folder)}, tried.folder)
+    assert done.stdout.splitlines() == ["['4.1667', '0.0000']", "['3.0000', '4.0000']"], done.stderr
+    assert (tried.folder / "extrapolated" / "model.pt").is_file()
 
 
 def test_metric_of_the_page_reaches_every_reader(tried: Tried) -> None:
