@@ -65,8 +65,8 @@ class Flag:
     excluded: bool = True
 
     def line(self) -> str:
-        """Return the flag as a few words."""
-        return f"{self.site} {'left out' if self.excluded else 'counts less'} ({self.reason})"
+        """Return the flag as one line."""
+        return f"{self.site} {'left out' if self.excluded else 'counts less'} ({self.reason}: {self.detail})"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from fedhpc.config.stress import DATA_CASES, UPDATE_CASES
 from fedhpc.errors import PayloadError, SiteError
 from fedhpc.util.files import write_json
 from fedhpc.util.progress import at_work
-from fedhpc.util.text import fitted
+from fedhpc.util.text import fitted, wrapped
 
 CLEAN, REFERENCE = "clean", "mean"
 CASES: tuple[str, ...] = (CLEAN, *DATA_CASES, *UPDATE_CASES)
@@ -210,10 +210,11 @@ def text(result: Mapping[str, Any]) -> str:
     cases = [head, *((row["case"], *map(_signed, row["less_clean"])) for row in result["cases"])]
     names = ("epsilon", "rule", "clean", "worst", "in case", "stopped in", "without legacy")
     rules = [names, *map(_rule_line, result["rules"])]
-    return (
+    title = (
         f"AUC less that of the clean run of the mean; {result['site']} is the bad one; worst case first. `stopped`: "
-        f"the run ended and named a site\n{fitted(cases)}\n\n{fitted(rules)}"
+        "the run ended and named a site"
     )
+    return f"{wrapped(title)}\n{fitted(cases)}\n\n{fitted(rules)}"
 
 
 def _rule_line(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -109,9 +109,17 @@ def round_line(record: Mapping[str, Any], rounds: int) -> str:
         *([f"epsilon {fixed(record['epsilon'])}"] if record["epsilon"] is not None else []),
         f"{record['seconds']['total']:.1f} s",
         *([f"without {', '.join(missing)}"] if (missing := [*record["absent"], *record["dropped"]]) else []),
-        *(Flag(**flag).line() for flag in record.get("flags", ())),
     ]
     return "  ".join(parts)
+
+
+def flag_lines(record: Mapping[str, Any]) -> list[str]:
+    """The sites that the aggregation rule found far out in a round, a line each.
+
+    >>> flag_lines({"flags": [{"site": "a", "reason": "norm", "detail": "norm 9, at most 3", "excluded": False}]})
+    ['  a counts less (norm: norm 9, at most 3)']
+    """
+    return [f"  {Flag(**flag).line()}" for flag in record.get("flags", ())]
 
 
 def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:

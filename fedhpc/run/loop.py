@@ -21,7 +21,7 @@ from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.records.checkpoint import load_state, save_state
 from fedhpc.records.rounds import FLOAT32_BYTES, RoundEnd, Traffic, record_of
 from fedhpc.run.continuation import begin
-from fedhpc.run.display import header, round_line
+from fedhpc.run.display import flag_lines, header, round_line
 from fedhpc.run.evaluation import validate
 from fedhpc.run.feature_mean import centre_features
 from fedhpc.run.finish import GLOBAL, Models, finish, reports_of
@@ -308,5 +308,7 @@ def _record(session: Session, end: RoundEnd, ran: Ran, progress: Progress) -> No
 def _tell(session: Session, done: int, records: Sequence[Mapping[str, Any]]) -> None:
     rounds = session.config.training.rounds
     session.console.say(round_line(records[-1], rounds))
+    for line in flag_lines(records[-1]):
+        session.console.say(wrapped(line))
     mean_s = float(np.mean([record["seconds"]["total"] for record in records]))
     session.console.start_round(done, rounds, mean_s)

@@ -48,7 +48,7 @@ def test_stress_run_says_so_everywhere(run_here: Callable[..., Outcome], tree: d
     assert done.returncode == 0, done.stderr
     assert "\nSTRESS TEST: nan at site2" in done.stdout
     assert "the declared weights (7, 7, 7, 7) are ignored" in " ".join(done.stdout.split())
-    assert "site2 left out (payload)" in done.stdout
+    assert "site2 left out (payload: " in done.stdout
     records = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text("utf-8").splitlines()]
     assert [record["stress"] for record in records] == ["nan at site2"] * 2
     assert [record["flags"][0]["site"] for record in records] == ["site2"] * 2
