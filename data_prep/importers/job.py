@@ -37,6 +37,7 @@ class ArchiveImport:
         blank: one more table of device rules.
         patient_regex: for files that tell no patient: searched in the path; its first group is the patient.
         mask_suffix: of the name of a mask beside its volume, for formats without references.
+        image_suffix: of the name of a volume that a mask's has in its place.
         format_modality: of formats that do not tell theirs.
         slabs: pieces that each volume is cut into, each as a patient of its own: to try things out on few volumes only.
         replace: remove the shards of another import from the folder.
@@ -61,6 +62,7 @@ class ArchiveImport:
     blank: Path | None = None
     patient_regex: str | None = None
     mask_suffix: str = "_mask"
+    image_suffix: str = ""
     format_modality: str = "OT"
     slabs: int = 1
     replace: bool = False

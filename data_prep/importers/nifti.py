@@ -133,14 +133,14 @@ def find(job: ArchiveImport) -> Found:
     series: list[GridSeries] = []
     rejects = [Reject(name, OTHER_FORMAT) for name in files if not name.lower().endswith(SUFFIXES)]
     volumes = [name for name in files if name.lower().endswith(SUFFIXES) and name not in masks.values()]
-    stems = {_stem(name) for name in volumes}
+    stems = {_stem(name).removesuffix(job.image_suffix) for name in volumes}
     rejects += [Reject(mask, ALONE) for stem, mask in masks.items() if stem not in stems]
     for name, grid in zip(volumes, each(_Scan(job.source), volumes, "headers", "file"), strict=True):
         found = _series(job, name, grid) if isinstance(grid, Grid) else grid
         if isinstance(found, str):
             rejects.append(Reject(name, found))
         else:
-            mask = masks.get(_stem(name), "")
+            mask = masks.get(_stem(name).removesuffix(job.image_suffix), "")
             series.append(replace(found, mask=mask, has_lesions=bool(mask)))
     return Found(tuple(series), tuple(rejects), len(files))
 

@@ -75,6 +75,7 @@ def add_nifti(kinds: "_SubParsersAction[Parser]") -> None:
     series.add_argument("--modality", dest="format_modality", type=str.upper, default="OT", metavar="MR|CT|...",
                         help="of all volumes: CT is windowed in Hounsfield units")  # fmt: skip
     series.add_argument("--mask-suffix", default="_mask", metavar="TEXT", help="of a mask's name, behind its volume's")
+    series.add_argument("--image-suffix", default="", metavar="TEXT", help="of a volume's, in a mask's place")
     series.add_argument("--patient-regex", metavar="REGEX", help="its group is the patient, in the path")
     series.add_argument("--plane", choices=("axial", "coronal", "sagittal"), help="cut slices of this plane")
     series.add_argument("--min-slices", type=int, default=1, metavar="N", help="fewer make no volume")
