@@ -35,6 +35,7 @@ class ArchiveImport:
         description: a regular expression that the series' description must match; None: any.
         min_slices: fewer make no volume.
         blank: one more table of device rules.
+        quarantine: where to write a contact sheet of the images that may show who the patient is; None: nowhere.
         patient_regex: for files that tell no patient: searched in the path; its first group is the patient.
         mask_suffix: of the name of a mask beside its volume, for formats without references.
         image_suffix: of the name of a volume that a mask's has in its place.
@@ -60,6 +61,7 @@ class ArchiveImport:
     description: str | None = None
     min_slices: int = 1
     blank: Path | None = None
+    quarantine: Path | None = None
     patient_regex: str | None = None
     mask_suffix: str = "_mask"
     image_suffix: str = ""
@@ -85,7 +87,7 @@ class ArchiveImport:
     @property
     def options(self) -> str:
         """All that changes what is in the shards, beside the files themselves; for keyed digests only."""
-        hidden = ("source", "out", "secret", "replace", "labels", "blank")
+        hidden = ("source", "out", "secret", "replace", "labels", "blank", "quarantine")
         return json.dumps([repr(value) for name, value in sorted(vars(self).items()) if name not in hidden])
 
 

@@ -53,9 +53,9 @@ def dry_run(job: ArchiveImport, finder: Finder) -> str:
     Raises:
         ShardError: a wrong option, an unreadable folder, a missing library.
     """
-    site_pseudonyms(checked(job).secret, job.out)
+    codes = site_pseudonyms(checked(job).secret, job.out)
     labels = read_labels(job.labels, job.classes) if job.labels else None
-    found, _, unlabelled = _labelled(finder(job), labels)
+    found, _, unlabelled = _labelled(_found(job, finder, codes), labels)
     return listing(found, unlabelled)
 
 
@@ -72,7 +72,7 @@ def import_archive(job: ArchiveImport, finder: Finder, name: str) -> list[Path]:
     """
     codes = site_pseudonyms(checked(job).secret, job.out)
     labels = read_labels(job.labels, job.classes) if job.labels else None
-    found, rejects, _ = _labelled(finder(job), labels)
+    found, rejects, _ = _labelled(_found(job, finder, codes), labels)
     if not found.series:
         raise ShardError(_nothing(job, rejects), code="prepare")
     digest = _digest(job, found, codes)
@@ -95,6 +95,19 @@ def import_archive(job: ArchiveImport, finder: Finder, name: str) -> list[Path]:
             paths = stage.publish([stage.folder / NAME])
     shutil.rmtree(folder, ignore_errors=True)
     return paths[:-1]
+
+
+def _found(job: ArchiveImport, finder: Finder, codes: Pseudonyms) -> Found:
+    """What the source holds; the contact sheet of what was refused is written where it is asked for."""
+    if job.quarantine is None:
+        return finder(job)
+    from data_prep.importers.quarantine import refuse_inside, write_quarantine
+
+    refuse_inside(job.quarantine, job.out)
+    found = finder(job)
+    count = write_quarantine(job.quarantine, job.source, found.rejects, codes)
+    print(f"{shown(job.quarantine)}: {count_of(count, 'image')} that may show text, for you only")
+    return found
 
 
 def _labelled(found: Found, labels: Labels | None) -> tuple[Found, list[Reject], list[Series]]:

@@ -62,6 +62,7 @@ def add_dicom(kinds: "_SubParsersAction[Parser]") -> None:
     series.add_argument("--description", metavar="REGEX", help="searched in the series description")
     series.add_argument("--min-slices", type=int, default=1, metavar="N", help="fewer make no volume")
     series.add_argument("--blank", type=Path, metavar="FILE", help="device rules beside data_prep/assets/blanking.yaml")
+    series.add_argument("--quarantine", type=Path, metavar="PNG", help="contact sheet of images that may show text")
     parser.set_defaults(action=_dicom)
 
 

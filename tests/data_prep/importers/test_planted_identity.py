@@ -1,6 +1,7 @@
 """Identities planted wherever a DICOM file can hold one: none of their bytes gets out of the import."""
 
 import datetime
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,10 @@ def test_planted_pixels_are_refused_or_blanked(tmp_path: Path, capfd: pytest.Cap
     command += ["--labels", str(table), "--window", "hu", "--size", "32", "--secret", str(tmp_path / "secret")]
     assert main(command) == 2
     assert "burned into its pixels" in capfd.readouterr().err
+    assert main([*command, "--quarantine", str(tmp_path / "out" / "sheet.png")]) == 2
+    assert main([*command, "--dry-run", "--quarantine", str(tmp_path / "sheet.png")]) == 0
+    assert stat.S_IMODE((tmp_path / "sheet.png").stat().st_mode) == 0o600
+    assert "4 images that may show text" in capfd.readouterr().out
     assert main([*command, "--blank", str(rules)]) == 0
     assert "taken 3 images" in capfd.readouterr().out
     stored = (tmp_path / "out" / "north.h5").read_bytes()

@@ -1,0 +1,92 @@
+"""A contact sheet of the images that were refused since they may show who the patient is, for a person to look at.
+
+It shows what the import protects from. So it is written on request only, readable by its owner, outside of the folder
+of the shards.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from PIL import Image, ImageDraw, ImageFont
+from pydicom.pixels.utils import pixel_array
+
+from data_prep.importers.dicom_header import quiet
+from data_prep.importers.parallel import each
+from data_prep.importers.secret import Pseudonyms
+from data_prep.importers.volume import Reject
+from data_prep.names import shown
+from fedhpc.errors import ShardError
+from fedhpc.util.arrays import F32, U8
+from fedhpc.util.files import PRIVATE, write_atomically
+
+COLUMNS, THUMB, GAP, CAPTION = 8, 240, 8, 18
+MOST = 400
+BACKGROUND, TEXT = (18, 20, 24), (236, 239, 244)
+
+
+def write_quarantine(path: Path, root: Path, rejects: Sequence[Reject], codes: Pseudonyms) -> int:
+    """Write a PNG of the suspected images below `root`, each with its code; return how many it shows.
+
+    Args:
+        path: of the PNG.
+        root: the source.
+        rejects: of an import; those that are suspected are shown, the first 400 of them.
+        codes: of the site.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    suspected = [reject.file for reject in rejects if reject.suspected][:MOST]
+    thumbs = list(zip(suspected, each(_Thumb(root), suspected, "quarantine", "image"), strict=True))
+    lines = max(1, -(-len(thumbs) // COLUMNS))
+    sheet = Image.new("RGB", (GAP + COLUMNS * (THUMB + GAP), GAP + lines * (THUMB + CAPTION + GAP)), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for place, (file, thumb) in enumerate(thumbs):
+        left, top = GAP + place % COLUMNS * (THUMB + GAP), GAP + place // COLUMNS * (THUMB + CAPTION + GAP)
+        if thumb is not None:
+            sheet.paste(Image.fromarray(thumb), (left, top))
+        draw.text((left, top + THUMB + 2), codes.file(file), fill=TEXT, font=ImageFont.load_default(12))
+    write_atomically(path, lambda file: sheet.save(file, format="PNG"), mode=PRIVATE)
+    return len(thumbs)
+
+
+def refuse_inside(path: Path, out: Path) -> None:
+    """Refuse a contact sheet in the folder of the shards, which are copied.
+
+    Raises:
+        ShardError: it lies there.
+    """
+    if path.resolve().is_relative_to(out.resolve()):
+        raise ShardError(
+            f"quarantine={shown(path)}: lies in the folder of the shards. It shows what may name patients: keep it "
+            "where shards are never copied from",
+            code="prepare",
+        )
+
+
+class _Thumb:
+    """Reads the first frame of a file as grey or colour [h, w] or [h, w, 3]; None where it cannot be decoded."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __call__(self, file: str) -> U8 | None:
+        try:
+            with quiet():
+                dataset = pydicom.dcmread(self._root / file, force=True)
+                pixels = np.asarray(pixel_array(dataset, index=0), np.float32)
+        except MemoryError:
+            raise
+        except Exception:  # decoders raise whatever they like, and quote the file
+            return None
+        return _small(pixels)
+
+
+def _small(pixels: F32) -> U8:
+    low, high = float(pixels.min()), float(pixels.max())
+    grey = np.asarray((pixels - low) * (255 / max(high - low, 1e-6)), np.uint8)
+    picture = Image.fromarray(grey).convert("RGB")
+    picture.thumbnail((THUMB, THUMB))
+    return np.asarray(picture, np.uint8)
