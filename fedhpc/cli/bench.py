@@ -26,7 +26,7 @@ SPLITS = (
 )
 LEGACY = (
     "{run} bench legacy configs/legacy_scanner.yaml -o runs/legacy",
-    "{run} bench legacy c.yaml -o runs/legacy --seeds 0 --set personalisation.method=fine_tune",
+    "{run} bench legacy c.yaml -o runs/legacy --seeds 0 --held-out 500",
 )
 STRESS = (
     "{run} bench stress configs/fedavg.yaml -o runs/stress",

@@ -30,7 +30,7 @@ PLACES = [(name, ()) for name in COMMANDS] + [
         "budget": ("init", "show", "grant"),
         "pki": ("init", "issue", "revoke", "show"),
         "sweep": ("start", "status", "resume", "cancel"),
-        "bench": ("dp", "codec", "import", "wire", "splits", "contribution", "stress", "algorithms"),
+        "bench": ("dp", "codec", "import", "wire", "splits", "legacy", "contribution", "stress", "algorithms"),
         "config": ("show", "reference"),
     }.items()
     for kind in kinds
@@ -52,6 +52,8 @@ preflight c.yaml --set a=1 --run-dir d --report
 preflight --report c.yaml
 world
 evaluate runs/a --shard x.h5 --json
+evaluate runs/a --site s --personal
+contribution runs/a --on x.h5 y.h5 --split test --draws 9 --json
 privacy a.yaml b.yaml --set privacy.epsilon=1 --json
 budget init dir --cap 3 --delta 1e-6 --unit image --no-require-privacy --allow-off
 budget show dir --json
