@@ -68,14 +68,11 @@ def _algorithm_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     """(is broken, message) for each rule of the section `algorithm`.
 
     FedProx needs none: its term is a function of the parameters alone, whatever optimiser, rule or privacy there is.
+    The baselines exchange nothing and do not use the section, like `exchange`: one config is trained in all modes.
     """
     name, rule, server = config.algorithm.name, config.aggregation.rule, config.server
     counted, follows = name in ("scaffold", "fednova"), name in ("scaffold", "fednova", "feddyn")
     return [
-        (
-            config.mode != "federated" and name != "fedavg",
-            f"algorithm.name={name}: mode={config.mode} exchanges nothing that it could add to; remove it",
-        ),
         (
             name == "fednova" and config.private,
             "algorithm.name=fednova: divides each update by the site's number of steps; with privacy on that "
@@ -109,10 +106,6 @@ def _local_layers_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     """(is broken, message) for each rule of parameters that stay at their sites."""
     key, on = "algorithm.local_layers=norm", config.algorithm.local_layers != "none"
     return [
-        (
-            on and config.mode != "federated",
-            f"{key}: mode={config.mode} sends no layer that could stay at home; remove it",
-        ),
         (
             on and config.model.name == "frozen",
             f"{key}: the head of model.name=frozen has no normalisation layer; remove it, or train a network",

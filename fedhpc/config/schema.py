@@ -205,7 +205,10 @@ class RunConfig(Section):
     privacy: Privacy = Field(default=Privacy(), description="differential privacy of the training units, or `off`")
     exchange: Exchange = Field(default=Exchange(), description="what a site and the aggregator send each other")
     federation: Federation = Field(default=Federation(), description="where the aggregator runs")
-    algorithm: Algorithm = Field(default=algorithms.FedAvg(), description="what a round is: FedAvg, or what adds to it")
+    algorithm: Algorithm = Field(
+        default=algorithms.FedAvg(),
+        description="what a round is: FedAvg, or what adds to it; local and centralised runs have none",
+    )
     aggregation: Rule = Field(default=Mean(), description="how the aggregator makes one update of the sites' updates")
     server: ServerOptimizer = Field(
         default=ServerSgd(), description="how the aggregator steps the global model along the mean update"

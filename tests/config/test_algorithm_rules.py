@@ -25,26 +25,23 @@ HEAD = {"model.name": "frozen", "model.backbone": "phantom"}
 OPTIONS = {"dp": DP, "secure": SECURE, "sparse": SPARSE, "adam": ADAM, "server": MOMENTUM, "local": ALONE}
 REFUSED = {
     "fedavg": {},
-    "fedprox": {"secure": "algorithm.name=fedprox: with trust=sites", "local": "mode=local exchanges nothing"},
+    "fedprox": {"secure": "algorithm.name=fedprox: with trust=sites"},
     "scaffold": {
         "secure": "algorithm.name=scaffold: with trust=sites",
         "adam": "algorithm.name=scaffold: takes an update for a sum of gradients",
-        "local": "mode=local exchanges nothing",
     },
     "fednova": {
         "dp": "algorithm.name=fednova: divides each update",
         "secure": "algorithm.name=fednova: with trust=sites",
         "adam": "algorithm.name=fednova: takes an update for a sum of gradients",
-        "local": "mode=local exchanges nothing",
     },
     "feddyn": {
         "secure": "algorithm.name=feddyn: with trust=sites",
         "sparse": "algorithm.name=feddyn, exchange.density=0.1",
         "server": "server.optimizer=fedavgm: FedDyn has a server step",
-        "local": "mode=local exchanges nothing",
     },
 }
-CASES = [(name, option) for name in REFUSED for option in OPTIONS if (name, option) != ("fedavg", "local")]
+CASES = [(name, option) for name in REFUSED for option in OPTIONS]
 
 
 def made(changes: dict[str, Any]) -> RunConfig:
@@ -81,7 +78,6 @@ def test_fedprox_goes_with_every_rule() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (ALONE, "mode=local sends no layer"),
         (HEAD, "model.name=frozen has no normalisation layer"),
         (SECURE, "a site makes no private step of its own"),
         ({"training.average_last": 0.5}, "set average_last=0"),
