@@ -98,7 +98,28 @@ def _algorithm_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             f"algorithm.name=feddyn, exchange.density={config.exchange.density:g}: its server step adds up all updates "
             "that have come; with entries that come rounds later it swings and can diverge. Set density=1",
         ),
+        *_whole_federation_rules(config),
         *_local_layers_rules(config),
+    ]
+
+
+def _whole_federation_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for what takes a round for FedAvg's: without a site, replayed, or not the same for all."""
+    name, faults, sites = config.algorithm.name, config.faults, len(config.data.sites)
+    follows = name in ("scaffold", "fednova", "feddyn")
+    fewer = bool(faults.absent) or (faults.min_sites is not None and faults.min_sites < sites)
+    return [
+        (
+            name in ("scaffold", "feddyn") and fewer,
+            f"algorithm.name={name}, faults.min_sites={faults.min_sites}, faults.absent: what the sites keep adds up "
+            "only over all of them, so that rounds without one would shift the model for good; remove both, or set "
+            "algorithm.name=fedprox",
+        ),
+        (
+            follows and config.contribution.store_updates,
+            f"algorithm.name={name}, contribution.store_updates: contributions are of means of updates, which is not "
+            "all that this algorithm makes of them; set store_updates=false, or algorithm.name=fedprox",
+        ),
     ]
 
 

@@ -93,3 +93,21 @@ def test_local_layers_with_option(changes: dict[str, Any], told: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_local_layers_go_with_every_algorithm(name: str) -> None:
     assert made({"algorithm.name": name, "algorithm.local_layers": "norm"}).algorithm.local_layers == "norm"
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"faults.min_sites": 2}, {"scaffold", "feddyn"}),
+        ({"faults.min_sites": 3}, set()),
+        ({"faults.absent": ["c"], "faults.min_sites": 2}, {"scaffold", "feddyn"}),
+        ({"contribution.store_updates": True}, {"scaffold", "fednova", "feddyn"}),
+    ],
+)
+@pytest.mark.parametrize("name", REFUSED)
+def test_algorithm_that_needs_all_sites(name: str, changes: dict[str, Any], refused: set[str]) -> None:
+    if name not in refused:
+        assert made({"algorithm.name": name, **changes}).algorithm.name == name
+        return
+    with pytest.raises(ValidationError, match=f"algorithm.name={name}, "):
+        made({"algorithm.name": name, **changes})
