@@ -56,7 +56,7 @@ class Flag:
         site: its name.
         reason: which test it failed, in one word.
         detail: the numbers of the test, for a person.
-        excluded: whether its update is not in the result; else it was shortened, or counts for less.
+        excluded: whether its update is not in the result; else it was only shortened.
     """
 
     site: str
@@ -66,7 +66,7 @@ class Flag:
 
     def line(self) -> str:
         """Return the flag as one line."""
-        return f"{self.site} {'left out' if self.excluded else 'counts less'} ({self.reason}: {self.detail})"
+        return f"{self.site} {'left out' if self.excluded else 'shortened'} ({self.reason}: {self.detail})"
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,13 @@ known before the round (`UpdateScale`). So each update is tested against what it
 
 1. Norm. |u| is above (bound on |g|) + s sqrt(chi-square quantile, d degrees) with a chance of at most NORM_ALPHA for an
    honest site. A longer update is shortened to that length, and named; it is not left out. The bound on |g| is that of
-   clipping, or where that is less SIGNAL_FACTOR times the median of the other sites' signals, each the root of
+   clipping, or where that is less FACTOR times the median of the other sites' signals, each the root of
    |u|^2 - d s^2; the quantile leaves room beside the noise for a signal of several s.
 2. Direction. Let m be the unit vector along the coordinate-wise median of the other sites' updates, which does not
    depend on the site's own noise. A round counts for a site where the others agree: where their mean cosine between
    two is above AGREEMENT. z = <u, m> / max(s, |u| / sqrt(d)) has a variance of at most 1 by the noise. Its sum over t
    such rounds, divided by sqrt(t), is below the quantile of ALPHA 6 / (pi t)^2 with a chance that adds up to ALPHA over
    all rounds, for a site that in these rounds does not pull against the others. From then on the site is left out.
-   Before that its weight falls in proportion as a negative sum comes near the quantile, and a site that counts for less
-   than DOUBTED of its weight is named.
 
 So an honest site is left out in a run with a chance of at most ALPHA = 0.5 %. What the test rests on is that honest
 hospitals pull together where the others agree. It says nothing where they disagree, as all do near the optimum: there
@@ -26,7 +24,7 @@ sites' tests.
 A test on validation data, with and without a site, is not among these: a run releases the scores of one model a round,
 and those of n more would cost each validation patient n times the epsilon.
 
-Without a known scale (no privacy, Adam, sparse or coarse updates) s is taken as 0, and the bound on |u| is NORM_FACTOR
+Without a known scale (no privacy, Adam, sparse or coarse updates) s is taken as 0, and the bound on |u| is FACTOR
 times the median norm. Where half of the sites or more are left out, nobody can tell which half is honest: the run is
 stopped.
 """
@@ -46,10 +44,9 @@ from fedhpc.errors import PayloadError, SiteError
 from fedhpc.util.arrays import F32, F64
 
 ALPHA = 0.005
-NORM_FACTOR, SIGNAL_FACTOR = 3.0, 1.5
+FACTOR = 1.5
 AGREEMENT = 0.1
 LEAST_OTHERS = 3
-DOUBTED = 0.5
 TINY = 1e-300
 ALIGNED, TESTED, OUT = "alignment", "rounds_tested", "left_out"
 
@@ -125,10 +122,11 @@ class Screen(Aggregator):
         """
         kept = {name: array.astype(np.float64) for name, array in self._round.kept.items()}
         updates = {site: self._shortened(site) for site in self._updates}
-        shares = {site: self._share(site, updates, kept) for site in updates}
+        against = [site for site in updates if self._pulls_against(site, updates, kept)]
         self._check_majority()
-        weights = np.array([shares[site] * self._weights[site] for site in updates])
-        mean = weights @ np.array(list(updates.values())) / weights.sum()
+        staying = [site for site in updates if site not in against]
+        weights = np.array([self._weights[site] for site in staying], np.float64)
+        mean = weights @ np.array([updates[site] for site in staying]) / weights.sum()
         return Aggregated(mean.astype(np.float32), kept, tuple(self._flags))
 
     def _noise(self, site: int) -> float:
@@ -146,29 +144,27 @@ class Screen(Aggregator):
 
     def _longest(self, site: int) -> float:
         if self._round.scales is None:
-            return NORM_FACTOR * float(np.median([np.linalg.norm(update) for update in self._updates.values()]))
+            return FACTOR * float(np.median([np.linalg.norm(update) for update in self._updates.values()]))
         d, scale = self._round.size, self._round.scales[site]
         squares = [float(u @ u) - d * self._noise(k) ** 2 for k, u in self._updates.items() if k != site]
         others = float(np.median(np.sqrt(np.maximum(squares, 0))))
-        return longest_norm(replace(scale, longest=min(scale.longest, SIGNAL_FACTOR * others)), d)
+        return longest_norm(replace(scale, longest=min(scale.longest, FACTOR * others)), d)
 
-    def _share(self, site: int, updates: dict[int, F64], kept: dict[str, F64]) -> float:
-        """What share of its weight a site counts with, by its direction over the rounds that count so far.
-
-        1 where it does not pull against the others, 0 from the round on in which it is left out, and between the two in
-        proportion to the evidence. This round's part is added to what is kept.
-        """
+    def _pulls_against(self, site: int, updates: dict[int, F64], kept: dict[str, F64]) -> bool:
+        """Test the direction of a site over the rounds that count so far; add this round's part to what is kept."""
         others = np.array([u for other, u in updates.items() if other != site and not self._round.kept[OUT][other]])
         if not kept[OUT][site] and len(others) >= LEAST_OTHERS and agreement(others) > AGREEMENT:
             kept[ALIGNED][site] += self._alignment(site, updates[site], np.median(others, axis=0))
             kept[TESTED][site] += 1
-        total, least = float(kept[ALIGNED][site]), least_alignment(max(1.0, float(kept[TESTED][site])))
-        share = min(1.0, max(0.0, 1 - total / least))
-        kept[OUT][site] = 1.0 if kept[OUT][site] or share == 0 else 0.0
-        if share < DOUBTED or kept[OUT][site]:
-            detail = f"alignment {total:.3g} over {kept[TESTED][site]:.0f} rounds; left out at {least:.3g}"
-            self._flags.append(Flag(self._round.sites[site], "direction", detail, excluded=bool(kept[OUT][site])))
-        return 0.0 if kept[OUT][site] else share
+        total, rounds = float(kept[ALIGNED][site]), float(kept[TESTED][site])
+        least = least_alignment(max(1.0, rounds))
+        if total < least:
+            kept[OUT][site] = 1
+        if not kept[OUT][site]:
+            return False
+        detail = f"alignment with the others {total:.3g} over {rounds:.0f} rounds, {least:.3g} allowed"
+        self._flags.append(Flag(self._round.sites[site], "direction", detail))
+        return True
 
     def _alignment(self, site: int, update: F64, others: F64) -> float:
         """z of one round."""

@@ -138,18 +138,6 @@ def test_evidence_of_earlier_rounds_counts() -> None:
     assert apply(updates, before).flags == ()
 
 
-def test_weight_falls_with_evidence() -> None:
-    """Half the way to the threshold: half of the weight."""
-    kept = RULE.initial(D, 4)
-    kept = {**kept, "alignment": np.array([0, least_alignment(1) / 2, 0, 0]), "rounds_tested": np.ones(4)}
-    rng = np.random.default_rng(8)
-    updates = noisy(np.zeros((4, D)), rng)
-    assert apply(dict(enumerate(updates)), kept).kept["rounds_tested"].tolist() == [1, 1, 1, 1]
-    weights = np.array(WEIGHTS) * [1, 0.5, 1, 1]
-    expected = np.average(updates, axis=0, weights=weights)
-    np.testing.assert_allclose(apply(dict(enumerate(updates)), kept).update, expected, rtol=1e-4, atol=1e-5)
-
-
 def test_three_sites_are_too_few() -> None:
     assert "too few" in RULE.problem(3, 1.0)
     assert RULE.problem(4, 0.1) == ""
