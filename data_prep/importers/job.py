@@ -12,9 +12,7 @@ from data_prep.importers.lesions import CLASSES
 from data_prep.names import shown
 from data_prep.partition import VAL_SHARE, Partition
 from fedhpc.errors import ShardError
-
-MODALITIES = ("CT", "MR", "CR", "DX", "MG")
-PLANES = ("axial", "coronal", "sagittal")
+from fedhpc.site.data.shard_format import MODALITIES
 
 
 @dataclass(frozen=True)
@@ -106,6 +104,10 @@ def checked(job: ArchiveImport) -> ArchiveImport:
         (recipe.stack % 2 == 1 and 1 <= recipe.stack <= 63, f"stack={recipe.stack}; allowed: odd, 1 to 63 slices"),
         (job.skew is None or job.skew > 0, f"skew={job.skew}; allowed: above 0, or none at all"),
         (0 < job.val_share < 1, f"val_share={job.val_share}; allowed: between 0 and 1"),
+        (
+            job.format_modality in MODALITIES,
+            f"modality={job.format_modality!r}; allowed: {', '.join(MODALITIES)}",
+        ),
         (job.slabs >= 1, f"slabs={job.slabs}; allowed: 1 or more"),
         (
             (job.labels is None) != (recipe.lesion is None),

@@ -13,6 +13,9 @@ from fedhpc.errors import ShardError
 JOINS = ("file", "series", "study", "patient")
 """Columns that a table may be joined by, the finest first."""
 
+MOST_CLASSES = 20
+"""More kinds of labels than this are rather a column of names, and class names get into a shard."""
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -71,6 +74,12 @@ def read_labels(table: Path, classes: Sequence[str] | None) -> Labels:
         raise _refused(table, f"empty, or another label than an earlier line, in {_lines(wrong)}. Correct them")
     named = tuple(classes or sorted(set(values.values())))
     strange = [number for number, row in enumerate(rows, 2) if row["label"].strip() not in named]
+    if classes is None and len(named) > MOST_CLASSES:
+        raise _refused(
+            table,
+            f"has {len(named)} different labels. Class names are public: is it the right column? If so, name all by "
+            "--classes",
+        )
     if len(named) < 2:
         raise _refused(table, "has one class only. Give a table of two or more")
     if strange:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -45,7 +46,7 @@ def _spread(work: Callable[[Item], Result], items: Sequence[Item], cores: int, s
     # Not forked: this process has threads of libraries, whose locks a fork would copy in whatever state they are.
     context = multiprocessing.get_context("spawn")
     waiting: deque[Future[list[Result]]] = deque()
-    with ProcessPoolExecutor(cores, mp_context=context) as pool:
+    with ProcessPoolExecutor(cores, mp_context=context, initializer=_leave_signals) as pool:
         try:
             for first in range(0, len(items), size):
                 waiting.append(pool.submit(_batch, work, items[first : first + size]))
@@ -61,6 +62,11 @@ def _spread(work: Callable[[Item], Result], items: Sequence[Item], cores: int, s
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _leave_signals() -> None:
+    """Ctrl-C goes to every process of a terminal: this one's end is the main process's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _batch(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

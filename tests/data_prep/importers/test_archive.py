@@ -162,6 +162,10 @@ def test_wrong_table_is_told_by_line_not_by_name(archive: Path, tmp_path: Path) 
     with pytest.raises(ShardError, match="line 3, 4") as told:
         import_archive(job(archive, tmp_path, recipe=Recipe(), labels=table), dicom.find, "dicom")
     assert "Meier" not in str(told.value)
+    table.write_text("study,label\n" + "".join(f"{number},Meier {number}\n" for number in range(30)))
+    with pytest.raises(ShardError, match="30 different labels") as told:
+        import_archive(job(archive, tmp_path, recipe=Recipe(), labels=table), dicom.find, "dicom")
+    assert "Meier" not in str(told.value)
 
 
 def test_slabs_divide_one_patient(archive: Path, tmp_path: Path) -> None:
