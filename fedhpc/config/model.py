@@ -44,7 +44,9 @@ class Model(Section):
         default=None, description="the installed package of `source_module` and its version; filled in"
     )
     backbone: str | None = Field(
-        default=None, description="efficientnet_lite0, phantom, or the model.pt of another fedhpc run"
+        default=None,
+        description="efficientnet_lite0, phantom, efficientnet_lite0+phantom (both), or the model.pt of "
+        "another fedhpc run",
     )
     features: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="how many whitened directions of the backbone's features the head is trained on"

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from fedhpc.errors import InputError
 from fedhpc.models.densenet import DenseNet
 
-EFFICIENTNET, PHANTOM = NAMES = ("efficientnet_lite0", "phantom")
+EFFICIENTNET, PHANTOM, BOTH = NAMES = ("efficientnet_lite0", "phantom", "efficientnet_lite0+phantom")
+IMAGENET_PIXELS, PHANTOM_PIXELS = 224, 64
+"""A side of the images that each was trained on."""
 
 
 class Backbone(nn.Module):
@@ -35,8 +37,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The features of the images, each by itself."""
         if self.image_size is not None:
-            images = images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-            images = nn.functional.interpolate(images, size=self.image_size, mode="bilinear", antialias=True)
+            images = resized_colour(images, self.image_size)
         views = [self.network(view) for view in (images, images.flip(3), images.flip(2))]
         features: Tensor = torch.stack(views).mean(dim=0)
         return features
@@ -73,16 +74,70 @@ class StageStatistics(nn.Module):
         return torch.cat(self._found, dim=1)
 
 
+class Grey(nn.Module):
+    """A network of grey images of one size: images [b, C, H, W] -> f32[b, dim], each resized and standardised again."""
+
+    def __init__(self, network: nn.Module, pixels: int) -> None:
+        super().__init__()
+        self.network, self.pixels = network, pixels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The features of the images, each by itself."""
+        grey = images.mean(dim=1, keepdim=True)
+        x = nn.functional.interpolate(grey, size=self.pixels, mode="bilinear", antialias=True)
+        x = x - x.mean(dim=(2, 3), keepdim=True)
+        scale = x.square().mean(dim=(2, 3), keepdim=True).sqrt()
+        found: Tensor = self.network(x / torch.where(scale > 0, scale, 1.0))
+        return found
+
+
+class Colour(nn.Module):
+    """A network of colour images of one size: images [b, C, H, W] -> f32[b, dim], each resized, in three channels."""
+
+    def __init__(self, network: nn.Module, pixels: int) -> None:
+        super().__init__()
+        self.network, self.pixels = network, pixels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The features of the images, each by itself."""
+        found: Tensor = self.network(resized_colour(images, self.pixels))
+        return found
+
+
+class Joined(nn.Module):
+    """The features of several networks, one after another: [b, ...] -> f32[b, sum of dims]."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The features of the images, each by itself."""
+        return torch.cat([network(images) for network in self.networks], dim=1)
+
+
+def resized_colour(images: Tensor, pixels: int) -> Tensor:
+    """Grey images in three equal channels, [b, 3, pixels, pixels]."""
+    images = images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    return nn.functional.interpolate(images, size=pixels, mode="bilinear", antialias=True)
+
+
 def public_backbone(name: str) -> Backbone:
     """The extractor of this name.
 
     Args:
         name: `efficientnet_lite0` (ImageNet weights, package extra `weights`) or `phantom` (a small network that
-            learned to measure lesions on phantoms, see data_prep/assets/PROVENANCE.md).
+            learned to measure lesions on phantoms, see data_prep/assets/PROVENANCE.md), or
+            `efficientnet_lite0+phantom`, the features of both: the latter's of images of 64 pixels a side, as it was
+            trained on.
 
     Raises:
         InputError: where its weights are not installed.
     """
+    if name == BOTH:
+        general, near = _efficientnet_lite0(), _phantom()
+        joined = Joined(Colour(general.network, IMAGENET_PIXELS), Grey(near.network, PHANTOM_PIXELS))
+        return Backbone(joined, general.dim + near.dim, image_size=None)
     return _efficientnet_lite0() if name == EFFICIENTNET else _phantom()
 
 
@@ -105,7 +160,7 @@ def _efficientnet_lite0() -> Backbone:
         setattr(network, name, nn.Identity())
     ends = [0, 2, 4, 10, 15]  # the last block of each resolution
     channels = sum(int(network._blocks[end]._bn2.num_features) for end in ends)
-    return Backbone(StageStatistics(network, [f"_blocks.{end}" for end in ends]), 2 * channels, image_size=224)
+    return Backbone(StageStatistics(network, [f"_blocks.{end}" for end in ends]), 2 * channels, IMAGENET_PIXELS)
 
 
 def phantom_network(outputs: int) -> nn.Module:

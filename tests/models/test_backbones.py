@@ -12,7 +12,7 @@ from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.models.whitening import PublicMap, Whitening, fit_public_map
 
-DIMENSIONS = {"efficientnet_lite0": 1024, "phantom": 272}
+DIMENSIONS = {"efficientnet_lite0": 1024, "phantom": 272, "efficientnet_lite0+phantom": 1296}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -29,6 +29,14 @@ def test_features_are_of_each_image_alone_over_its_mirrors(name: str) -> None:
         torch.testing.assert_close(together, sum(views) / 3)
     assert not any(p.requires_grad for p in backbone.parameters())
     assert backbone.digest == public_backbone(name).digest
+
+
+def test_joined_features_are_those_of_each() -> None:
+    """At the size that the phantoms have, standardised as a hospital does it."""
+    images = torch.randn(2, 1, 64, 64)
+    images = (images - images.mean((2, 3), keepdim=True)) / images.std((2, 3), keepdim=True, correction=0)
+    each = [public_backbone(name)(images) for name in ("efficientnet_lite0", "phantom")]
+    torch.testing.assert_close(public_backbone("efficientnet_lite0+phantom")(images), torch.cat(each, dim=1))
 
 
 def test_stage_statistics_are_means_and_deviations() -> None:
