@@ -1,9 +1,9 @@
 """`run.py bench splits CONFIG... IMAGES`: how far a result on one folder of images depends on split and noise.
 
 One split and one draw of the noise give one number. Here configs are run on many random splits of the same images into
-hospitals, training, validation and test, several times each, with and without privacy, at one or more epsilons, and
-with each public reference: images of the same collection, which a hospital may not have, and phantoms, which anybody
-has. A config with `privacy.trust: sites` gives the rows of shared noise, another those of noise at each hospital.
+hospitals, training, validation and test, several times each, with and without privacy, at one or more epsilons. A
+config with `data.public_reference: phantoms` has public images that anybody has, another those of the same collection,
+which a hospital may not have; one with `privacy.trust: sites` gives the rows of shared noise, another those of local.
 
 Every run is `run.py train` on shards that `prepare images` made. Only the features of the frozen backbone are computed
 once for all splits: those of an image do not depend on the hospital that it is in. All runs are charged to accounts in
@@ -24,13 +24,14 @@ from data_prep.images import import_images
 from data_prep.phantom.public import write_reference
 from fedhpc.api import load_config, train
 from fedhpc.bench.feature_store import Collection, FeatureStore, quietly
+from fedhpc.config.data import PHANTOMS
 from fedhpc.errors import InputError
 from fedhpc.models.saved import load_backbone
 from fedhpc.util.files import write_bytes
 from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted
 
-COLLECTION, PHANTOMS = REFERENCES = ("collection", "phantoms")
+COLLECTION = "collection"
 SITES, SKEW, VAL_SHARE = 4, 0.5, 0.02
 
 
@@ -108,15 +109,15 @@ def run(experiment: Experiment, out: Path) -> dict[str, Any]:
 
 
 def _settings(experiment: Experiment, path: Path) -> Iterator[Setting]:
-    """The rows of one config: each reference at each epsilon, and without privacy, where noise is local."""
+    """The rows of one config: its reference at each epsilon, and without privacy, where noise is local."""
     config = load_config(path, list(experiment.sets))
     own = [] if config.privacy.epsilon is None else [config.privacy.epsilon]
     noise = "shared" if config.privacy.trust == "sites" else "local"
-    for reference in REFERENCES:
-        for epsilon in experiment.epsilons or own:
-            yield _setting(experiment, path, (reference, noise), epsilon)
-        if noise == "local":
-            yield _setting(experiment, path, (reference, "off"), None)
+    reference = PHANTOMS if config.data.public_reference == PHANTOMS else COLLECTION
+    for epsilon in experiment.epsilons or own:
+        yield _setting(experiment, path, (reference, noise), epsilon)
+    if noise == "local":
+        yield _setting(experiment, path, (reference, "off"), None)
 
 
 def _setting(experiment: Experiment, path: Path, kind: tuple[str, str], epsilon: float | None) -> Setting:

@@ -10,7 +10,7 @@ from pydantic import Field
 from fedhpc.errors import ConfigError
 from fedhpc.util.section import Section
 
-PHANTOMS, REFERENCE_PHANTOMS = "phantoms", 400
+PHANTOMS, REFERENCE_PHANTOMS = "phantoms", 200
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
 
 
