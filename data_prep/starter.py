@@ -47,12 +47,13 @@ TRAINING = "lr_schedule: constant, momentum: 0.0, weight_decay: 0.0, average_las
 MODEL = """\
 # Learned are the {features} leading directions of the public reference. lr, clip_norm, whitening and rounds: those of
 # configs/epsilon1_brain_mri.yaml.
-model: {{name: frozen, backbone: {backbone}, features: {features}, whitening: 0.6}}
+model: {{name: frozen, backbone: {backbone}, features: {features}, whitening: 0.6{mean}}}
 training: {{rounds: 10, local_epochs: 3, lr: 32.0, {training}}}
 """
 WHERE_REFERENCE = """\
   # The directions that are learned are fitted to public images. These are phantoms, since no images were set aside;
   # `prepare images --reference 200` sets aside patients' own images, which fit better.
+  # Phantoms have another mean than patients: the sites release theirs once, with noise and charged (feature_mean).
 """
 
 
@@ -115,6 +116,7 @@ def starter(job: ImageImport, counts: Counts) -> str | None:
     backbone = "efficientnet_lite0" if installed else "phantom"
     public = counts.reference or PHANTOMS
     features = max(1, min(MOST_FEATURES, public // IMAGES_PER_FEATURE))
+    mean = "" if counts.reference else ", feature_mean: sites"
     reference = job.folder / ("reference.h5" if counts.reference else PHANTOMS_NAME)
     body = CONFIG.format(
         head=HEAD.format(backbone=backbone, epsilon=EPSILON, unit=counts.unit),
@@ -123,7 +125,7 @@ def starter(job: ImageImport, counts: Counts) -> str | None:
         reference=("" if counts.reference else WHERE_REFERENCE) + f"  public_reference: {json.dumps(str(reference))}\n",
         unit=counts.unit,
         sites=", ".join(f"{{name: {name}, weight: {rounded(n)}}}" for name, n in counts.units),
-        model=MODEL.format(backbone=backbone, features=features, training=TRAINING),
+        model=MODEL.format(backbone=backbone, features=features, mean=mean, training=TRAINING),
         epsilon=EPSILON,
         delta=DELTA,
         clip=0.3,

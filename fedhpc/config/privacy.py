@@ -61,7 +61,7 @@ class Privacy(Section):
         "rounding",
     )
     feature_mean_noise: Annotated[float, Field(ge=0.1, le=1e6)] = Field(
-        default=8.0,
+        default=12.0,
         description="noise multiplier of the one release of model.feature_mean=sites; it is charged beside the rounds, "
         "whose noise grows so that both together cost `epsilon`",
     )

@@ -58,7 +58,13 @@ def config(folder: Path, privacy: dict[str, object] | None = None) -> RunConfig:
         },
         "model": {"name": "frozen", "backbone": "phantom", "features": 3, "feature_mean": "sites"},
         "training": {"rounds": 2, "local_epochs": 1, "lr": 1.0},
-        "privacy": {"epsilon": 2.0, "sample_rate": 1.0, "site_ledger": f"{folder}/accounts", **(privacy or {})},
+        "privacy": {
+            "epsilon": 2.0,
+            "sample_rate": 1.0,
+            "feature_mean_noise": 8.0,
+            "site_ledger": f"{folder}/accounts",
+            **(privacy or {}),
+        },
         "exchange": {"density": 1.0},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
