@@ -341,7 +341,7 @@ def secure_sum_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         (
             t.local_epochs != 1 or p.sample_rate != 1,
             f"training.local_epochs={t.local_epochs}, privacy.sample_rate={p.sample_rate}: with trust=sites a round is "
-            "one private step over all units: where a site steps on from its own share of the noise, its next gradients "
+            "one private step over all units: where a site steps on from its own noise share, its next gradients "
             "can cancel it, and the sum hides less than was charged; set both to 1 and raise training.rounds",
         ),
         (

@@ -1,11 +1,11 @@
 """Why `privacy.trust: sites` refuses several local steps: a site's later gradients can cancel its share of the noise.
 
-Each of n sites adds 1 / n of the variance to each of its S steps, and only the sum of all updates is seen. If the sum
-over the sites of every single step carried its whole noise whatever happens, S such sums would be released, and joint
-noise over several local steps would cost no more than S secure rounds (so Heikkila 2025, TMLR, arXiv 2407.19286, counts
-it). But a later step starts from parameters that hold the site's own earlier noise, so its gradient may take it off
-again, within the clip norm: gradient descent does just that near an optimum. What is left in the sum is less than
-what was charged.
+Each of n sites adds 1 / n of the variance at each of its S steps, and only the sum of all updates is seen. Were each
+step's sum over the sites released with its whole noise, that would cost no more than S secure rounds, which is what
+joint noise over several local steps aims at (Heikkila 2025, TMLR, arXiv 2407.19286: read in its abstract only, so that
+its assumptions are not checked here). But a later step starts from parameters that hold the site's own earlier noise,
+and its gradient may take it off again, within the clip norm: gradient descent does just that near an optimum. For some
+data of the other sites the sum then holds less noise than was charged.
 """
 
 import math
