@@ -57,11 +57,15 @@ class Rewards:
         altruism: beta of the paper.
         memory: alpha of the paper.
         own: the names of this rank's sites, in site order.
+        sites: of all sites that take part, in site order.
+        declared: of all sites of the config; one that is away keeps its contribution.
     """
 
     altruism: float
     memory: float
     own: tuple[str, ...]
+    sites: tuple[str, ...]
+    declared: tuple[str, ...]
     _seen: list[bytes] = field(default_factory=list)
 
     def observed(self, messages: Iterable[bytes]) -> Iterator[bytes]:
@@ -84,7 +88,8 @@ class Rewards:
         if down is not None:
             step = decode(down, sender=AGGREGATOR, round=before.round, size=params.size).entries
             found = self._contributions(step, before)
-            payloads = [_payload(step, share, before.round) for share in shares(found, self.altruism)]
+            here = found[[self.declared.index(name) for name in self.sites]]
+            payloads = [_payload(step, share, before.round) for share in shares(here, self.altruism)]
             server, params = {**server, CONTRIBUTIONS: found}, _plus(params, step)
         mine = cast(SiteChannels, transport).to_each(payloads, before.round + 1)
         sites = dict(done.sites)
@@ -95,10 +100,12 @@ class Rewards:
         return Rewarded(after, tuple(map(len, payloads or ())))
 
     def _contributions(self, step: SparseVector, before: RunState) -> F64:
-        cosines = [_cosine(Update(i, before.round, step), message) for i, message in enumerate(self._seen)]
+        found = before.server[CONTRIBUTIONS].astype(np.float64)
+        for i, (name, message) in enumerate(zip(self.sites, self._seen, strict=True)):
+            cosine, k = _cosine(Update(i, before.round, step), message), self.declared.index(name)
+            found[k] = max(self.memory * found[k] + (1 - self.memory) * cosine, 0.0)
         self._seen = []
-        earlier = before.server[CONTRIBUTIONS].astype(np.float64)
-        return np.maximum(self.memory * earlier + (1 - self.memory) * np.array(cosines), 0.0)
+        return found
 
 
 def _cosine(step: Update, message: bytes) -> float:

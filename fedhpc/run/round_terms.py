@@ -52,14 +52,23 @@ def round_terms(session: Session) -> RoundConfig:
         stress=_hostile_sites(config),
         scales=partial(update_scales, config, list(session.plans.values()), session.weights),
         rewards=_rewards(session),
-        store=UpdateStore(session.directory.updates, session.weights) if config.contribution.store_updates else None,
+        store=_store(session),
     )
+
+
+def _store(session: Session) -> UpdateStore | None:
+    config = session.config
+    if not config.contribution.store_updates:
+        return None
+    return UpdateStore(session.directory.updates, config.site_names, session.weights)
 
 
 def _rewards(session: Session) -> Rewards | None:
     wanted = session.config.rewards
     own = tuple(site.name for site in session.sites)
-    return None if wanted.altruism is None else Rewards(wanted.altruism, wanted.memory, own)
+    if wanted.altruism is None:
+        return None
+    return Rewards(wanted.altruism, wanted.memory, own, session.config.site_names, session.declared.site_names)
 
 
 def _hostile_sites(config: RunConfig) -> HostileSites | None:

@@ -60,7 +60,7 @@ def loaded_state(session: Session, resumed: Resumed) -> RunState:
     local = local_layers(config, session.place.model)
     fresh = local.added_to(fresh_state(initial, names, config.server, algorithm, rule))
     rewards = config.rewards.altruism is not None
-    fresh = with_rewards(fresh, len(config.data.sites)) if rewards else fresh
+    fresh = with_rewards(fresh, len(session.declared.data.sites)) if rewards else fresh
     mine = run_on_all_ranks(transport, lambda: _read(session, resumed, fresh) if resumed.first else fresh)
     if rewards:
         # Only rank 0 has the global model: what a site has is among its own files.

@@ -1,8 +1,8 @@
 """The updates of every round as rank 0 received them: written during the run, read to tell who contributed.
 
-`state/updates/round-0007.npz` (mode 0600) holds the messages of the seventh round by site, as they came, and the
-weights; that of the first round the initial parameters too. With privacy on a message is private already, so that
-everything computed of it is post-processing.
+`state/updates/round-0007.npz` (mode 0600) holds the messages of the seventh round as they came, and names and weights
+of the sites that took part; that of the first round the initial parameters too. With privacy on a message is private
+already, so that everything computed of it is post-processing.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,14 +24,20 @@ from fedhpc.records.run_directory import RunDirectory
 from fedhpc.util.arrays import F32, Array
 from fedhpc.util.files import PRIVATE, make_folder
 
-KIND, START, WEIGHTS = "round", "start", "weights"
+KIND, START, SITES, WEIGHTS = "round", "start", "sites", "weights"
 
 
 @dataclass(frozen=True)
 class UpdateStore:
-    """Passes a round's messages on and keeps them; a round that is done again replaces what was kept of it."""
+    """Passes a round's messages on and keeps them; a round that is done again replaces what was kept of it.
+
+    Attributes:
+        folder: of the files.
+        sites, weights: of those that take part, in site order.
+    """
 
     folder: Path
+    sites: tuple[str, ...]
     weights: tuple[int, ...]
 
     def __call__(self, messages: Iterable[bytes], state: RunState) -> Iterator[bytes]:
@@ -40,7 +46,7 @@ class UpdateStore:
         Raises:
             FileError: the file cannot be written.
         """
-        kept: dict[str, Array] = {WEIGHTS: np.array(self.weights, np.int64)}
+        kept: dict[str, Array] = {WEIGHTS: np.array(self.weights, np.int64), SITES: np.array(self.sites, "S31")}
         for index, message in enumerate(messages):
             kept[str(index)] = np.frombuffer(message, np.uint8)
             yield message
@@ -84,17 +90,19 @@ def read_history(directory: RunDirectory, config: RunConfig) -> History:
     stored = [load_state(directory.updates, KIND, t + 1) for t in range(rounds)]
     start = stored[0][START].astype(np.float32)
     updates = np.zeros((rounds, len(config.data.sites), start.size), np.float32)
-    present = np.zeros(updates.shape[:2], bool)
+    present, weights = np.zeros(updates.shape[:2], bool), dict.fromkeys(config.site_names, 1)
     for t, arrays in enumerate(stored):
-        for i in range(updates.shape[1]):
-            found = _update(arrays.get(str(i)), i, t, start.size)
+        for sender, name in enumerate(arrays[SITES].astype(str)):
+            i = config.site_names.index(str(name))
+            found = _update(arrays.get(str(sender)), sender, t, start.size)
+            weights[str(name)] = int(arrays[WEIGHTS][sender])
             if found is not None:
                 updates[t, i], present[t, i] = found, True
     return History(
         start=start,
         updates=updates,
         present=present,
-        weights=tuple(int(weight) for weight in stored[0][WEIGHTS]),
+        weights=tuple(weights.values()),
         rule=config.aggregation,
         server=config.server,
         average_last=config.training.average_last,

@@ -44,12 +44,13 @@ def hospitals() -> list[Site]:
 
 def terms(altruism: float | None) -> RoundConfig:
     exact = CompressionConfig(1.0)
-    rewards = None if altruism is None else Rewards(altruism, 0.5, SITES)
+    rewards = None if altruism is None else Rewards(altruism, 0.5, SITES, SITES, ("away", *SITES))
     return RoundConfig(ROUNDS, exact, exact, SITES, (1, 1, 1), rewards=rewards)
 
 
 def start() -> RunState:
-    return with_rewards(fresh_state(np.zeros(D, np.float32), SITES, ServerSgd()), len(SITES))
+    """One declared site is away."""
+    return with_rewards(fresh_state(np.zeros(D, np.float32), SITES, ServerSgd()), 1 + len(SITES))
 
 
 def run(altruism: float, state: RunState | None = None, rounds: int = ROUNDS) -> tuple[RunState, list[RoundResult]]:
@@ -74,7 +75,7 @@ def test_largest_contributor_gets_the_whole_model() -> None:
     assert 0 == distance(state, "a") < distance(state, "b") < distance(state, "rider")
     sent = np.sum([result.traffic.down_by_site for result in results if result.traffic], axis=0)
     assert sent[0] > sent[1] > sent[2]
-    assert state.server[CONTRIBUTIONS].argmax() == 0
+    assert state.server[CONTRIBUTIONS].argmax() == 1
 
 
 def test_altruism_makes_rewards_equal() -> None:
@@ -98,7 +99,7 @@ def test_contributions_are_the_papers_running_cosines() -> None:
     updates = np.stack([site.train(np.zeros(D, np.float32), 0) for site in hospitals()]).astype(np.float64)
     mean = updates.mean(axis=0)
     cosines = updates @ mean / np.linalg.norm(updates, axis=1) / np.linalg.norm(mean)
-    assert state.server[CONTRIBUTIONS] == pytest.approx(np.maximum(0.5 * cosines, 0), rel=1e-4)
+    assert state.server[CONTRIBUTIONS] == pytest.approx([0, *np.maximum(0.5 * cosines, 0)], rel=1e-4)
 
 
 def test_shares_are_the_papers() -> None:

@@ -1,6 +1,7 @@
 """Updates that a run keeps: who may read them, that they make its model again, and what they may be judged on."""
 
 import json
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,16 @@ import pytest
 import yaml
 
 from fedhpc.aggregation.contribution import rebuilt
+from fedhpc.algorithms.run_state import RunState
+from fedhpc.compression.codec import encode
+from fedhpc.compression.top_k import top_k
+from fedhpc.compression.update import Update
 from fedhpc.config.loader import load_config
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.models.saved import load_model
 from fedhpc.models.vector import to_vector
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.stored_updates import read_history
+from fedhpc.run.stored_updates import UpdateStore, read_history
 from tests.mpi.test_federated import make_shard
 
 SITES = ("a", "b", "c")
@@ -121,6 +126,23 @@ def test_updates_that_rank_0_never_has_are_refused(folder: Path, changes: list[s
     with pytest.raises(ConfigError) as error:
         load_config(folder / "c.yaml", changes)
     assert "contribution.store_updates" in str(error.value)
+
+
+def test_updates_are_kept_by_the_sites_name(run: Path, tmp_path: Path) -> None:
+    """A round without the first site: the messages of the others have other numbers, and are still theirs."""
+    directory = RunDirectory(run)
+    config = directory.read_config()
+    assert config is not None
+    whole = read_history(directory, config)
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    state = RunState(2, whole.start)
+    messages = [encode(Update(k, 2, top_k(whole.updates[2, i], whole.start.size))) for k, i in enumerate((1, 2))]
+    list(UpdateStore(copy / "state" / "updates", ("b", "c"), (20, 20))(messages, state))
+    without = read_history(RunDirectory(copy), config)
+    assert without.present[2].tolist() == [False, True, True]
+    np.testing.assert_array_equal(without.updates[2, 1:], whole.updates[2, 1:])
+    assert without.weights == whole.weights
 
 
 REWARDED = [
