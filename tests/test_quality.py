@@ -117,6 +117,13 @@ def test_package_has_one_owner(imports: grimp.ImportGraph, package: str) -> None
     assert not strangers, f"{package} is imported by {sorted(strangers)}, its owner is {OWNERS[package]}"
 
 
+def test_personal_models_are_made_by_the_end_of_training_alone(imports: grimp.ImportGraph) -> None:
+    """And by the benchmark of synthetic patients: nothing else could send, print or record one."""
+    inside = {"fedhpc.site.personal", *imports.find_descendants("fedhpc.site.personal")}
+    importers = {name for module in inside for name in imports.find_modules_that_directly_import(module)}
+    assert importers - inside == {"fedhpc.run.train", "fedhpc.bench.legacy"}
+
+
 def test_hospital_imports_only_what_is_listed(imports: grimp.ImportGraph) -> None:
     """The contract of import-linter names what is forbidden; a module that it does not name is found here."""
     inside = {"fedhpc.site", *imports.find_descendants("fedhpc.site")}
