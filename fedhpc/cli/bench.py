@@ -37,6 +37,10 @@ CONTRIBUTION = (
     "{run} bench contribution --draws 100",
     "{run} bench contribution --draws 10 --epsilons 4 --json",
 )
+SCHEDULE = (
+    "{run} bench schedule configs/smoke_network.yaml -o runs/slow",
+    "{run} bench schedule c.yaml -o runs/slow --site site1 --factor 4",
+)
 ALGORITHMS = (
     "{run} bench algorithms configs/network.yaml -o runs/a --skew 0.3 1",
     "{run} bench algorithms c.yaml --images images -o runs/a --folds 5",
@@ -56,6 +60,7 @@ def add_arguments(parser: Parser) -> None:
     _add_contribution(kinds)
     _add_stress(kinds)
     _add_algorithms(kinds)
+    _add_schedule(kinds)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -180,6 +185,43 @@ def _add_contribution(kinds: "_SubParsersAction[Parser]") -> None:
     )
     add_json(planted)
     planted.set_defaults(action=_contribution)
+
+
+def _add_schedule(kinds: "_SubParsersAction[Parser]") -> None:
+    slow = kinds.add_parser("schedule", help="pace and AUC with a slow hospital, waited or planned for")
+    slow.describe("Time and train a config with no slow hospital, and with one, waited or planned for.", SCHEDULE)
+    slow.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml) that declares weights")
+    slow.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
+    )
+    slow.add_argument("--site", default="site3", metavar="SITE", help="which is slow")
+    slow.add_argument("--factor", type=float, default=10.0, metavar="X", help="how many times")
+    slow.add_argument(
+        "--epsilons", nargs="+", type=_epsilon, default=[None, 1.0], metavar="E", help="or none (default: none 1)"
+    )
+    slow.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="one run for each")
+    add_set(slow)
+    add_json(slow)
+    slow.set_defaults(action=_schedule)
+
+
+def _epsilon(text: str) -> float | None:
+    """Read a number, or none for a run without privacy."""
+    return None if text == "none" else float(text)
+
+
+def _schedule(options: argparse.Namespace) -> int:
+    from fedhpc.bench import schedule
+
+    experiment = schedule.Experiment(
+        config=options.config,
+        sets=options.set,
+        site=options.site,
+        factor=options.factor,
+        epsilons=options.epsilons,
+        seeds=options.seeds,
+    )
+    return _print(schedule.run(experiment, options.out), schedule.text, options.json)
 
 
 def _contribution(options: argparse.Namespace) -> int:

@@ -114,7 +114,10 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
     run_on_all_ranks(transport, lambda: check_backbone(config))
     model = agreed_network(config, task, backbone, transport).to(bench.device)
     shape = task.image_shape if backbone is None else (backbone.dim,)
-    members = with_schedule(members, directory, transport, lambda site: measured_s(site, model, shape, config, bench))
+    weighed = dict(zip(config.site_names, common["weights"], strict=True))
+    members = with_schedule(
+        members, directory, transport, weighed, lambda site: measured_s(site, model, shape, config, bench)
+    )
     config = members.config
     plans = agreed_plans(config, transport)
     place = SiteContext(config, model, bench, run_plan(plans), _on_step(config, console, notice))

@@ -5,14 +5,15 @@ All that leaves a site for it is one number of two significant digits, its secon
 
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from fedhpc.config.schedule import declared_speeds, efforts_of, is_measured, planned_efforts
+from fedhpc.config.data import Site
+from fedhpc.config.schedule import declared_speeds, is_measured, planned_efforts
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.records.run_directory import RESTORE, RunDirectory
@@ -38,7 +39,11 @@ EFFORTS: TypeAdapter[dict[str, float]] = TypeAdapter(
 
 
 def with_schedule(
-    members: Membership, directory: RunDirectory, transport: Transport, measure: Callable[[str], float]
+    members: Membership,
+    directory: RunDirectory,
+    transport: Transport,
+    weights: Mapping[str, int],
+    measure: Callable[[str], float],
 ) -> Membership:
     """Return `members` whose configs hold the effort of each site; unchanged with schedule.policy=wait.
 
@@ -46,6 +51,7 @@ def with_schedule(
         members: who takes part; the config of all that are declared has efforts where the run has finished rounds.
         directory: of the run.
         transport: between the ranks.
+        weights: of the sites that take part, as they count in the mean: the same at every rank.
         measure: gives the seconds an image at a site of this rank, by name.
 
     Raises:
@@ -55,13 +61,19 @@ def with_schedule(
     declared = members.declared
     if declared.schedule.policy == "wait" or declared.schedule.efforts is not None:
         return members
+    sites = _weighed(declared.data.sites, weights)
     seconds = None
     if broadcast_json(transport, lambda: is_measured(declared) and _kept(directory, declared) is None):
         seconds = _measured(members.config, transport, measure)
-    efforts = broadcast_json(transport, lambda: _settled(directory, declared, seconds))
-    run_on_all_ranks(transport, lambda: _check(declared, efforts))
+    efforts = broadcast_json(transport, lambda: _settled(directory, declared, sites, seconds))
+    run_on_all_ranks(transport, lambda: _check(declared, sites, efforts))
     whole = declared.replace({"schedule.efforts": efforts})
     return replace(members, declared=whole, config=whole.without(members.absent))
+
+
+def _weighed(sites: Sequence[Site], weights: Mapping[str, int]) -> list[Site]:
+    """The sites with the weights that they count with, where they declare none."""
+    return [site.model_copy(update={"weight": site.weight or weights.get(site.name)}) for site in sites]
 
 
 def _measured(config: RunConfig, transport: Transport, measure: Callable[[str], float]) -> dict[str, float]:
@@ -91,12 +103,15 @@ def speeds_from(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: min(1.0, normal / took) for name, took in seconds.items()}
 
 
-def _settled(directory: RunDirectory, declared: RunConfig, seconds: Mapping[str, float] | None) -> dict[str, float]:
+def _settled(
+    directory: RunDirectory, declared: RunConfig, sites: Sequence[Site], seconds: Mapping[str, float] | None
+) -> dict[str, float]:
     """The efforts by site, at rank 0: those that are kept, or a plan that is kept from now on."""
     kept = _kept(directory, declared)
     if kept is not None:
         return kept
-    efforts = efforts_of(declared) if seconds is None else planned_efforts(declared.data.sites, speeds_from(seconds))
+    speeds = declared_speeds(declared) if seconds is None else speeds_from(seconds)
+    efforts = planned_efforts(sites, speeds)
     content = {"declared": _declared(declared), "seconds_per_image": seconds, "efforts": efforts}
     write_json(directory.schedule, content)
     return efforts
@@ -123,13 +138,13 @@ def _declared(config: RunConfig) -> dict[str, Any]:
     return {site.name: [site.weight, site.speed] for site in config.data.sites}
 
 
-def _check(declared: RunConfig, efforts: Mapping[str, float]) -> None:
+def _check(declared: RunConfig, sites: Sequence[Site], efforts: Mapping[str, float]) -> None:
     """Check a plan that came from the aggregator; of measured speeds it is free, and a site charges what it does.
 
     Raises:
         InputError: other sites, or another plan than the declared speeds give.
     """
-    wanted = efforts_of(declared)
+    wanted = planned_efforts(sites, declared_speeds(declared))
     same = efforts == wanted if declared_speeds(declared) else set(efforts) == set(wanted)
     if not same:
         raise InputError(

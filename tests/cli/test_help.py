@@ -30,7 +30,18 @@ PLACES = [(name, ()) for name in COMMANDS] + [
         "budget": ("init", "show", "grant"),
         "pki": ("init", "issue", "revoke", "show"),
         "sweep": ("start", "status", "resume", "cancel"),
-        "bench": ("dp", "codec", "import", "wire", "splits", "legacy", "contribution", "stress", "algorithms"),
+        "bench": (
+            "dp",
+            "codec",
+            "import",
+            "wire",
+            "splits",
+            "legacy",
+            "contribution",
+            "stress",
+            "algorithms",
+            "schedule",
+        ),
         "config": ("show", "reference"),
     }.items()
     for kind in kinds
@@ -77,6 +88,7 @@ bench import -o out --files 2000 --size 64 --json
 bench wire c.yaml -o out --densities 1 0.1 --bits 32 4 --seeds 0 --set a=1 --json
 bench splits c.yaml images -o out --splits 2 --draws 1 --reference 3 --size 32 --epsilons 1 2 --set a=1 --json
 bench algorithms c.yaml -o out --images in --skew 0.3 1 --seeds 0 --folds 5 --algorithms scaffold --also a b=1 --json
+bench schedule c.yaml -o out --site a --factor 4 --epsilons none 1 --seeds 0 1 --set a=1 --json
 bench algorithms c.yaml -o out --also a b=1 --also c d=2 --first-only --target 0.9 --set a=1
 """
 

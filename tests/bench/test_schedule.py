@@ -1,0 +1,19 @@
+"""`run.py bench schedule`: the pace is that of the slowest site, and the runs are those that were done."""
+
+import pytest
+
+from fedhpc.bench.schedule import Cell, rows_of
+
+
+def test_pace_is_that_of_the_slowest_site() -> None:
+    """A site that is slowed 10 times, and one with a tenth of the work where it is planned for."""
+    even, plan = Cell(1.0, "even"), Cell(1.0, "plan")
+    seconds = {even: {"a": 2.0, "b": 1.0}, plan: {"a": 2.0, "b": 0.25}}
+    spent = {"a": 1.0, "b": 1.0}
+    runs = {even: [{"auc": 0.9, "epsilon": spent}], plan: [{"auc": 0.88, "epsilon": {**spent, "b": 0.999}}]}
+    rows = rows_of("b", 10.0, seconds, runs)
+    assert [row["case"] for row in rows] == ["even", "wait", "plan"]
+    assert [row["pace"] for row in rows] == pytest.approx([1.0, 0.2, 0.8])
+    assert [row["rounds_per_minute"] for row in rows] == pytest.approx([30, 6, 24])
+    assert rows[2]["less_even"] == pytest.approx(-0.02)
+    assert rows[2]["spent"] == {"a": 1.0, "b": 0.999}

@@ -1,0 +1,99 @@
+"""Slow sites: what they train keeps its expectation, how much they train, and what they say of their speed."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedhpc.config.schema import RunConfig
+from fedhpc.models.device import Device
+from fedhpc.models.vector import to_vector
+from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.site.training.dp_sgd import Units, entropy
+from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, train_plain, train_private
+from fedhpc.site.training.pace import seconds_per_image, slowed
+
+CPU = Device(torch.device("cpu"), bf16=False)
+UNITS, CLIP_NORM, RATE = 64, 0.5, 0.125
+
+
+class Rows:
+    """Training images of UNITS patients, of two numbers each."""
+
+    patient = np.array([f"p{i}".encode() for i in range(UNITS)], "S16")
+    labels = np.arange(UNITS, dtype=np.int64) % 2
+    early = np.zeros(UNITS, np.bool_)
+
+    def indices(self, split: str) -> np.ndarray:
+        return np.arange(UNITS)
+
+    def inputs(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.stack([np.cos(rows), np.sin(rows * rows)], axis=1).astype(np.float32))
+
+
+def config(**training: object) -> RunConfig:
+    tree = {
+        "name": "x",
+        "data": {"shards": "{site}.h5", "sites": [{"name": "a", "weight": UNITS}]},
+        "training": {"batch_size": 8, "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, **training},
+        "privacy": {"epsilon": 1.0, "delta": 1e-4, "clip_norm": CLIP_NORM},
+    }
+    return RunConfig.model_validate(tree)
+
+
+def local_round(effort: float = 1.0) -> tuple[LocalRound, list[tuple[int, int]]]:
+    steps: list[tuple[int, int]] = []
+    torch.manual_seed(0)
+    model = nn.Linear(2, 2)
+    settings = config(local_epochs=2)
+    return LocalRound(model, Rows(), settings, "a", 0, CPU, lambda *at: steps.append(at), effort=effort), steps
+
+
+def private_update(rate: float, seed: int) -> np.ndarray:
+    local, _ = local_round()
+    before = to_vector(local.model)
+    plan = PrivacyPlan(0.0, rate, 1)
+    train_private(local, PrivateWork(Units.of(local.samples, "patient", 4), plan, entropy(seed, "a", seed), UNITS))
+    return to_vector(local.model) - before
+
+
+def test_private_update_of_a_smaller_rate_has_the_same_mean() -> None:
+    """Over draws: a denominator of another rate would scale the slow site's update by that rate."""
+    whole = private_update(1.0, 0)
+    draws = np.array([private_update(RATE, seed) for seed in range(400)])
+    error = draws.std(axis=0) / np.sqrt(len(draws))
+    assert (np.abs(draws.mean(axis=0) - whole) < 6 * error).all()
+    assert (6 * error < 0.5 * np.abs(whole)).any(), "the test tells a factor of 2"
+
+
+@pytest.mark.parametrize(("effort", "steps"), [(1.0, 16), (0.5, 8), (0.1, 1), (0.01, 1)])
+def test_plain_round_ends_after_its_share_of_steps(effort: float, steps: int) -> None:
+    local, made = local_round(effort)
+    read: list[int] = []
+    inputs = local.samples.inputs
+    local.samples.inputs = lambda rows: read.append(len(rows)) or inputs(rows)  # type: ignore[method-assign]
+    train_plain(local)
+    assert made == [(n, steps) for n in range(1, steps + 1)]
+    assert sum(read) == (2 if effort == 0.01 else 8 * steps)
+
+
+def test_slowed_step_takes_its_factor_of_time() -> None:
+    slept_from = time.monotonic()
+    step = slowed(lambda done, total: None, 5.0)
+    time.sleep(0.02)
+    step(1, 1)
+    assert time.monotonic() - slept_from >= 0.1
+
+
+def test_speed_is_one_rounded_number_and_leaves_the_network() -> None:
+    """Two significant digits: no more than a machine's speed fits into them."""
+    model = nn.Linear(2, 2)
+    before = to_vector(model).copy()
+    for settings in (config(), config().replace({"privacy": {"off": True}})):
+        seconds = seconds_per_image(model, (2,), settings, CPU)
+        assert seconds > 0
+        assert seconds == float(f"{seconds:.2g}")
+    np.testing.assert_array_equal(to_vector(model), before)
+    assert all(p.grad is None for p in model.parameters())
