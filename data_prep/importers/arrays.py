@@ -38,6 +38,7 @@ class ArraysImport:
         classes: names of the labels 0, 1, ...
         site: the one hospital; None: divide among `sites`.
         sites, skew, seed, all_test, val_share: see `data_prep.partition`.
+        pixel_range: lowest and highest value of float32 images (public); None: the whole scale of uint8 or uint16.
         replace: remove the shards of another import from the folder.
     """
 
@@ -51,6 +52,7 @@ class ArraysImport:
     seed: int = 0
     all_test: bool = False
     val_share: float = VAL_SHARE
+    pixel_range: tuple[float, ...] | None = None
     replace: bool = False
 
     @property
@@ -90,7 +92,7 @@ def import_arrays(job: ArraysImport) -> list[Path]:
                 split=split[mine],
                 modality=[str(one) for one in modality[mine]],
                 stage=arrays["early"][mine] if "early" in arrays else None,
-                pixel_range=_range(images),
+                pixel_range=_range(job, images),
                 created_by=target.stamp,
                 deidentification=METHOD,
             )
@@ -126,6 +128,10 @@ def _checked(job: ArraysImport, arrays: Arrays) -> Arrays:
             images.ndim == 4 and images.dtype in IMAGE_DTYPES,
             "images: uint8, uint16 or float32 [n, H, W] or [n, C, H, W]",
         ),
+        (
+            (images.dtype.kind == "f") == (job.pixel_range is not None and len(job.pixel_range) == 2),
+            "--pixel-range LOW HIGH with float32 images, and only with them: it is public, so it is no image's own",
+        ),
         (labels.ndim == 1 and labels.dtype.kind in "iu", "labels: whole numbers [n]"),
         (len({len(values) for values in arrays.values()}) == 1, "one value an image in every array"),
         (labels.dtype.kind in "iu" and np.isin(labels, range(len(job.classes))).all(), "a class for each label"),
@@ -137,12 +143,12 @@ def _checked(job: ArraysImport, arrays: Arrays) -> Arrays:
 
 
 def _digest(job: ArraysImport, codes: Pseudonyms) -> str:
-    options = repr((job.classes, job.names, job.skew, job.seed, job.all_test, job.val_share))
+    options = repr((job.classes, job.names, job.skew, job.seed, job.all_test, job.val_share, job.pixel_range))
     return codes.digest(options + job.source.read_bytes().hex())
 
 
-def _range(images: npt.NDArray[Any]) -> tuple[float, float]:
-    """The whole scale of whole numbers; of float32 that of these very images."""
-    if images.dtype.kind == "u":
-        return 0.0, float(np.iinfo(images.dtype).max)
-    return float(images.min()), float(images.max())
+def _range(job: ArraysImport, images: npt.NDArray[Any]) -> tuple[float, float]:
+    """The whole scale of whole numbers; of float32 what was declared."""
+    if job.pixel_range is not None:
+        return job.pixel_range[0], job.pixel_range[1]
+    return 0.0, float(np.iinfo(images.dtype).max)

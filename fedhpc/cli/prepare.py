@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fedhpc.cli.common import Parser, add_kinds
 from fedhpc.cli.prepare_archive import add_dicom, add_nifti, add_npz
 from fedhpc.cli.prepare_compare import add_compare
+from fedhpc.cli.prepare_statistics import add_statistics
 from fedhpc.cli.status import BAD_INPUT, FINISHED, INTERRUPTED, TERMINATED
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def add_arguments(parser: Parser) -> None:
     add_nifti(kinds)
     add_npz(kinds)
     add_compare(kinds)
+    add_statistics(kinds)
     check = kinds.add_parser("check", help="what is in each shard, and whether it can be used")
     check.describe("Print what is in each shard. Exit status 2 where one cannot be used.", CHECK)
     check.add_argument("shards", type=Path, nargs="+", metavar="SHARD", help="shards (.h5)")

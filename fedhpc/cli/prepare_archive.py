@@ -92,6 +92,7 @@ def add_npz(kinds: "_SubParsersAction[Parser]") -> None:
     parser.add_argument("--classes", nargs="+", required=True, metavar="NAME", help="of the labels 0, 1, ...")
     parser.add_argument("--secret", type=Path, metavar="FILE", help="(default: ~/.config/fedhpc/site_secret)")
     parser.add_argument("--replace", action="store_true", help="remove the shards of another import from OUT first")
+    parser.add_argument("--pixel-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of float32 images: public")
     _add_hospitals(parser.add_argument_group("hospitals and splits"))
     parser.set_defaults(action=_npz)
 
@@ -174,6 +175,7 @@ def _npz(options: argparse.Namespace) -> int:
 
     given = {field.name: getattr(options, field.name) for field in fields(ArraysImport)}
     given |= {"classes": tuple(options.classes), "secret": options.secret or default_path()}
+    given["pixel_range"] = tuple(options.pixel_range) if options.pixel_range else None
     for path in import_arrays(ArraysImport(**given)):
         print(shown(path))
     return FINISHED

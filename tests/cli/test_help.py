@@ -26,7 +26,18 @@ except SystemExit:
 PLACES = [(name, ()) for name in COMMANDS] + [
     (name, (kind,))
     for name, kinds in {
-        "prepare": ("phantom", "images", "dicom", "nifti", "npz", "compare", "landmarks", "check"),
+        "prepare": (
+            "phantom",
+            "images",
+            "dicom",
+            "nifti",
+            "npz",
+            "compare",
+            "landmarks",
+            "statistics",
+            "distributions",
+            "check",
+        ),
         "budget": ("init", "show", "grant"),
         "pki": ("init", "issue", "revoke", "show"),
         "sweep": ("start", "status", "resume", "cancel"),
@@ -56,6 +67,8 @@ prepare nifti in -o out --sites 2 --labels t.csv --modality mr --mask-suffix x -
 prepare npz a.npz -o out --classes a b --site s --secret f --replace --all-test
 prepare compare a.h5 b.h5 -o x.html --images 9 --backbone phantom --reference r.h5 --config c.yaml --frequencies 3
 prepare landmarks r.h5 --frequencies 3
+prepare statistics a.h5 -o a.json --epsilon 0.2 --ledger d
+prepare distributions a.json b.json
 prepare check a.h5 b.h5 --png sheet.png
 train c.yaml --set a.b=1 --set c=2 --run-dir d --stop-after 2 --init-from r --take-over --status f
 preflight
