@@ -15,11 +15,11 @@ known before the round (`UpdateScale`). So each update is tested against what it
    all rounds, for a site that in these rounds does not pull against the others. From then on the site is left out.
 
 So an honest site is left out in a run with a chance of at most ALPHA = 0.5 %. What the test rests on is that honest
-hospitals pull together where the others agree. It says nothing where they disagree, as all do near the optimum: there
-honest hospitals that differ pull apart, and a test of every round took them for hostile. So it needs LEAST_OTHERS other
-sites that are not left out: of three that are left, two against one cannot be told from hospitals that differ. The
-median of the others, and not their mean: a hostile site that is long would turn the mean round, and with it all other
-sites' tests.
+hospitals pull together where the others agree. Near the optimum it does not hold: hospitals that differ pull apart
+there, the more the less noise there is. So after the first round a round counts only where noise is at least a part
+NOISE_PART of the squared length of the median other update. And the test needs LEAST_OTHERS other sites that are not
+left out: of three that are left, two against one cannot be told from hospitals that differ. The median of the others,
+and not their mean: a hostile site that is long would turn the mean round, and with it all other sites' tests.
 
 A test on validation data, with and without a site, is not among these: a run releases the scores of one model a round,
 and those of n more would cost each validation patient n times the epsilon.
@@ -46,7 +46,7 @@ from fedhpc.util.arrays import F32, F64
 ALPHA = 0.005
 FACTOR = 1.5
 AGREEMENT = 0.1
-LEAST_OTHERS = 3
+LEAST_OTHERS, NOISE_PART = 3, 0.5
 TINY = 1e-300
 ALIGNED, TESTED, OUT = "alignment", "rounds_tested", "left_out"
 
@@ -152,8 +152,9 @@ class Screen(Aggregator):
 
     def _pulls_against(self, site: int, updates: dict[int, F64], kept: dict[str, F64]) -> bool:
         """Test the direction of a site over the rounds that count so far; add this round's part to what is kept."""
-        others = np.array([u for other, u in updates.items() if other != site and not self._round.kept[OUT][other]])
-        if not kept[OUT][site] and len(others) >= LEAST_OTHERS and agreement(others) > AGREEMENT:
+        left = [other for other in updates if other != site and not self._round.kept[OUT][other]]
+        others = np.array([updates[other] for other in left])
+        if not kept[OUT][site] and self._counts(left) and agreement(others) > AGREEMENT:
             kept[ALIGNED][site] += self._alignment(site, updates[site], np.median(others, axis=0))
             kept[TESTED][site] += 1
         total, rounds = float(kept[ALIGNED][site]), float(kept[TESTED][site])
@@ -165,6 +166,15 @@ class Screen(Aggregator):
         detail = f"alignment with the others {total:.3g} over {rounds:.0f} rounds, {least:.3g} allowed"
         self._flags.append(Flag(self._round.sites[site], "direction", detail))
         return True
+
+    def _counts(self, others: list[int]) -> bool:
+        """Whether directions are tested against these sites: there are enough, and it is early or noise is large."""
+        if len(others) < LEAST_OTHERS:
+            return False
+        squares = [float(self._updates[site] @ self._updates[site]) for site in others]
+        noises = [self._round.size * self._noise(site) ** 2 for site in others]
+        parts = [noise / max(square, TINY) for noise, square in zip(noises, squares, strict=True)]
+        return self._round.round == 0 or float(np.median(parts)) >= NOISE_PART
 
     def _alignment(self, site: int, update: F64, others: F64) -> float:
         """z of one round."""

@@ -138,6 +138,19 @@ def test_evidence_of_earlier_rounds_counts() -> None:
     assert apply(updates, before).flags == ()
 
 
+def test_honest_site_that_differs_stays_where_noise_is_small() -> None:
+    """Without privacy, after the first round: three sites agree, and the fourth pulls the other way for good reason."""
+    updates = dict(enumerate(np.array([np.ones(D), np.ones(D), np.ones(D), -np.ones(D)])))
+    kept = RULE.initial(D, 4)
+    for round in range(1, 6):
+        aggregator = RULE.aggregator(RuleRound(D, round, SITES, kept, None))
+        for site, update in updates.items():
+            aggregator.add(site, SparseVector(D, np.arange(D), update.astype(np.float32)), WEIGHTS[site])
+        found = aggregator.aggregated()
+        assert found.flags == ()
+        kept = found.kept
+
+
 def test_three_sites_are_too_few() -> None:
     assert "too few" in RULE.problem(3, 1.0)
     assert RULE.problem(4, 0.1) == ""
