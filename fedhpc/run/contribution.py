@@ -137,13 +137,26 @@ def _judge(config: RunConfig, directory: RunDirectory, judged: Judged) -> Iterat
         rows = [one.indices(judged.split) for one in samples]
         parts = [_logits(saved, one, judged.split, device) for one in samples]
         pairs = list(zip(samples, rows, strict=True))
+        labels = np.concatenate([one.labels[mine] for one, mine in pairs])
+        _check_classes(saved, labels, judged.split)
         patient = [np.char.add(f"{k}:".encode(), one.patient[mine]) for k, (one, mine) in enumerate(pairs)]
         yield Labelled(
             name=_name([one.shard.site for one in opened], judged.split, sum(map(len, rows))),
             classes=saved.task.measured,
             logits=lambda params: np.concatenate([part(params) for part in parts]),
-            labels=np.concatenate([one.labels[mine] for one, mine in pairs]),
+            labels=labels,
             patient=np.concatenate(patient),
+        )
+
+
+def _check_classes(saved: SavedModel, labels: I64, split: str) -> None:
+    positive = one_vs_rest(np.zeros((len(labels), len(saved.task.classes)), np.float32), labels)[1]
+    lacking = [name for k, name in enumerate(saved.task.measured) if len(set(positive[:, k].tolist())) < 2]
+    if lacking:
+        raise InputError(
+            f"--on: the {split} splits have no image with or none without {', '.join(lacking)}, so that a model has no "
+            "AUC on them. Give more shards, or --split test",
+            code="contribution",
         )
 
 

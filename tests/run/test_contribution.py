@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import yaml
@@ -100,6 +101,14 @@ def test_protected_patients_judge_no_model(run: Path, folder: Path, run_here: Ca
     """2^n exact utilities on them would be a release that the run has not charged."""
     done = run_here(["contribution", run, "--on", folder / "a.h5"])
     assert done.returncode == 2 and "[privacy.contribution]" in done.stderr
+
+
+def test_images_of_one_class_judge_nothing(run: Path, folder: Path, run_here: Callable[..., Any]) -> None:
+    shutil.copyfile(folder / "public.h5", folder / "lone.h5")
+    with h5py.File(folder / "lone.h5", "r+") as lone:
+        lone["labels"][...] = 0
+    done = run_here(["contribution", run, "--on", folder / "lone.h5"])
+    assert done.returncode == 2 and "malignant" in done.stderr and "[contribution]" in done.stderr
 
 
 def test_run_that_kept_nothing_is_refused(run: Path) -> None:
