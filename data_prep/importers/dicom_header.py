@@ -65,7 +65,7 @@ PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 """Uncompressed, little endian: the pixels lie in the file as they are."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Geometry:
     """Where one frame lies in the patient, as its header tells it."""
 
@@ -76,7 +76,7 @@ class Geometry:
     dimension: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlainPixels:
     """Where the pixels of one uncompressed image lie in its file, and what they mean.
 
@@ -98,7 +98,7 @@ class PlainPixels:
     padding: tuple[int, int] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Header:
     """Of one file that holds images, contours or segments (private).
 
@@ -136,7 +136,7 @@ class Header:
     plain: PlainPixels | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A file that holds nothing to import: `why` is one of a fixed set of texts."""
 

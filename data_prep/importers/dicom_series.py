@@ -23,7 +23,7 @@ TILT_MM = 0.1
 DIFFERENT_MM = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where one frame comes from, beside what any format has (private).
 

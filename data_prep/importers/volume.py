@@ -66,7 +66,7 @@ class Mask:
     spacing_mm: Spacing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Frame:
     """One plane of a series, before it is read (private).
 
@@ -83,7 +83,7 @@ class Frame:
     shift_mm: Spacing = STRAIGHT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What the dry run shows of a series: coded and numeric fields only, never free text."""
 
@@ -155,7 +155,7 @@ class Reader(Protocol):
         """Return what contours and masks mark in it; None where there is nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reject:
     """One file, or one frame of it, that is not in a shard: `why` is one of a fixed set of texts.
 
