@@ -2,7 +2,7 @@
 
 import datetime
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.sequence import Sequence as Items
 
 from fedhpc.cli.main import main
+from tests.conftest import Outcome
 from tests.support.dicom_files import contours, slice_file, square_contour, uid, volume, write
 
 # What must be as it is for a file to be this image at all, or what decides how it is read. All other tags are planted.
@@ -233,3 +234,29 @@ def test_planted_pixels_are_refused_or_blanked(tmp_path: Path, capfd: pytest.Cap
     stored = (tmp_path / "out" / "north.h5").read_bytes()
     assert name.astype("<f4").tobytes() not in stored
     assert np.float32(ord("P")).tobytes() * 1 not in stored, "letters are far brighter than all other pixels"
+
+
+@pytest.mark.slow
+def test_planted_identities_stay_out_of_a_run(tmp_path: Path, run_here: Callable[..., Outcome]) -> None:
+    """Trained on, evaluated and reported: the run directory, its logs and the printed lines hold none of them."""
+    plants, _ = archive(tmp_path / "archive")
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET)
+    secret.chmod(0o600)
+    command = ["prepare", "dicom", str(tmp_path / "archive"), "--secret", str(secret), "--lesion", "slice"]
+    assert run_here([*command, "-o", str(tmp_path / "shards"), "--site", "north", "--size", "32"]).returncode == 0
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"name: planted\ndata: {{shards: '{tmp_path}/shards/{{site}}.h5', sites: [{{name: north}}]}}\n"
+        "model: {name: frozen, backbone: phantom}\ntraining: {rounds: 1, local_epochs: 1}\nprivacy: off\n"
+    )
+    run = tmp_path / "run"
+    said = [run_here(["train", str(config), "--run-dir", str(run)])]
+    said.append(run_here(["evaluate", str(run), "--shard", str(tmp_path / "shards" / "north.h5")]))
+    said.append(run_here(["report", str(run), "-o", str(run / "report.html")]))
+    assert [one.returncode for one in said] == [0, 0, 0], said
+    left = {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    left |= {f"printed {number}": (one.stdout + one.stderr).encode() for number, one in enumerate(said)}
+    assert len(left) > 10
+    assert list(traces(plants, left)) == []
+    assert b"PLANT" not in b"".join(left.values()), "a plant was cut"
