@@ -52,6 +52,11 @@ class DicomSeries(Series):
     contours: tuple[str, ...] = ()
     rois: str | None = None
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """See `Series`."""
+        return self.contours
+
     def without(self, dropped: frozenset[int]) -> "DicomSeries":
         """Return the same series without some of its frames."""
         rows = [row for row in range(len(self.frames)) if row not in dropped]

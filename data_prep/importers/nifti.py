@@ -77,6 +77,11 @@ class GridSeries(Series):
     turn: Turn = CANONICAL
     spacing_mm: Spacing = UNIT
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """See `Series`."""
+        return (self.mask,) if self.mask else ()
+
     def open(self, root: Path) -> Reader:
         """Return the reader of its planes."""
         return GridReader(root, self)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from data_prep.importers.deidentified import METHOD
 from data_prep.importers.division import divide
+from data_prep.importers.intensity import HOUNSFIELD_RANGE
 from data_prep.importers.job import ArchiveImport, checked
 from data_prep.importers.labels import Labels, read_labels
 from data_prep.importers.lesions import CLASSES
@@ -79,7 +80,7 @@ def import_archive(job: ArchiveImport, finder: Finder, name: str) -> list[Path]:
     target = Target(job.out, job.files, f"fedhpc prepare {name}, import {digest}", job.replace)
     target.strangers()
     job.out.mkdir(parents=True, exist_ok=True)
-    folder = work_folder(job.out, digest)
+    folder = work_folder(job.out, _digest(job, found, codes, times=True))
     with ended_by_sigterm():
         finished = _converted(job, found, codes, folder)
         rejects += _late_rejects(found.series, finished)
@@ -133,10 +134,19 @@ def _nothing(job: ArchiveImport, rejects: Sequence[Reject]) -> str:
     return f"cannot import {shown(job.source)}: no image can be taken. Look at it with --dry-run:{lines}"
 
 
-def _digest(job: ArchiveImport, found: Found, codes: Pseudonyms) -> str:
-    """Tell this import from others: the same files and options under the same secret, the same digest."""
-    files = sorted({frame.file for series in found.series for frame in series.frames})
-    sizes = [f"{file}\0{(job.source / file).stat().st_size}" for file in files]
+def _digest(job: ArchiveImport, found: Found, codes: Pseudonyms, *, times: bool = False) -> str:
+    """Tell this import from others: the same files and options under the same secret, the same digest.
+
+    Args:
+        job: what to import.
+        found: the series to take.
+        codes: of the site.
+        times: count when files were changed too, for what is kept of an import that was stopped.
+    """
+    files = {frame.file for series in found.series for frame in series.frames}
+    files |= {file for series in found.series for file in series.marks}
+    facts = [(file, (job.source / file).stat()) for file in sorted(files)]
+    sizes = [f"{file}\0{fact.st_size}" + (f"\0{fact.st_mtime_ns}" if times else "") for file, fact in facts]
     tables = [path.read_text(errors="replace") for path in (job.labels, job.blank) if path]
     return codes.digest("\n".join([job.options, *tables, *sizes]))
 
@@ -193,7 +203,7 @@ def _needed_bytes(finished: Sequence[Finished]) -> int:
 def _write(job: ArchiveImport, rows: _Rows, finished: Sequence[Finished], stage: Staging, names: Sequence[str]) -> None:
     site_of, split = divide(rows.labels, rows.patients, job.plan)
     by_lesion = job.recipe.lesion is not None
-    scale = (0.0, 255.0) if "u1" in finished[int(rows.series[0])].dtype else _float_range(job)
+    scale = (0.0, 255.0) if "u1" in finished[int(rows.series[0])].dtype else HOUNSFIELD_RANGE
     for number, file in enumerate(job.files):
         mine = np.flatnonzero(site_of == number)
         write_shard(
@@ -210,12 +220,6 @@ def _write(job: ArchiveImport, rows: _Rows, finished: Sequence[Finished], stage:
             created_by=stage.target.stamp,
             deidentification=METHOD,
         )
-
-
-def _float_range(job: ArchiveImport) -> tuple[float, float]:
-    from data_prep.importers.intensity import HOUNSFIELD_RANGE
-
-    return HOUNSFIELD_RANGE
 
 
 def _blocks(rows: _Rows, mine: I64, finished: Sequence[Finished]) -> Iterator[Images]:

@@ -131,6 +131,11 @@ class Series:
         first = self.frames[0]
         return f"{self.series}\0{first.file}\0{first.index}\0{len(self.frames)}"
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The files, below the source, of its contours and masks."""
+        return ()
+
     def open(self, root: Path) -> "Reader":
         """Return the reader of its planes."""
         raise NotImplementedError

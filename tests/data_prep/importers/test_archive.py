@@ -1,6 +1,7 @@
 """From an archive to shards: divided by patient, resumable, labelled by tables, the same for every format."""
 
 import itertools
+import os
 import stat
 from pathlib import Path
 
@@ -112,6 +113,16 @@ def test_stopped_import_goes_on(archive: Path, tmp_path: Path, monkeypatch: pyte
         with pytest.raises(KeyboardInterrupt):
             import_archive(job(archive, tmp_path), dicom.find, "dicom")
     assert [one.name[:8] for one in (tmp_path / "out").iterdir()] == [".resume-"]
+    monkeypatch.setattr(DicomReader, "plane", stop)
+    os.utime(archive / "p1" / "marks.dcm", (1, 1))
+    with pytest.raises(KeyboardInterrupt):
+        # Contours that were changed in between: all is read again.
+        import_archive(job(archive, tmp_path), dicom.find, "dicom")
+    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "_write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            import_archive(job(archive, tmp_path), dicom.find, "dicom")
     monkeypatch.setattr(DicomReader, "plane", stop)
     assert import_archive(job(archive, tmp_path), dicom.find, "dicom")[0].read_bytes() == wanted
     assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["north.h5", "rejects.csv"]
