@@ -27,6 +27,7 @@ class Square:
 def to_square(plane: Plane, square: Square) -> F32:
     """Return float32 [size, size] of `plane`, with true proportions, padded by its smallest value (private)."""
     rows, columns = plane.pixels.shape
+    ground = plane.pixels.min()
     row_mm, column_mm = plane.millimetres
     height_mm, width_mm = rows * row_mm, columns * column_mm
     pixel_mm = square.pixel_mm or max(height_mm, width_mm) / square.size
@@ -35,10 +36,11 @@ def to_square(plane: Plane, square: Square) -> F32:
         scaled = plane.pixels
     else:
         product = lanczos(rows, height) @ plane.pixels @ lanczos(columns, width).T
-        scaled = np.asarray(product, np.float32)
+        # The filter overshoots at edges: beyond the image's own values there is nothing.
+        scaled = np.asarray(product, np.float32).clip(ground, plane.pixels.max())
     if scaled.shape == (square.size, square.size):
         return scaled
-    return _centred(scaled, square.size, float(plane.pixels.min()))
+    return _centred(scaled, square.size, float(ground))
 
 
 @lru_cache(maxsize=64)

@@ -26,7 +26,7 @@ from data_prep.partition import Partition
 from fedhpc.cli.main import main
 from fedhpc.errors import ShardError
 from fedhpc.site.data.shard import Shard
-from tests.support.dicom_files import contours, slice_file, square_contour, uid, volume, write
+from tests.support.dicom_files import DX, contours, slice_file, square_contour, uid, volume, write
 
 SLICES = Recipe(Square(32), ("hu",), lesion=LesionRule(early_mm=12))
 
@@ -282,3 +282,28 @@ def test_wrong_options_are_listed_together(tmp_path: Path, capsys: pytest.Captur
     assert main([*words, "--secret", str(tmp_path / "secret")]) == 2
     told = capsys.readouterr().err
     assert "size=3" in told and "stack=2" in told and "--labels TABLE" in told
+
+
+def test_radiographs_are_single_images_of_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each by its own percentiles, proportions kept; raw detector images are left out, Latin names no obstacle."""
+    random = np.random.default_rng(0)
+    for patient in range(1, 7):
+        pixels = random.integers(0, 400, (40 + patient, 30), dtype=np.uint16)
+        pixels[10:20, 5:15] = 3000
+        made = slice_file(pixels, patient, (0, 0, 0), SOPClassUID=DX, Modality="DX", ImageOrientationPatient=None)
+        del made.ImagePositionPatient, made.RescaleIntercept, made.RescaleSlope
+        made.SpecificCharacterSet, made.PatientID = "ISO_IR 100", f"M\u00fcller {patient}"
+        if patient == 6:
+            made.PresentationIntentType = "FOR PROCESSING"
+        write(made, tmp_path / "in" / f"{patient}.dcm")
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "patient,label\n" + "".join(f"M\u00fcller {k},{'ab'[k % 2]}\n" for k in range(1, 7)), encoding="utf-8"
+    )
+    plan = job(tmp_path / "in", tmp_path, recipe=Recipe(Square(32)), labels=table)
+    (path,) = import_archive(plan, dicom.find, "dicom")
+    with Shard.open(path, "north") as shard:
+        assert shard.n == 5 and set(shard.modality.tolist()) == {b"DX"} and np.bincount(shard.labels).tolist() == [2, 3]
+        images = shard.read(np.arange(5))[:, 0]
+        assert images.dtype == np.uint8 and (images.max(axis=(1, 2)) == 255).all() and (images[:, 16, 0] == 0).all()
+    assert "1 a raw detector image" in capsys.readouterr().out

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
@@ -19,7 +20,8 @@ from data_prep.importers.example import BESIDE_GAP, Recipe, examples
 from data_prep.importers.job import ArchiveImport
 from data_prep.importers.lesions import LesionRule
 from data_prep.importers.orientation import Orientation
-from data_prep.importers.resample import Square
+from data_prep.importers.resample import Square, lanczos, to_square
+from data_prep.importers.volume import Plane, Spacing
 from tests.support.dicom_files import MR, contours, slice_file, square_contour, uid, volume, write
 
 CORPUS = Path(get_testdata_file("CT_small.dcm") or "").parent
@@ -243,3 +245,15 @@ def test_patches_lie_on_and_beside_the_lesion(tmp_path: Path) -> None:
     assert found.labels.tolist() == [1, 0] * 3
     bright = (found.images > 400).sum(axis=(1, 2, 3))
     assert bright[::2].tolist() == [64] * 3 and bright[1::2].tolist() == [0] * 3
+
+
+def test_resampling_is_pillows_and_keeps_millimetres() -> None:
+    random = np.random.default_rng(0)
+    pixels = random.normal(0, 100, (61, 47)).astype(np.float32)
+    picture = np.asarray(Image.fromarray(pixels).resize((20, 26), Image.Resampling.LANCZOS))
+    np.testing.assert_allclose(lanczos(61, 26) @ pixels @ lanczos(47, 20).T, picture, atol=1e-3)
+    # Pixels twice as tall as wide: 10 rows of 2 mm and 10 columns of 1 mm are 20 x 10 squares of 1 mm.
+    plane = Plane(np.ones((10, 10), np.float32), Spacing(2.0, 1.0))
+    plane.pixels[0, 0] = 0
+    square = to_square(plane, Square(24, pixel_mm=1.0))
+    assert square.shape == (24, 24) and int((square > 0.9).sum()) in range(190, 201)
