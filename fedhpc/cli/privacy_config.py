@@ -244,23 +244,17 @@ def _config_text(facts: Mapping[str, Any]) -> str:
 
 
 def _sites_table(sites: Sequence[Mapping[str, Any]]) -> str:
+    """A row a site; with its noise multiplier where sites have different ones."""
+    unequal = len({s["noise_multiplier"] for s in sites}) > 1
+    noise = ("noise",) if unequal else ()
     rows: list[tuple[str, ...]] = [
-        ("site", "weight", "batch", "noise", "PRV", "RDP", "evaluation", "runs before", "all runs")
+        ("site", "weight", "batch", *noise, "PRV", "RDP", "evaluation", "runs before", "all runs")
     ]
     for s in sites:
         epsilons = (fixed(s[key]) for key in ("epsilon_prv", "epsilon_rdp", "epsilon_evaluation"))
+        work = (f"{s['expected_batch']:.1f}", *((fixed(s["noise_multiplier"]),) if unequal else ()))
         after = s["spent_after"].removeprefix("epsilon ")
-        rows.append(
-            (
-                s["site"],
-                str(s["weight"]),
-                f"{s['expected_batch']:.1f}",
-                fixed(s["noise_multiplier"]),
-                *epsilons,
-                str(s["runs_before"]),
-                after,
-            )
-        )
+        rows.append((s["site"], str(s["weight"]), *work, *epsilons, str(s["runs_before"]), after))
     return fitted(rows)
 
 

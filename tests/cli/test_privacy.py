@@ -73,6 +73,18 @@ def test_plan_of_a_config(config_file: Path) -> None:
     assert rates[1.0] < rates[0.2] < rates[0.05], "the larger the rate, the less noise for the same epsilon"
 
 
+def test_a_slow_site_is_shown_its_own_noise(config_file: Path) -> None:
+    """schedule.policy=plan: a quarter of the batch, other noise, and no more epsilon than it may spend."""
+    found = report([config_file], ["schedule.policy=plan", "schedule.efforts={site1: 1.0, site2: 0.25}"])
+    fast, slow = found.facts["sites"]
+    assert (fast["expected_batch"], slow["expected_batch"]) == (100, 25)
+    assert fast["noise_multiplier"] == found.facts["noise_multiplier"] > slow["noise_multiplier"]
+    assert all(1.98 < site["epsilon_prv"] <= 2.0 for site in (fast, slow))
+    assert "site2 0.25; steps and epsilon are the same" in words(found.text)
+    measured = report([config_file], ["schedule.policy=plan"])
+    assert "speeds are measured at the first start" in words(measured.text)
+
+
 def test_alternative_out_of_reach_refuses_nothing(config_file: Path) -> None:
     """A target that the config reaches and a shorter run could not."""
     sets = ["privacy.epsilon=30000", "privacy.sample_rate=1.0", "training.local_epochs=1", "training.rounds=30"]
