@@ -38,7 +38,7 @@ from fedhpc.site.personal.personalise import make_head
 from fedhpc.util.arrays import F64, I64
 from fedhpc.util.progress import at_work
 from fedhpc.util.rng import generator
-from fedhpc.util.text import fitted
+from fedhpc.util.text import count_of, fitted
 
 WAYS = ("alone", "federated", "personal")
 FIGURES = ("auc", "early")
@@ -207,7 +207,7 @@ def text(result: Mapping[str, Any]) -> str:
         keys = [*(f"{way}_{figure}" for way in WAYS), *(f"gain_over_{way}_{figure}" for way in WAYS[:2])]
         rows = [(row["site"], *(_cell(row[key], "gain" in key) for key in keys)) for row in result["rows"]]
         head = ("site", *WAYS, "over alone", "over federated")
-        tables.append(f"{name}, mean of {len(result['seeds'])} cohorts, ± 95 %\n{fitted([head, *rows])}")
+        tables.append(f"{name}, mean of {count_of(len(result['seeds']), 'cohort')}, ± 95 %\n{fitted([head, *rows])}")
     return "\n\n".join(tables)
 
 
