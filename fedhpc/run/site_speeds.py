@@ -145,7 +145,9 @@ def _check(declared: RunConfig, sites: Sequence[Site], efforts: Mapping[str, flo
         InputError: other sites, or another plan than the declared speeds give.
     """
     wanted = planned_efforts(sites, declared_speeds(declared))
-    same = efforts == wanted if declared_speeds(declared) else set(efforts) == set(wanted)
+    # Of an absent site that declares no weight none is known, where an earlier start may have known it.
+    known = declared_speeds(declared) and all(site.weight is not None for site in declared.data.sites)
+    same = efforts == wanted if known else set(efforts) == set(wanted)
     if not same:
         raise InputError(
             f"schedule: the efforts from rank 0 are {dict(efforts)}, and this rank's config gives {wanted}; give all "

@@ -1,10 +1,10 @@
 """How fast a site trains: measured before the first round on public random numbers, and slowed down in stress tests."""
 
 import copy
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +49,7 @@ def seconds_per_image(model: nn.Module, shape: Sequence[int], config: RunConfig,
     images = torch.rand((min(MOST_IMAGES, config.training.batch_size), *shape), generator=torch.Generator())
     step = _step(copy.deepcopy(model), images.to(device.device), config, device)
     took = [_timed(step) for _ in range(REPEATS + 1)][1:]
-    return float(f"{statistics.median(took) / len(images):.{DIGITS}g}")
+    return float(f"{float(np.median(took)) / len(images):.{DIGITS}g}")
 
 
 def _timed(step: Callable[[], float]) -> float:
