@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from fedhpc.algorithms.fedavg import Participant
+from fedhpc.algorithms.round_types import Participant
 from fedhpc.errors import Interrupted
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import all_agree, require_all_trained, unless_interrupted

@@ -11,7 +11,8 @@ import numpy as np
 
 from fedhpc.aggregation.attacks import ATTACKS, Scene
 from fedhpc.aggregation.base import RuleRound
-from fedhpc.algorithms.fedavg import RoundConfig, rule_round
+from fedhpc.algorithms.fedavg import rule_round
+from fedhpc.algorithms.round_types import RoundConfig
 from fedhpc.algorithms.run_state import RunState
 from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.update import SparseVector, Update

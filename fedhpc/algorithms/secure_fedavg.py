@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, cast
 
-from fedhpc.algorithms.fedavg import Collected, Participant
+from fedhpc.algorithms.round_types import Collected, Participant
 from fedhpc.algorithms.run_state import RunState
 from fedhpc.config.privacy import Privacy
 from fedhpc.errors import SiteError

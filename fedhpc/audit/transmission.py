@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from fedhpc.algorithms.fedavg import Participant, RoundConfig, site_round
+from fedhpc.algorithms.fedavg import site_round
+from fedhpc.algorithms.round_types import Participant, RoundConfig
 from fedhpc.algorithms.run_state import RESIDUAL, RunState, residual_of
 from fedhpc.compression.codec import decode
 from fedhpc.compression.error_feedback import CompressionConfig

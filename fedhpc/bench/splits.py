@@ -115,16 +115,16 @@ def _settings(experiment: Experiment, path: Path) -> Iterator[Setting]:
     noise = "shared" if config.privacy.trust == "sites" else "local"
     reference = PHANTOMS if config.data.public_reference == PHANTOMS else COLLECTION
     for epsilon in experiment.epsilons or own:
-        yield _setting(experiment, path, (reference, noise), epsilon)
+        yield _setting(experiment, path, reference, noise, epsilon)
     if noise == "local":
-        yield _setting(experiment, path, (reference, "off"), None)
+        yield _setting(experiment, path, reference, "off", None)
 
 
-def _setting(experiment: Experiment, path: Path, kind: tuple[str, str], epsilon: float | None) -> Setting:
+def _setting(experiment: Experiment, path: Path, reference: str, noise: str, epsilon: float | None) -> Setting:
     privacy = "privacy=off" if epsilon is None else f"privacy.epsilon={epsilon:g}"
     words = (*experiment.sets, privacy, "evaluation.epsilon=null", "runtime.threads=1")
     key = load_config(path, list(words)).digest()[:8]
-    return Setting(path, *kind, epsilon, words, key)
+    return Setting(path, reference, noise, epsilon, words, key)
 
 
 def _common_backbone(experiment: Experiment) -> str:

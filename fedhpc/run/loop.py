@@ -11,7 +11,8 @@ import numpy as np
 
 from fedhpc.aggregation.base import Flag
 from fedhpc.algorithms.baselines import Start, train_separately
-from fedhpc.algorithms.fedavg import RoundResult, federate
+from fedhpc.algorithms.fedavg import federate
+from fedhpc.algorithms.round_types import RoundResult
 from fedhpc.algorithms.run_state import RunState, rewarded
 from fedhpc.compression.codec import encode
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback

@@ -9,10 +9,10 @@ from torch import nn
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.norm_bound import longest_norm, shortened
 from fedhpc.algorithms.catalogue import algorithm_of
-from fedhpc.algorithms.fedavg import RoundConfig
 from fedhpc.algorithms.hostile_sites import HostileSites
 from fedhpc.algorithms.local_layers import LocalLayers
 from fedhpc.algorithms.rewards import Rewards
+from fedhpc.algorithms.round_types import RoundConfig
 from fedhpc.algorithms.run_state import RunState
 from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.error_feedback import CompressionConfig

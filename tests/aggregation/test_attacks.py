@@ -12,8 +12,9 @@ from fedhpc.aggregation.coordinate_median import CoordinateMedian
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.minimum_diameter import MinimumDiameter
 from fedhpc.aggregation.trimmed_mean import TrimmedMean
-from fedhpc.algorithms.fedavg import RoundResult, federate
+from fedhpc.algorithms.fedavg import federate
 from fedhpc.algorithms.hostile_sites import HostileSites
+from fedhpc.algorithms.round_types import RoundResult
 from fedhpc.algorithms.run_state import fresh_state
 from fedhpc.compression.update import SparseVector
 from fedhpc.config.stress import STRENGTH, UPDATE_CASES

@@ -17,7 +17,8 @@ from fedhpc.aggregation.minimum_diameter import MinimumDiameter
 from fedhpc.aggregation.robust import RobustRule
 from fedhpc.aggregation.screened_mean import ScreenedMean
 from fedhpc.aggregation.trimmed_mean import TrimmedMean
-from fedhpc.algorithms.fedavg import RoundResult, federate
+from fedhpc.algorithms.fedavg import federate
+from fedhpc.algorithms.round_types import RoundResult
 from fedhpc.algorithms.run_state import RunState, fresh_state
 from fedhpc.compression.update import SparseVector, pack_arrays, unpack_arrays
 from fedhpc.transport.base import AloneTransport

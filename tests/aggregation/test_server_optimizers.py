@@ -12,7 +12,8 @@ from fedhpc.aggregation.rules import SERVER_OPTIMIZERS
 from fedhpc.aggregation.server_adaptive import FedAdagrad, FedAdam, FedYogi
 from fedhpc.aggregation.server_momentum import FedAvgM
 from fedhpc.aggregation.server_sgd import ServerSgd
-from fedhpc.algorithms.fedavg import RoundResult, federate
+from fedhpc.algorithms.fedavg import federate
+from fedhpc.algorithms.round_types import RoundResult
 from fedhpc.algorithms.run_state import RunState, fresh_state
 from fedhpc.compression.update import pack_arrays, unpack_arrays
 from fedhpc.transport.base import AloneTransport

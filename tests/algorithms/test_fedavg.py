@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 
 from fedhpc.aggregation.server_sgd import ServerSgd
-from fedhpc.algorithms.fedavg import (
-    Participant,
-    RoundConfig,
-    RoundResult,
-    federate,
-    mean_update,
-    placement,
-    site_round,
-)
+from fedhpc.algorithms.fedavg import federate, mean_update, placement, site_round
+from fedhpc.algorithms.round_types import Participant, RoundConfig, RoundResult
 from fedhpc.algorithms.run_state import RESIDUAL, RunState, fresh_state
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.compression.top_k import Layer

@@ -10,8 +10,9 @@ import pytest
 import torch
 import yaml
 
-from fedhpc.algorithms.fedavg import RoundConfig, site_round
+from fedhpc.algorithms.fedavg import site_round
 from fedhpc.algorithms.local_layers import LOCAL, LocalLayers
+from fedhpc.algorithms.round_types import RoundConfig
 from fedhpc.algorithms.run_state import RESIDUAL, RunState
 from fedhpc.compression.codec import decode
 from fedhpc.compression.error_feedback import CompressionConfig

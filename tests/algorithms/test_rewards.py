@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fedhpc.aggregation.server_sgd import ServerSgd
-from fedhpc.algorithms.fedavg import RoundConfig, RoundResult, federate
+from fedhpc.algorithms.fedavg import federate
 from fedhpc.algorithms.rewards import CONTRIBUTIONS, Rewards, shares, with_rewards
+from fedhpc.algorithms.round_types import RoundConfig, RoundResult
 from fedhpc.algorithms.run_state import RECEIVED, RunState, fresh_state
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.site.training.regularizers import NOTHING, Regularizer

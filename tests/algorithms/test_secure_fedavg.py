@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from fedhpc.aggregation.server_sgd import ServerSgd
-from fedhpc.algorithms.fedavg import RoundConfig, RoundResult, federate
+from fedhpc.algorithms.fedavg import federate
+from fedhpc.algorithms.round_types import RoundConfig, RoundResult
 from fedhpc.algorithms.run_state import fresh_state
 from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.codec import FIXED

@@ -165,7 +165,8 @@ from fedhpc.compression.codec import encode
 from fedhpc.transport.mpi import connect
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.compression.update import SparseVector, Update
-from fedhpc.algorithms.fedavg import RoundConfig, mean_update
+from fedhpc.algorithms.fedavg import mean_update
+from fedhpc.algorithms.round_types import RoundConfig
 from fedhpc.algorithms.run_state import RunState
 
 transport, d, each = connect(), 2_000_000, int(sys.argv[1])

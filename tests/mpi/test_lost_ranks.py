@@ -110,12 +110,11 @@ SECURE = (
 @pytest.mark.parametrize(
     "sets",
     [
-        ("algorithm.name=scaffold", "exchange.density=1"),
-        ("algorithm.name=feddyn", "exchange.density=1"),
+        ("algorithm.name=fednova",),
         ("server.optimizer=fedadam", "aggregation.rule=centred_clipping"),
         SECURE,
     ],
-    ids=["scaffold", "feddyn", "fedadam", "secure"],
+    ids=["fednova", "fedadam", "secure"],
 )
 def test_site_may_leave_and_come_back_whatever_the_algorithm(
     cohort: Path, tmp_path: Path, run_here: Run, sets: tuple[str, ...]

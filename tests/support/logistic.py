@@ -16,7 +16,8 @@ from torch import nn
 from fedhpc.aggregation.server_sgd import ServerSgd
 from fedhpc.algorithms.base import Algorithm
 from fedhpc.algorithms.catalogue import algorithm_of
-from fedhpc.algorithms.fedavg import RoundConfig, RoundResult, federate
+from fedhpc.algorithms.fedavg import federate
+from fedhpc.algorithms.round_types import RoundConfig, RoundResult
 from fedhpc.algorithms.run_state import RunState, fresh_state
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.config.schema import RunConfig
