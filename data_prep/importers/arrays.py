@@ -5,7 +5,10 @@ may hold `modality` text [n], `early` 0 or 1 [n] and `split` 0 train, 1 val, 2 t
 what is not asked for does not get into a shard.
 """
 
+import math
+import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.image_job import SITE_NAME
 from data_prep.importers.deidentified import METHOD
 from data_prep.importers.division import divide
 from data_prep.importers.secret import Pseudonyms, site_pseudonyms
@@ -21,7 +25,7 @@ from data_prep.partition import VAL_SHARE, Partition
 from data_prep.shard_writer import write_shard
 from data_prep.target import Target, staging
 from fedhpc.errors import ShardError
-from fedhpc.site.data.shard_format import IMAGE_DTYPES
+from fedhpc.site.data.shard_format import IMAGE_DTYPES, MODALITIES
 
 REQUIRED, OPTIONAL = ("images", "labels", "patients"), ("modality", "early", "split")
 Arrays = dict[str, npt.NDArray[Any]]
@@ -67,9 +71,10 @@ def import_arrays(job: ArraysImport) -> list[Path]:
     Raises:
         ShardError: an archive that cannot be read or does not fit, too few patients, shards of another import, no room.
     """
+    _refuse("wrong options. Allowed", job, _options(job))
     codes = site_pseudonyms(job.secret, job.out)
     arrays = _checked(job, _read(job.source))
-    patients = np.array([codes.patient(str(name)) for name in arrays["patients"]], "S16")
+    patients = np.array([codes.patient(name) for name in _patients(arrays)], "S16")
     labels = arrays["labels"].astype(np.int64)
     plan = Partition(len(job.names), job.skew, job.seed, job.all_test, job.val_share)
     site_of, split = divide(labels, patients, plan)
@@ -119,7 +124,62 @@ def _read(source: Path) -> Arrays:
         ) from error
 
 
+def _refuse(problem: str, job: ArraysImport, rules: Sequence[tuple[bool, str]]) -> None:
+    """Raise ShardError with what every broken rule of (is kept, what is needed) needs."""
+    broken = [text for fine, text in rules if not fine]
+    if broken:
+        raise ShardError(f"{shown(job.source)}: {problem}: {'; '.join(broken)}", code="prepare")
+
+
+def _options(job: ArraysImport) -> list[tuple[bool, str]]:
+    ends = job.pixel_range
+    return [
+        (job.site is None or re.fullmatch(SITE_NAME, job.site) is not None, "--site of a-z, 0-9, _ and -"),
+        (job.sites >= 1, "--sites 1 or more"),
+        (job.skew is None or job.skew > 0, "--skew above 0, or none"),
+        (0 < job.val_share < 1, "--val-share between 0 and 1"),
+        (len(set(job.classes)) == len(job.classes) >= 2, "--classes with two or more different names"),
+        (
+            ends is None or (all(map(math.isfinite, ends)) and ends[0] < ends[-1]),
+            "--pixel-range of two finite numbers, the smaller first",
+        ),
+    ]
+
+
+def _shapes(arrays: Arrays) -> list[tuple[bool, str]]:
+    return [
+        (all(len(values.shape) == 1 for name, values in arrays.items() if name != "images"), "[n] in every column"),
+        (
+            arrays["images"].ndim in (3, 4) and 0 not in arrays["images"].shape,
+            "images [n, H, W] or [n, C, H, W], none of them 0",
+        ),
+    ]
+
+
+def _patients(arrays: Arrays) -> list[str]:
+    """Names without the blanks around them, which tables add."""
+    return [str(name).strip() for name in arrays["patients"].tolist()]
+
+
+def _columns(arrays: Arrays) -> list[tuple[bool, str]]:
+    """What the optional columns must hold: nothing else of them may get into a shard."""
+    split, early = arrays.get("split"), arrays.get("early")
+    known = split is None or (split.dtype.kind in "iu" and bool(np.isin(split, (0, 1, 2)).all()))
+    pairs = set() if split is None else {*zip(_patients(arrays), split.tolist(), strict=True)}
+    alone = split is None or len(pairs) == len({patient for patient, _ in pairs})
+    return [
+        (known, "split 0 train, 1 val or 2 test"),
+        (alone, "all images of a patient in one split"),
+        (early is None or (early.dtype.kind in "iub" and bool(np.isin(early, (0, 1)).all())), "early 0 or 1"),
+        (
+            set(map(str, arrays.get("modality", ()))) <= set(MODALITIES),
+            f"modality of {', '.join(MODALITIES)}",
+        ),
+    ]
+
+
 def _checked(job: ArraysImport, arrays: Arrays) -> Arrays:
+    _refuse("does not fit. Needed", job, _shapes(arrays))
     images, labels = arrays["images"], arrays["labels"]
     if images.ndim == 3:
         images = images[:, None]
@@ -135,10 +195,10 @@ def _checked(job: ArraysImport, arrays: Arrays) -> Arrays:
         (labels.ndim == 1 and labels.dtype.kind in "iu", "labels: whole numbers [n]"),
         (len({len(values) for values in arrays.values()}) == 1, "one value an image in every array"),
         (labels.dtype.kind in "iu" and np.isin(labels, range(len(job.classes))).all(), "a class for each label"),
+        (images.dtype.kind != "f" or bool(np.isfinite(images).all()), "finite pixels"),
     )
-    problems = [text for fine, text in rules if not fine]
-    if problems:
-        raise ShardError(f"{shown(job.source)}: does not fit. Needed: {'; '.join(problems)}", code="prepare")
+    _refuse("does not fit. Needed", job, rules)
+    _refuse("does not fit. Needed", job, _columns(arrays))
     return arrays | {"images": images}
 
 

@@ -5,6 +5,7 @@ Free text is looked at for signs of burned-in text only. Nothing of a header is 
 
 import logging
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from pydicom.errors import InvalidDicomError
 
 from data_prep.importers.fields import Fields, Numbers, numbers_of, tag_of
 from data_prep.importers.screening import Verdict, screened
+from data_prep.importers.volume import MOST_FRAMES, MOST_PIXELS, NO_FILE, is_plausible
 
 SINGLE = {
     "1.2.840.10008.5.1.4.1.1.1": "CR",
@@ -60,6 +62,12 @@ NO_IMAGE = "holds no image"
 OTHER_KIND = "an image of a kind that is not imported (only CT, MR, CR, DX and MG are)"
 NO_IDENTITY = "without a patient, study, series or instance of its own"
 PROCESSING = "a raw detector image (for processing, not for presentation)"
+TOO_LARGE = f"claims no frame, more than {MOST_FRAMES:,}, or more than {MOST_PIXELS:,} pixels a frame"
+
+DEFLATED = b"1.2.840.10008.1.2.1.99"
+"""The transfer syntax of a dataset that is compressed as a whole."""
+META_BYTES, MOST_INFLATED_BYTES = 1024, 2**29
+"""Of the beginning of a file, which names its transfer syntax; of what a compressed dataset may become in memory."""
 
 PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 """Uncompressed, little endian: the pixels lie in the file as they are."""
@@ -168,7 +176,10 @@ def read_header(root: Path, file: str, blank: Path | None = None) -> Header | Re
         blank: a table of device rules beside the built-in one.
     """
     try:
+        if not (root / file).is_file():
+            return Refused(file, NO_FILE)
         with quiet(), (root / file).open("rb") as stream:
+            _check_inflated(stream)
             dataset = _read(stream)
             if dataset is None:
                 return Refused(file, NOT_DICOM)
@@ -193,6 +204,19 @@ def _read(stream: BinaryIO) -> Dataset | None:
     return found if "SOPClassUID" in found else None
 
 
+def _check_inflated(stream: BinaryIO) -> None:
+    """Raise ValueError of a compressed dataset that would take more memory than any image has; rewind the stream."""
+    head = stream.read(META_BYTES)
+    if DEFLATED in head:
+        # The length of the file's own header is its first element's value (PS3.10, table 7.1-1).
+        stream.seek(144 + int.from_bytes(head[140:144], "little"))
+        inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+        inflating.decompress(stream.read(), MOST_INFLATED_BYTES)
+        if inflating.unconsumed_tail:
+            raise ValueError
+    stream.seek(0)
+
+
 def _bare(stream: BinaryIO) -> bool:
     """Whether a file begins with a group that a dataset without preamble begins with, in either byte order."""
     stream.seek(0)
@@ -209,6 +233,8 @@ def _header(file: str, dataset: Dataset, blank: Path | None) -> Header | Refused
     instance, study, series = (fields.text(f"{one}InstanceUID") for one in ("SOP", "Study", "Series"))
     patient = "\0".join(filter(None, (fields.text("PatientID"), fields.text("IssuerOfPatientID"))))
     known = Header(file, sop_class, instance, study, series, patient or f"study {study}")
+    if not is_plausible(fields.whole("NumberOfFrames", 1), fields.whole("Rows", 0), fields.whole("Columns", 0)):
+        return Refused(file, TOO_LARGE)
     if sop_class in (RTSTRUCT, SEGMENTATION):
         return replace(known, refers_to=tuple(sorted(_referenced(dataset))))
     verdict = screened(fields, sop_class, blank)

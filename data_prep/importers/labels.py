@@ -87,6 +87,30 @@ def read_labels(table: Path, classes: Sequence[str] | None) -> Labels:
     return Labels(join[0], values, named)
 
 
+def check_no_names(table: Path, labels: Labels, series: Sequence[Series]) -> None:
+    """Refuse labels of which each is of one patient only, like a column of names: class names get into a shard.
+
+    Args:
+        table: the file that the labels are from.
+        labels: of it, with the classes that it has itself.
+        series: what is taken.
+
+    Raises:
+        ShardError: no label is of two patients.
+    """
+    patients: dict[int, set[str]] = {}
+    for one in series:
+        for row in range(len(one.frames)):
+            if (number := labels.of(one, row)) is not None:
+                patients.setdefault(number, set()).add(one.patient)
+    if patients and max(map(len, patients.values())) == 1:
+        raise _refused(
+            table,
+            f"none of its {len(labels.classes)} labels is of two patients. Class names are public: is it the right "
+            "column? If so, name all by --classes",
+        )
+
+
 def _lines(numbers: Sequence[int]) -> str:
     more = f" and {len(numbers) - 3} more" if len(numbers) > 3 else ""
     return f"line {', '.join(map(str, numbers[:3]))}{more}"

@@ -18,6 +18,9 @@ from data_prep.importers.orientation import CANONICAL, OBLIQUE_DEGREES, Orientat
 from data_prep.importers.parallel import each
 from data_prep.importers.tree import files_below
 from data_prep.importers.volume import (
+    MOST_FRAMES,
+    MOST_PIXELS,
+    NO_FILE,
     Bool,
     Facts,
     Found,
@@ -29,6 +32,7 @@ from data_prep.importers.volume import (
     Reject,
     Series,
     Spacing,
+    is_plausible,
 )
 
 NIFTI, NRRD = (".nii", ".nii.gz"), (".nrrd", ".nhdr")
@@ -36,6 +40,7 @@ SUFFIXES = (*NIFTI, *NRRD)
 OTHER_FORMAT = "neither NIfTI nor NRRD by its name"
 UNREADABLE = "a volume whose header cannot be read"
 NOT_3D = "no volume of three dimensions"
+TOO_LARGE = f"claims more than {MOST_FRAMES:,} slices, or more than {MOST_PIXELS:,} pixels a slice"
 ALONE = "a mask without its volume"
 OTHER_GRID = "its mask is of another size"
 NO_PATIENT = "its path tells no patient by --patient-regex"
@@ -158,6 +163,8 @@ class _Scan:
 
     def __call__(self, file: str) -> Grid | str:
         try:
+            if not (self._root / file).is_file():
+                return NO_FILE
             grid = _grid(self._root / file)
         except MemoryError:
             raise
@@ -222,6 +229,9 @@ def _series(job: ArchiveImport, file: str, grid: Grid) -> GridSeries | str:
     across = _across(job, matrix / sides, sides)
     if across is None:
         return NOT_WANTED
+    rows, columns = (grid.shape[axis] for axis in range(3) if axis != across)
+    if not is_plausible(grid.shape[across], rows, columns):
+        return TOO_LARGE
     if grid.shape[across] < job.min_slices:
         return TOO_FEW
     patient = _patient(job, file)

@@ -13,7 +13,7 @@ from data_prep.importers.deidentified import METHOD
 from data_prep.importers.division import divide
 from data_prep.importers.intensity import HOUNSFIELD_RANGE
 from data_prep.importers.job import ArchiveImport, checked
-from data_prep.importers.labels import Labels, read_labels
+from data_prep.importers.labels import Labels, check_no_names, read_labels
 from data_prep.importers.lesions import CLASSES
 from data_prep.importers.listing import listing
 from data_prep.importers.parallel import each
@@ -57,6 +57,7 @@ def dry_run(job: ArchiveImport, finder: Finder) -> str:
     codes = site_pseudonyms(checked(job).secret, job.out)
     labels = read_labels(job.labels, job.classes) if job.labels else None
     found, _, unlabelled = _labelled(_found(job, finder, codes), labels)
+    _check_classes(job, labels, found)
     return listing(found, unlabelled)
 
 
@@ -76,6 +77,7 @@ def import_archive(job: ArchiveImport, finder: Finder, name: str) -> list[Path]:
     found, rejects, _ = _labelled(_found(job, finder, codes), labels)
     if not found.series:
         raise ShardError(_nothing(job, rejects), code="prepare")
+    _check_classes(job, labels, found)
     digest = _digest(job, found, codes)
     target = Target(job.out, job.files, f"fedhpc prepare {name}, import {digest}", job.replace)
     target.strangers()
@@ -127,6 +129,12 @@ def _labelled(found: Found, labels: Labels | None) -> tuple[Found, list[Reject],
         else:
             without.append(series)
     return replace(found, series=tuple(taken)), rejects, without
+
+
+def _check_classes(job: ArchiveImport, labels: Labels | None, found: Found) -> None:
+    """Classes that nobody has named are those of the table: they must not be its patients."""
+    if job.labels and labels and job.classes is None:
+        check_no_names(job.labels, labels, found.series)
 
 
 def _nothing(job: ArchiveImport, rejects: Sequence[Reject]) -> str:

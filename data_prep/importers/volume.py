@@ -21,7 +21,17 @@ class Spacing(NamedTuple):
     right: float
 
 
+NO_FILE = "a link to nothing, a pipe or a device, not a file"
+
 STRAIGHT = Spacing(0.0, 0.0)
+
+MOST_FRAMES, MOST_PIXELS = 2**16, 2**27
+"""Of one file, and of one plane: a header may claim any number, and memory is taken by what it claims."""
+
+
+def is_plausible(frames: int, rows: int, columns: int) -> bool:
+    """Return whether a file may be read that claims so many planes of such a size."""
+    return 1 <= frames <= MOST_FRAMES and rows * columns <= MOST_PIXELS
 
 
 class Pixel(NamedTuple):

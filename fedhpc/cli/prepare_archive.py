@@ -201,8 +201,13 @@ def _do(options: argparse.Namespace, finder: Callable[..., Any], name: str) -> i
         by, status = ("Ctrl-C", INTERRUPTED) if isinstance(stop, KeyboardInterrupt) else ("SIGTERM", TERMINATED)
         print(f"stopped by {by}: no shard was written; the same command goes on where this ended", file=sys.stderr)
         return status
-    except (FedhpcError, MemoryError):
+    except FedhpcError:
         raise
+    except MemoryError:
+        raise ShardError(
+            f"{shown(job.source)}: the memory does not suffice. Free some, and start again: what is finished is kept",
+            code="prepare",
+        ) from None
     except Exception as error:
         # Its own words may quote a header or the name of a file, which may be a patient's.
         raise ShardError(
