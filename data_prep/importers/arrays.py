@@ -194,7 +194,7 @@ def _checked(job: ArraysImport, arrays: Arrays) -> Arrays:
         ),
         (labels.ndim == 1 and labels.dtype.kind in "iu", "labels: whole numbers [n]"),
         (len({len(values) for values in arrays.values()}) == 1, "one value an image in every array"),
-        (labels.dtype.kind in "iu" and np.isin(labels, range(len(job.classes))).all(), "a class for each label"),
+        (labels.dtype.kind in "iu" and bool(np.isin(labels, range(len(job.classes))).all()), "a class for each label"),
         (images.dtype.kind != "f" or bool(np.isfinite(images).all()), "finite pixels"),
     )
     _refuse("does not fit. Needed", job, rules)

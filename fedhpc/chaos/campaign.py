@@ -21,6 +21,7 @@ from fedhpc.chaos.blows import KINDS, Blow, Place, drawn
 from fedhpc.chaos.invariants import Snapshot, violations
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.strict_yaml import dump_yaml
+from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.util.files import make_folder, write_text
 from fedhpc.util.processes import session
@@ -102,8 +103,11 @@ def run_campaign(campaign: Campaign) -> Iterator[Start]:
     """Try runs until the time is over; yield each start as it ends.
 
     Raises:
+        InputError: there is no mpirun.
         FileError: where the folder cannot be written.
     """
+    if shutil.which("mpirun") is None:
+        raise InputError("mpirun: is not on PATH: install an MPI, or load its module", code="mpi.launcher-missing")
     chance = random.Random(campaign.seed)
     make_folder(campaign.folder)
     until = time.monotonic() + 60 * campaign.minutes
@@ -111,7 +115,7 @@ def run_campaign(campaign: Campaign) -> Iterator[Start]:
     while time.monotonic() < until:
         number += 1
         fault_tolerant = chance.random() < 0.5
-        with _disk(campaign.folder / f"run{number}") as (place, small):
+        with small_disk(campaign.folder / f"run{number}") as (place, small):
             config = _config(campaign.folder, place, fault_tolerant=fault_tolerant)
             for start in _until_finished(Trial(number, place, config, fault_tolerant, small), chance):
                 campaign.starts.append(start)
@@ -221,7 +225,7 @@ def _starts(directory: RunDirectory) -> int:
 
 
 @contextlib.contextmanager
-def _disk(place: Path) -> Iterator[tuple[Path, bool]]:
+def small_disk(place: Path) -> Iterator[tuple[Path, bool]]:
     """The folder of a run: on a small file system of its own where this process may mount one."""
     make_folder(place)
     option = f"size={DISK_MB}m"
@@ -231,5 +235,8 @@ def _disk(place: Path) -> Iterator[tuple[Path, bool]]:
         yield place, small
     finally:
         if small:
-            shutil.copytree(place, place.with_name(f"{place.name}-kept"), dirs_exist_ok=True)
-            subprocess.run(["umount", place], capture_output=True, check=False)
+            try:
+                shutil.copytree(place, place.with_name(f"{place.name}-kept"), dirs_exist_ok=True)
+            finally:
+                # Lazily: a rank that was killed just now may not have closed its files.
+                subprocess.run(["umount", "--lazy", place], capture_output=True, check=False)

@@ -188,11 +188,14 @@ class RunDirectory:
         append_line(self.starts, json.dumps(start, allow_nan=False))
         lines, _ = read_lines(self.starts, RESTORE)
         try:
-            return [json.loads(line) for line in lines]
-        except ValueError:
+            starts = [json.loads(line) for line in lines]
+        except (ValueError, RecursionError):
+            starts = [None]
+        if not all(isinstance(one, dict) and "after_round" in one for one in starts):
             raise InputError(
                 f"{self.starts}: was changed; it only tells when the run was started: remove it", code="file.damaged"
-            ) from None
+            )
+        return starts
 
 
 def config_text(config: RunConfig, folder: Path) -> str:

@@ -4,9 +4,11 @@ What may judge 2^n models? With privacy on the updates are released, but the pat
 utilities of all coalitions on them would be one more release, which `evaluation.epsilon` does not cover, and of 2^n
 private answers each would get 2^-n of it. So models are judged on labelled images that are public, or by no data at
 all, by the directions of the updates (CGSV). A shard of the run's own hospitals is refused, unless its patients are
-synthetic or the run had no privacy to begin with.
+synthetic or the run had no privacy to begin with; so are patients whom a site ledger on this node knows, whatever
+name their shard has.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,11 +27,13 @@ from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import SavedModel, load_model
 from fedhpc.models.vector import from_vector
 from fedhpc.privacy.plan import site_plans
+from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.records.metrics import one_vs_rest
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.weighted_auc import patient_resamples, weighted_aucs
 from fedhpc.run.contribution_table import Draws, Judge, table_of
 from fedhpc.run.stored_updates import read_history
+from fedhpc.site.account import folder_on_this_node, identities_of
 from fedhpc.site.data.open_site import open_site
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.data.shard import Shard
@@ -187,6 +191,21 @@ def _logits(saved: SavedModel, samples: Samples, split: str, device: Device) -> 
     return of_head
 
 
+def _check_no_patient(config: RunConfig, shard: Shard, path: Path) -> None:
+    """Refuse patients of the run under another site's name: those whom a site ledger that can be read here knows."""
+    everybody = identities_of(shard, ("train", "val", "test"))
+    for site in config.site_names:
+        folder = folder_on_this_node(config, site)
+        if all(os.access(folder / name, os.R_OK) for name in ("key", "ledger.jsonl")) and SiteLedger(
+            folder
+        ).has_charged(everybody):
+            raise PrivacyError(
+                f"{path}: some of its patients were charged to the site ledger of {site}, and this run protects them. "
+                "Give labelled images that are public, or none: CGSV needs none",
+                code="privacy.contribution",
+            )
+
+
 def _check(config: RunConfig, saved: SavedModel, shard: Shard, path: Path, split: str) -> None:
     if config.private and config.data.phantom is None and shard.site in config.site_names:
         raise PrivacyError(
@@ -195,6 +214,8 @@ def _check(config: RunConfig, saved: SavedModel, shard: Shard, path: Path, split
             "images that are public, or none: CGSV needs none",
             code="privacy.contribution",
         )
+    if config.private and config.data.phantom is None:
+        _check_no_patient(config, shard, path)
     for name, ours, theirs in (
         ("classes", saved.task.classes, tuple(shard.classes)),
         ("image_shape", saved.task.image_shape, tuple(shard.image_shape)),

@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from fedhpc.config.data import Site
-from fedhpc.config.schedule import declared_speeds, is_measured, planned_efforts
+from fedhpc.config.schedule import Effort, declared_speeds, is_measured, planned_efforts
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.records.run_directory import RESTORE, RunDirectory
@@ -33,9 +33,7 @@ class SiteSpeed(TypedDict):
 
 
 SITE_SPEED = TypeAdapter(SiteSpeed)
-EFFORTS: TypeAdapter[dict[str, float]] = TypeAdapter(
-    dict[str, Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]]
-)
+EFFORTS: TypeAdapter[dict[str, float]] = TypeAdapter(dict[str, Effort])
 
 
 def with_schedule(

@@ -1,6 +1,7 @@
 """Chaos: a real run under faults, and that the invariants notice what they are for."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -12,7 +13,9 @@ import pytest
 import yaml
 
 from fedhpc.chaos.blows import KINDS, drawn
+from fedhpc.chaos.campaign import small_disk
 from fedhpc.chaos.invariants import Snapshot, snapshot, violations
+from fedhpc.cli.main import main
 from fedhpc.config.schema import RunConfig
 from fedhpc.records.checkpoint import save_state
 from fedhpc.records.run_directory import RunDirectory
@@ -112,6 +115,31 @@ def test_every_kind_of_fault_is_drawn_and_the_seed_repeats_them() -> None:
     assert kinds == set(KINDS)
     assert "full-disk" not in {drawn(random.Random(seed), 4, small_disk=False).kind for seed in range(200)}
     assert drawn(random.Random(5), 4, small_disk=True) == drawn(random.Random(5), 4, small_disk=True)
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "x"])
+def test_chaos_without_time_is_refused(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["chaos", "--minutes", minutes])
+    assert end.value.code == 2 and "must be a number above 0" in capsys.readouterr().err
+
+
+def test_chaos_without_mpirun_is_refused(
+    tmp_path: Path, run_here: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = run_here(["chaos", "-o", tmp_path / "chaos"])
+    assert done.returncode == 2 and "mpirun: is not on PATH" in done.stderr and not (tmp_path / "chaos").exists()
+
+
+def test_small_disk_is_unmounted_however_a_run_ends(tmp_path: Path) -> None:
+    """Its content may not be copied (a full disk), and a rank may still have a file open."""
+    with pytest.raises((KeyboardInterrupt, OSError)), small_disk(tmp_path / "run") as (place, _):
+        (tmp_path / "run-kept").write_text("no folder can be made here", encoding="utf-8")
+        held = (place / "open").open("w", encoding="utf-8")
+        raise KeyboardInterrupt
+    held.close()
+    assert not os.path.ismount(tmp_path / "run")
 
 
 @pytest.mark.slow

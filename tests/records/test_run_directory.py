@@ -15,9 +15,11 @@ import pytest
 import torch
 import yaml
 
+from fedhpc.errors import InputError
 from fedhpc.models.saved import load_model
 from fedhpc.models.vector import to_vector
 from fedhpc.records.checkpoint import load_state
+from fedhpc.records.run_directory import RunDirectory
 from tests.conftest import Outcome, run_limited
 from tests.mpi.test_federated import make_shard
 from tests.support.broken_runs import on_entering
@@ -408,3 +410,11 @@ def test_key_of_an_earlier_version_is_named(finished: Path, train: Here, tmp_pat
     assert '"colocated"' in saved["facts"]
     torch.save(saved, run / "model.pt")
     assert load_model(run / "model.pt").config.federation.aggregator_rank == "shared"
+
+
+@pytest.mark.parametrize("line", ["3", "[]", "{}", "{", "null", '{"after_round"'])
+def test_changed_list_of_starts_is_refused_by_one_message(tmp_path: Path, line: str) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.starts.write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match="remove it"):
+        directory.note_start({"after_round": 0})

@@ -103,6 +103,16 @@ def test_protected_patients_judge_no_model(run: Path, folder: Path, run_here: Ca
     assert done.returncode == 2 and "[privacy.contribution]" in done.stderr
 
 
+def test_protected_patients_are_known_by_another_name(run: Path, folder: Path, run_here: Callable[..., Any]) -> None:
+    """A hospital's shard under a new name, with new pseudonyms: its site ledger knows the pixels."""
+    shutil.copyfile(folder / "b.h5", folder / "other.h5")
+    with h5py.File(folder / "other.h5", "r+") as other:
+        other.attrs["site"] = "other"
+        other["patient"][...] = np.array([f"{k:016x}" for k in range(len(other["patient"]))], "S16")
+    done = run_here(["contribution", run, "--on", folder / "other.h5"])
+    assert done.returncode == 2 and "site ledger of b" in done.stderr and "[privacy.contribution]" in done.stderr
+
+
 def test_images_of_one_class_judge_nothing(run: Path, folder: Path, run_here: Callable[..., Any]) -> None:
     shutil.copyfile(folder / "public.h5", folder / "lone.h5")
     with h5py.File(folder / "lone.h5", "r+") as lone:

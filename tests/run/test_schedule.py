@@ -99,3 +99,27 @@ def test_ledgers_of_a_private_plan_charge_its_own_rates(
         rates[site] = {one["sample_rate"] for one in trained}
     assert rates == {site: {0.5 if site == "site3" else 1.0} for site in SITES}
     assert all(0.99 * 4 <= epsilon <= 4 for epsilon in spent.values()), spent
+
+
+@pytest.mark.parametrize(
+    "efforts",
+    [
+        [],
+        {},
+        {"site1": 1.0},
+        dict.fromkeys(SITES, 1e-9),
+        dict.fromkeys(SITES, 2.0),
+        {**dict.fromkeys(SITES, 1.0), "x": 1.0},
+    ],
+)
+def test_changed_plan_is_refused_by_one_message(
+    run_here: RunHere, tree: dict[str, Any], tmp_path: Path, efforts: Any
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    declared = {site["name"]: [site["weight"], None] for site in tree["data"]["sites"]}
+    kept = {"declared": declared, "seconds_per_image": None, "efforts": efforts}
+    (run / "schedule.json").write_text(json.dumps(kept), encoding="utf-8")
+    done = train(run_here, tree, tmp_path, schedule={"policy": "plan"})
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "schedule" in done.stderr and "effort" in done.stderr
