@@ -16,7 +16,7 @@ from data_prep.domain_shift import Shift, draw, reference_steps, shift, usual_ch
 from fedhpc.config.harmonise import Chain, Step
 from fedhpc.models.backbones import public_backbone
 from fedhpc.util.arrays import F32, F64
-from fedhpc.util.files import write_text
+from fedhpc.util.files import PRIVATE, write_text
 from fedhpc.util.html import rendered
 from fedhpc.util.progress import at_work
 from fedhpc.util.text import fixed, table
@@ -99,7 +99,7 @@ def write_page(found: Mapping[str, Shift], path: Path) -> None:
         for name, one in found.items()
     ]
     text = rendered(TEMPLATE, chains=chains, width=WIDTH, height=HEIGHT, sites=colours)
-    write_text(path, text)
+    write_text(path, text, mode=PRIVATE)
 
 
 def landmarks_text(reference: Path, frequencies: int) -> str:

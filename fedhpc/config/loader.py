@@ -9,7 +9,7 @@ import re
 import reprlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -281,6 +281,8 @@ def _plain_words(item: dict[str, Any]) -> str:
         site = item["loc"][:2] == ("data", "sites") and isinstance(item["input"], str)
         example = f", such as {{name: {reprlib.repr(item['input'])[1:-1]}, weight: 100}}" if site else ""
         return f"is a single value; it must be a mapping of keys{example}"
+    if item["type"] == "tuple_type":
+        return "is a single value; it must be a list"
     if item["type"] == "too_short":
         return f"is empty; it must have at least {item['ctx']['min_length']} item"
     message = str(item["msg"])
@@ -290,26 +292,39 @@ def _plain_words(item: dict[str, Any]) -> str:
 def _user_keys(location: tuple[str | int, ...], root: type[Section]) -> tuple[list[str], type[Section]]:
     """The part of a pydantic location that a user wrote (not the tried member of a union), and the section it is in."""
     section = root
+    choices: list[type[Section]] = []
     keys: list[str] = []
     for part in location:
+        chosen = next((one for one in choices if _is_name_of(one, part)), None)
+        if chosen is not None:
+            section, choices = chosen, []
+            continue
         keys.append(str(part))
-        inner = section if isinstance(part, int) else _section_type(section, part)
-        if inner is None:
+        if isinstance(part, int):
+            continue
+        choices = _section_types(section, part)
+        if not choices:
             break
-        section = inner
+        section = choices[0]
     return keys, section
 
 
-def _section_type(section: type[Section], key: str) -> type[Section] | None:
-    """The `Section` class behind `key` in `section`; None where `key` is unknown or holds a plain value."""
+def _is_name_of(section: type[Section], part: str | int) -> bool:
+    """Whether a section is chosen by this name, as `fedadam` chooses one of `server`."""
+    fields = section.model_fields.values()
+    return any(get_origin(field.annotation) is Literal and field.default == part for field in fields)
+
+
+def _section_types(section: type[Section], key: str) -> list[type[Section]]:
+    """The `Section` classes behind `key` in `section`; none where `key` is unknown or holds a plain value."""
     field = section.model_fields.get(key)
-    nested = [field.annotation] if field else []
+    nested, found = [field.annotation] if field else [], []
     while nested:
         kind = nested.pop()
         if isinstance(kind, type) and issubclass(kind, Section):
-            return kind
+            found.append(kind)
         nested += list(getattr(kind, "__args__", ()))
-    return None
+    return found
 
 
 def _suggestion(key: str, section: type[BaseModel]) -> str:

@@ -18,7 +18,7 @@ from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.laplace import laplace_integers
 from fedhpc.privacy.noise import KeyStream
-from fedhpc.privacy.places import Whose, site_ledger_folder
+from fedhpc.privacy.places import Whose, check_other_names, check_synthetic, site_ledger_folder
 from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.site_terms import Owner, Request, Terms
 from fedhpc.site.account import DELTA, SYNTHETIC, identities_of
@@ -64,15 +64,21 @@ def release(shard: Shard, path: Path, epsilon: float, ledger: str | None = None)
         ledger: the folder of the site ledger; None: where runs look for it.
 
     Raises:
-        PrivacyError: this shard's statistics were released before, or the ledger refuses.
+        PrivacyError: this shard's statistics were released before, the ledger refuses, or another site's ledger has
+            charged some of its patients.
     """
     if not 0.01 <= epsilon <= 10:
         raise PrivacyError(f"epsilon={epsilon:g}: allowed: 0.01 to 10")
     whose = Whose(shard.site, path, shard.created_by.startswith(SYNTHETIC))
     account = SiteLedger.open_or_create(site_ledger_folder(whose, ledger), Terms("patient", DELTA))
+    everybody = identities_of(shard, SPLITS)
+    if whose.synthetic:
+        check_synthetic(shard.site, everybody)
+    else:
+        check_other_names(account, shard.site, everybody)
     owner = Owner(f"{RUN} {shard.digest[:16]}", RUN, shard.site)
     charge = Charge(1, 1 / epsilon, 1.0, 1, "laplace", "patient")
-    units = account.register(identities_of(shard, SPLITS))
+    units = account.register(everybody)
     request = Request(charge, units, owner)
     with account.locked():
         if account.charges(owner.ledger, owner.site):

@@ -168,3 +168,21 @@ def test_merge_keeps_the_upper_and_changes_nothing_else(base: dict[str, object],
     assert set(both) == set(base) | set(over)
     assert all(both[key] == base[key] for key in set(base) - set(over))
     assert merged(base, {}) == base
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("server={optimizer: fedadam, lr: -1}", "server.lr=-1: "),
+        ("server={optimizer: fedadam, lrr: 1}", "server.lrr: unknown key; did you mean lr?"),
+        ("aggregation={rule: krum, byzantine: 1}", "aggregation.byzantine: unknown key; allowed: rule, faulty_sites"),
+        ("algorithm={name: fedprox, mu: -1}", "algorithm.mu=-1: "),
+        ("harmonise=[{step: zscore}, {step: clip, low: 70}]", "harmonise.1.low=70: "),
+        ("harmonise=[{step: nyul}]", "harmonise.0.landmarks: missing"),
+        ("harmonise=zscore", "harmonise='zscore': is a single value; it must be a list"),
+    ],
+)
+def test_key_of_a_named_section_is_told_as_it_was_written(line: str, told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(REPO / "configs" / "smoke.yaml", [line])
+    assert told in str(error.value)

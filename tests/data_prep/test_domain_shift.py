@@ -37,6 +37,7 @@ def test_alike_hospitals_cannot_be_told_apart_unlike_ones_can(tmp_path: Path) ->
     text = comparison_text(unlike)
     assert "site AUC" in text.splitlines()[0] and len(text.splitlines()) == 1 + len(unlike)
     write_page(unlike, tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o600, "it shows images of patients"
     page = (tmp_path / "page.html").read_text()
     assert page.count("<polyline") == 2 * len(unlike) and page.count("data:image/png") == 2 * len(unlike)
 

@@ -73,6 +73,20 @@ def test_release_is_charged_first_and_once(tmp_path: Path) -> None:
     assert len(SiteLedger(folder).entries("charge")) == 1
 
 
+def test_renamed_shard_has_no_other_budget(tmp_path: Path) -> None:
+    """Under a new site name its patients would be charged to a new account, without the hospital's cap."""
+    ledgers = f"{tmp_path}/ledgers/{{site}}"
+    SiteLedger.create(tmp_path / "ledgers" / "north", Terms("patient", 1e-5, cap=0.8, initialised=True))
+    for site, refused in (("north", None), ("south", "some of its patients were charged")):
+        path = make(tmp_path / f"{site}.h5", 30)
+        with Shard.open(path, None, in_memory=False, need_train=False) as shard:
+            if refused is None:
+                release(shard, path, 0.5, ledgers)
+            else:
+                with pytest.raises(PrivacyError, match=refused):
+                    release(shard, path, 0.5, ledgers)
+
+
 def found_labels(path: Path) -> Any:
     with Shard.open(path, None, in_memory=False, need_train=False) as shard:
         return shard.labels
