@@ -163,6 +163,9 @@ def _dicom(options: argparse.Namespace) -> int:
 def _nifti(options: argparse.Namespace) -> int:
     from data_prep.importers.nifti import find
 
+    if options.patient_regex is None and not options.find:
+        told = "each file counts as a patient of its own; where patients have several, give --patient-regex"
+        print(f"note: {told}", file=sys.stderr)
     return _do(options, find, "nifti")
 
 

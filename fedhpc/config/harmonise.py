@@ -66,6 +66,13 @@ class Nyul(Step):
         description="of a public reference: percentiles 1, 10, 20, ..., 90, 99; `run.py prepare landmarks` prints them"
     )
 
+    @field_validator("landmarks")
+    @classmethod
+    def _rising(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if list(values) != sorted(values) or values[0] == values[-1]:
+            raise ValueError("percentiles never fall, and the last is above the first")
+        return values
+
 
 class Fourier(Step):
     """The lowest spatial frequencies get the amplitudes of a public reference and keep their phase.

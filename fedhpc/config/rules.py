@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.server_sgd import ServerSgd
-from fedhpc.config.stress import SLOW
+from fedhpc.config.stress import SLOW, STRENGTH
 
 if TYPE_CHECKING:
     from fedhpc.config.model import Model
@@ -171,6 +171,14 @@ def _stress_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         (
             stress.case == SLOW and stress.amount < 1,
             f"stress.strength={stress.strength}: makes a site faster, which sleeping cannot; set 1 or more",
+        ),
+        (
+            stress.strength is not None and stress.case not in STRENGTH,
+            f"stress.strength={stress.strength}: case {stress.case} has none; remove it",
+        ),
+        (
+            stress.case in ("label_flip", "label_noise") and stress.amount > 1,
+            f"stress.strength={stress.strength}: is the share of the images, at most 1 with case {stress.case}",
         ),
         (honest < 2, f"stress.sites: {len(stress.sites)} of {len(names)} sites; leave two or more as they are"),
         (

@@ -180,9 +180,12 @@ def test_merge_keeps_the_upper_and_changes_nothing_else(base: dict[str, object],
         ("harmonise=[{step: zscore}, {step: clip, low: 70}]", "harmonise.1.low=70: "),
         ("harmonise=[{step: nyul}]", "harmonise.0.landmarks: missing"),
         ("harmonise=zscore", "harmonise='zscore': is a single value; it must be a list"),
+        ("harmonise=[{step: nyul, landmarks: [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, -1]}]", "percentiles never fall"),
+        ("stress={case: sign_flip, sites: [site1], strength: 3}", "stress.strength=3.0: case sign_flip has none"),
+        ("stress={case: label_flip, sites: [site1], strength: 3}", "is the share of the images, at most 1"),
     ],
 )
-def test_key_of_a_named_section_is_told_as_it_was_written(line: str, told: str) -> None:
+def test_wrong_section_is_told_as_it_was_written(line: str, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(REPO / "configs" / "smoke.yaml", [line])
     assert told in str(error.value)
