@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 NAMES_SHOWN = 3
+MOST_LETTERS = 100
+"""Of the name of a class."""
 
 
 def shown(path: PurePath | str) -> str:
@@ -21,6 +23,15 @@ def shown(path: PurePath | str) -> str:
 def _escape(sign: str) -> str:
     code = ord(sign)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
+
+
+def is_class_name(name: str) -> bool:
+    r"""Return whether a name may be that of a class: it is printed, and written into shards and reports.
+
+    >>> is_class_name("M\u00fcller's tumour"), is_class_name("a\x1b[31m"), is_class_name("M\udcfcller")
+    (True, False, False)
+    """
+    return name.isprintable() and 0 < len(name) <= MOST_LETTERS
 
 
 def first_names(names: Sequence[str], count: int | None = None) -> str:

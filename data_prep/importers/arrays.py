@@ -20,7 +20,7 @@ from data_prep.image_job import SITE_NAME
 from data_prep.importers.deidentified import METHOD
 from data_prep.importers.division import divide
 from data_prep.importers.secret import Pseudonyms, site_pseudonyms
-from data_prep.names import shown
+from data_prep.names import is_class_name, shown
 from data_prep.partition import VAL_SHARE, Partition
 from data_prep.shard_writer import write_shard
 from data_prep.target import Target, staging
@@ -139,6 +139,7 @@ def _options(job: ArraysImport) -> list[tuple[bool, str]]:
         (job.skew is None or job.skew > 0, "--skew above 0, or none"),
         (0 < job.val_share < 1, "--val-share between 0 and 1"),
         (len(set(job.classes)) == len(job.classes) >= 2, "--classes with two or more different names"),
+        (all(map(is_class_name, job.classes)), "--classes with printable names of up to 100 letters"),
         (
             ends is None or (all(map(math.isfinite, ends)) and ends[0] < ends[-1]),
             "--pixel-range of two finite numbers, the smaller first",

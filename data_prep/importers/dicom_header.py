@@ -18,7 +18,7 @@ from pydicom.errors import InvalidDicomError
 
 from data_prep.importers.fields import Fields, Numbers, numbers_of, tag_of
 from data_prep.importers.screening import Verdict, screened
-from data_prep.importers.volume import MOST_FRAMES, MOST_PIXELS, NO_FILE, is_plausible
+from data_prep.importers.volume import FARTHEST_MM, MOST_FRAMES, MOST_PIXELS, NO_FILE, are_spacings, is_plausible
 
 SINGLE = {
     "1.2.840.10008.5.1.4.1.1.1": "CR",
@@ -272,13 +272,24 @@ def _image(known: Header, fields: Fields, verdict: Verdict) -> Header:
 
 def _geometry(fields: Fields, modality: str) -> Geometry:
     if modality in SINGLE.values():
-        return Geometry(None, None, fields.numbers("PixelSpacing") or fields.numbers("ImagerPixelSpacing"))
+        found = _spacing(fields.numbers("PixelSpacing")) or _spacing(fields.numbers("ImagerPixelSpacing"))
+        return Geometry(None, None, found)
     return Geometry(
-        fields.numbers("ImagePositionPatient"),
+        _position(fields.numbers("ImagePositionPatient")),
         fields.numbers("ImageOrientationPatient"),
-        fields.numbers("PixelSpacing"),
+        _spacing(fields.numbers("PixelSpacing")),
         dimension=tuple(fields.text(key) for key in DIMENSIONS),
     )
+
+
+def _spacing(found: Numbers | None) -> Numbers | None:
+    """A spacing that can be one; None of others, as where there is none."""
+    return found if found and are_spacings(found) else None
+
+
+def _position(found: Numbers | None) -> Numbers | None:
+    """A position that can be a patient's, the same way."""
+    return found if found and all(abs(value) <= FARTHEST_MM for value in found) else None
 
 
 def _plain(stream: BinaryIO, dataset: Dataset, header: Header) -> PlainPixels | None:
@@ -334,9 +345,9 @@ def _group_geometry(groups: Dataset, shared: Dataset, number: int) -> Geometry:
     content = groups.get("FrameContentSequence")
     phase = _text(content[0], "TemporalPositionIndex") if content else ""
     return Geometry(
-        value("PlanePositionSequence", "ImagePositionPatient"),
+        _position(value("PlanePositionSequence", "ImagePositionPatient")),
         value("PlaneOrientationSequence", "ImageOrientationPatient"),
-        value("PixelMeasuresSequence", "PixelSpacing"),
+        _spacing(value("PixelMeasuresSequence", "PixelSpacing")),
         number,
         (str(echo or ""), "", phase, str(diffusion or ""), ""),
     )

@@ -39,7 +39,9 @@ class DicomReader:
         source = self.series.sources[row]
         plain = source.header.plain
         if plain is not None:
-            pixels = self._plain(source, plain)
+            # A slope may be any number; pixels that are none are rejected later.
+            with np.errstate(over="ignore", invalid="ignore"):
+                pixels = self._plain(source, plain)
         else:
             with quiet():
                 pixels = self._decoded(source)

@@ -8,8 +8,9 @@ from pathlib import Path
 from data_prep.image_job import SITE_NAME
 from data_prep.importers.example import Recipe
 from data_prep.importers.intensity import windows
-from data_prep.importers.lesions import CLASSES
-from data_prep.names import shown
+from data_prep.importers.lesions import CLASSES, LesionRule
+from data_prep.importers.volume import MOST_MM
+from data_prep.names import is_class_name, shown
 from data_prep.partition import VAL_SHARE, Partition
 from fedhpc.errors import ShardError
 from fedhpc.site.data.shard_format import MODALITIES
@@ -117,6 +118,11 @@ def checked(job: ArchiveImport) -> ArchiveImport:
             job.classes is None or len(set(job.classes)) == len(job.classes) >= 2,
             "classes; allowed: two or more different names",
         ),
+        (all(map(is_class_name, job.classes or ())), "classes; allowed: printable names of up to 100 letters"),
+        (recipe.every_mm >= 0, f"every_mm={recipe.every_mm}; allowed: 0 or more"),
+        (recipe.max_slices is None or recipe.max_slices >= 1, f"max_slices={recipe.max_slices}; allowed: 1 or more"),
+        (job.min_slices >= 1, f"min_slices={job.min_slices}; allowed: 1 or more"),
+        *_of_lesions(recipe.lesion),
         (recipe.lesion is None or job.classes is None or len(job.classes) == len(CLASSES), "classes; allowed: two"),
         (recipe.stack == 1 or recipe.lesion is None or recipe.lesion.patch_mm is None, "stack of patches; allowed: 1"),
         *((_is_regex(value), f"{name}; allowed: a regular expression") for name, value in _patterns(job)),
@@ -127,6 +133,17 @@ def checked(job: ArchiveImport) -> ArchiveImport:
         lines = "".join(f"\n  - {problem}" for problem in problems)
         raise ShardError(f"cannot import {shown(job.source)}:{lines}", code="prepare")
     return job
+
+
+def _of_lesions(rule: LesionRule | None) -> list[tuple[bool, str]]:
+    if rule is None:
+        return []
+    return [
+        (rule.patch_mm is None or 0 < rule.patch_mm <= MOST_MM, f"patch_mm={rule.patch_mm}; allowed: up to 1000"),
+        (rule.least_mm2 >= 0, f"least_mm2={rule.least_mm2}; allowed: 0 or more"),
+        (rule.early_mm >= 0, f"early_mm={rule.early_mm}; allowed: 0 or more"),
+        (rule.negatives is None or rule.negatives >= 0, f"negatives={rule.negatives}; allowed: 0 or more"),
+    ]
 
 
 def _patterns(job: ArchiveImport) -> list[tuple[str, str]]:

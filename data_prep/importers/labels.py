@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.importers.volume import Series
-from data_prep.names import lookup_key, shown
+from data_prep.names import is_class_name, lookup_key, shown
 from data_prep.patients import table_rows
 from fedhpc.errors import ShardError
 
@@ -80,6 +80,8 @@ def read_labels(table: Path, classes: Sequence[str] | None) -> Labels:
             f"has {len(named)} different labels. Class names are public: is it the right column? If so, name all by "
             "--classes",
         )
+    if not all(map(is_class_name, named)):
+        raise _refused(table, "has a label that is not printable, not UTF-8 or over 100 letters long. Correct it")
     if len(named) < 2:
         raise _refused(table, "has one class only. Give a table of two or more")
     if strange:

@@ -32,6 +32,7 @@ from data_prep.importers.volume import (
     Reject,
     Series,
     Spacing,
+    are_spacings,
     is_plausible,
 )
 
@@ -188,7 +189,8 @@ def _grid(path: Path) -> Grid:
         header = nrrd.read_header(str(path))
         shape = tuple(int(side) for side in header["sizes"])
         affine = _nrrd_affine(header)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    sides = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or not are_spacings(sides) or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise ValueError
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]

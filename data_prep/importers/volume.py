@@ -1,5 +1,6 @@
 """What every archive format is read as: planes of one volume, or single images, each in its own units (private)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -27,6 +28,15 @@ STRAIGHT = Spacing(0.0, 0.0)
 
 MOST_FRAMES, MOST_PIXELS = 2**16, 2**27
 """Of one file, and of one plane: a header may claim any number, and memory is taken by what it claims."""
+
+
+LEAST_MM, MOST_MM, FARTHEST_MM = 1e-4, 1e3, 1e6
+"""Between two pixels or slices, and from the origin of the patient's axes."""
+
+
+def are_spacings(values: Iterable[float]) -> bool:
+    """Return whether these may be distances of pixels or slices, in millimetres."""
+    return all(LEAST_MM <= value <= MOST_MM for value in values)
 
 
 def is_plausible(frames: int, rows: int, columns: int) -> bool:

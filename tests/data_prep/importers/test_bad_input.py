@@ -12,6 +12,7 @@ from pydicom.uid import UID
 
 from data_prep.importers import dicom_header, nifti
 from data_prep.importers.arrays import ArraysImport, import_arrays
+from data_prep.importers.dicom_series import NO_GEOMETRY
 from data_prep.importers.job import ArchiveImport
 from fedhpc.cli.main import main
 from fedhpc.errors import ShardError
@@ -107,3 +108,34 @@ def test_arrays_that_do_not_fit_are_refused(
         import_arrays(replace(plan, **options))
     assert needed in str(refused.value) and "Meier" not in str(refused.value)
     assert not list(tmp_path.rglob("*.h5"))
+
+
+@pytest.mark.parametrize("label", [b"M\xfcller", b"a\x1b[31m", b"x" * 101])
+def test_label_that_cannot_be_printed_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], label: bytes
+) -> None:
+    volume(tmp_path / "in", 1, depth=1)
+    (tmp_path / "l.csv").write_bytes(b"patient,label\nid1,b\nid2,%s\n" % label)
+    command = ["prepare", "dicom", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--site", "north"]
+    assert main([*command, "--labels", str(tmp_path / "l.csv"), "--secret", str(tmp_path / "secret")]) == 2
+    assert "not printable, not UTF-8 or over 100 letters" in capsys.readouterr().err
+
+
+def test_impossible_distances_are_rejects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A spacing of 10^30 mm made an import fail; none, or a position nowhere, is no geometry."""
+    for patient in range(1, 5):
+        volume(tmp_path / "in", patient, depth=2)
+    changes: list[dict[str, Any]] = [{"PixelSpacing": ["1e30", "1e30"]}, {"PixelSpacing": [0, 0]}]
+    changes += [{"PixelSpacing": [-1, -1]}, {"ImagePositionPatient": ["0", "0", "1e308"]}]
+    for number, change in enumerate(changes):
+        made = slice_file(np.eye(16, dtype=np.uint16), 1, (0, 0, 500 + number), series=50 + number, **change)
+        write(made, tmp_path / "in" / f"{number}.dcm")
+    (tmp_path / "l.csv").write_text("patient,label\nid1,a\nid2,b\nid3,a\nid4,b\n")
+    command = ["prepare", "dicom", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--site", "north"]
+    command += ["--labels", str(tmp_path / "l.csv"), "--secret", str(tmp_path / "secret"), "--pixel-mm", "1"]
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert "taken 8 images" in told.out and f"4 {NO_GEOMETRY}" in told.out and "Warning" not in told.err
+    assert main([*command, "--every-mm", "nan", "--max-slices", "0", "--min-slices", "0"]) == 2
+    told = capsys.readouterr()
+    assert all(name in told.err for name in ("every_mm=nan", "max_slices=0", "min_slices=0"))
