@@ -12,7 +12,7 @@ from data_prep.names import shown
 from fedhpc.errors import InputError
 from fedhpc.site.statistics import BINS, TABLES, Statistics
 from fedhpc.util.arrays import F64
-from fedhpc.util.files import write_json
+from fedhpc.util.files import write_text
 from fedhpc.util.text import fitted, fixed
 
 FORMAT = "fedhpc statistics 1"
@@ -20,7 +20,12 @@ FORMAT = "fedhpc statistics 1"
 
 def write_statistics(found: Statistics, path: Path) -> None:
     """Write what a site has released."""
-    write_json(path, {"format": FORMAT, **asdict(found)})
+    write_text(path, f"{statistics_text(found)}\n")
+
+
+def statistics_text(found: Statistics) -> str:
+    """Return the JSON of what a site has released."""
+    return json.dumps({"format": FORMAT, **asdict(found)}, indent=2, allow_nan=False)
 
 
 def read_statistics(path: Path) -> Statistics:

@@ -4,12 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhpc.cli.common import Parser
+from fedhpc.cli.common import Parser, positive
 from fedhpc.cli.status import FINISHED
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
+BACKBONES = ("phantom", "efficientnet_lite0", "efficientnet_lite0+phantom")
 COMPARE = (
     "{run} prepare compare data/phantom/site?.h5 -o shift.html",
     "{run} prepare compare data/phantom/site?.h5 --config my.yaml",
@@ -33,8 +34,10 @@ def add_compare(kinds: "_SubParsersAction[Parser]") -> None:
     compare.describe(COMPARE_TEXT, COMPARE)
     compare.add_argument("shards", type=Path, nargs="+", metavar="SHARD", help="of two or more sites")
     compare.add_argument("-o", "--out", type=Path, metavar="HTML", help="write a page: as private as the shards")
-    compare.add_argument("--images", type=int, default=400, metavar="N", help="at most, of each shard")
-    compare.add_argument("--backbone", default="phantom", metavar="NAME", help="phantom or efficientnet_lite0")
+    compare.add_argument("--images", type=positive, default=400, metavar="N", help="at most, of each shard")
+    compare.add_argument(
+        "--backbone", default="phantom", choices=BACKBONES, metavar="NAME", help="phantom or efficientnet_lite0"
+    )
     compare.add_argument("--reference", type=Path, metavar="SHARD", help="public images, for nyul and fourier")
     compare.add_argument("--config", type=Path, metavar="CONFIG", help="compare its `harmonise` too")
     _add_frequencies(compare)
@@ -47,13 +50,22 @@ def add_compare(kinds: "_SubParsersAction[Parser]") -> None:
 
 
 def _add_frequencies(parser: Parser) -> None:
-    parser.add_argument("--frequencies", type=int, default=5, metavar="K", help="a side, of the step fourier; odd")
+    parser.add_argument("--frequencies", type=_odd, default=5, metavar="K", help="a side, of the step fourier; odd")
+
+
+def _odd(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 63 or not int(text) % 2:
+        raise argparse.ArgumentTypeError(f"{text!r} must be an odd number from 1 to 63")
+    return int(text)
 
 
 def _compare(options: argparse.Namespace) -> int:
     from data_prep.compare import Comparison, compare, comparison_text, write_page
     from fedhpc.config.loader import load_config
+    from fedhpc.errors import InputError
 
+    if len(options.shards) < 2:
+        raise InputError(f"{options.shards[0]}: is one shard. Give those of two or more sites", code="command-line")
     chain = load_config(options.config).harmonise if options.config else None
     wanted = Comparison(
         tuple(options.shards), options.images, options.backbone, options.reference, options.frequencies, chain

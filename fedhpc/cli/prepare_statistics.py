@@ -1,6 +1,7 @@
 """`run.py prepare statistics|distributions`: what a shard holds, released once, and hospitals side by side."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,17 +41,25 @@ def add_statistics(kinds: "_SubParsersAction[Parser]") -> None:
 
 
 def _statistics(options: argparse.Namespace) -> int:
-    from data_prep.distributions import distributions_text, write_statistics
+    from data_prep.distributions import distributions_text, statistics_text, write_statistics
     from data_prep.names import shown
-    from fedhpc.errors import InputError
+    from fedhpc.errors import FileError, InputError
     from fedhpc.site.data.shard import Shard
     from fedhpc.site.statistics import release
 
     if options.out.exists():
         raise InputError(f"out={shown(options.out)}: exists. What was released is kept: name another", code="file")
+    if not os.access(options.out.absolute().parent, os.W_OK | os.X_OK):
+        # Before the charge: what cannot be written would be lost, and could not be released again.
+        raise InputError(f"out={shown(options.out)}: cannot be written there. Name a file in your folder", code="file")
     with Shard.open(options.shard, None, in_memory=False, need_train=False) as shard:
         found = release(shard, options.shard, options.epsilon, options.ledger)
-    write_statistics(found, options.out)
+    try:
+        write_statistics(found, options.out)
+    except FileError:
+        # It is public, and paid for: it must not be lost with the disk.
+        print(statistics_text(found))
+        raise
     print(distributions_text([found]))
     print(shown(options.out))
     return FINISHED

@@ -8,6 +8,7 @@ import pytest
 from data_prep.compare import Comparison, compare, comparison_text, landmarks_text, write_page
 from data_prep.domain_shift import reference_steps, usual_chains
 from data_prep.shard_writer import UNLABELLED, write_shard
+from fedhpc.cli.main import main
 from fedhpc.config.strict_yaml import parse_yaml
 from fedhpc.errors import ShardError
 from fedhpc.site.data.shard_format import PixelRange
@@ -51,3 +52,22 @@ def test_landmarks_are_a_configs_and_of_public_images_only(tmp_path: Path) -> No
         landmarks_text(make(tmp_path / "a.h5", 1), 3)
     chains = usual_chains(PixelRange(0, 255), reference_steps(reference, 3))
     assert {"nyul, zscore", "fourier, zscore"} <= set(chains)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "a.h5",
+        "a.h5 b.h5 --images 0",
+        "a.h5 b.h5 --images -3",
+        "a.h5 b.h5 --backbone x",
+        "a.h5 b.h5 --frequencies 4",
+        "a.h5 b.h5 --frequencies 65",
+    ],
+)
+def test_comparison_of_nothing_is_refused(words: str) -> None:
+    try:
+        status = main(["prepare", "compare", *words.split()])
+    except SystemExit as end:
+        status = int(str(end.code))
+    assert status == 2

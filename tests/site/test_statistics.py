@@ -87,6 +87,17 @@ def test_renamed_shard_has_no_other_budget(tmp_path: Path) -> None:
                     release(shard, path, 0.5, ledgers)
 
 
+def test_release_is_not_lost_with_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No folder: nothing is charged. A file that cannot be written after the charge: the release is printed."""
+    path, ledger = make(tmp_path / "north.h5", 30), tmp_path / "ledger"
+    command = ["prepare", "statistics", str(path), "--ledger", str(ledger)]
+    assert main([*command, "-o", str(tmp_path / "none" / "north.json")]) == 2
+    assert "cannot be written there" in capsys.readouterr().err and not ledger.exists()
+    assert main([*command, "-o", str(tmp_path / f"{'x' * 248}.json")]) == 2
+    (tmp_path / "printed.json").write_text(capsys.readouterr().out)
+    assert read_statistics(tmp_path / "printed.json").site == "north"
+
+
 def found_labels(path: Path) -> Any:
     with Shard.open(path, None, in_memory=False, need_train=False) as shard:
         return shard.labels
