@@ -71,7 +71,7 @@ def import_arrays(job: ArraysImport) -> list[Path]:
     Raises:
         ShardError: an archive that cannot be read or does not fit, too few patients, shards of another import, no room.
     """
-    _refuse("wrong options. Allowed", job, _options(job))
+    _refuse(job, "wrong options. Allowed", [text for fine, text in _options(job) if not fine])
     codes = site_pseudonyms(job.secret, job.out)
     arrays = _checked(job, _read(job.source))
     patients = np.array([codes.patient(name) for name in _patients(arrays)], "S16")
@@ -124,11 +124,10 @@ def _read(source: Path) -> Arrays:
         ) from error
 
 
-def _refuse(problem: str, job: ArraysImport, rules: Sequence[tuple[bool, str]]) -> None:
-    """Raise ShardError with what every broken rule of (is kept, what is needed) needs."""
-    broken = [text for fine, text in rules if not fine]
-    if broken:
-        raise ShardError(f"{shown(job.source)}: {problem}: {'; '.join(broken)}", code="prepare")
+def _refuse(job: ArraysImport, problem: str, needed: Sequence[str]) -> None:
+    """Raise ShardError with what is needed, where anything is."""
+    if needed:
+        raise ShardError(f"{shown(job.source)}: {problem}: {'; '.join(needed)}", code="prepare")
 
 
 def _options(job: ArraysImport) -> list[tuple[bool, str]]:
@@ -180,7 +179,7 @@ def _columns(arrays: Arrays) -> list[tuple[bool, str]]:
 
 
 def _checked(job: ArraysImport, arrays: Arrays) -> Arrays:
-    _refuse("does not fit. Needed", job, _shapes(arrays))
+    _refuse(job, "does not fit. Needed", [text for fine, text in _shapes(arrays) if not fine])
     images, labels = arrays["images"], arrays["labels"]
     if images.ndim == 3:
         images = images[:, None]
@@ -198,8 +197,8 @@ def _checked(job: ArraysImport, arrays: Arrays) -> Arrays:
         (labels.dtype.kind in "iu" and bool(np.isin(labels, range(len(job.classes))).all()), "a class for each label"),
         (images.dtype.kind != "f" or bool(np.isfinite(images).all()), "finite pixels"),
     )
-    _refuse("does not fit. Needed", job, rules)
-    _refuse("does not fit. Needed", job, _columns(arrays))
+    _refuse(job, "does not fit. Needed", [text for fine, text in rules if not fine])
+    _refuse(job, "does not fit. Needed", [text for fine, text in _columns(arrays) if not fine])
     return arrays | {"images": images}
 
 
