@@ -206,12 +206,16 @@ class MpiTransport:
         try:
             return bool(request.Test())
         except self._mpi.Exception as error:
-            lost = (self._mpi.ERR_PROC_FAILED, self._mpi.ERR_PROC_FAILED_PENDING, self._mpi.ERR_REVOKED)
-            kind = RankLostError if error.Get_error_class() in lost else ExchangeError
+            kind = RankLostError if error.Get_error_class() in self._lost_classes() else ExchangeError
             raise kind(
                 f"a message could not be exchanged ({error.Get_error_string().strip()}): another rank has ended. See "
                 "what the launcher says of it; the same command goes on after the last saved round"
             ) from None
+
+    def _lost_classes(self) -> set[int]:
+        """The classes of errors by which MPI reports a lost rank; none where it does not know of fault tolerance."""
+        known = {self._mpi.ERR_PROC_FAILED, self._mpi.ERR_PROC_FAILED_PENDING, self._mpi.ERR_REVOKED}
+        return known - {self._mpi.ERR_UNKNOWN}
 
     def _wait(self, request: "MPI.Request", whom: Sequence[str] = ()) -> None:
         """Sleep until `request` is done; where rank 0 waits for `whom`, it says so after a while."""
