@@ -20,7 +20,7 @@ pytestmark = pytest.mark.mpi
 ROUNDS = 6
 GO_ON = ("faults.on_death=continue", "faults.min_sites=3")
 # Full batches: their noise is planned at once.
-SETS = (*NOISED, "privacy.sample_rate=1.0", *GO_ON, f"training.rounds={ROUNDS}")
+SETS = (*NOISED, "algorithm.name=fedavg", "privacy.sample_rate=1.0", *GO_ON, f"training.rounds={ROUNDS}")
 Run = Callable[..., Outcome]
 
 
