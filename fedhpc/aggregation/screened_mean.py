@@ -35,7 +35,6 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from scipy.special import ndtri
 
 from fedhpc.aggregation.base import Aggregated, AggregationRule, Aggregator, Arrays, Flag, RuleRound
 from fedhpc.aggregation.norm_bound import longest_norm
@@ -200,6 +199,9 @@ def least_alignment(rounds: float) -> float:
     >>> round(least_alignment(1), 2), round(least_alignment(100), 1)
     (-2.74, -49.9)
     """
+    # The config imports this module, and a typo in it is told before anything that takes long to import.
+    from scipy.special import ndtri
+
     return float(ndtri(ALPHA * 6 / (math.pi * rounds) ** 2)) * math.sqrt(rounds)
 
 

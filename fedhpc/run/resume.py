@@ -12,12 +12,13 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import InputError
+from fedhpc.errors import InputError, PayloadError
 from fedhpc.records.checkpoint import KEPT, ForeignCheckpointError, Owner, forget_after, intact_rounds, saved_rounds
 from fedhpc.records.environment import environment
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.agreement import FREE
-from fedhpc.run.session import Session
+from fedhpc.run.secure_channel import sites_by_rank
+from fedhpc.run.session import POOLED, Session
 from fedhpc.site.data.shard_record import shard_mark
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import Count, Text, parsed
@@ -63,7 +64,7 @@ def resume_point(session: Session) -> Resumed:
     owners = run_on_all_ranks(transport, lambda: _owners(session, run, started=started))
     mine = json.dumps(_found(session, owners)).encode()
     payloads = transport.gather([mine], "control")
-    told = [parsed(payload, FOUND, f"rank {rank}, control") for rank, payload in enumerate(payloads)]
+    told = [read_found(session.config, transport.size, rank, payload) for rank, payload in enumerate(payloads)]
     first, heads, residuals = broadcast_json(transport, lambda: _settled(directory, told, session.config.site_names))
     run_on_all_ranks(transport, lambda: _forget(session, first))
     return Resumed(first, directory.read_rounds() if transport.rank == 0 else [], heads, residuals, owners)
@@ -78,6 +79,20 @@ class Found(TypedDict):
 
 
 FOUND = TypeAdapter(Found)
+
+
+def read_found(config: RunConfig, ranks: int, rank: int, payload: bytes) -> Found:
+    """Return what a rank has found, from its payload.
+
+    Raises:
+        PayloadError: no such message, or one that speaks for sites that the rank does not play.
+    """
+    found = parsed(payload, FOUND, f"rank {rank}, control")
+    own = {config.site_names[i] for i in sites_by_rank(config, ranks)[rank]}
+    allowed = own if rank else {*own, AGGREGATOR_NAME, POOLED}
+    if not set(found["rounds"]) <= allowed:
+        raise PayloadError(f"rank {rank}, control: it speaks for sites that it does not play")
+    return found
 
 
 def _owners(session: Session, run: str, *, started: bool) -> dict[str, Owner]:

@@ -20,7 +20,7 @@ from fedhpc.run.evaluation.exact import read_counts, read_influence
 from fedhpc.run.loop import read_model
 from fedhpc.run.preflight.facts import RANK_FACTS, token_name
 from fedhpc.run.preflight.facts import read_facts as read_rank_facts
-from fedhpc.run.resume import FOUND
+from fedhpc.run.resume import FOUND, read_found
 from fedhpc.run.site_facts import read_facts
 from fedhpc.transport.messages import of_each, parsed, said
 
@@ -211,10 +211,16 @@ def test_hello_is_believed_of_the_site_itself_only() -> None:
 
 def test_preflight_and_resume_messages_are_checked() -> None:
     with pytest.raises(PayloadError, match="rank 1, control"):
-        parsed(b'{"rounds": [-1], "damaged": [], "foreign": []}', FOUND, "rank 1, control")
+        parsed(b'{"rounds": {"site2": [-1]}, "damaged": [], "foreign": []}', FOUND, "rank 1, control")
     with pytest.raises(PayloadError, match="rank 1, control"):
-        parsed(b'{"rounds": [1], "damaged": ["' + b"x" * 3000 + b'"], "foreign": []}', FOUND, "rank 1, control")
-    assert parsed(b'{"rounds": null, "damaged": [], "foreign": []}', FOUND, "rank 1, control")["rounds"] is None
+        parsed(
+            b'{"rounds": {"site2": [1]}, "damaged": ["' + b"x" * 3000 + b'"], "foreign": []}', FOUND, "rank 1, control"
+        )
+    theirs = b'{"rounds": {"site1": [1]}, "damaged": [], "foreign": []}'
+    assert read_found(config(), 4, 0, theirs)["rounds"] == {"site1": [1]}
+    with pytest.raises(PayloadError, match="rank 1, control: it speaks for sites that it does not play"):
+        read_found(config(), 4, 1, theirs)
+    assert parsed(b'{"rounds": {}, "damaged": [], "foreign": []}', FOUND, "rank 1, control")["rounds"] == {}
     facts = {"rank": 1, "local_rank": 0, "host": "h", "tasks": 0, "shards": {"site1": ["p", ""]}, "device": "cpu",
              "gpu": "", "given": "", "launcher": "", "mpi": "", "versions": {}, "run_dir": "", "free_bytes": 1,
              "clock_s": 1.0}  # fmt: skip

@@ -137,6 +137,7 @@ def test_same_names_of_other_data_do_not_add_up(config_file: Path, monkeypatch: 
     assert not report(targets, []).facts["shared_accounts"], "the accounts of the built-in cohort lie beside its shards"
 
 
+@pytest.mark.usefixtures("site_ledger")
 def test_forecast_counts_what_is_released_for_evaluation(config_file: Path) -> None:
     """Evaluated patients may spend more than trained ones; the run would be judged by them."""
     (little,) = {site["spent_after"] for site in report([config_file], ["evaluation.epsilon=0.5"]).facts["sites"]}

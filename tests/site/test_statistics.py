@@ -103,7 +103,10 @@ def found_labels(path: Path) -> Any:
         return shard.labels
 
 
-def test_odd_scanner_is_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_odd_scanner_is_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     files = []
     for number, site in enumerate(("north", "south", "east")):
         path = make(tmp_path / f"{site}.h5", 400, seed=number)

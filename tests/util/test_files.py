@@ -138,6 +138,10 @@ OTHER_WRITERS = {
     "run/preflight/facts.py": "a probe that it removes",
     "sweep/local.py": "the log of a child process",
     "bench/dp.py": "/proc",
+    "bench/importing.py": "a cohort in a folder of its own",
+    "chaos/blows.py": "fills the disk on purpose",
+    "chaos/campaign.py": "the log of a child process",
+    "transport/channel.py": "opens no file: a message of a TLS session",
 }
 
 
