@@ -89,14 +89,12 @@ def _differences(saved: SavedModel, config: RunConfig, task: Task, model: nn.Mod
     facts = [
         ("model.backbone", saved.config.model.backbone, config.model.backbone),
         ("classes", saved.task.classes, task.classes),
+        ("model.feature_mean", saved.config.model.feature_mean, config.model.feature_mean),
         ("image shape", saved.task.image_shape, task.image_shape),
     ]
     found = [f"{name} is {theirs!r} there and {ours!r} here" for name, theirs, ours in facts if theirs != ours]
     if not found and layers_of(saved.network) != layers_of(model):
         found.append("its layers have other names or sizes")
-    if not found and saved.config.model.feature_mean != config.model.feature_mean:
-        here = config.model.feature_mean
-        return [f"model.feature_mean is {saved.config.model.feature_mean!r} there and {here!r} here"]
     if not found and config.model.feature_mean == "sites":
         return ["with model.feature_mean=sites it belongs to the mean of the features that its own run has released"]
     # Buffers hold the public map of model.features: parameters mean nothing on features of another map.

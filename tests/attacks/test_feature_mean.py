@@ -100,6 +100,10 @@ def test_release_is_charged_once_and_kept(folder: Path, privacy: dict[str, objec
     assert summary["epsilon"] == pytest.approx(spent) and 1.99 < spent <= 2
     without = bounds_of([plan_privacy(wanted).charge(round) for round in range(2)], 1e-5).epsilon
     assert without < 0.99 * spent, "the mean must be part of what is spent"
+    for kept, told in (("sites", "the mean of the features"), ("reference", "'sites' there and 'reference' here")):
+        other = wanted.replace({"model.init_from": str(run), "model.feature_mean": kept})
+        with pytest.raises(InputError, match=told):
+            train(other, folder / f"from-{len(privacy)}")
 
 
 def test_lost_release_is_made_and_charged_again_within_the_target(folder: Path) -> None:
