@@ -78,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output (`| head`) has seen enough; what a command makes is in files.
         stop_printing()
         status = FINISHED
-    if getattr(options, "status", None) and (is_first_rank() or status == FAILED):
+    if getattr(options, "status", None) and (
+        is_first_rank() or status == FAILED or getattr(options, "ended_alone", False)
+    ):
         # Launchers lose it: as the first rank ends with 75, srun ends the others and says 143.
         _write_status(options.status, status)
     if getattr(options, "leave_at_once", False):

@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
         # Raised at this rank alone, in a round: the others wait for it.
         _report_failure(error, transport.rank)
         abort_at_exit(BAD_INPUT)
+        options.ended_alone = True
         return BAD_INPUT
     except RankLostError as error:
         _report_failure(error, transport.rank)
