@@ -226,16 +226,11 @@ def _reward_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     ]
 
 
-def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
-    """(is broken, message) for each rule that concerns more than one key."""
-    names, p = config.site_names, config.privacy
+def _privacy_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule of the section `privacy` that holds for both kinds of trust."""
+    p, units = config.privacy, max(site.weight or 1 for site in config.data.sites)
     undeclared = [site.name for site in config.data.sites if site.weight is None]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    frozen, units = config.model.name == "frozen", max(site.weight or 1 for site in config.data.sites)
     return [
-        *_model_rules(config.model),
-        (bool(twice), f"data.sites: {', '.join(twice)} named twice; give each hospital its own name"),
-        ("aggregator" in names, "data.sites: aggregator is the name of rank 0; give the hospital another"),
         (
             config.private and bool(undeclared),
             f"data.sites: no weight for {', '.join(undeclared)}; with privacy.epsilon set the true sample count is "
@@ -251,6 +246,18 @@ def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             f"may be exposed in expectation; allowed: at most {1 / (10 * units):.2g}",
         ),
         (p.noise_seed is not None and not config.private, "privacy.noise_seed: set without privacy.epsilon; remove it"),
+        (
+            p.trust == "aggregator" and (p.colluding_sites is not None or p.tolerated_dropouts > 0),
+            "privacy.colluding_sites, privacy.tolerated_dropouts: belong to privacy.trust=sites; with trust=aggregator "
+            "each site carries its full noise and trusts no other: remove them",
+        ),
+    ]
+
+
+def _frozen_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule of a network on a frozen backbone."""
+    frozen = config.model.name == "frozen"
+    return [
         (
             frozen and config.model.backbone is None,
             "model.backbone: missing; model.name=frozen needs efficientnet_lite0, phantom or the model.pt of a run",
@@ -268,6 +275,23 @@ def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             "model.features, data.public_reference: each needs the other: the directions are fitted to public images; "
             "set both or none (`run.py prepare images --reference N` sets images aside)",
         ),
+        (
+            frozen and config.training.random_flip,
+            "training.random_flip: the features of model.name=frozen are computed once; remove it or train a network",
+        ),
+    ]
+
+
+def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule that concerns more than one key."""
+    names = config.site_names
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return [
+        *_model_rules(config.model),
+        (bool(twice), f"data.sites: {', '.join(twice)} named twice; give each hospital its own name"),
+        ("aggregator" in names, "data.sites: aggregator is the name of rank 0; give the hospital another"),
+        *_privacy_rules(config),
+        *_frozen_rules(config),
         *_feature_mean_rules(config),
         *_baseline_rules(config),
         *_aggregation_rules(config),
@@ -284,17 +308,8 @@ def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         ),
         *_algorithm_rules(config),
         (
-            frozen and config.training.random_flip,
-            "training.random_flip: the features of model.name=frozen are computed once; remove it or train a network",
-        ),
-        (
             config.federation.aggregator_rank == "dedicated" and config.mode != "federated",
             f"federation.aggregator_rank: dedicated needs mode=federated, not mode={config.mode}",
-        ),
-        (
-            p.trust == "aggregator" and (p.colluding_sites is not None or p.tolerated_dropouts > 0),
-            "privacy.colluding_sites, privacy.tolerated_dropouts: belong to privacy.trust=sites; with trust=aggregator "
-            "each site carries its full noise and trusts no other: remove them",
         ),
     ]
 
@@ -310,7 +325,7 @@ def secure_sum_rules(config: "RunConfig") -> list[tuple[bool, str]]:
 
     An option that needs to see one site's update by itself belongs here: the aggregator sees only the sum.
     """
-    p, t, n = config.privacy, config.training, len(config.data.sites)
+    p, n = config.privacy, len(config.data.sites)
     colluding = p.colluding_sites or 0
     return [
         (
@@ -341,6 +356,14 @@ def secure_sum_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             "privacy.colluding_sites=0: the aggregator shares its rank with the first hospital and knows its share of "
             "the noise; set colluding_sites=1 or more, or federation.aggregator_rank=dedicated",
         ),
+        *_one_sum_rules(config),
+    ]
+
+
+def _one_sum_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for what a round of privacy.trust=sites cannot be: it is one private step, seen as a sum."""
+    p, t = config.privacy, config.training
+    return [
         (
             config.exchange.density < 1,
             f"exchange.density={config.exchange.density}: each site would choose its own top-k entries, and the choice "

@@ -94,8 +94,7 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
     config = members.config
     transport = open_secure_channel(config, directory, members.wire, console)
     indices = my_sites(config, transport)
-    run_on_all_ranks(transport, lambda: make_phantoms(config, [config.site_names[i] for i in indices], console))
-    run_on_all_ranks(transport, lambda: make_reference(config, console) if transport.rank == 0 else None)
+    _make_missing(config, transport, indices, console)
     opened = run_on_all_ranks(transport, lambda: _open_sites(config, indices, directory, transport.rank))
     shards = [site.shard for site in opened]
     accounts = _accounts(config, directory, transport, shards)
@@ -103,9 +102,7 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
         for shard in shards:
             transport.search_for(shard.site, image_blocks(shard))
     bench = run_on_all_ranks(transport, lambda: prepare(config.runtime, transport.local_rank))
-    hello = [_facts(config, shard, transport, bench) for shard in shards]
-    gathered = transport.gather([json.dumps(fact).encode() for fact in hello], "hello")
-    facts = tuple(read_facts(config, transport.size, gathered)) if gathered else ()
+    facts = _gathered_facts(config, transport, shards, bench)
     common = broadcast_json(transport, lambda: _agreement(facts))
     task = Task(tuple(common["classes"]), tuple(common["image_shape"]), config.task)
     backbone = run_on_all_ranks(
@@ -139,22 +136,24 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
     for one in (*sites, *learners):
         one.keep_log(directory.log(one.name, transport.rank))
     identities = {} if grid is None else agreed_identities(config, transport, indices)
-    made = (
-        config,
-        members.declared,
-        transport,
-        directory,
-        console,
-        place,
-        task,
-        sites,
-        learners,
-        weights,
-        facts,
-        grid,
-        notice,
-    )
+    run = (config, members.declared, transport, directory, console, place, task)
+    made = (*run, sites, learners, weights, facts, grid, notice)
     return Session(*made, identities, _shard_digests(sites, learners, shards), accounts, members.absent, plans)
+
+
+def _make_missing(config: RunConfig, transport: Transport, indices: Sequence[int], console: Console) -> None:
+    """Make what is missing of the built-in cohort: this rank's shards, and at rank 0 the public reference."""
+    run_on_all_ranks(transport, lambda: make_phantoms(config, [config.site_names[i] for i in indices], console))
+    run_on_all_ranks(transport, lambda: make_reference(config, console) if transport.rank == 0 else None)
+
+
+def _gathered_facts(
+    config: RunConfig, transport: Transport, shards: Sequence[Shard], bench: Device
+) -> tuple[Mapping[str, Any], ...]:
+    """What each site says of itself (public), in site order; only at rank 0."""
+    hello = [_facts(config, shard, transport, bench) for shard in shards]
+    gathered = transport.gather([json.dumps(fact).encode() for fact in hello], "hello")
+    return tuple(read_facts(config, transport.size, gathered)) if gathered else ()
 
 
 def _shard_digests(
