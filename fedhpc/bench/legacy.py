@@ -11,7 +11,6 @@ from zero, for another network a run with `mode: local`.
 
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import nn
 
 from data_prep.phantom import Cohort, default_sites, write_site
 from fedhpc.api import load_config, train
+from fedhpc.bench.accounts import charged_to
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import NAMES
@@ -123,8 +123,7 @@ def _run_on(config: RunConfig, seed: int, out: Path) -> RunConfig:
 def _train(config: RunConfig, directory: Path, out: Path) -> None:
     if (directory / "summary.json").exists():
         return
-    os.environ["FEDHPC_SITE_LEDGER"] = str(out / "accounts" / "{site}")
-    with contextlib.redirect_stdout(io.StringIO()):
+    with charged_to(out / "accounts"), contextlib.redirect_stdout(io.StringIO()):
         train(config, directory)
 
 

@@ -11,7 +11,6 @@ the output folder. Test AUC is measured exactly (`evaluation.epsilon: null`): it
 """
 
 import json
-import os
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from data_prep.image_job import ImageImport
 from data_prep.images import import_images
 from data_prep.phantom.public import write_reference
 from fedhpc.api import load_config, train
+from fedhpc.bench.accounts import charged_to
 from fedhpc.bench.feature_store import Collection, FeatureStore, quietly
 from fedhpc.config.data import PHANTOMS
 from fedhpc.errors import InputError
@@ -197,8 +197,8 @@ def _home(folder: Path, setting: Setting) -> Path:
 
 
 def _train(config: Path, directory: Path, sets: Sequence[str]) -> None:
-    os.environ["FEDHPC_SITE_LEDGER"] = str(directory.parent.parent / "accounts" / "{site}")
-    quietly(lambda: train(load_config(config, sets), directory))
+    with charged_to(directory.parent.parent / "accounts"):
+        quietly(lambda: train(load_config(config, sets), directory))
 
 
 def _row(setting: Setting, aucs: Sequence[Sequence[float]]) -> dict[str, Any]:

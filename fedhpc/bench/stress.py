@@ -10,7 +10,6 @@ output folder is not done again.
 import contextlib
 import io
 import json
-import os
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from fedhpc.api import load_config, train
+from fedhpc.bench.accounts import charged_to
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.stress import DATA_CASES, UPDATE_CASES
 from fedhpc.errors import PayloadError, SiteError
@@ -135,8 +135,7 @@ def _result(config: RunConfig, directory: Path) -> dict[str, Any]:
     """AUC, flags and rounds of one run, done now or before; no AUC where the run was stopped."""
     kept = directory / "result.json"
     if not kept.exists():
-        os.environ["FEDHPC_SITE_LEDGER"] = str(directory / "accounts" / "{site}")
-        with contextlib.redirect_stdout(io.StringIO()):
+        with charged_to(directory / "accounts"), contextlib.redirect_stdout(io.StringIO()):
             write_json(kept, _trained(config, directory))
     result: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     return result
