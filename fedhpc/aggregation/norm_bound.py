@@ -17,7 +17,7 @@ def longest_norm(scale: UpdateScale, size: int) -> float:
     >>> round(longest_norm(UpdateScale(noise=2.0, longest=5.0), size=54), 1)
     25.1
     """
-    # The config imports this module, and a typo in it is told before anything that takes long to import.
+    # The config imports this module, and its errors are reported before anything that takes long to import.
     from scipy.special import chdtri
 
     return scale.longest + scale.noise * math.sqrt(float(chdtri(size, NORM_ALPHA)))

@@ -199,7 +199,7 @@ def least_alignment(rounds: float) -> float:
     >>> round(least_alignment(1), 2), round(least_alignment(100), 1)
     (-2.74, -49.9)
     """
-    # The config imports this module, and a typo in it is told before anything that takes long to import.
+    # The config imports this module, and its errors are reported before anything that takes long to import.
     from scipy.special import ndtri
 
     return float(ndtri(ALPHA * 6 / (math.pi * rounds) ** 2)) * math.sqrt(rounds)

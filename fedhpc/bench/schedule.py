@@ -10,7 +10,6 @@ that is finished in the output folder is not done again.
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from fedhpc.bench.one_run import summary_of_run
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
@@ -33,12 +33,10 @@ from fedhpc.run.session import make_phantoms
 from fedhpc.site.data.open_site import open_site_of_run
 from fedhpc.site.training.dp_sgd import Units, entropy
 from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, train_plain, train_private
-from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted
 
 Trained = Literal["even", "plan"]
 Run = Mapping[str, Any]
-CHECKOUT = Path(__file__).resolve().parents[2]
 TIMED, TIMED_S = 3, 1.0
 """So many rounds of each site, and so many CPU seconds, are timed at least, after one round that is not."""
 
@@ -154,17 +152,7 @@ def _timed(local: LocalRound) -> float:
 def _trained(experiment: Experiment, cell: Cell, seed: int, out: Path) -> dict[str, Any]:
     """What one run came to: AUC, and the epsilon of each site's ledger."""
     directory = out / f"epsilon{cell.epsilon or 'none'}-{cell.case}-seed{seed}"
-    if not (directory / "summary.json").exists():
-        words = [word for override in experiment.overrides(cell, seed) for word in ("--set", override)]
-        train = [str(CHECKOUT / "run.py"), "train", str(experiment.config), "--run-dir", str(directory)]
-        print(directory, file=sys.stderr, flush=True)
-        with at_work(f"run {directory.name}"):
-            done = subprocess.run([sys.executable, *train, *words], stdout=subprocess.DEVNULL, check=False)
-        if done.returncode:
-            raise InputError(
-                f"{directory}: the run ended with status {done.returncode}; see what it said above", code="bench.failed"
-            )
-    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    summary = summary_of_run(experiment.config, directory, experiment.overrides(cell, seed))
     return {"auc": summary["auc"], "epsilon": {name: site["epsilon"] for name, site in summary["per_site"].items()}}
 
 

@@ -6,20 +6,16 @@ finished in the output folder is not done again, and one that was broken off goe
 """
 
 import itertools
-import json
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedhpc.bench.one_run import summary_of_run
 from fedhpc.config.loader import load_config
-from fedhpc.errors import InputError
 from fedhpc.report.egress import exchanged
-from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted
 
 
@@ -32,7 +28,6 @@ class Cell(NamedTuple):
 
 DENSE = Cell(1.0, 32)
 Run = Mapping[str, Any]
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -76,17 +71,7 @@ def run(grid: BenchmarkGrid, out: Path) -> dict[str, Any]:
 def _trained(grid: BenchmarkGrid, cell: Cell, seed: int, out: Path) -> dict[str, Any]:
     """What one run came to: AUC, and the bytes of its egress logs as shares of dense float32."""
     directory = out / f"density{cell.density:g}-bits{cell.value_bits}-seed{seed}"
-    if not (directory / "summary.json").exists():
-        words = [word for override in grid.overrides(cell, seed) for word in ("--set", override)]
-        train = [str(CHECKOUT / "run.py"), "train", str(grid.config), "--run-dir", str(directory)]
-        print(directory, file=sys.stderr, flush=True)
-        with at_work(f"run {directory.name}"):
-            done = subprocess.run([sys.executable, *train, *words], stdout=subprocess.DEVNULL, check=False)
-        if done.returncode:
-            raise InputError(
-                f"{directory}: the run ended with status {done.returncode}; see what it said above", code="bench.failed"
-            )
-    summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    summary = summary_of_run(grid.config, directory, grid.overrides(cell, seed))
     rounds = exchanged(directory)
     dense_bytes = summary["dense_bytes_per_round"] * len(rounds)
     shares = {f"share_{way}": sum(one[f"bytes_{way}"] for one in rounds) / dense_bytes for way in ("up", "down")}

@@ -118,7 +118,7 @@ class Hospital:
         """Let `work` see the samples; nothing of what it makes comes back from here.
 
         Args:
-            what: the work as a failure is told, as "personalisation failed".
+            what: the work and its failure, for the message, as "personalisation failed".
             work: takes the samples (private), what the hospitals of this rank share, and what puts this site's own
                 values of layers that stay at home, which are private, into f32[d].
 

@@ -106,11 +106,10 @@ PRINTERS = {
     "fedhpc/cli/status.py": "how the command ended",
     "fedhpc/bench/algorithms.py": "progress",
     "fedhpc/bench/legacy.py": "progress",
-    "fedhpc/bench/schedule.py": "progress",
+    "fedhpc/bench/one_run.py": "progress",
     "fedhpc/bench/splits.py": "progress",
     "fedhpc/bench/stress.py": "progress",
     "fedhpc/cli/prepare_archive.py": "how the command ended",
-    "fedhpc/bench/wire.py": "progress",
     "fedhpc/util/log.py": "this is the one place",
 }
 

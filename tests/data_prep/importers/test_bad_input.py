@@ -61,7 +61,7 @@ def test_volumes_of_impossible_size_are_rejects(tmp_path: Path) -> None:
 
 
 def test_labels_that_name_patients_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A column of names would become the classes of the shard, which are public; no name of it is told."""
+    """A column of names would become the classes of the shard, which are public; the message repeats no name."""
     for patient in range(1, 5):
         volume(tmp_path / "in", patient, depth=2)
     table = tmp_path / "labels.csv"
