@@ -228,6 +228,7 @@ TABLE = (
         "Lower local.memory_gb_per_rank or local.ranks.",
     ),
     ErrorCode("sweep.report", "The report of a sweep was not written.", "Start `run.py report SWEEP -o FILE` again."),
+    ErrorCode("study.not-a-study", "The directory holds no study.", "Give the directory of one."),
     ErrorCode("bench.failed", "A run of a benchmark has failed.", "See its own message above."),
     # Models.
     ErrorCode("model", "The network cannot be trained as the config asks.", "Do what the message says."),
