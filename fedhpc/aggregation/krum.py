@@ -7,7 +7,7 @@ from pydantic import Field
 
 from fedhpc.aggregation.base import Aggregated, RuleRound
 from fedhpc.aggregation.mixing import distances
-from fedhpc.aggregation.robust import RobustRule, only
+from fedhpc.aggregation.robust import RobustRule, at_most, only
 from fedhpc.util.arrays import F64, I64
 
 
@@ -33,7 +33,7 @@ def too_few(rule: RobustRule, sites: int) -> str:
     if sites >= 2 * f + 3:
         return ""
     most = (sites - 3) // 2
-    remedy = f"Set it to {most} or less" if most >= 0 else "Take another rule"
+    remedy = f"Set it to {at_most(most)}" if most >= 0 else "Take another rule"
     return (
         f"aggregation.faulty_sites={f}: {rule.rule} needs 2 f + 3 = {2 * f + 3} sites or more (Blanchard et al. 2017, "
         f"Proposition 4.2), and there are {sites}. {remedy}"

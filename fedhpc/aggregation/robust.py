@@ -18,6 +18,15 @@ from fedhpc.errors import PayloadError
 from fedhpc.util.arrays import F32, F64
 
 
+def at_most(number: int) -> str:
+    """Return what may be set where 0 is the least value.
+
+    >>> at_most(0), at_most(2)
+    ('0', '2 or less')
+    """
+    return f"{number} or less" if number else "0"
+
+
 class RobustRule(AggregationRule):
     """A rule that holds where at most `faulty_sites` of all sites send something else than their update."""
 
@@ -44,7 +53,7 @@ class RobustRule(AggregationRule):
             most = (sites - 1) // 2
             return (
                 f"aggregation.faulty_sites={self.faulty_sites}: {self.rule} needs more than twice as many sites, and "
-                f"there are {sites}. Set it to {most} or less"
+                f"there are {sites}. Set it to {at_most(most)}"
             )
         return ""
 

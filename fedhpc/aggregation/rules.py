@@ -40,6 +40,8 @@ SERVER_OPTIMIZERS: tuple[type[ServerStep], ...] = (
     FedAdam,
     FedYogi,
 )
+UNKNOWN_CHOICE = "_unknown"
+"""The end of the type of pydantic's error where the key that chooses among several sections names none of them."""
 
 
 def one_of(kinds: tuple[type[Any], ...], key: str) -> Any:
@@ -51,5 +53,5 @@ def one_of(kinds: tuple[type[Any], ...], key: str) -> Any:
 
     allowed = f"is none of those that fedhpc has; allowed: {', '.join(names)}"
     tagged = [Annotated[kind, Tag(name)] for kind, name in zip(kinds, names, strict=True)]
-    told = Discriminator(name_of, custom_error_type=f"{key}_unknown", custom_error_message=allowed)
+    told = Discriminator(name_of, custom_error_type=f"{key}{UNKNOWN_CHOICE}", custom_error_message=allowed)
     return Annotated[functools.reduce(operator.or_, tagged), told] if len(kinds) > 1 else kinds[0]

@@ -15,6 +15,7 @@ from fedhpc.audit.findings import CELL_NAMES, Result, cells_to_tell
 from fedhpc.audit.releases import SETTINGS
 from fedhpc.audit.statistics import AUDIT_RISK
 from fedhpc.audit.target import Subject
+from fedhpc.config.schema import RunConfig
 from fedhpc.records.environment import git_commit
 from fedhpc.util import files
 from fedhpc.util.html import rendered
@@ -50,6 +51,7 @@ def as_json(subject: Subject, findings: Sequence[Result], settings: Mapping[str,
             "sample_rate": plan.sample_rate,
             "steps": plan.steps_per_round * subject.config.training.rounds,
         },
+        "attacked_algorithm": "fedavg",
         "confidence": CONFIDENCE,
         "false_alarm_below": AUDIT_RISK,
         "findings": [finding.json() for finding in findings],
@@ -57,6 +59,22 @@ def as_json(subject: Subject, findings: Sequence[Result], settings: Mapping[str,
         "config_digest": subject.config.digest(),
         "git": git_commit(),
     }
+
+
+def not_attacked(config: RunConfig) -> str:
+    """Name what the config adds to the rounds of FedAvg that the attacks train; empty where it adds nothing.
+
+    None of it reads patients again: all is computed of what a site has sent, or of the model that it was given. So the
+    epsilon of the claim is the same with it; but the attacks do not show it.
+    """
+    added = {
+        f"algorithm.name={config.algorithm.name}": config.algorithm.name != "fedavg",
+        f"algorithm.local_layers={config.algorithm.local_layers}": config.algorithm.local_layers != "none",
+        f"server.optimizer={config.server.optimizer}": config.server.optimizer != "sgd",
+        f"aggregation.rule={config.aggregation.rule}": config.aggregation.rule != "mean",
+    }
+    named = ", ".join(what for what, differs in added.items() if differs)
+    return f"The attacks trained by FedAvg with a plain mean, whatever {named} adds to it." if named else ""
 
 
 def verdict_of(subject: Subject, results: Sequence[Result]) -> str:
@@ -67,13 +85,30 @@ def verdict_of(subject: Subject, results: Sequence[Result]) -> str:
         held, caught = (sum(result.kind == kind for result in results) for kind in ("claim", "control"))
         return (
             f"Verdict: passed. Nothing that was measured at {subject.site} contradicts {claim}: {held} claims hold, "
-            f"and {caught} ways to break privacy on purpose were noticed."
+            f"and {caught} ways to break privacy on purpose were noticed.{_more(subject)}"
         )
     broken = sorted({f"{result.attack} ({result.setting}: {result.verdict})" for result in failed})
-    return f"Verdict: FAILED. The audit of {subject.site} does not support {claim}: {'; '.join(broken)}."
+    return (
+        f"Verdict: FAILED. The audit of {subject.site} does not support {claim}: {'; '.join(broken)}.{_more(subject)}"
+    )
 
 
-PUBLIC_KEYS = ("verdict", "passed", "format_version", "name", "site", "rounds_done", "claim", "false_alarm_below")
+def _more(subject: Subject) -> str:
+    told = not_attacked(subject.config)
+    return f" {told}" if told else ""
+
+
+PUBLIC_KEYS = (
+    "verdict",
+    "passed",
+    "format_version",
+    "name",
+    "site",
+    "rounds_done",
+    "claim",
+    "attacked_algorithm",
+    "false_alarm_below",
+)
 PUBLIC_RESULT_KEYS = ("attack", "setting", "kind", "verdict")
 
 

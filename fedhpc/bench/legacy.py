@@ -115,7 +115,7 @@ def _run_on(config: RunConfig, seed: int, out: Path) -> RunConfig:
     (out / f"cohort{seed}").mkdir(exist_ok=True)
     _train(mine, out / f"run{seed}", out)
     if config.model.backbone not in NAMES:
-        alone = {"mode": "local", "privacy": {"off": True}, "personalisation.method": "none"}
+        alone = {"mode": "local", "privacy": {"off": True}, "personalisation": {}}
         _train(mine.replace({**alone, "training.average_last": 0.0}), out / f"alone{seed}", out)
     return mine
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from fedhpc.aggregation.rules import UNKNOWN_CHOICE
 from fedhpc.config.model_source import located, pins_for
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.strict_yaml import WORDS, Located, parse_yaml, read_yaml
@@ -270,6 +271,9 @@ def _problem(item: dict[str, Any], root: type[Section]) -> tuple[str, str]:
         return dotted, "missing; it must be set"
     if item["type"] == "value_error" and not keys:
         return "", str(item["ctx"]["error"])
+    chooser = item["type"].removesuffix(UNKNOWN_CHOICE)
+    if chooser != item["type"] and isinstance(item["input"], dict):
+        return f"{dotted}.{chooser}={reprlib.repr(item['input'].get(chooser))}", _plain_words(item)
     return f"{dotted}={reprlib.repr(item['input'])}", _plain_words(item)
 
 

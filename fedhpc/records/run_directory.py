@@ -15,7 +15,8 @@ runs/<name>/
     state/updates/       round-0007.npz: what rank 0 received in round 7 (`contribution.store_updates`); mode 0600
     egress.jsonl         what the aggregator sent, a line a payload
     sites/<site>/        ledger.jsonl, egress.jsonl, residual-0007.npz or model-0007.npz; private: shard.json, log.txt,
-                         personal.pt and personal.json (`personalisation`); mode 0600
+                         personal.pt and personal.json (`personalisation`; of a run that was continued after 10 rounds
+                         also personal-0010.pt and .json); mode 0600
     aggregator-log.txt   rank 0's log, with nothing that is private to a site; mode 0600
 """
 

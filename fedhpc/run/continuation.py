@@ -42,9 +42,10 @@ def _written(session: Session, before: int | None) -> None:
     config, directory = session.declared, session.directory
     if before is not None:
         directory.archive(before)
+        personal = f", personal models as personal-{before:04d}.pt" * (config.personalisation.method != "none")
         told = (
             f"continuing a finished run of {before} rounds to {config.training.rounds}: its result is kept as "
-            f"summary-{before:04d}.json; learning rate and averaging are from now on those of "
+            f"summary-{before:04d}.json{personal}; learning rate and averaging are from now on those of "
             f"{config.training.rounds} rounds"
         )
         session.console.say(wrapped(told))

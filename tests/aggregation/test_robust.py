@@ -182,6 +182,7 @@ REFUSED: list[tuple[RobustRule, int, float, str]] = [
     (MinimumDiameter(faulty_sites=2), 4, 1, "faulty_sites"),
     (MinimumDiameter(faulty_sites=14), 30, 1, "subsets"),
     (Krum(), 4, 1, "5 sites"),
+    (Krum(), 4, 1, "there are 4. Set it to 0"),
     (MultiKrum(), 4, 1, "5 sites"),
     (MultiKrum(selected=3), 5, 1, "selected=3"),
     (CoordinateMedian(), 4, 0.1, "exchange.density=0.1"),

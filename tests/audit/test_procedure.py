@@ -21,7 +21,7 @@ from fedhpc.audit.ledger_laws import accountant_laws
 from fedhpc.audit.membership import WholeRun
 from fedhpc.audit.negative_controls import Trials
 from fedhpc.audit.observation import Claim
-from fedhpc.audit.report import PUBLIC_RESULT_KEYS, told_part
+from fedhpc.audit.report import PUBLIC_RESULT_KEYS, not_attacked, told_part
 from fedhpc.audit.target import Subject, Target, find_target, open_subject
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
@@ -216,3 +216,9 @@ def test_runs_that_cannot_be_audited_are_refused(audited_config: RunConfig, conf
 
 def test_config_of_the_fixture_is_what_the_file_says(audited_config: RunConfig, config_file: Path) -> None:
     assert RunConfig.model_validate(yaml.safe_load(config_file.read_text(encoding="utf-8"))) == audited_config
+
+
+def test_other_algorithm_is_named_as_not_attacked(audited_config: RunConfig) -> None:
+    assert not_attacked(audited_config) == ""
+    changed = audited_config.replace({"algorithm.name": "fedprox", "server": {"optimizer": "fedadam"}})
+    assert "algorithm.name=fedprox, server.optimizer=fedadam" in not_attacked(changed)

@@ -90,6 +90,13 @@ def test_rules_over_several_keys(tmp_path: Path, change: dict[str, object], told
         load_config(write(tmp_path / "c.yaml", {**GOOD, **change}))
 
 
+@pytest.mark.parametrize(("section", "key"), [("server", "optimizer"), ("aggregation", "rule"), ("algorithm", "name")])
+def test_unknown_choice_names_key_and_value(tmp_path: Path, section: str, key: str) -> None:
+    path = write(tmp_path / "c.yaml", {**GOOD, section: {key: "none such"}})
+    with pytest.raises(ConfigError, match=rf"{section}\.{key}='none such': is none of those .*; allowed: .*c.yaml"):
+        load_config(path)
+
+
 @pytest.mark.parametrize("value", ["colocated", "dedicated"])
 def test_renamed_key_names_the_new_one(tmp_path: Path, value: str) -> None:
     told = f"federation.aggregator='{value}': was renamed; write federation.aggregator_rank: shared .* dedicated"

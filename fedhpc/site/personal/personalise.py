@@ -28,7 +28,7 @@ from fedhpc.site.personal.last_layer import global_head, head_inputs, last_layer
 from fedhpc.site.personal.personal_head import Candidate, PersonalHead, fit_head
 from fedhpc.site.training.local_sgd import LocalRound
 from fedhpc.util.arrays import F32, F64, I64
-from fedhpc.util.files import PRIVATE, make_folder, write_json
+from fedhpc.util.files import PRIVATE, make_folder, read_json, reported, write_json
 from fedhpc.util.rng import generator
 
 MODEL, RECORD = "personal.pt", "personal.json"
@@ -115,10 +115,12 @@ def personalise(
     own = _tested(made.network, samples, place)
     facts = {"config": _unprotected(config), **asdict(work.task), "f1_thresholds": own.thresholds.tolist()}
     make_folder(work.folder)
+    keep_earlier(work.folder, config.training.rounds)
     save_model(work.folder / MODEL, made.network, {**facts, "personal": work.site, **made.facts}, mode=PRIVATE)
     alone = None if made.alone is None else _tested(made.alone, samples, place)
     record = {
         "site": work.site,
+        "rounds": config.training.rounds,
         "method": config.personalisation.method,
         "chosen": _plain(made.chosen),
         "candidates": [_plain(one) for one in made.candidates],
@@ -131,6 +133,21 @@ def personalise(
         "gain_over_alone": None if alone is None else _gain(alone, own),
     }
     write_json(work.folder / RECORD, record, mode=PRIVATE)
+
+
+def keep_earlier(folder: Path, rounds: int) -> None:
+    """Rename what a run of other than so many rounds has left here: a finished run was continued.
+
+    The record is renamed last: it says which rounds the model is of, should the rank end in between.
+    """
+    record = folder / RECORD
+    earlier = read_json(record, "Remove it").get("rounds", rounds) if record.exists() else rounds
+    if earlier == rounds:
+        return
+    for path in (folder / MODEL, record):
+        if path.exists():
+            with reported(path, "renamed"):
+                path.rename(path.with_name(f"{path.stem}-{earlier:04d}{path.suffix}"))
 
 
 def _fine_tuned(work: Personal, samples: Samples, place: SiteContext) -> Made:

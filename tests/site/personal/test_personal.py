@@ -18,6 +18,7 @@ from fedhpc.models.loss import loss
 from fedhpc.models.saved import load_model
 from fedhpc.site.personal.last_layer import HeadInputs, last_layer, matrix_of, set_matrix
 from fedhpc.site.personal.personal_head import PersonalHead, fit_correction, fit_head
+from fedhpc.site.personal.personalise import keep_earlier
 from tests.mpi.test_federated import make_shard
 
 SITES = ("a", "b")
@@ -131,7 +132,8 @@ def plain(cohort: Path, run_here: Callable[..., Any]) -> Path:
 @pytest.fixture(scope="module", params=["head", "fine_tune"])
 def personal(cohort: Path, run_here: Callable[..., Any], request: pytest.FixtureRequest) -> Path:
     run = cohort / request.param
-    method = ["--set", f"personalisation.method={request.param}", "--set", "personalisation.epochs=2"]
+    epochs = ["--set", "personalisation.epochs=2"] if request.param == "fine_tune" else []
+    method = ["--set", f"personalisation.method={request.param}", *epochs]
     done = run_here(["train", cohort / "c.yaml", "--run-dir", run, *method])
     assert done.returncode == 0, done.stderr
     return run
@@ -197,3 +199,16 @@ def test_baselines_have_nothing_to_personalise(cohort: Path, run_here: Callable[
     words = ["--set", "mode=local", "--set", "personalisation.method=head"]
     done = run_here(["train", cohort / "c.yaml", "--run-dir", cohort / "local", *words])
     assert done.returncode == 2 and "personalisation.method=head" in done.stderr
+
+
+def test_continued_run_keeps_earlier_models(tmp_path: Path) -> None:
+    for rounds in (10, 10, 12, 20):
+        keep_earlier(tmp_path, rounds)
+        (tmp_path / "personal.pt").write_text(f"{rounds}")
+        (tmp_path / "personal.json").write_text(json.dumps({"rounds": rounds}))
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {
+        f"personal{mark}.{kind}": text
+        for mark, rounds in (("-0010", 10), ("-0012", 12), ("", 20))
+        for kind, text in (("pt", f"{rounds}"), ("json", f'{{"rounds": {rounds}}}'))
+    }
