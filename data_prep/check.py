@@ -1,6 +1,5 @@
 """Look at shards before a run does: a table and a contact sheet, `run.py prepare check SHARD... [--png FILE]`."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ from data_prep.shard_writer import UNLABELLED
 from fedhpc.errors import ShardError, inside
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.data.shard_format import SPLITS
+from fedhpc.util.files import PRIVATE, write_atomically
 from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted
 
@@ -116,9 +116,7 @@ def _sheet(shards: Sequence[Opened], png: Path) -> None:
         sheet.paste(strip, (0, top))
         top += strip.height
     png.parent.mkdir(parents=True, exist_ok=True)
-    temporary = png.with_name(f".{png.name}.{os.getpid()}.tmp")
-    sheet.save(temporary, format="PNG")
-    temporary.replace(png)
+    write_atomically(png, lambda file: sheet.save(file, format="PNG"), mode=PRIVATE)
 
 
 def _strip(shard: Shard) -> Image.Image:

@@ -44,6 +44,17 @@ def first_names(names: Sequence[str], count: int | None = None) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
+def patient_key(name: str) -> str:
+    r"""Return what the spellings of one patient's id have in common: letters in lower case and of one width, no blanks.
+
+    A patient who counts as two has half the privacy. So what may be one person counts as one.
+
+    >>> patient_key(" Ab\u00a0 12 ") == patient_key("AB12") == patient_key("\uff21\uff2212")
+    True
+    """
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
 def lookup_key(name: str) -> str:
     r"""Return what two spellings of one file name have in common: Unicode's composed form, slashes forward.
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from data_prep.names import first_names, lookup_key, shown
+from data_prep.names import first_names, lookup_key, patient_key, shown
 
 DELIMITERS = ",;\t"
 
@@ -46,7 +46,7 @@ def by_regex(regex: str, files: Sequence[PurePath]) -> Patients:
         return Patients((), (text,))
     group: str | int = "patient" if "patient" in pattern.groupindex else 1
     matches = [pattern.search(path.name) for path in files]
-    names = tuple((match and match[group]) or "" for match in matches)
+    names = tuple(patient_key((match and match[group]) or "") for match in matches)
     lost = [shown(path) for path, name in zip(files, names, strict=True) if not name]
     problem = f"patient_regex={regex!r} finds no patient in the name of {len(lost):,} files: {first_names(lost)}"
     return Patients(names, (problem,) if lost else ())
@@ -90,7 +90,7 @@ def _known(table: Path, rows: Sequence[Mapping[str, str]]) -> tuple[dict[str, st
     known: dict[str, str] = {}
     wrong = []
     for row in rows:
-        name, patient = lookup_key(row["file"]), row["patient"].strip()
+        name, patient = lookup_key(row["file"]), patient_key(row["patient"])
         if not patient or known.setdefault(name, patient) != patient:
             wrong.append(f"{shown(name)} has patient {shown(patient)!r} after {shown(known.get(name, ''))!r}")
     if not wrong:

@@ -19,6 +19,7 @@ from types import FrameType
 from data_prep.names import first_names, shown
 from fedhpc.errors import ShardError
 from fedhpc.site.data.shard import created_by
+from fedhpc.util.files import PRIVATE
 
 CREATED_BY = "fedhpc prepare images"
 CANNOT_WRITE = (
@@ -103,6 +104,8 @@ class Staging:
             for path in [*old, *_stale_caches(old)]:
                 path.unlink(missing_ok=True)
             for name in names:
+                # Before it appears: shards and what lies beside them are as private as the images.
+                (self.folder / name).chmod(PRIVATE)
                 (self.folder / name).replace(self.target.folder / name)
         return [self.target.folder / name for name in names]
 
@@ -126,7 +129,7 @@ def staging(target: Target, needed_bytes: int) -> Iterator[Staging]:
             target.folder.mkdir(parents=True, exist_ok=True)
             _clear_abandoned(target.folder)
             _check_room(target.folder, needed_bytes)
-            stage.folder.mkdir()
+            stage.folder.mkdir(mode=0o700)
             yield stage
             done = True
     finally:

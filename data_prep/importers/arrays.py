@@ -20,7 +20,7 @@ from data_prep.image_job import SITE_NAME
 from data_prep.importers.deidentified import METHOD
 from data_prep.importers.division import divide
 from data_prep.importers.secret import Pseudonyms, site_pseudonyms
-from data_prep.names import is_class_name, shown
+from data_prep.names import is_class_name, patient_key, shown
 from data_prep.partition import VAL_SHARE, Partition
 from data_prep.shard_writer import write_shard
 from data_prep.target import Target, staging
@@ -157,8 +157,8 @@ def _shapes(arrays: Arrays) -> list[tuple[bool, str]]:
 
 
 def _patients(arrays: Arrays) -> list[str]:
-    """Names without the blanks around them, which tables add."""
-    return [str(name).strip() for name in arrays["patients"].tolist()]
+    """The key of each image's patient: tables add blanks and change the case of letters."""
+    return [patient_key(str(name)) for name in arrays["patients"].tolist()]
 
 
 def _columns(arrays: Arrays) -> list[tuple[bool, str]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.importers.dicom_header import RTSTRUCT, SEGMENTATION, Header, Refused, read_header
+from data_prep.importers.dicom_patients import identified
 from data_prep.importers.dicom_series import DicomSeries, series_of, unique
 from data_prep.importers.job import ArchiveImport
 from data_prep.importers.libraries import require
@@ -30,29 +31,30 @@ def find(job: ArchiveImport) -> Found:
     files = files_below(job.source)
     headers: list[Header] = []
     rejects: list[Reject] = []
-    for found in each(_Scan(job.source, job.blank), files, "headers", "file"):
+    for found in each(_Scan(job.source, job.blank, job.follow_links), files, "headers", "file"):
         if isinstance(found, Refused):
             rejects.append(Reject(found.file, found.why, found.suspected))
         else:
             headers.append(found)
     kept, doubles = unique(headers)
+    kept, nobody, notes = identified(kept, job.patient_regex)
     stacks, lost = series_of(kept, job.recipe.lesion.rois if job.recipe.lesion else None)
     texts = {header.series: header.description for header in kept}
     taken, left = _chosen(job, stacks, texts)
     used = {file for series in taken for file in series.contours}
     marks = [header.file for header in kept if header.sop_class in (RTSTRUCT, SEGMENTATION)]
-    rejects += [*doubles, *lost, *left, *(Reject(file, CONTOURS_UNUSED) for file in marks if file not in used)]
-    return Found(tuple(taken), tuple(rejects), len(files))
+    rejects += [*doubles, *nobody, *lost, *left, *(Reject(file, CONTOURS_UNUSED) for file in marks if file not in used)]
+    return Found(tuple(taken), tuple(rejects), len(files), notes)
 
 
 class _Scan:
     """Reads the header of one file below a source; it goes to other processes."""
 
-    def __init__(self, root: Path, blank: Path | None) -> None:
-        self._root, self._blank = root, blank
+    def __init__(self, root: Path, blank: Path | None, follow_links: bool) -> None:
+        self._root, self._blank, self._follow_links = root, blank, follow_links
 
     def __call__(self, file: str) -> Header | Refused:
-        return read_header(self._root, file, self._blank)
+        return read_header(self._root, file, self._blank, self._follow_links)
 
 
 def _chosen(

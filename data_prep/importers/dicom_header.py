@@ -18,7 +18,16 @@ from pydicom.errors import InvalidDicomError
 
 from data_prep.importers.fields import Fields, Numbers, numbers_of, tag_of
 from data_prep.importers.screening import Verdict, screened
-from data_prep.importers.volume import FARTHEST_MM, MOST_FRAMES, MOST_PIXELS, NO_FILE, are_spacings, is_plausible
+from data_prep.importers.tree import refusal
+from data_prep.importers.volume import (
+    FARTHEST_MM,
+    MOST_FRAMES,
+    MOST_PIXELS,
+    MOST_VOXELS,
+    are_spacings,
+    is_plausible,
+)
+from data_prep.names import patient_key
 
 SINGLE = {
     "1.2.840.10008.5.1.4.1.1.1": "CR",
@@ -40,8 +49,8 @@ DIRECTORY = "1.2.840.10008.1.3.10"
 PIXEL_DATA = b"\xe0\x7f\x10\x00"
 
 KEYWORDS = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "IssuerOfPatientID",
-    "Modality", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "ImageType", "ImagePositionPatient",
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "Modality",
+    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "ImageType", "ImagePositionPatient",
     "ImageOrientationPatient", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness", "InstanceNumber",
     "AcquisitionNumber", "TemporalPositionIdentifier", "DiffusionBValue", "TriggerTime", "EchoTime", "RepetitionTime",
     "ScanningSequence", "KVP", "BurnedInAnnotation", "ConversionType", "SeriesDescription", "ProtocolName",
@@ -62,7 +71,9 @@ NO_IMAGE = "holds no image"
 OTHER_KIND = "an image of a kind that is not imported (only CT, MR, CR, DX and MG are)"
 NO_IDENTITY = "without a patient, study, series or instance of its own"
 PROCESSING = "a raw detector image (for processing, not for presentation)"
-TOO_LARGE = f"claims no frame, more than {MOST_FRAMES:,}, or more than {MOST_PIXELS:,} pixels a frame"
+TOO_LARGE = (
+    f"claims no frame, more than {MOST_FRAMES:,}, more than {MOST_PIXELS:,} pixels a frame, or {MOST_VOXELS:,} in all"
+)
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
 """The transfer syntax of a dataset that is compressed as a whole."""
@@ -112,7 +123,8 @@ class Header:
 
     Attributes:
         file: path below the source.
-        sop_class, instance, study, series, patient: as in the file.
+        sop_class, instance, study, series: as in the file.
+        patient: the key of its PatientID; empty where there is none.
         modality: by the SOP class; empty for contours and segments.
         rows, columns: pixels.
         frames: geometry of each.
@@ -167,17 +179,18 @@ def quiet() -> Iterator[None]:
         log.disabled = before
 
 
-def read_header(root: Path, file: str, blank: Path | None = None) -> Header | Refused:
+def read_header(root: Path, file: str, blank: Path | None = None, follow_links: bool = False) -> Header | Refused:
     """Return the header of `root / file`, or why it holds nothing to import; whatever the file does.
 
     Args:
         root: the source.
         file: path below it.
         blank: a table of device rules beside the built-in one.
+        follow_links: read files outside of the source that links name.
     """
     try:
-        if not (root / file).is_file():
-            return Refused(file, NO_FILE)
+        if why := refusal(root, file, follow_links):
+            return Refused(file, why)
         with quiet(), (root / file).open("rb") as stream:
             _check_inflated(stream)
             dataset = _read(stream)
@@ -231,8 +244,7 @@ def _header(file: str, dataset: Dataset, blank: Path | None) -> Header | Refused
     if _meta(dataset, "MediaStorageSOPClassUID") == DIRECTORY:
         return Refused(file, AN_INDEX)
     instance, study, series = (fields.text(f"{one}InstanceUID") for one in ("SOP", "Study", "Series"))
-    patient = "\0".join(filter(None, (fields.text("PatientID"), fields.text("IssuerOfPatientID"))))
-    known = Header(file, sop_class, instance, study, series, patient or f"study {study}")
+    known = Header(file, sop_class, instance, study, series, patient_key(fields.text("PatientID")))
     if not is_plausible(fields.whole("NumberOfFrames", 1), fields.whole("Rows", 0), fields.whole("Columns", 0)):
         return Refused(file, TOO_LARGE)
     if sop_class in (RTSTRUCT, SEGMENTATION):

@@ -36,6 +36,7 @@ class ArchiveImport:
         blank: one more table of device rules.
         quarantine: where to write a contact sheet of the images that may show who the patient is; None: nowhere.
         patient_regex: for files that tell no patient: searched in the path; its first group is the patient.
+        follow_links: read files outside of the source that links name.
         mask_suffix: of the name of a mask beside its volume, for formats without references.
         image_suffix: of the name of a volume that a mask's has in its place.
         format_modality: of formats that do not tell theirs.
@@ -62,6 +63,7 @@ class ArchiveImport:
     blank: Path | None = None
     quarantine: Path | None = None
     patient_regex: str | None = None
+    follow_links: bool = False
     mask_suffix: str = "_mask"
     image_suffix: str = ""
     format_modality: str = "OT"

@@ -1,17 +1,21 @@
 """A table of labels, joined to images by study, series, patient or file (private)."""
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.importers.volume import Series
-from data_prep.names import is_class_name, lookup_key, shown
+from data_prep.names import is_class_name, lookup_key, patient_key, shown
 from data_prep.patients import table_rows
 from fedhpc.errors import ShardError
 
 JOINS = ("file", "series", "study", "patient")
 """Columns that a table may be joined by, the finest first."""
+
+IDENTITY = re.compile(r"\^|\d{5}|\b\d{1,4}([-./])\d{1,2}\1\d{1,4}\b")
+"""Of a label: DICOM's mark between parts of a name, a long number, a date."""
 
 MOST_CLASSES = 20
 """More kinds of labels than this are rather a column of names, and class names get into a shard."""
@@ -38,7 +42,7 @@ class Labels:
             "file": (lookup_key(file), lookup_key(Path(file).name)),
             "series": (series.series,),
             "study": (series.study,),
-            "patient": (series.patient, series.patient.partition("\0")[0]),
+            "patient": (patient_key(series.patient),),
         }[self.join]
         found = next((self.values[key] for key in keys if key in self.values), None)
         return None if found is None else self.classes.index(found)
@@ -67,7 +71,7 @@ def read_labels(table: Path, classes: Sequence[str] | None) -> Labels:
     wrong = []
     for number, row in enumerate(rows, 2):
         key, label = row[join[0]].strip(), row["label"].strip()
-        key = lookup_key(key) if join[0] == "file" else key
+        key = {"file": lookup_key, "patient": patient_key}.get(join[0], str)(key)
         if not key or not label or values.setdefault(key, label) != label:
             wrong.append(number)
     if wrong:
@@ -90,7 +94,10 @@ def read_labels(table: Path, classes: Sequence[str] | None) -> Labels:
 
 
 def check_no_names(table: Path, labels: Labels, series: Sequence[Series]) -> None:
-    """Refuse labels of which each is of one patient only, like a column of names: class names get into a shard.
+    """Refuse labels that may be names, dates or numbers of patients: class names get into a shard, and are public.
+
+    Each label must be of two patients, and none may be a patient's id or look like a name of DICOM, a date or a number
+    of five digits.
 
     Args:
         table: the file that the labels are from.
@@ -98,19 +105,23 @@ def check_no_names(table: Path, labels: Labels, series: Sequence[Series]) -> Non
         series: what is taken.
 
     Raises:
-        ShardError: no label is of two patients.
+        ShardError: one of them may be. The message repeats no label.
     """
     patients: dict[int, set[str]] = {}
     for one in series:
         for row in range(len(one.frames)):
             if (number := labels.of(one, row)) is not None:
                 patients.setdefault(number, set()).add(one.patient)
-    if patients and max(map(len, patients.values())) == 1:
-        raise _refused(
-            table,
-            f"none of its {len(labels.classes)} labels is of two patients. Class names are public: is it the right "
-            "column? If so, name all by --classes",
-        )
+    everyone = {patient_key(one.patient) for one in series}
+    alone = sum(len(found) == 1 for found in patients.values())
+    named = sum(patient_key(name) in everyone or bool(IDENTITY.search(name)) for name in labels.classes)
+    for count, problem in ((alone, "of one patient only"), (named, "like a patient's name, date or number")):
+        if count:
+            raise _refused(
+                table,
+                f"{count} of its {len(labels.classes)} labels {'is' if count == 1 else 'are'} {problem}. Class names "
+                "are public: is it the right column? If so, name all by --classes",
+            )
 
 
 def _lines(numbers: Sequence[int]) -> str:

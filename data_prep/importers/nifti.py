@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.importers import nrrd_files
 from data_prep.importers.job import ArchiveImport
 from data_prep.importers.libraries import require
 from data_prep.importers.orientation import CANONICAL, OBLIQUE_DEGREES, Orientation, Turn
 from data_prep.importers.parallel import each
-from data_prep.importers.tree import files_below
+from data_prep.importers.tree import files_below, refusal
 from data_prep.importers.volume import (
     MOST_FRAMES,
     MOST_PIXELS,
-    NO_FILE,
+    MOST_VOXELS,
     Bool,
     Facts,
     Found,
@@ -35,13 +36,16 @@ from data_prep.importers.volume import (
     are_spacings,
     is_plausible,
 )
+from data_prep.names import patient_key
 
 NIFTI, NRRD = (".nii", ".nii.gz"), (".nrrd", ".nhdr")
 SUFFIXES = (*NIFTI, *NRRD)
 OTHER_FORMAT = "neither NIfTI nor NRRD by its name"
 UNREADABLE = "a volume whose header cannot be read"
 NOT_3D = "no volume of three dimensions"
-TOO_LARGE = f"claims more than {MOST_FRAMES:,} slices, or more than {MOST_PIXELS:,} pixels a slice"
+TOO_LARGE = (
+    f"claims more than {MOST_FRAMES:,} slices, more than {MOST_PIXELS:,} pixels a slice, or {MOST_VOXELS:,} in all"
+)
 ALONE = "a mask without its volume"
 OTHER_GRID = "its mask is of another size"
 NO_PATIENT = "its path tells no patient by --patient-regex"
@@ -140,13 +144,17 @@ def find(job: ArchiveImport) -> Found:
     files = files_below(job.source)
     require(*(["nibabel"] if any(name.endswith(NIFTI) for name in files) else []))
     require(*(["nrrd"] if any(name.endswith(NRRD) for name in files) else []))
-    masks = {_volume_of(name, job.mask_suffix): name for name in files if _is_mask(name, job.mask_suffix)}
+    marks = [name for name in files if _is_mask(name, job.mask_suffix)]
+    closed = {name: why for name in marks if (why := refusal(job.source, name, job.follow_links))}
+    masks = {_volume_of(name, job.mask_suffix): name for name in marks if name not in closed}
     series: list[GridSeries] = []
-    rejects = [Reject(name, OTHER_FORMAT) for name in files if not name.lower().endswith(SUFFIXES)]
-    volumes = [name for name in files if name.lower().endswith(SUFFIXES) and name not in masks.values()]
+    others = [name for name in files if not name.lower().endswith(SUFFIXES)]
+    rejects = [Reject(name, refusal(job.source, name, follow_links=True) or OTHER_FORMAT) for name in others]
+    rejects += [Reject(name, why) for name, why in closed.items()]
+    volumes = [name for name in files if name.lower().endswith(SUFFIXES) and name not in marks]
     stems = {_stem(name).removesuffix(job.image_suffix) for name in volumes}
     rejects += [Reject(mask, ALONE) for stem, mask in masks.items() if stem not in stems]
-    for name, grid in zip(volumes, each(_Scan(job.source), volumes, "headers", "file"), strict=True):
+    for name, grid in zip(volumes, each(_Scan(job.source, job.follow_links), volumes, "headers", "file"), strict=True):
         found = _series(job, name, grid) if isinstance(grid, Grid) else grid
         if isinstance(found, str):
             rejects.append(Reject(name, found))
@@ -159,16 +167,18 @@ def find(job: ArchiveImport) -> Found:
 class _Scan:
     """Reads the grid of one file below a source; it goes to other processes."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, follow_links: bool) -> None:
+        self._root, self._follow_links = root, follow_links
 
     def __call__(self, file: str) -> Grid | str:
         try:
-            if not (self._root / file).is_file():
-                return NO_FILE
+            if why := refusal(self._root, file, self._follow_links):
+                return why
             grid = _grid(self._root / file)
         except MemoryError:
             raise
+        except ImportFault as fault:
+            return str(fault)
         except Exception:  # readers raise whatever they like, and quote the file
             return UNREADABLE
         return grid if len(grid.shape) == 3 and 0 not in grid.shape else NOT_3D
@@ -184,9 +194,7 @@ def _grid(path: Path) -> Grid:
         affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
         shape = tuple(image.shape)
     else:
-        import nrrd
-
-        header = nrrd.read_header(str(path))
+        header = nrrd_files.read_header(path)
         shape = tuple(int(side) for side in header["sizes"])
         affine = _nrrd_affine(header)
     sides = np.linalg.norm(affine[:3, :3], axis=0)
@@ -219,9 +227,7 @@ def _voxels(path: Path) -> Any:
 
         image: Any = nibabel.load(path)
         return image.dataobj if len(image.shape) == 3 else np.asarray(image.dataobj).reshape(image.shape[:3])
-    import nrrd
-
-    return nrrd.read(str(path))[0]
+    return nrrd_files.read_voxels(path)
 
 
 def _series(job: ArchiveImport, file: str, grid: Grid) -> GridSeries | str:
@@ -286,7 +292,7 @@ def _patient(job: ArchiveImport, file: str) -> str | None:
     found = re.search(job.patient_regex, file)
     if found is None:
         return None
-    return (found[1] if found.re.groups else found[0]) or None
+    return patient_key((found[1] if found.re.groups else found[0]) or "") or None
 
 
 def _stem(file: str) -> str:

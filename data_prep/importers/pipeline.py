@@ -58,7 +58,7 @@ def dry_run(job: ArchiveImport, finder: Finder) -> str:
     labels = read_labels(job.labels, job.classes) if job.labels else None
     found, _, unlabelled = _labelled(_found(job, finder, codes), labels)
     _check_classes(job, labels, found)
-    return listing(found, unlabelled)
+    return "\n".join([listing(found, unlabelled), *(f"note: {note}" for note in found.notes)])
 
 
 def import_archive(job: ArchiveImport, finder: Finder, name: str) -> list[Path]:
@@ -248,6 +248,7 @@ def _summary(job: ArchiveImport, found: Found, rows: _Rows, rejects: Sequence[Re
         f"{per_class}{early}; {kinds}",
         f"  left out {count_of(len(rejects), 'image')} or other file" + (":" if rejects else ""),
         *(f"    {line}" for line in reject_summary(rejects)),
+        *(f"  note: {note}" for note in found.notes),
         f"  which files, as codes: {shown(job.out / NAME)}; --find CODE names one, here only",
     ]
     return "\n".join(lines)

@@ -22,12 +22,10 @@ class Spacing(NamedTuple):
     right: float
 
 
-NO_FILE = "a link to nothing, a pipe or a device, not a file"
-
 STRAIGHT = Spacing(0.0, 0.0)
 
-MOST_FRAMES, MOST_PIXELS = 2**16, 2**27
-"""Of one file, and of one plane: a header may claim any number, and memory is taken by what it claims."""
+MOST_FRAMES, MOST_PIXELS, MOST_VOXELS = 2**16, 2**27, 2**32
+"""Of one file, of one plane and of all its planes: a header may claim any number, and memory is taken by the claim."""
 
 
 LEAST_MM, MOST_MM, FARTHEST_MM = 1e-4, 1e3, 1e6
@@ -41,7 +39,8 @@ def are_spacings(values: Iterable[float]) -> bool:
 
 def is_plausible(frames: int, rows: int, columns: int) -> bool:
     """Return whether a file may be read that claims so many planes of such a size."""
-    return 1 <= frames <= MOST_FRAMES and rows * columns <= MOST_PIXELS
+    pixels = rows * columns
+    return 1 <= frames <= MOST_FRAMES and pixels <= MOST_PIXELS and frames * pixels <= MOST_VOXELS
 
 
 class Pixel(NamedTuple):
@@ -197,11 +196,12 @@ class Reject:
 
 @dataclass(frozen=True)
 class Found:
-    """All files of a source: the series that can be taken, and everything else."""
+    """All files of a source: the series that can be taken, everything else, and what a person should know of them."""
 
     series: tuple[Series, ...]
     rejects: tuple[Reject, ...]
     files: int
+    notes: tuple[str, ...] = ()
 
 
 def step_mm(positions_mm: npt.NDArray[np.float64]) -> float:

@@ -61,6 +61,9 @@ def add_dicom(kinds: "_SubParsersAction[Parser]") -> None:
     series.add_argument("--plane", choices=("axial", "coronal", "sagittal"), help="take volumes of this plane only")
     series.add_argument("--description", metavar="REGEX", help="searched in the series description")
     series.add_argument("--min-slices", type=int, default=1, metavar="N", help="fewer make no volume")
+    series.add_argument(
+        "--patient-regex", metavar="REGEX", help="of files without PatientID: its group is the patient, in the path"
+    )
     series.add_argument("--blank", type=Path, metavar="FILE", help="device rules beside data_prep/assets/blanking.yaml")
     series.add_argument("--quarantine", type=Path, metavar="PNG", help="contact sheet of images that may show text")
     parser.set_defaults(action=_dicom)
@@ -103,6 +106,9 @@ def _add_common(parser: Parser) -> None:
     parser.add_argument("--find", metavar="CODE", help="name the file that a code of rejects.csv stands for")
     parser.add_argument("--secret", type=Path, metavar="FILE", help="(default: ~/.config/fedhpc/site_secret)")
     parser.add_argument("--replace", action="store_true", help="remove the shards of another import from OUT first")
+    parser.add_argument(
+        "--follow-links", action="store_true", help="read files outside of DIR that links name (folders: never)"
+    )
     _add_labels(parser.add_argument_group("labels"))
     _add_images(parser.add_argument_group("images"))
     division = parser.add_argument_group("hospitals and splits")

@@ -17,7 +17,7 @@ from fedhpc.models.backbones import Backbone
 from fedhpc.site.data.feature_file import FeatureFile
 from fedhpc.site.data.harmonise import chain_key, harmonise
 from fedhpc.util.arrays import I64, U8, Images
-from fedhpc.util.files import make_folder, replacing
+from fedhpc.util.files import PRIVATE, make_folder, replacing
 from fedhpc.util.memory import fits_in_memory
 from fedhpc.util.progress import progress_in_tenths
 
@@ -109,7 +109,7 @@ class FeatureSamples(ImageSamples):
         try:
             make_folder(path.parent)
             # Written, not mapped: a map of a sparse file ends in SIGBUS where the disk is full.
-            with replacing(path) as write:
+            with replacing(path, mode=PRIVATE) as write:
                 write(head.getvalue())
                 for start in progress_in_tenths(starts, len(starts), f"features of {self._shard.site}"):
                     rows = np.arange(start, min(start + FEATURE_BATCH, self._shard.n))

@@ -58,6 +58,7 @@ def test_shard_holds_what_the_archive_says(archive: Path, tmp_path: Path, capsys
     with h5py.File(path) as file:
         assert file.attrs["deidentification"] == "113100,113103,113104,113105; PS3.15 2024c"
     printed = capsys.readouterr().out
+    assert all(stat.S_IMODE(one.stat().st_mode) == 0o600 for one in path.parent.iterdir())
     assert "taken 36 images of 9 patients" in printed and "1 no DICOM file" in printed
     assert sorted(one.name for one in path.parent.iterdir()) == ["north.h5", "rejects.csv"]
     assert "Meier" not in printed + (path.parent / "rejects.csv").read_text()
@@ -246,7 +247,7 @@ def test_arrays_come_out_as_they_went_in(tmp_path: Path) -> None:
     content = {
         "images": random.integers(0, 4096, (40, 8, 8)).astype(np.uint16),
         "labels": np.arange(40) % 2,
-        "patients": [f"Meier {row // 2}" for row in range(40)],
+        "patients": [("Meier {}", "MEIER\u00a0{} ")[row % 2].format(row // 2) for row in range(40)],
         "modality": ["CT"] * 40,
         "early": np.arange(40) % 3 == 0,
     }
@@ -256,7 +257,7 @@ def test_arrays_come_out_as_they_went_in(tmp_path: Path) -> None:
     with Shard.open(path, "north") as shard:
         np.testing.assert_array_equal(shard.read(np.arange(40))[:, 0], content["images"])
         assert len(set(shard.patient.tolist())) == 20 and shard.stage.sum() == 14
-    assert b"Meier" not in path.read_bytes()
+    assert b"Meier" not in path.read_bytes() and stat.S_IMODE(path.stat().st_mode) == 0o600
     np.savez(tmp_path / "scans.npz", **content, birthdays=np.arange(40))
     with pytest.raises(ShardError, match="1 unknown arrays"):
         import_arrays(plan)

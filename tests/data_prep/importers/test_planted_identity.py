@@ -222,7 +222,8 @@ def test_planted_pixels_are_refused_or_blanked(tmp_path: Path, capfd: pytest.Cap
     table = tmp_path / "labels.csv"
     table.write_text("patient,label\nid1,a\nid2,b\nid3,a\nid4,b\n")
     command = ["prepare", "dicom", str(tmp_path / "archive"), "-o", str(tmp_path / "out"), "--site", "north"]
-    command += ["--labels", str(table), "--window", "hu", "--size", "32", "--secret", str(tmp_path / "secret")]
+    command += ["--labels", str(table), "--classes", "a", "b", "--window", "hu", "--size", "32"]
+    command += ["--secret", str(tmp_path / "secret")]
     assert main(command) == 2
     assert "burned into its pixels" in capfd.readouterr().err
     assert main([*command, "--quarantine", str(tmp_path / "out" / "sheet.png")]) == 2
