@@ -4,13 +4,14 @@ import logging
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 from dp_accounting import ComposedDpEvent, DpEvent, GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import given
 from hypothesis import strategies as st
-from opacus.accountants import RDPAccountant
+from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -22,6 +23,7 @@ from fedhpc.privacy.accountant import (
     RDP_ORDERS,
     Charge,
     Mechanism,
+    _prv_accountant_class,
     bounds_of,
     calibrate_gaussian,
     epsilon_of,
@@ -65,6 +67,19 @@ def test_rdp_equals_opacus_bitwise(delta: float) -> None:
             expected = theirs.get_epsilon(delta)
         assert epsilon_from_rdp(composed_rdp(history, RDP_ORDERS), RDP_ORDERS, delta) == max(0.0, expected)
     assert list(RDP_ORDERS) == RDPAccountant.DEFAULT_ALPHAS
+
+
+@pytest.mark.parametrize("delta", [1e-9, 1e-5])
+def test_prv_equals_opacus_bitwise(delta: float) -> None:
+    """Its domain is computed from memoised RDP here, and nothing else differs."""
+    histories = [*((step,) for step in GRID), (Steps(0.9, 0.01, 200), Steps(2.0, 0.1, 50), Steps(12.0, 1.0, 5))]
+    for history in histories:
+        ours, theirs = _prv_accountant_class()(), PRVAccountant()
+        ours.history = theirs.history = list(history)
+        words = {"delta": delta, "eps_error": 0.05}
+        with warnings.catch_warnings(), np.errstate(divide="ignore"):
+            warnings.filterwarnings("ignore", message="Optimal order is the")
+            assert ours.get_epsilon(**words) == theirs.get_epsilon(**words), history
 
 
 @pytest.mark.parametrize("step", GRID, ids=str)
