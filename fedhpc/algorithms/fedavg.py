@@ -141,7 +141,7 @@ def federate(
     """Algorithm 1, from `start` to its end, for the sites that this rank plays.
 
     Args:
-        sites: this rank's hospitals, in site order; ranks hold consecutive ones.
+        sites: this rank's hospitals, in site order; those of a rank need not follow each other.
         start: the state of this rank.
         terms: what all have agreed on.
         transport: the way to the other ranks.
@@ -230,18 +230,3 @@ def _weighed(received: Iterator[bytes], up_bytes: list[int], watch: Stopwatch) -
             return
         up_bytes.append(len(payload))
         yield payload
-
-
-def placement(sites: int, ranks: int, dedicated: bool) -> list[range]:
-    """Which sites each rank plays, by index: consecutive blocks, as equal as can be; none for a dedicated aggregator.
-
-    >>> placement(5, 2, dedicated=False)
-    [range(0, 3), range(3, 5)]
-    >>> placement(2, 3, dedicated=True)
-    [range(0, 0), range(0, 1), range(1, 2)]
-    """
-    if dedicated and ranks > 1:
-        return [range(0), *placement(sites, ranks - 1, dedicated=False)]
-    share, more = divmod(sites, ranks)
-    starts = [rank * share + min(rank, more) for rank in range(ranks + 1)]
-    return [range(starts[rank], starts[rank + 1]) for rank in range(ranks)]

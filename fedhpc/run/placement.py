@@ -1,9 +1,12 @@
-"""Which rank plays which hospital, where hospitals are pinned to the nodes that have their shards.
+"""Which rank plays which hospital.
 
-Ranks hold consecutive hospitals in the order of the config, and rank 0 is the aggregator's; both stay true, because it
-is the ranks that are numbered anew, in the order of the hospitals that their nodes belong to.
+With a rank for each hospital they are in the order of the config, and rank 0 is the aggregator's. Both stay true where
+hospitals are pinned to the nodes that have their shards, because it is the ranks that are numbered anew, in the order
+of the hospitals that their nodes belong to. With fewer ranks hospitals are dealt out by their declared weights, so that
+no rank trains much longer than the others. The order of the fold is that of the config whatever the placement is.
 """
 
+import heapq
 import json
 import socket
 from collections.abc import Sequence
@@ -74,6 +77,52 @@ def rank_order(hosts: Sequence[str], pins: Sequence[str | None]) -> list[int]:
         chosen[place] = fitting[0]
         del free[fitting[0]]
     return [chosen[place] for place in range(len(pins))]
+
+
+def deal_sites(weights: Sequence[int | None], ranks: int, dedicated: bool) -> list[tuple[int, ...]]:
+    """Return which sites each rank plays, by index in site order; none for a dedicated aggregator.
+
+    The heaviest site that is left goes to the rank with the least weight so far (longest processing time first; Graham
+    1969, "Bounds on Multiprocessing Timing Anomalies", section 5: at most 4/3 of the best largest load). Where that is
+    not better than consecutive blocks of equal counts, or a site declares no weight, it is those blocks. Ranks are
+    ordered by their first site.
+
+    Args:
+        weights: the declared weight of each site, by index.
+        ranks: how many there are, at least 1.
+        dedicated: whether rank 0 plays no site where there are several ranks.
+
+    >>> deal_sites([1200, 900, 600, 300], 2, dedicated=False)
+    [(0, 3), (1, 2)]
+    >>> deal_sites([None] * 5, 2, dedicated=False), deal_sites([7, 5], 3, dedicated=True)
+    ([(0, 1, 2), (3, 4)], [(), (0,), (1,)])
+    """
+    if dedicated and ranks > 1:
+        return [(), *deal_sites(weights, ranks - 1, dedicated=False)]
+    blocks = _consecutive(len(weights), ranks)
+    known = [weight for weight in weights if weight is not None]
+    if len(known) < len(weights):
+        return blocks
+    dealt = _longest_first(known, ranks)
+    return dealt if _largest(dealt, known) < _largest(blocks, known) else blocks
+
+
+def _consecutive(sites: int, ranks: int) -> list[tuple[int, ...]]:
+    share, more = divmod(sites, ranks)
+    starts = [rank * share + min(rank, more) for rank in range(ranks + 1)]
+    return [tuple(range(starts[rank], starts[rank + 1])) for rank in range(ranks)]
+
+
+def _longest_first(weights: Sequence[int], ranks: int) -> list[tuple[int, ...]]:
+    loads: list[tuple[int, int, list[int]]] = [(0, rank, []) for rank in range(ranks)]
+    for site in sorted(range(len(weights)), key=lambda site: -weights[site]):
+        load, rank, sites = heapq.heappop(loads)
+        heapq.heappush(loads, (load + weights[site], rank, [*sites, site]))
+    return sorted((tuple(sorted(sites)) for _, _, sites in loads), key=lambda sites: (not sites, sites))
+
+
+def _largest(dealt: Sequence[Sequence[int]], weights: Sequence[int]) -> int:
+    return max(sum(weights[site] for site in sites) for sites in dealt)
 
 
 def _short(host: str) -> str:

@@ -6,11 +6,11 @@ log. Before it, while the ranks agree on the config, there is no run directory t
 
 from collections.abc import Mapping, Sequence
 
-from fedhpc.algorithms.fedavg import placement
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
+from fedhpc.run.placement import deal_sites
 from fedhpc.transport import pki
 from fedhpc.transport.base import Transport
 from fedhpc.transport.channel import Channel, Sessions
@@ -21,12 +21,12 @@ from fedhpc.transport.tls import AGGREGATOR_NAME, TlsError, TlsSession
 from fedhpc.util.text import wrapped
 
 
-def sites_by_rank(config: RunConfig, ranks: int) -> list[range]:
+def sites_by_rank(config: RunConfig, ranks: int) -> list[tuple[int, ...]]:
     """The indices of the sites that each rank plays; a centralised run is rank 0's alone."""
-    count = len(config.data.sites)
+    weights = [site.weight for site in config.data.sites]
     if config.mode == "centralised":
-        return [range(count), *[range(0)] * (ranks - 1)]
-    return placement(count, ranks, config.federation.aggregator_rank == "dedicated")
+        return [tuple(range(len(weights))), *[()] * (ranks - 1)]
+    return deal_sites(weights, ranks, config.federation.aggregator_rank == "dedicated")
 
 
 def open_secure_channel(config: RunConfig, directory: RunDirectory, wire: Transport, console: Console) -> Channel:
@@ -35,11 +35,23 @@ def open_secure_channel(config: RunConfig, directory: RunDirectory, wire: Transp
     Raises:
         InputError: at every rank, naming every site whose certificate, key or peer is not as it must be.
     """
-    placed = [tuple(config.site_names[i] for i in block) for block in sites_by_rank(config, wire.size)]
+    blocks, order = sites_by_rank(config, wire.size), config.site_names
+    placed = [tuple(order[i] for i in block) for block in blocks]
+    wire.deliver_by_site(rank_of_each(blocks))
     logs = {name: EgressLog(directory.egress(name), AGGREGATOR_NAME) for name in placed[wire.rank]}
     aggregator = None if wire.rank else EgressLog(directory.aggregator_egress, "all sites")
-    plain = Channel(wire, logs, aggregator)
-    return Channel(wire, logs, aggregator, _sessions(config, placed, plain, console))
+    plain = Channel(wire, logs, aggregator, order=order)
+    return Channel(wire, logs, aggregator, _sessions(config, placed, plain, console), order)
+
+
+def rank_of_each(blocks: Sequence[Sequence[int]]) -> list[int]:
+    """Return the rank of each site, by index.
+
+    >>> rank_of_each([(0, 3), (1, 2)])
+    [0, 1, 1, 0]
+    """
+    places = {site: rank for rank, block in enumerate(blocks) for site in block}
+    return [places[site] for site in range(len(places))]
 
 
 def wire_line(config: RunConfig, ranks: int) -> str:
@@ -58,7 +70,7 @@ def _sessions(
     if not away or not config.exchange.tls:
         return None
     run_on_all_ranks(plain, lambda: None if plain.rank else make_demo(config, console))
-    everybody = tuple(name for names in away for name in names)
+    everybody = tuple(name for name in config.site_names if name not in placed[0])
     here = everybody if plain.rank == 0 else placed[plain.rank]
     by_site = run_on_all_ranks(plain, lambda: _started(config, here, server=plain.rank == 0))
     _shake_hands(by_site, everybody, plain)

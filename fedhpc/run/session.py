@@ -177,7 +177,7 @@ def session_trust(session: Session) -> TrustModel | None:
     return trust_model(session.config, session.place.plan, session.transport.size)
 
 
-def my_sites(config: RunConfig, transport: Transport) -> range:
+def my_sites(config: RunConfig, transport: Transport) -> tuple[int, ...]:
     """The indices of the sites that this rank plays; a centralised run is rank 0's alone."""
     return sites_by_rank(config, transport.size)[transport.rank]
 

@@ -19,8 +19,9 @@ class Transport(Protocol):
     local_size: int
 
     def stream(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> Iterator[bytes]:
-        """All ranks' payloads in rank order at rank 0, each as it arrives; nothing elsewhere.
+        """All ranks' payloads at rank 0, each as it arrives; nothing elsewhere.
 
+        They come in the order of the sites, those of kind control in that of the ranks.
         Rank 0 must take them all before its next call: the others are held until it does.
         """
 
@@ -32,6 +33,15 @@ class Transport(Protocol):
 
     def limit_waits(self, limit_s: float | None) -> None:
         """From now on take a rank for lost that does not answer for so long; None: wait for ever."""
+
+    def deliver_by_site(self, ranks: Sequence[int]) -> None:
+        """From now on `stream` and `gather` bring what sites of other ranks send in site order.
+
+        Before, it comes in rank order, as payloads of kind control always do.
+
+        Args:
+            ranks: of each site by index; a rank passes the payloads of its sites in site order.
+        """
 
 
 class Wire(Transport, Protocol):
@@ -65,6 +75,9 @@ class AloneTransport:
 
     def limit_waits(self, limit_s: float | None) -> None:
         """See `Transport`: there is nobody to wait for."""
+
+    def deliver_by_site(self, ranks: Sequence[int]) -> None:
+        """See `Transport`: the payloads of one process are in site order."""
 
     def to_each(self, payloads: Sequence[bytes] | None, round: int) -> list[bytes]:
         """See `fedhpc.algorithms.rewards.SiteChannels`."""

@@ -45,17 +45,21 @@ class Channel:
         logs: the egress logs of this rank's sites, in site order.
         aggregator: the log of what the aggregator sends; None elsewhere than at rank 0.
         sessions: None: in the clear.
+        order: of all sites; empty: this rank's come first.
     """
 
     wire: Transport
     logs: Mapping[str, EgressLog]
     aggregator: EgressLog | None
     sessions: Sessions | None = None
+    order: tuple[str, ...] = ()
     _searches: dict[str, ImageSearch] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rank, self.size = self.wire.rank, self.wire.size
         self.local_rank, self.local_size = self.wire.local_rank, self.wire.local_size
+        if not self.order:
+            self.order = (*self.logs, *(self.sessions.names if self.sessions is not None else ()))
 
     def search_for(self, site: str, blocks: U64) -> None:
         """From now on search all payloads of `site` for these blocks of its images, uint64[m, 2] (private)."""
@@ -64,6 +68,10 @@ class Channel:
     def limit_waits(self, limit_s: float | None) -> None:
         """See `Transport`."""
         self.wire.limit_waits(limit_s)
+
+    def deliver_by_site(self, ranks: Sequence[int]) -> None:
+        """See `Transport`."""
+        self.wire.deliver_by_site(ranks)
 
     def gather(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> list[bytes]:
         """See `Transport`."""
@@ -120,7 +128,7 @@ class Channel:
             return [one.open(parts[names.index(name)], "update") for name, one in self.sessions.by_site.items()]
 
     def _sent_to_each(self, payloads: Sequence[bytes], round: int) -> list[bytes]:
-        """See `to_each`, at rank 0, whose own sites come first."""
+        """See `to_each`, at rank 0."""
         sessions = self.sessions
         names = () if sessions is None else sessions.names
         if len(payloads) != len(self.logs) + len(names) or (self.size > 1 and sessions is None):
@@ -128,12 +136,11 @@ class Channel:
         for payload in payloads:
             if self.aggregator is not None:
                 self.aggregator.write_down(payload, "update", round, via=self._via())
+        of_site = dict(zip(self.order, payloads, strict=True))
         if sessions is not None:
-            others = zip(names, payloads[len(self.logs) :], strict=True)
-            self.wire.broadcast(
-                _together([sessions.by_site[name].seal(one, "update") for name, one in others]), "update", round
-            )
-        return list(payloads[: len(self.logs)])
+            others = [sessions.by_site[name].seal(of_site[name], "update") for name in names]
+            self.wire.broadcast(_together(others), "update", round)
+        return [of_site[name] for name in self.logs]
 
     def _via(self) -> Via:
         if self.size == 1:
@@ -160,7 +167,16 @@ class Channel:
         return [session.seal(payload, kind) for session, payload in zip(speaking, payloads, strict=True)]
 
     def _received(self, own: Sequence[bytes], kind: Kind, round: int | None) -> Iterator[bytes]:
-        yield from own
+        others, mine = self._arriving(kind, round), iter(own)
+        for name in () if kind == "control" else self.order:
+            payload = next(mine if name in self.logs else others, None)
+            if payload is not None:
+                yield payload
+        yield from mine
+        yield from others
+
+    def _arriving(self, kind: Kind, round: int | None) -> Iterator[bytes]:
+        """What sites at other ranks have sent, opened; nothing is taken from the wire before the first is asked for."""
         arriving = self.wire.stream([], kind, round)
         if self.sessions is None:
             yield from arriving

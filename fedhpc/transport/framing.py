@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from fedhpc.errors import PayloadError
+from fedhpc.util.arrays import I64
 
 COUNT = struct.Struct("<Q")
 Bytes = bytes | memoryview
@@ -52,6 +53,44 @@ def carved(waves: Iterable[Bytes], ranks: int) -> Iterator[bytes]:
         for length in struct.unpack(f"<{count}Q", stream.read(COUNT.size * count)):
             yield stream.read(length)
     stream.end()
+
+
+def divided(waves: Iterable[Bytes], sizes: Sequence[int], excess: int, what: str) -> Iterator[bytes]:
+    """The payloads of these sizes from the waves of their stream; of a size below 0 there is none.
+
+    Args:
+        waves: the stream.
+        sizes: of the payloads that are expected.
+        excess: how many more the ranks would have sent.
+        what: the kind of the payloads, for the error.
+
+    Raises:
+        PayloadError: at the end, where there is an excess.
+
+    >>> list(divided([b"ab", b"c"], [1, 0, -1, 2], 0, "update"))
+    [b'a', b'', b'bc']
+    """
+    stream = _Stream(waves)
+    came = [size for size in sizes if size >= 0]
+    for size in came:
+        yield stream.read(size)
+    stream.end()
+    if excess:
+        raise PayloadError(f"{len(came)} {what} messages were expected, and more came", code="payload.missing")
+
+
+def interleaved(wave: Bytes, ranks: I64, lengths: I64) -> Iterator[Bytes]:
+    """The pieces of a wave in the order of the parts that they belong to; in the wave they are in rank order.
+
+    >>> [bytes(piece) for piece in interleaved(b"acb", np.array([0, 1, 0]), np.array([1, 1, 1]))]
+    [b'a', b'b', b'c']
+    """
+    order = np.argsort(ranks, kind="stable")
+    ends = np.empty_like(lengths)
+    ends[order] = np.cumsum(lengths[order])
+    view = memoryview(wave)
+    for part in np.flatnonzero(lengths).tolist():
+        yield view[ends[part] - lengths[part] : ends[part]]
 
 
 class _Stream:

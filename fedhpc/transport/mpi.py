@@ -3,9 +3,10 @@
 No rank ever waits inside a blocking MPI call: a rank that spins there steals the core from those that train. Where rank
 0 waits for long, it says on stderr for whom (`fedhpc.transport.waiting`), and goes on waiting.
 
-What all ranks have to send is one long stream, in rank order. It comes to rank 0 in waves of at most WAVE_BYTES, each
-one `Igatherv`; so no count ever reaches the 2 GiB of MPI's ints, and rank 0 holds two waves and one payload, however
-many hospitals there are. From TREE_FROM ranks on a wave comes by way of group leaders, which changes no byte of it.
+What all ranks have to send is one long stream of parts, in the order of the sites (before that is known, and of kind
+control, in that of the ranks). It comes to rank 0 in waves of at most WAVE_BYTES, each one `Igatherv`; so no count ever
+reaches the 2 GiB of MPI's ints, and rank 0 holds two waves and one payload, however many hospitals there are and
+whichever rank they are at. From TREE_FROM ranks on a wave comes by way of group leaders, which changes no byte of it.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ import numpy as np
 from fedhpc.errors import ExchangeError, InputError, RankLostError
 from fedhpc.transport.base import AloneTransport, Wire
 from fedhpc.transport.egress_log import Kind
-from fedhpc.transport.framing import Bytes, Pieces, carved, frame_header
+from fedhpc.transport.framing import Bytes, Pieces, carved, divided, frame_header, interleaved
 from fedhpc.transport.waiting import Waiting, one_of, rest_of
 from fedhpc.util.arrays import I64
 
@@ -57,6 +58,7 @@ class MpiTransport:
         self.local_rank, self.local_size = node.Get_rank(), node.Get_size()
         node.Free()
         self._waiting, self._limit_s = Waiting(), math.inf
+        self._site_ranks: I64 | None = None
         self._hosts, self._pids = self._all_hosts()
         self._names = [f"rank {rank} on {host}" for rank, host in enumerate(self._hosts)]
         self._group_size = math.isqrt(self.size - 1) + 1 if self.size >= tree_from else 0
@@ -70,15 +72,21 @@ class MpiTransport:
 
     def stream(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> Iterator[bytes]:
         """See `Transport`."""
-        mine = Pieces([frame_header(payloads), *payloads])
-        sizes = self._sizes_at_rank_0(mine.size)
-        self._wait(self._comm.Ibcast(sizes, root=0))
-        waves = self._waves(mine, sizes)
+        if self._site_ranks is None or kind == "control":
+            framed, ranks, mine = True, np.arange(self.size), [Pieces([frame_header(payloads), *payloads])]
+        else:
+            framed, ranks, mine = False, self._site_ranks, [Pieces([payload]) for payload in payloads]
+        sizes, excess = self._agreed_sizes([part.size for part in mine], ranks)
+        waves = self._waves(mine, ranks, np.maximum(sizes, 0))
         if self.rank == 0:
-            return carved(waves, self.size)
+            return carved(waves, self.size) if framed else divided(waves, sizes.tolist(), excess, kind)
         for _ in waves:
             continue
         return iter(())
+
+    def deliver_by_site(self, ranks: Sequence[int]) -> None:
+        """See `Transport`."""
+        self._site_ranks = np.array(ranks, np.int64)
 
     def broadcast(self, payload: bytes | None, kind: Kind, round: int | None = None) -> bytes:
         """See `Transport`."""
@@ -149,16 +157,35 @@ class MpiTransport:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pids[rank], signal.SIGKILL)
 
-    def _sizes_at_rank_0(self, own: int) -> I64:
-        """How many bytes each rank has to send, int64[size]; zeros elsewhere. One message a rank, so that rank 0 knows
-        who has not come yet, which a collective would not tell."""
-        sizes = np.zeros(self.size, np.int64)
+    def _agreed_sizes(self, own: Sequence[int], ranks: I64) -> tuple[I64, int]:
+        """(bytes of each part of the stream, how many parts came beyond those that were expected), at every rank.
+
+        Args:
+            own: bytes of each part of this rank.
+            ranks: of each part that is expected; -1 stands for the bytes of one that its rank does not have.
+        """
+        expected = np.bincount(ranks, minlength=self.size)
+        most = int(expected[self.rank])
+        sent = own[:most]
+        row = np.array([*sent, *[-1] * (most - len(sent)), len(own) - len(sent)], np.int64)
+        ends = np.cumsum(expected + 1)
+        rows = self._rows_at_rank_0(row, ends)
+        self._wait(self._comm.Ibcast(rows, root=0))
+        sizes = np.empty(ranks.size, np.int64)
+        sizes[np.argsort(ranks, kind="stable")] = np.delete(rows, ends - 1)
+        return sizes, int(rows[ends - 1].sum())
+
+    def _rows_at_rank_0(self, own: I64, ends: I64) -> I64:
+        """The numbers of each rank, int64[ends[-1]] in rank order; zeros elsewhere. One message a rank, so that rank 0
+        knows who has not come yet, which a collective would not tell."""
+        rows = np.zeros(ends[-1], np.int64)
         if self.rank:
-            self._wait(self._comm.Isend(np.array([own], np.int64), dest=0, tag=SIZE_TAG))
-            return sizes
-        sizes[0] = own
+            self._wait(self._comm.Isend(own, dest=0, tag=SIZE_TAG))
+            return rows
+        rows[: ends[0]] = own
         missing = {
-            rank: self._comm.Irecv(sizes[rank : rank + 1], source=rank, tag=SIZE_TAG) for rank in range(1, self.size)
+            rank: self._comm.Irecv(rows[ends[rank - 1] : ends[rank]], source=rank, tag=SIZE_TAG)
+            for rank in range(1, self.size)
         }
         pause_s, limit_s = FIRST_SLEEP_S, self._limit_s
         with self._waiting.begun() as look:
@@ -169,17 +196,21 @@ class MpiTransport:
                     limit_s = math.inf
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
-        return sizes
+        return rows
 
-    def _waves(self, mine: "Pieces", sizes: I64) -> Iterator[Bytes]:
-        """The stream of all ranks, a wave at a time; empty ones elsewhere than at rank 0."""
+    def _waves(self, mine: "Sequence[Pieces]", ranks: I64, sizes: I64) -> Iterator[Bytes]:
+        """The stream of all parts, a wave in pieces of one part each; empty ones elsewhere than at rank 0."""
         ends = np.cumsum(sizes)
         starts = ends - sizes
+        own = list(zip(np.flatnonzero(ranks == self.rank).tolist(), mine, strict=False))
         for at in range(0, int(ends[-1]), self._wave_bytes):
             lows = np.clip(at - starts, 0, sizes)
-            highs = np.clip(at + self._wave_bytes - starts, 0, sizes)
-            piece = mine.between(int(lows[self.rank]), int(highs[self.rank]))
-            yield self._wave(piece, highs - lows)
+            lengths = np.clip(at + self._wave_bytes - starts, 0, sizes) - lows
+            pieces = [part.between(int(lows[i]), int(lows[i] + lengths[i])) for i, part in own if lengths[i]]
+            counts = np.bincount(ranks, lengths, self.size).astype(np.int64)
+            wave = self._wave(pieces[0] if len(pieces) == 1 else b"".join(pieces), counts)
+            if self.rank == 0:
+                yield from interleaved(wave, ranks, lengths)
 
     def _wave(self, piece: Bytes, counts: I64) -> Bytes:
         """`counts` bytes of each rank, in rank order, at rank 0."""

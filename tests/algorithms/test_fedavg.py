@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedhpc.aggregation.server_sgd import ServerSgd
-from fedhpc.algorithms.fedavg import federate, mean_update, placement, site_round
+from fedhpc.algorithms.fedavg import federate, mean_update, site_round
 from fedhpc.algorithms.round_types import Participant, RoundConfig, RoundResult
 from fedhpc.algorithms.run_state import RESIDUAL, RunState, fresh_state
 from fedhpc.compression.error_feedback import CompressionConfig
@@ -211,14 +211,3 @@ def test_budget_and_preemption_end_the_run() -> None:
     state, stopped, _ = run(pullers(), terms_of(5, 1, 1, (1, 1)), 3, go_on=1)
     assert (state.round, stopped) == (1, "preempted")
     assert run(pullers(), terms_of(1, 1, 1, (1, 1)), 3, go_on=1)[1] == "finished"
-
-
-@pytest.mark.parametrize("sites", [1, 4, 64])
-@pytest.mark.parametrize("ranks", [1, 3, 4])
-@pytest.mark.parametrize("dedicated", [False, True])
-def test_every_site_has_one_rank_in_order(sites: int, ranks: int, dedicated: bool) -> None:
-    blocks = placement(sites, ranks, dedicated)
-    assert len(blocks) == ranks
-    assert [index for block in blocks for index in block] == list(range(sites))
-    used = [len(block) for block in blocks[int(dedicated and ranks > 1) :]]
-    assert max(used) - min(used) <= 1

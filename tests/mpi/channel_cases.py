@@ -72,6 +72,9 @@ class Between:
     def gather(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> list[bytes]:
         return list(self.stream(payloads, kind, round))
 
+    def deliver_by_site(self, ranks: Sequence[int]) -> None:
+        self._wire.deliver_by_site(ranks)
+
     def broadcast(self, payload: bytes | None, kind: Kind, round: int | None = None) -> bytes:
         sent = None if payload is None else self._changed([payload], kind)[0]
         return self._wire.broadcast(sent, kind, round)

@@ -109,13 +109,15 @@ import hashlib, json, sys
 from pathlib import Path
 from mpi4py import MPI
 from fedhpc.transport.mpi import MpiTransport
-rank = MPI.COMM_WORLD.Get_rank()
+rank, SITES = MPI.COMM_WORLD.Get_rank(), [5, 2, 0, 1, 4, 2, 5]
 payloads = [bytes([rank, n]) * (rank * 700 + n) for n in range(rank % 3)]
 told = {}
 tree, short = {"tree_from": 2}, {"wave_bytes": 100}
 for name, how in {"flat": {}, "waves": {"wave_bytes": 999}, "tree": tree, "both": {**tree, **short}}.items():
     transport = MpiTransport(MPI.COMM_WORLD, **how)
     got = [transport.gather(payloads, "update"), transport.gather([b"x"], "control")]
+    transport.deliver_by_site(SITES)
+    got.append(transport.gather(payloads, "update"))
     told[name] = hashlib.sha256(repr(got).encode()).hexdigest() if rank == 0 else [len(part) for part in got]
 Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(told))
 """
@@ -124,13 +126,18 @@ Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(told))
 def test_tree_and_waves_bring_the_bytes_of_the_flat_gather(
     mpirun: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    """Seven ranks are groups of three, three and one; payloads of none to two a rank, longer than many waves."""
+    """Seven ranks are groups of three, three and one; payloads of none to two a rank, longer than many waves.
+
+    By rank, and by site: rank 0 is to have a site, and sends nothing for it.
+    """
     status, _, err = mpirun(7, ["-c", WAYS, tmp_path])
     assert status == 0, err
     results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(7)]
-    expected = [[bytes([rank, n]) * (rank * 700 + n) for rank in range(7) for n in range(rank % 3)], [b"x"] * 7]
+    sent = {(rank, n): bytes([rank, n]) * (rank * 700 + n) for rank in range(7) for n in range(rank % 3)}
+    by_site = [sent[place] for place in [(5, 0), (2, 0), (1, 0), (4, 0), (2, 1), (5, 1)]]
+    expected = [list(sent.values()), [b"x"] * 7, by_site]
     assert set(results[0].values()) == {hashlib.sha256(repr(expected).encode()).hexdigest()}
-    assert all(list(result.items()) == [(way, [0, 0]) for way in results[0]] for result in results[1:])
+    assert all(list(result.items()) == [(way, [0, 0, 0]) for way in results[0]] for result in results[1:])
 
 
 BIG = """

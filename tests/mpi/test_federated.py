@@ -90,7 +90,10 @@ def sequential(cohort: Path, run_python: Run) -> tuple[Path, str]:
 
 
 PRIVATE_SITES = f"data.sites={json.dumps([{'name': name, 'weight': 20} for name in SITES])}"
+UNEQUAL = json.dumps([{"name": name, "weight": weight} for name, weight in zip(SITES, (50, 40, 30, 10), strict=True)])
+"""Two ranks play sites 1 and 4, and 2 and 3: not in the order of the ranks."""
 CODED = (
+    f"data.sites={UNEQUAL}",
     "exchange.rounding=stochastic", "exchange.selection=per_tensor", "exchange.value_bits=3",
     "exchange.density_down=0.3", "training.rounds=2", "algorithm.name=fednova",
     "algorithm.local_layers=norm",

@@ -1,0 +1,37 @@
+"""Which rank plays which hospital: a partition in site order, and no larger load than by number."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedhpc.run.placement import deal_sites
+
+WEIGHTS = st.lists(st.integers(1, 1000), min_size=1, max_size=40)
+
+
+@pytest.mark.parametrize("sites", [1, 4, 64])
+@pytest.mark.parametrize("ranks", [1, 3, 4])
+@pytest.mark.parametrize("dedicated", [False, True])
+def test_sites_without_weights_are_consecutive(sites: int, ranks: int, dedicated: bool) -> None:
+    blocks = deal_sites([None] * sites, ranks, dedicated)
+    assert len(blocks) == ranks
+    assert [index for block in blocks for index in block] == list(range(sites))
+    used = [len(block) for block in blocks[int(dedicated and ranks > 1) :]]
+    assert max(used) - min(used) <= 1
+
+
+@given(WEIGHTS, st.integers(1, 8), st.booleans())
+def test_largest_load_is_at_most_that_by_number(weights: list[int], ranks: int, dedicated: bool) -> None:
+    dealt = deal_sites(weights, ranks, dedicated)
+    by_number = deal_sites([None] * len(weights), ranks, dedicated)
+    assert sorted(site for block in dealt for site in block) == list(range(len(weights)))
+    assert all(list(block) == sorted(block) for block in dealt)
+    largest = [max(sum(weights[site] for site in block) for block in blocks) for blocks in (dealt, by_number)]
+    assert largest[0] <= largest[1]
+
+
+@given(WEIGHTS, st.booleans())
+def test_one_rank_a_site_keeps_their_order(weights: list[int], dedicated: bool) -> None:
+    alone = deal_sites(weights, len(weights) + dedicated, dedicated)
+    shared = not (dedicated and len(weights) + dedicated > 1)
+    assert alone == ([] if shared else [()]) + [(site,) for site in range(len(weights))]
