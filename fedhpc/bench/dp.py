@@ -68,8 +68,8 @@ def run(models: Sequence[str], ways: Sequence[str], place: Place, seconds: float
     Raises:
         InputError: for a model, way or device that there is not.
     """
-    _check("models", models, (*SHIPPED, "conv4", "head"))
-    _check("ways", ways, WAYS)
+    check_names("models", models, (*SHIPPED, "conv4", "head"))
+    check_names("ways", ways, WAYS)
     device_name(place.device, 0, torch.cuda.device_count())
     torch.set_num_threads(place.threads)
     chosen = [way for way in WAYS if way == "plain" or way in ways]
@@ -83,7 +83,8 @@ def run(models: Sequence[str], ways: Sequence[str], place: Place, seconds: float
     }
 
 
-def _check(option: str, given: Sequence[str], allowed: Sequence[str]) -> None:
+def check_names(option: str, given: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raises InputError where an option of a benchmark has a name that is not allowed."""
     unknown = [name for name in given if name not in allowed]
     if unknown:
         raise InputError(

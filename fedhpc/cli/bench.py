@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 HELP = "the project's own benchmarks, with ratios"
 EXAMPLES = ("{run} bench codec --size 1000000", "{run} bench dp --models head --json")
 DP = ("{run} bench dp --models densenet_small --seconds 5", "{run} bench dp --ways fedhpc ew --json")
+GPU = ("{run} bench gpu --json", "{run} bench gpu --models resnet50 --parts limits steps")
 CODEC = ("{run} bench codec --size 1000000", "{run} bench codec --density 0.01 --value-bits 8 --json")
 IMPORT = ("{run} bench import -o bench", "{run} bench import -o bench --files 2000 --json")
 WIRE = (
@@ -52,6 +53,7 @@ def add_arguments(parser: Parser) -> None:
     parser.describe("Measure this program beside something comparable, in the same process or run.", EXAMPLES)
     kinds = add_kinds(parser)
     _add_dp(kinds)
+    _add_gpu(kinds)
     _add_codec(kinds)
     _add_import(kinds)
     _add_wire(kinds)
@@ -81,6 +83,25 @@ def _add_dp(kinds: "_SubParsersAction[Parser]") -> None:
     dp.add_argument("--seconds", type=float, default=20, metavar="S", help="how long to time each model")
     add_json(dp)
     dp.set_defaults(action=_dp)
+
+
+def _add_gpu(kinds: "_SubParsersAction[Parser]") -> None:
+    gpu = kinds.add_parser("gpu", help="training on a GPU beside a bare loop, Opacus and the arithmetic limit")
+    gpu.describe("Samples a second on a device, plain and private, by precision; coder, data, hospitals.", GPU)
+    gpu.add_argument("--models", nargs="+", default=["densenet121", "resnet50"], metavar="MODEL", help="shipped ones")
+    gpu.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU where there is one")
+    gpu.add_argument("--batch", type=positive, default=64, metavar="N", help="images a step")
+    gpu.add_argument("--image-size", type=positive, default=224, metavar="PIXELS", help="pixels a side")
+    gpu.add_argument("--steps", type=positive, default=16, metavar="N", help="timed steps of a row")
+    gpu.add_argument("--parameters", type=positive, default=112_500_000, metavar="N", help="of the update to encode")
+    gpu.add_argument("--hospitals", nargs="+", type=positive, default=[1, 4], metavar="N", help="on the device at once")
+    gpu.add_argument("--opacus", nargs="*", default=["hooks", "functorch", "ghost"], metavar="MODE", help="to compare")
+    gpu.add_argument(
+        "--parts", nargs="+", metavar="PART", help="of limits steps data coder hospitals compile (default: all)"
+    )
+    gpu.add_argument("--minutes", type=float, default=7.0, metavar="M", help="no row begins later")
+    add_json(gpu)
+    gpu.set_defaults(action=_gpu)
 
 
 def _add_codec(kinds: "_SubParsersAction[Parser]") -> None:
@@ -281,6 +302,15 @@ def _dp(options: argparse.Namespace) -> int:
     place = dp.Place(options.device, options.threads, options.batch, options.image_size)
     models, ways = options.models or dp.DEFAULT_MODELS, options.ways or dp.WAYS
     return _print(dp.run(models, ways, place, options.seconds), dp.table, options.json)
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    from fedhpc.bench import gpu
+
+    parts = options.parts or gpu.PARTS
+    names = ("models", "device", "batch", "image_size", "steps", "parameters", "hospitals", "opacus", "minutes")
+    job = gpu.Job(parts=parts, **{name: getattr(options, name) for name in names})
+    return _print(gpu.run(job), gpu.table, options.json)
 
 
 def _print(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> int:

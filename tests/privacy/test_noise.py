@@ -217,6 +217,7 @@ def test_sum_too_large_for_exact_rounding_is_refused() -> None:
         released(torch.zeros(3), Noise(1.0, 2.0**40, KeyStream.fresh()))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_gpu_gives_the_integers_of_the_cpu() -> None:
     total = 1e3 * torch.linspace(-1, 1, 5 * gaussian.CHUNK + 3, dtype=torch.float64)

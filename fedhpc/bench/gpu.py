@@ -1,0 +1,251 @@
+"""`run.py bench gpu`: what this program makes of a GPU, beside a bare PyTorch loop, Opacus and the arithmetic limit.
+
+Times are the device's own (events), medians of steps after a warm-up, on random data. Rows come in order of worth, and
+none begins when the time is used up: what was left out is named. It runs on a CPU as well, where tests run it.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedhpc.bench.dp import SHIPPED, check_names
+from fedhpc.bench.gpu_hospitals import together
+from fedhpc.bench.gpu_limits import PRECISIONS, limits, median_seconds, step_flop
+from fedhpc.bench.gpu_steps import RandomRows, Work, timed
+from fedhpc.compression.codec import decode, encode
+from fedhpc.compression.error_feedback import CompressionConfig, quantised, select
+from fedhpc.compression.update import Update
+from fedhpc.models.device import device_name
+from fedhpc.site.data.samples import ImageSamples
+from fedhpc.util.progress import Beat
+
+PARTS = ("limits", "steps", "data", "coder", "hospitals", "compile")
+OPACUS_PRECISION = "tf32"
+DENSITY, VALUE_BITS = 0.1, 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to measure: see `run.py bench gpu --help`."""
+
+    models: Sequence[str]
+    device: str
+    batch: int
+    image_size: int
+    steps: int
+    parameters: int
+    hospitals: Sequence[int]
+    opacus: Sequence[str]
+    parts: Sequence[str]
+    minutes: float
+
+    def work(self, model: str, precision: str = "fp32") -> Work:
+        """Steps of one network."""
+        device = torch.device(device_name(self.device, 0, torch.cuda.device_count()))
+        return Work(model, self.batch, self.image_size, self.steps, device, precision)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: where its figures go in the result, and what makes them."""
+
+    part: str
+    name: tuple[str, ...]
+    measure: Callable[[], dict[str, Any]]
+
+
+@dataclass
+class Result:
+    """What was measured, by part and name; what failed and why; what there was no time for."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def take(self, row: Row) -> None:
+        """Measure a row; one that fails does not end the benchmark."""
+        try:
+            found = row.measure()
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0]
+            self.failed[" / ".join((row.part, *row.name))] = f"{type(error).__name__}: {first[:300]}"
+            return
+        place = self.figures
+        for name in (row.part, *row.name[:-1]):
+            place = place.setdefault(name, {})
+        place[row.name[-1]] = found
+
+
+def run(job: Job) -> dict[str, Any]:
+    """The whole benchmark as a JSON object.
+
+    Raises:
+        InputError: for a part, model or device that there is not.
+    """
+    for option, given, allowed in (("parts", job.parts, PARTS), ("models", job.models, SHIPPED)):
+        check_names(option, given, allowed)
+    start, result = time.perf_counter(), Result()
+    device = job.work("").device
+    rows = [row for row in rows_of(job) if row.part in job.parts]
+    beat = Beat("bench gpu, rows")
+    for done, row in enumerate(rows):
+        if time.perf_counter() - start > 60 * job.minutes:
+            result.left_out.append(" / ".join((row.part, *row.name)))
+            continue
+        result.take(row)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        beat.at(done, len(rows))
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "batch": job.batch,
+        "image_size": job.image_size,
+        "seconds": time.perf_counter() - start,
+        **result.figures,
+        "failed": result.failed,
+        "left_out": result.left_out,
+    }
+
+
+def rows_of(job: Job) -> Iterator[Row]:
+    """All rows, the most wanted first."""
+    device = job.work("").device
+    yield Row("limits", ("device",), lambda: dict(limits(device)))
+    for model in job.models:
+        yield Row("limits", (model,), lambda model=model: _arithmetic(job.work(model)))  # type: ignore[misc]
+    for model in job.models:
+        yield from _step_rows(job, model)
+    yield Row("data", ("images",), lambda: _data(job))
+    yield Row("coder", ("numpy",), lambda: _numpy_coder(job.parameters))
+    for hospitals in job.hospitals:
+        work = job.work(job.models[0], "bf16")
+        yield Row("hospitals", (str(hospitals),), lambda work=work, n=hospitals: together(work, n))  # type: ignore[misc]
+    for precision in ("bf16", "tf32", "fp32"):
+        for model in job.models:
+            yield _row(replace(job.work(model, precision), compiled=True), "bare", "bare compiled", "compile")
+
+
+def _step_rows(job: Job, model: str) -> Iterator[Row]:
+    for precision in ("tf32", "bf16", "fp32"):
+        work = job.work(model, precision)
+        for kind in ("bare", "fedhpc", "fedhpc dp"):
+            yield _row(work, kind, kind)
+        if precision == OPACUS_PRECISION:
+            for mode in job.opacus:
+                yield _row(replace(work, steps=max(3, work.steps // 2)), f"opacus {mode}", f"opacus {mode}")
+        else:
+            yield _row(replace(work, channels_last=True), "bare", "bare channels_last")
+
+
+def _row(work: Work, kind: str, name: str, part: str = "steps") -> Row:
+    return Row(part, (work.model, work.precision, name), lambda: timed(work, kind))
+
+
+def _arithmetic(work: Work) -> dict[str, Any]:
+    image = torch.randn(1, 1, work.image_size, work.image_size, device=work.device)
+    return {"flop_per_sample": step_flop(work.network(), image)}
+
+
+def _data(job: Job) -> dict[str, Any]:
+    """Batches a second, ready on the device, by themselves: to be held against what a model takes."""
+    device, rng = job.work("").device, np.random.default_rng(0)
+    samples = ImageSamples(RandomRows(8 * job.batch, job.image_size))
+    order = rng.permutation(8 * job.batch)
+
+    def batch() -> None:
+        samples.inputs(np.sort(rng.choice(order, job.batch))).to(device)
+
+    return {"samples_per_s": job.batch / median_seconds(batch, device)}
+
+
+def _numpy_coder(parameters: int) -> dict[str, Any]:
+    """Seconds of choosing and encoding, and of decoding, an update that lies in the host's memory."""
+    update = np.random.default_rng(0).standard_normal(parameters, np.float32)
+    coding = CompressionConfig(DENSITY, VALUE_BITS)
+    start = time.perf_counter()
+    payload = encode(Update(0, 0, quantised(select(update, coding), coding.value_bits, None)))
+    encoded = time.perf_counter()
+    decode(payload, sender=0, round=0, size=parameters)
+    return {
+        "parameters": parameters,
+        "payload_bytes": len(payload),
+        "encode_s": encoded - start,
+        "decode_s": time.perf_counter() - encoded,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `run` for people."""
+    lines = [
+        f"{result['device']}, torch {result['torch']}, batch {result['batch']}, {result['image_size']} pixels a side, "
+        f"{result['seconds']:.0f} s"
+    ]
+    lines += _limit_lines(result)
+    for model, by_precision in _steps(result).items():
+        flop = result.get("limits", {}).get(model, {}).get("flop_per_sample")
+        lines += ["", f"{model}" + (f": {flop / 1e9:.1f} GFLOP a sample" if flop else "")]
+        lines += [f"{'':10}{'':24}{'samples/s':>10}{'/ bare':>8}{'/ limit':>9}{'MB':>9}"]
+        for precision, rows in by_precision.items():
+            lines += [_step_line(result, model, precision, name) for name in rows]
+    for part in ("data", "coder", "hospitals"):
+        for name, figures in result.get(part, {}).items():
+            said = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            lines += [f"{part} {name}: {said}"]
+    lines += [f"failed: {name}: {why}" for name, why in result["failed"].items()]
+    lines += [f"no time was left for: {name}" for name in result["left_out"]]
+    return "\n".join(lines)
+
+
+def _steps(result: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Steps and compiled steps together, by model, precision and name."""
+    joined: dict[str, dict[str, dict[str, Any]]] = {}
+    for part in ("steps", "compile"):
+        for model, by_precision in result.get(part, {}).items():
+            for precision, rows in by_precision.items():
+                joined.setdefault(model, {}).setdefault(precision, {}).update(rows)
+    return {
+        model: {precision: rows[precision] for precision in PRECISIONS if precision in rows}
+        for model, rows in joined.items()
+    }
+
+
+def _limit_lines(result: dict[str, Any]) -> list[str]:
+    found = result.get("limits", {}).get("device")
+    if found is None:
+        return []
+    rates = ", ".join(f"{precision} {found[f'{precision}_flop_per_s'] / 1e12:.3g}" for precision in PRECISIONS)
+    copies = ", ".join(
+        f"{name} {found[f'{key}_bytes_per_s'] / 1e9:.3g}"
+        for name, key in (
+            ("on the device", "copy"),
+            ("to it", "to_device_pinned"),
+            ("to it, not pinned", "to_device_pageable"),
+        )
+    )
+    return [f"matrix products, TFLOP/s: {rates}", f"copies, GB/s: {copies}"]
+
+
+def _step_line(result: dict[str, Any], model: str, precision: str, name: str) -> str:
+    rows = _steps(result)[model][precision]
+    figures, bare = rows[name], rows.get("bare")
+    over = f"{figures['samples_per_s'] / bare['samples_per_s']:8.2f}" if bare else f"{'-':>8}"
+    share = limit_share(result, model, precision, figures["samples_per_s"])
+    limit = f"{share:9.1%}" if share is not None else f"{'-':>9}"
+    mb = f"{figures['peak_mb']:9.0f}" if figures["peak_mb"] else f"{'-':>9}"
+    return f"{precision:10}{name:24}{figures['samples_per_s']:10.1f}{over}{limit}{mb}"
+
+
+def limit_share(result: dict[str, Any], model: str, precision: str, samples_per_s: float) -> float | None:
+    """The share of the measured matrix rate that the multiplications of these steps are; None where it is not known."""
+    found = result.get("limits", {})
+    if "device" not in found or model not in found:
+        return None
+    return float(samples_per_s * found[model]["flop_per_sample"] / found["device"][f"{precision}_flop_per_s"])
