@@ -361,7 +361,13 @@ def secure_sum_rules(config: "RunConfig") -> list[tuple[bool, str]]:
 
 
 def _one_sum_rules(config: "RunConfig") -> list[tuple[bool, str]]:
-    """(is broken, message) for what a round of privacy.trust=sites cannot be: it is one private step, seen as a sum."""
+    """(is broken, message) for what a round of privacy.trust=sites cannot be: it is one private step, seen as a sum.
+
+    One step, since composition charges steps that depend on the data and on what was released before. A second local
+    step depends on the site's own share of the noise, which nobody has released. Heikkila (2025, TMLR, arXiv
+    2407.19286) charges several local steps as if their sums had been released one by one; tests/attacks/
+    test_local_steps.py shows data for which the total then holds less noise than that.
+    """
     p, t = config.privacy, config.training
     return [
         (

@@ -1,11 +1,16 @@
 """Why `privacy.trust: sites` refuses several local steps: a site's later gradients can cancel its share of the noise.
 
-Each of n sites adds 1 / n of the variance at each of its S steps, and only the sum of all updates is seen. Were each
-step's sum over the sites released with its whole noise, that would cost no more than S secure rounds, which is what
-joint noise over several local steps aims at (Heikkila 2025, TMLR, arXiv 2407.19286: read in its abstract only, so that
-its assumptions are not checked here). But a later step starts from parameters that hold the site's own earlier noise,
-and its gradient may take it off again, within the clip norm: gradient descent does just that near an optimum. For some
-data of the other sites the sum then holds less noise than was charged.
+Each of n sites adds 1 / n of the variance at each of its S steps, and only the sum of all updates is seen. Heikkila
+(2025, TMLR, arXiv 2407.19286) charges that as S secure steps. By the public reviews of the preprint the argument is: if
+the vector of the S per-step sums over the sites is (epsilon, delta)-DP, so is their total, which is a function of it
+(Lemma 4.6, Theorem 4.7); the noise must be infinitely divisible. The proof itself could not be read.
+
+The premise is what fails. Composition charges S steps where each step's gradients depend on the data and on what was
+released before. A later local step starts from parameters that hold the site's own earlier share of the noise, which
+nobody has released, and its gradient may take that share off again, within the clip norm: gradient descent does just
+that near an optimum. For some data of the other sites the total then holds less noise than was charged; as it is a
+function of the vector of sums, that vector is not private by the same charge either. With one step a round the premise
+holds: every step starts from a released model.
 """
 
 import math
