@@ -1,14 +1,15 @@
 """Build the trained part of a model: a network without batch statistics, or a head on a frozen backbone."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedhpc.config.model import Model
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.backbones import Backbone
-from fedhpc.models.densenet import GROUPS, DenseNet
+from fedhpc.models.densenet import DenseNet
 from fedhpc.models.monai_networks import monai_network
 from fedhpc.models.own import own_network
+from fedhpc.models.resnet import resnet18, resnet50
 from fedhpc.models.task import Task
 from fedhpc.models.whitening import Centring, Whitening
 from fedhpc.util.rng import seed_of
@@ -42,31 +43,7 @@ def _network(name: str, task: Task) -> nn.Module:
         return DenseNet(channels, classes, init_features=16, growth_rate=8, block_config=(2, 4, 4))
     if name == "densenet121":
         return DenseNet(channels, classes)
-    # Imported for these networks only: it takes longer than all else that a rank imports.
-    from monai.networks.nets.resnet import resnet18, resnet50
-
-    factory = {"resnet18": resnet18, "resnet50": resnet50}[name]
-    return _fit_for_privacy(factory(spatial_dims=2, n_input_channels=channels, num_classes=classes))
-
-
-class Copy(nn.Module):
-    """Its input, copied: MONAI's residual blocks add in place, which a backward hook on the layer before forbids."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The copy."""
-        return x.clone()
-
-
-def _fit_for_privacy(network: nn.Module) -> nn.Module:
-    """Group norms for MONAI's resnets, whose factories keep batch norm and in-place ReLU whatever the arguments say."""
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.BatchNorm2d):
-            norm = nn.GroupNorm(GROUPS, module.num_features)
-            before_sum = name.endswith(("bn2", "bn3"))
-            replace_module(network, name, nn.Sequential(norm, Copy()) if before_sum else norm)
-        elif isinstance(module, nn.ReLU):
-            module.inplace = False
-    return network
+    return {"resnet18": resnet18, "resnet50": resnet50}[name](channels, classes)
 
 
 def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:

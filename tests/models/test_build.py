@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from opacus.validators import ModuleValidator
+from torch import nn
 
 from fedhpc.config.model import BuiltIn
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.models.build import build_model
+from fedhpc.models import resnet
+from fedhpc.models.build import build_model, replace_module
 from fedhpc.models.densenet import GROUPS, DenseNet
 from fedhpc.models.device import device_name
 from fedhpc.models.saved import load_backbone, load_model, save_model
@@ -131,3 +133,34 @@ def test_densenet_equals_monai_bitwise(init_features: int, growth_rate: int, blo
     assert all(torch.equal(one, two) for one, two in zip(ours.parameters(), theirs.parameters(), strict=True))
     images = torch.randn(2, 1, 64, 64)
     assert torch.equal(ours(images), theirs(images))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_resnet_equals_monai_bitwise(name: str) -> None:
+    """MONAI's, whose norms are replaced: names, text, initial weights, outputs and gradients."""
+    from monai.networks.nets import resnet as monai_resnet
+
+    torch.manual_seed(3)
+    ours = getattr(resnet, name)(1, 2)
+    torch.manual_seed(3)
+    theirs = with_group_norms(getattr(monai_resnet, name)(spatial_dims=2, n_input_channels=1, num_classes=2))
+    assert str(ours) == str(theirs), "the digest of a backbone covers its text"
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(torch.equal(one, two) for one, two in zip(ours.parameters(), theirs.parameters(), strict=True))
+    images = torch.randn(2, 1, 32, 32)
+    for model in (ours, theirs):
+        model(images).square().sum().backward()
+    assert torch.equal(ours(images), theirs(images))
+    assert all(torch.equal(one.grad, two.grad) for one, two in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def with_group_norms(network: nn.Module) -> nn.Module:
+    """Group norms in the place of batch norms, and no activation in place."""
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            norm = nn.GroupNorm(GROUPS, module.num_features)
+            ends = name.endswith(("bn2", "bn3"))
+            replace_module(network, name, nn.Sequential(norm, resnet.Copy()) if ends else norm)
+        elif isinstance(module, nn.ReLU):
+            module.inplace = False
+    return network
