@@ -62,6 +62,11 @@ for verb in {verbs}:
     assert not loaded(program) & set(HEAVY)
 
 
+def test_rank_imports_no_scipy_before_it_needs_it() -> None:
+    """It takes .3 s at every rank; a run without privacy on the default chain needs none of it."""
+    assert not {one.partition(".")[0] for one in loaded("import sys, fedhpc.run.train")} & {"scipy", "monai", "opacus"}
+
+
 def test_private_run_imports_what_it_needs(tmp_path: Path) -> None:
     """All of a run on full batches, from its config to its summary, on a network that is no MONAI one."""
     pki.init(tmp_path / "pki", ("a",))

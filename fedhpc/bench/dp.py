@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhpc.bench.opacus_modes import MODES, Step, opacus_step
+from fedhpc.bench.round_networks import conv4
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
@@ -123,23 +124,16 @@ def _minima(steps: Sequence[Seconds]) -> Seconds:
 def network(name: str, place: Place) -> nn.Module:
     """A network by name: one that is shipped, `head` (linear, on 1280 features) or `conv4`."""
     torch.manual_seed(0)
+    task = Task(("no", "yes"), (1, place.image_size, place.image_size))
     if name == "conv4":
-        return conv4()
+        return conv4(task)
     tree: dict[str, Any] = {"name": name}
     backbone = None
     if name == "head":
         tree, backbone = {"name": "frozen", "backbone": "efficientnet_lite0"}, Backbone(nn.Identity(), FEATURES, None)
     shards = {"shards": "{site}.h5", "sites": [{"name": "a"}]}
     config = RunConfig.model_validate({"name": "bench", "data": shards, "model": tree})
-    return build_model(config, Task(("no", "yes"), (1, place.image_size, place.image_size)), backbone)
-
-
-def conv4() -> nn.Module:
-    """Four 3x3 convolutions of stride 2 with group norm, 16 to 128 channels: 97,890 parameters."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in ((1, 16), (16, 32), (32, 64), (64, 128)):
-        layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 2))
+    return build_model(config, task, backbone)
 
 
 def step_of(way: str, name: str, place: Place) -> Step:

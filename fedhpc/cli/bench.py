@@ -17,6 +17,10 @@ DP = ("{run} bench dp --models densenet_small --seconds 5", "{run} bench dp --wa
 GPU = ("{run} bench gpu --json", "{run} bench gpu --models resnet50 --parts limits steps")
 CODEC = ("{run} bench codec --size 1000000", "{run} bench codec --density 0.01 --value-bits 8 --json")
 IMPORT = ("{run} bench import -o bench", "{run} bench import -o bench --files 2000 --json")
+ROUND = (
+    "{run} bench round -o bench --workloads tiny",
+    "{run} bench round -o bench --check",
+)
 WIRE = (
     "{run} bench wire configs/network.yaml -o runs/wire",
     "{run} bench wire configs/network.yaml -o runs/wire --bits 32 4",
@@ -56,6 +60,7 @@ def add_arguments(parser: Parser) -> None:
     _add_gpu(kinds)
     _add_codec(kinds)
     _add_import(kinds)
+    _add_round(kinds)
     _add_wire(kinds)
     _add_splits(kinds)
     _add_legacy(kinds)
@@ -130,6 +135,48 @@ def _import(options: argparse.Namespace) -> int:
 
     found = measure(ImportBenchmark(options.files, options.size, options.out))
     print_result(found, bench_text(found), as_json=options.json)
+    return 0
+
+
+def _add_round(kinds: "_SubParsersAction[Parser]") -> None:
+    whole = kinds.add_parser("round", help="whole runs beside plain forked processes: time, CPU time, memory")
+    whole.describe("Train the same work as plain processes and as runs, in turn; ratios to the plain ones.", ROUND)
+    whole.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="for shards and runs; is made anew")
+    whole.add_argument("--workloads", nargs="+", metavar="NAME", help="tiny, small, large (default: small large)")
+    whole.add_argument("--ways", nargs="+", metavar="WAY", help="beside the floor (default: plain sparse full private)")
+    whole.add_argument("--ranks", nargs="+", type=positive, default=[4], metavar="N", help="processes of a run")
+    whole.add_argument("--repeats", type=positive, default=3, metavar="N", help="of everything")
+    whole.add_argument("--rounds", type=positive, metavar="N", help="at least 2 (default: the workload's)")
+    whole.add_argument("--markdown", action="store_true", help="tables for a page")
+    whole.add_argument("--record", action="store_true", help="keep the ratios, for --check")
+    whole.add_argument("--check", action="store_true", help="warn where a ratio is above the recorded one beyond noise")
+    add_json(whole)
+    whole.set_defaults(action=_round)
+
+
+def _round(options: argparse.Namespace) -> int:
+    from fedhpc.bench import round, round_report, round_work
+    from fedhpc.util.files import write_json
+
+    workloads = options.workloads or ["small", "large"]
+    ways = options.ways or ["plain", "sparse", "full", "private"]
+    for option, given, known in (("workloads", workloads, round_work.WORKLOADS), ("ways", ways, round_work.WAYS)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise InputError(
+                f"--{option} {' '.join(unknown)}: there is no such. Give some of: {', '.join(known)}",
+                code="command-line",
+            )
+    recorded = round_report.read_recorded() if options.check else None
+    result = round.measure(
+        round.Plan(workloads, ways, options.ranks, options.repeats, options.rounds), options.out.resolve()
+    )
+    if options.record:
+        write_json(round_report.RECORDED, round_report.recorded_of(result))
+    warnings = [] if recorded is None else round_report.worse(result, recorded)
+    shown = round_report.markdown(result) if options.markdown else round_report.text(result)
+    told = {**result, "rows": round_report.rows_of(result), "warnings": warnings}
+    print_result(told, "\n".join([shown, *(f"warning: {line}" for line in warnings)]), as_json=options.json)
     return 0
 
 

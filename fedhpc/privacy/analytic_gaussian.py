@@ -12,9 +12,8 @@ All of it is public; no function here sees data.
 import math
 from collections.abc import Iterable
 
-from scipy.special import log_ndtr
-
 from fedhpc.privacy.rdp import Steps
+from fedhpc.util.normal import log_ndtr
 
 BISECTIONS = 100
 ROUNDING = 1e-9
@@ -35,8 +34,8 @@ def composed_mu(history: Iterable[Steps]) -> float:
 
 def log_delta(mu: float, epsilon: float) -> float:
     """Return the logarithm of the exact delta of one release of `mu` at `epsilon`; -inf where it is below a float64."""
-    first = float(log_ndtr(mu / 2 - epsilon / mu))
-    difference = epsilon + float(log_ndtr(-mu / 2 - epsilon / mu)) - first
+    first = log_ndtr(mu / 2 - epsilon / mu)
+    difference = epsilon + log_ndtr(-mu / 2 - epsilon / mu) - first
     return first + math.log(-math.expm1(difference)) if difference < 0 else -math.inf
 
 

@@ -16,9 +16,9 @@ All inputs are released and public; nothing here sees a patient.
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from fedhpc.util.arrays import F64
+from fedhpc.util.normal import ndtr, ndtri
 
 PRIOR_A, PRIOR_LOG_B = (2.0, 1.5), (0.0, 0.15)
 """Mean and standard deviation. A wrong b matters little near the point where both error rates are equal: of a curve
@@ -66,8 +66,7 @@ class Curve:
 
     def sensitivity(self, specificity: float) -> F64:
         """f64[R], at a specificity."""
-        out: F64 = ndtr(self.a - self.b * ndtri(specificity))
-        return out
+        return ndtr(self.a - self.b * ndtri(specificity))
 
     def sensitivity_early(self, specificity: float) -> F64:
         """f64[R], of early positives."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.evaluation_plan import EvaluationPlan
@@ -15,6 +14,7 @@ from fedhpc.records.metrics import Metrics, unknown
 from fedhpc.run.evaluation.binormal_roc import Counts, Curve, fit, shares
 from fedhpc.site.release import WHOLE, Question, Weights
 from fedhpc.util.arrays import F64, I64
+from fedhpc.util.normal import ndtr, ndtri
 from fedhpc.util.rng import generator
 
 EDGES = (-6.0, -3.0, -1.0, 0.0, 1.0, 3.0, 6.0)

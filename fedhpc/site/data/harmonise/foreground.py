@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from fedhpc.util.arrays import F32
 
@@ -47,6 +46,8 @@ def foreground(images: F32) -> NDArray[np.bool_]:
 
 
 def _largest(pixels: F32) -> NDArray[np.bool_]:
+    from scipy import ndimage
+
     pieces, count = ndimage.label(pixels > otsu(pixels))
     if not count:
         return np.ones(pixels.shape, np.bool_)

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from fedhpc.util.arrays import F32
 
@@ -14,6 +13,8 @@ def noise_of(x: F32) -> NDArray[np.float64]:
 
     Immerkaer 1996, "Fast Noise Variance Estimation": the difference of two Laplacians, which edges hardly show in.
     """
+    from scipy import ndimage
+
     edges = ndimage.convolve(x.astype(np.float64), LAPLACIANS[None, None])[:, :, 1:-1, 1:-1]
     mean = np.abs(edges).mean(axis=(2, 3), keepdims=True)
     return np.asarray(np.sqrt(np.pi / 2) / 6 * mean)
@@ -21,6 +22,8 @@ def noise_of(x: F32) -> NDArray[np.float64]:
 
 def smoothed(x: F32, size: int, strength: float) -> F32:
     """Return `x` pulled to its local mean by the share of the local variance that is noise (Lim 1990, ch. 9)."""
+    from scipy import ndimage
+
     wide = x.astype(np.float64)
     window = (1, 1, size, size)
     mean = ndimage.uniform_filter(wide, window, mode="reflect")
