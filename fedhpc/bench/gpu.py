@@ -21,7 +21,8 @@ from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import CompressionConfig, quantised, select
 from fedhpc.compression.update import Update
 from fedhpc.models.device import device_name
-from fedhpc.site.data.samples import ImageSamples
+from fedhpc.site.data.resident import ResidentSamples
+from fedhpc.site.data.samples import ImageSamples, Samples
 from fedhpc.util.progress import Beat
 
 PARTS = ("limits", "steps", "data", "coder", "hospitals", "compile")
@@ -155,15 +156,16 @@ def _arithmetic(work: Work) -> dict[str, Any]:
 
 
 def _data(job: Job) -> dict[str, Any]:
-    """Batches a second, ready on the device, by themselves: to be held against what a model takes."""
+    """Batches ready on the device, by themselves, from its own memory and from the host's."""
     device, rng = job.work("").device, np.random.default_rng(0)
-    samples = ImageSamples(RandomRows(8 * job.batch, job.image_size))
+    host = ImageSamples(RandomRows(8 * job.batch, job.image_size))
+    there = ResidentSamples(host, device)
     order = rng.permutation(8 * job.batch)
 
-    def batch() -> None:
-        samples.inputs(np.sort(rng.choice(order, job.batch))).to(device)
+    def rate(samples: Samples) -> float:
+        return job.batch / median_seconds(lambda: samples.inputs(rng.choice(order, job.batch)).to(device), device)
 
-    return {"samples_per_s": job.batch / median_seconds(batch, device)}
+    return {"host_samples_per_s": rate(host), "resident_samples_per_s": rate(there)}
 
 
 def _numpy_coder(parameters: int) -> dict[str, Any]:

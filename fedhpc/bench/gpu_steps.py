@@ -23,7 +23,8 @@ from fedhpc.models.loss import loss
 from fedhpc.models.task import Task
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.data.samples import ImageSamples
+from fedhpc.site.data.resident import free_bytes, resident
+from fedhpc.site.data.samples import ImageSamples, Samples
 from fedhpc.site.training.dp_sgd import Entropy, NoiseConfig, Units
 from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, train_plain, train_private
 from fedhpc.util.arrays import I64, Images
@@ -172,7 +173,8 @@ def _round_seconds(work: Work, kind: str) -> list[float]:
 
 def local_round(work: Work, on_step: Callable[[int, int], None]) -> LocalRound:
     """A local round of a run over random images."""
-    samples = ImageSamples(RandomRows(work.images, work.image_size))
+    samples: Samples = ImageSamples(RandomRows(work.images, work.image_size))
+    samples = resident(samples, work.device, free_bytes(work.device, 1))
     return LocalRound(work.network(), samples, work.config(), "a", 0, work.place, on_step)
 
 

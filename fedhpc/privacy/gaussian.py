@@ -47,11 +47,13 @@ class Noise:
         std: standard deviation; 0 adds and rounds nothing, for tests (public).
         largest: bounds the entries; of use for rounding errors alone: a larger one costs time, no accuracy.
         stream: where it is drawn from.
+        ahead: the bytes of the stream that the vector takes, if they were read already; see `keystream_ahead`.
     """
 
     std: float
     largest: float
     stream: KeyStream
+    ahead: Tensor | None = None
 
 
 def released(total: Tensor, noise: Noise, divisor: float = 1.0, out: Tensor | None = None) -> Tensor:
@@ -77,11 +79,11 @@ def released(total: Tensor, noise: Noise, divisor: float = 1.0, out: Tensor | No
             block = _Block(min(step, last - first) // CHUNK, CHUNK_PAIRS, total.device)
             for at in range(first, last, step):
                 part = slice(at, min(at + step, last))
-                out[part].copy_(block.noisy(total[part], noise)).mul_(1 / divisor)
+                out[part].copy_(block.noisy(total[part], noise, at)).mul_(1 / divisor)
     if whole < len(total):
         rest = torch.cat([total[whole:], total.new_zeros(len(total) % 2)])
         block = _Block(1, len(rest) // 2, total.device)
-        out[whole:].copy_(block.noisy(rest, noise)[: len(total) - whole]).mul_(1 / divisor)
+        out[whole:].copy_(block.noisy(rest, noise, whole)[: len(total) - whole]).mul_(1 / divisor)
     return out
 
 
@@ -102,8 +104,10 @@ class _Block:
 
     def __init__(self, chunks: int, pairs: int, device: torch.device) -> None:
         self._shape = (chunks, 2, pairs)
-        self._keystream = np.empty(WORD_BYTES * 2 * chunks * pairs, np.uint8)
-        self._words = torch.from_numpy(self._keystream.view(np.int64)).view(self._shape)
+        self._size_bytes = WORD_BYTES * 2 * chunks * pairs
+        self._keystream = np.empty(self._size_bytes, np.uint8)
+        self._own = torch.from_numpy(self._keystream.view(np.int64)).view(self._shape)
+        self._words = self._own
         self._square, self._angle = (torch.empty(chunks, pairs, dtype=torch.float64, device=device) for _ in range(2))
         self._values, self._x, self._nearest = (
             torch.empty(self._shape, dtype=torch.float64, device=device) for _ in range(3)
@@ -111,15 +115,21 @@ class _Block:
         self._radius, self._flat = self._square[:, None], self._nearest.view(-1)
         self._cosines, self._sines = self._x[:, 0], self._x[:, 1]
 
-    def noisy(self, values: Tensor, noise: Noise) -> Tensor:
-        """The rounded sums of `values` [entries of the block] and noise, in memory that the next call overwrites."""
+    def noisy(self, values: Tensor, noise: Noise, first: int) -> Tensor:
+        """The rounded sums of `values` [entries of the block] and noise, in memory that the next call overwrites.
+
+        Args:
+            values: a part of the vector (private).
+            noise: what to add.
+            first: where the part begins in the vector.
+        """
         x, nearest, square = self._x, self._nearest, self._square
         values = values.view(self._shape)
         if values.dtype != torch.float64:
             values = self._values.copy_(values)
         pair = noise.stream.draws(square.numel())
-        noise.stream.fill(self._keystream)
-        words = self._words if square.is_cpu else self._words.to(square.device)
+        self._read(noise, first)
+        words = self._words if square.is_cpu else self._words.to(square.device, non_blocking=True)
         square.copy_(words[:, 0]).mul_(RADIUS_UNIT).square_().log_()
         sure = _within(square, -LARGEST_SQUARE, -LEAST_SQUARE)
         square.mul_(-(noise.std**2)).sqrt_()
@@ -135,6 +145,15 @@ class _Block:
         if not (sure and _within(x, -limit, limit)):
             self._round_again(values, noise, pair, limit)
         return self._flat
+
+    def _read(self, noise: Noise, first: int) -> None:
+        """Let `_words` be the next words of the stream."""
+        if noise.ahead is None:
+            noise.stream.fill(self._keystream)
+            self._words = self._own
+        else:
+            own = noise.ahead[WORD_BYTES * first : WORD_BYTES * first + self._size_bytes]
+            self._words = own.view(torch.int64).view(self._shape)
 
     def _round_again(self, values: Tensor, noise: Noise, pair: int, limit: float) -> None:
         """Replace what float64 does not tell; `_x` holds the distances to `_nearest`, `pair` numbers the first pair."""

@@ -33,6 +33,7 @@ from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.account import open_account, permit_without_privacy
 from fedhpc.site.data.open_site import OpenSite, open_site_of_run
 from fedhpc.site.data.pixel_blocks import image_blocks
+from fedhpc.site.data.resident import free_bytes, resident
 from fedhpc.site.data.samples import PooledSamples, Samples
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.hospital import Hospital, SiteContext
@@ -127,7 +128,8 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
     weights = tuple(common["weights"])
     grid = run_on_all_ranks(transport, lambda: _grid(config, place, weights))
     on_device = None if backbone is None else backbone.to(bench.device)
-    samples = [site.samples(on_device) for site in opened]
+    free = free_bytes(bench.device, transport.local_size) // max(1, len(opened))
+    samples = [resident(site.samples(on_device), bench.device, free) for site in opened]
     sites = tuple(
         Hospital(config.site_names[i], i, weights[i], mine, place_of(config.site_names[i], place, plans))
         for i, mine in zip(indices, samples, strict=True)

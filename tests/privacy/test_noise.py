@@ -16,7 +16,9 @@ from scipy import stats
 
 from fedhpc.privacy import gaussian, noise
 from fedhpc.privacy.gaussian import Noise, grid_of, released
+from fedhpc.privacy.keystream_ahead import KeystreamAhead
 from fedhpc.privacy.noise import KeyStream, gaussian_integers, source, tolerance
+from tests.support.devices import DEVICES
 
 FALSE_ALARM = 1e-7
 PACKAGE = Path(noise.__file__).parents[1]
@@ -217,12 +219,24 @@ def test_sum_too_large_for_exact_rounding_is_refused() -> None:
         released(torch.zeros(3), Noise(1.0, 2.0**40, KeyStream.fresh()))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_gpu_gives_the_integers_of_the_cpu() -> None:
+@pytest.mark.parametrize("where", DEVICES[1:])
+def test_gpu_gives_the_integers_of_the_cpu(where: str) -> None:
     total = 1e3 * torch.linspace(-1, 1, 5 * gaussian.CHUNK + 3, dtype=torch.float64)
-    on_gpu = released(total.cuda(), Noise(1.0, 1e3, KeyStream.of_seed(0))).cpu()
+    on_gpu = released(total.to(where), Noise(1.0, 1e3, KeyStream.of_seed(0))).cpu()
     assert torch.equal(released(total, Noise(1.0, 1e3, KeyStream.of_seed(0))), on_gpu)
+
+
+@pytest.mark.parametrize("where", DEVICES)
+@pytest.mark.parametrize("size", [2 * gaussian.CHUNK + 3, 7])
+def test_keystream_read_ahead_gives_the_same_releases(where: str, size: int) -> None:
+    total = torch.linspace(-1, 1, size, device=where)
+    stream, ahead = KeyStream.of_seed(0), KeystreamAhead(KeyStream.of_seed(0), size, pinned=where == "cuda")
+    for _ in range(3):
+        expected = released(total, Noise(1.0, 1.0, stream))
+        # A stream that was read ahead gives nothing more: the releases are of the bytes that were read.
+        assert torch.equal(released(total, Noise(1.0, 1.0, KeyStream.of_seed(1), ahead.bytes())), expected)
+        ahead.begin()
+    ahead.close()
 
 
 @pytest.mark.parametrize("path", RESTS_ON, ids=lambda path: f"{path.parent.name}/{path.name}")

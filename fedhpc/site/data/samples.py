@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -59,16 +59,25 @@ class ImageSamples:
     """Harmonised images of one shard, read as they are asked for."""
 
     def __init__(self, shard: Rows, chain: Chain = DEFAULT) -> None:
-        self._shard, self._chain = shard, chain
+        self._shard, self.chain = shard, chain
         self.labels, self.patient, self.early = shard.labels, shard.patient, shard.stage == 1
 
     def indices(self, split: str) -> I64:
         """See `Samples`."""
         return self._shard.indices(split)
 
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Of the images in the shard."""
+        return self._shard.read(np.zeros(0, np.int64)).dtype
+
+    def stored(self, rows: I64) -> Images:
+        """Return images as they are in the shard, [k, C, H, W]."""
+        return self._shard.read(rows)
+
     def inputs(self, rows: I64) -> Tensor:
         """See `Samples`."""
-        return harmonise(self._shard.read(rows), self._chain)
+        return harmonise(self._shard.read(rows), self.chain)
 
 
 def feature_path(shard: Rows, backbone: Backbone, cache: Path, chain: Chain = DEFAULT) -> Path:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhpc.privacy.gaussian import Noise, released
+from fedhpc.privacy.keystream_ahead import KeystreamAhead
 from fedhpc.privacy.noise import KeyStream, source
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
@@ -106,6 +107,7 @@ class PrivateStep:
     clipped: ClippedSum
     optimizer: Optimizer
     terms: NoiseConfig
+    ahead: KeystreamAhead | None = None
 
     @classmethod
     def wrap(cls, model: nn.Module, optimizer: Optimizer, terms: NoiseConfig) -> "PrivateStep":
@@ -114,7 +116,10 @@ class PrivateStep:
         Raises:
             PrivacyError: where the model cannot be trained with privacy.
         """
-        return cls(ClippedSum(model, terms.clip_norm), optimizer, terms)
+        clipped = ClippedSum(model, terms.clip_norm)
+        if not clipped.mean.is_cuda or not terms.noise_multiplier:
+            return cls(clipped, optimizer, terms)
+        return cls(clipped, optimizer, terms, KeystreamAhead(terms.noise, len(clipped.mean), pinned=True))
 
     def __call__(self, images: Tensor, labels: Tensor, owner: Tensor, last: bool) -> None:
         """Accumulate the clipped gradients of these images' units; with `last`, add the noise and step.
@@ -137,13 +142,18 @@ class PrivateStep:
     def unwrap(self) -> None:
         """Leave the model as it was."""
         self.clipped.close()
+        if self.ahead is not None:
+            self.ahead.close()
 
     def _step(self) -> None:
         """The one place where noise is added: once for each drawn batch, to the whole sum."""
         clipped, terms = self.clipped, self.terms
         std = terms.noise_multiplier * terms.clip_norm * (1 + MARGIN)
-        noise = Noise(std, clipped.largest, terms.noise)
+        noise = Noise(std, clipped.largest, terms.noise, None if self.ahead is None else self.ahead.bytes())
         mean = released(clipped.total, noise, terms.expected_units, clipped.mean)
+        if self.ahead is not None:
+            # Every copy of these bytes has ended: whether they are sure was read from the device.
+            self.ahead.begin()
         clipped.clear()
         for p, part in zip(clipped.trained, clipped.split(mean), strict=True):
             p.grad = part.view_as(p)

@@ -94,7 +94,7 @@ def mirrored(images: torch.Tensor, uniform: NDArray[np.float64]) -> torch.Tensor
         images: private.
         uniform: [b], uniform in [0, 1).
     """
-    turned = torch.from_numpy(uniform < 0.5)
+    turned = torch.from_numpy(uniform < 0.5).to(images.device)
     return torch.where(turned[:, None, None, None], images.flip(3), images)
 
 

@@ -13,11 +13,17 @@ PERCENTILES = (1.0, *(10.0 * tenth for tenth in range(1, 10)), 99.0)
 """Of the foreground, that Nyul's landmarks stand for."""
 
 
+def location_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel of each image, [b, C, 1, 1] both; 1 for a deviation of 0."""
+    location = x.mean(dim=(2, 3), keepdim=True)
+    scale = (x - location).square().mean(dim=(2, 3), keepdim=True).sqrt()
+    return location, choose(scale > 0, scale, 1.0)
+
+
 def zscore(x: Tensor) -> Tensor:
     """Return each channel of each image with mean 0 and standard deviation 1; a constant one is 0."""
-    centred = x - x.mean(dim=(2, 3), keepdim=True)
-    scale = centred.square().mean(dim=(2, 3), keepdim=True).sqrt()
-    return centred / choose(scale > 0, scale, 1.0)
+    location, scale = location_and_scale(x)
+    return (x - location) / scale
 
 
 def zscore_inside(x: F32, mask: NDArray[np.bool_]) -> F32:
