@@ -1,19 +1,31 @@
-"""`run.py report SWEEP|RUN...`: one page about a sweep, or about several runs."""
+"""`run.py report RUN|SWEEP|STUDY...`: one page about runs, a sweep or a study."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedhpc.cli.common import Parser, add_json, print_result
 from fedhpc.errors import InputError
 
-HELP = "one page about a sweep, or about several runs"
-EXAMPLES = ("{run} report runs/sweep_epsilon_density", "{run} report runs/fedavg runs/local -o compared.html")
+if TYPE_CHECKING:
+    from fedhpc.report.page import Content
+
+HELP = "one page about runs, a sweep or a study"
+EXAMPLES = (
+    "{run} report runs/sweep_epsilon_density",
+    "{run} report runs/fedavg runs/local -o compared.html",
+    "{run} report runs/fedavg --csv numbers",
+)
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of the command."""
-    parser.describe("Write one HTML page with the results, and print where it is.", EXAMPLES)
-    parser.add_argument("targets", type=Path, nargs="+", metavar="SWEEP|RUN", help="one sweep, or any number of runs")
+    parser.describe(
+        "Write one self-contained HTML page with the results, JSON and CSV beside it, and print where it is. Every "
+        "finished run has such a page in its directory already.",
+        EXAMPLES,
+    )
+    parser.add_argument("targets", type=Path, nargs="+", metavar="RUN|SWEEP|STUDY", help="any number of directories")
     parser.add_argument(
         "-o",
         "--out",
@@ -21,6 +33,7 @@ def add_arguments(parser: Parser) -> None:
         metavar="FILE.html",
         help="required for several (default: report.html in the directory)",
     )
+    parser.add_argument("--csv", type=Path, metavar="DIR", help="write each table of the page as a CSV file, too")
     add_json(parser)
 
 
@@ -28,10 +41,34 @@ def run(options: argparse.Namespace) -> int:
     """Write the page."""
     from fedhpc.report.build import report, write
 
-    found = report(options.targets)
     out = options.out or (options.targets[0] / "report.html" if len(options.targets) == 1 else None)
     if out is None:
-        raise InputError(f"{len(options.targets)} runs: say where the report goes: -o report.html", code="command-line")
-    write(found, out)
-    print_result(found.facts(), found.told(out), as_json=options.json)
+        raise InputError(
+            f"{len(options.targets)} targets: say where the report goes: -o report.html", code="command-line"
+        )
+    found = report(contents(options.targets))
+    write(found, out, options.csv)
+    print_result(found.facts(), found.text(out), as_json=options.json)
     return 0
+
+
+def contents(targets: list[Path]) -> "list[Content]":
+    """Read what the directories hold: each study, each sweep, and all runs together.
+
+    Raises:
+        InputError: a directory that is none of them.
+    """
+    from fedhpc.records.study import StudyDirectory
+    from fedhpc.report.sources import of_runs, of_study
+    from fedhpc.sweep.directory import SweepDirectory
+    from fedhpc.sweep.final_report import content_of
+
+    found, runs = [], []
+    for target in targets:
+        if StudyDirectory(target).exists():
+            found.append(of_study(target))
+        elif SweepDirectory(target).plan.exists():
+            found.append(content_of(target))
+        else:
+            runs.append(target)
+    return [*found, *([of_runs(runs)] if runs else [])]

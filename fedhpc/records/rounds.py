@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
+from fedhpc.records.curves import ALL_SITES, ModelCurves, exact_curves
 from fedhpc.records.metrics import METRICS, Metrics, auc, f1_thresholds, metrics
 from fedhpc.transport.messages import Name, parsed
 from fedhpc.util.arrays import I64
@@ -124,7 +125,7 @@ class Measured:
 
     `auc_val` is on the validation splits: what to choose hyperparameters by. `thresholds` are bins of
     `fedhpc.records.metrics.score_histogram`, `interval` is that of the AUC, `reasons` say why a metric is None or what
-    else must be known of it.
+    else must be known of it, `curves` are those of each site and of all (`fedhpc.records.curves.ALL_SITES`).
     """
 
     overall: Metrics
@@ -133,6 +134,7 @@ class Measured:
     thresholds: I64
     interval: tuple[float, float] | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
+    curves: Mapping[str, ModelCurves] = field(default_factory=dict)
 
 
 def measure_counts(sites: Sequence[str], val: Sequence[I64], test: Sequence[I64], specificity: float) -> Measured:
@@ -140,7 +142,9 @@ def measure_counts(sites: Sequence[str], val: Sequence[I64], test: Sequence[I64]
     pooled, thresholds = _total(test), f1_thresholds(_total(val))
     overall = metrics(pooled, thresholds, specificity)
     per_site = {site: metrics(one, thresholds, specificity) for site, one in zip(sites, test, strict=True)}
-    return Measured(overall, auc(_total(val)), per_site, thresholds)
+    curves = {site: exact_curves(one, specificity) for site, one in zip(sites, test, strict=True)}
+    curves[ALL_SITES] = exact_curves(pooled, specificity)
+    return Measured(overall, auc(_total(val)), per_site, thresholds, curves=curves)
 
 
 def _total(histograms: Sequence[I64]) -> I64:

@@ -10,6 +10,10 @@ runs/<name>/
     environment.json     versions, host, git commit
     rounds.jsonl         one record a round, appended
     summary.json         the result
+    curves.json          ROC curves and calibration of the final model (`fedhpc.records.curves`)
+    examples.json        a few public or synthetic images for the report, never a hospital's
+    contribution.json    who contributed how much, by `run.py contribution`
+    report.html          the result as a page, with .json and .csv; `run.py report` makes it anew
     model.pt             the final model, weights only
     state/round-0007.npz the global parameters after 7 rounds; the last three are kept
     state/updates/       round-0007.npz: what rank 0 received in round 7 (`contribution.store_updates`); mode 0600
@@ -65,7 +69,9 @@ class RunDirectory:
         self.path = path
         self.config, self.summary, self.model = path / "config.yaml", path / "summary.json", path / "model.pt"
         self.rounds, self.environment = path / "rounds.jsonl", path / "environment.json"
-        self.starts = path / "starts.jsonl"
+        self.starts, self.curves = path / "starts.jsonl", path / "curves.json"
+        self.examples, self.contribution = path / "examples.json", path / "contribution.json"
+        self.report = path / "report.html"
         self.aggregator_egress, self.identity = path / "egress.jsonl", path / "run.json"
         self.initial = path / "initial.json"
         self.schedule = path / "schedule.json"
@@ -109,7 +115,7 @@ class RunDirectory:
 
     def archive(self, rounds: int) -> None:
         """Keep the result of a finished run of so many rounds under its own name: the run goes on."""
-        for path in (self.summary, self.model, *self.path.glob("sites/*/model.pt")):
+        for path in (self.summary, self.curves, self.model, *self.path.glob("sites/*/model.pt")):
             if path.exists():
                 with reported(path, "renamed"):
                     path.rename(path.with_name(f"{path.stem}-{rounds:04d}{path.suffix}"))

@@ -12,9 +12,8 @@ from fedhpc.errors import InputError
 from fedhpc.records.metrics import METRICS
 from fedhpc.records.rounds import absent_rounds, data_digest, data_labels
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.sweep.config import SEED
 
-EPSILON, DENSITY, DATA = "privacy.epsilon", "exchange.density", "data"
+SEED, EPSILON, DENSITY, DATA = "seed", "privacy.epsilon", "exchange.density", "data"
 FINISHED = "finished"
 
 
@@ -30,6 +29,9 @@ class Row:
         insecure: privacy.noise_seed was set, so that no epsilon holds; `epsilon` is None then.
         absent: the declared hospitals that some rounds were made without, with the number of rounds; empty for none.
         evaluation_epsilon: asked for, of validation and test patients; None of a private run: its metrics are exact.
+        stress: the case and the sites of a stress test; empty for none.
+        specificity: of the sensitivities.
+        unit: whom epsilon protects; None without privacy.
     """
 
     name: str
@@ -60,6 +62,9 @@ class Row:
     insecure: bool = False
     evaluation_epsilon: float | None = None
     absent: str = ""
+    stress: str = ""
+    specificity: float = 0.9
+    unit: str | None = None
 
     @property
     def released_exactly(self) -> bool:
@@ -123,6 +128,9 @@ def row_of(config: RunConfig, directory: RunDirectory, state: State, label: Labe
         "absent": ", ".join(f"{site} ({count} rounds)" for site, count in absent_rounds(records).items()),
         "insecure": config.privacy.noise_seed is not None,
         "evaluation_epsilon": config.evaluation.epsilon if private else None,
+        "stress": config.stress.label if config.stress else "",
+        "specificity": config.evaluation.specificity,
+        "unit": config.privacy.unit if private else None,
     }
     if state.name == FINISHED:
         known |= _measured(directory.read_summary())
@@ -155,7 +163,7 @@ def rows_of_runs(paths: Sequence[Path]) -> list[Row]:
     Raises:
         InputError: a path that is no run directory.
     """
-    configs = [_config_of(path) for path in paths]
+    configs = [config_of(path) for path in paths]
     labels = data_labels(configs)
     rows = []
     for path, config in zip(paths, configs, strict=True):
@@ -171,7 +179,8 @@ def rows_of_runs(paths: Sequence[Path]) -> list[Row]:
     return rows
 
 
-def _config_of(path: Path) -> RunConfig:
+def config_of(path: Path) -> RunConfig:
+    """Return the config of a run directory; InputError where it is none."""
     config = RunDirectory(path).read_config()
     if config is None:
         raise InputError(

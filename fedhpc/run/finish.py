@@ -11,6 +11,7 @@ from fedhpc.errors import InputError
 from fedhpc.models.saved import save_model
 from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, parameter_count
+from fedhpc.records.curves import ALL_SITES, CurvesFile
 from fedhpc.records.environment import git_commit
 from fedhpc.records.metrics import BINS, METRICS, Metrics, unknown
 from fedhpc.records.rounds import FLOAT32_BYTES, Measured, SiteReport, data_digest, largest, mean_of, summary_of
@@ -93,11 +94,23 @@ def finish(session: Session, models: Models, records: Sequence[Mapping[str, Any]
     more = {**_more(session, finals, reports, stopped), **_trust(session, records)}
     summary = summary_of(session.declared, records, more)
     summary["per_site"] = _per_site(session, summary["per_site"], finals, reports)
+    directory.write_json(directory.curves, _curves(session, finals).json())
     directory.write_json(directory.summary, summary)
     session.console.say(closing(_beside(session, summary)))
     for line in map(wrapped, evaluation_lines(config, summary)):
         session.console.say(line)
     session.console.say(wrapped(f"stopped: {stopped}. Results in {directory.path}"))
+
+
+def _curves(session: Session, finals: Sequence[Final]) -> CurvesFile:
+    """Each site's curves of the model that it uses, and those over all sites where there is one model."""
+    config, by_name = session.config, {final.name: final for final in finals}
+    curves = {site: by_name.get(site, finals[0]).measured.curves.get(site) for site in config.site_names}
+    if len(finals) == 1:
+        curves[ALL_SITES] = finals[0].measured.curves.get(ALL_SITES)
+    noise = config.evaluation.epsilon if config.private_evaluation else None
+    found = {name: one for name, one in curves.items() if one is not None}
+    return CurvesFile(config.evaluation.specificity, noise, found)
 
 
 def _facts(session: Session, thresholds: Sequence[int]) -> dict[str, Any]:

@@ -108,6 +108,7 @@ def _train_in(members: Membership, directory: RunDirectory, machine: Machine, wo
         console.say(wrapped(members.news or startup.line))
         ended = run(session, work.stop_after, partial(_note_start, members, directory, work))
         _personalise(session, ended)
+        _report(session, ended)
         LOG.info("end of this start: %s", ended.why)
         return ended.why
 
@@ -127,6 +128,28 @@ def _personalise(session: Session, ended: Ended) -> None:
     session.console.say(
         wrapped(f"each hospital's own model: sites/<site>/{MODEL} and {RECORD}, for that hospital only")
     )
+
+
+def _report(session: Session, ended: Ended) -> None:
+    """Write the page of a finished run at rank 0. The run is whole without it: a failure is a warning."""
+    if session.transport.rank or ended.why == "preempted":
+        return
+    directory = session.directory
+    try:
+        from fedhpc.report.sources import write_run_report
+        from fedhpc.run.examples import write_examples
+
+        write_examples(session.declared, directory)
+        write_run_report(directory.path)
+    except Exception as error:
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        LOG.warning(
+            "%s: was not written: %s. The run is finished and its results are whole. Try again: "
+            "python run.py report %s",
+            directory.report,
+            reason,
+            directory.path,
+        )
 
 
 def _note_start(members: Membership, directory: RunDirectory, work: Work, first: int) -> None:

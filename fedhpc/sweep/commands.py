@@ -18,10 +18,10 @@ from fedhpc.sweep.config import Sweep, Trial, expand, ranks_of
 from fedhpc.sweep.directory import Cluster, SweepDirectory, submission
 from fedhpc.sweep.final_report import write_report
 from fedhpc.sweep.local import StoppedError, check_memory, run_all
-from fedhpc.sweep.status import AT_REST, latest, runs_here, shown, status_text
+from fedhpc.sweep.status import AT_REST, latest, runs_here, status_text
 from fedhpc.util.processes import exists
 from fedhpc.util.progress import at_work
-from fedhpc.util.text import wrapped
+from fedhpc.util.text import shown, wrapped
 
 FINISHED, FAILED, RESUMABLE = 0, 1, 75
 UNDER_WAY = ("pending", "running")

@@ -1,24 +1,40 @@
-"""The report at the end of a sweep, by the command line: a sweep is below the reports that are made of it."""
+"""A sweep as its report reads it, and the report at its end."""
 
-import subprocess
-import sys
 from pathlib import Path
 
-from fedhpc.errors import InputError
+from fedhpc.report.build import Report, now, write
+from fedhpc.report.page import Content
+from fedhpc.report.rows import Label, State, groups_of, row_of
+from fedhpc.report.view import view_of
+from fedhpc.sweep.directory import SweepDirectory
+from fedhpc.sweep.slurm_queue import look
+
+
+def content_of(path: Path) -> Content:
+    """Read a sweep as it stands.
+
+    Raises:
+        InputError: no sweep, or a file of it was cut or changed.
+    """
+    directory = SweepDirectory(path)
+    sweep = directory.read()
+    rows, views = [], []
+    for trial, line in zip(sweep.trials, look(directory, sweep), strict=True):
+        run = directory.trial(trial.name).run
+        label = Label(trial.name, trial.baseline, trial.point)
+        rows.append(row_of(trial.config, run, State(line.state, line.message), label))
+        views.append(view_of(run.path, trial.config, rows[-1]))
+    groups = tuple(groups_of(rows))
+    return Content(sweep.name, tuple(sweep.grid), tuple(rows), groups, now(), tuple(views), (str(path),))
 
 
 def write_report(sweep: Path) -> Path:
     """Write report.html, .json and .csv into the directory of a sweep; return the path of the page.
 
     Raises:
-        InputError: the report could not be made.
+        InputError: a file of the sweep was cut or changed.
+        FileError: the page cannot be written.
     """
     out = sweep / "report.html"
-    command = [sys.executable, "-m", "fedhpc", "report", str(sweep), "-o", str(out)]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise InputError(
-            f"{out}: was not written: {done.stderr.strip()}. Try again: run.py report {sweep} -o {out}",
-            code="sweep.report",
-        )
+    write(Report(content_of(sweep)), out)
     return out

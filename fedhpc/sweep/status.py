@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fedhpc.sweep.config import Sweep, Trial
 from fedhpc.sweep.directory import Outcome, Submission, SweepDirectory, TrialDirectory
 from fedhpc.util.processes import born
-from fedhpc.util.text import clock, fitted, fixed
+from fedhpc.util.text import clock, fitted, fixed, shown
 
 State = Literal["missing", "pending", "running", "finished", "failed", "stopped", "cancelled", "lost", "unknown"]
 AT_REST: frozenset[State] = frozenset({"missing", "failed", "stopped", "cancelled", "lost"})
@@ -96,17 +96,6 @@ class Line:
         """What sets it apart from the others, in a few words."""
         values = [f"{key.rpartition('.')[2]} {shown(value)}" for key, value in self.point.items()]
         return " ".join([*([self.baseline] if self.baseline else []), *values])
-
-
-def shown(value: object) -> str:
-    """A value of the grid in a table.
-
-    >>> shown(None), shown(0.1), shown("sgd"), shown(True)
-    ('none', '0.1', 'sgd', 'true')
-    """
-    if value is None or isinstance(value, bool):
-        return "none" if value is None else str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def line_of(trial: Trial, folder: TrialDirectory, known: Known | None) -> Line:

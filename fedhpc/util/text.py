@@ -24,6 +24,17 @@ def fixed(value: float | None, digits: int = 3) -> str:
     return f"{value:.2g}" if value and not float(text) else text
 
 
+def shown(value: object) -> str:
+    """A value of a config in a table.
+
+    >>> shown(None), shown(0.1), shown("sgd"), shown(True)
+    ('none', '0.1', 'sgd', 'true')
+    """
+    if value is None or isinstance(value, bool):
+        return "none" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def count_of(number: int, what: str) -> str:
     """A number and what is counted, in the singular for one.
 

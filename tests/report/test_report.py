@@ -1,4 +1,4 @@
-"""The report: means over seeds as laws, a chart whose every mark is inside it, and a page that needs nothing else."""
+"""The report: means over seeds as laws, charts whose every mark is inside, and a page that needs nothing else."""
 
 import csv
 import json
@@ -19,9 +19,12 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.records.rounds import GIVEN_AWAY
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.report.build import Report, report, write
-from fedhpc.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Mark, draw
-from fedhpc.report.page import chart_of, page
+from fedhpc.report.grid import chart_of, pareto_front
+from fedhpc.report.line_chart import AUC_AXIS, BOTTOM, LEFT, RIGHT, TOP, Axis, Level, Line, LineChart, Point, draw
+from fedhpc.report.page import Content
 from fedhpc.report.rows import Row, groups_of
+from fedhpc.report.sources import of_runs
+from fedhpc.report.svg import HEIGHT, WIDTH
 
 EMPTY = {"baseline": "", "state": "finished", "message": "", "mode": "federated", "epsilon_target": None,
          "epsilon": None, "delta": None, "density": 0.1, "seed": 0}  # fmt: skip
@@ -30,6 +33,11 @@ aucs = st.one_of(st.none(), st.floats(0, 1))
 
 def row(name: str, point: dict[str, Any], auc: float | None, **more: Any) -> Row:
     return Row(**{**EMPTY, "name": name, "point": point, "seed": point.get("seed", 0), "auc": auc, **more})
+
+
+def on(name: str, keys: tuple[str, ...], rows: list[Row]) -> Report:
+    """A report on rows alone."""
+    return Report(Content(name, keys, tuple(rows), tuple(groups_of(rows)), "2026-11-24T10:00:00"))
 
 
 @given(st.dictionaries(st.tuples(st.sampled_from((1.0, 2.0, None)), st.integers(0, 3)), aucs, min_size=1))
@@ -53,7 +61,7 @@ def test_a_group_is_all_seeds_of_one_setting(cells: dict[tuple[float | None, int
 def test_a_report_says_against_whom_secure_aggregation_protects() -> None:
     trusted = {"protects_from_aggregator": "honest-but-curious", "epsilon_if_unmasked": 1.83}
     rows = [row("a", {"seed": 0}, 0.9, **trusted), row("b", {"seed": 1}, 0.9)]
-    made = page("x", ("seed",), rows, groups_of(rows), "2026-01-01T00:00")
+    made = words_of(on("x", ("seed",), rows).html())
     assert "Secure aggregation of a: it protects only from an aggregator that keeps to the protocol." in made
     assert "epsilon 1.83 is left at most" in made
 
@@ -66,38 +74,46 @@ def test_report_says_what_no_epsilon_protects() -> None:
         row("exact", {"seed": 1}, 0.9, epsilon=1.0, **asked),
         row("off", {"seed": 2}, 0.9, absent="site3 (4 rounds)"),
     ]
-    found = Report("x", ("seed",), tuple(rows), tuple(groups_of(rows)), "2026-01-01T00:00")
-    texts = [page("x", ("seed",), rows, found.groups, found.made), " ".join(found.told(Path("x.html")).split())]
+    found = on("x", ("seed",), rows)
+    texts = [words_of(found.html()), " ".join(found.text(Path("x.html")).split())]
     for text in texts:
         assert "INSECURE: privacy.noise_seed was set in seeded: the noise can be removed" in text
         assert f"NOT PRIVATE in exact: {GIVEN_AWAY}" in text
         assert "INCOMPLETE: off has rounds without site3 (4 rounds)." in text
-    secure = page("x", ("seed",), [rows[2]], groups_of(rows[2:]), found.made)
+    secure = on("x", ("seed",), rows[2:]).html()
     assert "INSECURE" not in secure and "NOT PRIVATE" not in secure
 
 
-marks = st.builds(
-    lambda x, values: Mark(x, statistics.fmean(values), tuple(values)),
-    st.one_of(st.none(), st.floats(1e-3, 1e3)),
-    st.lists(st.floats(0, 1), min_size=1, max_size=4),
-)
+points = st.builds(lambda x, ys: Point(x, ys[0], min(ys), max(ys)), st.floats(1e-3, 1e6),
+                   st.lists(st.floats(0, 1), min_size=1, max_size=3))  # fmt: skip
 
 
 @given(
-    st.dictionaries(st.text(min_size=1, max_size=8), st.lists(marks, min_size=1, max_size=4), min_size=1, max_size=4),
+    st.lists(st.lists(points, min_size=1, max_size=90), min_size=1, max_size=4),
     st.dictionaries(st.sampled_from(("centralised", "local")), st.floats(0, 1)),
+    st.booleans(),
 )
-def test_every_mark_is_inside_the_axes_and_higher_is_better(
-    series: dict[str, list[Mark]], levels: dict[str, float]
-) -> None:
-    legal = {re.sub(r"[^\x20-\uD7FF]", "?", label): line for label, line in series.items()}
-    svg = draw(Chart("epsilon", "none", legal, levels))
-    tree = ElementTree.fromstring(svg)
-    dots = [(float(c.get("cx", 0)), float(c.get("cy", 0)), c) for c in tree.iter() if c.tag.endswith("circle")]
-    assert len([c for *_, c in dots if c.get("r") == "4.5"]) == sum(map(len, legal.values()))
-    assert all(LEFT <= x <= WIDTH - RIGHT and TOP - 0.1 <= y <= HEIGHT - BOTTOM + 0.1 for x, y, _ in dots)
-    texts = [text.text for text in tree.iter() if text.tag.endswith("text")]
-    assert set(legal) <= set(texts)
+def test_chart_marks_lie_inside_axes(lines: list[list[Point]], levels: dict[str, float], logarithmic: bool) -> None:
+    drawn = [Line(f"line <{k}>", sorted(one, key=lambda p: p.x), k) for k, one in enumerate(lines)]
+    chart = LineChart(Axis("bytes", may_be_log=logarithmic), AUC_AXIS, drawn,
+                      [Level(name, value, k) for k, (name, value) in enumerate(levels.items())])  # fmt: skip
+    tree = ElementTree.fromstring(draw(chart))
+    assert (tree.get("role"), bool(tree.get("aria-label"))) == ("img", True)
+    for one in tree.iter():
+        if one.get("data-tip") and one.get("cx"):
+            assert LEFT - 0.1 <= float(one.get("cx", 0)) <= WIDTH - RIGHT + 0.1
+            assert TOP - 0.1 <= float(one.get("cy", 0)) <= HEIGHT - BOTTOM + 0.1
+    # Every line shows its last point, and no number of points makes a page large.
+    told = [one.get("data-tip") for one in tree.iter() if one.get("data-tip")]
+    assert all(any(str(tip).startswith(f"{one.label}:") for tip in told) for one in drawn)
+    assert len(told) <= 80 * len(lines)
+
+
+def test_pareto_front_is_what_nothing_beats() -> None:
+    auc = {(1.0, 0.1): 0.90, (1.0, 1.0): 0.90, (8.0, 0.1): 0.89, (8.0, 1.0): 0.95, (None, 0.1): 0.95}
+    rows = [row(f"{e}{d}", {"privacy.epsilon": e, "exchange.density": d}, a, bytes_up=d) for (e, d), a in auc.items()]
+    front = pareto_front(groups_of(rows))
+    assert [tuple(group.point.values()) for group in front] == [(1.0, 0.1), (8.0, 1.0), (None, 0.1)]
 
 
 def test_the_axis_is_epsilon_and_lines_are_densities() -> None:
@@ -106,20 +122,20 @@ def test_the_axis_is_epsilon_and_lines_are_densities() -> None:
     rows.append(row("c", {}, 0.97, baseline="centralised"))
     chart = chart_of(("exchange.density", "privacy.epsilon"), groups_of(rows))
     assert chart is not None
-    assert (chart.x_title, chart.none_title) == ("epsilon", "no privacy")
-    assert {label: [mark.x for mark in line] for label, line in chart.series.items()} == {
-        "density 0.1": [1.0, 8.0, None],
-        "density 1": [1.0, 8.0, None],
+    assert chart.x.title == "epsilon"
+    assert {line.label: [chart.x.shown(point.x) for point in line.points] for line in chart.lines} == {
+        "density 0.1": ["1", "8", "no privacy"],
+        "density 1": ["1", "8", "no privacy"],
     }
-    assert chart.levels == {"centralised": 0.97}
+    assert {level.label: level.value for level in chart.levels} == {"centralised": 0.97}
 
 
 def test_without_epsilon_the_first_key_of_numbers_is_the_axis_and_words_are_lines() -> None:
     points = [{"training.optimizer": o, "training.lr": lr} for o in ("sgd", "adam") for lr in (0.1, 0.01)]
     chart = chart_of(("training.optimizer", "training.lr"), groups_of([row("", point, 0.8) for point in points]))
     assert chart is not None
-    assert chart.x_title == "lr"
-    assert set(chart.series) == {"optimizer sgd", "optimizer adam"}
+    assert chart.x.title == "lr"
+    assert {line.label for line in chart.lines} == {"optimizer sgd", "optimizer adam"}
     assert chart_of(("training.optimizer",), groups_of([row("", {"training.optimizer": "sgd"}, 0.8)])) is None
     assert chart_of(("training.lr",), groups_of([row("", points[0], None, state="failed")])) is None
 
@@ -132,18 +148,32 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.fetched: list[str] = []
         self.words: list[str] = []
+        self.silent: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "path", "circle"):
+        if tag not in ("meta", "path", "circle", "rect", "img"):
             self.open.append(tag)
-        self.fetched += [str(value) for key, value in attrs if key in ("src", "href")]
+        self.fetched += [
+            str(value) for key, value in attrs if key in ("src", "href") and not str(value).startswith(("#", "data:"))
+        ]
+        found = dict(attrs)
+        self.silent += [tag] if tag == "svg" and not (found.get("aria-label") or found.get("aria-hidden")) else []
+        self.silent += [tag] if tag == "img" and not found.get("alt") else []
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in ("path", "circle"):
+        if tag not in ("path", "circle", "rect"):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.words.append(data)
+
+
+def words_of(text: str) -> str:
+    """What a page says, without its styles, scripts and numbers."""
+    page = Page()
+    page.feed(re.sub(r"<(script|style)[^>]*>.*?</\1>", "", text, flags=re.S))
+    assert page.open == []
+    return " ".join(" ".join(page.words).split())
 
 
 @pytest.fixture
@@ -154,7 +184,7 @@ def hostile() -> Report:
         row('"x"', {"privacy.epsilon": 1.0, "seed": 1}, None, state="failed", message="<script>\nline 2, with comma"),
         row("c", {"seed": 0}, 0.97, baseline="centralised", mode="centralised", density=None),
     ]
-    return Report("a <&> b", ("privacy.epsilon", "seed"), tuple(rows), tuple(groups_of(rows)), "2026-11-24T10:00:00")
+    return on("a <&> b", ("privacy.epsilon", "seed"), rows)
 
 
 def test_page_is_well_formed_fetches_nothing_and_says_all(hostile: Report, tmp_path: Path) -> None:
@@ -162,10 +192,11 @@ def test_page_is_well_formed_fetches_nothing_and_says_all(hostile: Report, tmp_p
     text = (tmp_path / "out.html").read_text(encoding="utf-8")
     page = Page()
     page.feed(text)
-    assert page.open == []
-    assert page.fetched == []
-    assert re.findall(r"https?://[^\"]+", text) == ["http://www.w3.org/2000/svg"], "a name, never fetched"
-    words = " ".join(page.words)
+    assert (page.open, page.fetched, page.silent) == ([], [], [])
+    assert "http" not in text.replace("http-equiv", "") and "@import" not in text and "url(" not in text
+    assert "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:" in text
+    assert len(text) < 300_000
+    words = words_of(text)
     for expected in ("<b>&", "<script>", "0.810", "0.970", "1 of 2", "1.0 MB", "failed", "2026-11-24 10:00 UTC", "abc"):
         assert expected in words
 
@@ -223,28 +254,29 @@ def test_runs_on_different_data_are_set_apart(tmp_path: Path) -> None:
     ):
         data = {"shards": f"{shards}/{{site}}.h5", "sites": sites}
         write_run(tmp_path / name, 0.8, data=data, mode=mode, privacy={"off": True})
-    found = report([tmp_path / name for name in "abcd"])
-    assert [group.runs for group in found.groups] == [1, 1, 1, 1]
-    assert [group.point["data"] for group in found.groups] == ["x/{site}.h5", "y/{site}.h5"] * 2
-    chart = chart_of(found.keys, found.groups)
-    assert chart is not None and len(chart.series) == 2 and len(chart.levels) == 2
+    found = report([of_runs([tmp_path / name for name in "abcd"])])
+    groups = found.content.groups
+    assert [group.runs for group in groups] == [1, 1, 1, 1]
+    assert [group.point["data"] for group in groups] == ["x/{site}.h5", "y/{site}.h5"] * 2
+    chart = chart_of(found.content.keys, groups)
+    assert chart is not None and len(chart.lines) == 2 and len(chart.levels) == 2
     write(found, tmp_path / "out.html")
-    assert "y/{site}.h5" in found.told(tmp_path / "out.html")
+    assert "y/{site}.h5" in found.text(tmp_path / "out.html")
 
 
 def test_runs_on_the_same_data_are_one_line(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(tmp_path / str(seed), 0.8, seed=seed, privacy={"off": True})
-    found = report([tmp_path / "0", tmp_path / "1"])
+    found = of_runs([tmp_path / "0", tmp_path / "1"])
     assert [group.runs for group in found.groups] == [2]
     assert "data" not in found.keys
 
 
 def test_where_only_seeds_differ_there_is_one_setting(tmp_path: Path) -> None:
     rows = [row("a", {"seed": 0}, 0.8), row("b", {"seed": 1}, 0.9), row("c", {"seed": 0}, 0.95, baseline="local")]
-    found = Report("seeds", ("seed",), tuple(rows), tuple(groups_of(rows)), "2026-11-24T10:00:00")
+    found = on("seeds", ("seed",), rows)
     write(found, tmp_path / "out.html")
-    lines = found.told(tmp_path / "out.html").splitlines()
+    lines = found.text(tmp_path / "out.html").splitlines()
     assert [line.split()[:3] for line in lines[1:3]] == [["-", "2/2", "0.850"], ["local", "1/1", "0.950"]]
 
 
@@ -261,4 +293,4 @@ def test_an_unknown_state_is_never_in_a_mean() -> None:
 
 def test_report_names_the_directory_it_is_on(tmp_path: Path) -> None:
     write_run(tmp_path / "lonely", 0.5)
-    assert report([tmp_path / "lonely"]).name == "lonely"
+    assert of_runs([tmp_path / "lonely"]).name == "lonely"

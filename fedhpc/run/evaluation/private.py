@@ -7,6 +7,7 @@ import numpy as np
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.evaluation_plan import plan_evaluation
+from fedhpc.records.curves import ALL_SITES
 from fedhpc.records.metrics import BINS, METRICS, Metrics, bin_of, unknown
 from fedhpc.records.rounds import Measured
 from fedhpc.run.evaluation.answers import tasks_of
@@ -23,6 +24,7 @@ from fedhpc.run.evaluation.curves import (
     macro,
     metrics_of,
 )
+from fedhpc.run.evaluation.noisy_curves import noisy_curves
 from fedhpc.run.evaluation.questions import ask, first_question, question_from_rank_0
 from fedhpc.run.session import Session
 from fedhpc.site.release import Question
@@ -95,8 +97,11 @@ def _with_test(known: Measured, test: Answer, law: Law, points: OperatingPoints,
     if not test.by_site:
         reasons["per_site"] = SUM_ONLY if config.privacy.trust == "sites" else POOLED_ONLY
     per_site = dict(known.per_site)
+    curves = {ALL_SITES: noisy_curves(law, Release(test.question, test.total, law.noises), points.specificity)}
     for site, released in test.by_site.items():
-        alone = metrics_of(law, Release(test.question, released, 1.0), points)
+        release = Release(test.question, released, 1.0)
+        alone = metrics_of(law, release, points)
+        curves[site] = noisy_curves(law, release, points.specificity)
         per_site[site] = alone or per_site[site]
         if alone is None:
             reasons[f"per_site.{site}"] = TOO_FEW
@@ -106,6 +111,7 @@ def _with_test(known: Measured, test: Answer, law: Law, points: OperatingPoints,
         per_site=per_site,
         interval=interval_of(law, test, config),
         reasons=reasons,
+        curves=curves,
     )
 
 

@@ -1,0 +1,86 @@
+"""The figures of the paper that this program follows, beside what was measured.
+
+The paper's images are not public: its figures were measured on other patients, so that a difference is no error.
+"""
+
+from collections.abc import Sequence
+
+from fedhpc.records.study import Claim
+from fedhpc.report.parts import Column, Part, Table, Value
+from fedhpc.report.rows import Group, Row
+from fedhpc.util.text import data_size
+
+AUC = {"federated": 0.94, "centralised": 0.965, "local": 0.81}
+EPSILON = 1.0
+DENSE_MB, SENT_MB = 450, 48
+LARGEST_GAP = 0.025
+NAMES = {"federated": "Federated", "centralised": "Centralised (pooled data)", "local": "Local-only (each site alone)"}
+OTHER_PATIENTS = (
+    "The paper measured on other patients, which are not public: a difference says nothing of right or wrong."
+)
+
+
+def paper_part(rows: Sequence[Row], groups: Sequence[Group], claims: Sequence[Claim]) -> Part:
+    """Every claim of the paper beside what a study has found, or else beside the runs at hand."""
+    if claims:
+        return _of_claims(claims)
+    lines = [line for line in _measured(rows, groups) if line[2] is not None]
+    columns = [
+        Column("claim", "Claim"), Column("paper", "Paper"), Column("measured", "Here"), Column("of", "Measured on"),
+    ]  # fmt: skip
+    table = Table("claims", "Paper against measured", columns, lines, OTHER_PATIENTS)
+    return Part("paper", "Paper against measured", tables=[table] if lines else [])
+
+
+def _of_claims(claims: Sequence[Claim]) -> Part:
+    columns = [
+        Column("claim", "Claim"), Column("paper", "Paper"), Column("measured", "Measured"),
+        Column("low", "95 % from", "number"), Column("high", "to", "number"), Column("verdict", "Verdict"),
+        Column("why", "Why"), Column("command", "Command"),
+    ]  # fmt: skip
+    rows: list[list[Value]] = [
+        [c.name, c.paper, c.measured, c.low, c.high, c.verdict, c.why, c.command] for c in claims
+    ]
+    return Part("paper", "Paper against measured", tables=[Table("claims", "Every claim", columns, rows)])
+
+
+def _measured(rows: Sequence[Row], groups: Sequence[Group]) -> list[list[Value]]:
+    aucs = {mode: best(groups, mode) for mode in AUC}
+    found: list[list[Value]] = []
+    for mode, paper in AUC.items():
+        group = aucs[mode]
+        of = "" if group is None else _of(group)
+        found.append([f"AUC, {mode}", f"{paper:g}", None if group is None else f"{group.auc:.3f}", of])
+    federated, centralised = aucs["federated"], aucs["centralised"]
+    if federated and centralised and federated.auc is not None and centralised.auc is not None:
+        gap = (centralised.auc - federated.auc) / centralised.auc
+        found.append(["Loss against pooled data", f"within {LARGEST_GAP:.1%}", f"{gap:.1%}", _of(federated)])
+    private = [row for row in rows if row.epsilon is not None and row.mode == "federated"]
+    if private:
+        spent = min(private, key=lambda row: abs((row.epsilon or 0) - EPSILON))
+        said = f"{spent.epsilon:.3f} at delta {spent.delta:g}"
+        found.append(["Epsilon of the whole run", f"{EPSILON:g}", said, spent.name])
+    sent = [row for row in rows if row.bytes_up and row.dense_bytes]
+    if sent:
+        row = min(sent, key=lambda one: abs((one.density or 0) - 0.1))
+        up, dense = row.bytes_up or 0.0, row.dense_bytes or 1.0
+        said = f"{data_size(dense)} to {data_size(up)} ({up / dense:.1%})"
+        asked = f"{DENSE_MB} to {SENT_MB} MB ({SENT_MB / DENSE_MB:.1%})"
+        found.append(["Bytes up a round, dense to sent", asked, said, row.name])
+    return found
+
+
+def best(groups: Sequence[Group], mode: str) -> Group | None:
+    """Return the setting that stands for a mode: of federated ones the nearest to the paper's epsilon and density."""
+    own = [group for group in groups if group.auc is not None and (group.baseline or "federated").startswith(mode)]
+    return min(own, key=_distance, default=None)
+
+
+def _distance(group: Group) -> tuple[float, float]:
+    epsilon, density = group.point.get("privacy.epsilon"), group.point.get("exchange.density")
+    return abs((epsilon if epsilon is not None else 100.0) - EPSILON), abs((density or 0.1) - 0.1)
+
+
+def _of(group: Group) -> str:
+    told = ", ".join(f"{key.rpartition('.')[2]} {'none' if v is None else v}" for key, v in group.point.items())
+    return f"{group.baseline or 'federated'}{f' ({told})' if told else ''}, {group.finished} run(s)"

@@ -1,0 +1,119 @@
+"""What a report is on, read from directories: runs, a finished run with the baselines beside it, a study.
+
+A sweep reads itself (`fedhpc.sweep.final_report`): this package knows runs.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedhpc.errors import InputError
+from fedhpc.records.rounds import data_digest
+from fedhpc.records.run_directory import RunDirectory
+from fedhpc.records.study import Cell, StudyDirectory
+from fedhpc.report.build import Report, now, write
+from fedhpc.report.page import Content
+from fedhpc.report.rows import (
+    DATA,
+    DENSITY,
+    EPSILON,
+    SEED,
+    Label,
+    Row,
+    State,
+    config_of,
+    groups_of,
+    row_of,
+    rows_of_runs,
+)
+from fedhpc.report.view import RunView, view_of
+
+LOG = logging.getLogger(__name__)
+
+
+def of_runs(paths: Sequence[Path]) -> Content:
+    """Read run directories; a single finished run takes the newest baselines on the same data that lie beside it.
+
+    Raises:
+        InputError: a path that is no run directory.
+    """
+    for path in paths:
+        config_of(path)
+    beside = _beside(paths[0]) if len(paths) == 1 else []
+    every = [*paths, *beside]
+    rows = rows_of_runs(every)
+    views = [view_of(path, config_of(path), row) for path, row in zip(every, rows, strict=True)]
+    keys = (EPSILON, DENSITY, SEED, *([DATA] if any(DATA in row.point for row in rows) else []))
+    name = paths[0].resolve().name if len(paths) == 1 else f"{len(paths)} runs"
+    return _content(name, keys, rows, views, paths)
+
+
+def _content(
+    name: str, keys: Sequence[str], rows: Sequence[Row], views: Sequence[RunView], paths: Sequence[Path]
+) -> Content:
+    return Content(name, tuple(keys), tuple(rows), tuple(groups_of(rows)), now(), tuple(views), tuple(map(str, paths)))
+
+
+def _beside(path: Path) -> list[Path]:
+    """The newest finished run of each other mode on the same data, in the folder that a run lies in."""
+    mine = config_of(path)
+    found: dict[str, tuple[float, Path]] = {}
+    for summary in sorted(path.resolve().parent.glob("*/summary.json")):
+        try:
+            other, changed_s = RunDirectory(summary.parent).read_summary(), summary.stat().st_mtime
+            same = other.get("data") == data_digest(mine) and other["mode"] != mine.mode
+            if same and changed_s > found.get(other["mode"], (0.0,))[0] and not other.get("stress"):
+                config_of(summary.parent)
+                found[other["mode"]] = (changed_s, summary.parent)
+        except (InputError, OSError) as error:
+            LOG.warning("left out of the comparison: %s", error)
+    return [one for _, one in found.values()]
+
+
+def of_study(path: Path) -> Content:
+    """Read a study: its runs and its claims.
+
+    Raises:
+        InputError: no study, or a file of it was cut or changed.
+    """
+    directory = StudyDirectory(path)
+    study = directory.read()
+    rows, views = [], []
+    for cell in study.cells:
+        folder = path / cell.run
+        if not cell.is_run or not RunDirectory(folder).config.exists():
+            continue
+        config = config_of(folder)
+        row = row_of(config, RunDirectory(folder), State(cell.status), Label(cell.name, _baseline(cell), _point(cell)))
+        rows.append(row)
+        views.append(view_of(folder, config, row))
+    name = f"{study.name}, quick" if study.quick else study.name
+    keys = (
+        "part",
+        EPSILON,
+        DENSITY,
+        SEED,
+        *dict.fromkeys(k for row in rows for k in row.point if k in ("case", "rule")),
+    )
+    content = _content(name, keys, rows, views, [path])
+    return Content(**{**vars(content), "claims": directory.read_claims()})
+
+
+def _baseline(cell: Cell) -> str:
+    return "" if cell.kind in ("federated", "stress") else cell.kind
+
+
+def _point(cell: Cell) -> dict[str, object]:
+    point: dict[str, object] = {"part": cell.part, SEED: cell.seed}
+    if cell.kind in ("federated", "stress"):
+        point |= {EPSILON: cell.epsilon, DENSITY: cell.density}
+    if cell.kind == "stress":
+        point |= {"case": cell.case, "rule": cell.rule}
+    return point
+
+
+def write_run_report(path: Path) -> Path:
+    """Write the report of one run into its directory; return the path of the page."""
+    out = RunDirectory(path).report
+    write(Report(of_runs([path])), out)
+    return out

@@ -1,0 +1,165 @@
+"""One run as a report reads it: its public records, and nothing else of its directory.
+
+Of `sites/<site>/` only the egress log is read, which is public. A personal model and what it is worth stay at their
+hospital (`fedhpc.site.personal`), and so do its shard's figures and its log.
+"""
+
+import itertools
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from fedhpc.config.schema import RunConfig
+from fedhpc.records.run_directory import RunDirectory
+from fedhpc.report.rows import Row
+from fedhpc.transport.egress_log import Entry, read_log
+from fedhpc.util.files import read_json
+
+AGAIN = "Remove it: a report is then made without it"
+MOST_LOG_BYTES = 8_000_000
+"""Egress logs of one run that are larger together are left out: a report must not take long."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Public images, by class: where they come from, and their PNG files in base64."""
+
+    source: str
+    images: Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What is known of a run.
+
+    Attributes:
+        path: its directory.
+        row: its line in the tables.
+        config: as resolved.
+        records: one a round.
+        summary: of a finished run; empty otherwise.
+        curves: `curves.json`; empty where there is none.
+        environment: versions and host; empty where there is none.
+        starts: one for each start of the run.
+        contribution: `contribution.json`; empty where there is none.
+        audits: the public verdicts of `run.py audit`, one a site.
+        examples: None where no public image was drawn.
+        work_s: {site: seconds of its own work in each round}, by the sites' own egress logs; empty where all sites ran
+            in one process.
+    """
+
+    path: Path
+    row: Row
+    config: RunConfig
+    records: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    curves: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    starts: Sequence[Mapping[str, Any]] = ()
+    contribution: Mapping[str, Any] = field(default_factory=dict)
+    audits: Sequence[Mapping[str, Any]] = ()
+    examples: Examples | None = None
+    work_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As in the tables."""
+        return self.row.name
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The declared hospitals."""
+        return self.config.site_names
+
+    @property
+    def is_federated(self) -> bool:
+        """Whether it is no baseline."""
+        return self.config.mode == "federated"
+
+
+def view_of(path: Path, config: RunConfig, row: Row) -> RunView:
+    """Read the public records of a run directory.
+
+    Raises:
+        InputError: a file of them was cut or changed.
+    """
+    directory = RunDirectory(path)
+    return RunView(
+        path=path,
+        row=row,
+        config=config,
+        records=directory.read_rounds(),
+        summary=directory.read_summary() if directory.summary.exists() else {},
+        curves=_optional(directory.curves),
+        environment=_optional(directory.environment),
+        starts=_starts(directory.starts),
+        contribution=_optional(directory.contribution),
+        audits=[_optional(one) for one in sorted((path / "audit").glob("*.json"))],
+        examples=_examples(directory.examples),
+        work_s=site_work(directory, config),
+    )
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path, AGAIN) if path.exists() else {}
+
+
+def _starts(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [one for one in map(_parsed, lines) if one]
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _examples(path: Path) -> Examples | None:
+    found = _optional(path)
+    return Examples(str(found["source"]), found["images"]) if {"source", "images"} <= found.keys() else None
+
+
+def site_work(directory: RunDirectory, config: RunConfig) -> dict[str, list[float]]:
+    """Return {site: seconds from the end of a round to its own update in the next}, by its own clock.
+
+    Empty where the sites shared a process, so that they waited for each other, where a log is missing, and where the
+    logs are large.
+    """
+    paths = {site: directory.egress(site) for site in config.site_names}
+    if config.mode != "federated" or not all(path.exists() for path in paths.values()):
+        return {}
+    if sum(path.stat().st_size for path in paths.values()) > MOST_LOG_BYTES:
+        return {}
+    logs = {site: read_log(path) for site, path in paths.items()}
+    if any(entry.via == "process" and entry.kind == "update" for log in logs.values() for entry in log):
+        return {}
+    found = {site: _worked(log) for site, log in logs.items()}
+    return found if all(found.values()) else {}
+
+
+def _worked(log: Sequence[Entry]) -> list[float]:
+    """Seconds between a site's first update of a round and what it sent before it."""
+    taken, seen = [], set()
+    for before, entry in itertools.pairwise(log):
+        if entry.kind == "update" and entry.round is not None and entry.round not in seen:
+            seen.add(entry.round)
+            taken.append((_time(entry) - _time(before)).total_seconds())
+    return taken
+
+
+def _time(entry: Entry) -> datetime:
+    return datetime.fromisoformat(entry.time)
+
+
+def median_work(view: RunView) -> dict[str, float]:
+    """{site: the median over the rounds of the seconds of its own work}."""
+    return {site: statistics.median(seconds) for site, seconds in view.work_s.items()}

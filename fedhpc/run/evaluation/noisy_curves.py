@@ -1,0 +1,41 @@
+"""ROC curves and calibration from released counts with noise: functions of what rank 0 has, which spend nothing."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fedhpc.records.curves import CalibrationBin, ModelCurves, false_positive_rates
+from fedhpc.run.evaluation.curves import LEAST_SIGNAL, Law, Release, curves_of
+from fedhpc.util.arrays import F64
+
+
+def noisy_curves(law: Law, release: Release, specificity: float) -> ModelCurves:
+    """Return the fitted ROC curve and the calibration of one test release; empty where a class has too few."""
+    fitted = curves_of(law, release.counts[None], release.noises)
+    if fitted is None:
+        return ModelCurves()
+    rates = false_positive_rates(specificity)
+    inner = [[float(curve.sensitivity(1 - rate)[0]) for rate in rates[1:-1]] for curve in fitted]
+    return ModelCurves((0.0, *np.mean(inner, axis=0).tolist(), 1.0), tuple(_calibration(law, release)))
+
+
+def _calibration(law: Law, release: Release) -> Iterator[CalibrationBin]:
+    """Each bin of each task whose images stand out of the noise."""
+    for task, edges in enumerate(release.question.edges):
+        counts = law.counts(release.counts[None], task, release.noises)
+        bounds = np.concatenate([[0.0], _probability(np.array(edges)), [1.0]])
+        noise = float(np.hypot(*counts.deviations[:2]))
+        for k, (negative, positive) in enumerate(zip(counts.negative[0], counts.positive[0], strict=True)):
+            images = float(negative + positive)
+            if images < 2 * LEAST_SIGNAL * noise:
+                continue
+            share = float(np.clip(positive / images, 0, 1))
+            of_noise = np.hypot((1 - share) * counts.deviations[1], share * counts.deviations[0]) / images
+            of_images = np.sqrt((share * images + 2) * ((1 - share) * images + 2) / (images + 4) ** 3)
+            deviation = float(np.hypot(of_noise, of_images))
+            yield CalibrationBin(float(bounds[k]), float(bounds[k + 1]), None, share, images, deviation)
+
+
+def _probability(log_odds: F64) -> F64:
+    out: F64 = 1 / (1 + np.exp(-np.clip(log_odds, -700, 700)))
+    return out

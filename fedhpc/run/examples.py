@@ -1,0 +1,88 @@
+"""A few images of each class for the report, from public or synthetic images alone; no shard of a hospital is opened.
+
+Of the built-in cohort new patients are drawn, who are in no shard. Else the public reference is read where it has
+labels. Without either nothing is written.
+"""
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fedhpc.config.data import PHANTOMS
+from fedhpc.config.schema import RunConfig
+from fedhpc.records.run_directory import RunDirectory
+from fedhpc.util.arrays import Array
+from fedhpc.util.rng import generator
+
+SYNTHETIC = "Synthetic patients of the built-in cohort, drawn for this page: nobody exists, and they are in no shard."
+PUBLIC = "From the public reference images of data.public_reference."
+EXAMPLE_SEED = 1_000_007
+"""No cohort's: the patients are others than those of the shards."""
+MOST_CLASSES, TILE = 8, 128
+
+
+def write_examples(config: RunConfig, directory: RunDirectory) -> None:
+    """Write examples.json where there is a public or synthetic image; once for a run directory.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    if directory.examples.exists():
+        return
+    found = list(_phantoms(config)) if config.data.phantom else list(_reference(config))
+    if found:
+        source = SYNTHETIC if config.data.phantom else PUBLIC
+        directory.write_json(directory.examples, {"source": source, "images": found})
+
+
+def _phantoms(config: RunConfig) -> Iterator[dict[str, str]]:
+    from data_prep.phantom.cohort import CLASSES, Cohort, draw_patient, patient_images
+
+    wanted = config.data.phantom
+    if wanted is None:
+        return
+    cohort = Cohort(EXAMPLE_SEED, image_size=wanted.image_size, difficulty=wanted.difficulty)
+    for site in (name for name in config.site_names if name in cohort.sites):
+        for label, name in enumerate(CLASSES):
+            rng = generator(EXAMPLE_SEED, site, label, "example")
+            patient = draw_patient(rng, cohort, label)
+            by_ct = np.array([cohort.sites[site].ct_share > 0.5])
+            image = next(iter(patient_images(rng, cohort, site, patient, by_ct)))
+            kind = "CT" if by_ct[0] else "MR"
+            yield _example(image, f"{name}, {kind} as at {site}")
+
+
+def _reference(config: RunConfig) -> Iterator[dict[str, str]]:
+    from fedhpc.site.data.shard import Shard
+
+    reference = config.data.public_reference
+    if reference is None or reference == PHANTOMS or not Path(reference).exists():
+        return
+    if any(Path(reference).resolve() == config.data.shard_path(site).resolve() for site in config.site_names):
+        # A config that calls a hospital's shard public does not make it so.
+        return
+    with Shard.open(Path(reference), None, in_memory=False, need_train=False) as shard:
+        labels = shard.labels
+        if labels.ndim > 1:
+            return
+        for label, name in list(enumerate(shard.classes))[:MOST_CLASSES]:
+            rows = np.flatnonzero(labels == label)
+            if len(rows):
+                yield _example(shard.read(rows[:1])[0, 0], str(name))
+
+
+def _example(image: Array, caption: str) -> dict[str, Any]:
+    """Return an image [H, W] as a PNG file of at most TILE pixels a side, grey between two of its percentiles."""
+    values = np.asarray(image, np.float64)
+    low, high = np.percentile(values, (1, 99.5))
+    grey = np.clip((values - low) / max(high - low, 1e-9) * 255, 0, 255).astype(np.uint8)
+    picture = Image.fromarray(grey)
+    picture.thumbnail((TILE, TILE))
+    out = io.BytesIO()
+    picture.save(out, "PNG", optimize=True)
+    return {"caption": caption, "png": base64.b64encode(out.getvalue()).decode()}
