@@ -27,7 +27,6 @@ HEAVY = (
 )
 UNUSED_BY_A_RANK = (
     "PIL",
-    "jinja2",
     "psutil",
     "monai",
     "mpmath",

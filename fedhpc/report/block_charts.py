@@ -73,13 +73,13 @@ def stacked(bars: Sequence[Bar], names: Sequence[str], title: str, alt: str) -> 
         for k, name in enumerate(names):
             if bar.blocks.get(name):
                 tip = f"{bar.label}, {name}: {bar.blocks[name]:.3g} s"
-                parts.append(box(_stretch(x, (ends[k], ends[k + 1]), y), f"b s{k % 6}", tip))
+                parts.append(box(_stretch(x, ends[k : k + 2], y), f"b s{k % 6}", tip))
         total = f"{ends[-1]:.3g} s{' ' + bar.mark if bar.mark else ''}"
         parts.append(text(x.at(ends[-1]) + 5, y + 14, total, "start", "strong"))
     return svg(parts, alt, WIDTH, floor + AXIS)
 
 
-def _stretch(x: Scale, ends: tuple[float, float], y: float) -> Area:
+def _stretch(x: Scale, ends: Sequence[float], y: float) -> Area:
     return Area(x.at(ends[0]), y, x.at(ends[1]) - x.at(ends[0]), ROW - 10)
 
 

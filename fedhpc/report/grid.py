@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from fedhpc.report.block_charts import HeatMap, MapCell, heat_map
 from fedhpc.report.line_chart import AUC_AXIS, Axis, Level, Line, LineChart, Point, alt_of, draw, legend_of
@@ -165,26 +166,41 @@ def _beats(other: Group, one: Group) -> bool:
     return theirs != mine and all(b <= a for a, b in zip(mine, theirs, strict=True))
 
 
-def stress_part(rows: Sequence[Row], cases: Mapping[str, tuple[str, str]]) -> Part:
+@dataclass(frozen=True)
+class Case:
+    """What a run is tried with: a case of `stress`, empty for none, and an aggregation rule."""
+
+    name: str
+    rule: str
+
+
+def stress_part(rows: Sequence[Row], cases: Mapping[str, Case]) -> Part:
     """AUC less that of the same run without the fault, by case and aggregation rule.
 
     Args:
         rows: of all runs.
-        cases: {run: (its case, empty for none; its aggregation rule)}.
+        cases: {run: its case}.
     """
-    clean = [row for row in rows if row.name in cases and not cases[row.name][0] and row.auc is not None]
-    stressed = [row for row in rows if row.name in cases and cases[row.name][0]]
+    clean = [row for row in rows if row.name in cases and not cases[row.name].name and row.auc is not None]
+    stressed = [row for row in rows if row.name in cases and cases[row.name].name]
     pairs = {row.name: _clean(row, clean, cases) for row in stressed}
     if not any(one is not None for one in pairs.values()):
         return Part("stress", "Stress tests")
-    names = list(dict.fromkeys(cases[row.name][0] for row in stressed))
-    rules = list(dict.fromkeys(cases[row.name][1] for row in stressed))
+    names = list(dict.fromkeys(cases[row.name].name for row in stressed))
+    rules = list(dict.fromkeys(cases[row.name].rule for row in stressed))
     at = {cases[row.name]: row for row in stressed}
-    cells = [[_stress_cell(at.get((case, rule)), pairs) for rule in rules] for case in names]
+    cells = [[_stress_cell(at.get(Case(case, rule)), pairs) for rule in rules] for case in names]
     losses = [cell.value for line in cells for cell in line if cell.value is not None]
     chart = HeatMap(names, rules, cells, min([-0.1, *losses]), max([0.0, *losses]), "", "aggregation rule")
     body: list[list[Value]] = [
-        [*cases[row.name], row.auc, other.auc if (other := pairs[row.name]) else None, row.state] for row in stressed
+        [
+            cases[row.name].name,
+            cases[row.name].rule,
+            row.auc,
+            other.auc if (other := pairs[row.name]) else None,
+            row.state,
+        ]
+        for row in stressed
     ]
     columns = [
         Column("case", "Case"), Column("rule", "Rule"), Column("auc", "AUC", "number"),
@@ -208,13 +224,13 @@ def stress_part(rows: Sequence[Row], cases: Mapping[str, tuple[str, str]]) -> Pa
     return Part("stress", "Stress tests", figures=[figure])
 
 
-def _clean(row: Row, clean: Sequence[Row], cases: Mapping[str, tuple[str, str]]) -> Row | None:
+def _clean(row: Row, clean: Sequence[Row], cases: Mapping[str, Case]) -> Row | None:
     same = [
         one
         for one in clean
         if (one.epsilon_target, one.density, one.mode) == (row.epsilon_target, row.density, row.mode)
     ]
-    return min(same, key=lambda one: (cases[one.name][1] != "mean", one.seed != row.seed), default=None)
+    return min(same, key=lambda one: (cases[one.name].rule != "mean", one.seed != row.seed), default=None)
 
 
 def _stress_cell(row: Row | None, pairs: Mapping[str, Row | None]) -> MapCell:

@@ -14,7 +14,7 @@ from fedhpc.records.study import Claim
 from fedhpc.report.answer import answer_part
 from fedhpc.report.costs import privacy_part, time_part, traffic_part
 from fedhpc.report.details import audit_part, examples_part, runs_part, setup_part
-from fedhpc.report.grid import grid_part, stress_part
+from fedhpc.report.grid import Case, grid_part, stress_part
 from fedhpc.report.paper import EPSILON as PAPER_EPSILON
 from fedhpc.report.paper import paper_part
 from fedhpc.report.parts import Part, facts_of_parts
@@ -107,10 +107,10 @@ def detail_of(views: Sequence[RunView]) -> RunView | None:
     return min(views, key=distance, default=None)
 
 
-def _cases(views: Sequence[RunView]) -> dict[str, tuple[str, str]]:
-    """{run: (case of its stress test, aggregation rule)}, of federated runs."""
+def _cases(views: Sequence[RunView]) -> dict[str, Case]:
+    """{run: what it is tried with}, of federated runs."""
     return {
-        view.name: (view.config.stress.case if view.config.stress else "", view.config.aggregation.rule)
+        view.name: Case(view.config.stress.case if view.config.stress else "", view.config.aggregation.rule)
         for view in views
         if view.is_federated
     }
