@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fedhpc.report.block_charts import Interval, intervals
+from fedhpc.report.block_charts import ValueRow, intervals
 from fedhpc.report.notes import warnings_of
 from fedhpc.report.paper import AUC, NAMES, best
 from fedhpc.report.parts import Column, Figure, Part, Table, Tile, Value
@@ -82,7 +82,7 @@ def _compared(chosen: dict[str, Group], rows: Sequence[Row]) -> Figure:
     for mode, group in chosen.items():
         row = _row_of(rows, group)
         low, high = (group.auc_lowest, group.auc_highest) if group.finished > 1 else _ends(row)
-        bars.append(Interval(mode, group.auc or 0.0, low, high, STYLES[mode], AUC[mode]))
+        bars.append(ValueRow(mode, group.auc or 0.0, low, high, STYLES[mode], AUC[mode]))
         line: list[Value] = [mode, group.auc, low, high, group.finished, AUC[mode]]
         lines.append(line)
     columns = [

@@ -15,7 +15,7 @@ LONGEST_LABEL = 19
 
 
 @dataclass(frozen=True)
-class Interval:
+class ValueRow:
     """A value with the ends of its interval, and a value to compare with (`reference`), each None where unknown."""
 
     label: str
@@ -26,7 +26,7 @@ class Interval:
     reference: float | None = None
 
 
-def intervals(rows: Sequence[Interval], title: str, alt: str) -> Markup:
+def intervals(rows: Sequence[ValueRow], title: str, alt: str) -> Markup:
     """Return values with their intervals, a row each; a reference is an open ring."""
     values = [v for row in rows for v in (row.value, row.low, row.high, row.reference) if v is not None]
     x = scale_of(values, Span(LABELS, WIDTH - RIGHT - 50, 0.05, 0.0, 1.0))

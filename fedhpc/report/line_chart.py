@@ -151,7 +151,7 @@ def _frame(chart: LineChart, x: Scale, y: Scale) -> Iterator[str]:
 def _line(one: Line, x: Scale, y: Scale) -> Iterator[str]:
     points = thinned(one.points)
     if one.joined and len(points) > 1:
-        yield path([(x.at(p.x), y.at(p.y)) for p in points], f"l s{one.style % 6}")
+        yield path((x.at(p.x) for p in points), (y.at(p.y) for p in points), f"l s{one.style % 6}")
     every = 1 if len(points) <= MOST_MARKERS else len(points) // FEW_MARKERS
     for number, p in enumerate(points):
         if p.low is not None and p.high is not None:

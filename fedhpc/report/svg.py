@@ -31,9 +31,10 @@ def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
     return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" class="{css}"/>'
 
 
-def path(points: Iterable[tuple[float, float]], css: str) -> str:
+def path(xs: Iterable[float], ys: Iterable[float], css: str) -> str:
     """Return a line through points."""
-    return f'<path d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in points)}" class="{css}"/>'
+    points = "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True))
+    return f'<path d="M{points}" class="{css}"/>'
 
 
 @dataclass(frozen=True)
