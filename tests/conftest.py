@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -216,9 +216,9 @@ class Mpi(NamedTuple):
     launcher: str
     env: Mapping[str, str]
 
-    def command(self, n: int, args: Sequence[str | Path]) -> list[str]:
+    def command(self, n: int, args: Sequence[str | Path], python: Sequence[str] | None = None) -> list[str]:
         """`mpirun -n N python *args`."""
-        return [self.launcher, "-n", str(n), sys.executable, *map(str, args)]
+        return [self.launcher, "-n", str(n), *(python or [sys.executable]), *map(str, args)]
 
     def start_env(self) -> dict[str, str]:
         """The variables of one start: those of every start, and a folder for mpirun that no earlier start has used."""
@@ -243,26 +243,51 @@ def mpi() -> Mpi:
 
 
 @pytest.fixture(scope="session")
-def mpirun(mpi: Mpi) -> Callable[..., Outcome]:
-    """`mpirun(n, args, timeout=120, env=None)`: `mpirun -n N python *args`, with the mpirun of this environment.
+def preloaded() -> Iterator[list[str]]:
+    """What stands in for `python` in a command, where its imports have been done (tests/support/preloaded.py)."""
+    program = REPO / "tests" / "support" / "preloaded.py"
+    address = str(Path(tempfile.mkdtemp(dir=STATE)) / "server")
+    env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        [sys.executable, program, "serve", address], cwd=REPO, env=env, stdout=subprocess.PIPE, text=True
+    )
+    with server:
+        assert server.stdout is not None
+        if server.stdout.readline().strip() != "ready":
+            pytest.fail("the server of preloaded programs did not start")
+        yield [sys.executable, "-I", "-S", str(program), "start", address]
+        server.terminate()
+
+
+@pytest.fixture(scope="session")
+def mpirun(mpi: Mpi, preloaded: list[str]) -> Callable[..., Outcome]:
+    """`mpirun(n, args, timeout=120, env=None, fresh=False)`: `mpirun -n N python *args`, imports done beforehand.
 
     Args:
         args: what comes after `python`: a script and its arguments, or `-c` and a program.
+        fresh: each rank an interpreter of its own, as a user starts them.
     """
 
-    def run(n: int, args: Sequence[str | Path], timeout: float = 120, env: Mapping[str, str] | None = None) -> Outcome:
-        return run_limited(mpi.command(n, args), timeout, {**mpi.start_env(), **(env or {})})
+    def run(
+        n: int,
+        args: Sequence[str | Path],
+        timeout: float = 120,
+        env: Mapping[str, str] | None = None,
+        fresh: bool = False,
+    ) -> Outcome:
+        command = mpi.command(n, args, None if fresh else preloaded)
+        return run_limited(command, timeout, {**mpi.start_env(), **(env or {})})
 
     return run
 
 
 @pytest.fixture(scope="session")
-def mpirun_killed_when(mpi: Mpi) -> Callable[..., None]:
+def mpirun_killed_when(mpi: Mpi, preloaded: list[str]) -> Callable[..., None]:
     """`mpirun_killed_when(reached, n, args)`: start it, and SIGKILL every process of it as soon as `reached()`."""
 
     def run(reached: Callable[[], bool], n: int, args: Sequence[str | Path], timeout: float = 120) -> None:
         process = subprocess.Popen(
-            mpi.command(n, args),
+            mpi.command(n, args, preloaded),
             cwd=REPO,
             env={**os.environ, **mpi.start_env()},
             stdout=subprocess.DEVNULL,

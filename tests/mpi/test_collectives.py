@@ -199,7 +199,7 @@ def test_memory_of_rank_0_does_not_grow_with_the_hospitals(mpirun: Callable[...,
     found = {}
     for hospitals in (8, 20):
         env = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
-        status, out, err = mpirun(3, ["-c", PEAK, str(hospitals // 2)], env=env)
+        status, out, err = mpirun(3, ["-c", PEAK, str(hospitals // 2)], env=env, fresh=True)
         assert status == 0, err
         found[hospitals] = json.loads(out)
     print(found)

@@ -69,7 +69,8 @@ def train(start: Run, cohort: Path, run_dir: Path, *sets: str, more: tuple[str, 
 
 
 def under(mpirun: Callable[..., tuple[int, str, str]], ranks: int) -> Run:
-    return lambda args: mpirun(ranks, ["run.py", *args])
+    """Four ranks start as a user starts them; fewer with their imports done."""
+    return lambda args: mpirun(ranks, ["run.py", *args], fresh=ranks == 4)
 
 
 def params(run_dir: Path, round: int = ROUNDS) -> np.ndarray:

@@ -14,7 +14,7 @@ SIZE = 512
 
 def test_four_ranks_add_different_noise_even_under_one_seed(mpirun: Callable[..., tuple[int, str, str]]) -> None:
     """Opacus under one torch seed would give all ranks the same noise, which the difference of two updates removes."""
-    status, out, err = mpirun(4, [PROGRAM, "[7, 7, null]"])
+    status, out, err = mpirun(4, [PROGRAM, "[7, 7, null]"], fresh=True)
     assert status == 0, err
     seeded, again, fresh = (np.array(rows).reshape(-1, SIZE) for rows in json.loads(out))  # a row a rank, round, step
     np.testing.assert_array_equal(seeded, again)

@@ -1,0 +1,172 @@
+"""Python programs that start with their imports done: most of what a short MPI program costs is importing torch.
+
+`serve` imports what every rank imports (never `mpi4py.MPI`, whose import starts MPI) and then forks a process for each
+request. `start` stands in for `python` under mpirun: it sends its arguments, folder, environment and standard streams to
+the server, passes signals on, and ends as the forked process ends, by the same status or signal. The forked process does
+what `python ARGUMENTS` would do; mpirun, MPI, TLS, files and signals are the real ones. A forked process dies with its
+`start`, so that killing what mpirun started kills the rank.
+
+What must differ between the ranks at random (hash seeds, noise) is tested with fresh interpreters: `mpirun(fresh=True)`.
+"""
+
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGHUP)
+MOST_BYTES = 1 << 20
+
+
+def start(address: str, arguments: list[str]) -> int:
+    """Run `python ARGUMENTS` in a process forked by the server at `address`; return its status, or die of its signal."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.connect(address)
+    request = json.dumps({"arguments": arguments, "cwd": os.getcwd(), "env": dict(os.environ)}).encode()
+    socket.send_fds(connection, [request], [0, 1, 2])
+    pid = int(connection.recv(64))
+    for number in PASSED_ON:
+        signal.signal(number, lambda got, _: _send(pid, got))
+    status = os.waitstatus_to_exitcode(int(connection.recv(64)))
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        os.kill(os.getpid(), -status)
+    return status
+
+
+def _send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def serve(address: str) -> tuple[list[str], dict[str, object]]:
+    """Serve until the parent dies. Returns in a forked process alone, with its request."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(address)
+    listener.listen(64)
+    os.set_blocking(listener.fileno(), False)
+    parent = os.getppid()
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_read, False)
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    events = selectors.DefaultSelector()
+    events.register(listener, selectors.EVENT_READ)
+    events.register(wake_read, selectors.EVENT_READ)
+    running: dict[int, socket.socket] = {}
+    print("ready", flush=True)
+    while os.getppid() == parent:
+        for key, _ in events.select(1):
+            if key.fileobj is listener:
+                connection, _ = listener.accept()
+                request, fds, _, _ = socket.recv_fds(connection, MOST_BYTES, 3)
+                pid = os.fork()
+                if pid == 0:
+                    _become(fds)
+                    for one in (listener, connection, *running.values()):
+                        one.close()
+                    events.close()
+                    os.close(wake_read)
+                    os.close(wake_write)
+                    found = json.loads(request)
+                    return found["arguments"], found
+                for fd in fds:
+                    os.close(fd)
+                running[pid] = connection
+                connection.send(str(pid).encode())
+                events.register(connection, selectors.EVENT_READ, pid)
+            elif key.fileobj == wake_read:
+                os.read(wake_read, 4096)
+            elif key.data in running:  # its `start` is gone
+                _send(key.data, signal.SIGKILL)
+                events.unregister(key.fileobj)
+        _report(running, events)
+    for pid in running:
+        _send(pid, signal.SIGKILL)
+    raise SystemExit(0)
+
+
+def _report(running: dict[int, socket.socket], events: selectors.BaseSelector) -> None:
+    """Send the statuses of the processes that have ended."""
+    while running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        connection = running.pop(pid)
+        if connection in [key.fileobj for key in events.get_map().values()]:
+            events.unregister(connection)
+        try:
+            connection.send(str(status).encode())
+        except OSError:
+            pass
+        connection.close()
+
+
+def _become(fds: list[int]) -> None:
+    """Take the standard streams of the request and lay off what belongs to the server."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, *PASSED_ON):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    os.setsid()
+    for wanted, fd in enumerate(fds):
+        os.dup2(fd, wanted)
+        os.close(fd)
+
+
+def _preload() -> None:
+    import gc
+
+    import cryptography.hazmat.primitives.asymmetric.ec
+    import h5py
+    import torch
+    import torch.nn.functional
+
+    import fedhpc.algorithms.fedavg
+    import fedhpc.cli.main
+    import fedhpc.run.train  # noqa: F401
+
+    if "mpi4py.MPI" in sys.modules:
+        raise SystemExit("MPI was started before the fork")
+    assert h5py and torch and cryptography
+    gc.collect()
+    gc.freeze()
+
+
+def _run(arguments: list[str], found: dict[str, object]) -> None:
+    """What `python ARGUMENTS` does."""
+    import runpy
+
+    os.environ.clear()
+    os.environ.update(found["env"])  # type: ignore[arg-type]
+    os.chdir(str(found["cwd"]))
+    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    kind, *rest = arguments
+    if kind == "-c":
+        program, *words = rest
+        sys.argv = ["-c", *words]
+        sys.path.insert(0, "")
+        main = sys.modules["__main__"].__dict__
+        exec(compile(program, "<string>", "exec"), main)
+    elif kind == "-m":
+        sys.argv = rest
+        sys.path.insert(0, str(found["cwd"]))
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        sys.path.insert(0, os.path.dirname(os.path.abspath(kind)))
+        runpy.run_path(kind, run_name="__main__")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        _preload()
+        _run(*serve(sys.argv[2]))
+    else:
+        sys.exit(start(sys.argv[2], sys.argv[3:]))
