@@ -1,14 +1,15 @@
 """Python programs that start with their imports done: most of what a short MPI program costs is importing torch.
 
-`serve` imports what every rank imports (never `mpi4py.MPI`, whose import starts MPI) and then forks a process for each
-request. `start` stands in for `python` under mpirun: it sends its arguments, folder, environment and standard streams to
-the server, passes signals on, and ends as the forked process ends, by the same status or signal. The forked process does
-what `python ARGUMENTS` would do; mpirun, MPI, TLS, files and signals are the real ones. A forked process dies with its
-`start`, so that killing what mpirun started kills the rank.
+`serve` imports what every rank imports (never `mpi4py.MPI`, whose import starts MPI) and then forks a process for
+each request. `start` stands in for `python` under mpirun: it sends its arguments, folder, environment and standard
+streams to the server, passes signals on, and ends as the forked process ends, by the same status or signal. The forked
+process does what `python ARGUMENTS` would do; mpirun, MPI, TLS, files and signals are the real ones. A forked process
+dies with its `start`, so that killing what mpirun started kills the rank.
 
-What must differ between the ranks at random (hash seeds, noise) is tested with fresh interpreters: `mpirun(fresh=True)`.
+What must differ between ranks at random (hash seeds, noise) is tested with fresh interpreters: `mpirun(fresh=True)`.
 """
 
+import contextlib
 import json
 import os
 import selectors
@@ -21,7 +22,7 @@ MOST_BYTES = 1 << 20
 
 
 def start(address: str, arguments: list[str]) -> int:
-    """Run `python ARGUMENTS` in a process forked by the server at `address`; return its status, or die of its signal."""
+    """Run `python ARGUMENTS` in a process that the server at `address` forks; return its status, or die of its signal."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(address)
     request = json.dumps({"arguments": arguments, "cwd": os.getcwd(), "env": dict(os.environ)}).encode()
@@ -100,10 +101,8 @@ def _report(running: dict[int, socket.socket], events: selectors.BaseSelector) -
         connection = running.pop(pid)
         if connection in [key.fileobj for key in events.get_map().values()]:
             events.unregister(connection)
-        try:
+        with contextlib.suppress(OSError):
             connection.send(str(status).encode())
-        except OSError:
-            pass
         connection.close()
 
 
@@ -144,9 +143,9 @@ def _run(arguments: list[str], found: dict[str, object]) -> None:
     os.environ.clear()
     os.environ.update(found["env"])  # type: ignore[arg-type]
     os.chdir(str(found["cwd"]))
-    sys.stdin = open(0, encoding="utf-8", closefd=False)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     kind, *rest = arguments
     if kind == "-c":
         program, *words = rest
