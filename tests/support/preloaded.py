@@ -22,7 +22,7 @@ MOST_BYTES = 1 << 20
 
 
 def start(address: str, arguments: list[str]) -> int:
-    """Run `python ARGUMENTS` in a process that the server at `address` forks; return its status, or die of its signal."""
+    """Run `python ARGUMENTS` in a process that the server forks; return its status, or die of its signal."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(address)
     request = json.dumps({"arguments": arguments, "cwd": os.getcwd(), "env": dict(os.environ)}).encode()
