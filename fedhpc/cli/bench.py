@@ -51,6 +51,15 @@ ALGORITHMS = (
     "{run} bench algorithms c.yaml --images images -o runs/a --folds 5",
 )
 
+GATHER = (
+    "{run} bench gather --sites 4 64 --size 1000000",
+    "mpirun -n 2 {run} bench gather --sites 4 16 64 --densities 0.1 --json",
+)
+SECAGG = (
+    "{run} bench secagg --sizes 1000000",
+    "{run} bench secagg --sizes 11000000 112500000 --width 3 --json",
+)
+
 
 def add_arguments(parser: Parser) -> None:
     """Add one kind for each benchmark."""
@@ -68,6 +77,8 @@ def add_arguments(parser: Parser) -> None:
     _add_stress(kinds)
     _add_algorithms(kinds)
     _add_schedule(kinds)
+    _add_gather(kinds)
+    _add_secagg(kinds)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -436,3 +447,46 @@ def _algorithms(options: argparse.Namespace) -> int:
         sets=options.set,
     )
     return _print(algorithms.run(comparison, options.out), algorithms.text, options.json)
+
+
+def _add_gather(kinds: "_SubParsersAction[Parser]") -> None:
+    gather = kinds.add_parser("gather", help="rank 0's time and memory a round, by the number of hospitals")
+    gather.describe("Gather and fold synthetic updates of many hospitals, alone or under mpirun.", GATHER)
+    gather.add_argument("--sites", nargs="+", type=positive, default=[4, 16, 64], metavar="M", help="hospitals")
+    gather.add_argument("--densities", nargs="+", type=float, default=[0.1, 0.01], metavar="SHARE", help="both ways")
+    gather.add_argument("--size", type=positive, default=28_000_000, metavar="N", help="entries of an update")
+    gather.add_argument("--value-bits", type=int, choices=(32, 16, 8, 7, 6, 5, 4, 3), default=4, help="of a value")
+    gather.add_argument("--rounds", type=positive, default=2, metavar="N", help="the quickest is reported")
+    gather.add_argument("--predict", type=positive, default=1024, metavar="M", help="what the fitted line is asked")
+    add_json(gather)
+    gather.set_defaults(action=_gather)
+
+
+def _gather(options: argparse.Namespace) -> int:
+    from fedhpc.bench.gather import GatherBenchmark, measure, text
+    from fedhpc.transport.mpi import connect
+
+    what = (options.sites, options.densities, options.size, options.value_bits, options.rounds, options.predict)
+    found = measure(GatherBenchmark(*what), connect())
+    if found:
+        print_result(found, text(found), as_json=options.json)
+    return 0
+
+
+def _add_secagg(kinds: "_SubParsersAction[Parser]") -> None:
+    secagg = kinds.add_parser("secagg", help="time and memory of a secure sum with one site that drops out")
+    secagg.describe("Mask, sum and unmask integer vectors of several sites, of which one drops out.", SECAGG)
+    secagg.add_argument("--sizes", nargs="+", type=positive, default=[11_000_000], metavar="N", help="of a vector")
+    secagg.add_argument("--sites", type=positive, default=4, metavar="M", help="at least 3")
+    secagg.add_argument("--width", type=int, choices=range(1, 9), default=3, metavar="BYTES", help="of an integer")
+    secagg.add_argument("--round-s", type=float, metavar="S", help="seconds of a round of training, for the share")
+    add_json(secagg)
+    secagg.set_defaults(action=_secagg)
+
+
+def _secagg(options: argparse.Namespace) -> int:
+    from fedhpc.bench.secure_sum import SumBenchmark, measure, text
+
+    found = measure(SumBenchmark(options.sizes, options.sites, options.width, options.round_s))
+    print_result(found, text(found), as_json=options.json)
+    return 0

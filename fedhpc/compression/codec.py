@@ -218,6 +218,12 @@ def _values(header: Header, planes: list[memoryview]) -> F32:
     if grid.lowest + grid.step * largest > LARGEST_BITS:
         raise PayloadError(f"level {largest} of {grid} is not a finite value", code="payload.not-finite")
     values: NDArray[np.float32] = np.empty(k, np.float32)
+    if levels.itemsize == 1:
+        magnitudes = grid.magnitudes(np.arange(largest + 1, dtype=np.uint32))
+        both = np.concatenate([magnitudes, -magnitudes])
+        for block in blocks(k):
+            values[block] = both[levels[block] + np.uint16(largest + 1) * negative[block]]
+        return values
     for block in blocks(k):
         magnitudes = grid.magnitudes(levels[block].astype(np.uint32))
         values[block] = np.where(negative[block], -magnitudes, magnitudes)

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
@@ -21,6 +22,8 @@ from fedhpc.secagg.messages import from_bytes
 from fedhpc.util.arrays import U64
 
 KEY_BYTES = 32
+MASK_BLOCK = 1 << 15
+"""Entries of a vector that are masked at a time."""
 NO_NONCE = bytes(16)
 """Every key here is drawn or derived for one use in one round, so the nonce has nothing to tell apart."""
 
@@ -112,13 +115,34 @@ class MaskKey:
     key: X25519PrivateKey = field(repr=False)
 
 
-def pair_mask(own: MaskKey, peer: int, roster: Mapping[int, PublicKeys], round: int, terms: SumTerms) -> U64:
-    """Return PRG(s_ij) of two sites, uint64[size]: the same from the key of either."""
+def pair_seed(own: MaskKey, peer: int, roster: Mapping[int, PublicKeys], round: int) -> bytes:
+    """Return s_ij of two sites, 32 bytes: the same from the key of either (secret)."""
     low, high = (SiteKey(site, roster[site].masking) for site in sorted((own.site, peer)))
-    return expand(agree(own.key, roster[peer].masking, context(b"mask", round, low, high)), terms)
+    return agree(own.key, roster[peer].masking, context(b"mask", round, low, high))
 
 
 def expand(seed: bytes, terms: SumTerms) -> U64:
     """PRG: 32 bytes -> uint64[size], uniform in [0, 2^(8 width_bytes)), by AES-256 in counter mode."""
-    stream = Cipher(AES(seed), CTR(NO_NONCE)).encryptor().update(bytes(terms.size * terms.width_bytes))
-    return from_bytes(stream, terms.width_bytes)
+    total = np.zeros(terms.size, np.uint64)
+    add_mask(total, seed, terms.width_bytes)
+    return total
+
+
+def add_mask(total: U64, seed: bytes, width_bytes: int) -> None:
+    """Add PRG(seed) to uint64[size], in place and modulo 2^64.
+
+    It is drawn and added a block at a time, which stays in the processor's cache and takes no memory of its own.
+    """
+    _each_block(total, seed, width_bytes, np.add)
+
+
+def subtract_mask(total: U64, seed: bytes, width_bytes: int) -> None:
+    """Subtract PRG(seed) from uint64[size]; see `add_mask`."""
+    _each_block(total, seed, width_bytes, np.subtract)
+
+
+def _each_block(total: U64, seed: bytes, width_bytes: int, ufunc: np.ufunc) -> None:
+    stream, zeros = Cipher(AES(seed), CTR(NO_NONCE)).encryptor(), bytes(MASK_BLOCK * width_bytes)
+    for start in range(0, total.size, MASK_BLOCK):
+        block = total[start : start + MASK_BLOCK]
+        ufunc(block, from_bytes(stream.update(zeros[: block.size * width_bytes]), width_bytes), out=block)

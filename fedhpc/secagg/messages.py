@@ -16,6 +16,8 @@ from fedhpc.util.arrays import I64, U64
 MAGIC = b"FHSS"
 HEADER = struct.Struct("<4sBHII")
 ENTRY = struct.Struct("<H")
+ADD_BLOCK = 1 << 15
+"""Entries of a vector that are added at a time."""
 KEYS, SHARES, MASKED, CONFIRMED, REVEALED = range(5)
 KIND_NAMES = ("keys", "shares", "masked", "confirmed", "revealed")
 
@@ -68,10 +70,10 @@ def split_broadcast(kind: int, round: int, payload: bytes, body_bytes: int) -> d
 
 def to_bytes(values: U64, width_bytes: int) -> bytes:
     """The low `width_bytes` of each value, little-endian."""
-    return values.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :width_bytes].tobytes()
+    return values.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)[:, :width_bytes].tobytes()
 
 
-def from_bytes(block: bytes, width_bytes: int) -> U64:
+def from_bytes(block: bytes | memoryview, width_bytes: int) -> U64:
     """The inverse of `to_bytes`.
 
     >>> from_bytes(to_bytes(np.array([1, 2**33 + 5], np.uint64), 3), 3).tolist()
@@ -79,7 +81,15 @@ def from_bytes(block: bytes, width_bytes: int) -> U64:
     """
     out = np.zeros((len(block) // width_bytes, 8), np.uint8)
     out[:, :width_bytes] = np.frombuffer(block, np.uint8).reshape(-1, width_bytes)
-    return out.view("<u8").reshape(-1).astype(np.uint64)
+    return out.view("<u8").reshape(-1).astype(np.uint64, copy=False)
+
+
+def add_bytes(total: U64, block: bytes, width_bytes: int) -> None:
+    """Add the values of `to_bytes` to uint64[size], in place and modulo 2^64."""
+    view = memoryview(block)
+    for start in range(0, total.size, ADD_BLOCK):
+        part = total[start : start + ADD_BLOCK]
+        part += from_bytes(view[start * width_bytes : (start + part.size) * width_bytes], width_bytes)
 
 
 def signed(values: U64, width_bytes: int) -> I64:

@@ -48,10 +48,11 @@ from fedhpc.secagg.masks import (
     PublicKeys,
     SiteKey,
     SumTerms,
+    add_mask,
     agree,
     context,
-    expand,
-    pair_mask,
+    pair_seed,
+    subtract_mask,
 )
 from fedhpc.secagg.messages import (
     CONFIRMED,
@@ -61,10 +62,10 @@ from fedhpc.secagg.messages import (
     MASKED,
     REVEALED,
     SHARES,
+    add_bytes,
     bodies_of,
     broadcast_of,
     frame,
-    from_bytes,
     signed,
     split_broadcast,
     to_bytes,
@@ -132,12 +133,13 @@ class MaskedSite:
         bodies = split_broadcast(SHARES, self._round, shares, SEALED_BYTES * (len(self._roster) - 1))
         self._check_members(bodies, self._roster, "shares")
         self._held |= {site: self._opened(site, body) for site, body in bodies.items() if site != self._site}
-        masked = vector.view(np.uint64) + expand(self._seed, self._terms)
+        masked, width_bytes = vector.view(np.uint64).copy(), self._terms.width_bytes
+        add_mask(masked, self._seed, width_bytes)
         own = MaskKey(self._site, self._masking)
         for peer in self._held:
             if peer != self._site:
-                pair = pair_mask(own, peer, self._roster, self._round, self._terms)
-                masked = masked + pair if self._site < peer else masked - pair
+                apply = add_mask if self._site < peer else subtract_mask
+                apply(masked, pair_seed(own, peer, self._roster, self._round), width_bytes)
         return frame(MASKED, self._site, self._round, to_bytes(masked, self._terms.width_bytes))
 
     def confirm(self, survivors: bytes) -> bytes:
@@ -269,9 +271,10 @@ class SumAggregator:
         for place, site in enumerate(self._got[SHARES]):
             secret = self._secret(site, place)
             if site in masked:
-                total = total + from_bytes(masked[site], self.terms.width_bytes) - expand(secret, self.terms)
+                add_bytes(total, masked[site], self.terms.width_bytes)
+                subtract_mask(total, secret, self.terms.width_bytes)
             else:
-                total = total - self._left_over(site, secret, masked)
+                self._take_off(total, site, secret, masked)
         return signed(total, self.terms.width_bytes)
 
     def _secret(self, site: int, place: int) -> bytes:
@@ -283,8 +286,8 @@ class SumAggregator:
         except ValueError as error:
             raise PayloadError(f"round {self.round + 1}: secret of site {site}: {error}", code="secagg") from None
 
-    def _left_over(self, site: int, secret: bytes, survivors: Iterable[int]) -> U64:
-        """The pairwise masks that the survivors put on for a `site` which dropped out before it put on its own."""
+    def _take_off(self, total: U64, site: int, secret: bytes, survivors: Iterable[int]) -> None:
+        """Take off the pairwise masks that the survivors put on for a `site` which dropped out before it did."""
         roster = {one: PublicKeys.parse(body) for one, body in self._got[KEYS].items()}
         own = X25519PrivateKey.from_private_bytes(secret)
         if own.public_key().public_bytes_raw() != roster[site].masking:
@@ -292,11 +295,10 @@ class SumAggregator:
                 f"round {self.round + 1}: the shares of the mask key of site {site} do not fit its public key",
                 code="secagg",
             )
-        left = np.zeros(self.terms.size, np.uint64)
         for peer in survivors:
-            pair = pair_mask(MaskKey(site, own), peer, roster, self.round, self.terms)
-            left = left + pair if peer < site else left - pair
-        return left
+            seed = pair_seed(MaskKey(site, own), peer, roster, self.round)
+            # A survivor with a lower number has added it.
+            (subtract_mask if peer < site else add_mask)(total, seed, self.terms.width_bytes)
 
 
 def round_bytes(terms: SumTerms) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""How much memory this process may still take, and how much it has taken."""
 
 import os
 from pathlib import Path
@@ -21,6 +21,18 @@ def available_bytes() -> int:
             limits = [text for group in (own, *own.parents) for text in _lines(group / "memory.max")]
             free = min([free, *(int(text) for text in limits if text.isdecimal())])
     return free
+
+
+def reset_peak() -> int:
+    """Let the peak of this process's resident memory begin anew; return what it holds now, in bytes (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """The most resident memory of this process since its start, or since `reset_peak`, in bytes (Linux)."""
+    (peak,) = (line for line in _lines(Path("/proc/self/status")) if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) * 1024
 
 
 def _lines(path: Path) -> list[str]:

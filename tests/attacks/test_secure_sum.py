@@ -19,7 +19,7 @@ from fedhpc.errors import PayloadError
 from fedhpc.run.evaluation.questions import sum_terms
 from fedhpc.run.sum_identities import check_identities
 from fedhpc.secagg import shamir
-from fedhpc.secagg.masks import MaskKey, PublicKeys, SumTerms, X25519PrivateKey, expand, pair_mask
+from fedhpc.secagg.masks import MaskKey, PublicKeys, SumTerms, X25519PrivateKey, expand, pair_seed
 from fedhpc.secagg.messages import (
     CONFIRMED,
     HEADER,
@@ -111,7 +111,7 @@ class Round:
         for site in set(roster) - set(chosen):
             own = X25519PrivateKey.from_private_bytes(self._secret(site, 0))
             for peer in chosen:
-                pair = pair_mask(MaskKey(site, own), peer, roster, ROUND, self.terms)
+                pair = expand(pair_seed(MaskKey(site, own), peer, roster, ROUND), self.terms)
                 total = total - pair if peer < site else total + pair
         return signed(total, self.terms.width_bytes)
 
@@ -122,7 +122,7 @@ class Round:
         own = X25519PrivateKey.from_private_bytes(self._secret(victim, 0))
         left = self.masked[victim] - expand(self._secret(victim, 1), self.terms)
         for peer in set(roster) - {victim}:
-            pair = pair_mask(MaskKey(victim, own), peer, roster, ROUND, self.terms)
+            pair = expand(pair_seed(MaskKey(victim, own), peer, roster, ROUND), self.terms)
             left = left - pair if victim < peer else left + pair
         return signed(left, self.terms.width_bytes)
 

@@ -1,0 +1,39 @@
+"""`run.py bench gather` and `bench secagg`: as small as they get."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fedhpc.bench import gather
+from fedhpc.cli.main import main
+from fedhpc.compression.codec import decode, encode
+from fedhpc.compression.update import SparseVector, Update
+
+
+def test_readdressed_payload_is_that_of_the_other_sender() -> None:
+    entries = SparseVector(9, np.array([1, 4]), np.array([2, -3], np.float32))
+    again = gather.readdressed(encode(Update(0, 0, entries)), 7)
+    assert again == encode(Update(7, 0, entries))
+    assert decode(again, sender=7, round=0, size=9).sender == 7
+
+
+def test_gather_has_a_row_for_each_number_and_density(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--sites", "2", "5", "--densities", "0.1", "0.5", "--size", "3000", "--rounds", "1", "--predict", "50"]
+    assert main(["bench", "gather", *words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["sites"], row["density"]) for row in found["rows"]] == [(2, 0.1), (2, 0.5), (5, 0.1), (5, 0.5)]
+    for line in found["lines"]:
+        assert line["predicted_s"] == pytest.approx(line["fixed_s"] + 50 * line["each_s"])
+    assert main(["bench", "gather", *words]) == 0
+    assert "50 hospitals" in capsys.readouterr().out
+
+
+def test_secagg_sum_is_right_with_one_lost_site(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "secagg", "--sizes", "100", "70000", "--width", "3", "--round-s", "100"]
+    assert main([*words, "--sites", "3", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["size"], row["right"], row["up_bytes"]) for row in rows] == [(100, True, 300), (70000, True, 210000)]
+    assert all(0 < row["share_of_round"] < 1 for row in rows)
+    assert main([*words, "--sites", "2"]) == 2
+    assert "--sites 2" in capsys.readouterr().err
