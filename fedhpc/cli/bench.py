@@ -21,6 +21,10 @@ ROUND = (
     "{run} bench round -o bench --workloads tiny",
     "{run} bench round -o bench --check",
 )
+HARMONISE = (
+    "{run} bench harmonise configs/smoke.yaml -o runs/harmonise",
+    "{run} bench harmonise c.yaml -o runs/h --seeds 0 1 --epsilons none",
+)
 WIRE = (
     "{run} bench wire configs/network.yaml -o runs/wire",
     "{run} bench wire configs/network.yaml -o runs/wire --bits 32 4",
@@ -70,6 +74,7 @@ def add_arguments(parser: Parser) -> None:
     _add_codec(kinds)
     _add_import(kinds)
     _add_round(kinds)
+    _add_harmonise(kinds)
     _add_wire(kinds)
     _add_splits(kinds)
     _add_legacy(kinds)
@@ -189,6 +194,32 @@ def _round(options: argparse.Namespace) -> int:
     told = {**result, "rows": round_report.rows_of(result), "warnings": warnings}
     print_result(told, "\n".join([shown, *(f"warning: {line}" for line in warnings)]), as_json=options.json)
     return 0
+
+
+def _add_harmonise(kinds: "_SubParsersAction[Parser]") -> None:
+    chains = kinds.add_parser("harmonise", help="each chain of steps: hospitals told apart, test AUC: many runs")
+    chains.describe(
+        "Compare chains of `harmonise` on synthetic cohorts: domain shift, test AUC with and without privacy.",
+        HARMONISE,
+    )
+    chains.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml) with data.phantom")
+    chains.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
+    )
+    chains.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one cohort for each")
+    chains.add_argument(
+        "--epsilons", nargs="+", type=_epsilon, default=[None, 1.0], metavar="E", help="or none (default: none 1)"
+    )
+    add_set(chains)
+    add_json(chains)
+    chains.set_defaults(action=_harmonise)
+
+
+def _harmonise(options: argparse.Namespace) -> int:
+    from fedhpc.bench import harmonising
+
+    experiment = harmonising.Experiment(options.config, options.seeds, options.epsilons, options.set)
+    return _print(harmonising.run(experiment, options.out), harmonising.text, options.json)
 
 
 def _add_wire(kinds: "_SubParsersAction[Parser]") -> None:
