@@ -23,7 +23,9 @@ from fedhpc.util.text import fixed, table
 
 TEMPLATE = Path(__file__).with_name("compare.html.jinja")
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8a7a00", "#444444")
-WIDTH, HEIGHT = 320, 120
+DASHES = ("none", "7 3", "2 2", "9 3 2 3")
+"""Sites differ by more than colour."""
+WIDTH, HEIGHT = 360, 130
 
 
 @dataclass(frozen=True)
@@ -85,20 +87,22 @@ def comparison_text(found: Mapping[str, Shift]) -> str:
 
 def write_page(found: Mapping[str, Shift], path: Path) -> None:
     """Write the page: histograms and one image of each site, by chain."""
-    colours = {site: COLOURS[k % len(COLOURS)] for k, site in enumerate(next(iter(found.values())).histograms)}
+    sites = list(next(iter(found.values())).histograms)
+    styles = {site: {"colour": COLOURS[k % 8], "dash": DASHES[k % 4]} for k, site in enumerate(sites)}
     chains = [
         {
             "name": name,
             "auc": fixed(one.auc),
+            "share": fixed(one.share),
+            "ends": (f"{one.edges[0]:.3g}", f"{one.edges[-1]:.3g}"),
             "lines": [
-                {"site": site, "colour": colours[site], "points": _points(shares)}
-                for site, shares in one.histograms.items()
+                {"site": site, **styles[site], "points": _points(shares)} for site, shares in one.histograms.items()
             ],
-            "images": [{"site": site, "png": _png(image)} for site, image in one.examples.items()],
+            "images": [{"site": site, "png": _png(image, one.edges)} for site, image in one.examples.items()],
         }
         for name, one in found.items()
     ]
-    text = rendered(TEMPLATE, chains=chains, width=WIDTH, height=HEIGHT, sites=colours)
+    text = rendered(TEMPLATE, chains=chains, width=WIDTH, height=HEIGHT, sites=styles)
     write_text(path, text, mode=PRIVATE)
 
 
@@ -125,11 +129,12 @@ def _points(shares: F64) -> str:
     """A histogram as the points of an SVG polyline; the square root shows small shares too."""
     tall = np.sqrt(shares / max(float(shares.max()), 1e-12))
     across = np.linspace(0, WIDTH, len(shares))
-    return " ".join(f"{x:.1f},{HEIGHT - y * HEIGHT:.1f}" for x, y in zip(across, tall, strict=True))
+    return " ".join(f"{x:.1f},{HEIGHT - 2 - y * (HEIGHT - 6):.1f}" for x, y in zip(across, tall, strict=True))
 
 
-def _png(image: F32) -> str:
-    low, high = np.percentile(image, (0.5, 99.5))
+def _png(image: F32, edges: F64) -> str:
+    """The image on the scale of the histograms, which all sites share: one of its own would hide what a chain does."""
+    low, high = edges[0], edges[-1]
     grey = np.clip((image - low) * (255 / max(float(high - low), 1e-12)), 0, 255).astype(np.uint8)
     out = io.BytesIO()
     Image.fromarray(grey).save(out, format="PNG")

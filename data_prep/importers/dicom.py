@@ -9,6 +9,7 @@ from data_prep.importers.dicom_patients import identified
 from data_prep.importers.dicom_series import DicomSeries, series_of, unique
 from data_prep.importers.job import ArchiveImport
 from data_prep.importers.libraries import require
+from data_prep.importers.ocr import require_ocr, without_text
 from data_prep.importers.parallel import each
 from data_prep.importers.screening import blanking_rules
 from data_prep.importers.tree import files_below
@@ -26,6 +27,8 @@ def find(job: ArchiveImport) -> Found:
         ShardError: the folder or the table of device rules cannot be read, a library is missing.
     """
     require("pydicom", "pylibjpeg")
+    if job.ocr:
+        require_ocr()
     if job.blank is not None:
         blanking_rules(job.blank)
     files = files_below(job.source)
@@ -41,6 +44,9 @@ def find(job: ArchiveImport) -> Found:
     stacks, lost = series_of(kept, job.recipe.lesion.rois if job.recipe.lesion else None)
     texts = {header.series: header.description for header in kept}
     taken, left = _chosen(job, stacks, texts)
+    if job.ocr:
+        taken, text = without_text(job.source, taken)
+        left += text
     used = {file for series in taken for file in series.contours}
     marks = [header.file for header in kept if header.sop_class in (RTSTRUCT, SEGMENTATION)]
     rejects += [*doubles, *nobody, *lost, *left, *(Reject(file, CONTOURS_UNUSED) for file in marks if file not in used)]

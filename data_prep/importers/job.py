@@ -34,6 +34,7 @@ class ArchiveImport:
         description: a regular expression that the series' description must match; None: any.
         min_slices: fewer make no volume.
         blank: one more table of device rules.
+        ocr: leave out images in which an OCR program finds text.
         quarantine: where to write a contact sheet of the images that may show who the patient is; None: nowhere.
         patient_regex: for files that tell no patient: searched in the path; its first group is the patient.
         follow_links: read files outside of the source that links name.
@@ -61,6 +62,7 @@ class ArchiveImport:
     description: str | None = None
     min_slices: int = 1
     blank: Path | None = None
+    ocr: bool = False
     quarantine: Path | None = None
     patient_regex: str | None = None
     follow_links: bool = False

@@ -21,9 +21,10 @@ from fedhpc.errors import ShardError
 from fedhpc.util.arrays import F32, U8
 from fedhpc.util.files import PRIVATE, write_atomically
 
-COLUMNS, THUMB, GAP, CAPTION = 8, 240, 8, 18
+COLUMNS, THUMB, GAP, CAPTION = 6, 260, 10, 38
 MOST = 400
-BACKGROUND, TEXT = (18, 20, 24), (236, 239, 244)
+BACKGROUND, PANEL, TEXT, FAINT = (18, 20, 24), (34, 37, 43), (236, 239, 244), (160, 168, 180)
+UNSEEN = "cannot be decoded"
 
 
 def write_quarantine(path: Path, root: Path, rejects: Sequence[Reject], codes: Pseudonyms) -> int:
@@ -38,18 +39,37 @@ def write_quarantine(path: Path, root: Path, rejects: Sequence[Reject], codes: P
     Raises:
         FileError: it cannot be written.
     """
-    suspected = [reject.file for reject in rejects if reject.suspected][:MOST]
-    thumbs = list(zip(suspected, each(_Thumb(root), suspected, "quarantine", "image"), strict=True))
-    lines = max(1, -(-len(thumbs) // COLUMNS))
-    sheet = Image.new("RGB", (GAP + COLUMNS * (THUMB + GAP), GAP + lines * (THUMB + CAPTION + GAP)), BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    for place, (file, thumb) in enumerate(thumbs):
+    # Files of several frames are one image each here.
+    suspected = list({reject.file: reject for reject in rejects if reject.suspected}.values())[:MOST]
+    thumbs = each(_Thumb(root), [reject.file for reject in suspected], "quarantine", "image")
+    columns, lines = max(1, min(COLUMNS, len(suspected))), max(1, -(-len(suspected) // COLUMNS))
+    sheet = Image.new("RGB", (GAP + columns * (THUMB + GAP), GAP + lines * (THUMB + CAPTION + GAP)), BACKGROUND)
+    for place, (reject, thumb) in enumerate(zip(suspected, thumbs, strict=True)):
         left, top = GAP + place % COLUMNS * (THUMB + GAP), GAP + place // COLUMNS * (THUMB + CAPTION + GAP)
-        if thumb is not None:
-            sheet.paste(Image.fromarray(thumb), (left, top))
-        draw.text((left, top + THUMB + 2), codes.file(file), fill=TEXT, font=ImageFont.load_default(12))
+        _cell(sheet, thumb, (left, top))
+        _caption(sheet, codes.file(reject.file), reject.why, (left, top + THUMB))
     write_atomically(path, lambda file: sheet.save(file, format="PNG"), mode=PRIVATE)
-    return len(thumbs)
+    return len(suspected)
+
+
+def _cell(sheet: Image.Image, thumb: U8 | None, corner: tuple[int, int]) -> None:
+    left, top = corner
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle((left, top, left + THUMB - 1, top + THUMB - 1), fill=PANEL)
+    middle = left + THUMB // 2, top + THUMB // 2
+    if thumb is None:
+        draw.text(middle, UNSEEN, fill=FAINT, font=ImageFont.load_default(14), anchor="mm")
+    else:
+        picture = Image.fromarray(thumb)
+        sheet.paste(picture, (middle[0] - picture.width // 2, middle[1] - picture.height // 2))
+
+
+def _caption(sheet: Image.Image, code: str, why: str, corner: tuple[int, int]) -> None:
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    while draw.textlength(why, font) > THUMB:
+        why = why.removesuffix("...")[:-1] + "..."
+    draw.text((corner[0], corner[1] + 4), code, fill=TEXT, font=ImageFont.load_default(13))
+    draw.text((corner[0], corner[1] + 21), why, fill=FAINT, font=font)
 
 
 def refuse_inside(path: Path, out: Path) -> None:
@@ -88,5 +108,6 @@ def _small(pixels: F32) -> U8:
     low, high = float(pixels.min()), float(pixels.max())
     grey = np.asarray((pixels - low) * (255 / max(high - low, 1e-6)), np.uint8)
     picture = Image.fromarray(grey).convert("RGB")
-    picture.thumbnail((THUMB, THUMB))
-    return np.asarray(picture, np.uint8)
+    factor = THUMB / max(picture.size)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return np.asarray(picture.resize(size, Image.Resampling.LANCZOS), np.uint8)

@@ -65,6 +65,7 @@ def add_dicom(kinds: "_SubParsersAction[Parser]") -> None:
         "--patient-regex", metavar="REGEX", help="of files without PatientID: its group is the patient, in the path"
     )
     series.add_argument("--blank", type=Path, metavar="FILE", help="device rules beside data_prep/assets/blanking.yaml")
+    series.add_argument("--ocr", action="store_true", help="leave out images in which tesseract finds text")
     series.add_argument("--quarantine", type=Path, metavar="PNG", help="contact sheet of images that may show text")
     parser.set_defaults(action=_dicom)
 

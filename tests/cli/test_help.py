@@ -46,6 +46,7 @@ PLACES = [(name, ()) for name in COMMANDS] + [
             "codec",
             "import",
             "round",
+            "harmonise",
             "wire",
             "splits",
             "legacy",
@@ -66,6 +67,7 @@ prepare images in -o out --sites 2 --skew 0.5 --size 32 --seed 1 --modality mr -
 prepare images in -o out --patient-csv t.csv --patient-regex x --val-share 0.2 --split-folders --follow-links
 prepare images in -o out --repair-nan --skip-unreadable --replace --list-files
 prepare dicom in -o out --site a --lesion patch --roi gtv --patch-mm 30 --stack 1 --window lung bone --size 32 --find x
+prepare dicom in -o out --ocr --follow-links --patient-regex x --blank b.yaml --quarantine q.png
 prepare nifti in -o out --sites 2 --labels t.csv --modality mr --mask-suffix x --patient-regex y --plane axial --slabs 2
 prepare npz a.npz -o out --classes a b --site s --secret f --replace --all-test
 prepare compare a.h5 b.h5 -o x.html --images 9 --backbone phantom --reference r.h5 --config c.yaml --frequencies 3
@@ -102,6 +104,7 @@ bench dp --models a b --ways c --batch 2 --image-size 32 --device cpu --threads 
 bench codec --size 10 --density 0.5 --value-bits 8 --threads 2 --json
 bench import -o out --files 2000 --size 64 --json
 bench round -o out --workloads tiny --ways full --ranks 4 2 --repeats 2 --rounds 3 --markdown --record --check --json
+bench harmonise c.yaml -o out --seeds 0 1 --epsilons none 1 --set a=1 --json
 bench wire c.yaml -o out --densities 1 0.1 --bits 32 4 --seeds 0 --set a=1 --json
 bench splits c.yaml images -o out --splits 2 --draws 1 --reference 3 --size 32 --epsilons 1 2 --set a=1 --json
 bench algorithms c.yaml -o out --images in --skew 0.3 1 --seeds 0 --folds 5 --algorithms scaffold --also a b=1 --json

@@ -1,6 +1,7 @@
 """Identities planted wherever a DICOM file can hold one: none of their bytes gets out of the import."""
 
 import datetime
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 from pydicom.datadict import DicomDictionary
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.sequence import Sequence as Items
 
+from data_prep.importers import ocr
 from fedhpc.cli.main import main
 from tests.conftest import Outcome
 from tests.support.dicom_files import contours, slice_file, square_contour, uid, volume, write
@@ -261,3 +264,34 @@ def test_planted_identities_stay_out_of_a_run(tmp_path: Path, run_here: Callable
     assert len(left) > 10
     assert list(traces(plants, left)) == []
     assert b"PLANT" not in b"".join(left.values()), "a plant was cut"
+
+
+@pytest.mark.skipif(shutil.which("tesseract") is None, reason="the program tesseract is not installed")
+def test_ocr_quarantines_text_that_no_header_tells(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A name in the pixels of a slice scanned mirrored, whose header says nothing: left out, and shown to a person."""
+    for patient in range(1, 5):
+        made = slice_file(np.full((64, 128), 200, np.uint16), patient, (0, 0, 0))
+        if patient == 4:
+            picture = Image.new("L", (128, 64))
+            ImageDraw.Draw(picture).text((8, 8), "PLANTED NAME", fill=255, font=ImageFont.load_default(14))
+            made.PixelData = np.where(np.asarray(picture) > 99, 900, 200).astype(np.uint16).tobytes()
+            made.ImageOrientationPatient = [-1, 0, 0, 0, 1, 0]
+        write(made, tmp_path / "archive" / f"{patient}.dcm")
+    (tmp_path / "labels.csv").write_text("patient,label\nid1,a\nid2,b\nid3,a\nid4,b\n")
+    command = ["prepare", "dicom", str(tmp_path / "archive"), "--labels", str(tmp_path / "labels.csv"), "--ocr"]
+    command += ["--classes", "a", "b", "--secret", str(tmp_path / "secret"), "--dry-run"]
+    assert main([*command, "--quarantine", str(tmp_path / "sheet.png")]) == 0
+    told = capfd.readouterr()
+    assert "would take 3 images" in told.out and f"1 {ocr.TEXT}" in told.out
+    assert "1 image that may show text" in told.out
+    assert "PLANTED" not in told.out + told.err
+
+
+def test_ocr_without_its_program_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    write(slice_file(np.zeros((4, 4), np.uint16), 1, (0, 0, 0)), tmp_path / "in" / "1.dcm")
+    command = ["prepare", "dicom", str(tmp_path / "in"), "--lesion", "slice", "--ocr", "--dry-run"]
+    assert main([*command, "--secret", str(tmp_path / "secret")]) == 2
+    assert "tesseract is not installed" in capfd.readouterr().err
