@@ -175,6 +175,11 @@ TABLE = (
     # Ranks, MPI, devices, schedulers.
     ErrorCode("ranks.too-many", "There are more ranks than hospitals.", "Start at most as many as the message says."),
     ErrorCode(
+        "ranks.too-few",
+        "Hospitals that are timed one by one (schedule.policy=deadline) share a rank.",
+        "Start as many ranks as the message says.",
+    ),
+    ErrorCode(
         "ranks.placement",
         "data.sites pins hospitals to nodes, and the ranks do not run there.",
         "Start one rank on each node that is named, or take the pins away.",

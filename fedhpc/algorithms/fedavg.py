@@ -22,7 +22,7 @@ With `privacy.trust: sites` the aggregator gets u without any u_i: `RoundConfig.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -50,10 +50,31 @@ from fedhpc.util.stopwatch import Stopwatch
 def site_round(site: Participant, state: RunState, kept: Arrays, terms: RoundConfig) -> tuple[bytes, Arrays]:
     """One hospital's part: (message to send, what it keeps)."""
     own, public = of_algorithm(kept), of_algorithm(state.public)
-    params = kept.get(RECEIVED, state.params).astype(np.float32, copy=False)
-    start = terms.local.at_site(params, kept)
+    start = start_of(state, kept, terms)
     update = site.train(start, state.round, terms.algorithm.regularizer(own, public))
-    update, at_home = terms.local.parted(start, update)
+    return sent_by_site(site, Training(start, update, kept), state, terms)
+
+
+def start_of(state: RunState, kept: Arrays, terms: RoundConfig) -> F32:
+    """Return what a site trains from, f32[d]: the global model, with what is its own."""
+    params = kept.get(RECEIVED, state.params).astype(np.float32, copy=False)
+    return terms.local.at_site(params, kept)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What local training gave: the parameters that it began from, local - global, both f32[d]; what the site keeps."""
+
+    start: F32
+    update: F32
+    kept: Arrays
+
+
+def sent_by_site(site: Participant, training: Training, state: RunState, terms: RoundConfig) -> tuple[bytes, Arrays]:
+    """(message to send of what was trained, what the site keeps): the top k of the update and the residual."""
+    kept = training.kept
+    own, public = of_algorithm(kept), of_algorithm(state.public)
+    update, at_home = terms.local.parted(training.start, training.update)
     with at(f"site {site.name}, round {state.round + 1}"):
         sent, residual = with_feedback(update, residual_of(kept), terms.up, terms.draws(state.round, site.index))
         weight, sender = site.gradient_weight(state.round), terms.sender(site.index, state.round)
@@ -70,11 +91,15 @@ def rule_round(state: RunState, terms: RoundConfig) -> RuleRound:
 def mean_update(messages: Iterable[bytes], state: RunState, terms: RoundConfig) -> Folded:
     """The aggregator's view of the sites: one update of all, by the rule.
 
-    Messages come in site order; each is added before the next is taken, so that memory need not grow with the sites.
+    Messages come in site order; each is added before the next is taken, so that memory need not grow with the sites. A
+    site of weight 0 sends nothing in this round.
     """
     aggregator = terms.aggregation.aggregator(rule_round(state, terms))
     fold = terms.algorithm.fold(of_algorithm(state.server), of_algorithm(state.public))
     for index, message in enumerate(messages):
+        if not terms.weights[index]:
+            check_nothing_sent(message, terms.sites[index], state.round)
+            continue
         try:
             with at(f"site {terms.sites[index]}"):
                 payload, more = terms.parts(message)
@@ -88,6 +113,12 @@ def mean_update(messages: Iterable[bytes], state: RunState, terms: RoundConfig) 
     found = aggregator.aggregated()
     folded = fold.result(found.update, terms.sender(AGGREGATOR, state.round))
     return replace(folded, rule=under(RULE, found.kept), flags=found.flags)
+
+
+def check_nothing_sent(message: bytes, site: str, round: int) -> None:
+    """Raises PayloadError where a site that is late has sent something."""
+    if message:
+        raise PayloadError(f"site {site}, round {round + 1}: sent an update that it had said is not ready")
 
 
 def check_plausible(update: Update, layers: Layers) -> None:
@@ -166,7 +197,7 @@ def federate(
 
 def _one_round(sites: Sequence[Participant], state: RunState, terms: RoundConfig, transport: Transport) -> RoundResult:
     watch = Stopwatch()
-    collect = terms.secure or in_the_open(terms)
+    collect = terms.secure or terms.late or in_the_open(terms)
     got = collect(sites, state, transport, watch)
     down, traffic, server = None, None, state.server
     if got.mean is not None:
@@ -185,7 +216,7 @@ def _one_round(sites: Sequence[Participant], state: RunState, terms: RoundConfig
         else:
             after = next_state(done, transport.broadcast(down, "update", state.round + 1), terms)
             check_replicas_equal(transport, after.params, after.round, [site.name for site in sites])
-    return RoundResult(after, traffic, watch, got.dropped, got.flags)
+    return RoundResult(after, traffic, watch, got.dropped, got.flags, got.arrivals)
 
 
 def in_the_open(terms: RoundConfig) -> "Collector":
@@ -197,13 +228,13 @@ def in_the_open(terms: RoundConfig) -> "Collector":
             trained = unless_interrupted(lambda: [site_round(s, state, kept[s.name], terms) for s in sites])
         with watch.phase("exchange"):
             done = require_all_trained(transport, trained, state.round + 1)
-            received = transport.stream([message for message, _ in done], "update", state.round + 1)
+            payloads = transport.stream([message for message, _ in done], "update", state.round + 1)
         after = {site.name: after for site, (_, after) in zip(sites, done, strict=True)}
         if transport.rank:
             return Collected(None, after, ())
         up_bytes: list[int] = []
         with watch.phase("aggregate"):
-            messages = _weighed(received, up_bytes, watch)
+            messages = received(payloads, up_bytes, watch)
             messages = terms.stress(messages, state, terms) if terms.stress else messages
             messages = terms.store(messages, state) if terms.store else messages
             messages = terms.rewards.observed(messages) if terms.rewards else messages
@@ -221,11 +252,14 @@ def in_the_open(terms: RoundConfig) -> "Collector":
     return collect
 
 
-def _weighed(received: Iterator[bytes], up_bytes: list[int], watch: Stopwatch) -> Iterator[bytes]:
-    """The payloads as they come; waiting for one is exchange, whatever is done with it in between."""
+def received(payloads: Iterator[bytes], up_bytes: list[int], watch: Stopwatch) -> Iterator[bytes]:
+    """Yield the payloads as they come, and note their sizes.
+
+    Waiting for one is exchange, whatever is done with it in between.
+    """
     while True:
         with watch.phase("exchange"):
-            payload = next(received, None)
+            payload = next(payloads, None)
         if payload is None:
             return
         up_bytes.append(len(payload))

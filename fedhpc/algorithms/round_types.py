@@ -20,7 +20,7 @@ from fedhpc.algorithms.rewards import Rewards
 from fedhpc.algorithms.run_state import RunState
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.compression.update import AGGREGATOR
-from fedhpc.records.rounds import Traffic
+from fedhpc.records.rounds import NONE_LATE, Arrivals, Traffic
 from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.transport.base import Transport
 from fedhpc.util.arrays import F32
@@ -58,6 +58,7 @@ class Collected:
         dropped: the names of the sites that are not in the mean, in site order (the same at every rank).
         rule: what the aggregation rule keeps.
         flags: the sites that the rule found far out; none where this rank is not the aggregator.
+        arrivals: who is late, where a timer ends the rounds; only at the aggregator.
     """
 
     mean: F32 | None
@@ -69,6 +70,7 @@ class Collected:
     more: bytes = b""
     rule: Arrays = field(default_factory=dict)
     flags: tuple[Flag, ...] = ()
+    arrivals: Arrivals = NONE_LATE
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,10 @@ class RoundConfig:
     Attributes:
         rounds: how many in all.
         up, down: how updates are made small, those of the sites and that of the aggregator.
-        sites, weights: name and weight of each site, by index.
+        sites, weights: name and weight of each site, by index; 0: it is late in this round.
         rounding_seed: of stochastic rounding; None rounds to nearest.
         secure: how the mean is formed where no update may be seen by itself; None: in the open.
+        late: how it is formed where a timer ends the rounds; None: all are waited for.
         aggregation: the rule that makes one update of the sites' updates.
         server: the optimiser that makes a step of it.
         algorithm: what is added to FedAvg.
@@ -106,6 +109,12 @@ class RoundConfig:
     scales: Callable[[int], tuple[UpdateScale, ...] | None] = lambda round: None
     store: "Store | None" = None
     rewards: Rewards | None = None
+    late: "LateCollector | None" = None
+
+    def close(self) -> None:
+        """Give up what is under way in threads."""
+        if self.late is not None:
+            self.late.close()
 
     def draws(self, round: int, sender: int, purpose: str = "rounding") -> np.random.Generator | None:
         """What a sender's stochastic rounding of a round draws from."""
@@ -129,7 +138,8 @@ class RoundConfig:
 class RoundResult:
     """One finished round, as its driver hands it on. `traffic` is None where this rank is not the aggregator.
 
-    `dropped` names the sites that are not in the mean, `flags` those that the rule found far out (at the aggregator).
+    `dropped` names the sites that are not in the mean, `flags` those that the rule found far out (at the aggregator),
+    `arrivals` those that are late (there, too).
     """
 
     state: RunState
@@ -137,6 +147,7 @@ class RoundResult:
     watch: Stopwatch
     dropped: tuple[str, ...] = ()
     flags: tuple[Flag, ...] = ()
+    arrivals: Arrivals = NONE_LATE
 
 
 class Collector(Protocol):
@@ -146,6 +157,13 @@ class Collector(Protocol):
         self, sites: Sequence[Participant], state: RunState, transport: Transport, watch: Stopwatch
     ) -> Collected:
         """One round of this rank's `sites`, in site order, from the `state` before it."""
+
+
+class LateCollector(Collector, Protocol):
+    """A collector with training under way between rounds (see `fedhpc.algorithms.deadline`)."""
+
+    def close(self) -> None:
+        """Give up what is under way."""
 
 
 class Replacement(Protocol):

@@ -146,6 +146,11 @@ def _schedule_note(config: RunConfig) -> str | None:
     """What of unequal work the plan of the sites depends on; None where all do the same."""
     if config.schedule.policy == "wait":
         return None
+    if config.schedule.policy == "deadline":
+        return (
+            "schedule.policy=deadline: this is what a site costs that is never late; one that is makes fewer rounds, "
+            "and costs less"
+        )
     if is_measured(config):
         return (
             "schedule.policy=plan: speeds are measured at the first start (config.yaml of the run then has "

@@ -1,4 +1,4 @@
-"""The section `schedule`: whether a slow hospital is waited for, or has less work planned for it."""
+"""The section `schedule`: whether a slow hospital is waited for, has less work planned for it, or may be late."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -29,13 +29,33 @@ class Schedule(Section):
       its units with sample_rate x effort, in as many steps as the others, with the noise multiplier that costs the same
       epsilon; its mean gradient is over the expected batch that is left. Without privacy it makes fewer steps, and its
       update is normalised (algorithm.name=fednova). What a step costs whatever its batch is not planned for.
+    - `deadline`: a round ends `deadline_s` seconds after it began, with the updates that are ready; where none is, it
+      goes on until one is. A late site sends nothing, goes on training from the model that it began with, and sends in
+      the first round that ends after it is done, once, with its weight divided by 1 + the rounds that it is late
+      (*staleness*). With privacy on it makes all steps of the round that it began in, with the usual noise; its ledger
+      is charged for them as it begins, and comes to less than that of the others. Which rounds a site is late in is
+      public, and depends on seconds: on its machine, and a little on how many images its random batches have. The bits
+      of such a run depend on these seconds too; `replay` repeats them. What is under way when a start or the run ends
+      is given up; its charge stays.
 
     Speeds are declared (`data.sites: speed`); where no site declares one, they are measured at the first start, on
     random numbers in the place of images, as the median site's seconds an image over the site's.
     """
 
-    policy: Literal["wait", "plan"] = Field(
-        default="wait", description="wait for the slowest site, or plan less work for slow sites, see above"
+    policy: Literal["wait", "plan", "deadline"] = Field(
+        default="wait",
+        description="wait for the slowest site, plan less work for slow sites, or end a round after deadline_s, see "
+        "above",
+    )
+    deadline_s: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="seconds of local training after which a round ends, with policy=deadline; one and a half times "
+        "what the usual site takes (`run.py preflight --speeds`)",
+    )
+    replay: str | None = Field(
+        default=None,
+        description="rounds.jsonl of a run with policy=deadline: each update enters the round that it entered there, "
+        "however long the sites take",
     )
     efforts: Mapping[str, Effort] | None = Field(
         default=None,
@@ -69,7 +89,7 @@ def efforts_of(config: "RunConfig") -> dict[str, float]:
     Where speeds are still to be measured every effort is 1.
     """
     schedule, sites = config.schedule, config.data.sites
-    if schedule.policy == "wait":
+    if schedule.policy != "plan":
         return {site.name: 1.0 for site in sites}
     if schedule.efforts is not None:
         return dict(schedule.efforts)
@@ -115,9 +135,64 @@ def schedule_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             "schedule.policy=plan, model.feature_mean=sites: is composed exactly with steps over all units only, and "
             "a slow site draws a share of them; set model.feature_mean=reference, or schedule.policy=wait",
         ),
+        *_deadline_rules(config),
         (
             plan and not config.private and config.algorithm.name != "fednova",
             f"schedule.policy=plan, algorithm.name={config.algorithm.name}: without privacy a slow site makes fewer "
             "steps, so that a plain mean follows the fast sites; set algorithm.name=fednova, which normalises by them",
+        ),
+    ]
+
+
+def _deadline_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule of schedule.policy=deadline."""
+    schedule, on = config.schedule, config.schedule.policy == "deadline"
+    key, timeout_s = "schedule.policy=deadline", config.faults.round_timeout_s
+    unset = schedule.deadline_s is None and schedule.replay is None
+    stress = config.stress
+    return [
+        (
+            not on and (schedule.deadline_s is not None or schedule.replay is not None),
+            "schedule.deadline_s, schedule.replay: belong to schedule.policy=deadline; remove them, or set it",
+        ),
+        (
+            on and unset,
+            f"{key}: schedule.deadline_s is missing; set it to about one and a half times what a round of the usual "
+            "site takes (`run.py preflight CONFIG --speeds` measures it)",
+        ),
+        (
+            on and None not in (timeout_s, schedule.deadline_s) and timeout_s <= schedule.deadline_s,  # type: ignore[operator]
+            f"schedule.deadline_s={schedule.deadline_s}: a rank that waits for the timer would be taken for dead after "
+            f"faults.round_timeout_s={timeout_s}; raise that above it",
+        ),
+        (
+            on and config.mode != "federated",
+            f"{key}: mode={config.mode} has no rounds in which sites wait for each other; set it to wait",
+        ),
+        (
+            on and config.privacy.trust == "sites",
+            f"{key}, privacy.trust=sites: the masks of a site cancel only in the sum of the round that it began in, "
+            "and its share of the noise is complete only with those of all others; a late site has neither. Set "
+            "schedule.policy=wait, or trust=aggregator",
+        ),
+        (
+            on and config.aggregation.rule != "mean",
+            f"{key}, aggregation.rule={config.aggregation.rule}: compares updates of one model, and a late one is "
+            "of an earlier model; set aggregation.rule=mean, or schedule.policy=plan",
+        ),
+        (
+            on and config.algorithm.name not in ("fedavg", "fedprox"),
+            f"{key}, algorithm.name={config.algorithm.name}: what it keeps at sites and aggregator belongs to rounds "
+            "that all make together; set algorithm.name=fedavg or fedprox",
+        ),
+        (
+            on and (config.rewards.altruism is not None or config.contribution.store_updates),
+            f"{key}: rewards.altruism and contribution.store_updates compare the updates of all sites in a round, and "
+            "late ones are missing; remove them",
+        ),
+        (
+            on and stress is not None and stress.of_updates,
+            f"{key}, stress.case={stress.case if stress else ''}: replaces updates by what it knows of all of a round, "
+            "and late ones are missing; set schedule.policy=wait",
         ),
     ]

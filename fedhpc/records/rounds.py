@@ -92,7 +92,9 @@ class RoundRecord:
     at the end (summary.json). `bytes_down` counts the aggregator's payload once for every site that receives it;
     `dropped` names the sites whose update is not in the round's mean, `absent` those that took no part in this start of
     the run, `flags` those whose update the aggregation rule
-    found far out (`fedhpc.aggregation.base.Flag`); `stress` is the case of a stress test; `ledger_heads` stand for the
+    found far out (`fedhpc.aggregation.base.Flag`); `late` those whose update was not ready when the timer ended the
+    round, and `staleness` says of how many rounds before the model is that each other update was trained from (both
+    with schedule.policy=deadline only); `stress` is the case of a stress test; `ledger_heads` stand for the
     learners' whole ledgers (`fedhpc.privacy.ledger`), `account_heads` for the site ledgers
     (`fedhpc.privacy.site_ledger`), for later runs to look for in them; `protects_from_aggregator` is the level of a
     secure sum (`fedhpc.run.sum_identities.TrustModel`).
@@ -113,6 +115,8 @@ class RoundRecord:
     protects_from_aggregator: str | None = None
     account_heads: dict[str, str] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()
+    staleness: Mapping[str, int] = field(default_factory=dict)
 
     def json(self) -> dict[str, Any]:
         """As plain values."""
@@ -188,6 +192,22 @@ class Traffic:
     def down_total(self) -> int:
         """What the aggregator sent to all sites together, in bytes."""
         return sum(self.down_by_site) if self.down_by_site else self.down_bytes * len(self.up_bytes)
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """Whose updates a round is made of where a timer ends it (public); empty where all are waited for.
+
+    Attributes:
+        late: the sites whose update was not ready, in site order.
+        staleness: of the update of each other site, by name: how many rounds it was under way before this one.
+    """
+
+    late: tuple[str, ...] = ()
+    staleness: Mapping[str, int] = field(default_factory=dict)
+
+
+NONE_LATE = Arrivals()
 
 
 @dataclass(frozen=True)

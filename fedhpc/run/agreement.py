@@ -148,7 +148,7 @@ def resolved(config: RunConfig, transport: Transport) -> RunConfig:
 
 
 def check_ranks(config: RunConfig, ranks: int) -> None:
-    """Raises InputError where there are more ranks than hospitals to play."""
+    """Raises InputError where there are more ranks than hospitals to play, or too few to keep time for each."""
     dedicated = config.federation.aggregator_rank == "dedicated"
     present = len(config.data.sites) - len(set(config.faults.absent))
     most = present + dedicated
@@ -156,6 +156,12 @@ def check_ranks(config: RunConfig, ranks: int) -> None:
         raise InputError(
             f"{ranks} ranks for {present} sites: use at most {most} (mpirun -n {most}, --ntasks={most})",
             code="ranks.too-many",
+        )
+    if config.schedule.policy == "deadline" and config.schedule.replay is None and ranks < most:
+        raise InputError(
+            f"schedule.policy=deadline: {ranks} rank(s) for {present} sites: a rank that plays several cannot keep "
+            f"time for each; start a rank for each site (mpirun -n {most}, --ntasks={most}), or set schedule.replay",
+            code="ranks.too-few",
         )
 
 

@@ -108,6 +108,7 @@ def round_line(record: Mapping[str, Any], rounds: int) -> str:
         ),
         *([f"epsilon {fixed(record['epsilon'])}"] if record["epsilon"] is not None else []),
         f"{record['seconds']['total']:.1f} s",
+        *([f"late {', '.join(record['late'])}"] if record.get("late") else []),
         *([f"without {', '.join(missing)}"] if (missing := [*record["absent"], *record["dropped"]]) else []),
     ]
     return "  ".join(parts)
@@ -144,6 +145,8 @@ def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping
         lines += [notice] if notice else []
     if config.schedule.policy == "plan":
         lines.append(schedule_line(config, facts.get("plans", {})))
+    if config.schedule.policy == "deadline":
+        lines.append(deadline_line(config))
     if facts.get("absent"):
         lines.append(
             f"WITHOUT {', '.join(facts['absent'])}: declared, but no part of this start; the mean is of the others"
@@ -176,6 +179,17 @@ def schedule_line(config: RunConfig, plans: Mapping[str, PrivacyPlan]) -> str:
         parts += [f"{site} does {effort:g} of its work{noise}"] if effort < 1 else []
     told = "; ".join(parts) or "all sites do all of their work"
     return f"schedule: planned work, fixed for the run: {told}"
+
+
+def deadline_line(config: RunConfig) -> str:
+    """When a round ends, with schedule.policy=deadline (public)."""
+    schedule = config.schedule
+    if schedule.replay is not None:
+        return f"schedule: late updates enter the rounds that {schedule.replay} says, not those that the clock gives"
+    return (
+        f"schedule: a round ends {schedule.deadline_s:g} s after it began; a late update enters a later one, with its "
+        "weight lowered. The bits of this run depend on its seconds: schedule.replay repeats them"
+    )
 
 
 def _feature_mean_line(facts: Mapping[str, Any]) -> str:

@@ -20,12 +20,13 @@ from fedhpc.compression.update import AGGREGATOR, ArraySpec, Update, pack_arrays
 from fedhpc.errors import InputError, PayloadError, in_round
 from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.records.checkpoint import load_state, save_state
-from fedhpc.records.rounds import FLOAT32_BYTES, RoundEnd, Traffic, record_of
+from fedhpc.records.rounds import FLOAT32_BYTES, NONE_LATE, Arrivals, RoundEnd, Traffic, record_of
 from fedhpc.run.continuation import begin
 from fedhpc.run.display import flag_lines, header, round_line
 from fedhpc.run.evaluation import validate
 from fedhpc.run.feature_mean import centre_features
 from fedhpc.run.finish import GLOBAL, Models, finish, reports_of
+from fedhpc.run.late_updates import agreed_timing
 from fedhpc.run.resume import Resumed, resume_point
 from fedhpc.run.round_terms import round_terms, secure_mean
 from fedhpc.run.saved_state import fresh_average, loaded_state, save_run_state
@@ -66,12 +67,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a round took: bytes on the wire, seconds by phase, the sites that are not in its mean or are far out."""
+    """What a round took: bytes, seconds by phase, the sites that are not in its mean, are far out, or are late."""
 
     traffic: Traffic
     watch: Stopwatch
     dropped: tuple[str, ...] = ()
     flags: tuple[Flag, ...] = ()
+    arrivals: Arrivals = NONE_LATE
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def _payload_bytes(size: int, coding: CompressionConfig) -> int:
 
 
 def _federated(session: Session, resumed: Resumed, progress: Progress) -> tuple[Models, str]:
-    terms, start = round_terms(session), loaded_state(session, resumed)
+    terms, start = round_terms(session, agreed_timing(session, resumed.first)), loaded_state(session, resumed)
     average = fresh_average(session).resumed(start.public)
 
     def own_layers(state: RunState) -> None:
@@ -197,13 +199,16 @@ def _federated(session: Session, resumed: Resumed, progress: Progress) -> tuple[
         own_layers(state)
         average = average.after(state.round, state.params)
         released = average.released(state.params)
-        ran = Ran(result.traffic or Traffic(), result.watch, result.dropped, result.flags)
+        ran = Ran(result.traffic or Traffic(), result.watch, result.dropped, result.flags, result.arrivals)
         saved = replace(state, public={**state.public, **average.arrays()})
         models = Models({GLOBAL: released}, rewarded(state))
         closing = Closing(state.round, models.of(GLOBAL), lambda: save_run_state(session, resumed.owners, saved))
         return _close_round(session, closing, ran, progress)
 
-    state, stopped = federate(session.sites, start, terms, session.transport, on_round)
+    try:
+        state, stopped = federate(session.sites, start, terms, session.transport, on_round)
+    finally:
+        terms.close()
     return Models({GLOBAL: average.released(state.params)}, rewarded(state)), stopped
 
 
@@ -299,6 +304,8 @@ def _record(session: Session, end: RoundEnd, ran: Ran, progress: Progress) -> No
         flags=tuple(asdict(flag) for flag in ran.flags),
         stress=session.config.stress.label if session.config.stress else None,
         absent=session.absent,
+        late=ran.arrivals.late,
+        staleness=ran.arrivals.staleness,
         protects_from_aggregator=None if trust is None else trust.aggregator,
     ).json()
     session.directory.lock.check_held()

@@ -1,6 +1,7 @@
 """How the rounds of a session are formed: what `federate` needs of the config, in the open or by secure sums."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import nn
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.norm_bound import longest_norm, shortened
 from fedhpc.algorithms.catalogue import algorithm_of
+from fedhpc.algorithms.deadline import LateMean, Timing
 from fedhpc.algorithms.hostile_sites import HostileSites
 from fedhpc.algorithms.local_layers import LocalLayers
 from fedhpc.algorithms.rewards import Rewards
@@ -28,8 +30,8 @@ from fedhpc.util.arrays import F32
 LOG = logging.getLogger(__name__)
 
 
-def round_terms(session: Session) -> RoundConfig:
-    """Return the terms of all rounds of a session."""
+def round_terms(session: Session, timing: Timing | None = None) -> RoundConfig:
+    """Return the terms of all rounds of a session; `timing`: when updates are ready, where a timer ends the rounds."""
     config = session.config
     exchange, layers = config.exchange, layers_of(session.place.model)
     up, down = (
@@ -37,7 +39,7 @@ def round_terms(session: Session) -> RoundConfig:
         for density in (exchange.density, exchange.down)
     )
     seed = config.seed if exchange.rounding == "stochastic" else None
-    return RoundConfig(
+    terms = RoundConfig(
         rounds=config.training.rounds,
         up=up,
         down=down,
@@ -54,6 +56,7 @@ def round_terms(session: Session) -> RoundConfig:
         rewards=_rewards(session),
         store=_store(session),
     )
+    return terms if timing is None else replace(terms, late=LateMean(terms, timing))
 
 
 def _store(session: Session) -> UpdateStore | None:

@@ -43,7 +43,7 @@ def with_schedule(
     weights: Mapping[str, int],
     measure: Callable[[str], float],
 ) -> Membership:
-    """Return `members` whose configs hold the effort of each site; unchanged with schedule.policy=wait.
+    """Return `members` whose configs hold the effort of each site; unchanged but with schedule.policy=plan.
 
     Args:
         members: who takes part; the config of all that are declared has efforts where the run has finished rounds.
@@ -57,7 +57,7 @@ def with_schedule(
             declares.
     """
     declared = members.declared
-    if declared.schedule.policy == "wait" or declared.schedule.efforts is not None:
+    if declared.schedule.policy != "plan" or declared.schedule.efforts is not None:
         return members
     sites = _weighed(declared.data.sites, weights)
     seconds = None

@@ -1,5 +1,6 @@
 """One hospital: it owns its shard and its ledger, and gives out updates and what its metrics need, nothing else."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -155,19 +156,60 @@ class Hospital:
         Raises:
             SiteError: where training fails or gives values that are not finite; names site, round and layer.
         """
+        return self._prepared(params, self._place, self._local(round, regularizer))()
+
+    def begin(
+        self,
+        params: F32,
+        round: int,
+        regularizer: Regularizer = NOTHING,
+        is_given_up: Callable[[], bool] = lambda: False,
+    ) -> Callable[[], F32]:
+        """Charge the round, and return what trains it: `train` in two parts, the second of which may be in any thread.
+
+        It has a network of its own, so that this one can measure other models meanwhile.
+
+        Args:
+            params: the global parameters f32[d].
+            round: from 0 on.
+            regularizer: see `train`.
+            is_given_up: whether to leave the training, by Interrupted, after the step that is under way.
+
+        Raises:
+            SiteError: as `train`; so does the function that is returned.
+        """
         place = self._place
+
+        def on_step(done: int, steps: int) -> None:
+            if is_given_up():
+                raise Interrupted(f"round {round + 1}: the update under way was given up")
+            place.on_step(done, steps)
+
+        own = replace(place, model=copy.deepcopy(place.model), on_step=on_step)
+        return self._prepared(params, own, self._local(round, regularizer, own))
+
+    def _prepared(self, params: F32, place: SiteContext, local: LocalRound) -> Callable[[], F32]:
+        """Check and charge a round; what is returned trains it on the network of `place`, and gives f32[d]."""
+        round = local.round
         self._check_bound(params, round)
-        from_vector(place.model, params)
-        with self.failing(f"round {round + 1}: training failed"):
-            if place.plan is None:
-                train_plain(self._local(round, regularizer))
-            else:
-                self._train_private(place.plan, round, regularizer)
-        update = to_vector(place.model) - params
-        refused = refusal(update, layers_of(place.model), LARGEST_ENTRY)
-        if refused is not None:
-            raise SiteError(f"site {self.name}, round {round + 1}: {refused}; lower training.lr", code="site.diverged")
-        return update
+        what = f"round {round + 1}: training failed"
+        with self.failing(what):
+            work = None if place.plan is None else self._private_work(place.plan, round)
+            if place.plan is not None:
+                self._charge(place.plan, round)
+
+        def trained() -> F32:
+            from_vector(place.model, params)
+            with self.failing(what):
+                train_plain(local) if work is None else train_private(local, work)
+            update = to_vector(place.model) - params
+            refused = refusal(update, layers_of(place.model), LARGEST_ENTRY)
+            if refused is not None:
+                place_of_it = f"site {self.name}, round {round + 1}"
+                raise SiteError(f"{place_of_it}: {refused}; lower training.lr", code="site.diverged")
+            return update
+
+        return trained
 
     def _check_bound(self, params: F32, round: int) -> None:
         """Refuse global parameters, which are public, for which the bound on one unit's influence is not known."""
@@ -186,13 +228,8 @@ class Hospital:
         steps = plan.steps_per_round if plan else local_steps(images, training, self._place.effort)
         return gradient_weight(training, round, steps)
 
-    def _train_private(self, plan: PrivacyPlan, round: int, regularizer: Regularizer) -> None:
-        work = self._private_work(plan, round)
-        self._charge(plan, round)
-        train_private(self._local(round, regularizer), work)
-
-    def _local(self, round: int, regularizer: Regularizer = NOTHING) -> LocalRound:
-        place = self._place
+    def _local(self, round: int, regularizer: Regularizer = NOTHING, place: SiteContext | None = None) -> LocalRound:
+        place = place or self._place
         where = (self.name, round, place.bench, slowed(place.on_step, place.slowdown))
         return LocalRound(place.model, self._samples, place.config, *where, regularizer, place.effort)
 

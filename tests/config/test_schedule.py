@@ -10,6 +10,9 @@ from fedhpc.config.schema import RunConfig
 SITES = [{"name": "a", "weight": 400}, {"name": "b", "weight": 100, "speed": 0.5}, {"name": "c", "speed": 0.1}]
 
 
+LATE = {"policy": "deadline", "deadline_s": 3}
+
+
 def config(**sections: Any) -> RunConfig:
     sites = [{"weight": 200, **site} for site in SITES]
     base = {"name": "x", "data": {"shards": "{site}.h5", "sites": sites}, "privacy": {"epsilon": 1.0}}
@@ -42,6 +45,23 @@ def test_plan_is_the_same_without_a_site() -> None:
                 "exchange": {"density": 1.0},
             },
             "schedule.policy=plan, privacy.trust=sites: the noise is complete only in the sum",
+        ),
+        ({"schedule": {"deadline_s": 1}}, "belong to schedule.policy=deadline"),
+        ({"schedule": {"policy": "deadline"}}, "schedule.deadline_s is missing"),
+        ({"schedule": LATE, "mode": "local"}, "schedule.policy=deadline: mode=local"),
+        ({"schedule": LATE, "faults": {"round_timeout_s": 2}}, "taken for dead after faults.round_timeout_s=2"),
+        ({"schedule": LATE, "aggregation": {"rule": "krum"}}, "schedule.policy=deadline, aggregation.rule=krum"),
+        ({"schedule": LATE, "algorithm": {"name": "scaffold"}}, "schedule.policy=deadline, algorithm.name=scaffold"),
+        ({"schedule": LATE, "contribution": {"store_updates": True}}, "schedule.policy=deadline: rewards"),
+        ({"schedule": LATE, "stress": {"case": "sign_flip", "sites": ["c"]}}, "schedule.policy=deadline, stress.case"),
+        (
+            {
+                "privacy": {"epsilon": 1.0, "trust": "sites", "colluding_sites": 1, "sample_rate": 1.0},
+                "training": {"local_epochs": 1},
+                "exchange": {"density": 1.0},
+                "schedule": LATE,
+            },
+            "schedule.policy=deadline, privacy.trust=sites: the masks",
         ),
         (
             {"stress": {"case": "slow", "sites": ["c"], "strength": 0.5}},

@@ -108,6 +108,13 @@ REWARDED = (
     "federation.aggregator_rank=dedicated", "rewards.altruism=2", "rewards.memory=0.5", "exchange.density=0.3",
     "training.rounds=2", "contribution.store_updates=true", "personalisation.method=head",
 )  # fmt: skip
+TIMED_SITES = ("site1", "site4")
+TIMED = (
+    f"data.sites={json.dumps([{'name': name, 'weight': 20} for name in TIMED_SITES])}",
+    "privacy.epsilon=8", "privacy.sample_rate=0.5", "privacy.noise_seed=1", "training.rounds=4",
+    "training.local_epochs=1", "exchange.density=0.3",
+)  # fmt: skip
+DEADLINE = (*TIMED, "schedule.policy=deadline")
 TWO_RANKS: dict[str, tuple[str, ...]] = {
     "coded": CODED,
     "resumed": (),
@@ -116,6 +123,8 @@ TWO_RANKS: dict[str, tuple[str, ...]] = {
     "noised": NOISED,
     "unbroken": BUDGET,
     "rewarded": REWARDED,
+    "in-time": (*DEADLINE, "schedule.deadline_s=60"),
+    "late": (*DEADLINE, "schedule.deadline_s=0.001"),
 }
 """Runs under one mpirun, one after the other: name -> what differs from the config."""
 
@@ -296,6 +305,34 @@ def test_private_run_under_mpi_equals_sequential_and_keeps_ledgers(
         trained = [(c.round, c.steps, c.insecure) for c in charged if c.population == "train"]
         assert trained == [(0, 8, True), (1, 8, True)]
         assert [c.mechanism for c in charged if c.population == "evaluation"] == ["laplace"]
+
+
+def test_run_whose_sites_are_in_time_is_the_run_that_waits(
+    cohort: Path, run_here: Run, two_ranks: dict[str, Outcome]
+) -> None:
+    assert two_ranks["in-time"].returncode == 0, two_ranks["in-time"].stderr
+    status, _, err = train(run_here, cohort, cohort / "in-time-one", *TIMED)
+    assert status == 0, err
+    np.testing.assert_array_equal(params(cohort / "in-time-one", 4), params(cohort / "in-time-two", 4))
+    assert all(charges(cohort / "in-time-two", site) == list(range(4)) for site in TIMED_SITES)
+
+
+def test_late_run_is_repeated_by_its_record_and_charges_what_it_began(
+    cohort: Path, run_here: Run, two_ranks: dict[str, Outcome]
+) -> None:
+    """Who is late is the clock's choice; the bits are those of the record, in one process, too."""
+    assert two_ranks["late"].returncode == 0, two_ranks["late"].stderr
+    late, again = cohort / "late-two", cohort / "late-one"
+    status, _, err = train(run_here, cohort, again, *DEADLINE, f"schedule.replay={late / 'rounds.jsonl'}")
+    assert status == 0, err
+    np.testing.assert_array_equal(params(late, 4), params(again, 4))
+    made = [json.loads(line) for line in (late / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    for site in TIMED_SITES:
+        entered = [r["round"] - 1 - r["staleness"][site] for r in made if site in r["staleness"]]
+        begun = charges(late, site)
+        assert entered == begun[: len(entered)], "each charged round enters once, in order"
+        assert len(begun) - len(entered) <= 1
+        assert summary(late)["per_site"][site]["epsilon"] <= 8  # type: ignore[index]
 
 
 def charges(run_dir: Path, site: str) -> list[int]:
