@@ -233,6 +233,21 @@ TABLE = (
         "Lower local.memory_gb_per_rank or local.ranks.",
     ),
     ErrorCode("sweep.report", "The report of a sweep was not written.", "Start `run.py report SWEEP -o FILE` again."),
+    ErrorCode(
+        "sweep.command",
+        "A command that a trial runs, such as a benchmark or an audit, has failed.",
+        "See its own message in the log of the trial.",
+    ),
+    ErrorCode(
+        "study.other",
+        "The folder holds another study, or a sweep.",
+        "Choose another folder, or go on with the same config and options.",
+    ),
+    ErrorCode(
+        "study.calibration",
+        "A short run that was to tell how long a study takes has failed; so would its cells.",
+        "Do what its message says.",
+    ),
     ErrorCode("study.not-a-study", "The directory holds no study.", "Give the directory of one."),
     ErrorCode("bench.failed", "A run of a benchmark has failed.", "See its own message above."),
     # Models.

@@ -55,29 +55,56 @@ class Job:
 def bench(job: Job) -> dict[str, Any]:
     """All figures as plain values; those of the Gaussian update at the top, of the real one under `densenet121`."""
     torch.set_num_threads(job.threads)
-    coding = CompressionConfig(job.density, job.value_bits)
-    gaussian = generator(0, "bench codec").standard_normal(job.size, np.float32)
+    coding, gaussian = CompressionConfig(job.density, job.value_bits), _gaussian(job)
     figures = measured(gaussian, coding)
     del gaussian
     setting = {"density": job.density, "value_bits": job.value_bits, "threads": job.threads}
     return {**setting, **figures, "densenet121": measured(densenet121_update(), coding)}
 
 
+def payload(job: Job) -> dict[str, Any]:
+    """The bytes of the Gaussian update alone, which is selected and encoded once and not timed."""
+    sent = quantised(select(_gaussian(job), CompressionConfig(job.density, job.value_bits)), job.value_bits, None)
+    return {
+        "size": job.size,
+        "density": job.density,
+        "value_bits": job.value_bits,
+        "dense_bytes": job.size * FLOAT32_BYTES,
+        "payload_bytes": len(encode(Update(0, 0, sent))),
+    }
+
+
+def payload_line(found: Mapping[str, Any]) -> str:
+    """For a person.
+
+    >>> payload_line({"size": 100, "density": 0.1, "value_bits": 4, "dense_bytes": 400, "payload_bytes": 30})
+    '100 entries, density 0.1, 4 bits a value: 30 bytes encoded, 400 dense'
+    """
+    return (
+        f"{found['size']:,} entries, density {found['density']:g}, {found['value_bits']} bits a value: "
+        f"{found['payload_bytes']:,} bytes encoded, {found['dense_bytes']:,} dense"
+    )
+
+
+def _gaussian(job: Job) -> F32:
+    return generator(0, "bench codec").standard_normal(job.size, np.float32)
+
+
 def measured(update: F32, coding: CompressionConfig) -> dict[str, Any]:
     """The figures of one update f32[d]."""
     sent = quantised(select(update, coding), coding.value_bits, None)
-    payload = encode(Update(0, 0, sent))
+    encoded = encode(Update(0, 0, sent))
     index, value = entropy_bytes(sent)
     dense_bytes = update.size * FLOAT32_BYTES
     return {
         "size": update.size,
         "entries": int(sent.indices.size),
         "dense_bytes": dense_bytes,
-        "payload_bytes": len(payload),
+        "payload_bytes": len(encoded),
         "entropy_bound_bytes": math.ceil(index + value),
         "index_bytes": sum(map(len, encode_indices(sent)[1])),
         "index_entropy_bytes": math.ceil(index),
-        **_timed(update, coding, payload),
+        **_timed(update, coding, encoded),
         "peak_extra_over_dense": _peak_bytes(lambda: _site_step(update, coding)) / dense_bytes,
     }
 

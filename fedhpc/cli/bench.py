@@ -132,6 +132,7 @@ def _add_codec(kinds: "_SubParsersAction[Parser]") -> None:
     codec.add_argument("--density", type=float, default=0.1, metavar="SHARE", help="share of the entries that is sent")
     codec.add_argument("--value-bits", type=int, choices=(32, 16, 8, 7, 6, 5, 4, 3), default=4, help="of a sent value")
     codec.add_argument("--threads", type=int, default=1, metavar="N", help="of the codec")
+    codec.add_argument("--bytes-only", action="store_true", help="encode once, and time nothing")
     add_json(codec)
     codec.set_defaults(action=_codec)
 
@@ -414,9 +415,12 @@ def _codec(options: argparse.Namespace) -> int:
             "least 1, densities above 0 and at most 1",
             code="command-line",
         )
-    from fedhpc.bench.codec import Job, bench, report
+    from fedhpc.bench.codec import Job, bench, payload, payload_line, report
 
-    return _print(bench(Job(options.size, options.density, options.value_bits, options.threads)), report, options.json)
+    job = Job(options.size, options.density, options.value_bits, options.threads)
+    if options.bytes_only:
+        return _print(payload(job), payload_line, options.json)
+    return _print(bench(job), report, options.json)
 
 
 def _wire(options: argparse.Namespace) -> int:

@@ -51,6 +51,8 @@ COMMANDS = {
     "egress": Command("fedhpc.cli.egress", "what left each hospital in a run, and why no image is among it"),
     "audit": Command("fedhpc.cli.audit", "attack transmitted updates; check that broken privacy is noticed"),
     "sweep": Command("fedhpc.cli.sweep", "many configs as one SLURM array, or a few at a time on this machine"),
+    "study": Command("fedhpc.cli.study", "the whole evaluation as one batch, beside the paper's claims"),
+    "watch": Command("fedhpc.cli.watch", "how a run, a sweep or a study goes, until it ends"),
     "report": Command("fedhpc.cli.report", "one page about a sweep, or about several runs"),
     "bench": Command("fedhpc.cli.bench", "the project's own benchmarks, with ratios"),
     "chaos": Command("fedhpc.cli.chaos", "break runs on purpose, and check that nothing is lost"),

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass as checked
 from fedhpc.errors import InputError
 from fedhpc.util.files import read_json, write_json
 
-Kind = Literal["federated", "centralised", "local", "stress", "legacy", "schedule", "contribution", "audit"]
+Kind = Literal["federated", "centralised", "local", "stress", "legacy", "schedule", "contribution", "audit", "codec"]
 Status = Literal["pending", "running", "finished", "failed", "stopped"]
 Verdict = Literal["met", "missed", "not measured"]
 PLAN, CLAIMS, OUTCOME, RESULT = "study.json", "claims.json", "outcome.json", "result.json"
@@ -43,6 +43,7 @@ class Cell:
         is_run: whether `run` is an ordinary run directory (summary.json, rounds.jsonl); else it has `result.json` only.
         case: which stress case; empty for other kinds.
         rule: the aggregation rule; empty for kinds that aggregate nothing.
+        paper: whether it is of the point whose results stand beside the paper's claims.
         commands: the command lines that repeat it, from the checkout.
         status: `running` also of one that was killed before it could say so.
     """
@@ -57,6 +58,7 @@ class Cell:
     is_run: bool = True
     case: str = ""
     rule: str = ""
+    paper: bool = False
     commands: tuple[str, ...] = ()
     status: Status = "pending"
 

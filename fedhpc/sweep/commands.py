@@ -46,7 +46,7 @@ def start(asked: Asked, *, dry_run: bool) -> int:
     directory = SweepDirectory(asked.run_dir or Path("runs") / expansion.sweep.name)
     if not dry_run:
         directory.check_free()
-    problems = [*expansion.problems, *_affordable(expansion.sweep.trials, (), console)]
+    problems = [*expansion.problems, *affordable(expansion.sweep.trials, (), console)]
     if problems:
         raise ConfigError(told_of(asked.config, problems))
     sweep = expansion.sweep
@@ -56,7 +56,7 @@ def start(asked: Asked, *, dry_run: bool) -> int:
     directory.create(sweep, cluster)
     names = [trial.name for trial in sweep.trials]
     try:
-        return _hand_over(directory, sweep, names, cluster, console)
+        return hand_over(directory, sweep, names, cluster, console)
     except InputError:
         if not directory.submissions():
             directory.withdraw()
@@ -81,12 +81,12 @@ def resume(path: Path, cluster: Cluster | None) -> int:
         return FINISHED
     again = [trial for trial in sweep.trials if trial.name in names]
     own = {ledger for name in names for ledger in directory.trial(name).ledgers()}
-    refused = _affordable(again, own, console)
+    refused = affordable(again, own, console)
     if refused:
         raise ConfigError(told_of(directory.plan, refused))
     console.say(f"{sweep.name}: {len(names)} of {len(found)} trials run again: {', '.join(names)}")
     before = [one.cluster for one in directory.submissions()]
-    return _hand_over(directory, sweep, names, cluster or (before[-1] if before else "slurm"), console)
+    return hand_over(directory, sweep, names, cluster or (before[-1] if before else "slurm"), console)
 
 
 def cancel(path: Path) -> int:
@@ -124,18 +124,28 @@ def status(path: Path, *, watch: bool, as_json: bool) -> int:
         time.sleep(REDRAW_S)
 
 
-def _affordable(trials: Sequence[Trial], own: Collection[str], console: Console) -> tuple[str, ...]:
-    """Tell what the trials cost the patients, or return why some cannot fit."""
-    if not any(trial.config.private for trial in trials):
+def affordable(trials: Sequence[Trial], own: Collection[str], console: Console) -> tuple[str, ...]:
+    """Tell what the trials cost the patients, or return why some cannot fit.
+
+    Trials on synthetic patients with an account of their own are not counted.
+    """
+    counted = [trial for trial in trials if trial.trains and trial.config.private and not _has_own_account(trial)]
+    if not counted:
         return ()
     # It imports torch, which a sweep without privacy does not need here.
     from fedhpc.sweep.budget import budget_of
 
     with at_work("adding up what the runs cost"):
-        budget = budget_of(trials, own)
+        budget = budget_of(counted, own)
     for line in () if budget.refused else budget.told:
         console.say(wrapped(line))
     return budget.refused
+
+
+def _has_own_account(trial: Trial) -> bool:
+    """Whether its patients are synthetic and it is charged to an account that no other trial is charged to."""
+    account = trial.config.privacy.site_ledger
+    return trial.config.data.phantom is not None and account is not None and f"/{trial.name}/" in account
 
 
 def _introduced(sweep: Sweep, cluster: Cluster) -> str:
@@ -164,7 +174,7 @@ def _show(directory: SweepDirectory, sweep: Sweep, cluster: Cluster, console: Co
     return FINISHED
 
 
-def _prepare(sweep: Sweep, cluster: Cluster, console: Console) -> None:
+def prepare(sweep: Sweep, cluster: Cluster, console: Console) -> None:
     """Make what the built-in cohort lacks now: trials that start together would all make it at the same place."""
     built_in = [trial.config for trial in sweep.trials if trial.config.data.phantom is not None]
     if not built_in:
@@ -180,10 +190,9 @@ def _prepare(sweep: Sweep, cluster: Cluster, console: Console) -> None:
             make_demo(config, console)
 
 
-def _hand_over(
-    directory: SweepDirectory, sweep: Sweep, names: Sequence[str], cluster: Cluster, console: Console
-) -> int:
-    _prepare(sweep, cluster, console)
+def hand_over(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], cluster: Cluster, console: Console) -> int:
+    """Make what the built-in cohort lacks, then submit the named trials or run them here; return the exit status."""
+    prepare(sweep, cluster, console)
     if cluster == "local":
         return _run_here(directory, sweep, names, console)
     ids = slurm.submit(directory, sweep, names)

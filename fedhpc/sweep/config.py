@@ -124,12 +124,21 @@ class Trial:
         name: of its run, its directory, and its line in the lifetime ledgers.
         baseline: which one it is; empty for a point of the grid.
         point: the values of the grid's keys here; of a baseline at most the seed.
+        trains: whether it is a run of `config`; else only `commands` are run, in a folder that has `config` as a file.
+        commands: the words after `run.py`, run one after another by one process when the training has finished.
     """
 
     name: str
     baseline: str
     point: Point
     config: RunConfig
+    trains: bool = True
+    commands: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds it trains."""
+        return self.config.training.rounds if self.trains else 0
 
 
 @dataclass(frozen=True)

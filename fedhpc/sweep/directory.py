@@ -3,9 +3,12 @@
 runs/<sweep>/
     sweep.yaml                    grid, resources, trials; written once
     jobs.json                     who was asked to run what: a submission a line, cancelled jobs
+    calibration.json              the seconds that trials were expected to take, where that was measured before
     jobs/                         submitit's: scripts, pickles, a log a rank
     elements/<sweep>-003/         an ordinary run directory, and in it
         element.yaml              its config, as submitted
+        commands.json             what is run after or in place of the training (`fedhpc.sweep.trial_commands`)
+        result.json               what the last of these commands printed with --json
         outcome.json              how its last attempt stands, by the process that trained
         log.txt                   what it printed (on one machine)
     report.html, .json, .csv      when all have ended
@@ -46,6 +49,13 @@ class Listed(Section):
     name: str
     baseline: str
     point: dict[str, Any]
+
+
+class Commands(Section):
+    """commands.json: of a trial that is more, or other, than a training run; `Trial` has the meanings."""
+
+    trains: bool
+    commands: tuple[tuple[str, ...], ...]
 
 
 class Stored(Section):
@@ -105,6 +115,7 @@ class SweepDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.plan, self.jobs, self.logs = path / "sweep.yaml", path / "jobs.json", path / "jobs"
+        self._calibration = path / "calibration.json"
 
     def trial(self, name: str) -> "TrialDirectory":
         """The directory of one trial."""
@@ -128,7 +139,10 @@ class SweepDirectory:
         make_folder(self.path)
         cpus = (sweep.slurm if cluster == "slurm" else sweep.local).cpus_per_rank
         for trial in sweep.trials:
-            self.trial(trial.name).write_config(with_threads(trial.config, cpus))
+            folder = self.trial(trial.name)
+            folder.write_config(with_threads(trial.config, cpus))
+            if trial.commands:
+                folder.write_commands(Commands(trains=trial.trains, commands=trial.commands))
         listed = tuple(Listed(name=one.name, baseline=one.baseline, point=one.point) for one in sweep.trials)
         stored = Stored(name=sweep.name, grid=sweep.grid, slurm=sweep.slurm, local=sweep.local, elements=listed)
         write_text(self.plan, dump_yaml(stored.model_dump(mode="json")))
@@ -146,10 +160,13 @@ class SweepDirectory:
         if not self.plan.exists():
             raise InputError(f"{self.path}: is no sweep: it has no {self.plan.name}", code="sweep.not-a-sweep")
         stored = self._stored()
-        trials = tuple(
-            Trial(one.name, one.baseline, one.point, self.trial(one.name).read_config()) for one in stored.elements
-        )
+        trials = tuple(self._trial(one) for one in stored.elements)
         return Sweep(stored.name, stored.grid, stored.slurm, stored.local, trials)
+
+    def _trial(self, one: Listed) -> Trial:
+        folder = self.trial(one.name)
+        more = folder.read_commands()
+        return Trial(one.name, one.baseline, one.point, folder.read_config(), more.trains, more.commands)
 
     def _stored(self) -> Stored:
         try:
@@ -158,6 +175,17 @@ class SweepDirectory:
             raise InputError(
                 f"{self.plan}: is not the plan of a sweep; it was cut or changed. {RESTORE}.", code="file.damaged"
             ) from None
+
+    def calibration(self) -> dict[str, float]:
+        """Return the seconds that trials were expected to take before the first had ended, by name."""
+        if not self._calibration.exists():
+            return {}
+        found = read_json(self._calibration, "Remove it: only the estimate of the time left needs it")
+        return {str(name): float(seconds) for name, seconds in found.items()}
+
+    def write_calibration(self, seconds: dict[str, float]) -> None:
+        """Keep what trials are expected to take."""
+        write_json(self._calibration, seconds)
 
     def submissions(self) -> list[Submission]:
         """All of them, oldest first."""
@@ -212,6 +240,7 @@ class TrialDirectory:
     def __init__(self, path: Path) -> None:
         self.path, self.run = path, RunDirectory(path)
         self.config, self.log = path / "element.yaml", path / "log.txt"
+        self.commands, self.result = path / "commands.json", path / "result.json"
         self._outcome = path / "outcome.json"
 
     @property
@@ -226,6 +255,19 @@ class TrialDirectory:
     def read_config(self) -> RunConfig:
         """As submitted."""
         return load_config(self.config)
+
+    def write_commands(self, commands: Commands) -> None:
+        """As submitted."""
+        write_json(self.commands, commands.model_dump(mode="json"))
+
+    def read_commands(self) -> Commands:
+        """As submitted; of a trial that has none, that it trains and no more."""
+        if not self.commands.exists():
+            return Commands(trains=True, commands=())
+        try:
+            return Commands.model_validate(read_json(self.commands, RESTORE))
+        except ValidationError:
+            raise InputError(f"{self.commands}: is damaged. {RESTORE}.", code="file.damaged") from None
 
     def outcome(self) -> Outcome | None:
         """None where no attempt has begun."""

@@ -1,7 +1,11 @@
 """A sweep as its report reads it, and the report at its end."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+from fedhpc.errors import InputError
+from fedhpc.records.study import CLAIMS, PLAN
 from fedhpc.report.build import Report, now, write
 from fedhpc.report.page import Content
 from fedhpc.report.rows import Label, State, groups_of, row_of
@@ -31,10 +35,24 @@ def content_of(path: Path) -> Content:
 def write_report(sweep: Path) -> Path:
     """Write report.html, .json and .csv into the directory of a sweep; return the path of the page.
 
+    Of a study the claims are written before, by the command line: a sweep is below the studies that are made of it.
+
     Raises:
         InputError: a file of the sweep was cut or changed.
         FileError: the page cannot be written.
     """
     out = sweep / "report.html"
+    if (sweep / PLAN).exists():
+        _write_claims(sweep)
     write(Report(content_of(sweep)), out)
     return out
+
+
+def _write_claims(study: Path) -> None:
+    command = [sys.executable, "-m", "fedhpc", "study", str(study)]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise InputError(
+            f"{study / CLAIMS}: was not written: {done.stderr.strip()}. Try again: run.py study {study}",
+            code="sweep.report",
+        )

@@ -16,6 +16,7 @@ from fedhpc.errors import InputError
 from fedhpc.run.display import Console
 from fedhpc.sweep.config import Local, Sweep
 from fedhpc.sweep.directory import Outcome, SweepDirectory, beginning
+from fedhpc.sweep.pace import time_left
 from fedhpc.sweep.status import Line, line_of
 from fedhpc.util.processes import available_memory_bytes, resident_bytes, session, total_memory_bytes
 from fedhpc.util.text import clock, fixed
@@ -100,7 +101,8 @@ def run_all(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], conso
                 running = [one for one in running if one not in ended]
                 for one in ended:
                     lines.append(_ended(directory, sweep, one))
-                    console.say(_told(lines[-1], f"{len(lines)}/{len(names)}"))
+                    left = time_left(directory, sweep, names, most).text() if waiting or running else ""
+                    console.say(_told(lines[-1], f"{len(lines)}/{len(names)}", left))
                 time.sleep(0 if ended else POLL_S)
         finally:
             for one in running:
@@ -128,6 +130,7 @@ def _stop_signals() -> Iterator[list[str]]:
 
 def _start(directory: SweepDirectory, sweep: Sweep, name: str) -> Running:
     folder, local = directory.trial(name), sweep.local
+    ranks = local.ranks if folder.read_commands().trains else 1
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
@@ -140,7 +143,7 @@ def _start(directory: SweepDirectory, sweep: Sweep, name: str) -> Running:
     with folder.log.open("ab") as log:
         # A session of its own: it and its ranks can be found and ended together.
         process = subprocess.Popen(
-            command_of(folder.path, local.ranks),
+            command_of(folder.path, ranks),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -158,8 +161,9 @@ def _ended(directory: SweepDirectory, sweep: Sweep, one: Running) -> Line:
     return line_of(trial, folder, None)
 
 
-def _told(line: Line, counted: str) -> str:
+def _told(line: Line, counted: str, left: str) -> str:
     parts = [f"{counted} {line.name}", line.described, line.state, f"AUC {fixed(line.auc)}", clock(line.seconds)]
+    parts += [left] if left else []
     return "  ".join([*parts, *([line.message.splitlines()[0]] if line.message else [])])
 
 

@@ -112,7 +112,8 @@ def submit_report(directory: SweepDirectory, sweep: Sweep, job: str) -> str:
 
 def _submitted(executor: _Executor, sweep: Sweep, path: str) -> Any:
     if sweep.slurm.mpi == "mpirun":
-        return executor.submit(run_by_mpirun, path, ranks_of(sweep), sweep.slurm.requeues)
+        ranks = ranks_of(sweep) if TrialDirectory(Path(path)).read_commands().trains else 1
+        return executor.submit(run_by_mpirun, path, ranks, sweep.slurm.requeues)
     return executor.submit(run_under_srun, path, sweep.slurm.requeues)
 
 

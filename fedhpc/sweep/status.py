@@ -112,12 +112,16 @@ def line_of(trial: Trial, folder: TrialDirectory, known: Known | None) -> Line:
         state=state,
         job=(known.job if known else None) or (outcome.job if outcome else ""),
         rounds_done=len(records),
-        rounds=trial.config.training.rounds,
+        rounds=trial.rounds,
         auc=last.get("auc", last.get("auc_val")),
         epsilon=last.get("epsilon"),
-        seconds=sum(record["seconds"]["total"] for record in records),
+        seconds=sum(record["seconds"]["total"] for record in records) if trial.trains else _seconds_of(outcome),
         message=_message(state, outcome, known),
     )
+
+
+def _seconds_of(outcome: Outcome | None) -> float:
+    return 0.0 if outcome is None else outcome.seconds
 
 
 def _message(state: State, outcome: Outcome | None, known: Known | None) -> str:
@@ -188,7 +192,7 @@ def _row(line: Line, keys: Sequence[str]) -> tuple[str, ...]:
     values = [shown(line.point[key]) if key in line.point else "-" for key in keys]
     if line.baseline:
         values[0] = line.baseline if values[0] == "-" else f"{line.baseline} {values[0]}"
-    rounds = f"{line.rounds_done}/{line.rounds}"
+    rounds = f"{line.rounds_done}/{line.rounds}" if line.rounds else "-"
     time_taken = clock(line.seconds) if line.seconds else "-"
     return (
         line.name, *values, line.state, line.job or "-", rounds, fixed(line.auc), fixed(line.epsilon), time_taken

@@ -7,12 +7,14 @@ It trains as `run.py train DIRECTORY/element.yaml --run-dir DIRECTORY` would, wh
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedhpc.errors import FileError, InputError, RankLostError, Stopped, printed
 from fedhpc.run.preemption import StopRequest
-from fedhpc.sweep.directory import Outcome, TrialDirectory, beginning
+from fedhpc.sweep.directory import Commands, Outcome, TrialDirectory, beginning
 from fedhpc.sweep.slurm_queue import is_running
+from fedhpc.sweep.trial_commands import job_id, run_commands, run_commands_alone
 from fedhpc.util.files import write_bytes
 from fedhpc.util.log import configure
 from fedhpc.util.startup import Startup
@@ -22,7 +24,7 @@ FAILED, BAD_INPUT, RESUMABLE = 1, 2, 75
 
 
 def run_trial(path: str, requeues: int) -> str:
-    """Train the trial in the directory `path`, from where it stands to its end.
+    """Do the trial in the directory `path`, from where it stands to its end: train, and run its commands.
 
     Args:
         path: absolute.
@@ -34,6 +36,14 @@ def run_trial(path: str, requeues: int) -> str:
     Raises:
         Exception: whatever went wrong at this rank, after it was written down; the other ranks are ended too.
     """
+    folder = TrialDirectory(Path(path))
+    more = folder.read_commands()
+    if not more.trains:
+        return run_commands_alone(folder, more.commands) if _rank() == 0 else "finished"
+    return _train(folder, more, requeues)
+
+
+def _train(folder: TrialDirectory, more: Commands, requeues: int) -> str:
     # Before all that takes seconds to import. It takes the place of submitit's handlers, which at rank 0 raise in the
     # middle of a round and elsewhere do nothing.
     notice = StopRequest()
@@ -44,8 +54,7 @@ def run_trial(path: str, requeues: int) -> str:
     from fedhpc.transport.base import Wire
     from fedhpc.transport.mpi import abort_at_exit, connect
 
-    folder, rank = TrialDirectory(Path(path)), int(os.environ.get("SLURM_PROCID", "0"))
-    begun = beginning(_job_id())
+    rank, begun = _rank(), beginning(job_id())
     wire: Wire | None = None
     try:
         wire = connect()
@@ -54,6 +63,7 @@ def run_trial(path: str, requeues: int) -> str:
         if rank == 0:
             folder.write_outcome(begun)
         stopped = train(Work(Source(folder.config, [], folder.path)), Machine(wire, notice, startup))
+        _run_commands(rank, more.commands if stopped != "preempted" else (), folder, notice)
     except InputError as error:
         # All ranks raise it with the same message, but for a file that this rank alone cannot read or write.
         if isinstance(error, FileError) and wire is not None:
@@ -92,9 +102,15 @@ def _end(folder: TrialDirectory, begun: Outcome, stopped: str, requeues: int) ->
         write_bytes(folder.sweep.again(os.environ["SLURM_JOB_ID"]), b"")
 
 
-def _job_id() -> str:
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
+def _run_commands(rank: int, commands: Sequence[Sequence[str]], folder: TrialDirectory, notice: StopRequest) -> None:
+    """Run what follows the training, at rank 0; from here on a signal ends it at once."""
+    if rank == 0 and commands:
+        notice.in_rounds = False
+        run_commands(folder, commands)
+
+
+def _rank() -> int:
+    return int(os.environ.get("SLURM_PROCID", "0"))
 
 
 def main() -> int:

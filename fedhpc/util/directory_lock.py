@@ -186,6 +186,10 @@ class DirectoryLock:
         write_json(self._json, asdict(mine))
         return f"the lock of {holder or 'a process that did not get to its name'} was left behind: taken over"
 
+    def holder(self) -> Holder | None:
+        """Return who holds the lock by lock.json; None where nobody does."""
+        return self._read()
+
     def _read(self) -> Holder | None:
         try:
             found = read_json(self._json, "")

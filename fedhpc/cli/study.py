@@ -1,0 +1,65 @@
+"""`run.py study CONFIG -o DIR`: the whole evaluation, and the paper's claims beside what was measured."""
+
+import argparse
+from pathlib import Path
+
+from fedhpc.cli.common import Parser, add_set
+from fedhpc.errors import InputError
+
+HELP = "the whole evaluation as one batch, and the paper's claims beside what was measured"
+EXAMPLES = (
+    "{run} study configs/study.yaml -o runs/study --quick --cluster local",
+    "{run} study configs/study.yaml -o runs/study --parts head --dry-run",
+    "{run} study runs/study",
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the arguments of the command."""
+    parser.describe(
+        "Run every cell of a study: federated over epsilon and density, baselines, corrupted hospitals, the legacy "
+        "scanner, a slow hospital, contributions, the audit. Then write claims.md, .csv and .json. The same command "
+        "goes on where it was stopped: what has finished is kept, what has failed is named and run again.\n\n"
+        "With the folder of a study in the place of CONFIG: write and print its claims again; nothing is run.",
+        EXAMPLES,
+    )
+    parser.add_argument("target", type=Path, metavar="CONFIG|DIR", help="a study's config (.yaml), or its folder")
+    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="the study's folder")
+    parser.add_argument(
+        "--quick", action="store_true", help="its section `quick`: a small cohort, one seed, a 2x2 grid"
+    )
+    parser.add_argument(
+        "--cluster", choices=("slurm", "local"), default="slurm", help="one SLURM array, or processes on this machine"
+    )
+    parser.add_argument("--parts", nargs="+", default=[], metavar="PART", help="only these parts (default: all)")
+    parser.add_argument("--dry-run", action="store_true", help="show the cells; run and write nothing")
+    parser.add_argument(
+        "--no-calibration", action="store_true", help="start at once: the time left is known when cells have ended"
+    )
+    add_set(parser, "override a key of the study's file; may be given again")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it, or show its claims."""
+    from fedhpc.run.display import Console
+    from fedhpc.study.command import Asked, show_claims, start
+
+    if options.target.is_dir():
+        if options.out is not None:
+            raise InputError(
+                f"study {options.target}: is a folder, which takes no -o. Give a config", code="command-line"
+            )
+        return show_claims(options.target, Console(speaks=True))
+    if options.out is None:
+        raise InputError("study: say where it goes: -o DIR", code="command-line")
+    asked = Asked(
+        config=options.target,
+        overrides=options.set,
+        out=options.out,
+        cluster=options.cluster,
+        quick=options.quick,
+        parts=options.parts,
+        dry_run=options.dry_run,
+        calibrate=not options.no_calibration,
+    )
+    return start(asked)

@@ -1,0 +1,156 @@
+"""The claims that are of no part: bytes, slow, corrupted and legacy hospitals, residency, and the audit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fedhpc.records.study import Cell, Claim, Study, StudyDirectory
+from fedhpc.study.figures import Figure, summary_of
+from fedhpc.study.paper import DENSE_MB, PACE, PARAMETERS, SENT_MB, SLOW_AUC_TOLERANCE, STRESS_TOLERANCE
+from fedhpc.study.plan import CLEAN, MEAN
+from fedhpc.study.rows import commands_of, figure_claim, not_measured, verdict_of
+from fedhpc.transport.egress_log import KINDS, read_log
+
+MB = 1e6
+
+
+def claims_of_tests(records: StudyDirectory, study: Study) -> Iterator[Claim]:
+    """Yield the rows that do not belong to one part."""
+    yield _bytes(records, study)
+    yield from _slow(records, study)
+    yield _corrupted(records, study)
+    yield _legacy(records, study)
+    yield _residency(records, study)
+    yield _audit(records, study)
+
+
+def _bytes(records: StudyDirectory, study: Study) -> Claim:
+    """Return the row of the payload: an update of the paper's size is really encoded, and its bytes are counted."""
+    name, told = "bytes of an update", f"{DENSE_MB:g} MB dense, {SENT_MB:g} MB sent"
+    cells = study.of("codec")
+    if not cells:
+        return not_measured(name, told, "the cell codec has not finished")
+    found = records.result(cells[0])
+    times = PARAMETERS / found["size"]
+    sent, dense = found["payload_bytes"] * times / MB, found["dense_bytes"] * times / MB
+    scaled = "" if times == 1 else f", scaled {times:g} times from {found['size']:,} entries"
+    why = (
+        f"len() of an encoded update of {PARAMETERS:,} Gaussian numbers{scaled}; density {found['density']:g}, "
+        f"{found['value_bits']} bits a value{_of_runs(records, study)}"
+    )
+    text = f"{dense:.0f} MB dense, {sent:.1f} MB sent"
+    return Claim(name, told, text, sent, None, None, verdict_of(sent <= SENT_MB), why, commands_of(cells))
+
+
+def _of_runs(records: StudyDirectory, study: Study) -> str:
+    """Return what a round of the study's own runs sent, all hospitals together, by the bytes that were received."""
+    told = []
+    for cell in (one for one in study.of("federated") if one.paper and one.seed == min(_seeds(study, one.part))):
+        s = summary_of(records, cell)
+        told.append(f"{cell.part} {s['bytes_up_per_round']:,.0f} of {s['dense_bytes_per_round']:,} bytes")
+    return f". A round of this study sent: {', '.join(told)}" if told else ""
+
+
+def _seeds(study: Study, part: str) -> list[int]:
+    return [cell.seed for cell in study.of("federated", part) if cell.paper]
+
+
+def _slow(records: StudyDirectory, study: Study) -> Iterator[Claim]:
+    told = f"no stall (pace at least {PACE:g}, AUC within {SLOW_AUC_TOLERANCE:g})"
+    if not study.of("schedule"):
+        yield not_measured("slow hospital", told, "no cell of the slow hospital has finished")
+    for cell in study.of("schedule"):
+        privacy = "without privacy" if cell.epsilon is None else f"epsilon {cell.epsilon:g}"
+        rows = {row["case"]: row for row in records.result(cell)["rows"]}
+        plan, wait = rows["plan"], rows["wait"]
+        met = plan["pace"] >= PACE and abs(plan["less_even"]) <= SLOW_AUC_TOLERANCE
+        text = f"pace {plan['pace']:.2f} planned, {wait['pace']:.2f} waited for; AUC {plan['less_even']:+.4f}"
+        why = (
+            f"{records.result(cell)['factor']:g} times slower; pace: share of the rounds a minute without a slow "
+            "hospital, by CPU seconds of the sites' training, exchange left out; tolerances ours"
+        )
+        yield Claim(
+            f"slow hospital, {privacy}", told, text, plan["pace"], None, None, verdict_of(met), why, commands_of([cell])
+        )
+
+
+def _corrupted(records: StudyDirectory, study: Study) -> Claim:
+    """Return the row of the worst case under the best robust rule, each against the clean run of the mean."""
+    name, told = "corrupted hospital", f"AUC kept (at most {STRESS_TOLERANCE:g} less)"
+    cells = study.of("stress")
+    clean = [cell for cell in cells if (cell.case, cell.rule) == (CLEAN, MEAN)]
+    robust = sorted({cell.rule for cell in cells} - {MEAN})
+    if not clean or not robust:
+        return not_measured(name, told, "the clean run, or every robust rule, has not finished")
+    base = summary_of(records, clean[0])["auc"]
+    aucs = {(cell.case, cell.rule): summary_of(records, cell)["auc"] for cell in cells if cell.case != CLEAN}
+    worst = {rule: _worst(aucs, base, rule) for rule in (MEAN, *robust)}
+    best = max(robust, key=lambda rule: worst[rule][1])
+    case, less = worst[best]
+    lost = [cell.name for cell in study.cells if cell.kind == "stress" and cell.status != "finished"]
+    why = (
+        f"worst of {len({case for case, _ in aucs})} cases under {best}; under the mean {worst[MEAN][1]:+.3f} "
+        f"({worst[MEAN][0]}); one run a case, the same noise in all; tolerance ours"
+        + (f"; not finished: {', '.join(lost)}" if lost else "")
+    )
+    text = f"{less:+.3f} ({case})"
+    mine = [cell for cell in cells if (cell.case, cell.rule) == (case, best)]
+    return Claim(name, told, text, less, None, None, verdict_of(less >= -STRESS_TOLERANCE), why, commands_of(mine))
+
+
+def _worst(aucs: Mapping[tuple[str, str], float], base: float, rule: str) -> tuple[str, float]:
+    """Return the case that costs a rule most, and the AUC there less the clean one."""
+    found = {case: auc - base for (case, one), auc in aucs.items() if one == rule}
+    case = min(found, key=lambda one: found[one], default=CLEAN)
+    return case, found.get(case, 0.0)
+
+
+def _legacy(records: StudyDirectory, study: Study) -> Claim:
+    name, told = "legacy scanner", "gains by the federation"
+    cells = study.of("legacy")
+    if not cells:
+        return not_measured(name, told, "the cell legacy has not finished")
+    result = records.result(cells[0])
+    row: dict[str, Any] = next(row for row in result["rows"] if row["site"] == cells[0].case)
+    alone, federated, personal = (row[f"{way}_auc"]["mean"] for way in ("alone", "federated", "personal"))
+    gain, half = row["gain_over_alone_auc"]["mean"], row["gain_over_alone_auc"]["half"]
+    why = (
+        f"{cells[0].case}; the gain is that of its personal model over one of its own patients alone, paired, over "
+        f"patients and {len(result['seeds'])} cohort(s); met where the whole interval is above 0"
+    )
+    text = f"AUC alone {alone:.3f}, federated {federated:.3f}, personal {personal:.3f}: {gain:+.3f} ±{half:.3f}"
+    claim = Claim(name, told, text, None, None, None, verdict_of(gain - half > 0), why, "")
+    return figure_claim(claim, Figure(gain, gain - half, gain + half, "patients and runs"), cells)
+
+
+def _residency(records: StudyDirectory, study: Study) -> Claim:
+    """Return the row of the egress logs: everything that left a hospital in any run is of a kind that may."""
+    name, told = "data residency", "100 % of images stay"
+    cells = [cell for cell in study.cells if cell.is_run and cell.status == "finished"]
+    logs = [path for cell in cells for path in sorted((records.path / cell.run).glob("sites/*/egress.jsonl"))]
+    if not logs:
+        return not_measured(name, told, "no run has finished")
+    entries = [entry for path in logs for entry in read_log(path)]
+    strange = [entry for entry in entries if entry.kind not in KINDS]
+    searched = sum(entry.searched is not None for entry in entries)
+    share = 100 * (1 - len(strange) / max(1, len(entries)))
+    text = f"{share:.0f} %: {len(entries):,} payloads left, {len(strange)} of a kind that may not"
+    why = (
+        f"by the egress logs of {len(logs)} hospitals in {len(cells)} runs; {searched:,} payloads were also searched "
+        "for pixels of their hospital's images as they left, and a hit ends the run"
+    )
+    command = f"python run.py egress {records.path / cells[0].run}  (and {len(cells) - 1} more runs)"
+    return Claim(name, told, text, share, None, None, verdict_of(bool(entries) and not strange), why, command)
+
+
+def _audit(records: StudyDirectory, study: Study) -> Claim:
+    """Return the row of the audit; one that did not pass has failed as a cell, and left what it found."""
+    name, told = "the guarantee under attack", "epsilon holds"
+    cells: Sequence[Cell] = [cell for cell in study.cells if cell.kind == "audit"]
+    if not cells or not (records.path / cells[0].run / "result.json").exists():
+        return not_measured(name, told, "the audit has not finished", cells)
+    found = records.result(cells[0])
+    claims = [one for one in found["findings"] if one["kind"] == "claim"]
+    held = sum(one["verdict"] == "holds" for one in claims)
+    text = f"{held} of {len(claims)} measured claims hold"
+    why = f"quick audit at epsilon {found['claim']['epsilon']:g}: {found['verdict']}"
+    return Claim(name, told, text, None, None, None, verdict_of(bool(found["passed"])), why, commands_of(cells))

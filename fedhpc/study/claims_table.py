@@ -1,0 +1,67 @@
+"""The claims as a table for a terminal, as Markdown, CSV and JSON."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from fedhpc.records.study import Claim, StudyDirectory
+from fedhpc.util.files import write_text
+from fedhpc.util.text import fitted
+
+HEAD = ("claim", "paper", "measured", "verdict")
+
+
+def write_claims(records: StudyDirectory, claims: tuple[Claim, ...]) -> None:
+    """Write claims.json, claims.csv and claims.md."""
+    records.write_claims(claims)
+    write_text(records.claims.with_suffix(".csv"), _csv(claims))
+    write_text(records.claims.with_suffix(".md"), _markdown(claims))
+
+
+def claims_text(claims: Sequence[Claim]) -> str:
+    """Return the table for a terminal: without reasons, which claims.md has."""
+    rows = [HEAD, *((one.name, one.paper, one.measured or "-", one.verdict) for one in claims)]
+    return f"paper against measured\n{fitted(rows)}\n{_counts(claims)}"
+
+
+def _counts(claims: Sequence[Claim]) -> str:
+    """Return how many are met, missed and not measured.
+
+    >>> _counts([])
+    '0 met, 0 missed, 0 not measured'
+    """
+    counts = Counter(one.verdict for one in claims)
+    return f"{counts['met']} met, {counts['missed']} missed, {counts['not measured']} not measured"
+
+
+def _csv(claims: Sequence[Claim]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Claim.__dataclass_fields__))
+    writer.writeheader()
+    writer.writerows(asdict(one) for one in claims)
+    return text.getvalue()
+
+
+def _markdown(claims: Sequence[Claim]) -> str:
+    head = [*HEAD, "how, and why", "command"]
+    lines = ["# Paper against measured", "", _row(head), _row(["---"] * len(head))]
+    lines += [
+        _row(
+            [
+                one.name,
+                one.paper,
+                one.measured or "-",
+                f"**{one.verdict}**",
+                one.why,
+                one.command and f"`{one.command}`",
+            ]
+        )
+        for one in claims
+    ]
+    return "\n".join([*lines, "", _counts(claims), ""])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

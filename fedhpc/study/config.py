@@ -1,0 +1,172 @@
+"""A study's YAML: the parts, the tests beside them, the resources, and what `--quick` lays over all of it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from fedhpc.config.loader import apply_override, merged, problems_of, read_tree, told_of
+from fedhpc.errors import ConfigError
+from fedhpc.sweep.config import Local, Slurm
+from fedhpc.util.section import Section
+
+Tree = dict[str, Any]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,20}$")]
+Epsilon = Annotated[float, Field(gt=0)] | None
+Density = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0)]
+QUICK = "quick"
+
+
+class Point(Section):
+    """One point of a part's grid."""
+
+    epsilon: Epsilon = Field(description="target; null: without privacy")
+    density: Density = Field(description="share of the update that is sent")
+
+
+class Part(Section):
+    """A model on a cohort: federated over a grid, and its baselines."""
+
+    config: str = Field(description="config of a federated run, relative to the study's file")
+    set: Tree = Field(default={}, description="keys laid over it, in all cells of the part")
+    without_privacy: Tree = Field(default={}, description="keys laid over the cells whose epsilon is null")
+    epsilons: Annotated[tuple[Epsilon, ...], Field(min_length=1)] = Field(description="targets; null: without privacy")
+    densities: Annotated[tuple[Density, ...], Field(min_length=1)] = Field(description="shares of the update sent")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(description="one run for each")
+    centralised: Tree | None = Field(
+        default=None, description="keys of the centralised baseline; `extends` for one of its own; null: none"
+    )
+    local: Tree | None = Field(default=None, description="keys of the local-only baseline; null: none")
+    paper: Point = Field(description="the point whose results stand beside the paper's claims")
+
+
+class StressTests(Section):
+    """One corrupted or hostile site: a run for each case and rule, and the clean run of each rule."""
+
+    part: Name = Field(description="of which part")
+    epsilon: Epsilon = Field(description="of all runs")
+    cases: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="of stress.case")
+    rules: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="of aggregation.rule")
+    site: str = Field(description="the bad one")
+    noise_seed: int = Field(
+        default=1, description="privacy.noise_seed of all runs, so that a draw of the noise drops out of differences"
+    )
+
+
+class Legacy(Section):
+    """The hospital with the legacy scanner: `bench legacy`."""
+
+    config: str = Field(description="config with personalisation, relative to the study's file")
+    set: Tree = Field(default={}, description="keys laid over it")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(description="one cohort for each")
+    held_out: Annotated[int, Field(ge=1)] = Field(description="new test images of each site")
+    site: str = Field(description="the hospital with that scanner")
+
+
+class SlowHospital(Section):
+    """A slow hospital that is waited for, and that is planned for: `bench schedule`."""
+
+    part: Name = Field(description="of which part")
+    epsilons: Annotated[tuple[Epsilon, ...], Field(min_length=1)] = Field(description="a cell for each")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(description="of the runs of a cell")
+    site: str = Field(description="the slow one")
+    factor: Annotated[float, Field(gt=1)] = Field(default=10.0, description="how many times slower it is")
+
+
+class Contributions(Section):
+    """Who contributed how much: runs that keep their updates, and `run.py contribution`."""
+
+    part: Name = Field(description="of which part")
+    epsilons: Annotated[tuple[Epsilon, ...], Field(min_length=1)] = Field(description="a run for each")
+    density: Density = Field(default=1.0, description="of the updates")
+
+
+class Audit(Section):
+    """The privacy audit, quick: `run.py audit --quick`."""
+
+    part: Name = Field(description="of which part")
+    epsilon: Annotated[float, Field(gt=0)] = Field(default=1.0, description="that is attacked")
+
+
+class Codec(Section):
+    """Bytes of one encoded update: `bench codec`."""
+
+    size: Annotated[int, Field(ge=1)] = Field(description="entries of the update that is really encoded")
+    density: Density = Field(default=0.1, description="share of the entries that is sent")
+    value_bits: int = Field(default=4, description="of a sent value")
+
+
+class StudyConfig(Section):
+    """A study, checked."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,40}$")] = Field(description="of the study")
+    parts: dict[Name, Part] = Field(min_length=1, description="models and their grids, by name")
+    stress: StressTests | None = Field(default=None, description="corrupted and hostile sites; null: none")
+    legacy: Legacy | None = Field(default=None, description="the legacy scanner; null: left out")
+    schedule: SlowHospital | None = Field(default=None, description="a slow hospital; null: left out")
+    contribution: Contributions | None = Field(default=None, description="contributions; null: left out")
+    audit: Audit | None = Field(default=None, description="the audit; null: left out")
+    codec: Codec | None = Field(default=None, description="bytes of an update of the paper's size; null: left out")
+    slurm: Slurm = Field(default=Slurm(), description="resources of a cell under --cluster slurm, as of a sweep")
+    local: Local = Field(default=Local(), description="resources of a cell under --cluster local, as of a sweep")
+
+    def part_problems(self) -> list[str]:
+        """Return what names a part that there is not."""
+        named = {"stress": self.stress, "schedule": self.schedule, "contribution": self.contribution}
+        found = {**named, "audit": self.audit}
+        return [
+            f"{key}.part={one.part}: there is no such part; name one of {', '.join(self.parts)}"
+            for key, one in found.items()
+            if one is not None and one.part not in self.parts
+        ]
+
+
+def load_study(path: Path, overrides: list[str], *, quick: bool, parts: Iterable[str] = ()) -> StudyConfig:
+    """Read, merge and check a study's file.
+
+    Args:
+        path: the YAML file.
+        overrides: `key=value`, laid over all else.
+        quick: lay its section `quick` over the others.
+        parts: only these parts, with the tests that are of one of them; all where none is named.
+
+    Raises:
+        ConfigError: with every problem of the study's own sections, one a line.
+    """
+    tree = read_tree(path)
+    over = tree.pop(QUICK, None)
+    if quick and not isinstance(over, dict):
+        raise ConfigError(f"{path}: --quick needs a section {QUICK}, which says what is smaller. Add one")
+    tree = merged(tree, over) if quick and isinstance(over, dict) else tree
+    for override in overrides:
+        apply_override(tree, override)
+    wanted = set(parts)
+    unknown = sorted(wanted - set(tree.get("parts") or ()))
+    if unknown:
+        raise ConfigError(f"--parts {' '.join(unknown)}: {path} has no such part. Name some of {_names(tree)}")
+    if wanted:
+        tree = _only(tree, wanted)
+    try:
+        study = StudyConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(told_of(path, problems_of(error, StudyConfig, tree))) from None
+    problems = study.part_problems()
+    if problems:
+        raise ConfigError(told_of(path, problems))
+    return study
+
+
+def _names(tree: Tree) -> str:
+    return ", ".join(tree.get("parts") or ("none",))
+
+
+def _only(tree: Tree, wanted: set[str]) -> Tree:
+    """Return the tree with some of its parts, and without the tests of others."""
+    kept = {key: value for key, value in tree.items() if not _is_of_other(value, wanted)}
+    return {**kept, "parts": {name: part for name, part in tree["parts"].items() if name in wanted}}
+
+
+def _is_of_other(section: object, wanted: set[str]) -> bool:
+    return isinstance(section, dict) and "part" in section and section["part"] not in wanted
