@@ -21,6 +21,9 @@ OWNERS = {
     "opacus": ["fedhpc.bench.opacus_modes", "fedhpc.privacy", "fedhpc.site"],
     "psutil": ["fedhpc.util.processes"],
     "submitit": ["fedhpc.sweep"],
+    "mlflow": ["fedhpc.run.tracking"],
+    "rich": ["fedhpc.watch"],
+    "tensorboardX": ["fedhpc.run.tracking"],
 }
 # All that the code of a hospital imports from outside of fedhpc: what is not named here could be a way out.
 SITE_IMPORTS = {"collections", "contextlib", "copy", "dataclasses", "functools", "h5py", "hashlib", "hmac", "io"} | {

@@ -26,6 +26,7 @@ from fedhpc.config.privacy import Privacy
 from fedhpc.config.rules import cross_field_rules, secure_sum_rules
 from fedhpc.config.schedule import Schedule, efforts_of, schedule_rules
 from fedhpc.config.stress import Stress
+from fedhpc.config.tracking import Tracker
 from fedhpc.config.unused_keys import unused_key_rules
 from fedhpc.util.section import Section
 
@@ -228,6 +229,12 @@ class RunConfig(Section):
     runtime: Runtime = Field(default=Runtime(), description="the machine under a rank")
     faults: Faults = Field(default=Faults(), description="what happens when a rank ends, hangs or does not come")
     schedule: Schedule = Field(default=Schedule(), description="whether a slow site is waited for, or does less work")
+    tracking: tuple[Tracker, ...] = Field(
+        default=(),
+        description="also write the metrics of rounds.jsonl, at rank 0, as TensorBoard's event files (tensorboard/ in "
+        "the run directory) or for MLflow (mlruns/ there): tensorboard, mlflow, or both; needs `pip install "
+        "'fedhpc[tracking]'`",
+    )
 
     def replace(self, changes: Mapping[str, Any]) -> "RunConfig":
         """Return a config with some keys changed, checked like any config.

@@ -18,6 +18,7 @@ runs/<name>/
     state/round-0007.npz the global parameters after 7 rounds; the last three are kept
     state/updates/       round-0007.npz: what rank 0 received in round 7 (`contribution.store_updates`); mode 0600
     egress.jsonl         what the aggregator sent, a line a payload
+    tensorboard/, mlruns/  the points of rounds.jsonl for these programs (`tracking`)
     sites/<site>/        ledger.jsonl, egress.jsonl, residual-0007.npz or model-0007.npz; private: shard.json, log.txt,
                          personal.pt and personal.json (`personalisation`; of a run that was continued after 10 rounds
                          also personal-0010.pt and .json); mode 0600

@@ -17,7 +17,7 @@ from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
-FREE: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}, "faults": True}
+FREE: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}, "faults": True, "tracking": True}
 """A hospital may have moved to another node since, or be missing. Each round records which sites it is made of."""
 
 

@@ -32,6 +32,7 @@ from fedhpc.run.round_terms import round_terms, secure_mean
 from fedhpc.run.saved_state import fresh_average, loaded_state, save_run_state
 from fedhpc.run.secure_channel import wire_line
 from fedhpc.run.session import POOLED, Session, open_ledgers, session_trust
+from fedhpc.run.tracking import Sink, open_sinks, tell
 from fedhpc.secagg.protocol import round_bytes
 from fedhpc.transport.collectives import all_agree, broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import of_each
@@ -57,10 +58,11 @@ class Closing:
 
 @dataclass
 class Progress:
-    """What grows while a run goes on; the records are rank 0's."""
+    """What grows while a run goes on; the records, and where else their points go (`tracking`), are rank 0's."""
 
     stop_after: int | None
     records: list[dict[str, Any]] = field(default_factory=list)
+    sinks: Sequence[Sink] = ()
     done_here: int = 0
     round_started: float = field(default_factory=time.monotonic)
 
@@ -105,7 +107,7 @@ def run(session: Session, stop_after: int | None, on_begin: Callable[[int], None
     lifetimes = open_ledgers(session, resumed.heads)
     begin(session, resumed.first)
     centre_features(session, resumed)
-    progress = Progress(stop_after, resumed.records)
+    progress = Progress(stop_after, resumed.records, _sinks(session, resumed))
     _introduce(session, resumed.first, lifetimes)
     run_on_all_ranks(session.transport, lambda: None if session.transport.rank else on_begin(resumed.first))
     session.transport.limit_waits(session.declared.faults.round_timeout_s)
@@ -128,7 +130,12 @@ def run(session: Session, stop_after: int | None, on_begin: Callable[[int], None
     if numbers:
         session.console.say(f"the privacy budget ends the run after round {done}:\n{numbers}")
     finish(session, models, progress.records, stopped)
+    tell(progress.sinks, lambda sink: sink.finish(session.directory.read_summary()))
     return Ended(stopped, models)
+
+
+def _sinks(session: Session, resumed: Resumed) -> Sequence[Sink]:
+    return () if session.transport.rank else open_sinks(session.directory, session.config, resumed.records)
 
 
 def _budget_numbers(session: Session, done: int) -> str:
@@ -311,6 +318,7 @@ def _record(session: Session, end: RoundEnd, ran: Ran, progress: Progress) -> No
     session.directory.lock.check_held()
     session.directory.append_round(record)
     progress.records.append(record)
+    progress.sinks = tell(progress.sinks, lambda sink: sink.round(record))
 
 
 def _tell(session: Session, done: int, records: Sequence[Mapping[str, Any]]) -> None:
