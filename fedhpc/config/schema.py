@@ -23,8 +23,9 @@ from fedhpc.config.faults import Faults, fault_rules
 from fedhpc.config.model import Model, TaskKind
 from fedhpc.config.personalisation import Personalisation
 from fedhpc.config.privacy import Privacy
-from fedhpc.config.rules import cross_field_rules, secure_sum_rules
+from fedhpc.config.rules import cross_field_rules
 from fedhpc.config.schedule import Schedule, efforts_of, schedule_rules
+from fedhpc.config.secure_sum_rules import secure_sum_rules
 from fedhpc.config.stress import Stress
 from fedhpc.config.tracking import Tracker
 from fedhpc.config.unused_keys import unused_key_rules

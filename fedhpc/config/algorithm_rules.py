@@ -1,0 +1,86 @@
+"""The rules of a config's section `algorithm`: with what each algorithm goes together."""
+
+from typing import TYPE_CHECKING
+
+from fedhpc.aggregation.server_sgd import ServerSgd
+
+if TYPE_CHECKING:
+    from fedhpc.config.schema import RunConfig
+
+
+def algorithm_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule of the section `algorithm`.
+
+    FedProx needs none: its term is a function of the parameters alone, whatever optimiser, rule or privacy there is.
+    The baselines exchange nothing and do not use the section, like `exchange`: one config is trained in all modes.
+    """
+    name, rule, server = config.algorithm.name, config.aggregation.rule, config.server
+    counted, follows = name in ("scaffold", "fednova"), name in ("scaffold", "fednova", "feddyn")
+    return [
+        (
+            name == "fednova" and config.private,
+            "algorithm.name=fednova: divides each update by the site's number of steps; with privacy on that "
+            "multiplies the noise of the sites with few steps. Set fedavg, fedprox, scaffold or feddyn",
+        ),
+        (
+            counted and config.training.optimizer != "sgd",
+            f"algorithm.name={name}: takes an update for a sum of gradients times the learning rate, which "
+            f"training.optimizer={config.training.optimizer} does not make; set training.optimizer=sgd",
+        ),
+        (
+            follows and rule != "mean",
+            f"algorithm.name={name}, aggregation.rule={rule}: what the sites and the aggregator keep adds up to zero "
+            "only where the global update is the weighted mean; set aggregation.rule=mean, or algorithm.name=fedprox",
+        ),
+        (
+            name == "feddyn" and server != ServerSgd(),
+            f"algorithm.name=feddyn, server.optimizer={server.optimizer}: FedDyn has a server step of its own; remove "
+            "the section server",
+        ),
+        (
+            name == "feddyn" and min(config.exchange.density, config.exchange.down) < 1,
+            f"algorithm.name=feddyn, exchange.density={config.exchange.density:g}: its server step adds up all updates "
+            "that have come; with entries that come rounds later it swings and can diverge. Set density=1",
+        ),
+        *_whole_federation_rules(config),
+        *_local_layers_rules(config),
+    ]
+
+
+def _whole_federation_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for what takes a round for FedAvg's: without a site, replayed, or not the same for all."""
+    name, faults, sites = config.algorithm.name, config.faults, len(config.data.sites)
+    follows = name in ("scaffold", "fednova", "feddyn")
+    fewer = bool(faults.absent) or (faults.min_sites is not None and faults.min_sites < sites)
+    return [
+        (
+            name in ("scaffold", "feddyn") and fewer,
+            f"algorithm.name={name}, faults.min_sites={faults.min_sites}, faults.absent: what the sites keep adds up "
+            "only over all of them, so that rounds without one would shift the model for good; remove both, or set "
+            "algorithm.name=fedprox",
+        ),
+        (
+            follows and config.contribution.store_updates,
+            f"algorithm.name={name}, contribution.store_updates: contributions are of means of updates, which is not "
+            "all that this algorithm makes of them; set store_updates=false, or algorithm.name=fedprox",
+        ),
+    ]
+
+
+def _local_layers_rules(config: "RunConfig") -> list[tuple[bool, str]]:
+    """(is broken, message) for each rule of parameters that stay at their sites."""
+    key, on = "algorithm.local_layers=norm", config.algorithm.local_layers != "none"
+    return [
+        (
+            on and config.model.name == "frozen",
+            f"{key}: the head of model.name=frozen has no normalisation layer; remove it, or train a network",
+        ),
+        (
+            on and config.training.average_last > 0,
+            f"{key}: the mean of the last global models does not fit one round's own layers; set average_last=0",
+        ),
+        (
+            on and config.personalisation.method != "none",
+            f"{key}: a personal model starts from the global one, without own layers; set personalisation.method=none",
+        ),
+    ]
