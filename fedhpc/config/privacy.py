@@ -60,6 +60,11 @@ class Privacy(Section):
         description="images that are in memory at once in a private step: bounds memory, changes no result beyond "
         "rounding",
     )
+    pad_batches: bool | Literal["auto"] = Field(
+        default="auto",
+        description="fill each batch of a private step with empty images to a multiple of 16, so that few shapes "
+        "occur; auto: on a GPU. An empty image adds nothing to the sum and is in no count",
+    )
     feature_mean_noise: Annotated[float, Field(ge=0.1, le=1e6)] = Field(
         default=12.0,
         description="noise multiplier of the one release of model.feature_mean=sites; it is charged beside the rounds, "

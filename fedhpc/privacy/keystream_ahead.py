@@ -7,6 +7,9 @@ from torch import Tensor
 
 from fedhpc.privacy.noise import WORD_BYTES, KeyStream
 
+ZEROS = bytes(2**20)
+"""What is encrypted at a time: so much that the thread seldom needs Python's lock, which the training holds."""
+
 
 class KeystreamAhead:
     """Reads a stream ahead of its use: the same bytes in the same order as `gaussian.released` reads without it.
@@ -29,7 +32,7 @@ class KeystreamAhead:
 
     def begin(self) -> Future[None]:
         """Make the bytes of the next release, over those of the one before, which must have ended."""
-        self._filled = self._pool.submit(self._stream.fill, self._memory.numpy())
+        self._filled = self._pool.submit(self._stream.fill, self._memory.numpy(), ZEROS)
         return self._filled
 
     def bytes(self) -> Tensor:

@@ -115,11 +115,11 @@ class KeyStream:
         blocks = Cipher(self._more, CTR(nonce)).encryptor().update(bytes(2 * BLOCK_BYTES))
         return int.from_bytes(blocks[:BLOCK_BYTES], "big"), int.from_bytes(blocks[BLOCK_BYTES:], "big")
 
-    def fill(self, out: NDArray[np.uint8]) -> None:
-        """The next bytes, as many as go into `out`, uint8 [n]."""
-        view, zeros = memoryview(out), memoryview(ZEROS)  # type: ignore[arg-type]
-        for at in range(0, len(out), len(ZEROS)):
-            size = min(len(ZEROS), len(out) - at)
+    def fill(self, out: NDArray[np.uint8], zeros: Bytes = ZEROS) -> None:
+        """The next bytes, as many as go into `out`, uint8 [n]; `zeros` is what is encrypted at a time."""
+        view, zeros = memoryview(out), memoryview(zeros)  # type: ignore[arg-type,assignment]
+        for at in range(0, len(out), len(zeros)):
+            size = min(len(zeros), len(out) - at)
             self._encryptor.update_into(zeros[:size], view[at : at + size])
 
     def _filled(self, n: int) -> NDArray[np.uint8]:

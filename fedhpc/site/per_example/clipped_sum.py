@@ -15,6 +15,9 @@ differentially private libraries"). What of the margin is proven, with n units d
   product: not so, in the last bits, for a map that was made to cancel).
 - Any other network with `privacy.max_physical_batch: 1`: each unit is computed by itself, so all that it adds is a
   function of that unit alone. The norm of just that vector is taken in float64, and the vector scaled down if needed.
+- Padding (`multiple`): rows of zeros behind the images, each a unit of its own, whose factor is 0 where the others'
+  is their clip factor. Its gradient times 0 is 0, added to the sum at its end: what it moves is the order in which a
+  kernel adds the others, as any other batch size does. Where its gradient is not finite the batch is taken without it.
 - Any other network in larger batches: NOT proven. float32 kernels may round a unit's gradient differently in another
   batch, and norms by Gram matrices lose digits where a gradient cancels. Tests measure it: below MARGIN / 4 for the
   networks that are shipped.
@@ -23,6 +26,7 @@ differentially private libraries"). What of the margin is proven, with n units d
 import contextlib
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +53,13 @@ class ClippedSum:
     finite adds nothing, since no factor would bound it.
     """
 
-    def __init__(self, model: nn.Module, clip_norm: float) -> None:
+    def __init__(self, model: nn.Module, clip_norm: float, multiple: int = 0) -> None:
         """Attach to `model` until `close`.
+
+        Args:
+            model: whose trained parameters' gradients are summed.
+            clip_norm: C.
+            multiple: pad every batch to a multiple of so many images, so that few shapes occur; 0: do not.
 
         Raises:
             PrivacyError: where the model cannot be trained with privacy.
@@ -61,7 +70,7 @@ class ClippedSum:
                 "the network has no trained parameter: unfreeze one, or train without privacy", code="privacy.network"
             )
         self._names, self.trained = tuple(named), tuple(named.values())
-        self._clip_norm = clip_norm
+        self._clip_norm, self._multiple = clip_norm, multiple
         self._recorder, self._head = Recorder(model), LinearHead.of(model)
         size = sum(p.numel() for p in self.trained)
         self._memory = torch.cat([p.new_empty(0) for p in self.trained])
@@ -108,28 +117,34 @@ class ClippedSum:
         self._units += 1 + int(owner.max()) if len(owner) else 0
         if self._units > LARGEST_COUNT:
             raise PrivacyError(f"more than {LARGEST_COUNT:,} units are drawn for one step; lower privacy.sample_rate")
+        padding = -len(images) % self._multiple if self._multiple else 0
         while len(images):
-            finite = self._add_if_finite(images, labels, owner)
+            finite = self._add_if_finite(_Batch(images, labels, owner).padded(padding), padding)
             if finite is None:
                 return
+            finite = finite[: len(images)]
             images, labels = images[finite], labels[finite]
-            owner = torch.unique(owner[finite], return_inverse=True)[1]
+            owner, padding = torch.unique(owner[finite], return_inverse=True)[1], 0
 
-    def _add_if_finite(self, images: Tensor, labels: Tensor, owner: Tensor) -> Tensor | None:
-        """Add the batch; or where some unit's gradient is not finite add nothing, and tell whose is, bool [n]."""
+    def _add_if_finite(self, batch: "_Batch", padding: int) -> Tensor | None:
+        """Add the batch; or where some unit's gradient is not finite add nothing, and tell whose is, bool [n].
+
+        The last `padding` rows are padding.
+        """
+        images, labels, owner = batch.images, batch.labels, batch.owner
         if self._head is not None:
             with torch.no_grad(), _full_precision(images.device):
-                return self._add_head(self._head, images, labels, owner)
+                return self._add_head(self._head, batch, padding)
         turns = UnitOrder.of(owner)
         tape = self._record(turns.arrange(images), turns.arrange(labels), turns)
         with torch.no_grad(), _full_precision(images.device):
-            finite = self._add_recorded(tape, turns)
+            finite = self._add_recorded(tape, turns, padding)
         return None if finite is None else turns.in_batch(finite)
 
-    def _add_head(self, head: LinearHead, images: Tensor, labels: Tensor, owner: Tensor) -> Tensor | None:
-        x = head.features(images)
-        r = head.residuals(x, labels, owner)
-        factor, finite = self._factors(head.squared_norms(x, r, owner))
+    def _add_head(self, head: LinearHead, batch: "_Batch", padding: int) -> Tensor | None:
+        x = head.features(batch.images)
+        r = head.residuals(x, batch.labels, batch.owner)
+        factor, finite = self._factors(head.squared_norms(x, r, batch.owner), padding)
         if finite is None:
             self._add(dict(zip(self.trained, head.weighted_sums(x, r, factor), strict=True)))
         return finite
@@ -155,19 +170,20 @@ class ClippedSum:
         tape.finish()
         return tape
 
-    def _add_recorded(self, tape: ForwardRecord, turns: UnitOrder) -> Tensor | None:
+    def _add_recorded(self, tape: ForwardRecord, turns: UnitOrder, padding: int) -> Tensor | None:
         """The same as `_add_if_finite`, but bool [units]."""
         units = turns.unit_sums(tape.kept)
         squares = squared_norms(units)
         for use in tape.by_gram:
             # Where the terms cancel, rounding can leave less than nothing.
             squares += turns.pair_sums(inner_products(use.layer, use.x, use.g, turns.pairs())).clamp_(min=0)
-        factor, finite = self._factors(squares)
+        # Units go by falling number of images, and equal ones as they come: padding is last.
+        factor, finite = self._factors(squares, padding)
         if finite is None:
             sums = self._kept_sums(tape, torch.mv(units.t(), factor))
             for use in tape.by_gram:
                 sums[use.layer.weight] = weighted_sum(use.layer, use.x, use.g, turns.of_images(factor))
-            scale = self._shrink(sums.values()) if len(units) == 1 else 1.0
+            scale = self._shrink(sums.values()) if len(units) == padding + 1 else 1.0
             self._add(sums, scale)
         return finite
 
@@ -193,11 +209,14 @@ class ClippedSum:
                 total.add_(part, alpha=scale)
         self._batches += 1
 
-    def _factors(self, squares: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What gradients of these squared norms are multiplied by; and which are finite, unless all are."""
+    def _factors(self, squares: Tensor, padding: int) -> tuple[Tensor, Tensor | None]:
+        """What gradients of these squared norms are multiplied by, 0 for the last `padding`; which are finite, if any
+        is not."""
         finite = torch.isfinite(squares)
         # For a gradient of zero the quotient is infinite before it is bounded.
-        return (self._clip_norm / squares.sqrt()).clamp(max=1), None if finite.all() else finite
+        factors = (self._clip_norm / squares.sqrt()).clamp(max=1)
+        factors[len(factors) - padding :] = 0
+        return factors, None if finite.all() else finite
 
     def _kept_sums(self, tape: ForwardRecord, weighted: Tensor) -> dict[Tensor, Tensor]:
         sums = dict(zip(tape.slots, torch.split(weighted, [p.numel() for p in tape.slots]), strict=True))
@@ -210,6 +229,25 @@ class ClippedSum:
         if self._memory.numel() < n * entries:
             self._memory = self._memory.new_empty(n * entries)
         return self._memory[: n * entries].view(n, entries)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images, labels and owner as `ClippedSum.add` takes them (private)."""
+
+    images: Tensor
+    labels: Tensor
+    owner: Tensor
+
+    def padded(self, rows: int) -> "_Batch":
+        """With so many rows of zeros behind, each a unit of its own, of class 0 or without a finding."""
+        if not rows:
+            return self
+        units = torch.arange(1, rows + 1, device=self.owner.device) + self.owner.max()
+        more = [t.new_zeros((rows, *t.shape[1:])) for t in (self.images, self.labels)]
+        return _Batch(
+            torch.cat([self.images, more[0]]), torch.cat([self.labels, more[1]]), torch.cat([self.owner, units])
+        )
 
 
 def squared_norms(rows: Tensor) -> Tensor:

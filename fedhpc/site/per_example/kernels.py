@@ -19,13 +19,38 @@ from fedhpc.site.per_example.unit_order import RowPair
 
 Layer = nn.Conv2d | nn.Linear
 
-# Costs in multiply-adds, as timed in float32 on one AVX-512 core (which does about 4e10 of them a second).
-KEEP_AN_ENTRY = 50  # to write, square and sum one entry of one image's gradient
-ADD_AN_ENTRY = 10  # to add one entry of a shifted block of a Gram matrix
-GRAM_OVERHEAD = 6_000_000  # a dozen more calls of torch, and the weighted sum's start
-
 CHANNEL_BLOCK = 8  # oneDNN's grouped kernels work on blocks of 8 channels
-CACHED_ENTRIES = 2**19  # what is unfolded at a time: 2 MB in float32, a core's cache
+BULKY_ENTRIES = 2**20  # gradients of fewer entries, of all images of a layer, are never too large to keep
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What decides between the ways on one type of device, in multiply-adds.
+
+    Attributes:
+        keep_entry: to write, square and sum one entry of one image's gradient.
+        add_entry: to add one entry of a shifted block of a Gram matrix.
+        gram: two dozen more calls of torch, and the weighted sum's start.
+        unfolded_entries: what is unfolded at a time.
+    """
+
+    keep_entry: int
+    add_entry: int
+    gram: int
+    unfolded_entries: int
+
+
+COSTS = {
+    # As timed in float32 on one AVX-512 core, which does about 4e10 multiply-adds a second. 2 MB are a core's cache.
+    "cpu": Costs(keep_entry=50, add_entry=10, gram=6_000_000, unfolded_entries=2**19),
+    # By an H200: 2.5e13 multiply-adds a second in float32, 4.2e12 bytes, 5 us a call. 0.5 GB keep it busy.
+    "cuda": Costs(keep_entry=100, add_entry=70, gram=3_000_000_000, unfolded_entries=2**27),
+}
+
+
+def costs_of(t: Tensor) -> Costs:
+    """Those of the device that a tensor lies on; of a GPU for any that is not the CPU."""
+    return COSTS["cpu" if t.device.type == "cpu" else "cuda"]
 
 
 @dataclass(frozen=True)
@@ -82,17 +107,17 @@ def prefers_gram(layer: Layer, x: Tensor, g: Tensor, pairs: int) -> bool:
         g: its output, or the gradient there; only the shape is used.
         pairs: of how many pairs of images the inner product is needed: n where each image is its own unit.
     """
-    n, weights = len(x), layer.weight.numel()
+    n, weights, costs = len(x), layer.weight.numel(), costs_of(x)
     if isinstance(layer, nn.Linear):
         gram = (x.shape[1:].numel() // layer.in_features) ** 2 * (layer.in_features + layer.out_features)
     elif layer.groups > 1:
         return False
     else:
         pixels, positions, taps = x.shape[2:].numel(), g.shape[2:].numel(), math.prod(layer.kernel_size)
-        gram = pixels**2 * layer.in_channels + positions**2 * (layer.out_channels + ADD_AN_ENTRY * taps)
+        gram = pixels**2 * layer.in_channels + positions**2 * (layer.out_channels + costs.add_entry * taps)
     # Gradients far larger than x and g are not kept even where that is quicker: Gram matrices are cheap then, too.
-    bulky = n * weights > 2 * CACHED_ENTRIES and weights > 4 * (x.shape[1:].numel() + g.shape[1:].numel())
-    return bulky or pairs * gram + GRAM_OVERHEAD < n * weights * KEEP_AN_ENTRY
+    bulky = n * weights > BULKY_ENTRIES and weights > 4 * (x.shape[1:].numel() + g.shape[1:].numel())
+    return bulky or pairs * gram + costs.gram < n * weights * costs.keep_entry
 
 
 def inner_products(layer: Layer, x: Tensor, g: Tensor, pairs: Sequence[RowPair]) -> Tensor:
@@ -105,7 +130,7 @@ def inner_products(layer: Layer, x: Tensor, g: Tensor, pairs: Sequence[RowPair])
     if isinstance(layer, nn.Linear):
         x, g = _rows(x).transpose(1, 2), _rows(g).transpose(1, 2)
     gram_of_inputs = _gram if isinstance(layer, nn.Linear) else _patch_gram(layer, g.shape[2:])
-    step = max(1, 2 * CACHED_ENTRIES // max(x.shape[2:].numel() ** 2, g.shape[2:].numel() ** 2))
+    step = max(1, 2 * costs_of(x).unfolded_entries // max(x.shape[2:].numel() ** 2, g.shape[2:].numel() ** 2))
     products = []
     for a, b in pairs:
         parts = zip(*(torch.split(t[rows], step) for t in (x, g) for rows in (a, b)), strict=True)
@@ -167,7 +192,7 @@ def _write_unfolded_input(layer: nn.Conv2d, x: Tensor, g: Tensor, out: Tensor) -
     groups, positions = layer.groups, g.shape[2:].numel()
     entries = layer.weight.numel() // layer.out_channels
     out = out.view(len(x), groups, entries, -1)
-    step = max(1, CACHED_ENTRIES // (groups * entries * positions))
+    step = max(1, costs_of(x).unfolded_entries // (groups * entries * positions))
     for at in range(0, len(x), step):
         taken = slice(at, at + step)
         patches = _patches(layer, x[taken], [p for *_, p, _ in _axes(layer)], g.shape[2:])
@@ -187,7 +212,7 @@ def _write_unfolded_gradient(layer: nn.Conv2d, x: Tensor, g: Tensor, out: Tensor
     """
     entries, pixels = layer.weight.numel() // layer.in_channels, x.shape[2:].numel()
     out = out.view(len(x), entries, layer.in_channels)
-    step = max(1, CACHED_ENTRIES // (entries * pixels))
+    step = max(1, costs_of(x).unfolded_entries // (entries * pixels))
     for at in range(0, len(x), step):
         taken = slice(at, at + step)
         patches = _patches(layer, g[taken], [d * (k - 1) - p for k, _, p, d in _axes(layer)], x.shape[2:])

@@ -27,6 +27,9 @@ from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
 from fedhpc.site.training.optimizers import Optimizer
 from fedhpc.util.arrays import I64
 
+PAD_MULTIPLE = 16
+"""Images. A GPU's library searches anew for the kernels of each layer at every size of a batch that it has not seen,
+which takes ten times as long as the step; Poisson batches of 64 images in the mean are padded to some five sizes."""
 LARGEST_PARAMETER = 1e4
 """Of a model of which a private step is made. Weights of 1e7, which an aggregator could send and a large rate can make
 in one step, amplify the rounding of features that a batch of another size gives, so that a clipped sum moves by more
@@ -92,12 +95,16 @@ def physical_batches(drawn: list[I64], limit: int) -> Iterator[tuple[I64, I64, b
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """What a private optimiser needs: clip norm C, sigma / C, the public expected unit count, the noise's source."""
+    """What a private optimiser needs: clip norm C, sigma / C, the public expected unit count, the noise's source.
+
+    `multiple` as `ClippedSum` takes it.
+    """
 
     clip_norm: float
     noise_multiplier: float
     expected_units: float
     noise: KeyStream
+    multiple: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ class PrivateStep:
         Raises:
             PrivacyError: where the model cannot be trained with privacy.
         """
-        clipped = ClippedSum(model, terms.clip_norm)
+        clipped = ClippedSum(model, terms.clip_norm, terms.multiple)
         if not clipped.mean.is_cuda or not terms.noise_multiplier:
             return cls(clipped, optimizer, terms)
         return cls(clipped, optimizer, terms, KeystreamAhead(terms.noise, len(clipped.mean), pinned=True))

@@ -18,6 +18,7 @@ from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.training.dp_sgd import (
     LARGEST_PARAMETER,
+    PAD_MULTIPLE,
     Entropy,
     NoiseConfig,
     PrivateStep,
@@ -204,7 +205,9 @@ def train_private(local: LocalRound, work: PrivateWork) -> None:
     """
     model, samples, config, device = local.model, local.samples, local.config, local.device
     plan, p, stream = work.plan, config.privacy, work.entropy.sampling
-    terms = NoiseConfig(p.clip_norm, plan.noise_multiplier, plan.sample_rate * work.weight, work.entropy.noise)
+    padded = device.device.type == "cuda" if p.pad_batches == "auto" else p.pad_batches
+    expected, noise = plan.sample_rate * work.weight, work.entropy.noise
+    terms = NoiseConfig(p.clip_norm, plan.noise_multiplier, expected, noise, PAD_MULTIPLE if padded else 0)
     step = PrivateStep.wrap(model, local.optimizer(), terms)
     for done in range(1, plan.steps_per_round + 1):
         if not step.in_bounds():

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from fedhpc.bench.dp import Place, network
 from fedhpc.errors import PrivacyError
-from fedhpc.site.per_example.clipped_sum import ClippedSum, squared_norms
+from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum, squared_norms
 from fedhpc.site.per_example.linear_head import LinearHead
 from fedhpc.site.per_example.unit_order import UnitOrder
 
@@ -330,3 +330,64 @@ def test_logits_of_a_head_do_not_depend_on_the_batch_whatever_its_weights() -> N
     for count in (1, 2, 3, 4, 5, 7, 17, 129):
         part = head.residuals(x[-count:], labels[:count], owner[:count])
         torch.testing.assert_close(part, whole[-count:], rtol=0, atol=0)
+
+
+def padded_sum(model: nn.Module, rows: list[Tensor], clip_norm: float, multiple: int) -> Tensor:
+    """[d] of images, labels and owner."""
+    adder = ClippedSum(model, clip_norm, multiple)
+    adder.add(*rows)
+    adder.close()
+    assert adder.largest == 2 * clip_norm * (int(rows[2].max()) + 1)
+    return adder.total.clone()
+
+
+@pytest.mark.parametrize("owner", [SINGLE, SEVERAL], ids=["image", "patient"])
+@pytest.mark.parametrize("name", ["densenet_small", "conv4", "head"])
+def test_padding_adds_nothing(name: str, owner: list[int]) -> None:
+    """What it may change is the order in which a kernel adds the others; and it is in no count."""
+    torch.manual_seed(0)
+    model, images = network(name, Place("cpu", 1, 7, 32)), torch.randn(7, 1, 32, 32)
+    images = torch.randn(7, 1280) if name == "head" else images
+    rows = [images, torch.randint(0, 2, (7,)), torch.tensor(owner)]
+    plain, padded = (padded_sum(model, rows, 0.1, multiple) for multiple in (0, 12))
+    assert plain.norm() > 0.1
+    assert (padded - plain).norm() < 1e-5 * 0.1
+    assert torch.equal(padded_sum(model, rows, 0.1, 7), plain)
+
+
+class Undefined(nn.Module):
+    """Not finite on an image of zeros, whose gradient is not a number either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.square().sum(dim=1, keepdim=True).log())
+
+
+def test_padding_without_a_finite_gradient_is_left_out() -> None:
+    torch.manual_seed(0)
+    model, images = Undefined(), torch.rand(4, 3) + 1
+    rows = [images, torch.zeros(4, dtype=torch.int64), torch.arange(4)]
+    assert torch.equal(padded_sum(model, rows, 0.5, 9), padded_sum(model, rows, 0.5, 0))
+    images[2] = 0
+    others = [torch.cat([part[:2], part[3:]]) for part in rows[:2]]
+    expected = padded_sum(model, [*others, torch.arange(3)], 0.5, 0)
+    adder = ClippedSum(model, 0.5, 9)
+    adder.add(*rows)
+    assert torch.equal(adder.total, expected)
+    adder.close()
+
+
+@pytest.mark.parametrize("name", ["densenet_small", "conv4"])
+def test_one_unit_more_in_a_padded_batch_moves_the_sum_by_clip_norm(name: str) -> None:
+    """The attack: neighbouring draws, padded to one shape, differ by no more than the noise is made for."""
+    torch.manual_seed(0)
+    model, images = network(name, Place("cpu", 1, 7, 32)), 100 * torch.randn(7, 1, 32, 32)
+    rows = [images, torch.randint(0, 2, (7,)), torch.arange(7)]
+    whole = padded_sum(model, rows, 0.1, 8).double()
+    for left_out in range(7):
+        kept = [part[torch.arange(7) != left_out] for part in rows[:2]]
+        part = padded_sum(model, [*kept, torch.arange(6)], 0.1, 8).double()
+        assert (whole - part).norm() <= 0.1 * (1 + MARGIN / 4)

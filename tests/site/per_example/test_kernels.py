@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fedhpc.bench.dp import Place, network
 from fedhpc.site.per_example import kernels as grad_samplers
+from fedhpc.site.per_example.clipped_sum import ClippedSum
 from fedhpc.site.per_example.kernels import Layer, handles, inner_products, kernel_of, prefers_gram, weighted_sum
 from fedhpc.site.per_example.unit_order import RowPair
 
@@ -123,3 +125,18 @@ def test_only_exact_types_with_zero_padding_are_handled() -> None:
         nn.Conv1d(2, 2, 3),
     ]
     assert not any(handles(layer) for layer in [*others, Scaled(2, 2)])
+
+
+@pytest.mark.parametrize("name", ["densenet_small", "conv4"])
+def test_costs_of_a_gpu_give_the_same_sum(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ways that are chosen on a GPU, on the CPU."""
+    torch.manual_seed(0)
+    model, images = network(name, Place("cpu", 1, 5, 64)), torch.randn(5, 1, 64, 64)
+    totals = []
+    for costs in (grad_samplers.COSTS["cpu"], grad_samplers.COSTS["cuda"]):
+        monkeypatch.setitem(grad_samplers.COSTS, "cpu", costs)
+        adder = ClippedSum(model, 0.1)
+        adder.add(images, torch.arange(5) % 2, torch.tensor([0, 1, 1, 2, 3]))
+        adder.close()
+        totals.append(adder.total.clone())
+    torch.testing.assert_close(totals[0], totals[1], rtol=1e-4, atol=1e-6)
