@@ -76,7 +76,8 @@ def sent_by_site(site: Participant, training: Training, state: RunState, terms: 
     own, public = of_algorithm(kept), of_algorithm(state.public)
     update, at_home = terms.local.parted(training.start, training.update)
     with at(f"site {site.name}, round {state.round + 1}"):
-        sent, residual = with_feedback(update, residual_of(kept), terms.up, terms.draws(state.round, site.index))
+        up, draws = terms.up.of_round(state.round), terms.draws(state.round, site.index)
+        sent, residual = with_feedback(update, residual_of(kept), up, draws)
         weight, sender = site.gradient_weight(state.round), terms.sender(site.index, state.round)
         own, more = terms.algorithm.after_training(own, public, Trained(update, sent, weight, sender))
     message = terms.message(encode(Update(site.index, state.round, sent)), more)
@@ -147,7 +148,8 @@ def server_step(mean: F32, state: RunState, terms: RoundConfig) -> tuple[F32, Ar
 def server_round(step: F32, state: RunState, residual: F32, terms: RoundConfig) -> tuple[bytes, F32]:
     """The aggregator's part: (payload for all, new residual)."""
     with at(f"aggregator, round {state.round + 1}"):
-        sent, residual = with_feedback(step, residual, terms.down, terms.draws(state.round, AGGREGATOR))
+        draws = terms.draws(state.round, AGGREGATOR)
+        sent, residual = with_feedback(step, residual, terms.down.of_round(state.round), draws)
     return encode(Update(AGGREGATOR, state.round, sent)), residual
 
 

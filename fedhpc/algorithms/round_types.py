@@ -122,7 +122,7 @@ class RoundConfig:
 
     def sender(self, index: int, round: int) -> Sender:
         """A site, or the aggregator, as the sender of what goes beside an update."""
-        coding = self.down if index == AGGREGATOR else self.up
+        coding = (self.down if index == AGGREGATOR else self.up).of_round(round)
         return Sender(index, round, coding, self.draws(round, index, "rounding beside"))
 
     def message(self, update: bytes, more: bytes) -> bytes:

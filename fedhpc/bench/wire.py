@@ -20,10 +20,20 @@ from fedhpc.util.text import fitted
 
 
 class Cell(NamedTuple):
-    """One way to exchange: density, and number of value bits."""
+    """One way to exchange: density up, number of value bits, density down (None: as up), rounds of warm-up."""
 
     density: float
     value_bits: int
+    density_down: float | None = None
+    warm_up_rounds: int = 0
+
+    @property
+    def name(self) -> str:
+        """As in the names of folders."""
+        down = "" if self.density_down is None else f"-down{self.density_down:g}"
+        return f"density{self.density:g}{down}-bits{self.value_bits}" + (
+            f"-warm{self.warm_up_rounds}" if self.warm_up_rounds else ""
+        )
 
 
 DENSE = Cell(1.0, 32)
@@ -32,23 +42,31 @@ Run = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class BenchmarkGrid:
-    """What to run: a config with overrides, at each density, with each number of value bits, from each seed."""
+    """What to run: a config with overrides, in each way to exchange, from each seed."""
 
     config: Path
     sets: Sequence[str]
     densities: Sequence[float]
     value_bits: Sequence[int]
     seeds: Sequence[int]
+    densities_down: Sequence[float | None] = (None,)
+    warm_ups: Sequence[int] = (0,)
 
     def cells(self) -> list[Cell]:
         """The dense float32 one first, which the others are compared with."""
-        others = (Cell(*cell) for cell in itertools.product(self.densities, self.value_bits))
+        ways = itertools.product(self.densities, self.value_bits, self.densities_down, self.warm_ups)
+        others = (Cell(*way) for way in ways)
         return [DENSE, *(cell for cell in others if cell != DENSE)]
 
     def overrides(self, cell: Cell, seed: int) -> list[str]:
-        """What to set for one run; both ways have the same density."""
-        density = f"exchange.density={cell.density}"
-        own = (density, "exchange.density_down=null", f"exchange.value_bits={cell.value_bits}")
+        """What to set for one run."""
+        down = "null" if cell.density_down is None else cell.density_down
+        own = (
+            f"exchange.density={cell.density}",
+            f"exchange.density_down={down}",
+            f"exchange.value_bits={cell.value_bits}",
+            f"exchange.warm_up_rounds={cell.warm_up_rounds}",
+        )
         return [*self.sets, *own, f"seed={seed}"]
 
 
@@ -70,26 +88,27 @@ def run(grid: BenchmarkGrid, out: Path) -> dict[str, Any]:
 
 def _trained(grid: BenchmarkGrid, cell: Cell, seed: int, out: Path) -> dict[str, Any]:
     """What one run came to: AUC, and the bytes of its egress logs as shares of dense float32."""
-    directory = out / f"density{cell.density:g}-bits{cell.value_bits}-seed{seed}"
+    directory = out / f"{cell.name}-seed{seed}"
     summary = summary_of_run(grid.config, directory, grid.overrides(cell, seed))
     rounds = exchanged(directory)
     dense_bytes = summary["dense_bytes_per_round"] * len(rounds)
     shares = {f"share_{way}": sum(one[f"bytes_{way}"] for one in rounds) / dense_bytes for way in ("up", "down")}
-    return {"auc": summary["auc"], **shares}
+    most = max(one[f"bytes_{way}"] for one in rounds for way in ("up", "down")) / summary["dense_bytes_per_round"]
+    return {"auc": summary["auc"], **shares, "share_most": most}
 
 
 def _row(cell: Cell, runs: Sequence[Run], dense: Sequence[Run]) -> dict[str, Any]:
     """One cell over its seeds: means, and the paired differences from dense with their standard error."""
     less = [one["auc"] - other["auc"] for one, other in zip(runs, dense, strict=True)]
     error = statistics.stdev(less) / math.sqrt(len(less)) if len(less) > 1 else None
-    means = {key: statistics.fmean(one[key] for one in runs) for key in ("auc", "share_up", "share_down")}
+    means = {key: statistics.fmean(one[key] for one in runs) for key in ("auc", "share_up", "share_down", "share_most")}
     differences = {"less_dense": statistics.fmean(less), "less_dense_error": error, "each_less_dense": less}
-    return {"density": cell.density, "value_bits": cell.value_bits, **means, **differences}
+    return {**cell._asdict(), **means, **differences}
 
 
 def text(result: Mapping[str, Any]) -> str:
     """For a person."""
-    head = ("density", "bits", "AUC", "less dense fp32", "of each seed", "bytes up", "down")
+    head = ("density", "down", "warm", "bits", "AUC", "less dense fp32", "of each seed", "bytes up", "down", "most")
     return fitted([head, *(_line(row) for row in result["rows"])])
 
 
@@ -97,5 +116,7 @@ def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
     error = row["less_dense_error"]
     less = f"{row['less_dense']:+.4f}" + ("" if error is None else f" ± {error:.4f}")
     each = " ".join(f"{one:+.4f}" for one in row["each_less_dense"])
-    shares = (f"{row['share_up']:.2%}", f"{row['share_down']:.2%}")
-    return (f"{row['density']:g}", f"{row['value_bits']}", f"{row['auc']:.4f}", less, each, *shares)
+    shares = [f"{row[key]:.2%}" for key in ("share_up", "share_down", "share_most")]
+    down = row["density"] if row["density_down"] is None else row["density_down"]
+    way = (f"{row['density']:g}", f"{down:g}", f"{row['warm_up_rounds']}", f"{row['value_bits']}")
+    return (*way, f"{row['auc']:.4f}", less, each, *shares)

@@ -231,8 +231,10 @@ def _add_wire(kinds: "_SubParsersAction[Parser]") -> None:
         "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
     )
     wire.add_argument(
-        "--densities", nargs="+", type=float, default=[1.0, 0.1, 0.01], metavar="SHARE", help="up and down"
+        "--densities", nargs="+", type=float, default=[1.0, 0.1, 0.01], metavar="SHARE", help="up, and down too"
     )
+    wire.add_argument("--down", nargs="+", type=float, metavar="SHARE", help="densities down (default: as up)")
+    wire.add_argument("--warm-up", nargs="+", type=int, default=[0], metavar="N", help="rounds of warm-up")
     wire.add_argument("--bits", nargs="+", type=int, default=[32, 8, 5, 4, 3], metavar="N", help="of a value")
     wire.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run for each")
     add_set(wire)
@@ -426,7 +428,8 @@ def _codec(options: argparse.Namespace) -> int:
 def _wire(options: argparse.Namespace) -> int:
     from fedhpc.bench import wire
 
-    grid = wire.BenchmarkGrid(options.config, options.set, options.densities, options.bits, options.seeds)
+    ways = (options.densities, options.bits, options.seeds, options.down or (None,), options.warm_up)
+    grid = wire.BenchmarkGrid(options.config, options.set, *ways)
     return _print(wire.run(grid, options.out), wire.text, options.json)
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,12 +22,28 @@ class CompressionConfig:
         value_bits: 32 (as they are), 16 (as exact as fp16), or 8 to 3 (log-scaled): see `compression.quantization`.
         layers: the split of the vector, to name an entry and for `per_tensor`; empty where neither matters.
         per_tensor: send the density of every tensor by itself, not of the whole.
+        warm_up_rounds: in how many rounds at the beginning more is sent: see `of_round`.
     """
 
     density: float
     value_bits: int = 32
     layers: Layers = ()
     per_tensor: bool = False
+    warm_up_rounds: int = 0
+
+    def of_round(self, round: int) -> "CompressionConfig":
+        """Return what holds in a round, counted from 0.
+
+        In warm-up the density falls by the same factor from round to round, from near 1 to its own (Lin et al. 2018,
+        "Deep Gradient Compression", section 3.3): the first updates are the largest, and what is not sent of them comes
+        when the model is elsewhere.
+
+        >>> [round(CompressionConfig(0.01, warm_up_rounds=3).of_round(t).density, 3) for t in range(5)]
+        [0.316, 0.1, 0.032, 0.01, 0.01]
+        """
+        if round >= self.warm_up_rounds:
+            return self
+        return replace(self, density=self.density ** ((round + 1) / (self.warm_up_rounds + 1)))
 
 
 def count_to_send(size: int, density: float) -> int:

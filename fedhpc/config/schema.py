@@ -84,6 +84,11 @@ class Exchange(Section):
     density_down: Density | None = Field(
         default=None, description="share of the entries that the aggregator sends to the sites; null: as density"
     )
+    warm_up_rounds: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=0,
+        description="in the first so many rounds both ways send more: the density falls from near 1 to its own by the "
+        "same factor from round to round",
+    )
     selection: Literal["global", "per_tensor"] = Field(
         default="global",
         description="which entries are sent: the largest of the whole update, or that share of each parameter tensor",

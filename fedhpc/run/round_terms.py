@@ -35,7 +35,9 @@ def round_terms(session: Session, timing: Timing | None = None) -> RoundConfig:
     config = session.config
     exchange, layers = config.exchange, layers_of(session.place.model)
     up, down = (
-        CompressionConfig(density, exchange.value_bits, layers, exchange.selection == "per_tensor")
+        CompressionConfig(
+            density, exchange.value_bits, layers, exchange.selection == "per_tensor", exchange.warm_up_rounds
+        )
         for density in (exchange.density, exchange.down)
     )
     seed = config.seed if exchange.rounding == "stochastic" else None

@@ -100,6 +100,7 @@ class Fixed(Puller):
         (0.1, 0.1, None),
         (CompressionConfig(0.1, 4), CompressionConfig(0.2, 3), None),
         (CompressionConfig(1, 5), CompressionConfig(1, 4), 1),
+        (CompressionConfig(0.1, 4, warm_up_rounds=5), CompressionConfig(0.1, 3, warm_up_rounds=2), 1),
         (CompressionConfig(0.2, 4, (Layer("x", 10), Layer("y", 30)), per_tensor=True), CompressionConfig(1, 16), 1),
     ],
 )
@@ -117,6 +118,21 @@ def test_nothing_is_lost_on_the_way(
 def random_targets(d: int) -> list[Puller]:
     rng = np.random.default_rng(0)
     return [Puller(name, i, rng.standard_normal(d, np.float32)) for i, name in enumerate("ab")]
+
+
+def test_warm_up_sends_less_from_round_to_round() -> None:
+    coding = CompressionConfig(0.01, warm_up_rounds=3)
+    wire, up = Weighing(), []
+
+    def on_round(result: RoundResult) -> bool:
+        up.append(wire.up[0])
+        return True
+
+    sites = random_targets(10_000)
+    start = fresh_state(np.zeros(10_000, np.float32), ["a", "b"], ServerSgd())
+    federate(sites, start, terms_of(5, coding, coding, (1, 1)), wire, on_round)
+    assert up[0] > 2 * up[1] > 4 * up[2] > 8 * up[3]
+    assert up[3] < 1.2 * up[4]
 
 
 class Weighing(AloneTransport):

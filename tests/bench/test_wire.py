@@ -50,7 +50,7 @@ def test_differences_are_of_the_same_seed(grid: list[str], capsys: pytest.Captur
     assert sparse["each_less_dense"] == pytest.approx([-0.01, 0.02])
     assert sparse["less_dense"] == pytest.approx(0.005)
     assert sparse["less_dense_error"] == pytest.approx(0.015)
-    assert (sparse["share_up"], sparse["share_down"]) == (0.025, 0.025)
+    assert (sparse["share_up"], sparse["share_down"], sparse["share_most"]) == (0.025, 0.025, 0.025)
     assert main([*grid, "--seeds", "0"]) == 0
     assert "-0.0100" in capsys.readouterr().out
 

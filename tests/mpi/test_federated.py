@@ -96,7 +96,7 @@ UNEQUAL = json.dumps([{"name": name, "weight": weight} for name, weight in zip(S
 CODED = (
     f"data.sites={UNEQUAL}",
     "exchange.rounding=stochastic", "exchange.selection=per_tensor", "exchange.value_bits=3",
-    "exchange.density_down=0.3", "training.rounds=2", "algorithm.name=fednova",
+    "exchange.density_down=0.3", "exchange.warm_up_rounds=1", "training.rounds=2", "algorithm.name=fednova",
     "algorithm.local_layers=norm",
 )  # fmt: skip
 NOISED = (
