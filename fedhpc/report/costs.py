@@ -91,11 +91,18 @@ def _budget(view: RunView) -> Table:
     return Table("budget", "Epsilon by site", columns, rows)
 
 
-def traffic_part(view: RunView) -> Part:
+def costs_part(views: Sequence[RunView], detail: RunView) -> Part:
+    """Bytes of each round, seconds by phase of each run, and seconds by site."""
+    timed = [view for view in views if view.records][:MOST_RUNS]
+    figures = [_bytes(detail), _by_phase(timed) if timed else None, _by_site(detail) if detail.work_s else None]
+    return Part("costs", "Bytes and time", figures=[figure for figure in figures if figure is not None])
+
+
+def _bytes(view: RunView) -> Figure | None:
     """Bytes of each round, up and down, against dense float32 and the entropy bound."""
     sent = [record for record in view.records if record.get("bytes_up")]
     if not sent:
-        return Part("traffic", "Bytes exchanged")
+        return None
     lines, rows = [], []
     for k, (key, label) in enumerate((("bytes_up", "up, all sites"), ("bytes_down", "down, all sites"))):
         points = [Point(r["round"], r[key], tip=f"round {r['round']}, {label}: {r[key]:,} B") for r in sent]
@@ -119,8 +126,7 @@ def traffic_part(view: RunView) -> Part:
             f"entry its {view.config.exchange.value_bits} bits; levels that are not equally likely take less."
         )
     table = Table("bytes", "Bytes by round", columns, rows)
-    figure = Figure("Bytes by round", alt_of(chart), draw(chart), table, note, legend_of(chart))
-    return Part("traffic", "Bytes exchanged", figures=[figure])
+    return Figure("Bytes by round", alt_of(chart), draw(chart), table, note, legend_of(chart))
 
 
 def entropy_bound(view: RunView) -> float | None:
@@ -134,15 +140,6 @@ def entropy_bound(view: RunView) -> float | None:
     k = count_to_send(d, config.exchange.density)
     places = (math.lgamma(d + 1) - math.lgamma(k + 1) - math.lgamma(d - k + 1)) / math.log(2)
     return len(view.sites) * (places + k * config.exchange.value_bits) / 8
-
-
-def time_part(views: Sequence[RunView], detail: RunView | None) -> Part:
-    """Seconds by phase of each run, and by site of one run."""
-    timed = [view for view in views if view.records][:MOST_RUNS]
-    figures = [_by_phase(timed)] if timed else []
-    if detail is not None and detail.work_s:
-        figures.append(_by_site(detail))
-    return Part("time", "Time", figures=figures)
 
 
 def _by_phase(views: Sequence[RunView]) -> Figure:

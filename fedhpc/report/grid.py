@@ -9,7 +9,7 @@ from fedhpc.report.line_chart import AUC_AXIS, Axis, Level, Line, LineChart, Poi
 from fedhpc.report.parts import Column, Figure, Part, Table, Value
 from fedhpc.report.rows import DATA, DENSITY, EPSILON, SEED, Group, Row
 from fedhpc.report.svg import STYLES
-from fedhpc.util.text import data_size, shown
+from fedhpc.util.text import count_of, data_size, shown
 
 NO_PRIVACY = "no privacy"
 
@@ -67,7 +67,7 @@ def _points(label: str, groups: Sequence[Group], axis: str, places: Mapping[floa
     for group in sorted(groups, key=lambda one: places[one.point[axis]]):
         low, high = (group.auc_lowest, group.auc_highest) if len(group.aucs) > 1 else (None, None)
         value = NO_PRIVACY if group.point[axis] is None else f"{group.point[axis]:g}"
-        tip = f"{label}, {title_of(axis)} {value}: AUC {group.auc:.3f}, {group.finished} run(s)"
+        tip = f"{label}, {title_of(axis)} {value}: AUC {group.auc:.3f}, {count_of(group.finished, 'run')}"
         points.append(Point(places[group.point[axis]], group.auc or 0.0, low, high, tip))
     return points
 

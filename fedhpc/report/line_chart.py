@@ -10,7 +10,7 @@ from fedhpc.report.scale import Scale, Span, scale_of
 from fedhpc.report.svg import HEIGHT, WIDTH, line, marker, path, svg, target, text
 from fedhpc.util.text import data_size, fixed
 
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 12, 46
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 28, 46
 MOST_POINTS = 80
 MOST_MARKERS, FEW_MARKERS = 25, 6
 
@@ -144,8 +144,8 @@ def _frame(chart: LineChart, x: Scale, y: Scale) -> Iterator[str]:
     yield line(x.first, y.first, x.last, y.first, "axis")
     title = f"{chart.x.title}, logarithmic" if x.logarithmic else chart.x.title
     yield text((x.first + x.last) / 2, HEIGHT - 8, title, "middle", "title")
-    middle = (y.first + y.last) / 2
-    yield f'<g transform="rotate(-90 13 {middle:.1f})">{text(13, middle, chart.y.title, "middle", "title")}</g>'
+    y_title = f"{chart.y.title}, logarithmic" if y.logarithmic else chart.y.title
+    yield text(4, 14, y_title, "start", "title")
 
 
 def _line(one: Line, x: Scale, y: Scale) -> Iterator[str]:

@@ -12,18 +12,19 @@ from markupsafe import Markup
 
 from fedhpc.records.study import Claim
 from fedhpc.report.answer import answer_part
-from fedhpc.report.costs import privacy_part, time_part, traffic_part
+from fedhpc.report.costs import costs_part, privacy_part
 from fedhpc.report.details import audit_part, examples_part, runs_part, setup_part
 from fedhpc.report.grid import Case, grid_part, stress_part
 from fedhpc.report.paper import EPSILON as PAPER_EPSILON
 from fedhpc.report.paper import paper_part
-from fedhpc.report.parts import Part, facts_of_parts
+from fedhpc.report.parts import Part
 from fedhpc.report.quality import curves_part, operating_part, progress_part
 from fedhpc.report.rows import FINISHED, Group, Row
 from fedhpc.report.sites import contribution_part, events_part, sites_part
 from fedhpc.report.svg import sample
 from fedhpc.report.view import RunView
 from fedhpc.util.html import rendered
+from fedhpc.util.text import count_of
 
 TEMPLATE = Path(__file__).parent / "templates" / "page.html.jinja"
 
@@ -81,8 +82,7 @@ def _detailed(content: Content) -> list[Part]:
         curves_part(detail),
         operating_part(detail),
         privacy_part(detail),
-        traffic_part(detail),
-        time_part(views, detail),
+        costs_part(views, detail),
         sites_part(detail, local),
         contribution_part(detail),
         events_part(detail),
@@ -146,10 +146,5 @@ def _subtitle(content: Content) -> str:
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     commits = ", ".join(sorted({row.git for row in content.rows if row.git}))
     when = content.made[:16].replace("T", " ")
-    what = f"{len(content.rows)} run{'s' if len(content.rows) != 1 else ''}: {states}"
+    what = f"{count_of(len(content.rows), 'run')}: {states}" if len(content.rows) > 1 else f"One run, {states[2:]}"
     return f"{what}. Made {when} UTC{f', code {commits}' if commits else ''}."
-
-
-def tables_of(parts: Sequence[Part]) -> dict[str, Any]:
-    """Every number of the page, for report.json."""
-    return facts_of_parts(parts)

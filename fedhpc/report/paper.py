@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fedhpc.records.study import Claim
 from fedhpc.report.parts import Column, Part, Table, Value
 from fedhpc.report.rows import Group, Row
-from fedhpc.util.text import data_size
+from fedhpc.util.text import count_of, data_size, shown
 
 AUC = {"federated": 0.94, "centralised": 0.965, "local": 0.81}
 EPSILON = 1.0
@@ -82,5 +82,5 @@ def _distance(group: Group) -> tuple[float, float]:
 
 
 def _of(group: Group) -> str:
-    told = ", ".join(f"{key.rpartition('.')[2]} {'none' if v is None else v}" for key, v in group.point.items())
-    return f"{group.baseline or 'federated'}{f' ({told})' if told else ''}, {group.finished} run(s)"
+    told = ", ".join(f"{key.rpartition('.')[2]} {shown(value)}" for key, value in group.point.items())
+    return f"{group.baseline or 'federated'}{f' ({told})' if told else ''}, {count_of(group.finished, 'run')}"

@@ -49,6 +49,10 @@ class Table:
     rows: Sequence[Sequence[Value]]
     note: str = ""
 
+    def used(self) -> list[int]:
+        """Which columns the page shows: the first, and those with a value in any row."""
+        return [k for k in range(len(self.columns)) if not k or any(row[k] not in (None, "") for row in self.rows)]
+
     def records(self) -> list[dict[str, Value]]:
         """As a list of objects."""
         return [dict(zip((column.key for column in self.columns), row, strict=True)) for row in self.rows]

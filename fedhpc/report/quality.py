@@ -6,12 +6,13 @@ from itertools import accumulate
 from typing import Any
 
 from fedhpc.records.curves import ALL_SITES
+from fedhpc.report.block_charts import ValueRow, intervals
 from fedhpc.report.line_chart import AUC_AXIS, BYTES_AXIS, ROUND_AXIS, Axis, Level, Line, LineChart, Point, alt_of, draw
 from fedhpc.report.line_chart import legend_of as legend
-from fedhpc.report.parts import Column, Figure, Part, Table, Value
+from fedhpc.report.parts import Column, Figure, Legend, Part, Table, Value
 from fedhpc.report.view import RunView
 
-MOST_LINES = 6
+MOST_LINES, MOST_SITES = 6, 13
 SHARE_AXIS = Axis("", lambda value: f"{value:.1f}", floor=0.0, ceiling=1.0, holds=(0.0, 1.0))
 
 
@@ -161,10 +162,37 @@ def operating_part(view: RunView) -> Part:
     reasons = [f"{key}: {why}." for key, why in view.summary.get("reasons", {}).items()]
     note = f"Sensitivity at the lowest threshold whose specificity is at least {specificity:g}; test splits."
     tables = [Table("metrics", "Metrics by site", columns, kept, note)]
+    figure = _sensitivities(view, rows)
     findings = view.summary.get("per_finding", {})
     if findings:
         found = [[name, *(one.get(keys[k][0]) for k in used)] for name, one in findings.items()]
         tables.append(
             Table("findings", "Metrics by finding", [Column("finding", "Finding"), *columns[1 : len(used) + 1]], found)
         )
-    return Part("operating", "Operating point", f"Final model of {view.name}.", tables=tables, notes=reasons)
+    figures = [] if figure is None else [figure]
+    return Part(
+        "operating", "Operating point", f"Final model of {view.name}.", figures=figures, tables=tables, notes=reasons
+    )
+
+
+def _sensitivities(view: RunView, metrics: Sequence[Sequence[Value]]) -> Figure | None:
+    """Sensitivity of all lesions and of early ones, over all sites and at each."""
+    bars, rows = [], []
+    for site, _, _, every, early, _ in metrics[:MOST_SITES]:
+        for value, label, style in ((every, str(site), 0), (early, f"{site}, early", 1)):
+            if isinstance(value, float):
+                bars.append(ValueRow(label, value, None, None, style))
+                rows.append([str(site), "early" if style else "all lesions", value])
+    if not bars:
+        return None
+    specificity = view.config.evaluation.specificity
+    told = "; ".join(f"{bar.label} {bar.value:.3f}" for bar in bars)
+    alt = f"Sensitivity at specificity {specificity:g}. {told}."
+    columns = [Column("site", "Site"), Column("lesions", "Lesions"), Column("sensitivity", "Sensitivity", "number")]
+    return Figure(
+        "Sensitivity at the operating point",
+        alt,
+        intervals(bars, f"sensitivity at specificity {specificity:g}", alt),
+        Table("sensitivity", "Sensitivity", columns, rows),
+        legend=[Legend("all lesions", 0), Legend("early-stage lesions", 1)],
+    )

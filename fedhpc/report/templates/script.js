@@ -3,7 +3,7 @@
   const root = document.documentElement, theme = document.getElementById("theme");
   const paint = (dark) => {
     root.dataset.theme = dark ? "dark" : "light";
-    theme.setAttribute("aria-pressed", String(dark));
+    theme.textContent = dark ? "Light" : "Dark";
   };
   paint(matchMedia("(prefers-color-scheme: dark)").matches);
   theme.addEventListener("click", () => paint(root.dataset.theme !== "dark"));

@@ -1,0 +1,209 @@
+"""The page that every finished run leaves: the numbers of its records and no others, and nothing that is private."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from fedhpc.config.schema import RunConfig
+from fedhpc.records.curves import ModelCurves, exact_curves, false_positive_rates
+from fedhpc.records.metrics import BINS, sensitivity_at
+from fedhpc.records.run_directory import RunDirectory
+from fedhpc.report.build import Report
+from fedhpc.report.page import detail_of
+from fedhpc.report.sites import contribution_part, events_part
+from fedhpc.report.sources import of_runs, write_run_report
+from fedhpc.run.examples import write_examples
+from tests.conftest import Outcome
+from tests.mpi.test_federated import make_shard
+from tests.report.test_report import Page
+
+OPENED: list[str] | None = None
+
+
+def note_open(event: str, arguments: tuple[object, ...]) -> None:
+    if OPENED is not None and event == "open":
+        OPENED.append(str(arguments[0]))
+
+
+@contextmanager
+def opened_files() -> Iterator[list[str]]:
+    """The paths that this process opens."""
+    global OPENED
+    OPENED = []
+    try:
+        yield OPENED
+    finally:
+        OPENED = None
+
+
+@pytest.fixture(scope="module")
+def stopped_and_finished(
+    tmp_path_factory: pytest.TempPathFactory, run_here: Callable[..., Outcome]
+) -> tuple[Path, bool, Outcome]:
+    """A run of two hospitals that was stopped after a round and went on; whether the stop left a page."""
+    folder = tmp_path_factory.mktemp("reported")
+    for site in ("site1", "site2"):
+        make_shard(folder, site, 60)
+    tree = {
+        "name": "tiny",
+        "data": {"shards": f"{folder}/{{site}}.h5", "sites": [{"name": n, "weight": 20} for n in ("site1", "site2")]},
+        "privacy": "off",
+        "training": {"rounds": 3, "local_epochs": 1, "batch_size": 16},
+        "evaluation": {"bootstrap": 100},
+        "runtime": {"threads": 1, "device": "cpu"},
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    words = ["train", folder / "tiny.yaml", "--run-dir", folder / "run"]
+    assert run_here([*words, "--stop-after", "1"]).returncode == 75
+    early = (folder / "run" / "report.html").exists()
+    done = run_here(words)
+    for shard in folder.glob("*.h5"):
+        shard.unlink()
+    return folder / "run", early, done
+
+
+@pytest.fixture
+def run(stopped_and_finished: tuple[Path, bool, Outcome], tmp_path: Path) -> Path:
+    """A copy of the finished run, whose shards are gone."""
+    shutil.copytree(stopped_and_finished[0], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def page_of(text: str) -> Page:
+    page = Page()
+    page.feed(text)
+    assert (page.open, page.fetched, page.silent) == ([], [], [])
+    return page
+
+
+def test_finished_run_leaves_its_report(stopped_and_finished: tuple[Path, bool, Outcome]) -> None:
+    run, early, done = stopped_and_finished
+    assert (early, done.returncode) == (False, 0), done.stderr
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert len(text) < 300_000
+    page_of(text)
+    assert "Traceback" not in done.stderr and "was not written" not in done.stderr
+
+
+def test_report_numbers_equal_summary(run: Path) -> None:
+    found = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    rounds = [json.loads(line) for line in (run / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    row, parts = found["rows"][0], found["parts"]
+    for key in ("auc", "auc_val", "epsilon", "f1", "sensitivity"):
+        assert row[key] == summary[key]
+    assert [row["auc_low"], row["auc_high"]] == summary["auc_ci95"]
+    assert parts["answer"]["compared"][0]["auc"] == summary["auc"]
+    for one in parts["operating"]["metrics"][1:]:
+        assert one["auc"] == summary["per_site"][one["site"]]["auc"]
+    assert [one["auc_val"] for one in parts["progress"]["auc_by_round"]] == [one["auc_val"] for one in rounds]
+    assert [(one["up"], one["down"]) for one in parts["costs"]["bytes"]] == [
+        (one["bytes_up"], one["bytes_down"]) for one in rounds
+    ]
+    roc = {one["rate"]: one["s"] for one in parts["curves"]["roc"] if one["site"] == "all sites"}
+    assert roc[0.1] == pytest.approx(summary["sensitivity"])
+
+
+def test_report_opens_public_records_only(run: Path) -> None:
+    for name in ("personal.json", "personal.pt", "log.txt", "shard.json"):
+        (run / "sites" / "site1" / name).write_text("PRIVATE", encoding="utf-8")
+    (run / "aggregator-log.txt").write_text("PRIVATE", encoding="utf-8")
+    sys.addaudithook(note_open)
+    with opened_files() as opened:
+        write_run_report(run)
+    inside = {Path(path).relative_to(run) for path in opened if path.startswith(str(run))}
+    assert {path.name for path in inside if path.parts[:1] == ("sites",) and (run / path).is_file()} <= {"egress.jsonl"}
+    assert not [path for path in opened if path.endswith((".h5", ".pt", ".npz", ".npy", "-log.txt"))]
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert "PRIVATE" not in text.replace("NOT PRIVATE", "") and "<img" not in text
+
+
+def test_missing_records_leave_parts_out(run: Path) -> None:
+    for name in ("curves.json", "environment.json", "starts.jsonl"):
+        (run / name).unlink()
+    for log in run.glob("sites/*/egress.jsonl"):
+        log.unlink()
+    found = Report(of_runs([run]))
+    keys = [part.key for part in found.parts]
+    assert "curves" not in keys and {"answer", "progress", "sites", "runs"} <= set(keys)
+    page_of(found.html())
+    for name in ("summary.json", "rounds.jsonl"):
+        (run / name).unlink()
+    page_of(Report(of_runs([run])).html())
+
+
+def test_events_are_a_timeline(run: Path) -> None:
+    content = of_runs([run])
+    view = detail_of(content.views)
+    assert view is not None
+    plain = replace(view, starts=view.starts[:1])
+    assert events_part(plain).is_empty
+    flag = {"site": "site2", "reason": "<norm>", "detail": "9 & more", "excluded": True}
+    changes: list[dict[str, Any]] = [{"absent": ["site1"]}, {"absent": ["site1"]}, {"flags": [flag]}]
+    records = [{**old, **new} for old, new in zip(view.records, changes, strict=True)]
+    part = events_part(replace(view, records=records))
+    rows = part.figures[0].table.records()
+    assert [(row["where"], row["first"], row["last"]) for row in rows[:2]] == [("site1", 1, 2), ("site2", 3, 3)]
+    assert rows[1]["detail"] == "<norm>: 9 & more"
+    assert rows[2]["what"] == "restart"
+    assert "site1, absent, round 1 to 2" in part.figures[0].alt
+
+
+def test_contribution_is_shown_with_intervals(run: Path) -> None:
+    values = {site: {"value": v, "ci95": [v - 0.1, v + 0.1]} for site, v in (("site1", 0.3), ("site2", -0.05))}
+    kept = {"values": {"shapley": values}, "utility": "AUC", "not_apart": [["site1", "site2"]]}
+    RunDirectory(run).contribution.write_text(json.dumps(kept), encoding="utf-8")
+    content = of_runs([run])
+    part = contribution_part(content.views[0])
+    assert [row["value"] for row in part.figures[0].table.records()] == [0.3, -0.05]
+    assert "+0.300 (+0.200 to +0.400)" in Report(content).html()
+
+
+def test_damaged_record_is_one_message(run: Path, run_here: Callable[..., Outcome]) -> None:
+    RunDirectory(run).contribution.write_text("[]", encoding="utf-8")
+    done = run_here(["report", run])
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert "contribution.json: is not a JSON object" in done.stderr
+
+
+def test_examples_come_from_no_hospital(tmp_path: Path) -> None:
+    """A phantom cohort gives new synthetic patients; a reference that is a hospital's own shard gives nothing."""
+    make_shard(tmp_path, "site1", 20)
+    tree = {
+        "name": "x",
+        "privacy": {"off": True},
+        "data": {"shards": f"{tmp_path}/{{site}}.h5", "sites": [{"name": "site1"}]},
+    }
+    tree["data"]["public_reference"] = f"{tmp_path}/site1.h5"
+    directory = RunDirectory(tmp_path)
+    write_examples(RunConfig.model_validate(tree), directory)
+    assert not directory.examples.exists()
+    tree["data"] |= {"phantom": {"images": 100, "image_size": 32}, "public_reference": None}
+    write_examples(RunConfig.model_validate(tree), directory)
+    images = json.loads(directory.examples.read_text(encoding="utf-8"))["images"]
+    assert [one["caption"] for one in images] == ["benign, MR as at site1", "malignant, MR as at site1"]
+    assert all(one["png"].startswith("iVBORw0KGgo") for one in images)
+
+
+def test_exact_curves_meet_the_operating_point() -> None:
+    rng = np.random.default_rng(0)
+    histogram = rng.integers(0, 3, (2, 3, BINS))
+    curves = exact_curves(histogram, 0.93)
+    rates = false_positive_rates(0.93)
+    assert curves.sensitivities is not None
+    at = dict(zip(rates.tolist(), curves.sensitivities, strict=True))
+    assert at[0.07] == sensitivity_at(histogram, 0.93)
+    assert (at[1.0], list(at.values())) == (1.0, sorted(at.values()))
+    assert sum(one.images for one in curves.calibration) == histogram.sum()
+    few = np.zeros((1, 3, BINS), np.int64)
+    few[0, 0, :500], few[0, 1, :9] = 1, 1
+    assert exact_curves(few, 0.9) == ModelCurves()
