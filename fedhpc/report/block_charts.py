@@ -29,7 +29,7 @@ class ValueRow:
 def intervals(rows: Sequence[ValueRow], title: str, alt: str) -> Markup:
     """Return values with their intervals, a row each; a reference is an open ring."""
     values = [v for row in rows for v in (row.value, row.low, row.high, row.reference) if v is not None]
-    x = scale_of(values, Span(LABELS, WIDTH - RIGHT - 50, 0.05, 0.0, 1.0))
+    x = scale_of(values, Span(LABELS, WIDTH - RIGHT - 60, 0.05, 0.0, 1.0))
     floor = 10 + ROW * len(rows)
     parts = [*_bottom(x, floor, title, lambda value: f"{value:.3g}")]
     for number, row in enumerate(rows):
@@ -159,7 +159,7 @@ class Event:
 
 def timeline(rows: Sequence[str], rounds: int, events: Sequence[Event], alt: str) -> Markup:
     """Return the events of each row over the rounds; a stretch of rounds is a bar with a mark at both ends."""
-    x = scale_of([1.0, float(max(rounds, 2))], Span(LABELS, WIDTH - RIGHT), fit=True)
+    x = scale_of([1.0, float(max(rounds, 2))], Span(LABELS, WIDTH - RIGHT, whole=True), fit=True)
     floor = 8 + ROW * len(rows)
     parts = [*_bottom(x, floor, "round", lambda value: f"{value:.0f}")]
     for number, row in enumerate(rows):

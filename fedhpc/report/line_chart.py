@@ -57,6 +57,7 @@ class Axis:
         may_be_log: whether it may be logarithmic.
         holds: values that it must contain.
         ticks: the values with a label; None: round numbers.
+        whole: whether only whole numbers have a label.
     """
 
     title: str
@@ -67,10 +68,11 @@ class Axis:
     may_be_log: bool = False
     holds: tuple[float, ...] = ()
     ticks: tuple[float, ...] | None = None
+    whole: bool = False
 
 
 AUC_AXIS = Axis("AUC", lambda value: f"{value:.3g}", least=0.05, floor=0.0, ceiling=1.0)
-ROUND_AXIS = Axis("round", lambda value: f"{value:.0f}")
+ROUND_AXIS = Axis("round", lambda value: f"{value:.0f}", whole=True)
 BYTES_AXIS = Axis("bytes", lambda value: data_size(value).replace(".0 ", " "), floor=0.0)
 
 
@@ -129,7 +131,7 @@ def _scales(chart: LineChart) -> tuple[Scale, Scale]:
     xs = [*(point.x for point in points), *chart.x.holds]
     ends = [end for point in points for end in (point.low, point.high) if end is not None]
     ys = [*(point.y for point in points), *ends, *(level.value for level in chart.levels), *chart.y.holds]
-    across = Span(LEFT, WIDTH - RIGHT, chart.x.least, chart.x.floor, chart.x.ceiling, chart.x.may_be_log)
+    across = Span(LEFT, WIDTH - RIGHT, chart.x.least, chart.x.floor, chart.x.ceiling, chart.x.may_be_log, chart.x.whole)
     up = Span(HEIGHT - BOTTOM, TOP, chart.y.least, chart.y.floor, chart.y.ceiling, chart.y.may_be_log)
     return scale_of(xs, across, fit=True), scale_of(ys, up)
 

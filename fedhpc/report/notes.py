@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fedhpc.records.rounds import GIVEN_AWAY
 from fedhpc.report.rows import Row
 
+MOST_NAMES = 4
 PROTECTION = {
     "none": "a rehearsal, in which the aggregator's process held the sites' own vectors.",
     "honest-but-curious": "it protects only from an aggregator that keeps to the protocol.",
@@ -46,16 +47,16 @@ def released_notes(rows: Sequence[Row]) -> list[str]:
 
 def exact_notes(rows: Sequence[Row]) -> list[str]:
     """Which private runs have released exact metrics."""
-    exact = [row.name for row in rows if row.released_exactly]
-    return [f"NOT PRIVATE in {', '.join(exact)}: {GIVEN_AWAY}."] if exact else []
+    exact = [row for row in rows if row.released_exactly]
+    return [f"NOT PRIVATE in {_named(exact)}: {GIVEN_AWAY}."] if exact else []
 
 
 def insecure_notes(rows: Sequence[Row]) -> list[str]:
     """Which runs have no guarantee though an epsilon was asked for."""
-    names = ", ".join(row.name for row in rows if row.insecure)
-    if not names:
+    seeded = [row for row in rows if row.insecure]
+    if not seeded:
         return []
-    return [f"INSECURE: privacy.noise_seed was set in {names}: the noise can be removed, no epsilon holds."]
+    return [f"INSECURE: privacy.noise_seed was set in {_named(seeded)}: the noise can be removed, no epsilon holds."]
 
 
 def absent_notes(rows: Sequence[Row]) -> list[str]:
@@ -77,6 +78,15 @@ def _trust_notes(rows: Sequence[Row]) -> list[str]:
         there = [row for row in rows if row.protects_from_aggregator == level]
         if there:
             left = max(row.epsilon_if_unmasked or 0.0 for row in there)
-            names = ", ".join(row.name for row in there)
-            notes.append(f"Secure aggregation of {names}: {meaning} If that fails, epsilon {left:.2f} is left at most.")
+            notes.append(
+                f"Secure aggregation of {_named(there)}: {meaning} If that fails, epsilon {left:.2f} is left at most."
+            )
     return notes
+
+
+def _named(rows: Sequence[Row]) -> str:
+    """The names of some runs; of many the first ones and how many more."""
+    names = [row.name for row in rows]
+    if len(names) <= MOST_NAMES + 1:
+        return ", ".join(names)
+    return f"{', '.join(names[:MOST_NAMES])} and {len(names) - MOST_NAMES} more"

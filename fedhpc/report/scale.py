@@ -46,7 +46,7 @@ class Scale:
             first = math.ceil(self.low / self.step - 1e-9)
             return [round(k * self.step, 12) for k in range(first, math.floor(self.high / self.step + 1e-9) + 1)]
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-        factors = (1, 2, 5) if len(decades) <= 3 else (1,)
+        factors = (1, 2, 5) if len(decades) <= 4 else (1,)
         found = [f * 10.0**k for k in decades for f in factors if self.low * 0.999 <= f * 10.0**k <= self.high * 1.001]
         return found[:: math.ceil(len(found) / MOST_LABELS)] if found else [self.low, self.high]
 
@@ -60,6 +60,7 @@ class Span:
         least: the smallest difference that fills the axis, so that noise does not.
         floor, ceiling: values that the axis does not pass.
         may_be_log: whether it may be logarithmic.
+        whole: whether its labels are whole numbers.
     """
 
     first: float
@@ -68,6 +69,7 @@ class Span:
     floor: float = -math.inf
     ceiling: float = math.inf
     may_be_log: bool = False
+    whole: bool = False
 
 
 def scale_of(values: Sequence[float], span: Span, *, fit: bool = False) -> Scale:
@@ -76,7 +78,7 @@ def scale_of(values: Sequence[float], span: Span, *, fit: bool = False) -> Scale
     if span.may_be_log and low > 0 and high / low >= LOG_FROM:
         return Scale(low / 1.25, high * 1.25, span.first, span.last, logarithmic=True)
     room = max(high - low, span.least, abs(high) * 1e-9, 1e-9)
-    step = tick_step(room)
+    step = max(1.0, tick_step(room)) if span.whole else tick_step(room)
     if fit and high > low:
         return Scale(low, high, span.first, span.last, step=step)
     middle = (low + high) / 2

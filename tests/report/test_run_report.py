@@ -178,15 +178,17 @@ def test_damaged_record_is_one_message(run: Path, run_here: Callable[..., Outcom
 def test_examples_come_from_no_hospital(tmp_path: Path) -> None:
     """A phantom cohort gives new synthetic patients; a reference that is a hospital's own shard gives nothing."""
     make_shard(tmp_path, "site1", 20)
-    tree = {
+    tree: dict[str, Any] = {
         "name": "x",
         "privacy": {"off": True},
+        "model": {"name": "frozen", "backbone": "phantom", "features": 4},
         "data": {"shards": f"{tmp_path}/{{site}}.h5", "sites": [{"name": "site1"}]},
     }
     tree["data"]["public_reference"] = f"{tmp_path}/site1.h5"
     directory = RunDirectory(tmp_path)
     write_examples(RunConfig.model_validate(tree), directory)
     assert not directory.examples.exists()
+    tree["model"] = {}
     tree["data"] |= {"phantom": {"images": 100, "image_size": 32}, "public_reference": None}
     write_examples(RunConfig.model_validate(tree), directory)
     images = json.loads(directory.examples.read_text(encoding="utf-8"))["images"]
