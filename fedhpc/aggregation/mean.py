@@ -56,8 +56,7 @@ class WeightedMean(Aggregator):
         """See `Aggregator`; raises ValueError for a weight of 0 or less, or an update of another size."""
         if weight <= 0 or update.size != self.size:
             raise ValueError(f"weight={weight}, size={update.size}: allowed are weights above 0 and size {self.size}")
-        # The indices are unique, so that this is `sum[indices] += ...` in one pass over the entries instead of two.
-        np.add.at(self._sum, update.indices, np.float32(weight) * update.values)
+        update.add_to(self._sum, weight)
         self.total_weight += weight
 
     def result(self) -> F32:

@@ -37,8 +37,9 @@ from fedhpc.algorithms.round_types import Collected, Collector, Participant, Rou
 from fedhpc.algorithms.run_state import OPTIMIZER, RECEIVED, RESIDUAL, RULE, RunState, of, residual_of, under
 from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import with_feedback
+from fedhpc.compression.float_bits import first_at_least
 from fedhpc.compression.top_k import Layers, entry_name
-from fedhpc.compression.update import AGGREGATOR, LARGEST_ENTRY, Update
+from fedhpc.compression.update import AGGREGATOR, LARGEST_ENTRY, REFUSED_BITS, Update
 from fedhpc.errors import Interrupted, PayloadError, at
 from fedhpc.records.rounds import Traffic
 from fedhpc.transport.base import Transport
@@ -128,9 +129,9 @@ def check_plausible(update: Update, layers: Layers) -> None:
     Raises:
         PayloadError: naming the round, the entry and its layer; nothing of the update has been folded.
     """
-    refused = np.flatnonzero(~(np.abs(update.entries.values) <= LARGEST_ENTRY))
-    if refused.size:
-        index, value = int(update.entries.indices[refused[0]]), update.entries.values[refused[0]]
+    found = first_at_least(update.entries.values, REFUSED_BITS)
+    if found is not None:
+        index, value = int(update.entries.indices[found]), update.entries.values[found]
         raise PayloadError(
             f"round {update.round + 1}: {entry_name(index, layers)} of its update is {value:g}; no step of one round "
             f"is longer than {LARGEST_ENTRY:g}. The round was refused and the model is that of the round before: look "
@@ -158,7 +159,7 @@ def next_state(state: RunState, message: bytes, terms: RoundConfig) -> RunState:
     payload, more = terms.parts(message)
     update = decode(payload, sender=AGGREGATOR, round=state.round, size=state.params.size)
     params = state.params.copy()
-    params[update.entries.indices] += update.entries.values
+    update.entries.add_to(params)
     known, sender = of_algorithm(state.public), terms.sender(AGGREGATOR, state.round)
     public = with_algorithm(state.public, terms.algorithm.after_round(known, more, sender, params.size))
     return replace(state, round=state.round + 1, params=params, public=public)

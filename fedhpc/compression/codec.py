@@ -4,9 +4,11 @@
     indices   every: no plane, k == d | bitmask: one of ceil(d / 8) bytes | gaps to the entry before: 1 to 4 of k bytes
     signs     one plane of ceil(k / 8) bytes; a bit is set where the value is negative
     levels    of the values on the grid: 1 to 4 planes of k bytes
+    raw       in the place of all three, where every entry is sent exactly: a zero byte, then d float32 as they are
     CRC-32    of all before it
 
-A plane is a raw deflate stream (`fedhpc.compression.byte_planes`). Of bitmask and gaps the smaller is sent. Where the
+Every other plane is a raw deflate stream (`fedhpc.compression.byte_planes`). Raw values take 20 % more bytes than
+deflated planes of them, and a twentieth of the time. Of bitmask and gaps the smaller is sent. Where the
 density p is the same everywhere, it takes up to 1.3 % more than the entropy of the index set, d * H(p) bits (4.4 % near
 p = 0.01, where some gaps begin to need a second byte); where p changes along the vector, as from layer to layer, it
 takes less.
@@ -15,6 +17,7 @@ takes less.
 import itertools
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +25,8 @@ from numpy.typing import NDArray
 
 from fedhpc.compression.byte_planes import MAX_PLANES, container, deflated, inflated, join, split, width_of
 from fedhpc.compression.float_bits import LARGEST_BITS, blocks, magnitude_bits
-from fedhpc.compression.quantization import OCTAVE, QuantizationGrid
-from fedhpc.compression.update import SparseVector, Update
+from fedhpc.compression.quantization import EXACT, OCTAVE, QuantizationGrid
+from fedhpc.compression.update import DenseVector, SparseVector, Update
 from fedhpc.errors import PayloadError
 from fedhpc.util.arrays import F32, I64, U8
 
@@ -31,8 +34,10 @@ MAGIC = b"FHPC"
 VERSION = 2
 FIXED = struct.Struct("<4sHHIQQBBBII")
 CRC = struct.Struct("<I")
-EVERY, BITMASK, GAPS = range(3)
+EVERY, BITMASK, GAPS, RAW = range(4)
 MAX_SIZE = 2**31
+PADDING = b"\0"
+"""Before raw values: with it they begin at a multiple of 8 bytes, where they can be read in place."""
 BITMASK_FROM = 8
 """A bitmask is tried where one entry in so many, or more, is sent: else its plane has more bytes than the gaps'."""
 
@@ -60,12 +65,26 @@ def encode(update: Update) -> bytes:
         ValueError: where the indices are not ascending or out of range.
     """
     entries = update.entries
+    if isinstance(entries, DenseVector):
+        return _packed(_raw_header(update, entries.size), [PADDING, _bytes_of(entries.values)])
     kind, index_planes = encode_indices(entries)
     signs = deflated(np.packbits(np.signbit(entries.values), bitorder="little"))
     level_planes = _level_planes(entries)
     planes = [*index_planes, signs, *level_planes]
     counts = (entries.size, entries.indices.size, kind, len(index_planes), len(level_planes))
-    header = Header(update.sender, update.round, *counts, entries.grid.lowest, entries.grid.step)
+    return _packed(Header(update.sender, update.round, *counts, entries.grid.lowest, entries.grid.step), planes)
+
+
+def _raw_header(update: Update, size: int) -> Header:
+    return Header(update.sender, update.round, size, size, RAW, 0, 1, EXACT.lowest, EXACT.step)
+
+
+def _bytes_of(values: F32) -> memoryview:
+    return memoryview(np.ascontiguousarray(values, "<f4")).cast("B")
+
+
+def _packed(header: Header, planes: Sequence[bytes | memoryview]) -> bytes:
+    """The payload of a header and its planes."""
     parts = [FIXED.pack(MAGIC, VERSION, *header), struct.pack(f"<{len(planes)}Q", *map(len, planes)), *planes]
     crc = 0
     for part in parts:
@@ -135,6 +154,8 @@ def decode(payload: bytes, *, sender: int, round: int, size: int) -> Update:
     try:
         header = _checked_header(payload, sender, round, size)
         planes = _planes(payload, header)
+        if header.index_kind == RAW:
+            return Update(sender, round, _raw(header, planes))
         indices = _indices(header, planes[: header.index_planes])
         values = _values(header, planes[header.index_planes :])
     except PayloadError as error:
@@ -155,11 +176,12 @@ def _checked_header(payload: bytes, sender: int, round: int, size: int) -> Heade
     expected = (sender, round, size)
     if header[:3] != expected:
         raise PayloadError(f"claims (sender, round, size) = {header[:3]}, expected {expected}")
-    planes_allowed = {EVERY: range(1), BITMASK: range(1, 2), GAPS: range(1, MAX_PLANES + 1)}
+    planes_allowed = {EVERY: range(1), RAW: range(1), BITMASK: range(1, 2), GAPS: range(1, MAX_PLANES + 1)}
     if not (
         header.entries <= header.size <= MAX_SIZE
         and header.index_planes in planes_allowed.get(header.index_kind, ())
-        and (header.index_kind != EVERY or header.entries == header.size)
+        and (header.index_kind not in (EVERY, RAW) or header.entries == header.size)
+        and (header.index_kind != RAW or header[6:] == (1, EXACT.lowest, EXACT.step))
         and 1 <= header.level_planes <= MAX_PLANES
         and 1 <= header.lowest <= LARGEST_BITS
         and 1 <= header.step <= OCTAVE
@@ -168,15 +190,30 @@ def _checked_header(payload: bytes, sender: int, round: int, size: int) -> Heade
     return header
 
 
+def _raw(header: Header, planes: list[memoryview]) -> DenseVector:
+    """Every entry as it was sent, f32[d], finite; a view of the payload."""
+    padding, plane = planes
+    if padding != PADDING or len(plane) != 4 * header.size:
+        raise PayloadError(f"{len(padding)} and {len(plane)} bytes are not {header.size} float32 as they are")
+    values: NDArray[np.float32] = np.frombuffer(plane, "<f4")
+    for block in blocks(values.size):
+        if int(magnitude_bits(values[block]).max()) > LARGEST_BITS:
+            raise PayloadError(f"an entry of {block.start} to {block.stop} is not finite", code="payload.not-finite")
+    return DenseVector(values)
+
+
 def deflated_planes(payload: bytes) -> list[memoryview]:
     """The planes of a payload of `encode`, still deflated, for whoever must look into it without decoding it.
+
+    Of raw values there are none: they are in the payload as they are.
 
     Raises:
         PayloadError: where it is too short to be one.
     """
     if len(payload) < FIXED.size + CRC.size:
         raise PayloadError(f"{len(payload)} bytes are fewer than a header")
-    return _planes(payload, Header(*FIXED.unpack_from(payload)[2:]))
+    header = Header(*FIXED.unpack_from(payload)[2:])
+    return [] if header.index_kind == RAW else _planes(payload, header)
 
 
 def _planes(payload: bytes, header: Header) -> list[memoryview]:

@@ -8,8 +8,9 @@ import numpy as np
 
 from fedhpc.compression.float_bits import blocks
 from fedhpc.compression.quantization import grid_for, rounded
-from fedhpc.compression.top_k import Layers, top_k
-from fedhpc.compression.update import SparseVector
+from fedhpc.compression.top_k import Layers, refusal, top_k
+from fedhpc.compression.update import DenseVector, SparseVector
+from fedhpc.errors import PayloadError
 from fedhpc.util.arrays import F32
 
 
@@ -44,6 +45,11 @@ class CompressionConfig:
         if round >= self.warm_up_rounds:
             return self
         return replace(self, density=self.density ** ((round + 1) / (self.warm_up_rounds + 1)))
+
+    @property
+    def sends_all(self) -> bool:
+        """Whether every entry is sent as it is, so that error feedback has nothing to keep."""
+        return self.density == 1 and self.value_bits == 32
 
 
 def count_to_send(size: int, density: float) -> int:
@@ -100,9 +106,21 @@ def with_feedback(
     Raises:
         PayloadError: as `top_k`.
     """
+    if coding.sends_all and not residual.any():
+        return _whole(update, coding), residual
     with np.errstate(over="ignore", invalid="ignore"):
         corrected = update + residual
+    if coding.sends_all:
+        return _whole(corrected, coding), np.zeros(update.size, np.float32)
     sent = quantised(select(corrected, coding), coding.value_bits, draws)
     for block in blocks(sent.indices.size):
         corrected[sent.indices[block]] -= sent.values[block]
     return sent, corrected
+
+
+def _whole(vector: F32, coding: CompressionConfig) -> DenseVector:
+    """All of f32[d], not copied; raises PayloadError as `top_k`."""
+    refused = refusal(vector, coding.layers)
+    if refused is not None:
+        raise PayloadError(refused, code="payload.not-finite")
+    return DenseVector(vector)

@@ -33,6 +33,15 @@ def smallest_bits(values: F32) -> int:
     return min(int(magnitude_bits(values[block]).min()) for block in blocks(values.size))
 
 
+def first_at_least(values: F32, bits: int) -> int | None:
+    """The place of the first value of f32[n] whose magnitude has at least these bits, as that of NaN has; or None."""
+    for block in blocks(values.size):
+        magnitudes = magnitude_bits(values[block])
+        if int(magnitudes.max()) >= bits:
+            return block.start + int(np.argmax(magnitudes >= bits))
+    return None
+
+
 def histogram(values: F32) -> I64:
     """How many magnitudes there are of each pattern of the upper bits: int64[2**15], ascending."""
     bits, counts = values.view(np.uint32), np.zeros(1 << LOWER, np.int64)

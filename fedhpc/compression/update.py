@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fedhpc.compression.float_bits import blocks
 from fedhpc.compression.quantization import EXACT, QuantizationGrid
 from fedhpc.errors import PayloadError
 from fedhpc.util.arrays import F32, I64, Array
@@ -19,6 +20,8 @@ AGGREGATOR = 0xFFFF
 LARGEST_ENTRY = 1e6
 """No plausible step of one parameter in one round is longer. A float32 mean of such updates over any number of sites,
 and the parameters after 10,000 rounds, are finite."""
+REFUSED_BITS = int(np.float32(LARGEST_ENTRY).view(np.uint32)) + 1
+"""The bits of the smallest magnitude that is too long."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,35 @@ class SparseVector:
         out = np.zeros(self.size, np.float32)
         out[self.indices] = self.values
         return out
+
+    def add_to(self, vector: F32, weight: float = 1.0) -> None:
+        """Add the entries, each times a float32 `weight`, to f32[size] in place."""
+        # The indices are unique, so that this is `vector[indices] += ...` in one pass over the entries instead of two.
+        np.add.at(vector, self.indices, np.float32(weight) * self.values)
+
+
+class DenseVector(SparseVector):
+    """A vector f32[size] that is sent whole and as it is, its zeros too: no place of an entry has to be kept."""
+
+    def __init__(self, values: F32) -> None:
+        """`values`: f32[size], finite; kept, not copied."""
+        for name, value in (("size", values.size), ("values", values), ("grid", EXACT)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def indices(self) -> I64:  # type: ignore[override]
+        """Every index, int64[size]; made anew at each call, twice as large as the values."""
+        return np.arange(self.size, dtype=np.int64)
+
+    def dense(self) -> F32:
+        """See `SparseVector`."""
+        return self.values.copy()
+
+    def add_to(self, vector: F32, weight: float = 1.0) -> None:
+        """See `SparseVector`; a block at a time, so that a product is read again while it is in the cache."""
+        factor = np.float32(weight)
+        for block in blocks(self.size):
+            vector[block] += factor * self.values[block]
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhpc.compression.byte_planes import container, deflated, inflated, join, split, width_of
-from fedhpc.compression.codec import BITMASK, CRC, EVERY, FIXED, GAPS, Header, decode, encode, encode_indices
+from fedhpc.compression.codec import BITMASK, CRC, EVERY, FIXED, GAPS, RAW, Header, decode, encode, encode_indices
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.float_bits import LARGEST_BITS
-from fedhpc.compression.update import SparseVector, Update, pack_arrays, unpack_arrays
+from fedhpc.compression.update import DenseVector, SparseVector, Update, pack_arrays, unpack_arrays
 from fedhpc.config.schema import Exchange
 from fedhpc.errors import PayloadError
 from tests.support.payloads import (
@@ -67,9 +67,31 @@ def test_an_update_of_zeros_sends_nothing() -> None:
 
 def test_every_kind_of_block_is_among_the_payloads() -> None:
     headers = [header_of(payload) for payload in PAYLOADS]
-    assert {header.index_kind for header in headers} == {EVERY, BITMASK, GAPS}
+    assert {header.index_kind for header in headers} == {EVERY, BITMASK, GAPS, RAW}
     assert {header.index_planes for header in headers} >= {0, 1, 2}
     assert {header.level_planes for header in headers} >= {1, 2, 4}
+
+
+def test_dense_payload_is_the_raw_bytes() -> None:
+    """Zeros and the sign of zero too; what a receiver adds is what the sparse form of it adds, bit for bit."""
+    values = np.array([0.0, -0.0, 1.5, -3e-39, 1e30], np.float32)
+    payload = encode(Update(SENDER, ROUND, DenseVector(values)))
+    assert values.tobytes() in payload and len(payload) == values.nbytes + 60
+    back = decoded(payload, values.size).entries
+    np.testing.assert_array_equal(back.values.view(np.uint32), values.view(np.uint32))
+    places = np.flatnonzero(values)
+    ours, theirs = np.zeros((2, values.size), np.float32)
+    for weight in (1, 3):
+        back.add_to(ours, weight)
+        SparseVector(values.size, places, values[places]).add_to(theirs, weight)
+    np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_dense_entry_that_is_not_finite_is_refused(value: float) -> None:
+    payload = encode(Update(SENDER, ROUND, DenseVector(np.array([1.0, value], np.float32))))
+    with pytest.raises(PayloadError, match="not finite"):
+        decoded(payload, 2)
 
 
 @pytest.mark.parametrize(
