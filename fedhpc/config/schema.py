@@ -170,7 +170,9 @@ class Runtime(Section):
         default="auto", description="auto: a GPU where there is one, else the CPU"
     )
     threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default="auto", description="CPU threads of a rank; auto: cores / ranks on the node"
+        default="auto",
+        description="CPU threads of a rank; auto: the cores that it may use, shared with the other ranks of its node "
+        "(bindings and cgroup limits count)",
     )
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         default="fp32",

@@ -13,14 +13,14 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fedhpc.errors import InputError
-from fedhpc.util.files import PRIVATE, READABLE, make_folder, read_bytes, reported, write_bytes
+from fedhpc.util.files import PRIVATE, READABLE, make_folder, read_bytes, replacing, reported
 
 KEPT = 3
 DIGEST, OWNER = "sha256", "owner"
@@ -78,10 +78,35 @@ def keep_state(folder: Path, state: State, *, mode: int = READABLE) -> None:
     """
     stated = np.array(json.dumps(_stated(state.kind, state.round, state.owner)))
     whole = {**state.arrays, OWNER: stated}
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{**whole, DIGEST: digest_of(whole)})
     make_folder(folder, parents=False)
-    write_bytes(_path(folder, state.kind, state.round), buffer.getbuffer(), mode=mode)
+    with replacing(_path(folder, state.kind, state.round), mode=mode) as write:
+        _write_npz({**whole, DIGEST: digest_of(whole)}, write)
+
+
+class _Sink:
+    """What zipfile writes to: a stream without positions."""
+
+    def __init__(self, write: Callable[[bytes | memoryview], None]) -> None:
+        self._write = write
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Pass all of it on."""
+        self._write(content)
+        return len(content)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def _write_npz(arrays: Arrays, write: Callable[[bytes | memoryview], None]) -> None:
+    """Write what `np.savez` would, array by array and without a copy: a state is as large as its rank's updates."""
+    with zipfile.ZipFile(_Sink(write), "w") as archive:  # type: ignore[call-overload]
+        for name, value in arrays.items():
+            array = np.ascontiguousarray(value)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                stated = {"descr": array.dtype.str, "fortran_order": False, "shape": np.shape(value)}
+                np.lib.format.write_array_header_1_0(file, stated)
+                file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def _stated(kind: str, round: int, owner: Owner) -> dict[str, str | int]:

@@ -1,11 +1,14 @@
 """What ranks agree on first: the config and the run directory."""
 
+import json
 import logging
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from fedhpc.config.loader import load_config, pinned
 from fedhpc.config.schema import RunConfig
@@ -13,10 +16,13 @@ from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
+from fedhpc.transport.messages import parsed
+from fedhpc.util.cores import Cores, cores_of_this_process, threads_for
 
 LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
+CORES = TypeAdapter(Cores)
 FREE: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}, "faults": True, "tracking": True}
 """A hospital may have moved to another node since, or be missing. Each round records which sites it is made of."""
 
@@ -48,10 +54,21 @@ def check_start(transport: Transport, source: Source) -> None:
     run_on_all_ranks(transport, lambda: check_ranks(source.load(), transport.size))
 
 
-def agree_on_config(transport: Transport, source: Source) -> tuple[RunConfig, RunDirectory]:
+def gathered_cores(transport: Transport) -> list[Cores]:
+    """Return what every rank may use of its node's cores, in rank order, at rank 0; an empty list elsewhere.
+
+    Raises:
+        PayloadError: a rank's message is none of that.
+    """
+    mine = json.dumps(asdict(cores_of_this_process(socket.gethostname()))).encode()
+    payloads = transport.gather([mine], "control")
+    return [parsed(payload, CORES, f"rank {rank}, control") for rank, payload in enumerate(payloads)]
+
+
+def agree_on_config(transport: Transport, source: Source, cores: Sequence[Cores]) -> tuple[RunConfig, RunDirectory]:
     """Load at every rank, lock the run directory and settle threads at rank 0. Nothing but the lock is written yet.
 
-    The caller releases `RunDirectory.lock`.
+    The caller releases `RunDirectory.lock`. `cores` are from `gathered_cores`.
 
     Raises:
         InputError: bad config, too many ranks, a run directory that is in use or of another config, or a rank that
@@ -61,7 +78,7 @@ def agree_on_config(transport: Transport, source: Source) -> tuple[RunConfig, Ru
     directory = RunDirectory(source.run_dir or Path("runs") / config.name)
     try:
         plain = broadcast_json(
-            transport, lambda: _settled(config, directory, transport, source.take_over).model_dump(mode="json")
+            transport, lambda: _settled(config, directory, cores, source.take_over).model_dump(mode="json")
         )
         agreed = RunConfig.model_validate(plain)
         run_on_all_ranks(transport, lambda: _refuse_other(config, agreed, transport.rank))
@@ -89,13 +106,13 @@ def _settled_by_rank_0(own: RunConfig) -> dict[str, Any]:
     return {"runtime": {"threads"}, **planned}
 
 
-def _settled(config: RunConfig, directory: RunDirectory, transport: Transport, take_over: bool) -> RunConfig:
-    check_ranks(config, transport.size)
+def _settled(config: RunConfig, directory: RunDirectory, cores: Sequence[Cores], take_over: bool) -> RunConfig:
+    check_ranks(config, len(cores))
     note = directory.lock.acquire(take_over=take_over)
     if note:
         LOG.warning("%s: %s", directory.path, note)
     if not directory.has_rounds():
-        return resolved(config, transport)
+        return resolved(config, cores)
     earlier = directory.read_config()
     if earlier is None:
         raise InputError(
@@ -136,15 +153,14 @@ def _growth(earlier: RunConfig, config: RunConfig) -> list[tuple[str, float, flo
     return found
 
 
-def resolved(config: RunConfig, transport: Transport) -> RunConfig:
-    """`config` with `runtime.threads` as a number: cores / ranks on the node.
+def resolved(config: RunConfig, cores: Sequence[Cores]) -> RunConfig:
+    """`config` with `runtime.threads` as a number, by what every rank may use of its node's cores.
 
     The bits of a CPU result depend on the number of threads, so the number belongs to the config of a run.
     """
     if config.runtime.threads != "auto":
         return config
-    threads = max(1, len(os.sched_getaffinity(0)) // transport.local_size)
-    return config.replace({"runtime.threads": threads})
+    return config.replace({"runtime.threads": threads_for(cores)})
 
 
 def check_ranks(config: RunConfig, ranks: int) -> None:

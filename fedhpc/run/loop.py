@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -285,10 +286,13 @@ def _close_round(session: Session, closing: Closing, ran: Ran, progress: Progres
         InputError: at every rank, where a file cannot be written at any.
     """
     done, watch = closing.round, ran.watch
-    with watch.phase("evaluate"), in_round(done):
-        reports, validation = reports_of(session, done), validate(session, closing.params_of, done)
-    with watch.phase("checkpoint"):
-        run_on_all_ranks(session.transport, closing.save)
+    with ThreadPoolExecutor(1, "checkpoint") as beside:
+        # The disk works while the model is evaluated; neither changes what the other reads.
+        saving = beside.submit(closing.save)
+        with watch.phase("evaluate"), in_round(done):
+            reports, validation = reports_of(session, done), validate(session, closing.params_of, done)
+        with watch.phase("checkpoint"):
+            run_on_all_ranks(session.transport, saving.result)
     progress.done_here += 1
     LOG.info("round %d is saved", done)
     run_on_all_ranks(session.transport, lambda: _record(session, RoundEnd(done, reports, validation), ran, progress))

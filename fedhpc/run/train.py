@@ -9,7 +9,7 @@ from functools import partial
 
 from fedhpc.errors import InputError, Interrupted, PayloadError, RankLostError, SiteError, site_failure
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.agreement import Source, agree_on_config
+from fedhpc.run.agreement import Source, agree_on_config, gathered_cores
 from fedhpc.run.display import Console
 from fedhpc.run.finish import GLOBAL
 from fedhpc.run.loop import Ended, run
@@ -21,6 +21,7 @@ from fedhpc.run.session import Session, open_session
 from fedhpc.site.personal.personalise import MODEL, RECORD, Personal, check_network, personalise
 from fedhpc.transport.base import Wire
 from fedhpc.transport.collectives import run_on_all_ranks
+from fedhpc.util.cores import node_text
 from fedhpc.util.log import LogFile, configure, logged
 from fedhpc.util.startup import Startup
 from fedhpc.util.text import wrapped
@@ -69,7 +70,10 @@ def train(work: Work, machine: Machine) -> str:
     configure()
     machine.startup.mark("imports")
     machine.wire.limit_waits(None)
-    declared, directory = agree_on_config(machine.wire, work.source)
+    cores = gathered_cores(machine.wire)
+    declared, directory = agree_on_config(machine.wire, work.source, cores)
+    if cores:
+        machine.startup.note = f"{node_text(cores)}, {declared.runtime.threads} thread(s) a rank"
     try:
         machine.wire.limit_waits(declared.faults.join_timeout_s)
         members = start_membership(declared, machine.wire)

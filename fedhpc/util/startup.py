@@ -6,12 +6,17 @@ from pathlib import Path
 
 
 class Startup:
-    """Marks on the way from the start of this process to its first step."""
+    """Marks on the way from the start of this process to its first step.
+
+    Attributes:
+        note: what else the line says, such as cores and threads.
+    """
 
     def __init__(self) -> None:
         self._last_s = time.monotonic()
         self._before_s = process_age_s()
         self._parts: dict[str, float] = {"Python": self._before_s}
+        self.note = ""
 
     def mark(self, part: str) -> None:
         """All since the last mark was `part`."""
@@ -21,9 +26,11 @@ class Startup:
 
     @property
     def line(self) -> str:
-        """All parts, in seconds."""
+        """All parts, in seconds; and the note, if there is one."""
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self._parts.items())
-        return f"ready {sum(self._parts.values()):.1f} s after the start of this process: {parts}"
+        return f"ready {sum(self._parts.values()):.1f} s after the start of this process: {parts}" + (
+            f"; {self.note}" if self.note else ""
+        )
 
 
 def process_age_s() -> float:
