@@ -80,7 +80,7 @@ def _raw_header(update: Update, size: int) -> Header:
 
 
 def _bytes_of(values: F32) -> memoryview:
-    return memoryview(np.ascontiguousarray(values, "<f4")).cast("B")
+    return np.ascontiguousarray(values, "<f4").data.cast("B")
 
 
 def _packed(header: Header, planes: Sequence[bytes | memoryview]) -> bytes:

@@ -38,7 +38,7 @@ def first_at_least(values: F32, bits: int) -> int | None:
     for block in blocks(values.size):
         magnitudes = magnitude_bits(values[block])
         if int(magnitudes.max()) >= bits:
-            return block.start + int(np.argmax(magnitudes >= bits))
+            return int(block.start) + int(np.argmax(magnitudes >= bits))
     return None
 
 

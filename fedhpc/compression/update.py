@@ -61,7 +61,7 @@ class DenseVector(SparseVector):
             object.__setattr__(self, name, value)
 
     @property
-    def indices(self) -> I64:  # type: ignore[override]
+    def indices(self) -> I64:
         """Every index, int64[size]; made anew at each call, twice as large as the values."""
         return np.arange(self.size, dtype=np.int64)
 
