@@ -8,21 +8,24 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from fedhpc.bench.dp import SHIPPED, check_names
+from fedhpc.bench.gpu_coder import with_feedback_on_device
 from fedhpc.bench.gpu_hospitals import together
 from fedhpc.bench.gpu_limits import PRECISIONS, limits, median_seconds, step_flop
 from fedhpc.bench.gpu_steps import RandomRows, Work, timed
 from fedhpc.compression.codec import decode, encode
-from fedhpc.compression.error_feedback import CompressionConfig, quantised, select
+from fedhpc.compression.error_feedback import CompressionConfig, quantised, select, with_feedback
 from fedhpc.compression.update import Update
 from fedhpc.models.device import device_name
 from fedhpc.site.data.resident import ResidentSamples
 from fedhpc.site.data.samples import ImageSamples, Samples
+from fedhpc.util.files import write_json
 from fedhpc.util.progress import Beat
 
 PARTS = ("limits", "steps", "data", "coder", "hospitals", "compile")
@@ -44,6 +47,7 @@ class Job:
     opacus: Sequence[str]
     parts: Sequence[str]
     minutes: float
+    out: Path | None = None
 
     def work(self, model: str, precision: str = "fp32") -> Work:
         """Steps of one network."""
@@ -91,7 +95,6 @@ def run(job: Job) -> dict[str, Any]:
     for option, given, allowed in (("parts", job.parts, PARTS), ("models", job.models, SHIPPED)):
         check_names(option, given, allowed)
     start, result = time.perf_counter(), Result()
-    device = job.work("").device
     rows = [row for row in rows_of(job) if row.part in job.parts]
     beat = Beat("bench gpu, rows")
     for done, row in enumerate(rows):
@@ -99,9 +102,16 @@ def run(job: Job) -> dict[str, Any]:
             result.left_out.append(" / ".join((row.part, *row.name)))
             continue
         result.take(row)
-        if device.type == "cuda":
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
         beat.at(done, len(rows))
+        if job.out is not None:
+            write_json(job.out, _facts(job, result, time.perf_counter() - start))
+    return _facts(job, result, time.perf_counter() - start)
+
+
+def _facts(job: Job, result: Result, seconds: float) -> dict[str, Any]:
+    device = job.work("").device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {platform.machine()}",
         "torch": torch.__version__,
@@ -109,7 +119,7 @@ def run(job: Job) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "batch": job.batch,
         "image_size": job.image_size,
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
         **result.figures,
         "failed": result.failed,
         "left_out": result.left_out,
@@ -122,28 +132,31 @@ def rows_of(job: Job) -> Iterator[Row]:
     yield Row("limits", ("device",), lambda: dict(limits(device)))
     for model in job.models:
         yield Row("limits", (model,), lambda model=model: _arithmetic(job.work(model)))  # type: ignore[misc]
-    for model in job.models:
-        yield from _step_rows(job, model)
+    for precision in ("tf32", "bf16"):
+        for model in job.models:
+            yield from _step_rows(job, job.work(model, precision))
     yield Row("data", ("images",), lambda: _data(job))
     yield Row("coder", ("numpy",), lambda: _numpy_coder(job.parameters))
+    yield Row("coder", ("device",), lambda: _device_coder(job.parameters, device))
     for hospitals in job.hospitals:
-        work = job.work(job.models[0], "bf16")
+        work = job.work(job.models[0], "tf32")
         yield Row("hospitals", (str(hospitals),), lambda work=work, n=hospitals: together(work, n))  # type: ignore[misc]
-    for precision in ("bf16", "tf32", "fp32"):
+    for model in job.models:
+        for kind in ("bare", "fedhpc dp"):
+            yield _row(job.work(model, "fp32"), kind, kind)
+    for precision in ("bf16", "tf32"):
         for model in job.models:
-            yield _row(replace(job.work(model, precision), compiled=True), "bare", "bare compiled", "compile")
+            yield _row(replace(job.work(model, precision), compiled=True), "fedhpc", "fedhpc compiled", "compile")
 
 
-def _step_rows(job: Job, model: str) -> Iterator[Row]:
-    for precision in ("tf32", "bf16", "fp32"):
-        work = job.work(model, precision)
-        for kind in ("bare", "fedhpc", "fedhpc dp"):
-            yield _row(work, kind, kind)
-        if precision == OPACUS_PRECISION:
-            for mode in job.opacus:
-                yield _row(replace(work, steps=max(3, work.steps // 2)), f"opacus {mode}", f"opacus {mode}")
-        else:
-            yield _row(replace(work, channels_last=True), "bare", "bare channels_last")
+def _step_rows(job: Job, work: Work) -> Iterator[Row]:
+    for kind in ("bare", "fedhpc", "fedhpc dp"):
+        yield _row(work, kind, kind)
+    if work.precision == OPACUS_PRECISION:
+        for mode in job.opacus:
+            yield _row(replace(work, steps=max(3, work.steps // 2)), f"opacus {mode}", f"opacus {mode}")
+    else:
+        yield _row(replace(work, channels_last=True), "bare", "bare channels_last")
 
 
 def _row(work: Work, kind: str, name: str, part: str = "steps") -> Row:
@@ -181,6 +194,25 @@ def _numpy_coder(parameters: int) -> dict[str, Any]:
         "payload_bytes": len(payload),
         "encode_s": encoded - start,
         "decode_s": time.perf_counter() - encoded,
+    }
+
+
+def _device_coder(parameters: int, device: torch.device) -> dict[str, Any]:
+    """Seconds of choosing and quantising there, until what is sent lies on the host; the host encodes it as ever."""
+    update = torch.randn(parameters, device=device)
+    residual, coding = torch.zeros_like(update), CompressionConfig(DENSITY, VALUE_BITS)
+    host = update.cpu().numpy()
+    sent, _ = with_feedback_on_device(update, residual, coding)
+    start = time.perf_counter()
+    with_feedback(host, np.zeros_like(host), coding)
+    selected = time.perf_counter()
+    encode(Update(0, 0, sent))
+    encoded = time.perf_counter()
+    return {
+        "parameters": parameters,
+        "select_s": median_seconds(lambda: with_feedback_on_device(update, residual, coding), device, 3),
+        "select_on_host_s": selected - start,
+        "encode_on_host_s": encoded - selected,
     }
 
 

@@ -55,7 +55,7 @@ class Work:
     @property
     def place(self) -> Device:
         """The device as a run has it."""
-        return Device(self.device, self.precision == "bf16")
+        return Device(self.device, self.precision == "bf16", compiled=self.compiled)
 
     def network(self) -> nn.Module:
         """The network as a run makes it, on the device."""
@@ -149,7 +149,7 @@ def _loop_step(work: Work, kind: str) -> Callable[[], None]:
                 private(images, labels)
 
         return private_step
-    forward = torch.compile(model) if work.compiled else model
+    forward = place.forward(model)
 
     def step() -> None:
         optimizer.zero_grad()

@@ -121,6 +121,7 @@ def _add_gpu(kinds: "_SubParsersAction[Parser]") -> None:
         "--parts", nargs="+", metavar="PART", help="of limits steps data coder hospitals compile (default: all)"
     )
     gpu.add_argument("--minutes", type=float, default=7.0, metavar="M", help="no row begins later")
+    gpu.add_argument("-o", "--out", type=Path, metavar="FILE", help="also write the result there, after every row")
     add_json(gpu)
     gpu.set_defaults(action=_gpu)
 
@@ -400,7 +401,7 @@ def _gpu(options: argparse.Namespace) -> int:
     from fedhpc.bench import gpu
 
     parts = options.parts or gpu.PARTS
-    names = ("models", "device", "batch", "image_size", "steps", "parameters", "hospitals", "opacus", "minutes")
+    names = ("models", "device", "batch", "image_size", "steps", "parameters", "hospitals", "opacus", "minutes", "out")
     job = gpu.Job(parts=parts, **{name: getattr(options, name) for name in names})
     return _print(gpu.run(job), gpu.table, options.json)
 

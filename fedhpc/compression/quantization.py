@@ -76,8 +76,13 @@ def grid_for(values: F32, value_bits: int) -> QuantizationGrid:
     smallest = smallest_bits(values)
     if value_bits == 16:
         return QuantizationGrid(smallest // FP16_STEP * FP16_STEP or smallest, FP16_STEP)
-    counts, intervals = histogram(values), 2 ** (value_bits - 1) - 1
-    top = int(np.searchsorted(np.cumsum(counts), values.size * (1 - OUTLIERS))) + 1
+    return log_grid(histogram(values), smallest, value_bits)
+
+
+def log_grid(counts: I64, smallest: int, value_bits: int) -> QuantizationGrid:
+    """Return the grid of 8 to 3 bits for values of which the histogram and the bits of the smallest are known."""
+    intervals = 2 ** (value_bits - 1) - 1
+    top = int(np.searchsorted(np.cumsum(counts), counts.sum() * (1 - OUTLIERS))) + 1
     first = max(_first_that_counts(counts[:top], intervals) << LOWER, smallest)
     return QuantizationGrid(smallest, min(max(-(-((top << LOWER) - first) // intervals), 1), OCTAVE))
 

@@ -178,6 +178,11 @@ class Runtime(Section):
         default="fp32",
         description="fp32: float32; tf32: matrix products in TF32 on a GPU; bf16: forward pass and loss in bfloat16",
     )
+    compile: bool = Field(
+        default=False,
+        description="compile the network for training without privacy (torch.compile): a minute or two at the first "
+        "round of each start, for faster steps",
+    )
     patience_s: Annotated[float, Field(ge=0)] = Field(
         default=60.0,
         description="seconds that a site goes on with its round after a signal to stop; then it leaves the round",

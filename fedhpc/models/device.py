@@ -1,8 +1,10 @@
 """The machine under a rank: its GPU, its threads and its precision."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from fedhpc.config.schema import Runtime
 from fedhpc.errors import InputError
@@ -10,14 +12,23 @@ from fedhpc.errors import InputError
 
 @dataclass(frozen=True)
 class Device:
-    """Where the training runs: the device, and whether bf16 autocast is on."""
+    """Where the training runs: the device, whether bf16 autocast is on, whether plain training is compiled."""
 
     device: torch.device
     bf16: bool
+    compiled: bool = False
 
     def autocast(self) -> torch.autocast:
         """The precision context of forward and loss."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """Return the network as plain training calls it: itself, or `torch.compile` of it.
+
+        PyTorch keeps what it has compiled, so that a second call for the same network costs nothing.
+        """
+        compiled: Callable[[Tensor], Tensor] = torch.compile(model) if self.compiled else model
+        return compiled
 
 
 def prepare(runtime: Runtime, local_rank: int) -> Device:
@@ -31,7 +42,8 @@ def prepare(runtime: Runtime, local_rank: int) -> Device:
         torch.set_num_threads(runtime.threads)
     torch.set_float32_matmul_precision("high" if runtime.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = runtime.precision == "tf32"
-    return Device(torch.device(device_name(runtime.device, local_rank, torch.cuda.device_count())), _is_bf16(runtime))
+    device = torch.device(device_name(runtime.device, local_rank, torch.cuda.device_count()))
+    return Device(device, _is_bf16(runtime), runtime.compile)
 
 
 def _is_bf16(runtime: Runtime) -> bool:

@@ -1,5 +1,7 @@
 """`run.py bench gpu` on a CPU, as small as it gets: the same code as on a GPU."""
 
+import contextlib
+import io
 import json
 from typing import Any
 
@@ -13,14 +15,12 @@ PARTS = ["--parts", "limits", "steps", "data", "coder", "--opacus", "ghost", "--
 
 
 @pytest.fixture(scope="module")
-def result() -> dict[str, Any]:
-    import contextlib
-    import io
-
-    out = io.StringIO()
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out, file = io.StringIO(), tmp_path_factory.mktemp("bench") / "gpu.json"
     with contextlib.redirect_stdout(out):
-        assert main(["bench", "gpu", *TINY, *PARTS, "--json"]) == 0
+        assert main(["bench", "gpu", *TINY, *PARTS, "--json", "-o", str(file)]) == 0
     parsed: dict[str, Any] = json.loads(out.getvalue())
+    assert json.loads(file.read_text()) | {"seconds": 0} == parsed | {"seconds": 0}
     return parsed
 
 
@@ -29,6 +29,7 @@ def test_every_row_is_measured(result: dict[str, Any]) -> None:
     rows = result["steps"]["densenet_small"]
     assert list(rows["tf32"]) == ["bare", "fedhpc", "fedhpc dp", "opacus ghost"]
     assert list(rows["bf16"]) == ["bare", "fedhpc", "fedhpc dp", "bare channels_last"]
+    assert list(rows["fp32"]) == ["bare", "fedhpc dp"]
     assert all(row["samples_per_s"] * row["step_s"] == pytest.approx(2) for p in rows.values() for row in p.values())
 
 

@@ -146,7 +146,8 @@ def train_plain(local: LocalRound) -> None:
 def _epochs(local: LocalRound) -> None:
     model, samples, config, device = local.model, local.samples, local.config, local.device
     training, rows = config.training, samples.indices("train")
-    optimizer, per_epoch = local.optimizer(), steps_per_epoch(len(rows), training)
+    optimizer, forward = local.optimizer(), device.forward(model)
+    per_epoch = steps_per_epoch(len(rows), training)
     done, steps = 0, local_steps(len(rows), training, local.effort)
     share = min(1.0, local.effort * training.local_epochs * per_epoch)
     for epoch in range(training.local_epochs):
@@ -157,7 +158,7 @@ def _epochs(local: LocalRound) -> None:
             images = (mirrored(images, rng.random(len(images))) if training.random_flip else images).to(device.device)
             optimizer.zero_grad()
             with device.autocast():
-                value = loss(model(images), labels.to(device.device))
+                value = loss(forward(images), labels.to(device.device))
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             done += 1

@@ -205,3 +205,12 @@ def test_learning_rate_schedules() -> None:
     assert learning_rate(cosine, 0) == 0.5
     assert learning_rate(cosine, 5) == pytest.approx(0.25)
     assert 0 < learning_rate(cosine, 9) < 0.02
+
+
+def test_compile_is_of_plain_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    model = build_model(config(), Task(("no", "yes"), (1, 32, 32)))
+    assert prepare(Runtime(device="cpu", threads=1, compile=True), 0).forward(model) is model
+    assert prepare(Runtime(device="cpu", threads=1), 0).forward(model) is model
+    assert compiled == [model]
