@@ -6,10 +6,9 @@ from pathlib import Path
 from fedhpc.cli.common import Parser, add_set
 from fedhpc.errors import InputError
 
-HELP = "the whole evaluation as one batch, and the paper's claims beside what was measured"
+HELP = "the whole evaluation as one batch, beside the paper's claims"
 EXAMPLES = (
     "{run} study configs/study.yaml -o runs/study --quick --cluster local",
-    "{run} study configs/study.yaml -o runs/study --parts head --dry-run",
     "{run} study runs/study",
 )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from fedhpc.cli.common import Parser
 
 HELP = "how a run, a sweep or a study goes, until it ends"
-EXAMPLES = ("{run} watch runs/fedavg", "{run} watch runs/study --once", "{run} watch runs/sweep --every 30")
+EXAMPLES = ("{run} watch runs/fedavg", "{run} watch runs/study --once")
 
 
 def add_arguments(parser: Parser) -> None:

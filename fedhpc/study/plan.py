@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from fedhpc.config.loader import checked, merged, read_tree, told_of
 from fedhpc.errors import ConfigError
@@ -78,7 +79,17 @@ def plan_study(config: StudyConfig, path: Path, out: Path, *, quick: bool) -> Pl
     if problems:
         raise ConfigError(told_of(path, [f"{text} (in {_some(names)})" for text, names in problems.items()]))
     study = Study(config.name, quick, tuple(cells))
-    return Planned(study, Sweep(config.name, {}, config.slurm, config.local, tuple(trials)))
+    return Planned(study, Sweep(config.name, _grid_of(cells), config.slurm, config.local, tuple(trials)))
+
+
+def _grid_of(cells: Sequence[Cell]) -> dict[str, list[Any]]:
+    """Return the columns of the sweep's table, and which values each has."""
+    return {
+        "part": list(dict.fromkeys(cell.part for cell in cells)),
+        "privacy.epsilon": list(dict.fromkeys(cell.epsilon for cell in cells)),
+        "exchange.density": [one for one in dict.fromkeys(cell.density for cell in cells) if one is not None],
+        "seed": list(dict.fromkeys(cell.seed for cell in cells)),
+    }
 
 
 def _misfits(config: StudyConfig, trials: Sequence[Trial]) -> dict[str, list[str]]:
@@ -246,7 +257,7 @@ def _codec(config: StudyConfig, codec: Codec, folder: Path) -> Draft:
     words = ("bench", "codec", "--size", str(codec.size), "--density", f"{codec.density:g}")
     more = ("--value-bits", str(codec.value_bits), "--bytes-only", "--json")
     return Draft(
-        Cell("codec", "codec", name, None, codec.density, 0, ""), _base(part, folder), False, ((*words, *more),)
+        Cell("codec", "codec", name, None, codec.density, 0, ""), _at(part, folder, None), False, ((*words, *more),)
     )
 
 

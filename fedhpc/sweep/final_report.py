@@ -9,6 +9,7 @@ from fedhpc.records.study import CLAIMS, PLAN
 from fedhpc.report.build import Report, now, write
 from fedhpc.report.page import Content
 from fedhpc.report.rows import Label, State, groups_of, row_of
+from fedhpc.report.sources import of_study
 from fedhpc.report.view import view_of
 from fedhpc.sweep.directory import SweepDirectory
 from fedhpc.sweep.slurm_queue import look
@@ -44,6 +45,8 @@ def write_report(sweep: Path) -> Path:
     out = sweep / "report.html"
     if (sweep / PLAN).exists():
         _write_claims(sweep)
+        write(Report(of_study(sweep)), out)
+        return out
     write(Report(content_of(sweep)), out)
     return out
 

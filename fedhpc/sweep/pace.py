@@ -30,14 +30,18 @@ def expected_s(sweep: Sweep, ended: Mapping[str, float], calibrated: Mapping[str
     Args:
         sweep: all its trials.
         ended: seconds of the trials that have finished; their mean counts for others of their kind.
-        calibrated: seconds by a calibration, for trials of whose kind none has finished.
+        calibrated: seconds by a calibration, for trials of whose kind none has finished; corrected by what those that
+            have finished took of theirs.
     """
     by_kind: dict[Kind, list[float]] = {}
     for trial in sweep.trials:
         if trial.name in ended:
             by_kind.setdefault(kind_of(trial), []).append(ended[trial.name])
     means = {kind: statistics.fmean(seconds) for kind, seconds in by_kind.items()}
-    return {trial.name: means.get(kind_of(trial), calibrated.get(trial.name)) for trial in sweep.trials}
+    ratios = [ended[name] / seconds for name, seconds in calibrated.items() if name in ended and seconds]
+    ratio = statistics.median(ratios) if ratios else 1.0
+    guessed = {name: ratio * seconds for name, seconds in calibrated.items()}
+    return {trial.name: means.get(kind_of(trial), guessed.get(trial.name)) for trial in sweep.trials}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""The claims of studies whose figures were chosen by hand: each verdict, and the number in it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedhpc.records.run_directory import SUMMARY_KEYS
+from fedhpc.records.study import Cell, Claim, Study, StudyDirectory
+from fedhpc.study.claims import claims_of
+from fedhpc.study.claims_table import claims_text, write_claims
+
+
+def cell(name: str, kind: Any, seed: int = 0, **more: Any) -> Cell:
+    base = Cell(name, kind, "head", None, None, seed, f"elements/{name}", commands=(f"run {name}",))
+    return replace(base, **more)
+
+
+def write(folder: Path, one: Cell, **summary: Any) -> None:
+    place = folder / one.run
+    place.mkdir(parents=True)
+    (place / "outcome.json").write_text('{"state": "finished"}', encoding="utf-8")
+    whole = {key: None for key in SUMMARY_KEYS} | {"rounds": 10, "stopped": "finished", "unit": "patient"} | summary
+    whole |= {"delta": 1e-5, "bytes_up_per_round": 100.0, "dense_bytes_per_round": 864}
+    (place / "summary.json").write_text(json.dumps(whole), encoding="utf-8")
+
+
+def result(folder: Path, one: Cell, **found: Any) -> None:
+    place = folder / one.run
+    place.mkdir(parents=True)
+    (place / "outcome.json").write_text('{"state": "finished"}', encoding="utf-8")
+    (place / "result.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def claims(folder: Path, *cells: Cell) -> dict[str, Claim]:
+    records = StudyDirectory(folder)
+    records.write(Study("by-hand", False, cells))
+    found = claims_of(records, records.read())
+    write_claims(records, found)
+    assert records.read_claims() == found
+    return {one.name: one for one in found}
+
+
+def test_claims_of_a_part_by_hand(tmp_path: Path) -> None:
+    ours = [cell(f"f{s}", "federated", s, epsilon=1.0, density=1.0, paper=True, rule="mean") for s in range(3)]
+    pooled = [cell(f"c{s}", "centralised", s) for s in range(3)]
+    alone = [cell(f"l{s}", "local", s) for s in range(3)]
+    for s in range(3):
+        write(tmp_path, ours[s], auc=0.95 + 0.01 * s, epsilon=0.999, sensitivity_early=0.80)
+        write(tmp_path, pooled[s], auc=1.0, sensitivity_early=0.84)
+        write(tmp_path, alone[s], auc=0.80)
+    found = claims(tmp_path, *ours, *pooled, *alone)
+    federated = found["AUC federated, head"]
+    # Mean 0.96, standard deviation 0.01: Student's t with 2 degrees of freedom, 4.3027 x 0.01 / sqrt(3) = 0.02484.
+    assert (federated.value, federated.low, federated.high) == pytest.approx((0.96, 0.93516, 0.98484), abs=1e-5)
+    assert federated.verdict == "met" and federated.command == "run f0  (and 2 more like it, see study.json)"
+    assert found["AUC local-only, head"].verdict == "met", "the gain is 0.16, the paper's 0.13"
+    assert found["AUC centralised, head"].verdict == "met"
+    gap = found["federated within 2.5 % of centralised, head"]
+    assert (gap.value, gap.verdict) == (pytest.approx(4.0), "missed")
+    early = found["early-stage sensitivity kept, head"]
+    assert (early.value, early.verdict) == (pytest.approx(-0.04), "missed")
+    assert found["epsilon within its rounds, head"].verdict == "met"
+    assert found["data residency"].verdict == "not measured", "no egress log"
+
+
+def test_claims_without_a_cell_are_not_measured(tmp_path: Path) -> None:
+    found = claims(tmp_path, cell("f", "federated", epsilon=1.0, density=1.0, paper=True))
+    assert len(found) == 11 and {one.verdict for one in found.values()} == {"not measured"}
+    assert all(one.why and not one.measured and one.value is None for one in found.values())
+    assert "0 met, 0 missed, 11 not measured" in claims_text(tuple(found.values()))
+
+
+@pytest.mark.parametrize(
+    ("stopped", "epsilon", "noise_seed", "verdict"),
+    [("finished", 1.0, None, "met"), ("budget", 1.0, None, "missed"), ("finished", 1.01, None, "missed"),
+     ("finished", 0.5, 7, "missed")],
+)  # fmt: skip
+def test_epsilon_claim_fails_in_each_way(
+    stopped: str, epsilon: float, noise_seed: int | None, verdict: str, tmp_path: Path
+) -> None:
+    one = cell("f", "federated", epsilon=1.0, density=1.0, paper=True)
+    write(tmp_path, one, auc=0.9, epsilon=epsilon, stopped=stopped, insecure_noise_seed=noise_seed)
+    assert claims(tmp_path, one)["epsilon within its rounds, head"].verdict == verdict
+
+
+def test_claims_of_tests_by_hand(tmp_path: Path) -> None:
+    stress = [cell(f"s-{case}-{rule}", "stress", case=case, rule=rule) for case in ("clean", "flip", "nil")
+              for rule in ("mean", "screened_mean")]  # fmt: skip
+    for one, auc in zip(stress, (0.98, 0.97, 0.60, 0.965, 0.97, 0.975), strict=True):
+        write(tmp_path, one, auc=auc)
+    slow, legacy = cell("slow", "schedule", is_run=False), cell("old", "legacy", case="site3", is_run=False)
+    rows = [{"case": "even", "pace": 1, "less_even": 0}, {"case": "wait", "pace": 0.2, "less_even": 0}]
+    result(tmp_path, slow, factor=10.0, rows=[*rows, {"case": "plan", "pace": 0.95, "less_even": -0.006}])
+    means = {f"{way}_auc": {"mean": 0.9, "half": 0.1} for way in ("alone", "federated", "personal")}
+    result(tmp_path, legacy, seeds=[0], rows=[
+        {"site": "site1"}, {"site": "site3", **means, "gain_over_alone_auc": {"mean": 0.02, "half": 0.01}},
+    ])  # fmt: skip
+    size = cell("codec", "codec", is_run=False)
+    result(tmp_path, size, size=1_125_000, payload_bytes=490_000, dense_bytes=4_500_000, density=0.1, value_bits=4)
+    audit = cell("audit", "audit", epsilon=1.0, is_run=False)
+    result(tmp_path, audit, passed=False, verdict="Verdict: failed.", claim={"epsilon": 1.0},
+           findings=[{"kind": "claim", "verdict": "holds"}, {"kind": "claim", "verdict": "broken"}])  # fmt: skip
+    found = claims(tmp_path, *stress, slow, legacy, size, audit)
+    corrupted = found["corrupted hospital"]
+    assert (corrupted.value, corrupted.verdict) == (pytest.approx(-0.015), "met"), "against the clean run of the mean"
+    assert "under the mean -0.380 (flip)" in corrupted.why
+    assert found["slow hospital, without privacy"].verdict == "missed", "0.006 of AUC"
+    assert (found["legacy scanner"].value, found["legacy scanner"].verdict) == (0.02, "met")
+    assert (found["bytes of an update"].value, found["bytes of an update"].verdict) == (pytest.approx(49.0), "missed")
+    assert found["the guarantee under attack"].measured == "1 of 2 measured claims hold"
+    assert found["the guarantee under attack"].verdict == "missed"

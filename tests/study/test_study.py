@@ -1,0 +1,88 @@
+"""A study run to its end on this machine: a cell fails, the same command runs it again and no other, claims follow."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedhpc.records.study import StudyDirectory
+from fedhpc.sweep.directory import SweepDirectory
+from fedhpc.sweep.pace import expected_s, time_left
+from tests.support.tiny_sweeps import tree_of
+
+Run = Callable[..., tuple[int, str, str]]
+REPO = Path(__file__).resolve().parents[2]
+
+
+def write_study(folder: Path) -> Path:
+    """A study of two cells: one federated run of the smallest cohort, and the encoding of 1,000 numbers."""
+    run = {key: value for key, value in tree_of(folder).items() if key not in ("grid", "baselines")}
+    (folder / "run.yaml").write_text(yaml.safe_dump({**run, "privacy": "off"}), encoding="utf-8")
+    point = {"epsilon": None, "density": 1.0}
+    part = {"config": "run.yaml", "epsilons": [None], "densities": [1.0], "seeds": [0], "paper": point}
+    study = {"name": "tiny", "parts": {"net": part}, "codec": {"size": 1000}}
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(study), encoding="utf-8")
+    return path
+
+
+def test_failed_cell_alone_is_run_again(tmp_path: Path, run_python: Run) -> None:
+    out = tmp_path / "out"
+    words = ["study", write_study(tmp_path), "-o", out, "--cluster", "local", "--no-calibration"]
+    broken = out / "elements" / "net-off-d1-s0"
+    broken.mkdir(parents=True)
+    (broken / "run.json").write_text("{", encoding="utf-8")
+    status, said, err = run_python(words, timeout=240)
+    assert status == 1, said + err
+    states = {cell.name: cell.status for cell in StudyDirectory(out).read().cells}
+    assert states == {"codec": "finished", "net-off-d1-s0": "failed"}
+    assert "not finished: net-off-d1-s0 (failed)" in " ".join(said.split())
+    before = (out / "elements" / "codec" / "outcome.json").read_bytes()
+
+    (broken / "run.json").unlink()
+    status, said, err = run_python(words, timeout=240)
+    assert status == 0, said + err
+    assert "finished and kept: 1 of 2 cells net-off-d1-s0: " in " ".join(said.split())
+    assert (out / "elements" / "codec" / "outcome.json").read_bytes() == before, "a finished cell was run again"
+    claims = {one.name: one for one in StudyDirectory(out).read_claims()}
+    assert claims["data residency"].verdict == "met" and claims["AUC federated, net"].value is not None
+    assert all((out / f"claims.{ending}").exists() for ending in ("json", "csv", "md"))
+
+    other = run_python([*words, "--set", "codec.size=2000"])
+    assert other[0] == 2 and "[study.other]" in other[2]
+
+
+def test_time_left_follows_what_cells_took(tmp_path: Path) -> None:
+    from fedhpc.study.config import load_study
+    from fedhpc.study.plan import plan_study
+
+    path = REPO / "configs" / "study.yaml"
+    planned = plan_study(load_study(path, [], quick=True, parts=["network"]), path, tmp_path, quick=True)
+    sweep, names = planned.sweep, [trial.name for trial in planned.sweep.trials if trial.trains]
+    dense, sparse = "network-off-d1-s0", "network-off-d0.1-s0"
+    calibrated = dict.fromkeys(names, 100.0)
+    assert {expected_s(sweep, {}, calibrated)[name] for name in names} == {100.0}
+    # Twice what was expected: the other density by its own kind, the baselines by the ratio.
+    found = expected_s(sweep, {dense: 200.0}, calibrated)
+    assert {found[name] for name in names} == {200.0}
+    assert found["codec"] is None
+    directory = SweepDirectory(tmp_path)
+    assert time_left(directory, sweep, [dense, sparse, "codec"], 2).text() == "time left not known yet"
+    directory.write_calibration(calibrated)
+    left = time_left(directory, sweep, [dense, sparse, "codec"], 2)
+    assert (left.seconds, left.unknown) == (100.0, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_quick_study_ends_with_every_cell(tmp_path: Path, run_python: Run) -> None:
+    out = tmp_path / "study"
+    status, said, err = run_python(
+        ["study", REPO / "configs" / "study.yaml", "-o", out, "--quick", "--cluster", "local"], timeout=1400
+    )
+    assert status == 0, said + err
+    assert {cell.status for cell in StudyDirectory(out).read().cells} == {"finished"}
+    assert not [one.name for one in StudyDirectory(out).read_claims() if one.verdict == "not measured"]
+    assert json.loads((out / "report.json").read_text(encoding="utf-8"))
