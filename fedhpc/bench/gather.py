@@ -11,6 +11,7 @@ the measurements, and says what more hospitals would cost.
 """
 
 import resource
+import shutil
 import tempfile
 import time
 import zlib
@@ -67,7 +68,10 @@ def measure(job: GatherBenchmark, wire: Wire) -> dict[str, Any]:
         folder = Path(broadcast_json(wire, lambda: tempfile.mkdtemp(prefix="fedhpc-gather-")))
         with at_work(f"{count} hospitals"):
             channel, start = opened(count, wire, folder)
-            rows += [{**start, **_row(job, density, count, channel)} for density in job.densities]
+            found = [_rounds(job, density, count, channel) for density in job.densities]
+        if wire.rank == 0:
+            rows += [{**start, **_row(job, count, rounds)} for rounds in found]
+            shutil.rmtree(folder)
     if wire.rank:
         return {}
     lines = [{"density": one, **fitted_line([row for row in rows if row["density"] == one])} for one in job.densities]
@@ -102,7 +106,16 @@ def opened(count: int, wire: Wire, folder: Path) -> tuple[Channel, dict[str, Any
     return channel, spans
 
 
-def _row(job: GatherBenchmark, density: float, count: int, channel: Channel) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Rounds:
+    """What rounds of a density took at this rank, and the bytes of one payload."""
+
+    density: float
+    payload_bytes: int
+    figures: Sequence[Mapping[str, float]]
+
+
+def _rounds(job: GatherBenchmark, density: float, count: int, channel: Channel) -> Rounds:
     coding = CompressionConfig(density, job.value_bits)
     mine = sites_by_rank(config_of(count, Path()), channel.size)[channel.rank]
     update = generator(0, "bench gather").standard_normal(job.size, np.float32) * np.float32(0.01)
@@ -111,16 +124,19 @@ def _row(job: GatherBenchmark, density: float, count: int, channel: Channel) -> 
     payloads = [readdressed(payload, site) for site in mine]
     names = tuple(f"site{number}" for number in range(count))
     terms = RoundConfig(job.rounds, coding, coding, names, (100,) * count)
-    figures = [_round(payloads, terms, channel, job.size) for _ in range(job.rounds)]
-    best = min(figures, key=lambda one: one["cpu_s"])
-    dense_bytes = FLOAT32_BYTES * job.size
+    return Rounds(density, len(payload), [_round(payloads, terms, channel, job.size) for _ in range(job.rounds)])
+
+
+def _row(job: GatherBenchmark, count: int, rounds: Rounds) -> dict[str, Any]:
+    best = min(rounds.figures, key=lambda one: one["cpu_s"])
+    peak_bytes, dense_bytes = max(one["peak_bytes"] for one in rounds.figures), FLOAT32_BYTES * job.size
     return {
         "sites": count,
-        "density": density,
-        "payload_bytes": len(payload),
+        "density": rounds.density,
+        "payload_bytes": rounds.payload_bytes,
         **best,
-        "peak_bytes": max(one["peak_bytes"] for one in figures),
-        "peak_vectors": max(one["peak_bytes"] for one in figures) / dense_bytes,
+        "peak_bytes": peak_bytes,
+        "peak_vectors": peak_bytes / dense_bytes,
         "fold_gb_s": count * dense_bytes / GB / best["fold_cpu_s"],
     }
 

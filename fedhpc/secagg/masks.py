@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedhpc.compression.update import AGGREGATOR
 from fedhpc.errors import PayloadError
-from fedhpc.secagg.messages import from_bytes
+from fedhpc.secagg.messages import SPARE_BYTES, low_bytes
 from fedhpc.util.arrays import U64
 
 KEY_BYTES = 32
@@ -125,11 +125,12 @@ def expand(seed: bytes, terms: SumTerms) -> U64:
     """PRG: 32 bytes -> uint64[size], uniform in [0, 2^(8 width_bytes)), by AES-256 in counter mode."""
     total = np.zeros(terms.size, np.uint64)
     add_mask(total, seed, terms.width_bytes)
+    total &= np.uint64(2 ** (8 * terms.width_bytes) - 1)
     return total
 
 
 def add_mask(total: U64, seed: bytes, width_bytes: int) -> None:
-    """Add PRG(seed) to uint64[size], in place and modulo 2^64.
+    """Add PRG(seed) to uint64[size] modulo 2^(8 width_bytes), in place; what is above that in each entry is undefined.
 
     It is drawn and added a block at a time, which stays in the processor's cache and takes no memory of its own.
     """
@@ -142,7 +143,9 @@ def subtract_mask(total: U64, seed: bytes, width_bytes: int) -> None:
 
 
 def _each_block(total: U64, seed: bytes, width_bytes: int, ufunc: np.ufunc) -> None:
-    stream, zeros = Cipher(AES(seed), CTR(NO_NONCE)).encryptor(), bytes(MASK_BLOCK * width_bytes)
+    stream = Cipher(AES(seed), CTR(NO_NONCE)).encryptor()
+    zeros, drawn = bytes(MASK_BLOCK * width_bytes), bytearray(MASK_BLOCK * width_bytes + SPARE_BYTES)
     for start in range(0, total.size, MASK_BLOCK):
         block = total[start : start + MASK_BLOCK]
-        ufunc(block, from_bytes(stream.update(zeros[: block.size * width_bytes]), width_bytes), out=block)
+        stream.update_into(zeros[: block.size * width_bytes], drawn)
+        ufunc(block, low_bytes(drawn, block.size, width_bytes), out=block)
