@@ -86,7 +86,7 @@ def rebuilt(history: History, coalition: int) -> F32:
     params, size = history.start, history.start.size
     rounds = len(history.updates)
     server, rule = history.server.initial(size), history.rule.initial(size, history.sites)
-    average = IterateAverage.over_last(history.average_last, rounds, size)
+    average = IterateAverage.over_last(history.average_last, rounds)
     for t in range(rounds):
         taking_part = [i for i in members(coalition, history.sites) if history.present[t, i]]
         if taking_part:

@@ -19,7 +19,7 @@ from fedhpc.algorithms.rewards import with_rewards
 from fedhpc.algorithms.run_state import RECEIVED, RunState, fresh_state, of, under
 from fedhpc.compression.update import pack_arrays, unpack_arrays
 from fedhpc.errors import InputError
-from fedhpc.models.vector import parameter_count, to_vector
+from fedhpc.models.vector import to_vector
 from fedhpc.records.checkpoint import Owner, load_state, save_state, saved_rounds
 from fedhpc.run.resume import Resumed
 from fedhpc.run.round_terms import local_layers
@@ -74,7 +74,7 @@ def loaded_state(session: Session, resumed: Resumed) -> RunState:
 def fresh_average(session: Session) -> IterateAverage:
     """Return the mean of the last global models, before the first of them."""
     training = session.config.training
-    return IterateAverage.over_last(training.average_last, training.rounds, parameter_count(session.place.model))
+    return IterateAverage.over_last(training.average_last, training.rounds)
 
 
 def _read(session: Session, resumed: Resumed, fresh: RunState) -> RunState:
