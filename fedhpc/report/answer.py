@@ -15,7 +15,7 @@ STYLES = {"federated": 0, "centralised": 2, "local": 1}
 def answer_part(rows: Sequence[Row], groups: Sequence[Group]) -> Part:
     """Build the first part of a page."""
     done = [row for row in rows if row.state == FINISHED]
-    chosen = {mode: group for mode in AUC if (group := best(groups, mode)) is not None}
+    chosen = best(groups)
     main = chosen.get("federated") or next(iter(chosen.values()), None)
     row = _row_of(done, main)
     figures = [_compared(chosen, done)] if chosen else []

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 
 from markupsafe import Markup
 
@@ -16,7 +17,7 @@ LONGEST_LABEL = 19
 
 @dataclass(frozen=True)
 class ValueRow:
-    """A value with the ends of its interval, and a value to compare with (`reference`), each None where unknown."""
+    """A value with the ends of its interval, and a value to compare with and its name, each None where unknown."""
 
     label: str
     value: float
@@ -24,12 +25,14 @@ class ValueRow:
     high: float | None
     style: int
     reference: float | None = None
+    reference_name: str = "paper"
 
 
 def intervals(rows: Sequence[ValueRow], title: str, alt: str) -> Markup:
     """Return values with their intervals, a row each; a reference is an open ring."""
     values = [v for row in rows for v in (row.value, row.low, row.high, row.reference) if v is not None]
-    x = scale_of(values, Span(LABELS, WIDTH - RIGHT - 60, 0.05, 0.0, 1.0))
+    ceiling = 1.0 if max(values) <= 1 else inf
+    x = scale_of(values, Span(LABELS, WIDTH - RIGHT - 60, 0.05, 0.0, ceiling))
     floor = 10 + ROW * len(rows)
     parts = [*_bottom(x, floor, title, lambda value: f"{value:.3g}")]
     for number, row in enumerate(rows):
@@ -41,7 +44,7 @@ def intervals(rows: Sequence[ValueRow], title: str, alt: str) -> Markup:
         else:
             tip = f"{row.label}: {row.value:.3f}"
         if row.reference is not None:
-            tip_of_reference = f"{row.label}, paper: {row.reference:g}"
+            tip_of_reference = f"{row.label}, {row.reference_name}: {row.reference:.3g}"
             parts.append(
                 f'<circle cx="{x.at(row.reference):.1f}" cy="{y:.1f}" r="6.5" class="ring" '
                 f'data-tip="{Markup.escape(tip_of_reference)}"/>'

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.records.metrics import shown_metrics
-from fedhpc.report.details import settings
+from fedhpc.report.details import point_cells, settings
 from fedhpc.report.notes import absent_notes, exact_notes, insecure_notes
 from fedhpc.report.page import Content, page, parts_of
 from fedhpc.report.parts import Part, csv_files, facts_of_parts
 from fedhpc.report.rows import DATA, DENSITY, EPSILON, SEED, facts_of, groups_of
 from fedhpc.util.files import make_folder, write_text
-from fedhpc.util.text import data_size, fitted, fixed, shown, wrapped
+from fedhpc.util.text import data_size, fitted, fixed, wrapped
 
 FORMAT_VERSION = 2
 
@@ -69,8 +69,7 @@ class Report:
         head = (*(key.rpartition(".")[2] for key in own), "runs", "AUC", "lowest", "highest", *heads, "up a round")
         rows = [head]
         for group in self.content.groups:
-            cells = [shown(group.point[key]) if key in group.point else "-" for key in own]
-            cells[0] = group.baseline or cells[0]
+            cells = [str(value or "-") for value in point_cells(own, group.baseline, group.point)]
             others = (group.metrics.get(metric.key) for metric in shown_metrics())
             numbers = (group.auc, group.auc_lowest, group.auc_highest, *others)
             up = "-" if group.bytes_up is None else data_size(group.bytes_up)
@@ -96,6 +95,7 @@ def report(sources: Sequence[Content]) -> Report:
         views=tuple(view for one in sources for view in one.views),
         targets=tuple(target for one in sources for target in one.targets),
         claims=tuple(claim for one in sources for claim in one.claims),
+        results=tuple(result for one in sources for result in one.results),
     )
     return Report(together)
 

@@ -45,7 +45,7 @@ def _settings(keys: Sequence[str], groups: Sequence[Group]) -> Table:
     for group in groups:
         ends = (group.auc_lowest, group.auc_highest) if len(group.aucs) > 1 else (None, None)
         others = [group.metrics.get(metric.key) for metric in shown_metrics()]
-        point = _point_cells(own, group.baseline, group.point)
+        point = point_cells(own, group.baseline, group.point)
         done = f"{group.finished} of {group.runs}"
         rows.append([*point, done, group.auc, *ends, *others, group.epsilon, group.bytes_up])
     return Table("settings", "Settings, means over seeds", columns, rows)
@@ -62,7 +62,7 @@ def _runs(keys: Sequence[str], rows: Sequence[Row]) -> Table:
     body: list[list[Value]] = []
     for row in rows:
         others = [row.metrics.get(metric.key) for metric in shown_metrics()]
-        point = _point_cells(keys, row.baseline, row.point)
+        point = point_cells(keys, row.baseline, row.point)
         ends = (row.auc, row.auc_low, row.auc_high)
         cost = (row.epsilon, row.bytes_up, row.bytes_down, row.rounds, row.seconds)
         body.append([row.name, *point, _state(row), *ends, *others, *cost])
@@ -75,7 +75,7 @@ def _state(row: Row) -> str:
     return f"{state}, WITHOUT {row.absent}" if row.absent else state
 
 
-def _point_cells(keys: Sequence[str], baseline: str, point: Mapping[str, Any]) -> list[Value]:
+def point_cells(keys: Sequence[str], baseline: str, point: Mapping[str, Any]) -> list[Value]:
     """The values of the keys; a baseline's name stands in the first column that is not its own."""
     cells: list[Value] = [shown(point[key]) if key in point else None for key in keys]
     if baseline and cells:

@@ -3,25 +3,26 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedhpc.report.block_charts import HeatMap, MapCell, heat_map
 from fedhpc.report.line_chart import AUC_AXIS, Axis, Level, Line, LineChart, Point, alt_of, draw, legend_of
 from fedhpc.report.parts import Column, Figure, Part, Table, Value
-from fedhpc.report.rows import DATA, DENSITY, EPSILON, SEED, Group, Row
+from fedhpc.report.rows import DATA, DENSITY, EPSILON, PART, SEED, Group, Row
 from fedhpc.report.svg import STYLES
 from fedhpc.util.text import count_of, data_size, shown
 
 NO_PRIVACY = "no privacy"
+MOST_MAPS = 4
 
 
 def grid_part(keys: Sequence[str], groups: Sequence[Group], rows: Sequence[Row]) -> Part:
     """AUC over the settings of a grid; nothing where there is one setting."""
-    chart = chart_of(keys, groups)
-    figures = []
-    if (made := _map(groups)) is not None:
-        figures.append(made)
+    plain = [group for group in groups if "case" not in group.point]
+    chart = chart_of(keys, plain)
+    figures = _maps(plain)
     if chart is not None and sum(len(line.points) for line in chart.lines) > 1:
-        figures.append(_lines(chart, groups, rows))
+        figures.append(_lines(chart, rows))
     if not figures:
         return Part("grid", "Settings compared")
     seeds = len({row.seed for row in rows})
@@ -89,7 +90,7 @@ def title_of(key: str) -> str:
     return key.rpartition(".")[2].replace("_", " ")
 
 
-def _lines(chart: LineChart, groups: Sequence[Group], rows: Sequence[Row]) -> Figure:
+def _lines(chart: LineChart, rows: Sequence[Row]) -> Figure:
     drawn = LineChart(chart.x, chart.y, chart.lines[:STYLES], chart.levels, name=chart.name)
     columns = [Column("line", "Setting"), Column("at", chart.x.title), *_AUC]
     body: list[list[Value]] = [
@@ -104,25 +105,35 @@ def _lines(chart: LineChart, groups: Sequence[Group], rows: Sequence[Row]) -> Fi
 _AUC = (Column("auc", "AUC", "number"), Column("low", "lowest", "number"), Column("high", "highest", "number"))
 
 
-def _map(groups: Sequence[Group]) -> Figure | None:
+def _maps(groups: Sequence[Group]) -> list[Figure]:
+    """A map for each setting of the other keys that has several epsilons and densities."""
     done = [g for g in groups if not g.baseline and g.auc is not None and {EPSILON, DENSITY} <= g.point.keys()]
+    together: dict[str, list[Group]] = {}
+    for group in done:
+        others = {key: value for key, value in group.point.items() if key not in (EPSILON, DENSITY)}
+        label = ", ".join(f"{title_of(key)} {shown(value)}" for key, value in others.items())
+        together.setdefault(label, []).append(group)
+    found = [_map(label, number, those) for number, (label, those) in enumerate(together.items())]
+    return [figure for figure in found if figure is not None][:MOST_MAPS]
+
+
+def _map(label: str, number: int, done: Sequence[Group]) -> Figure | None:
     epsilons = sorted({g.point[EPSILON] for g in done}, key=_strictness)
     densities = sorted({g.point[DENSITY] for g in done}, reverse=True)
     if len(epsilons) < 2 or len(densities) < 2:
         return None
     at = {(g.point[EPSILON], g.point[DENSITY]): g for g in done}
-    if len(at) < len(done):
-        return None
     front = pareto_front(done)
     cells = [[_cell(at.get((e, d)), front) for e in epsilons] for d in densities]
     aucs = [g.auc for g in done if g.auc is not None]
     columns = [NO_PRIVACY if e is None else f"{e:g}" for e in epsilons]
     chart = HeatMap([f"{d:g}" for d in densities], columns, cells, min(aucs), max(aucs), "density", "epsilon")
     told = "; ".join(f"density {g.point[DENSITY]:g}, epsilon {shown(g.point[EPSILON])}: {g.auc:.3f}" for g in done)
-    alt = f"AUC over epsilon and density. {told}. On the Pareto front: {len(front)} settings."
-    table = Table("grid", "AUC over epsilon and density", _MAP_COLUMNS, [_map_row(g, front) for g in done])
+    title = f"AUC over epsilon and density{f': {label}' if label else ''}"
+    alt = f"{title}. {told}. On the Pareto front: {len(front)} settings."
+    table = Table(f"grid{number or ''}", title, _MAP_COLUMNS, [_map_row(g, front) for g in done])
     note = "★ Pareto front: no other setting has a higher AUC with no more epsilon and no more bytes. Darker: higher."
-    return Figure("AUC over epsilon and density", alt, heat_map(chart, alt), table, note)
+    return Figure(title, alt, heat_map(chart, alt), table, note)
 
 
 _MAP_COLUMNS = (
@@ -225,12 +236,12 @@ def stress_part(rows: Sequence[Row], cases: Mapping[str, Case]) -> Part:
 
 
 def _clean(row: Row, clean: Sequence[Row], cases: Mapping[str, Case]) -> Row | None:
-    same = [
-        one
-        for one in clean
-        if (one.epsilon_target, one.density, one.mode) == (row.epsilon_target, row.density, row.mode)
-    ]
+    same = [one for one in clean if _kind(one) == _kind(row)]
     return min(same, key=lambda one: (cases[one.name].rule != "mean", one.seed != row.seed), default=None)
+
+
+def _kind(row: Row) -> tuple[Any, ...]:
+    return row.epsilon_target, row.density, row.mode, row.point.get(PART)
 
 
 def _stress_cell(row: Row | None, pairs: Mapping[str, Row | None]) -> MapCell:

@@ -15,7 +15,8 @@ PROTECTION = {
 
 def warnings_of(rows: Sequence[Row]) -> list[str]:
     """What voids or limits a result, the gravest first."""
-    return [*insecure_notes(rows), *exact_notes(rows), *absent_notes(rows), *stress_notes(rows)]
+    every = all(row.stress for row in rows)
+    return [*insecure_notes(rows), *exact_notes(rows), *absent_notes(rows), *(stress_notes(rows) if every else ())]
 
 
 def notes_of(rows: Sequence[Row]) -> list[str]:
@@ -31,7 +32,7 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
             f"Epsilon at delta {', '.join(f'{delta:g}' for delta in deltas)}, by each run's own ledger, for training "
             "patients. Private runs on the same patients add up: `run.py privacy SHARD` tells the sum."
         )
-    return [*notes, *released_notes(rows), *_trust_notes(rows)]
+    return [*notes, *released_notes(rows), *stress_notes(rows), *_trust_notes(rows)]
 
 
 def released_notes(rows: Sequence[Row]) -> list[str]:
@@ -66,9 +67,10 @@ def absent_notes(rows: Sequence[Row]) -> list[str]:
 
 def stress_notes(rows: Sequence[Row]) -> list[str]:
     """Which runs are stress tests."""
-    return [
-        f"STRESS TEST: {row.name}: {row.stress}, on purpose. Its model is not for use." for row in rows if row.stress
-    ]
+    stressed = [row for row in rows if row.stress]
+    if len(stressed) == 1:
+        return [f"STRESS TEST: {stressed[0].name}: {stressed[0].stress}, on purpose. Its model is not for use."]
+    return [f"STRESS TEST in {_named(stressed)}, on purpose. These models are not for use."] if stressed else []
 
 
 def _trust_notes(rows: Sequence[Row]) -> list[str]:

@@ -16,11 +16,12 @@ from fedhpc.report.costs import costs_part, privacy_part
 from fedhpc.report.details import audit_part, examples_part, runs_part, setup_part
 from fedhpc.report.grid import Case, grid_part, stress_part
 from fedhpc.report.paper import EPSILON as PAPER_EPSILON
-from fedhpc.report.paper import paper_part
+from fedhpc.report.paper import best, paper_part
 from fedhpc.report.parts import Part
 from fedhpc.report.quality import curves_part, operating_part, progress_part
-from fedhpc.report.rows import FINISHED, Group, Row
+from fedhpc.report.rows import FINISHED, PART, Group, Row
 from fedhpc.report.sites import contribution_part, events_part, sites_part
+from fedhpc.report.study_results import CellResult, result_parts
 from fedhpc.report.svg import sample
 from fedhpc.report.view import RunView
 from fedhpc.util.html import rendered
@@ -41,6 +42,7 @@ class Content:
         views: the records of runs, in the order of their rows; baselines that lie beside a single run are after it.
         targets: what the command line named.
         claims: of a study, paper against measured.
+        results: of a study, what its cells that are no plain run have found.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Content:
     views: tuple[RunView, ...] = ()
     targets: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
+    results: tuple[CellResult, ...] = ()
 
 
 def parts_of(content: Content) -> list[Part]:
@@ -61,6 +64,7 @@ def parts_of(content: Content) -> list[Part]:
         grid_part(content.keys, content.groups, content.rows),
         *_detailed(content),
         stress_part(content.rows, _cases(content.views)),
+        *result_parts(content.results),
         runs_part(content.keys, content.rows, content.groups),
     ]
     detail = detail_of(content.views)
@@ -74,9 +78,14 @@ def _detailed(content: Content) -> list[Part]:
     views, detail = content.views, detail_of(content.views)
     if detail is None:
         return []
-    levels = {group.baseline: group.auc for group in content.groups if group.baseline and group.auc is not None}
-    federated = [view for view in views if view.is_federated and not view.row.stress]
-    local = next((view for view in views if view.config.mode == "local" and view.summary), None)
+    levels = {
+        mode: group.auc for mode, group in best(content.groups).items() if group.baseline and group.auc is not None
+    }
+    part = detail.row.point.get(PART)
+    alike = [view for view in views if view.is_federated and not view.row.baseline and not view.row.stress]
+    federated = [view for view in alike if view.row.point.get(PART) == part]
+    same = (view for view in views if view.row.point.get(PART) == part)
+    local = next((view for view in same if view.config.mode == "local" and view.summary), None)
     return [
         progress_part(federated or views, levels),
         curves_part(detail),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fedhpc.records.study import Claim
 from fedhpc.report.parts import Column, Part, Table, Value
-from fedhpc.report.rows import Group, Row
+from fedhpc.report.rows import DATA, PART, Group, Row
 from fedhpc.util.text import count_of, data_size, shown
 
 AUC = {"federated": 0.94, "centralised": 0.965, "local": 0.81}
@@ -45,13 +45,13 @@ def _of_claims(claims: Sequence[Claim]) -> Part:
 
 
 def _measured(rows: Sequence[Row], groups: Sequence[Group]) -> list[list[Value]]:
-    aucs = {mode: best(groups, mode) for mode in AUC}
+    aucs = best(groups)
     found: list[list[Value]] = []
     for mode, paper in AUC.items():
-        group = aucs[mode]
+        group = aucs.get(mode)
         of = "" if group is None else _of(group)
         found.append([f"AUC, {mode}", f"{paper:g}", None if group is None else f"{group.auc:.3f}", of])
-    federated, centralised = aucs["federated"], aucs["centralised"]
+    federated, centralised = aucs.get("federated"), aucs.get("centralised")
     if federated and centralised and federated.auc is not None and centralised.auc is not None:
         gap = (centralised.auc - federated.auc) / centralised.auc
         found.append(["Loss against pooled data", f"within {LARGEST_GAP:.1%}", f"{gap:.1%}", _of(federated)])
@@ -70,10 +70,23 @@ def _measured(rows: Sequence[Row], groups: Sequence[Group]) -> list[list[Value]]
     return found
 
 
-def best(groups: Sequence[Group], mode: str) -> Group | None:
-    """Return the setting that stands for a mode: of federated ones the nearest to the paper's epsilon and density."""
-    own = [group for group in groups if group.auc is not None and (group.baseline or "federated").startswith(mode)]
-    return min(own, key=_distance, default=None)
+def best(groups: Sequence[Group]) -> dict[str, Group]:
+    """Return the setting that stands for each way to train.
+
+    Of federated ones it is the nearest to the paper's epsilon and density, and the baselines are those on its data and
+    of its part of a study.
+    """
+    done = [group for group in groups if group.auc is not None and "case" not in group.point]
+    main = min((group for group in done if not group.baseline), key=_distance, default=None)
+    chosen = {} if main is None else {"federated": main}
+    for mode in ("centralised", "local"):
+        own = [group for group in done if group.baseline.startswith(mode) and (main is None or _alike(group, main))]
+        chosen |= {mode: own[0]} if own else {}
+    return chosen
+
+
+def _alike(one: Group, other: Group) -> bool:
+    return all(one.point.get(key) == other.point.get(key) for key in (PART, DATA))
 
 
 def _distance(group: Group) -> tuple[float, float]:

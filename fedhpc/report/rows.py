@@ -13,7 +13,7 @@ from fedhpc.records.metrics import METRICS
 from fedhpc.records.rounds import absent_rounds, data_digest, data_labels
 from fedhpc.records.run_directory import RunDirectory
 
-SEED, EPSILON, DENSITY, DATA = "seed", "privacy.epsilon", "exchange.density", "data"
+SEED, EPSILON, DENSITY, DATA, PART = "seed", "privacy.epsilon", "exchange.density", "data", "part"
 FINISHED = "finished"
 
 

@@ -48,10 +48,13 @@ def _of(view: RunView, site: str) -> dict[str, Any]:
 
 
 def _contribution(view: RunView) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = view.contribution.get("values", {}).get("shapley") or view.contribution.get(
-        "values", {}
-    ).get("cgsv", {})
-    return found
+    return _values(view.contribution)
+
+
+def _values(contribution: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Shapley values by site, or where nothing was judged the cosines."""
+    kinds: Mapping[str, Mapping[str, Any]] = contribution.get("values", {})
+    return kinds.get("shapley") or kinds.get("cgsv", {})
 
 
 def _card(view: RunView, site: str, local: RunView | None) -> Card:
@@ -150,10 +153,15 @@ def _detail(view: RunView, site: str, number: int, kind: str) -> str:
 
 def contribution_part(view: RunView) -> Part:
     """Every site's contribution with its interval, as `run.py contribution` has found it."""
-    values = _contribution(view)
+    return contribution_of(view.contribution)
+
+
+def contribution_of(contribution: Mapping[str, Any]) -> Part:
+    """The part of what `run.py contribution --json` prints."""
+    values = _values(contribution)
     if not values:
         return Part("contribution", "Contribution")
-    kind = "Shapley value" if view.contribution.get("values", {}).get("shapley") else "CGSV"
+    kind = "Shapley value" if contribution["values"].get("shapley") else "CGSV"
     points, rows = [], []
     for number, (site, one) in enumerate(values.items()):
         low, high = one["ci95"]
@@ -175,8 +183,8 @@ def contribution_part(view: RunView) -> Part:
         *(Column(k, t, "number") for k, t in (("value", kind), ("low", "95 % from"), ("high", "to"))),
     ]
     table = Table("contribution", "Contribution by site", columns, rows)
-    note = f"Utility: {view.contribution.get('utility', '')}."
-    pairs = [" and ".join(pair) for pair in view.contribution.get("not_apart", [])]
+    note = f"Utility: {contribution.get('utility', '')}."
+    pairs = [" and ".join(pair) for pair in contribution.get("not_apart", [])]
     notes = [f"Cannot be told apart: {', '.join(pairs)}."] if pairs else []
     figure = Figure("Contribution by site", alt_of(chart), draw(chart), table, note, wide=True)
     return Part("contribution", "Contribution", figures=[figure], notes=notes)

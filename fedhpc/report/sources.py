@@ -10,13 +10,14 @@ from pathlib import Path
 from fedhpc.errors import InputError
 from fedhpc.records.rounds import data_digest
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.records.study import Cell, StudyDirectory
+from fedhpc.records.study import RESULT, Cell, StudyDirectory
 from fedhpc.report.build import Report, now, write
 from fedhpc.report.page import Content
 from fedhpc.report.rows import (
     DATA,
     DENSITY,
     EPSILON,
+    PART,
     SEED,
     Label,
     Row,
@@ -26,6 +27,7 @@ from fedhpc.report.rows import (
     row_of,
     rows_of_runs,
 )
+from fedhpc.report.study_results import CellResult
 from fedhpc.report.view import RunView, view_of
 
 LOG = logging.getLogger(__name__)
@@ -88,15 +90,17 @@ def of_study(path: Path) -> Content:
         rows.append(row)
         views.append(view_of(folder, config, row))
     name = f"{study.name}, quick" if study.quick else study.name
+    finished = [cell for cell in study.cells if cell.status == "finished" and (path / cell.run / RESULT).exists()]
+    results = tuple(CellResult(cell, directory.result(cell)) for cell in finished)
     keys = (
-        "part",
+        PART,
         EPSILON,
         DENSITY,
         SEED,
         *dict.fromkeys(k for row in rows for k in row.point if k in ("case", "rule")),
     )
     content = _content(name, keys, rows, views, [path])
-    return Content(**{**vars(content), "claims": directory.read_claims()})
+    return Content(**{**vars(content), "claims": directory.read_claims(), "results": results})
 
 
 def _baseline(cell: Cell) -> str:
@@ -104,7 +108,7 @@ def _baseline(cell: Cell) -> str:
 
 
 def _point(cell: Cell) -> dict[str, object]:
-    point: dict[str, object] = {"part": cell.part, SEED: cell.seed}
+    point: dict[str, object] = {PART: cell.part, SEED: cell.seed}
     if cell.kind in ("federated", "stress"):
         point |= {EPSILON: cell.epsilon, DENSITY: cell.density}
     if cell.kind == "stress":

@@ -1,0 +1,131 @@
+"""What the cells of a study have found that are no plain run, such as the legacy scanner and the audit."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedhpc.records.study import Cell
+from fedhpc.report.block_charts import ValueRow, intervals
+from fedhpc.report.parts import Column, Figure, Legend, Part, Table, Value
+from fedhpc.report.sites import contribution_of
+
+WAYS = {"alone_auc": "alone", "federated_auc": "federated", "personal_auc": "personalised"}
+MOST_SITES = 8
+EPSILON_BOUND = "epsilon >="
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A finished cell of a study, and what its command printed with --json."""
+
+    cell: Cell
+    found: Mapping[str, Any]
+
+
+def result_parts(results: Sequence[CellResult]) -> list[Part]:
+    """Build a part for each kind of cell that has a result."""
+    makers = {
+        "legacy": _legacy, "schedule": _schedule, "codec": _codec, "audit": _audit, "contribution": _contribution,
+    }  # fmt: skip
+    return [makers[one.cell.kind](one) for one in results if one.cell.kind in makers]
+
+
+def _legacy(one: CellResult) -> Part:
+    """AUC of each site alone, federated and personalised."""
+    rows = one.found.get("rows", [])
+    bars, body = [], []
+    for row in rows[:MOST_SITES]:
+        for style, (key, way) in enumerate(WAYS.items()):
+            if found := row.get(key):
+                low, high = found["mean"] - found["half"], found["mean"] + found["half"]
+                bars.append(ValueRow(f"{row['site']}, {way}", found["mean"], max(0.0, low), min(1.0, high), style))
+                body.append([row["site"], way, found["mean"], low, high])
+    if not bars:
+        return Part("legacy", "Legacy scanner")
+    told = "; ".join(f"{bar.label} {bar.value:.3f}" for bar in bars)
+    alt = f"AUC of each site by kind of model. {told}."
+    columns = [
+        Column("site", "Site"), Column("model", "Model"), Column("auc", "AUC", "number"), *_ends(),
+    ]  # fmt: skip
+    legend = [Legend(way, k) for k, way in enumerate(WAYS.values())]
+    table = Table("legacy", "AUC by site and model", columns, body)
+    figure = Figure("AUC alone, federated, personalised", alt, intervals(bars, "AUC", alt), table, "", legend)
+    return Part("legacy", "Legacy scanner", figures=[figure])
+
+
+def _ends() -> tuple[Column, Column]:
+    return Column("low", "95 % from", "number"), Column("high", "to", "number")
+
+
+def _schedule(one: CellResult) -> Part:
+    """What a slow hospital costs under each policy."""
+    site, factor = one.found.get("site"), one.found.get("factor")
+    body: list[list[Value]] = [
+        [row.get("case"), row.get("epsilon"), row.get("rounds_per_minute"), row.get("pace"), row.get("auc")]
+        for row in one.found.get("rows", [])
+    ]
+    columns = [
+        Column("policy", "Policy"), Column("epsilon", "Epsilon", "number"),
+        Column("rounds_per_minute", "Rounds a minute", "count"), Column("pace", "Pace against even", "number"),
+        Column("auc", "AUC", "number"),
+    ]  # fmt: skip
+    lead = f"{site} is {factor:g} times as slow." if site and factor else ""
+    return Part(
+        "schedule", "Slow hospital", lead, tables=[Table("schedule", "Policies", columns, body)] if body else []
+    )
+
+
+def _codec(one: CellResult) -> Part:
+    """Bytes of an update of the paper's size."""
+    keys = {"dense_bytes": "Dense float32", "payload_bytes": "Payload", "entropy_bound_bytes": "Entropy bound"}
+    body: list[list[Value]] = [[name, one.found[key]] for key, name in keys.items() if key in one.found]
+    columns = [Column("what", "What"), Column("bytes", "Bytes", "bytes")]
+    size, density, bits = (one.found.get(key) for key in ("size", "density", "value_bits"))
+    lead = f"One update of {size:,} parameters at density {density:g}, {bits} bits a value." if size and density else ""
+    return Part("codec", "Size of an update", lead, tables=[Table("codec", "Bytes", columns, body)] if body else [])
+
+
+def _audit(one: CellResult) -> Part:
+    """The verdict, the lower bounds of epsilon against what is claimed, and all findings.
+
+    A finding without figures was measured on patients without noise: its figures stay at the hospital.
+    """
+    keys = {
+        "attack": "Attack", "setting": "Setting", "kind": "Kind", "quantity": "Quantity", "measured": "Measured",
+        "proven": "Proven", "limit": "Limit", "verdict": "Verdict",
+    }  # fmt: skip
+    rows = one.found.get("findings", ())
+    body: list[list[Value]] = [[_plain(row.get(key)) for key in keys] for row in rows]
+    numbers = ("measured", "proven", "limit")
+    columns = [Column(key, title, "number" if key in numbers else "text") for key, title in keys.items()]
+    tables = [Table("audit", "What was attacked", columns, body)] if body else []
+    bounds = [row for row in rows if row.get("quantity") == EPSILON_BOUND]
+    figures = [_bounds(bounds)] if bounds else []
+    return Part("audit-cell", "Privacy audit", str(one.found.get("verdict", "")), figures=figures, tables=tables)
+
+
+def _bounds(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Lower bounds of epsilon; one that is broken on purpose must lie above its limit, the others below."""
+    bars, body = [], []
+    for row in rows:
+        label, style = f"{row['attack']}, {row['setting']}", 0 if row["kind"] == "claim" else 1
+        bars.append(ValueRow(label, float(row["proven"]), None, None, style, float(row["limit"]), "claimed"))
+        body.append([label, row["kind"], row["proven"], row["limit"]])
+    columns = [
+        Column("attack", "Attack"), Column("kind", "Kind"), Column("bound", "Epsilon, at least", "number"),
+        Column("claimed", "Claimed", "number"),
+    ]  # fmt: skip
+    told = "; ".join(f"{bar.label}: at least {bar.value:.2f}, claimed {bar.reference:.2f}" for bar in bars)
+    alt = f"Lower bounds of epsilon. {told}."
+    legend = [Legend("as it is", 0), Legend("broken on purpose", 1)]
+    note = "Rings: what is claimed. As it is, a bound must lie below its ring; broken on purpose it should lie above."
+    svg = intervals(bars, "epsilon, at least", alt)
+    return Figure("Lower bounds of epsilon", alt, svg, Table("bounds", "Lower bounds", columns, body), note, legend)
+
+
+def _plain(value: object) -> Value:
+    return value if isinstance(value, str | float | int) and not isinstance(value, bool) else None
+
+
+def _contribution(one: CellResult) -> Part:
+    return contribution_of(one.found)
