@@ -9,6 +9,7 @@ from fedhpc.report.parts import Column, Figure, Part, Table, Tile, Value
 from fedhpc.report.rows import FINISHED, Group, Row
 from fedhpc.util.text import clock, data_size, fixed
 
+NOTHING_YET = "No run has finished yet."
 STYLES = {"federated": 0, "centralised": 2, "local": 1}
 
 
@@ -19,10 +20,11 @@ def answer_part(rows: Sequence[Row], groups: Sequence[Group]) -> Part:
     main = chosen.get("federated") or next(iter(chosen.values()), None)
     row = _row_of(done, main)
     figures = [_compared(chosen, done)] if chosen else []
-    lead = _sentence(chosen, row) if row and main else "No run has finished yet."
-    return Part(
-        "answer", "The answer", lead, _tiles(row, main) if row and main else (), figures, warnings=warnings_of(rows)
-    )
+    own = [row for row in rows if "case" not in row.point]
+    if row is None or main is None:
+        return Part("answer", "The answer", NOTHING_YET, figures=figures, warnings=warnings_of(own))
+    lead = _sentence(chosen, row)
+    return Part("answer", "The answer", lead, _tiles(row, main), figures, warnings=warnings_of(own))
 
 
 def _row_of(rows: Sequence[Row], group: Group | None) -> Row | None:

@@ -13,6 +13,7 @@ from fedhpc.util.text import cut
 
 LABELS, RIGHT, ROW, AXIS = 132, 16, 30, 44
 LONGEST_LABEL = 19
+LONG_LABELS, LONGER_LABEL = 214, 32
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,15 @@ class ValueRow:
 def intervals(rows: Sequence[ValueRow], title: str, alt: str) -> Markup:
     """Return values with their intervals, a row each; a reference is an open ring."""
     values = [v for row in rows for v in (row.value, row.low, row.high, row.reference) if v is not None]
+    long = max(len(row.label) for row in rows) > LONGEST_LABEL
+    labels, longest = (LONG_LABELS, LONGER_LABEL) if long else (LABELS, LONGEST_LABEL)
     ceiling = 1.0 if max(values) <= 1 else inf
-    x = scale_of(values, Span(LABELS, WIDTH - RIGHT - 60, 0.05, 0.0, ceiling))
+    x = scale_of(values, Span(labels, WIDTH - RIGHT - 60, 0.05, 0.0, ceiling))
     floor = 10 + ROW * len(rows)
     parts = [*_bottom(x, floor, title, lambda value: f"{value:.3g}")]
     for number, row in enumerate(rows):
         y = 10 + ROW * (number + 0.5)
-        parts.append(text(LABELS - 10, y + 4, cut(row.label, LONGEST_LABEL), "end"))
+        parts.append(text(labels - 10, y + 4, cut(row.label, longest), "end"))
         if row.low is not None and row.high is not None:
             parts.append(line(x.at(row.low), y, x.at(row.high), y, f"whisker wide s{row.style}"))
             tip = f"{row.label}: {row.value:.3f} ({row.low:.3f} to {row.high:.3f})"

@@ -48,7 +48,7 @@ def chart_of(keys: Sequence[str], groups: Sequence[Group]) -> LineChart | None:
     lines = [Line(label, _points(label, line, axis, places), k) for k, (label, line) in enumerate(series.items())]
     levels = [
         Level(_level(group), group.auc, k)
-        for k, group in enumerate(group for group in done if group.baseline)
+        for k, group in enumerate(group for group in done if group.baseline in ("centralised", "local"))
         if group.auc is not None
     ]
     none = NO_PRIVACY if axis == EPSILON else "none"
@@ -74,8 +74,8 @@ def _points(label: str, groups: Sequence[Group], axis: str, places: Mapping[floa
 
 
 def _level(group: Group) -> str:
-    """The label of a baseline: with its data, where the runs are on several."""
-    return f"{group.baseline}, data {group.point[DATA]}" if DATA in group.point else group.baseline
+    """The label of a baseline: with its data and its part of a study, where there are several."""
+    return ", ".join([group.baseline, *(f"{key} {group.point[key]}" for key in (PART, DATA) if key in group.point)])
 
 
 def _is_axis(key: str, groups: Sequence[Group]) -> bool:

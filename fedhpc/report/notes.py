@@ -15,7 +15,7 @@ PROTECTION = {
 
 def warnings_of(rows: Sequence[Row]) -> list[str]:
     """What voids or limits a result, the gravest first."""
-    every = all(row.stress for row in rows)
+    every = bool(rows) and all(row.stress for row in rows)
     return [*insecure_notes(rows), *exact_notes(rows), *absent_notes(rows), *(stress_notes(rows) if every else ())]
 
 

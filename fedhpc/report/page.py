@@ -82,7 +82,8 @@ def _detailed(content: Content) -> list[Part]:
         mode: group.auc for mode, group in best(content.groups).items() if group.baseline and group.auc is not None
     }
     part = detail.row.point.get(PART)
-    alike = [view for view in views if view.is_federated and not view.row.baseline and not view.row.stress]
+    runs = [view for view in views if not view.row.stress]
+    alike = [view for view in runs if view.is_federated and not view.row.baseline and "case" not in view.row.point]
     federated = [view for view in alike if view.row.point.get(PART) == part]
     same = (view for view in views if view.row.point.get(PART) == part)
     local = next((view for view in same if view.config.mode == "local" and view.summary), None)
@@ -155,5 +156,7 @@ def _subtitle(content: Content) -> str:
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
     commits = ", ".join(sorted({row.git for row in content.rows if row.git}))
     when = content.made[:16].replace("T", " ")
-    what = f"{count_of(len(content.rows), 'run')}: {states}" if len(content.rows) > 1 else f"One run, {states[2:]}"
+    what = f"{count_of(len(content.rows), 'run')}: {states}"
+    if len(counts) == 1:
+        what = f"{count_of(len(content.rows), 'run')}, {'all ' if len(content.rows) > 1 else ''}{next(iter(counts))}"
     return f"{what}. Made {when} UTC{f', code {commits}' if commits else ''}."

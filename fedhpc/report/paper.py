@@ -14,6 +14,7 @@ AUC = {"federated": 0.94, "centralised": 0.965, "local": 0.81}
 EPSILON = 1.0
 DENSE_MB, SENT_MB = 450, 48
 LARGEST_GAP = 0.025
+MARKS = {"met": "✓ ", "missed": "✗ ", "not measured": ""}
 NAMES = {"federated": "Federated", "centralised": "Centralised (pooled data)", "local": "Local-only (each site alone)"}
 OTHER_PATIENTS = (
     "The paper measured on other patients, which are not public: a difference says nothing of right or wrong."
@@ -35,13 +36,15 @@ def paper_part(rows: Sequence[Row], groups: Sequence[Group], claims: Sequence[Cl
 def _of_claims(claims: Sequence[Claim]) -> Part:
     columns = [
         Column("claim", "Claim"), Column("paper", "Paper"), Column("measured", "Measured"),
-        Column("low", "95 % from", "number"), Column("high", "to", "number"), Column("verdict", "Verdict"),
-        Column("why", "Why"), Column("command", "Command"),
+        Column("verdict", "Verdict"), Column("why", "Why"), Column("low", "95 % from", "number"),
+        Column("high", "to", "number"), Column("command", "Command"),
     ]  # fmt: skip
     rows: list[list[Value]] = [
-        [c.name, c.paper, c.measured, c.low, c.high, c.verdict, c.why, c.command] for c in claims
+        [c.name, c.paper, c.measured, f"{MARKS[c.verdict]}{c.verdict}", c.why, c.low, c.high, c.command] for c in claims
     ]
-    return Part("paper", "Paper against measured", tables=[Table("claims", "Every claim", columns, rows)])
+    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in MARKS}
+    lead = f"{count_of(len(claims), 'claim')}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items() if n)}."
+    return Part("paper", "Paper against measured", lead, tables=[Table("claims", "Every claim", columns, rows)])
 
 
 def _measured(rows: Sequence[Row], groups: Sequence[Group]) -> list[list[Value]]:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from fedhpc.util.text import clock, data_size, fixed
 
 Value = str | float | int | None
+MOST_OPEN_ROWS = 20
 Kind = Literal["text", "number", "count", "bytes", "seconds"]
 
 
@@ -48,6 +49,11 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Sequence[Value]]
     note: str = ""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the page shows it only to those who ask."""
+        return len(self.rows) > MOST_OPEN_ROWS
 
     def used(self) -> list[int]:
         """Which columns the page shows: the first, and those with a value in any row."""
@@ -140,7 +146,7 @@ class Part:
     @property
     def beside(self) -> bool:
         """Whether its one table stands beside its one figure."""
-        return len(self.figures) == 1 and len(self.tables) == 1 and not self.cards
+        return len(self.figures) == 1 and len(self.tables) == 1 and not self.cards and not self.tables[0].is_long
 
     def all_tables(self) -> list[Table]:
         """Its tables and those of its figures."""

@@ -17,14 +17,16 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.records.curves import ModelCurves, exact_curves, false_positive_rates
 from fedhpc.records.metrics import BINS, sensitivity_at
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.records.study import Cell, Claim, Study, StudyDirectory
 from fedhpc.report.build import Report
+from fedhpc.report.grid import Case, stress_part
 from fedhpc.report.page import detail_of
 from fedhpc.report.sites import contribution_part, events_part
-from fedhpc.report.sources import of_runs, write_run_report
+from fedhpc.report.sources import of_runs, of_study, write_run_report
 from fedhpc.run.examples import write_examples
 from tests.conftest import Outcome
 from tests.mpi.test_federated import make_shard
-from tests.report.test_report import Page
+from tests.report.test_report import Page, row
 
 OPENED: list[str] | None = None
 
@@ -173,6 +175,46 @@ def test_damaged_record_is_one_message(run: Path, run_here: Callable[..., Outcom
     done = run_here(["report", run])
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert "contribution.json: is not a JSON object" in done.stderr
+
+
+def test_study_report_has_claims_and_results(run: Path, tmp_path: Path) -> None:
+    """Cells that are runs are rows; cells that ran a command have a part; hostile words of a claim stay words."""
+    study = StudyDirectory(tmp_path)
+    (tmp_path / "codec").mkdir()
+    cells = (
+        Cell("head-off-s0", "federated", "head", None, 0.1, 0, "run", paper=True),
+        Cell("codec", "codec", "head", None, 0.1, 0, "codec", is_run=False),
+        Cell("head-off-s1", "federated", "head", None, 0.1, 1, "missing"),
+    )
+    study.write(Study("s", True, cells))
+    for folder in ("run", "codec"):
+        (tmp_path / folder / "outcome.json").write_text('{"state": "finished"}', encoding="utf-8")
+    found = {"size": 112_500_000, "density": 0.1, "value_bits": 4, "dense_bytes": 450_000_000, "payload_bytes": 9}
+    (tmp_path / "codec" / "result.json").write_text(json.dumps(found), encoding="utf-8")
+    claim = Claim("AUC", "0.94", "0.93", 0.93, 0.9, 0.95, "missed", "<script>alert(1)</script>", "python run.py x")
+    study.write_claims((claim,))
+    content = of_study(tmp_path)
+    made = Report(content)
+    assert [row.name for row in content.rows] == ["head-off-s0"]
+    parts = made.facts()["parts"]
+    assert parts["codec"]["codec"][0] == {"what": "Dense float32", "bytes": 450_000_000}
+    assert parts["paper"]["claims"][0]["verdict"] == "✗ missed"
+    text = made.html()
+    page_of(text)
+    assert "450.0 MB" in text and "<script>alert" not in text
+
+
+def test_stress_matrix_compares_with_the_clean_run() -> None:
+    point = {"privacy.epsilon": None}
+    rows = [row("clean", point, 0.9), row("flip", point, 0.7), row("flip-robust", point, 0.88), row("odd", point, None)]
+    cases = {
+        "clean": Case("", "mean"), "flip": Case("label_flip", "mean"), "flip-robust": Case("label_flip", "mda"),
+        "odd": Case("nan", "mean"),
+    }  # fmt: skip
+    figure = stress_part(rows, cases).figures[0]
+    for words in ("label_flip under mean: -0.200", "label_flip under mda: -0.020", "nan under mda: -"):
+        assert words in figure.alt
+    assert stress_part(rows[:1], cases).is_empty
 
 
 def test_examples_come_from_no_hospital(tmp_path: Path) -> None:
