@@ -17,6 +17,7 @@ from fedhpc.aggregation.rules import UNKNOWN_CHOICE
 from fedhpc.config.model_source import located, pins_for
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.strict_yaml import WORDS, Located, parse_yaml, read_yaml
+from fedhpc.config.unused_keys import unused_keys
 from fedhpc.errors import ConfigError
 from fedhpc.util.section import Section
 
@@ -77,9 +78,10 @@ def checked(tree: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
     named = merged(named, {"model": pins}) if pins else named
     unnamed = [line + _place(line, named) for line in [*_unnamed_privacy(named.get("privacy", {})), *lost]]
     try:
-        return RunConfig.model_validate(named), unnamed
+        config = RunConfig.model_validate(named)
     except ValidationError as error:
         return None, [*problems_of(error, tree=named), *unnamed]
+    return config, [*unnamed, *(line + _place(line, named) for line in unused_keys(config))]
 
 
 def pinned(config: RunConfig) -> RunConfig:

@@ -28,7 +28,6 @@ from fedhpc.config.schedule import Schedule, efforts_of, schedule_rules
 from fedhpc.config.secure_sum_rules import secure_sum_rules
 from fedhpc.config.stress import Stress
 from fedhpc.config.tracking import Tracker
-from fedhpc.config.unused_keys import unused_key_rules
 from fedhpc.util.section import Section
 
 if TYPE_CHECKING:
@@ -329,7 +328,6 @@ class RunConfig(Section):
             *cross_field_rules(self),
             *fault_rules(self),
             *schedule_rules(self),
-            *unused_key_rules(self),
             *(secure_sum_rules(self) if self.privacy.trust == "sites" else []),
         ]
         problems = [text for broken, text in rules if broken]

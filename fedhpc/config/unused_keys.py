@@ -49,15 +49,16 @@ DEPENDENT = (
 exchange.selection), one config must be able to go through all values of a sweep."""
 
 
-def unused_key_rules(config: "RunConfig") -> list[tuple[bool, str]]:
-    """(is broken, message) for each key that is not at its default and has no effect."""
+def unused_keys(config: "RunConfig") -> list[str]:
+    """Return a message for each key that is not at its default and has no effect.
+
+    For configs that a person has written: the resolved config of an earlier run holds the defaults of its version.
+    """
     return [
-        (
-            _value(config, one.key) != _default(config, one.key) and not one.is_used(config),
-            f"{one.key}={_plain(_value(config, one.key))}: has no effect without {one.needs}. Set {one.needs}, or "
-            f"remove {one.key}",
-        )
+        f"{one.key}={_plain(_value(config, one.key))}: has no effect without {one.needs}. Set {one.needs}, or remove "
+        f"{one.key}"
         for one in DEPENDENT
+        if _value(config, one.key) != _default(config, one.key) and not one.is_used(config)
     ]
 
 

@@ -1,12 +1,17 @@
 """A key that would have no effect is refused, and allowed where it has one."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+import yaml
 
+from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.unused_keys import DEPENDENT
+from fedhpc.errors import ConfigError
+from fedhpc.records.run_directory import RunDirectory
 
 FEATURES = {"model.name": "frozen", "model.backbone": "phantom", "data.public_reference": "r.h5", "model.features": 5}
 REWARDED = {"rewards.altruism": 2.0, "federation.aggregator_rank": "dedicated"}
@@ -26,10 +31,11 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 """Key -> a value that is not its default, and with what it has an effect."""
 
 
-def made(changes: dict[str, Any]) -> RunConfig:
+def written(folder: Path, changes: dict[str, Any]) -> RunConfig:
     sites = [{"name": name, "weight": 100} for name in ("a", "b")]
     tree = {"name": "x", "data": {"shards": "{site}.h5", "sites": sites}, "privacy": {"epsilon": 1.0, "unit": "image"}}
-    return RunConfig.model_validate(tree).replace(changes)
+    (folder / "c.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return load_config(folder / "c.yaml", [f"{key}={json.dumps(value)}" for key, value in changes.items()])
 
 
 def test_cases_name_every_key() -> None:
@@ -37,12 +43,22 @@ def test_cases_name_every_key() -> None:
 
 
 @pytest.mark.parametrize("key", CASES)
-def test_key_without_effect_is_refused(key: str) -> None:
+def test_key_without_effect_is_refused(key: str, tmp_path: Path) -> None:
     value, used = CASES[key]
     needs = next(one.needs for one in DEPENDENT if one.key == key)
-    with pytest.raises(ValidationError) as caught:
-        made({key: value})
+    with pytest.raises(ConfigError) as caught:
+        written(tmp_path, {key: value})
     assert f"{key}={value}: has no effect without {needs}. Set {needs}, or remove {key}" in str(caught.value)
     section, name = key.split(".")
-    plain = made({**used, key: value}).model_dump(mode="json")
+    plain = written(tmp_path, {**used, key: value}).model_dump(mode="json")
     assert plain[section][name] == value
+
+
+def test_resolved_config_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """It holds all defaults of its version, used or not, and some have changed."""
+    plain = written(tmp_path, {}).model_dump(mode="json")
+    plain["privacy"]["feature_mean_noise"] = 8.0
+    directory = RunDirectory(tmp_path)
+    directory.config.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    found = directory.read_config()
+    assert found is not None and found.privacy.feature_mean_noise == 8.0
