@@ -37,7 +37,7 @@ def test_fedavg_is_the_papers_set_up() -> None:
     assert (config.training.local_epochs, config.privacy.epsilon, config.privacy.unit) == (3, 1.0, "patient")
     network = load_config(REPO / "configs" / "network.yaml")
     assert network.data.sites == config.data.sites
-    assert (network.training.local_epochs, network.exchange.density, network.private) == (3, 0.1, False)
+    assert (network.training.local_epochs, network.private) == (3, False)
 
 
 def test_all_errors_at_once_with_value_and_suggestion(tmp_path: Path) -> None:
