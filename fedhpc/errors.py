@@ -110,6 +110,10 @@ class RankLostError(ExchangeError):
     code = "mpi.rank-lost"
 
 
+class SilentRankError(RankLostError):
+    """A rank does not answer and is there still: the others cannot agree without it, as they do where one has ended."""
+
+
 class SiteError(FedhpcError):
     """A failure inside one hospital, with the site and the round at which it happened.
 

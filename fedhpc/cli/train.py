@@ -5,7 +5,7 @@ import json
 import logging
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedhpc.cli.common import Parser, add_run_dir, add_set, positive
 from fedhpc.cli.status import BAD_INPUT, FAILED, FINISHED, INCOMPLETE, RESUMABLE, report_stop
@@ -13,6 +13,9 @@ from fedhpc.errors import FileError, InputError, RankLostError, Stopped
 from fedhpc.run.preemption import StopRequest
 from fedhpc.util.files import write_text
 from fedhpc.util.startup import Startup
+
+if TYPE_CHECKING:
+    from fedhpc.run.agreement import Source
 
 HELP = "train as the config says; under mpirun or srun one hospital a rank"
 EXAMPLES = (
@@ -49,12 +52,19 @@ def run(options: argparse.Namespace) -> int:
     notice = StopRequest()
     notice.listen()
     startup = Startup()
+    from fedhpc.run.agreement import Source, join_timeout_s
     from fedhpc.transport.mpi import abort_at_exit, connect
+    from fedhpc.transport.start_watch import watched_start
 
-    transport = connect()
+    started = [] if options.init_from is None else [f"model.init_from={json.dumps(str(options.init_from))}"]
+    source = Source(options.config, [*options.set, *started], options.run_dir, options.take_over)
+    limit_s = join_timeout_s(source)
+    with watched_start(limit_s):
+        transport = connect()
     startup.mark("MPI")
+    transport.limit_waits(limit_s)
     try:
-        return _train(transport, notice, startup, options)
+        return _train(source, transport, notice, startup, options)
     except FileError as error:
         # Raised at this rank alone, in a round: the others wait for it.
         _report_failure(error, transport.rank)
@@ -78,11 +88,9 @@ def run(options: argparse.Namespace) -> int:
         return FAILED
 
 
-def _train(transport: Any, notice: StopRequest, startup: Startup, options: argparse.Namespace) -> int:
-    from fedhpc.run.agreement import Source, check_start
+def _train(source: "Source", transport: Any, notice: StopRequest, startup: Startup, options: argparse.Namespace) -> int:
+    from fedhpc.run.agreement import check_start
 
-    started = [] if options.init_from is None else [f"model.init_from={json.dumps(str(options.init_from))}"]
-    source = Source(options.config, [*options.set, *started], options.run_dir, options.take_over)
     check_start(transport, source)
     from fedhpc.run.train import Machine, Work, train
     from fedhpc.transport.mpi import is_fault_tolerant

@@ -45,6 +45,14 @@ class Source:
         return pinned(self.config) if isinstance(self.config, RunConfig) else load_config(self.config, self.overrides)
 
 
+def join_timeout_s(source: Source) -> float | None:
+    """Return how long to wait for ranks before the first round; None: for ever, or the config cannot be read."""
+    try:
+        return source.load().faults.join_timeout_s
+    except InputError:
+        return None
+
+
 def check_start(transport: Transport, source: Source) -> None:
     """Check config and number of ranks at every rank, before anything that takes seconds is imported.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import InputError, RankLostError, SiteError
+from fedhpc.errors import InputError, RankLostError, SilentRankError, SiteError
 from fedhpc.run.placement import place_sites
 from fedhpc.run.secure_channel import sites_by_rank
 from fedhpc.transport.base import Wire
@@ -70,7 +70,7 @@ def members_left(members: Membership, lost: RankLostError) -> Membership:
         SiteError: where `faults.on_death` is stop.
     """
     declared, wire = members.declared, members.wire
-    if not (is_fault_tolerant() and isinstance(wire, MpiTransport)):
+    if isinstance(lost, SilentRankError) or not (is_fault_tolerant() and isinstance(wire, MpiTransport)):
         raise _ended(declared, str(lost))
     shrunk, alive = wire.shrunk()
     names = [name for rank in range(wire.size) if rank not in alive for name in _sites_of(members.config, wire, rank)]

@@ -9,7 +9,7 @@ from functools import partial
 
 from fedhpc.errors import InputError, Interrupted, PayloadError, RankLostError, SiteError, site_failure
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.agreement import Source, agree_on_config, gathered_cores
+from fedhpc.run.agreement import Source, agree_on_config, gathered_cores, join_timeout_s
 from fedhpc.run.display import Console
 from fedhpc.run.finish import GLOBAL
 from fedhpc.run.loop import Ended, run
@@ -69,7 +69,7 @@ def train(work: Work, machine: Machine) -> str:
     """
     configure()
     machine.startup.mark("imports")
-    machine.wire.limit_waits(None)
+    machine.wire.limit_waits(join_timeout_s(work.source))
     cores = gathered_cores(machine.wire)
     declared, directory = agree_on_config(machine.wire, work.source, cores)
     if cores:

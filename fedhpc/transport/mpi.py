@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedhpc.errors import ExchangeError, InputError, RankLostError
+from fedhpc.errors import ExchangeError, InputError, RankLostError, SilentRankError
 from fedhpc.transport.base import AloneTransport, Wire
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.framing import Bytes, Pieces, carved, divided, frame_header, interleaved
@@ -143,12 +143,12 @@ class MpiTransport:
         """End ranks on this host that do not answer, so that MPI reports them; others end this start of the run.
 
         Raises:
-            RankLostError: where a rank cannot be ended from here, or the others cannot go on without it.
+            SilentRankError: where a rank cannot be ended from here, or the others cannot go on without it.
         """
         here = [rank for rank in missing if self._hosts[rank] == self._hosts[self.rank]]
         names = ", ".join(self._names[rank] for rank in missing) or self._names[0]
         if not missing or len(here) < len(missing) or not is_fault_tolerant():
-            raise RankLostError(
+            raise SilentRankError(
                 f"{names}: has not answered for {waited_s:.0f} s (faults.round_timeout_s, faults.join_timeout_s); this "
                 "start ends, and the same command goes on after the last saved round"
             )
@@ -250,12 +250,14 @@ class MpiTransport:
 
     def _wait(self, request: "MPI.Request", whom: Sequence[str] = ()) -> None:
         """Sleep until `request` is done; where rank 0 waits for `whom`, it says so after a while."""
-        pause_s = FIRST_SLEEP_S
+        pause_s, limit_s = FIRST_SLEEP_S, self._limit_s
         with self._waiting.begun() as look:
             while not self._done(request):
                 waited_s = look(whom if self.rank == 0 else ())
-                if waited_s > self._limit_s:
-                    self._lose([], waited_s)
+                if waited_s > limit_s:
+                    # All but rank 0 wait for rank 0 only.
+                    self._lose([0] if self.rank else [], waited_s)
+                    limit_s = math.inf
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
 
@@ -266,7 +268,7 @@ def connect() -> Wire:
     Raises:
         InputError: where SLURM started several tasks and MPI sees one (the wrong `srun --mpi`).
     """
-    if not any(int(os.environ.get(name, "1")) > 1 for name in LAUNCHER_SIZE_VARIABLES):
+    if not is_launched():
         return AloneTransport()
     transport = MpiTransport(_mpi().COMM_WORLD)
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", transport.size))
@@ -277,6 +279,11 @@ def connect() -> Wire:
             code="mpi.world-of-one",
         )
     return transport
+
+
+def is_launched() -> bool:
+    """Whether a launcher has started this process as one of several ranks."""
+    return any(int(os.environ.get(name, "1")) > 1 for name in LAUNCHER_SIZE_VARIABLES)
 
 
 def is_fault_tolerant() -> bool:

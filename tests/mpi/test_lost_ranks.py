@@ -136,6 +136,28 @@ def test_site_may_leave_and_come_back_whatever_the_algorithm(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_an_aggregator_that_hangs_ends_the_start(cohort: Path, mpi: Mpi) -> None:
+    """The others cannot agree without it, and end it."""
+    run_dir, status = cohort / "hung-head", cohort / "hung-head.status"
+    words = ["run.py", *command(cohort, run_dir, *SETS, "faults.round_timeout_s=4"), "--status", str(status)]
+    struck(mpi, 3, words, Blow(0, signal.SIGSTOP, lambda: len(records(run_dir)) == 2))
+    assert status.read_text(encoding="utf-8") == "75\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_rank_lost_before_mpi_is_up_ends_the_start(cohort: Path, mpi: Mpi, blow: signal.Signals) -> None:
+    """`MPI_Init` waits for all ranks, and under ULFM the launcher does not end it."""
+    words = ["run.py", *command(cohort, cohort / f"never-up-{blow.name}", *SETS, "faults.join_timeout_s=15")]
+    began = time.monotonic()
+    done = struck(mpi, 3, words, Blow(2, blow, lambda: time.monotonic() - began > 1), timeout=120)
+    assert done.returncode != 0
+    assert ("before MPI was up" if blow == signal.SIGKILL else "MPI has not come up for 15 s") in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_rank_that_hangs_is_ended_and_the_others_go_on(cohort: Path, mpi: Mpi) -> None:
     run_dir, status = cohort / "hung", cohort / "hung.status"
     words = ["run.py", *command(cohort, run_dir, *SETS, "faults.round_timeout_s=5"), "--status", str(status)]
