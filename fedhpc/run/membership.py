@@ -10,6 +10,7 @@ A lost site keeps its residual, ledger and shard, and takes part again at the ne
 """
 
 import logging
+import time
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -34,12 +35,14 @@ class Membership:
         config: the config of those that take part.
         wire: between the ranks that are there.
         news: what has happened since the start, for the logs; empty where nothing has.
+        lost_s: the monotonic time at which this rank learned of the last rank that was lost; None for none.
     """
 
     declared: RunConfig
     config: RunConfig
     wire: Wire
     news: str = ""
+    lost_s: float | None = None
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -69,7 +72,7 @@ def members_left(members: Membership, lost: RankLostError) -> Membership:
         RankLostError: where this start ends and can be resumed.
         SiteError: where `faults.on_death` is stop.
     """
-    declared, wire = members.declared, members.wire
+    declared, wire, lost_s = members.declared, members.wire, time.monotonic()
     if isinstance(lost, SilentRankError) or not (is_fault_tolerant() and isinstance(wire, MpiTransport)):
         raise _ended(declared, str(lost))
     shrunk, alive = wire.shrunk()
@@ -88,7 +91,7 @@ def members_left(members: Membership, lost: RankLostError) -> Membership:
     except InputError as error:
         raise _ended(declared, f"{what}, and the run cannot go on: {error}") from None
     news = f"{what}: going on with {left} of {len(declared.site_names)} sites from the last round that was saved"
-    return Membership(declared, config, shrunk, news)
+    return Membership(declared, config, shrunk, news, lost_s)
 
 
 def leave_together(wire: Wire) -> None:

@@ -1,11 +1,13 @@
 """One run at one rank, from its config to its end: what `run.py train` does, and each trial of a sweep."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from fedhpc.errors import InputError, Interrupted, PayloadError, RankLostError, SiteError, site_failure
 from fedhpc.records.run_directory import RunDirectory
@@ -157,13 +159,18 @@ def _report(session: Session, ended: Ended) -> None:
 
 
 def _note_start(members: Membership, directory: RunDirectory, work: Work, first: int) -> None:
-    """Record a start of the run, after `first` rounds; say whether it is to be resumed where its ranks are killed."""
-    start = {
+    """Record a start of the run, after `first` rounds; say whether it is to be resumed where its ranks are killed.
+
+    After a lost rank `recovered_s` is the time from then until the others begin their next round.
+    """
+    start: dict[str, Any] = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "after_round": first,
         "ranks": members.wire.size,
         "absent": members.absent,
     }
+    if members.lost_s is not None:
+        start["recovered_s"] = round(time.monotonic() - members.lost_s, 3)
     starts = directory.note_start(start)
     if members.declared.faults.on_death == "stop":
         return
