@@ -143,8 +143,9 @@ class Replay:
 
 @dataclass(frozen=True)
 class UnderWay:
-    """The training of one site: the parameters that it began from, f32[d], and its update as it will be."""
+    """The training of one site: its round, the parameters that it began from, f32[d], and its update as it will be."""
 
+    round: int
     start: F32
     update: "Future[F32]"
 
@@ -189,7 +190,15 @@ class LateMean:
         up_bytes: list[int] = []
         with watch.phase("aggregate"):
             folded = mean_update(received(payloads, up_bytes, watch), state, terms)
-        return Collected(folded.mean, after, tuple(up_bytes), rule=folded.rule, arrivals=arrivals)
+        return Collected(
+            mean=folded.mean,
+            sites=after,
+            up_bytes=tuple(up_bytes),
+            kept=folded.kept,
+            more=folded.more,
+            rule=folded.rule,
+            arrivals=arrivals,
+        )
 
     def close(self) -> None:
         """Give up what is under way: it ends after its step."""
@@ -206,7 +215,7 @@ class LateMean:
             regularizer = self.terms.algorithm.regularizer(of_algorithm(kept), public)
             late = cast(LateParticipant, site)
             work = late.begin(start, state.round, regularizer, self._given_up.is_set)
-            self._under_way[site.name] = UnderWay(start, self.timing.start(work))
+            self._under_way[site.name] = UnderWay(state.round, start, self.timing.start(work))
 
     def _wait(
         self, sites: Sequence[Participant], round: int, transport: Transport
@@ -236,7 +245,8 @@ class LateMean:
         kept, update = state.sites[site.name], updates[site.name]
         if update is None:
             return b"", kept
-        training = Training(self._under_way.pop(site.name).start, update, kept)
+        one = self._under_way.pop(site.name)
+        training = Training(one.start, update, kept, one.round)
         return sent_by_site(site, training, state, self.terms)
 
     def _arrivals(self, round: int, answers: bytes) -> Arrivals:

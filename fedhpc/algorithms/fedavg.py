@@ -53,7 +53,7 @@ def site_round(site: Participant, state: RunState, kept: Arrays, terms: RoundCon
     own, public = of_algorithm(kept), of_algorithm(state.public)
     start = start_of(state, kept, terms)
     update = site.train(start, state.round, terms.algorithm.regularizer(own, public))
-    return sent_by_site(site, Training(start, update, kept), state, terms)
+    return sent_by_site(site, Training(start, update, kept, state.round), state, terms)
 
 
 def start_of(state: RunState, kept: Arrays, terms: RoundConfig) -> F32:
@@ -64,11 +64,19 @@ def start_of(state: RunState, kept: Arrays, terms: RoundConfig) -> F32:
 
 @dataclass(frozen=True)
 class Training:
-    """What local training gave: the parameters that it began from, local - global, both f32[d]; what the site keeps."""
+    """What local training gave.
+
+    Attributes:
+        start: the parameters that it began from, f32[d].
+        update: local - global, f32[d].
+        kept: what the site keeps.
+        round: whose training it is; one before the round in which it is sent, where it is late.
+    """
 
     start: F32
     update: F32
     kept: Arrays
+    round: int
 
 
 def sent_by_site(site: Participant, training: Training, state: RunState, terms: RoundConfig) -> tuple[bytes, Arrays]:
@@ -79,7 +87,7 @@ def sent_by_site(site: Participant, training: Training, state: RunState, terms: 
     with at(f"site {site.name}, round {state.round + 1}"):
         up, draws = terms.up.of_round(state.round), terms.draws(state.round, site.index)
         sent, residual = with_feedback(update, residual_of(kept), up, draws)
-        weight, sender = site.gradient_weight(state.round), terms.sender(site.index, state.round)
+        weight, sender = site.gradient_weight(training.round), terms.sender(site.index, state.round)
         own, more = terms.algorithm.after_training(own, public, Trained(update, sent, weight, sender))
     message = terms.message(encode(Update(site.index, state.round, sent)), more)
     return message, with_algorithm({**kept, **at_home, RESIDUAL: residual}, own)

@@ -1,10 +1,12 @@
-"""`run.py bench schedule CONFIG`: what a slow hospital costs, waited for or planned for.
+"""`run.py bench schedule CONFIG`: what a slow hospital costs, waited for, planned for or late.
 
-Three cases for each epsilon: no slow site (`even`), one that is waited for (`wait`), and one that is planned for
-(`plan`). A round takes as long as its slowest site: the CPU seconds of each site's own training on the built-in cohort,
-times the factor of the slow one, as if each site had a core of its own; the exchange is left out. AUC and epsilon are
-those of whole runs in one process, for each seed: of `even`, which `wait` gives bit by bit, and of `plan`. A run
-that is finished in the output folder is not done again.
+Four cases for each epsilon: no slow site (`even`), one that is waited for (`wait`), one that is planned for (`plan`),
+and one whose updates are late (`deadline`). A round takes as long as its slowest site, or as the timer: the CPU seconds
+of each site's own training on the built-in cohort, times the factor of the slow one, as if each site had a core of its
+own; the exchange is left out. AUC and epsilon are
+those of whole runs in one process, for each seed: of `even`, which `wait` gives bit by bit, of `plan`, and of
+`deadline` by the rounds that the seconds make each update enter (schedule.replay). A run that is finished in the output
+folder is not done again, and what was timed there is not timed again.
 """
 
 import itertools
@@ -12,8 +14,9 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,8 +24,9 @@ from fedhpc.bench.one_run import summary_of_run
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
+from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import build_model
-from fedhpc.models.device import prepare
+from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import load_backbone
 from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, to_vector
@@ -33,16 +37,20 @@ from fedhpc.run.session import make_phantoms
 from fedhpc.site.data.open_site import open_site_of_run
 from fedhpc.site.training.dp_sgd import Units, entropy
 from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, train_plain, train_private
+from fedhpc.site.training.pace import step_cost
+from fedhpc.util.files import make_folder, read_json, write_json, write_text
 from fedhpc.util.text import fitted
 
-Trained = Literal["even", "plan"]
+Trained = Literal["even", "plan", "deadline"]
 Run = Mapping[str, Any]
+SLACK = 1.1
+"""Of the timer over what the largest site takes."""
 TIMED, TIMED_S = 3, 1.0
 """So many rounds of each site, and so many CPU seconds, are timed at least, after one round that is not."""
 
 
 class Cell(NamedTuple):
-    """What is trained: an epsilon (None: without privacy), with or without a plan for the slow site."""
+    """What is trained: an epsilon (None: without privacy), and what is done about the slow site."""
 
     epsilon: float | None
     case: Trained
@@ -77,6 +85,10 @@ class Experiment:
             own += ["schedule.policy=plan", f"data.sites={json.dumps(self._declared())}"]
         return own
 
+    def replayed(self, record: Path) -> list[str]:
+        """What to set for a run whose updates enter the rounds of a record."""
+        return ["schedule.policy=deadline", f"schedule.replay={record}"]
+
     def _declared(self) -> list[dict[str, Any]]:
         """The sites of the config, with the speed of the slow one."""
         sites = load_config(self.config, list(self.sets)).data.sites
@@ -103,21 +115,102 @@ def run(experiment: Experiment, out: Path) -> dict[str, Any]:
         )
     rows = []
     for epsilon in experiment.epsilons:
-        even, plan = (Cell(epsilon, "even"), Cell(epsilon, "plan"))
-        seconds = {cell: site_seconds(configs[cell, experiment.seeds[0]]) for cell in (even, plan)}
-        runs = {cell: [_trained(experiment, cell, seed, out) for seed in experiment.seeds] for cell in (even, plan)}
-        rows += rows_of(experiment.site, experiment.factor, seconds, runs)
+        rows += _rows_at(experiment, epsilon, configs[Cell(epsilon, "even"), experiment.seeds[0]], out)
     told = {"config": str(experiment.config), "set": list(experiment.sets), "seeds": list(experiment.seeds)}
     return {**told, "site": experiment.site, "factor": experiment.factor, "rows": rows}
 
 
-def site_seconds(config: RunConfig) -> dict[str, float]:
-    """CPU seconds of one round of each site's own training, by name: the median of several, on the built-in cohort."""
+def _rows_at(experiment: Experiment, epsilon: float | None, config: RunConfig, out: Path) -> list[dict[str, Any]]:
+    """The rows of one epsilon."""
+    name = f"epsilon{epsilon or 'none'}"
+    make_folder(out)
+    step = _kept(out / f"{name}-step.json", lambda: {"step_images": step_images(config)})["step_images"]
+    planned = [f"schedule.step_images={step}"] if config.private else []
+    even, plan, late = (Cell(epsilon, case) for case in ("even", "plan", "deadline"))
+    first = experiment.seeds[0]
+    plan_config = load_config(experiment.config, [*experiment.overrides(plan, first), *planned])
+    timed = {
+        cell: _kept(out / f"{name}-{cell.case}-seconds.json", partial(site_seconds, one))
+        for cell, one in ((even, config), (plan, plan_config))
+    }
+    seconds = {**timed, late: timed[even]}
+    slowed = {one: s * (experiment.factor if one == experiment.site else 1) for one, s in timed[even].items()}
+    pace = late_rounds(slowed, SLACK * max(timed[even].values()), config.training.rounds)
+    record = (out / f"{name}-late.jsonl").resolve()
+    write_text(record, "".join(json.dumps(one) + "\n" for one in pace.records))
+    more = {even: [], plan: planned, late: experiment.replayed(record)}
+    runs = {
+        cell: [_trained(experiment, cell, seed, out, more[cell]) for seed in experiment.seeds]
+        for cell in (even, plan, late)
+    }
+    return rows_of(Slow(experiment.site, experiment.factor, pace.mean_s), seconds, runs)
+
+
+def _kept(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What was measured, now or by an earlier call."""
+    if not path.exists():
+        write_json(path, measure())
+    found: dict[str, float] = read_json(path, "Remove it")
+    return found
+
+
+def step_images(config: RunConfig) -> float:
+    """What a private step costs whatever its batch on this machine, in images; 0 without privacy."""
+    if not config.private:
+        return 0.0
+    _make_cohort(config)
+    backbone, device = _machine(config)
+    with open_site_of_run(config, config.site_names[0]) as opened:
+        model = build_model(config, Task(opened.shard.classes, opened.shard.image_shape), backbone)
+        shape = opened.shard.image_shape if backbone is None else (backbone.dim,)
+        return float(f"{step_cost(model, shape, config, device).step_images:.2g}")
+
+
+@dataclass(frozen=True)
+class LateRounds:
+    """The rounds that a timer ends: their records, as rounds.jsonl has them, and how long one takes."""
+
+    records: tuple[dict[str, Any], ...]
+    mean_s: float
+
+
+def late_rounds(seconds: Mapping[str, float], deadline_s: float, rounds: int) -> LateRounds:
+    """Return what schedule.policy=deadline makes of sites that train for so many seconds.
+
+    >>> made = late_rounds({"a": 1.0, "b": 2.5}, 1.0, 3)
+    >>> [(one["late"], one["staleness"]) for one in made.records], made.mean_s
+    ([(['b'], {'a': 0}), (['b'], {'a': 0}), ([], {'a': 0, 'b': 2})], 0.8333333333333334)
+    """
+    now, began, until, records = 0.0, dict.fromkeys(seconds, 0), dict(seconds), []
+    for number in range(rounds):
+        ends = now + deadline_s
+        while min(until.values()) > ends:
+            ends += deadline_s
+        ends = min(ends, max(until.values()))
+        ready = [name for name in seconds if until[name] <= ends]
+        staleness = {name: number - began[name] for name in ready}
+        records.append({"round": number + 1, "late": [n for n in seconds if n not in ready], "staleness": staleness})
+        began |= dict.fromkeys(ready, number + 1)
+        until |= {name: ends + seconds[name] for name in ready}
+        now = ends
+    return LateRounds(tuple(records), now / rounds)
+
+
+def _make_cohort(config: RunConfig) -> None:
     console = Console(speaks=True, out=sys.stderr)
     make_phantoms(config, config.site_names, console)
     make_reference(config, console)
+
+
+def _machine(config: RunConfig) -> tuple[Backbone | None, Device]:
     device = prepare(config.runtime.model_copy(update={"device": "cpu", "threads": 1}), 0)
-    backbone = load_backbone(config.model.backbone) if config.model.backbone else None
+    return load_backbone(config.model.backbone) if config.model.backbone else None, device
+
+
+def site_seconds(config: RunConfig) -> dict[str, float]:
+    """CPU seconds of one round of each site's own training, by name: the median of several, on the built-in cohort."""
+    _make_cohort(config)
+    backbone, device = _machine(config)
     found = {}
     for name in config.site_names:
         with open_site_of_run(config, name) as opened:
@@ -149,37 +242,46 @@ def _timed(local: LocalRound) -> float:
     return statistics.median(took[1:])
 
 
-def _trained(experiment: Experiment, cell: Cell, seed: int, out: Path) -> dict[str, Any]:
+def _trained(experiment: Experiment, cell: Cell, seed: int, out: Path, more: Sequence[str]) -> dict[str, Any]:
     """What one run came to: AUC, and the epsilon of each site's ledger."""
     directory = out / f"epsilon{cell.epsilon or 'none'}-{cell.case}-seed{seed}"
-    summary = summary_of_run(experiment.config, directory, experiment.overrides(cell, seed))
+    summary = summary_of_run(experiment.config, directory, [*experiment.overrides(cell, seed), *more])
     return {"auc": summary["auc"], "epsilon": {name: site["epsilon"] for name, site in summary["per_site"].items()}}
 
 
+@dataclass(frozen=True)
+class Slow:
+    """The slow site, how slow it is, and how long a round takes that a timer ends."""
+
+    site: str
+    factor: float
+    late_s: float
+
+
 def rows_of(
-    slow: str, factor: float, seconds: Mapping[Cell, Mapping[str, float]], runs: Mapping[Cell, Sequence[Run]]
+    slow: Slow, seconds: Mapping[Cell, Mapping[str, float]], runs: Mapping[Cell, Sequence[Run]]
 ) -> list[dict[str, Any]]:
-    """Return the three cases of one epsilon.
+    """Return the four cases of one epsilon.
 
     Args:
         slow: the slow site.
-        factor: how slow it is.
-        seconds: of a round by site, as if none were slow, for `even` and `plan` in this order.
+        seconds: of a round by site, as if none were slow, for `even`, `plan` and `deadline` in this order.
         runs: of each of them, by seed.
     """
-    even, plan = seconds
+    even, plan, late = seconds
     usual = max(seconds[even].values())
     rows = []
-    for case, cell in (("even", even), ("wait", even), ("plan", plan)):
-        times = {slow: 1.0 if case == "even" else factor}
+    for case, cell in (("even", even), ("wait", even), ("plan", plan), ("deadline", late)):
+        times = {slow.site: 1.0 if case == "even" else slow.factor}
         took = {name: s * times.get(name, 1.0) for name, s in seconds[cell].items()}
+        round_s = slow.late_s if cell is late else max(took.values())
         less = [one["auc"] - other["auc"] for one, other in zip(runs[cell], runs[even], strict=True)]
         row = {
             "epsilon": even.epsilon,
             "case": case,
             "site_seconds": took,
-            "rounds_per_minute": 60 / max(took.values()),
-            "pace": usual / max(took.values()),
+            "rounds_per_minute": 60 / round_s,
+            "pace": usual / round_s,
             "auc": statistics.fmean(one["auc"] for one in runs[cell]),
             "less_even": statistics.fmean(less),
             "each_less_even": less,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 HELP = "the checks of every run alone; --report: what to send for help"
 EXAMPLES = (
     "mpirun -n 4 {run} preflight configs/smoke.yaml",
+    "mpirun -n 4 {run} preflight configs/smoke.yaml --speeds",
     "{run} preflight configs/smoke.yaml --report > report.txt",
 )
 FIRST_CONFIG = Path("configs/fedavg.yaml")
@@ -27,6 +28,11 @@ def add_arguments(parser: Parser) -> None:
     add_run_dir(parser)
     parser.add_argument(
         "--report", action="store_true", help="print all about this machine and job: send it when asking for help"
+    )
+    parser.add_argument(
+        "--speeds",
+        action="store_true",
+        help="measure what a step takes at each site, on random numbers, and print it for the config (schedule)",
     )
     parser.set_defaults(shared=True)
 
@@ -73,4 +79,10 @@ def _check(options: argparse.Namespace, transport: "Wire") -> int:
         said, ranks = str(problem), ""
     if transport.rank == 0:
         print(f"{ranks}\n{wrapped(said)}".strip(), flush=True)
+    if options.speeds:
+        from fedhpc.run.preflight.speeds import measured_speeds
+
+        sections = measured_speeds(config, transport)
+        if transport.rank == 0:
+            print(sections, flush=True)
     return 0

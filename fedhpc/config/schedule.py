@@ -24,11 +24,12 @@ class Schedule(Section):
 
     - `wait`: every site does the same work for its size. A round takes as long as the slowest site.
     - `plan`: a site that would take longer than the largest site takes at normal speed does less. Its *effort* is the
-      share of its images that it trains on in a round: min(1, largest weight x its speed / its weight). The efforts
-      are public, fixed before the first round, and the same at every later start. With privacy on a slow site draws
+      share of its images that it trains on in a round: min(1, ((c + largest weight) x its speed - c) / its weight),
+      where c is what a step costs whatever its batch: step_images / sample_rate with privacy, else 0. The efforts are
+      public, fixed before the first round, and the same at every later start. With privacy on a slow site draws
       its units with sample_rate x effort, in as many steps as the others, with the noise multiplier that costs the same
       epsilon; its mean gradient is over the expected batch that is left. Without privacy it makes fewer steps, and its
-      update is normalised (algorithm.name=fednova). What a step costs whatever its batch is not planned for.
+      update is normalised (algorithm.name=fednova).
     - `deadline`: a round ends `deadline_s` seconds after it began, with the updates that are ready; where none is, it
       goes on until one is. A late site sends nothing, goes on training from the model that it began with, and sends in
       the first round that ends after it is done, once, with its weight divided by 1 + the rounds that it is late
@@ -39,7 +40,8 @@ class Schedule(Section):
       is given up; its charge stays.
 
     Speeds are declared (`data.sites: speed`); where no site declares one, they are measured at the first start, on
-    random numbers in the place of images, as the median site's seconds an image over the site's.
+    random numbers in the place of images, as the median site's seconds a step over the site's.
+    `run.py preflight CONFIG --speeds` measures and prints them for the config.
     """
 
     policy: Literal["wait", "plan", "deadline"] = Field(
@@ -47,10 +49,15 @@ class Schedule(Section):
         description="wait for the slowest site, plan less work for slow sites, or end a round after deadline_s, see "
         "above",
     )
+    step_images: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="what a private step costs whatever its batch (noise, optimiser), in images, with policy=plan; "
+        "null: measured where speeds are, else 0",
+    )
     deadline_s: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
         default=None,
-        description="seconds of local training after which a round ends, with policy=deadline; one and a half times "
-        "what the usual site takes (`run.py preflight --speeds`)",
+        description="seconds of local training after which a round ends, with policy=deadline; a little more than a "
+        "round of the usual sites takes (`run.py preflight --speeds`)",
     )
     replay: str | None = Field(
         default=None,
@@ -63,7 +70,7 @@ class Schedule(Section):
     )
 
 
-def planned_efforts(sites: Sequence[Site], speeds: Mapping[str, float]) -> dict[str, float]:
+def planned_efforts(sites: Sequence[Site], speeds: Mapping[str, float], step_units: float = 0.0) -> dict[str, float]:
     """Return the effort of each site by name: that of the class's docstring, rounded, and at least LEAST_EFFORT.
 
     Where some site declares no weight, all count as equally large.
@@ -71,16 +78,27 @@ def planned_efforts(sites: Sequence[Site], speeds: Mapping[str, float]) -> dict[
     Args:
         sites: all that are declared.
         speeds: of the sites, 1 where none is known.
+        step_units: what a step costs whatever its batch, in units of weight.
 
     >>> sites = [Site(name="a", weight=400), Site(name="b", weight=100), Site(name="c", weight=400)]
     >>> planned_efforts(sites, {"b": 0.5, "c": 0.1})
     {'a': 1.0, 'b': 1.0, 'c': 0.1}
+    >>> planned_efforts(sites, {"b": 0.5, "c": 0.1}, step_units=20)
+    {'a': 1.0, 'b': 1.0, 'c': 0.055}
     """
     known = all(site.weight is not None for site in sites)
     weights = {site.name: (site.weight or 1) if known else 1 for site in sites}
-    largest = max(weights.values())
-    found = {name: largest * speeds.get(name, 1.0) / weight for name, weight in weights.items()}
+    whole = step_units + max(weights.values())
+    found = {name: (whole * speeds.get(name, 1.0) - step_units) / weight for name, weight in weights.items()}
     return {name: float(f"{min(1.0, max(LEAST_EFFORT, effort)):.{DIGITS}g}") for name, effort in found.items()}
+
+
+def step_units(config: "RunConfig", step_images: float | None) -> float:
+    """Return what a step costs whatever its batch, in units of weight: a private step is over sample_rate of them.
+
+    Without privacy a slow site makes fewer steps, whose number divides all that they cost.
+    """
+    return (step_images or 0.0) / config.privacy.sample_rate if config.private else 0.0
 
 
 def efforts_of(config: "RunConfig") -> dict[str, float]:
@@ -93,7 +111,7 @@ def efforts_of(config: "RunConfig") -> dict[str, float]:
         return {site.name: 1.0 for site in sites}
     if schedule.efforts is not None:
         return dict(schedule.efforts)
-    return planned_efforts(sites, declared_speeds(config))
+    return planned_efforts(sites, declared_speeds(config), step_units(config, schedule.step_images))
 
 
 def declared_speeds(config: "RunConfig") -> dict[str, float]:
@@ -108,7 +126,8 @@ def is_measured(config: "RunConfig") -> bool:
 
 def schedule_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     """(is broken, message) for each rule of the section."""
-    plan, efforts, names = config.schedule.policy == "plan", config.schedule.efforts, config.site_names
+    schedule, names = config.schedule, config.site_names
+    plan, efforts = schedule.policy == "plan", schedule.efforts
     return [
         (
             efforts is not None and not plan,
@@ -135,6 +154,10 @@ def schedule_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             "schedule.policy=plan, model.feature_mean=sites: is composed exactly with steps over all units only, and "
             "a slow site draws a share of them; set model.feature_mean=reference, or schedule.policy=wait",
         ),
+        (
+            schedule.step_images is not None and not plan,
+            "schedule.step_images: belongs to schedule.policy=plan; remove it, or set it",
+        ),
         *_deadline_rules(config),
         (
             plan and not config.private and config.algorithm.name != "fednova",
@@ -157,8 +180,8 @@ def _deadline_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         ),
         (
             on and unset,
-            f"{key}: schedule.deadline_s is missing; set it to about one and a half times what a round of the usual "
-            "site takes (`run.py preflight CONFIG --speeds` measures it)",
+            f"{key}: schedule.deadline_s is missing; set it to a little more than a round of the usual sites takes "
+            "(`run.py preflight CONFIG --speeds` measures it)",
         ),
         (
             on and None not in (timeout_s, schedule.deadline_s) and timeout_s <= schedule.deadline_s,  # type: ignore[operator]
@@ -181,9 +204,9 @@ def _deadline_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             "of an earlier model; set aggregation.rule=mean, or schedule.policy=plan",
         ),
         (
-            on and config.algorithm.name not in ("fedavg", "fedprox"),
+            on and config.algorithm.name not in ("fedavg", "fedprox", "fednova"),
             f"{key}, algorithm.name={config.algorithm.name}: what it keeps at sites and aggregator belongs to rounds "
-            "that all make together; set algorithm.name=fedavg or fedprox",
+            "that all make together; set algorithm.name=fedavg, fedprox or fednova",
         ),
         (
             on and (config.rewards.altruism is not None or config.contribution.store_updates),

@@ -27,7 +27,7 @@ from fedhpc.run.recorded_heads import Recorded, check_recorded, recorded_heads
 from fedhpc.run.secure_channel import open_secure_channel, sites_by_rank
 from fedhpc.run.site_facts import read_facts
 from fedhpc.run.site_speeds import with_schedule
-from fedhpc.run.site_work import agreed_plans, measured_s, place_of, run_plan
+from fedhpc.run.site_work import agreed_plans, measured_cost, place_of, run_plan
 from fedhpc.run.sum_identities import TrustModel, agreed_identities, trust_model
 from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.account import open_account, permit_without_privacy
@@ -114,7 +114,7 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
     shape = task.image_shape if backbone is None else (backbone.dim,)
     weighed = dict(zip(config.site_names, common["weights"], strict=True))
     members = with_schedule(
-        members, directory, transport, weighed, lambda site: measured_s(site, model, shape, config, bench)
+        members, directory, transport, weighed, lambda site: measured_cost(site, model, shape, config, bench)
     )
     config = members.config
     plans = agreed_plans(config, transport)

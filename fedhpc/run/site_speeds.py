@@ -1,24 +1,26 @@
 """The plan of unequal work: settled once, kept in `schedule.json` of the run directory, the same at every start.
 
-All that leaves a site for it is one number of two significant digits, its seconds an image on random numbers.
+All that leaves a site for it are two numbers of two significant digits: its seconds an image and a step, on random
+numbers.
 """
 
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from fedhpc.config.data import Site
-from fedhpc.config.schedule import Effort, declared_speeds, is_measured, planned_efforts
+from fedhpc.config.schedule import Effort, declared_speeds, is_measured, planned_efforts, step_units
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.records.run_directory import RESTORE, RunDirectory
 from fedhpc.run.membership import Membership
 from fedhpc.run.secure_channel import sites_by_rank
+from fedhpc.site.training.pace import StepCost
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import Name, of_each, parsed
@@ -29,6 +31,7 @@ class SiteSpeed(TypedDict):
     """What a site says of its speed (public)."""
 
     site: Name
+    seconds_per_step: Annotated[float, Field(ge=0, lt=1e6, allow_inf_nan=False)]
     seconds_per_image: Annotated[float, Field(gt=0, lt=1e6, allow_inf_nan=False)]
 
 
@@ -41,7 +44,7 @@ def with_schedule(
     directory: RunDirectory,
     transport: Transport,
     weights: Mapping[str, int],
-    measure: Callable[[str], float],
+    measure: Callable[[str], StepCost],
 ) -> Membership:
     """Return `members` whose configs hold the effort of each site; unchanged but with schedule.policy=plan.
 
@@ -50,7 +53,7 @@ def with_schedule(
         directory: of the run.
         transport: between the ranks.
         weights: of the sites that take part, as they count in the mean: the same at every rank.
-        measure: gives the seconds an image at a site of this rank, by name.
+        measure: gives what a step takes at a site of this rank, by name.
 
     Raises:
         InputError: at every rank, where the plan cannot be read or written, or is not of what this rank's config
@@ -60,10 +63,10 @@ def with_schedule(
     if declared.schedule.policy != "plan" or declared.schedule.efforts is not None:
         return members
     sites = _weighed(declared.data.sites, weights)
-    seconds = None
+    costs = None
     if broadcast_json(transport, lambda: is_measured(declared) and _kept(directory, declared) is None):
-        seconds = _measured(members.config, transport, measure)
-    efforts = broadcast_json(transport, lambda: _settled(directory, declared, sites, seconds))
+        costs = measured_costs(members.config, transport, measure)
+    efforts = broadcast_json(transport, lambda: _settled(directory, declared, sites, costs))
     run_on_all_ranks(transport, lambda: _check(declared, sites, efforts))
     whole = declared.replace({"schedule.efforts": efforts})
     return replace(members, declared=whole, config=whole.without(members.absent))
@@ -74,25 +77,25 @@ def _weighed(sites: Sequence[Site], weights: Mapping[str, int]) -> list[Site]:
     return [site.model_copy(update={"weight": site.weight or weights.get(site.name)}) for site in sites]
 
 
-def _measured(config: RunConfig, transport: Transport, measure: Callable[[str], float]) -> dict[str, float]:
-    """Seconds an image of each site that takes part, by name, at rank 0; empty elsewhere."""
+def measured_costs(config: RunConfig, transport: Transport, measure: Callable[[str], StepCost]) -> dict[str, StepCost]:
+    """Return what a step takes at each site that takes part, by name, at rank 0; empty elsewhere."""
     names = [config.site_names[i] for i in sites_by_rank(config, transport.size)[transport.rank]]
     mine = run_on_all_ranks(
-        transport, lambda: [json.dumps({"site": name, "seconds_per_image": measure(name)}).encode() for name in names]
+        transport, lambda: [json.dumps({"site": name, **asdict(measure(name))}).encode() for name in names]
     )
     payloads = transport.gather(mine, "hello")
     return dict(of_each(payloads, config.site_names, "hello", _read)) if payloads else {}
 
 
-def _read(site: str, payload: bytes) -> tuple[str, float]:
+def _read(site: str, payload: bytes) -> tuple[str, StepCost]:
     speed = parsed(payload, SITE_SPEED, f"site {site}, hello")
     if speed["site"] != site:
         raise PayloadError(f"site {site}, hello: it speaks for another site")
-    return site, speed["seconds_per_image"]
+    return site, StepCost(speed["seconds_per_step"], speed["seconds_per_image"])
 
 
 def speeds_from(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Return each site's speed, at most 1: the median site's seconds an image (the lower of two) over its own.
+    """Return each site's speed, at most 1: the median site's seconds a step (the lower of two) over its own.
 
     >>> speeds_from({"a": 0.5, "b": 1.0, "c": 1.0, "d": 10.0})
     {'a': 1.0, 'b': 1.0, 'c': 1.0, 'd': 0.1}
@@ -101,16 +104,27 @@ def speeds_from(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: min(1.0, normal / took) for name, took in seconds.items()}
 
 
+def usual_step_images(costs: Mapping[str, StepCost]) -> float:
+    """Return what a step costs whatever its batch, in images, at the median site (the lower of two)."""
+    return statistics.median_low(cost.step_images for cost in costs.values())
+
+
 def _settled(
-    directory: RunDirectory, declared: RunConfig, sites: Sequence[Site], seconds: Mapping[str, float] | None
+    directory: RunDirectory, declared: RunConfig, sites: Sequence[Site], costs: Mapping[str, StepCost] | None
 ) -> dict[str, float]:
     """The efforts by site, at rank 0: those that are kept, or a plan that is kept from now on."""
     kept = _kept(directory, declared)
     if kept is not None:
         return kept
-    speeds = declared_speeds(declared) if seconds is None else speeds_from(seconds)
-    efforts = planned_efforts(sites, speeds)
-    content = {"declared": _declared(declared), "seconds_per_image": seconds, "efforts": efforts}
+    seconds = None if costs is None else {name: cost.seconds_per_image for name, cost in costs.items()}
+    usual_s = {name: cost.usual_step_s for name, cost in (costs or {}).items()}
+    speeds = speeds_from(usual_s) if usual_s else declared_speeds(declared)
+    step_images = declared.schedule.step_images
+    if step_images is None and costs:
+        step_images = usual_step_images(costs)
+    efforts = planned_efforts(sites, speeds, step_units(declared, step_images))
+    measured = {"seconds_per_image": seconds, "step_images": step_images}
+    content = {"declared": _declared(declared), **measured, "efforts": efforts}
     write_json(directory.schedule, content)
     return efforts
 
@@ -142,7 +156,8 @@ def _check(declared: RunConfig, sites: Sequence[Site], efforts: Mapping[str, flo
     Raises:
         InputError: other sites, or another plan than the declared speeds give.
     """
-    wanted = planned_efforts(sites, declared_speeds(declared))
+    fixed = step_units(declared, declared.schedule.step_images)
+    wanted = planned_efforts(sites, declared_speeds(declared), fixed)
     # Of an absent site that declares no weight none is known, where an earlier start may have known it.
     known = declared_speeds(declared) and all(site.weight is not None for site in declared.data.sites)
     same = efforts == wanted if known else set(efforts) == set(wanted)

@@ -11,7 +11,7 @@ from fedhpc.config.stress import SLOW
 from fedhpc.models.device import Device
 from fedhpc.privacy.plan import PrivacyPlan, check_plan, site_plans
 from fedhpc.site.hospital import SiteContext
-from fedhpc.site.training.pace import seconds_per_image
+from fedhpc.site.training.pace import StepCost, step_cost
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.util.progress import at_work
@@ -23,9 +23,9 @@ def slowdown(config: RunConfig, site: str) -> float:
     return stress.amount if stress is not None and stress.case == SLOW and site in stress.sites else 1.0
 
 
-def measured_s(site: str, model: nn.Module, shape: Sequence[int], config: RunConfig, device: Device) -> float:
-    """Return the seconds an image at a site, on random numbers (`fedhpc.site.training.pace`)."""
-    return slowdown(config, site) * seconds_per_image(model, shape, config, device)
+def measured_cost(site: str, model: nn.Module, shape: Sequence[int], config: RunConfig, device: Device) -> StepCost:
+    """Return what a step takes at a site, on random numbers (`fedhpc.site.training.pace`)."""
+    return step_cost(model, shape, config, device).times(slowdown(config, site))
 
 
 def place_of(site: str, place: SiteContext, plans: Mapping[str, PrivacyPlan]) -> SiteContext:

@@ -11,6 +11,7 @@ import pytest
 from fedhpc.aggregation.server_sgd import ServerSgd
 from fedhpc.algorithms.deadline import Clock, Entered, LateMean, Replay, Timing, lowered
 from fedhpc.algorithms.fedavg import federate
+from fedhpc.algorithms.fednova import FedNova
 from fedhpc.algorithms.round_types import RoundResult
 from fedhpc.algorithms.run_state import RESIDUAL, RunState, fresh_state
 from fedhpc.errors import Interrupted, SiteError
@@ -161,6 +162,28 @@ def test_what_is_under_way_at_the_end_is_given_up() -> None:
 
     run(pair(wait=until_given_up), Clock(0.01), 2)
     assert given_up.wait(30)
+
+
+def test_late_update_is_normalised_by_the_steps_of_its_own_round() -> None:
+    """FedNova: b made two steps of rate 1 in the round that it began, and a one of rate 1/2 in that which it enters."""
+    a, b = Puller("a", 0, np.full(3, 4, np.float32)), Rated("b", 1, np.full(3, 8, np.float32))
+    plain = replace(terms_of(2, 1, 1, (1, 1)), algorithm=FedNova())
+    timing = Replay([Entered("a", 0, 0), Entered("a", 1, 1), Entered("b", 1, 0)])
+    start = fresh_state(np.zeros(3, np.float32), ["a", "b"], ServerSgd())
+    sites = [Slow(a.name, 0, a.target), b]
+    state, _ = federate(sites, start, replace(plain, late=LateMean(plain, timing)), AloneTransport(), lambda r: True)
+    # First round: 2. Then a's update is 1 with a weight of 0.5, b's is 4 with one of 2: in steps of a 1 and 1.
+    shares = np.array([2 / 3, 1 / 3])
+    expected = 2 + (shares * [1, 4 / 4]).sum() * (shares * [1, 4]).sum()
+    np.testing.assert_allclose(state.params, expected, rtol=1e-6)
+
+
+@dataclass
+class Rated(Slow):
+    """A hospital with a rate of its own in its first round."""
+
+    def gradient_weight(self, round: int) -> float:
+        return 2.0 if round == 0 else 100.0
 
 
 def test_weights_fall_with_staleness_and_stay_integers() -> None:

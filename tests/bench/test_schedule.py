@@ -2,18 +2,20 @@
 
 import pytest
 
-from fedhpc.bench.schedule import Cell, rows_of
+from fedhpc.bench.schedule import Cell, Slow, rows_of
 
 
 def test_pace_is_that_of_the_slowest_site() -> None:
-    """A site that is slowed 10 times, and one with a tenth of the work where it is planned for."""
-    even, plan = Cell(1.0, "even"), Cell(1.0, "plan")
-    seconds = {even: {"a": 2.0, "b": 1.0}, plan: {"a": 2.0, "b": 0.25}}
+    """A site that is slowed 10 times, with a quarter of the work where it is planned for, or late."""
+    even, plan, late = Cell(1.0, "even"), Cell(1.0, "plan"), Cell(1.0, "deadline")
+    whole = {"a": 2.0, "b": 1.0}
+    seconds = {even: whole, plan: {"a": 2.0, "b": 0.25}, late: whole}
     spent = {"a": 1.0, "b": 1.0}
     runs = {even: [{"auc": 0.9, "epsilon": spent}], plan: [{"auc": 0.88, "epsilon": {**spent, "b": 0.999}}]}
-    rows = rows_of("b", 10.0, seconds, runs)
-    assert [row["case"] for row in rows] == ["even", "wait", "plan"]
-    assert [row["pace"] for row in rows] == pytest.approx([1.0, 0.2, 0.8])
-    assert [row["rounds_per_minute"] for row in rows] == pytest.approx([30, 6, 24])
+    runs[late] = runs[plan]
+    rows = rows_of(Slow("b", 10.0, 2.2), seconds, runs)
+    assert [row["case"] for row in rows] == ["even", "wait", "plan", "deadline"]
+    assert [row["pace"] for row in rows] == pytest.approx([1.0, 0.2, 0.8, 1 / 1.1])
+    assert [row["rounds_per_minute"] for row in rows][:3] == pytest.approx([30, 6, 24])
     assert rows[2]["less_even"] == pytest.approx(-0.02)
     assert rows[2]["spent"] == {"a": 1.0, "b": 0.999}

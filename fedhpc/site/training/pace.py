@@ -3,18 +3,24 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.device import Device
 from fedhpc.models.loss import loss
-from fedhpc.site.per_example.clipped_sum import ClippedSum
+from fedhpc.privacy.noise import source
+from fedhpc.site.training.dp_sgd import NoiseConfig, PrivateStep
+from fedhpc.site.training.local_sgd import make_optimizer
 
 OnStep = Callable[[int, int], None]
-REPEATS, MOST_IMAGES = 5, 32
+USUAL_BATCH = 64
+REPEATS, MOST_IMAGES, MOST_ROWS = 5, 32, 256
+"""Steps that are timed, and how large their batches are at most, of images and of rows of features."""
+SMALLER, LEAST_SHARE = 4, 0.05
+"""The second batch is so many times smaller; an image costs at least this share of a step over its images."""
 DIGITS = 2
 """Significant digits of what a site says of its speed."""
 
@@ -34,11 +40,39 @@ def slowed(on_step: OnStep, factor: float) -> OnStep:
     return step
 
 
-def seconds_per_image(model: nn.Module, shape: Sequence[int], config: RunConfig, device: Device) -> float:
-    """Return the seconds that a step takes an image at this machine, rounded to two significant digits (public).
+@dataclass(frozen=True)
+class StepCost:
+    """What a step of training takes at a site (public: of random numbers).
 
-    It is the median of five steps, without their noise, of a copy of `model` on random numbers: no image and no label
-    of the site is used, so the number tells of its machine only.
+    Attributes:
+        seconds_per_step: whatever its batch: noise and optimiser; 0 without privacy.
+        seconds_per_image: for each image of its batch.
+    """
+
+    seconds_per_step: float
+    seconds_per_image: float
+
+    def times(self, factor: float) -> "StepCost":
+        """Return the cost on a machine that is slower by a factor."""
+        return StepCost(_rounded(factor * self.seconds_per_step), _rounded(factor * self.seconds_per_image))
+
+    @property
+    def usual_step_s(self) -> float:
+        """What a step of a usual batch takes: what sites are compared by."""
+        return self.seconds_per_step + USUAL_BATCH * self.seconds_per_image
+
+    @property
+    def step_images(self) -> float:
+        """What a step costs whatever its batch, in images."""
+        return self.seconds_per_step / self.seconds_per_image
+
+
+def step_cost(model: nn.Module, shape: Sequence[int], config: RunConfig, device: Device) -> StepCost:
+    """Measure a step at this machine, rounded to two significant digits (public).
+
+    Each time is the shortest of five steps, since others may use the machine, of a copy of `model` on random numbers:
+    no image and no label of the site is used, so it tells of its machine only. With privacy on batches of two sizes
+    tell what a step costs whatever its batch.
 
     Args:
         model: on the device; left as it is.
@@ -46,10 +80,24 @@ def seconds_per_image(model: nn.Module, shape: Sequence[int], config: RunConfig,
         config: the run's: says whether gradients are clipped by unit.
         device: where to compute.
     """
-    images = torch.rand((min(MOST_IMAGES, config.training.batch_size), *shape), generator=torch.Generator())
+    most = MOST_ROWS if len(shape) == 1 and config.private else min(MOST_IMAGES, config.training.batch_size)
+    whole_s = _shortest_s(most, model, shape, config, device)
+    if not config.private or most < SMALLER:
+        return StepCost(0.0, _rounded(whole_s / most))
+    few = most // SMALLER
+    slope_s = (whole_s - _shortest_s(few, model, shape, config, device)) / (most - few)
+    per_image_s = max(slope_s, LEAST_SHARE * whole_s / most)
+    return StepCost(_rounded(max(0.0, whole_s - per_image_s * most)), _rounded(per_image_s))
+
+
+def _rounded(seconds: float) -> float:
+    return float(f"{seconds:.{DIGITS}g}")
+
+
+def _shortest_s(count: int, model: nn.Module, shape: Sequence[int], config: RunConfig, device: Device) -> float:
+    images = torch.rand((count, *shape), generator=torch.Generator())
     step = _step(copy.deepcopy(model), images.to(device.device), config, device)
-    took = [_timed(step) for _ in range(REPEATS + 1)][1:]
-    return float(f"{float(np.median(took)) / len(images):.{DIGITS}g}")
+    return min([_timed(step) for _ in range(REPEATS + 1)][1:])
 
 
 def _timed(step: Callable[[], float]) -> float:
@@ -67,14 +115,15 @@ def _step(model: nn.Module, images: Tensor, config: RunConfig, device: Device) -
     if config.task == "multilabel":
         labels = torch.zeros(logits.shape, dtype=torch.int64, device=images.device)
     if config.private:
-        clipped = ClippedSum(model, config.privacy.clip_norm)
         owner = torch.arange(len(images), device=images.device)
+        terms = NoiseConfig(config.privacy.clip_norm, 1.0, float(len(images)), source(None, "pace", 0, "noise"))
+        private_step = PrivateStep.wrap(model, make_optimizer(model, config.training, 0), terms)
+        first = private_step.clipped.trained[0]
 
         def private() -> float:
-            clipped.clear()
             with device.autocast():
-                clipped.add(images, labels, owner)
-            return float(clipped.total[0])
+                private_step(images, labels, owner, last=True)
+            return float(first.detach().flatten()[0])
 
         return private
 
