@@ -22,6 +22,14 @@ class Device:
         """The precision context of forward and loss."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
+    def sendable(self, t: Tensor) -> Tensor:
+        """Return what `take` copies without waiting: in pinned memory, if it must go from the host to a GPU."""
+        return t.pin_memory() if self.device.type == "cuda" and t.is_cpu else t
+
+    def take(self, t: Tensor) -> Tensor:
+        """Return a tensor on the device; from pinned memory without waiting for the copy."""
+        return t.to(self.device, non_blocking=t.is_cpu and t.is_pinned())
+
     def forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """Return the network as plain training calls it: itself, or `torch.compile` of it.
 

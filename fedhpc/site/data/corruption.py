@@ -32,7 +32,7 @@ class CorruptedShard:
 
     def __init__(self, shard: Shard, stress: Stress, seed: int) -> None:
         self._shard, self._stress, self._seed = shard, stress, seed
-        self.site, self.n = shard.site, shard.n
+        self.site, self.n, self.in_memory = shard.site, shard.n, shard.in_memory
         self.patient: npt.NDArray[np.bytes_] = shard.patient
         self.stage: U8 = shard.stage
         self._spared = shard.indices("test")

@@ -71,6 +71,11 @@ class ImageSamples:
         """Of the images in the shard."""
         return self._shard.read(np.zeros(0, np.int64)).dtype
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the images are read from the shard's file as they are asked for."""
+        return not getattr(self._shard, "in_memory", True)
+
     def stored(self, rows: I64) -> Images:
         """Return images as they are in the shard, [k, C, H, W]."""
         return self._shard.read(rows)
@@ -78,6 +83,13 @@ class ImageSamples:
     def inputs(self, rows: I64) -> Tensor:
         """See `Samples`."""
         return harmonise(self._shard.read(rows), self.chain)
+
+
+def reads_files(samples: "Samples") -> bool:
+    """Return whether `inputs` reads from a file, of any part."""
+    if isinstance(samples, PooledSamples):
+        return any(map(reads_files, samples.parts))
+    return isinstance(samples, ImageSamples) and samples.streamed
 
 
 def feature_path(shard: Rows, backbone: Backbone, cache: Path, chain: Chain = DEFAULT) -> Path:
@@ -103,7 +115,13 @@ class FeatureSamples(ImageSamples):
         if not path.exists():
             self._extract(backbone, path)
         rows, dim = shard.n, backbone.dim
-        self._features = FeatureFile(path, rows, dim, shard.site, keep=fits_in_memory(4 * rows * dim))
+        self._kept = fits_in_memory(4 * rows * dim)
+        self._features = FeatureFile(path, rows, dim, shard.site, keep=self._kept)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the features are read from their file as they are asked for."""
+        return not self._kept
 
     def inputs(self, rows: I64) -> Tensor:
         """See `Samples`."""
@@ -139,7 +157,7 @@ class PooledSamples:
     """All sites' samples as one, for the centralised baseline only: residency is ignored here."""
 
     def __init__(self, parts: Sequence[Samples]) -> None:
-        self._parts = parts
+        self.parts = parts
         sizes = [len(part.labels) for part in parts]
         self._starts = np.concatenate(([0], np.cumsum(sizes)))
         self.labels = np.concatenate([part.labels for part in parts])
@@ -151,14 +169,14 @@ class PooledSamples:
     def indices(self, split: str) -> I64:
         """See `Samples`."""
         return np.concatenate(
-            [part.indices(split) + start for part, start in zip(self._parts, self._starts, strict=False)]
+            [part.indices(split) + start for part, start in zip(self.parts, self._starts, strict=False)]
         )
 
     def inputs(self, rows: I64) -> Tensor:
         """See `Samples`."""
         owner = np.searchsorted(self._starts, rows, side="right") - 1
-        blocks = [(owner == k).nonzero()[0] for k in range(len(self._parts))]
+        blocks = [(owner == k).nonzero()[0] for k in range(len(self.parts))]
         read = [
-            part.inputs(rows[at] - start) for part, at, start in zip(self._parts, blocks, self._starts, strict=False)
+            part.inputs(rows[at] - start) for part, at, start in zip(self.parts, blocks, self._starts, strict=False)
         ]
         return torch.cat(read)[torch.from_numpy(np.argsort(np.concatenate(blocks)))]

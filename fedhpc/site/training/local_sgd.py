@@ -1,8 +1,9 @@
 """Local epochs at one hospital, plain and private."""
 
+import contextlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from fedhpc.models.device import Device
 from fedhpc.models.loss import loss
 from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.data.samples import Samples
+from fedhpc.site.data.resident import ResidentSamples
+from fedhpc.site.data.samples import Samples, reads_files
 from fedhpc.site.training.dp_sgd import (
     LARGEST_PARAMETER,
     PAD_MULTIPLE,
@@ -27,7 +29,8 @@ from fedhpc.site.training.dp_sgd import (
 )
 from fedhpc.site.training.optimizers import Optimizer, Sgd
 from fedhpc.site.training.regularizers import NOTHING, Regularizer, regularized
-from fedhpc.util.arrays import F32
+from fedhpc.util.arrays import F32, I64
+from fedhpc.util.read_ahead import read_ahead
 from fedhpc.util.rng import generator, seed_of
 
 OnStep = Callable[[int, int], None]
@@ -100,6 +103,20 @@ def mirrored(images: torch.Tensor, uniform: NDArray[np.float64]) -> torch.Tensor
 
 
 @dataclass(frozen=True)
+class Batch:
+    """One physical batch (private): images [n, ...], labels, and of a private step the unit of each image, int64 [n].
+
+    `first` and `last` say where it stands in its step.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    owner: torch.Tensor
+    first: bool = True
+    last: bool = True
+
+
+@dataclass(frozen=True)
 class LocalRound:
     """One round of local training at one site.
 
@@ -129,6 +146,24 @@ class LocalRound:
         """A fresh optimiser for the round, while the model is set to the global parameters."""
         return regularized(make_optimizer(self.model, self.config.training, self.round), self.model, self.regularizer)
 
+    def read(self, rows: I64, uniform: Callable[[int], NDArray[np.float64]]) -> Batch:
+        """Return these rows as a batch; `uniform` draws n numbers in [0, 1), for what is mirrored."""
+        images = self.samples.inputs(rows)
+        if self.config.training.random_flip:
+            images = mirrored(images, uniform(len(images)))
+        labels = torch.from_numpy(self.samples.labels[rows])
+        return Batch(self.device.sendable(images), self.device.sendable(labels), torch.empty(0))
+
+    @contextlib.contextmanager
+    def batches(self, made: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+        """Give the batches; a thread reads ahead where they come from files, or from the host to a GPU."""
+        copied = self.device.device.type != "cpu" and not isinstance(self.samples, ResidentSamples)
+        if not (copied or reads_files(self.samples)):
+            yield made
+            return
+        with contextlib.closing(read_ahead(made)) as batches:
+            yield batches
+
 
 def train_plain(local: LocalRound) -> None:
     """Train `local_epochs` epochs of mini-batches, in an order that is a function of (seed, site, round, epoch).
@@ -144,25 +179,33 @@ def train_plain(local: LocalRound) -> None:
 
 
 def _epochs(local: LocalRound) -> None:
-    model, samples, config, device = local.model, local.samples, local.config, local.device
-    training, rows = config.training, samples.indices("train")
-    optimizer, forward = local.optimizer(), device.forward(model)
+    device, optimizer = local.device, local.optimizer()
+    forward = device.forward(local.model)
+    images_in_all = len(local.samples.indices("train"))
+    steps = local_steps(images_in_all, local.config.training, local.effort)
+    with local.batches(_plain_batches(local)) as batches:
+        for done, batch in enumerate(batches, 1):
+            images, labels = device.take(batch.images), device.take(batch.labels)
+            optimizer.zero_grad()
+            with device.autocast():
+                value = loss(forward(images), labels)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            local.on_step(done, steps)
+
+
+def _plain_batches(local: LocalRound) -> Iterator[Batch]:
+    """Yield the batches of a round without privacy, each image in a unit of no meaning."""
+    config, training, rows = local.config, local.config.training, local.samples.indices("train")
     per_epoch = steps_per_epoch(len(rows), training)
-    done, steps = 0, local_steps(len(rows), training, local.effort)
+    left = local_steps(len(rows), training, local.effort)
     share = min(1.0, local.effort * training.local_epochs * per_epoch)
     for epoch in range(training.local_epochs):
         rng = generator(config.seed, local.site, local.round, epoch, "shuffle")
-        for whole in np.array_split(rng.permutation(rows), per_epoch)[: steps - done]:
+        for whole in np.array_split(rng.permutation(rows), per_epoch)[:left]:
             batch = whole[: math.ceil(share * len(whole))]
-            images, labels = samples.inputs(batch), torch.from_numpy(samples.labels[batch])
-            images = (mirrored(images, rng.random(len(images))) if training.random_flip else images).to(device.device)
-            optimizer.zero_grad()
-            with device.autocast():
-                value = loss(forward(images), labels.to(device.device))
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            done += 1
-            local.on_step(done, steps)
+            yield local.read(batch, rng.random)
+            left -= 1
 
 
 def one_step(model: nn.Module, training: Training, round: int, params: F32, gradient: F32) -> F32:
@@ -204,26 +247,37 @@ def train_private(local: LocalRound, work: PrivateWork) -> None:
     Raises:
         SiteError: a step has moved a parameter beyond LARGEST_PARAMETER; no further one is made.
     """
-    model, samples, config, device = local.model, local.samples, local.config, local.device
-    plan, p, stream = work.plan, config.privacy, work.entropy.sampling
+    model, device, plan, p = local.model, local.device, work.plan, local.config.privacy
     padded = device.device.type == "cuda" if p.pad_batches == "auto" else p.pad_batches
     expected, noise = plan.sample_rate * work.weight, work.entropy.noise
     terms = NoiseConfig(p.clip_norm, plan.noise_multiplier, expected, noise, PAD_MULTIPLE if padded else 0)
     step = PrivateStep.wrap(model, local.optimizer(), terms)
-    for done in range(1, plan.steps_per_round + 1):
-        if not step.in_bounds():
-            raise SiteError(
-                f"site {local.site}, round {local.round + 1}, before step {done}: a parameter is larger than "
-                f"{LARGEST_PARAMETER:g} or not finite, where clipping is not proven to bound one unit; nothing of the "
-                "round was released. Lower training.lr",
-                code="site.diverged",
-            )
-        drawn = work.units.draw(plan.sample_rate, stream)
-        for rows, owner, last in physical_batches(drawn, p.max_physical_batch):
-            images, labels = samples.inputs(rows), torch.from_numpy(samples.labels[rows])
-            images = mirrored(images, stream.uniform(len(images))) if config.training.random_flip else images
-            images = images.to(device.device)
+    with local.batches(_private_batches(local, work)) as batches:
+        done = 0
+        for batch in batches:
+            if batch.first and not step.in_bounds():
+                raise SiteError(
+                    f"site {local.site}, round {local.round + 1}, before step {done + 1}: a parameter is larger than "
+                    f"{LARGEST_PARAMETER:g} or not finite, where clipping is not proven to bound one unit; nothing of "
+                    "the round was released. Lower training.lr",
+                    code="site.diverged",
+                )
+            images, labels, owner = (device.take(part) for part in (batch.images, batch.labels, batch.owner))
             with device.autocast():
-                step(images, labels.to(device.device), torch.from_numpy(owner).to(device.device), last)
-        local.on_step(done, plan.steps_per_round)
+                step(images, labels, owner, batch.last)
+            if batch.last:
+                done += 1
+                local.on_step(done, plan.steps_per_round)
     step.unwrap()
+
+
+def _private_batches(local: LocalRound, work: PrivateWork) -> Iterator[Batch]:
+    """Yield the physical batches of all steps of a round; what is drawn is a function of the stream alone."""
+    stream = work.entropy.sampling
+    for _ in range(work.plan.steps_per_round):
+        first = True
+        drawn = work.units.draw(work.plan.sample_rate, stream)
+        for rows, owner, last in physical_batches(drawn, local.config.privacy.max_physical_batch):
+            batch = local.read(rows, stream.uniform)
+            yield replace(batch, owner=torch.from_numpy(owner), first=first, last=last)
+            first = False

@@ -1,5 +1,6 @@
 """The training loop: the same bits streamed or from memory, pooled rows, mirrored images, cached features."""
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,21 @@ from fedhpc.models.build import build_model
 from fedhpc.models.device import Device, prepare
 from fedhpc.models.task import Task
 from fedhpc.models.vector import to_vector
+from fedhpc.privacy.noise import KeyStream
+from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.harmonise import harmonise
-from fedhpc.site.data.samples import FeatureSamples, ImageSamples, PooledSamples
+from fedhpc.site.data.samples import FeatureSamples, ImageSamples, PooledSamples, reads_files
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.evaluation import predict
-from fedhpc.site.training.dp_sgd import Units
-from fedhpc.site.training.local_sgd import LocalRound, learning_rate, mirrored, train_plain
+from fedhpc.site.training.dp_sgd import Entropy, Units
+from fedhpc.site.training.local_sgd import (
+    LocalRound,
+    PrivateWork,
+    learning_rate,
+    mirrored,
+    train_plain,
+    train_private,
+)
 from fedhpc.util.rng import generator
 
 BENCH = Device(torch.device("cpu"), bf16=False)
@@ -65,6 +75,8 @@ def test_streaming_and_memory_train_the_same_bits(tmp_path: Path) -> None:
     path = shard_file(tmp_path)
     with Shard.open(path, "a", in_memory=True) as loaded, Shard.open(path, "a", in_memory=False) as streamed:
         assert (loaded.in_memory, streamed.in_memory) == (True, False)
+        assert [reads_files(ImageSamples(shard)) for shard in (loaded, streamed)] == [False, True]
+        assert reads_files(PooledSamples([ImageSamples(loaded), ImageSamples(streamed)]))
         np.testing.assert_array_equal(trained(ImageSamples(loaded)), trained(ImageSamples(streamed)))
 
 
@@ -214,3 +226,29 @@ def test_compile_is_of_plain_training_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert prepare(Runtime(device="cpu", threads=1, compile=True), 0).forward(model) is model
     assert prepare(Runtime(device="cpu", threads=1), 0).forward(model) is model
     assert compiled == [model]
+
+
+def test_interrupted_round_leaves_no_reader(tmp_path: Path) -> None:
+    def stop(done: int, steps: int) -> None:
+        raise KeyboardInterrupt
+
+    with Shard.open(shard_file(tmp_path), "a", in_memory=False) as streamed:
+        model = build_model(config(), Task(("no", "yes"), (1, 32, 32)))
+        with pytest.raises(KeyboardInterrupt):
+            train_plain(LocalRound(model, ImageSamples(streamed), config(), "a", 0, BENCH, stop))
+    assert all(thread.name != "read ahead" for thread in threading.enumerate())
+
+
+def test_private_round_reads_the_same_batches_ahead(tmp_path: Path) -> None:
+    """What is drawn, and what is mirrored, follows from the stream alone, whoever reads it."""
+    path, vectors = shard_file(tmp_path), []
+    for in_memory in (True, False):
+        with Shard.open(path, "a", in_memory=in_memory) as shard:
+            model, samples = build_model(config(), Task(("no", "yes"), (1, 32, 32))), ImageSamples(shard)
+            settings = config(random_flip=True)
+            local = LocalRound(model, samples, settings, "a", 0, BENCH, lambda *_: None)
+            drawn, noise = (KeyStream.of_seed(0, purpose) for purpose in ("sampling", "noise"))
+            units, plan = Units.of(samples, "image", 1), PrivacyPlan(1.0, 0.3, 4)
+            train_private(local, PrivateWork(units, plan, Entropy(drawn, noise), 24))
+            vectors.append(to_vector(model))
+    np.testing.assert_array_equal(*vectors)
