@@ -72,7 +72,7 @@ def _auc(records: StudyDirectory, part: PartCells, way: str, paper: float) -> Cl
     found = figure_of(records, cells, "auc")
     if found is None:
         return not_measured(name, told, f"no {way} cell of {part.part} has finished with an AUC")
-    why = f"{part.point}; interval over {found.over}" if way == "federated" else f"interval over {found.over}"
+    why = f"{part.point}; {found.over}" if way == "federated" else found.over
     met = found.mean >= paper
     if way == "local-only":
         pairs = paired(records, part.federated, part.local, "auc")
@@ -95,7 +95,7 @@ def _gap(records: StudyDirectory, part: PartCells) -> Claim:
         return not_measured(name, told, "it needs a federated and a centralised cell of one seed")
     gap = over_seeds([100 * (1 - ours / pooled) for ours, pooled in pairs])
     text = f"{gap.text(2)} % less"
-    why = f"{part.point}; interval over {gap.over}, paired by seed"
+    why = f"{part.point}; {gap.over}, paired by seed"
     row = Claim(name, told, text, None, None, None, verdict_of(gap.mean <= 100 * GAP), why, "")
     return figure_claim(row, gap, part.federated)
 
@@ -109,7 +109,7 @@ def _early(records: StudyDirectory, part: PartCells) -> Claim:
     less = over_seeds([ours - pooled for ours, pooled in pairs])
     ours = over_seeds([mine for mine, _ in pairs])
     text = f"{ours.text()}, {less.mean:+.3f} against centralised"
-    why = f"at 90 % specificity, {part.point}; tolerance ours; interval of the difference, over {less.over}"
+    why = f"at 90 % specificity, {part.point}; tolerance ours; {less.over}, of the difference"
     row = Claim(name, told, text, None, None, None, verdict_of(less.mean >= -EARLY_TOLERANCE), why, "")
     return figure_claim(row, less, part.federated)
 

@@ -135,7 +135,7 @@ def _residency(records: StudyDirectory, study: Study) -> Claim:
     share = 100 * (1 - len(strange) / max(1, len(entries)))
     text = f"{share:.0f} %: {len(entries):,} payloads left, {len(strange)} of a kind that may not"
     why = (
-        f"by the egress logs of {len(logs)} hospitals in {len(cells)} runs; {searched:,} payloads were also searched "
+        f"by {len(logs)} egress logs of {len(cells)} runs; {searched:,} payloads were also searched "
         "for pixels of their hospital's images as they left, and a hit ends the run"
     )
     command = f"python run.py egress {records.path / cells[0].run}  (and {len(cells) - 1} more runs)"

@@ -6,24 +6,34 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from fedhpc.records.study import Claim, StudyDirectory
+from fedhpc.records.study import Claim, Study, StudyDirectory
 from fedhpc.util.files import write_text
-from fedhpc.util.text import fitted
+from fedhpc.util.text import fitted, wrapped
 
 HEAD = ("claim", "paper", "measured", "verdict")
 
 
-def write_claims(records: StudyDirectory, claims: tuple[Claim, ...]) -> None:
+def write_claims(records: StudyDirectory, study: Study, claims: tuple[Claim, ...]) -> None:
     """Write claims.json, claims.csv and claims.md."""
     records.write_claims(claims)
     write_text(records.claims.with_suffix(".csv"), _csv(claims))
-    write_text(records.claims.with_suffix(".md"), _markdown(claims))
+    write_text(records.claims.with_suffix(".md"), _markdown(study, claims))
 
 
-def claims_text(claims: Sequence[Claim]) -> str:
+def claims_text(study: Study, claims: Sequence[Claim]) -> str:
     """Return the table for a terminal: without reasons, which claims.md has."""
     rows = [HEAD, *((one.name, one.paper, one.measured or "-", one.verdict) for one in claims)]
-    return f"paper against measured\n{fitted(rows)}\n{_counts(claims)}"
+    return f"{wrapped(_title(study))}\n{fitted(rows)}\n{_counts(claims)}"
+
+
+def _title(study: Study) -> str:
+    """Return what the table is of.
+
+    >>> _title(Study("s", False, ()))
+    'Paper against measured'
+    """
+    small = ": quick, on a smaller and easier cohort and with fewer rounds; the full study judges the paper's claims"
+    return f"Paper against measured{small if study.quick else ''}"
 
 
 def _counts(claims: Sequence[Claim]) -> str:
@@ -44,9 +54,9 @@ def _csv(claims: Sequence[Claim]) -> str:
     return text.getvalue()
 
 
-def _markdown(claims: Sequence[Claim]) -> str:
+def _markdown(study: Study, claims: Sequence[Claim]) -> str:
     head = [*HEAD, "how, and why", "command"]
-    lines = ["# Paper against measured", "", _row(head), _row(["---"] * len(head))]
+    lines = [f"# {_title(study)}", "", _row(head), _row(["---"] * len(head))]
     lines += [
         _row(
             [

@@ -158,8 +158,8 @@ def show_claims(path: Path, console: Console) -> int:
     records = StudyDirectory(path)
     study = records.read()
     claims = claims_of(records, study)
-    write_claims(records, claims)
-    console.say(claims_text(claims))
+    write_claims(records, study, claims)
+    console.say(claims_text(study, claims))
     unfinished = [cell for cell in study.cells if cell.status != "finished"]
     if unfinished:
         console.say(wrapped(f"not finished: {', '.join(f'{cell.name} ({cell.status})' for cell in unfinished)}"))

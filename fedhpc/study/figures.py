@@ -17,7 +17,7 @@ CONFIDENCE = 0.975
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean with a 95 % interval; `over` says what the interval is over; no ends where there is no interval."""
+    """A mean with a 95 % interval; `over` says of what it is; no ends where there is no interval."""
 
     mean: float
     low: float | None
@@ -38,13 +38,13 @@ def over_seeds(values: Sequence[float]) -> Figure:
     """Return the mean of values of independent seeds, with Student's interval; without one where there is one value.
 
     >>> over_seeds([1.0, 1.0, 1.0]), over_seeds([0.5]).low
-    (Figure(mean=1.0, low=1.0, high=1.0, over='3 seeds'), None)
+    (Figure(mean=1.0, low=1.0, high=1.0, over='interval over 3 seeds'), None)
     """
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
-        return Figure(mean, None, None, "one run")
+        return Figure(mean, None, None, "one run, no interval")
     half = float(stdtrit(n - 1, CONFIDENCE)) * statistics.stdev(values) / math.sqrt(n)
-    return Figure(mean, mean - half, mean + half, f"{n} seeds")
+    return Figure(mean, mean - half, mean + half, f"interval over {n} seeds")
 
 
 def summary_of(records: StudyDirectory, cell: Cell) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def figure_of(records: StudyDirectory, cells: Sequence[Cell], key: str) -> Figur
     interval = found[0].get("auc_ci95") if key == "auc" and len(values) == 1 else None
     if interval is None:
         return over_seeds(values)
-    return Figure(values[0], interval[0], interval[1], "patients, one run")
+    return Figure(values[0], interval[0], interval[1], "interval over patients, one run")
 
 
 def paired(

@@ -38,7 +38,7 @@ def claims(folder: Path, *cells: Cell) -> dict[str, Claim]:
     records = StudyDirectory(folder)
     records.write(Study("by-hand", False, cells))
     found = claims_of(records, records.read())
-    write_claims(records, found)
+    write_claims(records, records.read(), found)
     assert records.read_claims() == found
     return {one.name: one for one in found}
 
@@ -70,7 +70,7 @@ def test_claims_without_a_cell_are_not_measured(tmp_path: Path) -> None:
     found = claims(tmp_path, cell("f", "federated", epsilon=1.0, density=1.0, paper=True))
     assert len(found) == 11 and {one.verdict for one in found.values()} == {"not measured"}
     assert all(one.why and not one.measured and one.value is None for one in found.values())
-    assert "0 met, 0 missed, 11 not measured" in claims_text(tuple(found.values()))
+    assert "0 met, 0 missed, 11 not measured" in claims_text(StudyDirectory(tmp_path).read(), tuple(found.values()))
 
 
 @pytest.mark.parametrize(
