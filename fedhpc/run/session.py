@@ -42,6 +42,7 @@ from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import said
+from fedhpc.util.progress import Beat
 
 POOLED = "pooled"
 
@@ -194,8 +195,12 @@ def make_phantoms(config: RunConfig, sites: Sequence[str], console: Console) -> 
 
     console.say(f"making the built-in cohort of {wanted.images} images ({wanted.image_size} x {wanted.image_size}) ...")
     cohort = Cohort(seed=wanted.seed, images=wanted.images, image_size=wanted.image_size, difficulty=wanted.difficulty)
-    for name in missing:
+    # Each site reports on itself as it is drawn; where this process draws several, also on all of them.
+    sizes, beat = {name: cohort.sites[name].images for name in missing}, Beat("built-in cohort")
+    for number, name in enumerate(missing, 1):
         write_site(cohort, name, config.data.shard_path(name))
+        share = sum(sizes[one] for one in missing[:number]) / sum(sizes.values())
+        beat.at(share * wanted.images, wanted.images)
 
 
 def _open_sites(config: RunConfig, indices: Sequence[int], directory: RunDirectory, rank: int) -> list[OpenSite]:

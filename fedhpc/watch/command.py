@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -36,25 +37,36 @@ def watch(path: Path, every_s: float, *, once: bool) -> int:
         InputError: there is nothing to watch at `path`.
     """
     console = Console(highlight=False, soft_wrap=True)
+    # Asked before `Live` takes the place of standard output.
+    blocks = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII_BLOCKS
     view = _view(path)
     if once or view.ended or not console.is_terminal:
-        return _plain(path, every_s, view, console, once=once)
-    with Live(_text(view), console=console, auto_refresh=False) as live:
+        return _plain(path, every_s, Shown(console, blocks), once=once)
+    with Live(_text(view, blocks), console=console, auto_refresh=False) as live:
         while not view.ended:
             time.sleep(every_s)
             view = _view(path)
-            live.update(_text(view), refresh=True)
+            live.update(_text(view, blocks), refresh=True)
     return FINISHED
 
 
-def _plain(path: Path, every_s: float, view: RunView | BatchView, console: Console, *, once: bool) -> int:
+@dataclass(frozen=True)
+class Shown:
+    """Where and how it is printed."""
+
+    console: Console
+    blocks: str
+
+
+def _plain(path: Path, every_s: float, shown: Shown, *, once: bool) -> int:
     """Print it now, and again whenever a round or a trial has ended."""
-    console.print(_text(view))
+    view = _view(path)
+    shown.console.print(_text(view, shown.blocks))
     while not (once or view.ended):
         time.sleep(every_s)
         before, view = view, _view(path)
         if _marks(view) != _marks(before):
-            console.print(_text(view))
+            shown.console.print(_text(view, shown.blocks))
     return FINISHED
 
 
@@ -77,9 +89,8 @@ def _view(path: Path) -> RunView | BatchView:
     return view_run(path)
 
 
-def _text(view: RunView | BatchView) -> Text:
+def _text(view: RunView | BatchView, blocks: str) -> Text:
     """Return it with colours, which a pipe does not get; what they say is said in words too."""
-    blocks = BLOCKS if "utf" in (sys.stdout.encoding or "").lower() else ASCII_BLOCKS
     lines = run_lines(view, blocks) if isinstance(view, RunView) else batch_lines(view, blocks)
     text = Text("\n".join(line[:WIDTH] for line in lines))
     text.highlight_words(list(COLOURS), style="bold")

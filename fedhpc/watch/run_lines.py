@@ -83,9 +83,9 @@ def _bytes(view: RunView) -> str:
 
 def _seconds(view: RunView) -> str:
     seconds: Mapping[str, float] = view.records[-1]["seconds"]
-    longest = sorted((name for name in seconds if name != "total"), key=lambda name: -seconds[name])[:3]
+    longest = sorted((name for name in seconds if name != "total"), key=lambda name: -seconds[name])[:2]
     parts = ", ".join(f"{name} {seconds[name]:.1f}" for name in longest)
-    last = "" if view.idle_s is None or view.ended else f"; the last one ended {ago(view.idle_s)}"
+    last = "" if view.idle_s is None or view.ended else f"; the last ended {ago(view.idle_s)}"
     return f"{seconds['total']:.1f} s ({parts}){last}"
 
 
