@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.bench.round_work import FLOOR, WAYS
-from fedhpc.util.files import read_json
+from fedhpc.util.files import read_json, write_json
 from fedhpc.util.text import fitted
 
 RECORDED = Path(__file__).with_name("round_ratios.json")
@@ -66,6 +66,12 @@ def _row(key: Key, runs: Sequence[Row], floor: Sequence[Row]) -> dict[str, Any]:
     phases = {name: statistics.median(run["phases_s"][name] for run in runs) for name in runs[0]["phases_s"]}
     medians = {name: statistics.median(run[name] for run in runs) for name in (*RATIOS, "auc")}
     return {**vars(key), "ratios": ratios, "deviations": deviations, "medians": medians, "phases_s": phases}
+
+
+def record(result: Mapping[str, Any], path: Path = RECORDED) -> None:
+    """Keep the ratios of a result beside those of other workloads, ways and ranks that are kept already."""
+    new, old = recorded_of(result), read_recorded(path)["ratios"] if path.exists() else {}
+    write_json(path, {**new, "ratios": dict(sorted({**old, **new["ratios"]}.items()))})
 
 
 def recorded_of(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,19 +28,22 @@ FLOOR = "floor"
 WAYS: Mapping[str, str] = {
     FLOOR: "plain forked processes, shared memory",
     "plain": "fedhpc, dense float32, no TLS",
-    "sparse": "fedhpc, density 0.1, no TLS",
-    "full": "fedhpc, density 0.1, TLS, payloads searched",
+    "sparse": "fedhpc, density 0.1 at 4 bits, no TLS",
+    "full": "fedhpc, density 0.1 at 4 bits, TLS, payloads searched",
     "dense-full": "fedhpc, dense float32, TLS, payloads searched",
+    "default": "fedhpc, the exchange of a config that says nothing",
     "private": "fedhpc, as full, with DP-SGD",
 }
 _DENSE = {"density": 1.0, "value_bits": 32}
+_SPARSE = {"density": 0.1, "value_bits": 4}
 _OPEN = {"tls": False, "search": False}
 EXCHANGE: Mapping[str, dict[str, Any]] = {
     "plain": {**_DENSE, **_OPEN},
-    "sparse": {"density": 0.1, **_OPEN},
-    "full": {"density": 0.1},
+    "sparse": {**_SPARSE, **_OPEN},
+    "full": _SPARSE,
     "dense-full": _DENSE,
-    "private": {"density": 0.1},
+    "default": {},
+    "private": _SPARSE,
 }
 
 

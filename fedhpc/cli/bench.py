@@ -174,7 +174,6 @@ def _add_round(kinds: "_SubParsersAction[Parser]") -> None:
 
 def _round(options: argparse.Namespace) -> int:
     from fedhpc.bench import round, round_report, round_work
-    from fedhpc.util.files import write_json
 
     workloads = options.workloads or ["small", "large"]
     ways = options.ways or ["plain", "sparse", "full", "private"]
@@ -190,7 +189,7 @@ def _round(options: argparse.Namespace) -> int:
         round.Plan(workloads, ways, options.ranks, options.repeats, options.rounds), options.out.resolve()
     )
     if options.record:
-        write_json(round_report.RECORDED, round_report.recorded_of(result))
+        round_report.record(result)
     warnings = [] if recorded is None else round_report.worse(result, recorded)
     shown = round_report.markdown(result) if options.markdown else round_report.text(result)
     told = {**result, "rows": round_report.rows_of(result), "warnings": warnings}
