@@ -28,7 +28,7 @@ command -v "$python" >/dev/null || fail "there is no $python" \
 echo 'setup.sh: installing into .venv; a few minutes at most, 1.5 GB (more where PyTorch comes with CUDA)' >&2
 "$python" -m venv --clear .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-    --editable '.[mpi,data,n4,weights,audit,test]'
+    --editable '.[mpi,data,n4,weights,audit,export,test]'
 # Its auditing module alone is used, and that needs no JAX, which would be 600 MB.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps jax-privacy
 

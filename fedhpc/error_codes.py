@@ -324,6 +324,11 @@ TABLE = (
         "Give the run directory, or a model.pt that a finished run of this version wrote.",
     ),
     ErrorCode(
+        "model.export",
+        "A model cannot be exported: a library is missing, or the exported network gives other logits.",
+        "Install `pip install 'fedhpc[export]'`, or use model.pt with `run.py predict`.",
+    ),
+    ErrorCode(
         "contribution",
         "Nobody's contribution to a run can be told: it kept no updates, or its rule makes no model of a site alone.",
         "Do what the message says before the next run.",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.importers.dicom_header import RTSTRUCT, SEGMENTATION, Header, Refused, read_header
-from data_prep.importers.dicom_patients import identified
+from data_prep.importers.dicom_patients import NOBODY, identified
 from data_prep.importers.dicom_series import DicomSeries, series_of, unique
 from data_prep.importers.job import ArchiveImport
 from data_prep.importers.libraries import require
@@ -31,7 +31,7 @@ def find(job: ArchiveImport) -> Found:
         require_ocr()
     if job.blank is not None:
         blanking_rules(job.blank)
-    files = files_below(job.source)
+    files = files_below(job.source) if job.only is None else list(job.only)
     headers: list[Header] = []
     rejects: list[Reject] = []
     for found in each(_Scan(job.source, job.blank, job.follow_links), files, "headers", "file"):
@@ -40,7 +40,7 @@ def find(job: ArchiveImport) -> Found:
         else:
             headers.append(found)
     kept, doubles = unique(headers)
-    kept, nobody, notes = identified(kept, job.patient_regex)
+    kept, nobody, notes = identified(kept, job.patient_regex, NOBODY if job.anonymous else "")
     stacks, lost = series_of(kept, job.recipe.lesion.rois if job.recipe.lesion else None)
     texts = {header.series: header.description for header in kept}
     taken, left = _chosen(job, stacks, texts)

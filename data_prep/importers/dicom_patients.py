@@ -23,8 +23,19 @@ from fedhpc.util.text import count_of
 NO_PATIENT = "without PatientID, so whose it is is unknown (--patient-regex finds the patient in the path)"
 
 
-def identified(headers: Sequence[Header], regex: str | None) -> tuple[list[Header], list[Reject], tuple[str, ...]]:
-    """Return the headers with the key of their patient, the images of nobody as rejects, and notes for the screen."""
+NOBODY = "nobody"
+
+
+def identified(
+    headers: Sequence[Header], regex: str | None, unknown: str = ""
+) -> tuple[list[Header], list[Reject], tuple[str, ...]]:
+    """Return the headers with the key of their patient, the images of nobody as rejects, and notes for the screen.
+
+    Args:
+        headers: of all files.
+        regex: searched in the path of a file without PatientID; None: nothing is.
+        unknown: the patient of files of nobody; empty: they are rejects.
+    """
     own = [header.patient or _in_path(header.file, regex) for header in headers]
     same = _Same()
     by_study: dict[str, list[str]] = defaultdict(list)
@@ -36,7 +47,7 @@ def identified(headers: Sequence[Header], regex: str | None) -> tuple[list[Heade
             same.join(patients[0], patient)
     kept, rejects = [], []
     for header, patient in zip(headers, own, strict=True):
-        known = patient or next(iter(by_study.get(header.study, ())), "")
+        known = patient or next(iter(by_study.get(header.study, ())), unknown)
         if known or header.sop_class in (RTSTRUCT, SEGMENTATION):
             kept.append(replace(header, patient=same.first(known)))
         else:

@@ -38,6 +38,8 @@ class ArchiveImport:
         quarantine: where to write a contact sheet of the images that may show who the patient is; None: nowhere.
         patient_regex: for files that tell no patient: searched in the path; its first group is the patient.
         follow_links: read files outside of the source that links name.
+        only: the files below the source to look at; None: all.
+        anonymous: take files without PatientID as those of one patient: for predictions, which count nobody.
         mask_suffix: of the name of a mask beside its volume, for formats without references.
         image_suffix: of the name of a volume that a mask's has in its place.
         format_modality: of formats that do not tell theirs.
@@ -66,6 +68,8 @@ class ArchiveImport:
     quarantine: Path | None = None
     patient_regex: str | None = None
     follow_links: bool = False
+    only: tuple[str, ...] | None = None
+    anonymous: bool = False
     mask_suffix: str = "_mask"
     image_suffix: str = ""
     format_modality: str = "OT"
@@ -90,7 +94,7 @@ class ArchiveImport:
     @property
     def options(self) -> str:
         """All that changes what is in the shards, beside the files themselves; for keyed digests only."""
-        hidden = ("source", "out", "secret", "replace", "labels", "blank", "quarantine")
+        hidden = ("source", "out", "secret", "replace", "labels", "blank", "quarantine", "only", "anonymous")
         return json.dumps([repr(value) for name, value in sorted(vars(self).items()) if name not in hidden])
 
 

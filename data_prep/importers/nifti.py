@@ -141,7 +141,7 @@ def find(job: ArchiveImport) -> Found:
     Raises:
         ShardError: the folder cannot be read, a library is missing.
     """
-    files = files_below(job.source)
+    files = files_below(job.source) if job.only is None else list(job.only)
     require(*(["nibabel"] if any(name.endswith(NIFTI) for name in files) else []))
     require(*(["nrrd"] if any(name.endswith(NRRD) for name in files) else []))
     marks = [name for name in files if _is_mask(name, job.mask_suffix)]

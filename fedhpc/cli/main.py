@@ -42,6 +42,8 @@ COMMANDS = {
     "train": Command("fedhpc.cli.train", "train as the config says; under mpirun or srun one hospital a rank"),
     "preflight": Command("fedhpc.cli.preflight", "the checks of every run alone; --report: what to send for help"),
     "evaluate": Command("fedhpc.cli.evaluate", "test a finished model on a shard that it never saw"),
+    "predict": Command("fedhpc.cli.predict", "calibrated scores of a finished model for new images"),
+    "export": Command("fedhpc.cli.export", "a finished model as ONNX, checked against PyTorch"),
     "contribution": Command(
         "fedhpc.cli.contribution", "who contributed how much to a run: Shapley values with intervals"
     ),

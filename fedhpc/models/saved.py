@@ -21,6 +21,7 @@ from fedhpc.models.backbones import NAMES, Backbone, public_backbone
 from fedhpc.models.build import build_model, replace_module
 from fedhpc.models.own_features import OwnFeatures
 from fedhpc.models.task import Task
+from fedhpc.records.calibration import Calibration
 from fedhpc.util.files import READABLE, read_bytes, write_bytes
 
 
@@ -29,6 +30,7 @@ class SavedModel:
     """A finished model: `network` takes harmonised images, or features of `backbone` where there is one.
 
     `personal` names the hospital whose own model it is, trained without noise; None: it is a run's model.
+    `calibrations` are those of each task; none where the run has released no validation counts.
     """
 
     network: nn.Module
@@ -37,6 +39,7 @@ class SavedModel:
     task: Task
     f1_thresholds: tuple[int, ...]
     personal: str | None = None
+    calibrations: tuple[Calibration, ...] = ()
 
 
 def save_model(path: Path, model: nn.Module, facts: dict[str, Any], *, mode: int = READABLE) -> None:
@@ -63,6 +66,7 @@ class _Content:
     f1_thresholds: tuple[int, ...]
     personal: str | None
     own_features: int | None
+    calibrations: tuple[Calibration, ...]
 
 
 def load_model(path: Path) -> SavedModel:
@@ -85,7 +89,15 @@ def load_model(path: Path) -> SavedModel:
         network.load_state_dict(content.weights)
     except UNREADABLE as error:
         raise _no_model(path, error) from None
-    return SavedModel(network.eval(), backbone, config, content.task, content.f1_thresholds, content.personal)
+    return SavedModel(
+        network.eval(),
+        backbone,
+        config,
+        content.task,
+        content.f1_thresholds,
+        content.personal,
+        content.calibrations,
+    )
 
 
 def saved_config(path: Path) -> RunConfig:
@@ -121,6 +133,7 @@ def _read(path: Path) -> _Content:
             f1_thresholds=thresholds,
             personal=None if personal is None else str(personal),
             own_features=None if more is None else int(more),
+            calibrations=tuple(map(Calibration.read, facts.get("calibration", ()))),
         )
     except (*UNREADABLE, ValidationError) as error:
         raise _no_model(path, error) from None

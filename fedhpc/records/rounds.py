@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
+from fedhpc.records.calibration import Calibration, exact_calibrations
 from fedhpc.records.curves import ALL_SITES, ModelCurves, exact_curves
 from fedhpc.records.metrics import METRICS, Metrics, auc, f1_thresholds, metrics
 from fedhpc.transport.messages import Name, parsed
@@ -129,7 +130,8 @@ class Measured:
 
     `auc_val` is on the validation splits: what to choose hyperparameters by. `thresholds` are bins of
     `fedhpc.records.metrics.score_histogram`, `interval` is that of the AUC, `reasons` say why a metric is None or what
-    else must be known of it, `curves` are those of each site and of all (`fedhpc.records.curves.ALL_SITES`).
+    else must be known of it, `curves` are those of each site and of all (`fedhpc.records.curves.ALL_SITES`),
+    `calibrations` say what the scores of each task mean; none where the validation release does not tell.
     """
 
     overall: Metrics
@@ -139,6 +141,7 @@ class Measured:
     interval: tuple[float, float] | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)
     curves: Mapping[str, ModelCurves] = field(default_factory=dict)
+    calibrations: tuple[Calibration, ...] = ()
 
 
 def measure_counts(sites: Sequence[str], val: Sequence[I64], test: Sequence[I64], specificity: float) -> Measured:
@@ -148,7 +151,8 @@ def measure_counts(sites: Sequence[str], val: Sequence[I64], test: Sequence[I64]
     per_site = {site: metrics(one, thresholds, specificity) for site, one in zip(sites, test, strict=True)}
     curves = {site: exact_curves(one, specificity) for site, one in zip(sites, test, strict=True)}
     curves[ALL_SITES] = exact_curves(pooled, specificity)
-    return Measured(overall, auc(_total(val)), per_site, thresholds, curves=curves)
+    calibrations = exact_calibrations(_total(val), specificity)
+    return Measured(overall, auc(_total(val)), per_site, thresholds, curves=curves, calibrations=calibrations)
 
 
 def _total(histograms: Sequence[I64]) -> I64:

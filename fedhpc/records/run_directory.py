@@ -13,6 +13,7 @@ runs/<name>/
     curves.json          ROC curves and calibration of the final model (`fedhpc.records.curves`)
     examples.json        a few public or synthetic images for the report, never a hospital's
     contribution.json    who contributed how much, by `run.py contribution`
+    MODEL_CARD.md        what the model is for, from what data, how good and how private
     report.html          the result as a page, with .json and .csv; `run.py report` makes it anew
     model.pt             the final model, weights only
     state/round-0007.npz the global parameters after 7 rounds; the last three are kept
@@ -72,7 +73,7 @@ class RunDirectory:
         self.rounds, self.environment = path / "rounds.jsonl", path / "environment.json"
         self.starts, self.curves = path / "starts.jsonl", path / "curves.json"
         self.examples, self.contribution = path / "examples.json", path / "contribution.json"
-        self.report = path / "report.html"
+        self.report, self.model_card = path / "report.html", path / "MODEL_CARD.md"
         self.aggregator_egress, self.identity = path / "egress.jsonl", path / "run.json"
         self.initial = path / "initial.json"
         self.schedule = path / "schedule.json"
@@ -116,7 +117,7 @@ class RunDirectory:
 
     def archive(self, rounds: int) -> None:
         """Keep the result of a finished run of so many rounds under its own name: the run goes on."""
-        for path in (self.summary, self.curves, self.model, *self.path.glob("sites/*/model.pt")):
+        for path in (self.summary, self.curves, self.model, self.model_card, *self.path.glob("sites/*/model.pt")):
             if path.exists():
                 with reported(path, "renamed"):
                     path.rename(path.with_name(f"{path.stem}-{rounds:04d}{path.suffix}"))

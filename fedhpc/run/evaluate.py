@@ -53,7 +53,7 @@ def evaluate(run: Path, tested: Tested) -> dict[str, Any]:
     Raises:
         InputError: no such model, or a shard that does not fit it.
     """
-    saved = load_model(_model_path(run, tested))
+    saved = load_model(model_path(run, tested))
     shard_path = tested.shard or _shard_path(saved, str(tested.site))
     with open_site(shard_path, chain=saved.config.harmonise) as site:
         shard = site.shard
@@ -80,7 +80,7 @@ def evaluate(run: Path, tested: Tested) -> dict[str, Any]:
     }
 
 
-def _model_path(run: Path, tested: Tested) -> Path:
+def model_path(run: Path, tested: Tested) -> Path:
     if run.suffix == ".pt":
         path = run
     else:

@@ -11,6 +11,7 @@ from fedhpc.errors import InputError
 from fedhpc.models.saved import save_model
 from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, parameter_count
+from fedhpc.records.calibration import plain
 from fedhpc.records.curves import ALL_SITES, CurvesFile
 from fedhpc.records.environment import git_commit
 from fedhpc.records.metrics import BINS, METRICS, Metrics, unknown
@@ -18,11 +19,12 @@ from fedhpc.records.rounds import FLOAT32_BYTES, Measured, SiteReport, data_dige
 from fedhpc.records.run_directory import RESTORE, RunDirectory
 from fedhpc.run.display import NamedSummary, closing, evaluation_lines
 from fedhpc.run.evaluation import measure
+from fedhpc.run.model_card import model_card
 from fedhpc.run.session import POOLED, Session, session_trust
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.messages import of_each
 from fedhpc.util.arrays import F32
-from fedhpc.util.files import PRIVATE, read_json
+from fedhpc.util.files import PRIVATE, read_json, write_text
 from fedhpc.util.text import wrapped
 
 LOG = logging.getLogger(__name__)
@@ -90,12 +92,15 @@ def finish(session: Session, models: Models, records: Sequence[Mapping[str, Any]
     for final in finals:
         path = directory.site(final.name) / "model.pt" if config.mode == "local" else directory.model
         from_vector(session.place.model, models.by_name[final.name])
-        save_model(path, session.place.model, _facts(session, final.measured.thresholds.tolist()))
+        facts = _facts(session, final.measured.thresholds.tolist())
+        save_model(path, session.place.model, {**facts, "calibration": plain(final.measured.calibrations)})
     more = {**_more(session, finals, reports, stopped), **_trust(session, records)}
     summary = summary_of(session.declared, records, more)
     summary["per_site"] = _per_site(session, summary["per_site"], finals, reports)
     directory.write_json(directory.curves, _curves(session, finals).json())
     directory.write_json(directory.summary, summary)
+    calibrated = all(final.measured.calibrations for final in finals)
+    write_text(directory.model_card, model_card(session.declared, session.task, summary, calibrated))
     session.console.say(closing(_beside(session, summary)))
     for line in map(wrapped, evaluation_lines(config, summary)):
         session.console.say(line)

@@ -4,9 +4,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from fedhpc.records.calibration import GRID, Calibration
 from fedhpc.records.curves import CalibrationBin, ModelCurves, false_positive_rates
-from fedhpc.run.evaluation.curves import LEAST_SIGNAL, Law, Release, curves_of
+from fedhpc.run.evaluation.binormal_roc import Curve
+from fedhpc.run.evaluation.curves import LEAST_SIGNAL, Law, Release, Thresholds, curves_of, interpolated
 from fedhpc.util.arrays import F64
+from fedhpc.util.normal import ndtri
+
+LARGEST_LOG_ODDS = 7.0
+"""Of a calibrated score: a few noisy counts say nothing of one in a thousand."""
 
 
 def noisy_curves(law: Law, release: Release, specificity: float) -> ModelCurves:
@@ -39,3 +45,24 @@ def _calibration(law: Law, release: Release) -> Iterator[CalibrationBin]:
 def _probability(log_odds: F64) -> F64:
     out: F64 = 1 / (1 + np.exp(-np.clip(log_odds, -700, 700)))
     return out
+
+
+def noisy_calibration(curve: Curve, thresholds: Thresholds, specificity: float) -> Calibration:
+    """Return what the scores of one task mean, by the curve of the validation release.
+
+    Bayes' rule on the two normal populations of `fedhpc.run.evaluation.binormal_roc`, at their released numbers. Where
+    their variances differ, the ratio of densities falls again at one end: there the map stays level.
+    """
+    a, b = float(curve.a[0]), float(curve.b[0])
+    latent = interpolated(GRID, thresholds.edges, thresholds.latent)
+    ratio = np.log(b * max(float(curve.positives[0]), 1e-3) / max(float(curve.negatives[0]), 1e-3))
+    log_odds = np.clip(ratio + (latent**2 - (b * latent - a) ** 2) / 2, -LARGEST_LOG_ODDS, LARGEST_LOG_ODDS)
+    middle = int(np.abs(latent - a / (1 + b)).argmin())
+    rising = np.concatenate(
+        [
+            np.minimum.accumulate(log_odds[: middle + 1][::-1])[::-1],
+            np.maximum.accumulate(log_odds[middle:])[1:],
+        ]
+    )
+    score = float(thresholds.score(np.array([ndtri(specificity)]))[0])
+    return Calibration(tuple(GRID.tolist()), tuple(rising.tolist()), score, specificity)

@@ -24,7 +24,7 @@ from fedhpc.run.evaluation.curves import (
     macro,
     metrics_of,
 )
-from fedhpc.run.evaluation.noisy_curves import noisy_curves
+from fedhpc.run.evaluation.noisy_curves import noisy_calibration, noisy_curves
 from fedhpc.run.evaluation.questions import ask, first_question, question_from_rank_0
 from fedhpc.run.session import Session
 from fedhpc.site.release import Question
@@ -68,6 +68,9 @@ def measure_privately(session: Session, params_of: Callable[[str], F32], stage: 
         auc_val=macro([curve.auc for curve in curves]),
         per_site=dict.fromkeys(config.site_names, unknown()),
         thresholds=np.array([bin_of(float(one.score(np.array([one.f1]))[0])) for one in thresholds]),
+        calibrations=tuple(
+            noisy_calibration(curve, one, specificity) for curve, one in zip(curves, thresholds, strict=True)
+        ),
     )
     if test is None:
         return replace(known, reasons={"auc": SPENT})

@@ -1,0 +1,171 @@
+"""MODEL_CARD.md of a finished run: what the model is for, whence it comes, how good and how private it is.
+
+After Mitchell et al. 2019, "Model Cards for Model Reporting". Made of config and summary alone: both are public.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedhpc import __version__
+from fedhpc.config.schema import RunConfig
+from fedhpc.models.task import Task
+from fedhpc.records.metrics import METRICS
+from fedhpc.util.html import rendered
+from fedhpc.util.text import fixed
+
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+KINDS = {"multiclass": "one of the classes", "multilabel": "several findings, each there or not"}
+
+
+def model_card(config: RunConfig, task: Task, summary: Mapping[str, Any], calibrated: bool) -> str:
+    """Return the card as Markdown.
+
+    Args:
+        config: of the run, with all declared sites.
+        task: of the model.
+        summary: what summary.json holds (public).
+        calibrated: whether the model has a calibration.
+    """
+    per_site = summary["per_site"]
+    return rendered(
+        TEMPLATE,
+        name=config.name,
+        what=_what(config, summary),
+        version=__version__,
+        digest=summary["config_digest"],
+        git=summary.get("git"),
+        warning=_warning(summary),
+        task=f"{KINDS[task.kind]}: {', '.join(task.classes)}",
+        shape=" x ".join(map(str, task.image_shape)),
+        harmonise=", then ".join(_step(step.model_dump(mode="json")) for step in config.harmonise),
+        source=_source(config),
+        released_counts=any(one.get("n_test") for one in per_site.values()),
+        sites=[
+            {
+                "name": site.name,
+                "weight": "not declared" if site.weight is None else site.weight,
+                "n_test": per_site.get(site.name, {}).get("n_test") or "-",
+            }
+            for site in config.data.sites
+        ],
+        absent=", ".join(summary.get("absent") or {}),
+        measured=_measured(config, summary),
+        specificity=f"{config.evaluation.specificity:g}",
+        metrics=[metric.name for metric in METRICS],
+        rows=_rows(summary),
+        interval=_interval(summary),
+        worst=_worst(per_site),
+        reasons=[f"{key}: {why}." for key, why in (summary.get("reasons") or {}).items()],
+        privacy=list(_privacy(config, summary)),
+        start=_start(config, summary),
+        calibrated="" if calibrated else "; this run has released none that would tell, so there is none",
+        limits=list(_limits(config, summary, calibrated)),
+    )
+
+
+def _what(config: RunConfig, summary: Mapping[str, Any]) -> str:
+    network = config.model.label if config.model.checked else config.model.name
+    backbone = f" on the frozen backbone {config.model.backbone}" if config.model.backbone else ""
+    how = f", {config.algorithm.name}" if config.mode == "federated" else ""
+    return (
+        f"A network `{network}`{backbone} with {summary['parameters']:,} trained parameters, trained "
+        f"{config.mode}{how} over {len(config.data.sites)} sites in {summary['rounds']} rounds ({summary['stopped']})."
+    )
+
+
+def _warning(summary: Mapping[str, Any]) -> str:
+    if summary.get("insecure_noise_seed"):
+        return "INSECURE: privacy.noise_seed was set. Whoever knows it can remove the noise: no privacy is guaranteed."
+    if summary.get("stress"):
+        return "A stress test: sites were corrupted on purpose. Not for use."
+    return ""
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    """A step of the chain; long lists of numbers are in config.yaml."""
+    values = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in step.items()
+              if key != "step" and not isinstance(value, list)]  # fmt: skip
+    return f"{step['step']} ({', '.join(values)})" if values else str(step["step"])
+
+
+def _source(config: RunConfig) -> str:
+    if config.data.phantom is not None:
+        return "**Synthetic patients of the built-in cohort: nobody exists, and nothing here is a medical result.**"
+    return "Shards that the sites have prepared themselves."
+
+
+def _measured(config: RunConfig, summary: Mapping[str, Any]) -> str:
+    if config.private_evaluation:
+        spent = fixed(summary.get("evaluation_epsilon"))
+        return f"from counts released with noise (epsilon {spent} for evaluation)"
+    return "from exact score histograms" + (", which the guarantee below does not cover" if config.private else "")
+
+
+def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    parts = {"all sites": summary, **summary["per_site"]}
+    return [
+        {"name": name, "values": [fixed(found.get(metric.key)) for metric in METRICS]} for name, found in parts.items()
+    ]
+
+
+def _interval(summary: Mapping[str, Any]) -> str:
+    ends = summary.get("auc_ci95")
+    return f"95 % interval of the AUC: {ends[0]:.3f} to {ends[1]:.3f}." if ends else "The AUC has no interval."
+
+
+def _worst(per_site: Mapping[str, Mapping[str, Any]]) -> str:
+    known = {site: found["auc"] for site, found in per_site.items() if found.get("auc") is not None}
+    if not known:
+        return "No AUC is known of any site alone."
+    site = min(known, key=lambda name: (known[name], name))
+    unknown = f"; of {len(per_site) - len(known)} sites none is known" if len(known) < len(per_site) else ""
+    return f"Worst site: {site}, AUC {known[site]:.3f}{unknown}."
+
+
+def _privacy(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[str]:
+    if not config.private:
+        yield "None: `privacy: off`. The model may give away images and patients that it was trained on."
+        return
+    unit, delta = summary.get("unit"), summary.get("delta")
+    yield (
+        f"Differential privacy for each {unit}: training is (epsilon {fixed(summary.get('epsilon'))}, delta {delta:g})-"
+        f"private at the site that has spent most, by DP-SGD inside each site. Neighbours differ by one {unit}."
+    )
+    spent = {site: found.get("epsilon") for site, found in summary["per_site"].items()}
+    yield f"Spent on training by site: {', '.join(f'{site} {fixed(value)}' for site, value in spent.items())}."
+    if config.private_evaluation:
+        yield f"Evaluation is charged apart: epsilon {fixed(summary.get('evaluation_epsilon'))} in all."
+    outside: Sequence[str] = summary.get("outside_guarantee") or []
+    if outside:
+        yield f"Outside of the guarantee: {', '.join(outside)}. {summary.get('outside_guarantee_means') or ''}".strip()
+    yield "It says what the released model and records give away about one such unit, not what a shard or a score does."
+
+
+def _start(config: RunConfig, summary: Mapping[str, Any]) -> str:
+    parts = []
+    if config.model.backbone:
+        parts.append("a frozen backbone that saw none of their patients, unless it is the model.pt of such a run")
+    if config.data.public_reference:
+        parts.append("public reference images for the features")
+    if summary.get("init_from"):
+        parts.append("from the parameters of an earlier run")
+    return f"; {'; '.join(parts)}" if parts else ""
+
+
+def _limits(config: RunConfig, summary: Mapping[str, Any], calibrated: bool) -> Iterator[str]:
+    yield "Tested on patients of the hospitals that trained it, not of others."
+    if calibrated:
+        yield (
+            "Probabilities hold at the share of positives among the validation patients: at another share they are "
+            "wrong, though their order stays."
+        )
+    if summary.get("auc_ci95") and summary["auc_ci95"][1] - summary["auc_ci95"][0] > 0.1:
+        yield "The interval of the AUC is wider than 0.1: too few test patients, or too much noise."
+    if config.mode == "local":
+        yield "Each site has a model of its own (sites/SITE/model.pt): the row of all sites is a mean."
+    if summary.get("absent"):
+        yield "Not all declared sites took part to the end."
+    if summary["stopped"] not in ("finished",):
+        yield f"The run stopped before its last round: {summary['stopped']}."
+    yield "Image sizes, windows and slices must be those of the import; the model cannot check them all."
