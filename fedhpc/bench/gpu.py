@@ -5,6 +5,7 @@ none begins when the time is used up: what was left out is named. It runs on a C
 """
 
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.error_feedback import CompressionConfig, quantised, select, with_feedback
 from fedhpc.compression.update import Update
 from fedhpc.models.device import device_name
-from fedhpc.site.data.resident import ResidentSamples
+from fedhpc.site.data.resident import ResidentSamples, ShippedSamples
 from fedhpc.site.data.samples import ImageSamples, Samples
 from fedhpc.util.files import write_json
 from fedhpc.util.progress import Beat
@@ -169,16 +170,25 @@ def _arithmetic(work: Work) -> dict[str, Any]:
 
 
 def _data(job: Job) -> dict[str, Any]:
-    """Batches ready on the device, by themselves, from its own memory and from the host's."""
-    device, rng = job.work("").device, np.random.default_rng(0)
-    host = ImageSamples(RandomRows(8 * job.batch, job.image_size))
-    there = ResidentSamples(host, device)
-    order = rng.permutation(8 * job.batch)
+    """Batches ready on the device, by themselves: from a shard's file, the host's memory and the device's."""
+    device, rng, images = job.work("").device, np.random.default_rng(0), 8 * job.batch
+    rows = RandomRows(images, job.image_size)
 
     def rate(samples: Samples) -> float:
-        return job.batch / median_seconds(lambda: samples.inputs(rng.choice(order, job.batch)).to(device), device)
+        def batch() -> None:
+            samples.inputs(rng.choice(images, job.batch, replace=False)).to(device)
 
-    return {"host_samples_per_s": rate(host), "resident_samples_per_s": rate(there)}
+        return job.batch / median_seconds(batch, device)
+
+    with tempfile.TemporaryDirectory() as folder, rows.written(Path(folder) / "a.h5") as shard:
+        from_file, shipped = rate(ImageSamples(shard)), rate(ShippedSamples(ImageSamples(shard), device))
+    host = ImageSamples(rows)
+    return {
+        "file_samples_per_s": from_file,
+        "file_as_stored_samples_per_s": shipped,
+        "host_samples_per_s": rate(host),
+        "resident_samples_per_s": rate(ResidentSamples(host, device)),
+    }
 
 
 def _numpy_coder(parameters: int) -> dict[str, Any]:

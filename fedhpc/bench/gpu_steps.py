@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
+from data_prep.shard_writer import write_shard
 from fedhpc.bench.gpu_limits import StepTimer, matrix_precision
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.build import build_model
@@ -25,6 +27,7 @@ from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.resident import free_bytes, resident
 from fedhpc.site.data.samples import ImageSamples, Samples
+from fedhpc.site.data.shard import Shard
 from fedhpc.site.training.dp_sgd import Entropy, NoiseConfig, Units
 from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, train_plain, train_private
 from fedhpc.util.arrays import I64, Images
@@ -100,6 +103,22 @@ class RandomRows:
         """The images of the rows."""
         images: Images = self._images[np.asarray(rows)]
         return images
+
+    def written(self, path: Path) -> Shard:
+        """Return the rows as a shard that is read from its file."""
+        write_shard(
+            path,
+            site=self.site,
+            classes=CLASSES,
+            images=self._images,
+            labels=self.labels,
+            patient=self.patient,
+            split=np.zeros(self.n, np.uint8),
+            modality=np.full(self.n, b"CT", "S2"),
+            pixel_range=(0, 255),
+            created_by="bench gpu",
+        )
+        return Shard.open(path, self.site, in_memory=False)
 
 
 def timed(work: Work, kind: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedhpc.config.harmonise import DEFAULT
@@ -31,39 +30,76 @@ class _Scaled:
     location: Tensor
     scale: Tensor
 
+    @classmethod
+    def of(cls, samples: ImageSamples, device: torch.device) -> "_Scaled":
+        """Computed by the host, once."""
+        found = [
+            location_and_scale(torch.from_numpy(samples.stored(rows).astype(np.float32))) for rows in _blocks(samples)
+        ]
+        location, scale = (torch.cat(parts).to(device) for parts in zip(*found, strict=True))
+        return cls(location, scale)
 
-class ResidentSamples:
+    def inputs(self, pixels: Tensor, at: Tensor) -> Tensor:
+        """Return stored pixels [k, ...] of the rows int64[k] ready for the network, both on the device."""
+        return pixels.to(torch.float32).sub_(self.location[at]).div_(self.scale[at])
+
+
+class _Delegating:
+    """What samples on a device have of those that they are made of (private)."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+        self.labels, self.patient, self.early = samples.labels, samples.patient, samples.early
+
+    def indices(self, split: str) -> I64:
+        """See `Samples`."""
+        return self._samples.indices(split)
+
+
+class ResidentSamples(_Delegating):
     """All inputs of other samples, on a device (private). See `fedhpc.site.data.samples.Samples`."""
 
     def __init__(self, samples: Samples, device: torch.device) -> None:
-        self._samples = samples
-        self.labels, self.patient, self.early = samples.labels, samples.patient, samples.early
+        super().__init__(samples)
         self._scaled: _Scaled | None = None
-        if _as_stored(samples):
-            self._rows, self._scaled = _stored(samples, device)
+        if isinstance(samples, ImageSamples) and _as_stored(samples):
+            self._rows = torch.cat([torch.from_numpy(samples.stored(rows)).to(device) for rows in _blocks(samples)])
+            self._scaled = _Scaled.of(samples, device)
         else:
-            self._rows = _inputs(samples, device)
+            self._rows = torch.cat([samples.inputs(rows).to(device) for rows in _blocks(samples)])
 
     @property
     def size_bytes(self) -> int:
         """What the rows take on the device."""
         return self._rows.numel() * self._rows.element_size()
 
-    def indices(self, split: str) -> I64:
-        """See `Samples`."""
-        return self._samples.indices(split)
-
     def inputs(self, rows: I64) -> Tensor:
         """See `Samples`; on the device."""
         at = torch.from_numpy(rows).to(self._rows.device, non_blocking=True)
-        if self._scaled is None:
-            return self._rows[at]
-        pixels = self._rows[at].to(torch.float32)
-        return pixels.sub_(self._scaled.location[at]).div_(self._scaled.scale[at])
+        chosen = self._rows[at]
+        return chosen if self._scaled is None else self._scaled.inputs(chosen, at)
+
+
+class ShippedSamples(_Delegating):
+    """8-bit images that are copied to a device as they are stored, and harmonised there (private)."""
+
+    def __init__(self, samples: ImageSamples, device: torch.device) -> None:
+        super().__init__(samples)
+        self._images, self._device, self._scaled = samples, device, _Scaled.of(samples, device)
+
+    def inputs(self, rows: I64) -> Tensor:
+        """See `Samples`; on the device."""
+        pixels, at = torch.from_numpy(self._images.stored(rows)), torch.from_numpy(rows)
+        if self._device.type == "cuda":
+            pixels = pixels.pin_memory()
+        there = (part.to(self._device, non_blocking=True) for part in (pixels, at))
+        return self._scaled.inputs(*there)
 
 
 def resident(samples: Samples, device: torch.device, free_bytes: int) -> Samples:
-    """Return the samples on the device if they fit there; else as they are.
+    """Return the samples on the device if they fit there, and 8-bit images as ones that go there as they are stored.
+
+    What is neither, and what a CPU trains on, stays as it is.
 
     Args:
         samples: of one site (private).
@@ -75,9 +111,11 @@ def resident(samples: Samples, device: torch.device, free_bytes: int) -> Samples
         return samples
     one = samples.inputs(np.zeros(1, np.int64))
     entry_bytes = 1 if _as_stored(samples) else one.element_size()
-    if n * math.prod(one.shape[1:]) * entry_bytes > free_bytes // SHARE:
-        return samples
-    return ResidentSamples(samples, device)
+    if n * math.prod(one.shape[1:]) * entry_bytes <= free_bytes // SHARE:
+        return ResidentSamples(samples, device)
+    if isinstance(samples, ImageSamples) and _as_stored(samples) and device.type != "cpu":
+        return ShippedSamples(samples, device)
+    return samples
 
 
 def free_bytes(device: torch.device, ranks: int) -> int:
@@ -92,21 +130,6 @@ def _as_stored(samples: Samples) -> bool:
     return type(samples) is ImageSamples and samples.chain == DEFAULT and samples.stored_dtype == np.uint8
 
 
-def _stored(samples: Samples, device: torch.device) -> tuple[Tensor, _Scaled]:
-    assert isinstance(samples, ImageSamples)
-    parts, locations, scales = [], list[Tensor](), list[Tensor]()
-    for rows in _blocks(len(samples.labels)):
-        pixels: NDArray[np.uint8] = samples.stored(rows)
-        location, scale = location_and_scale(torch.from_numpy(pixels.astype(np.float32)))
-        parts.append(torch.from_numpy(pixels).to(device))
-        locations.append(location)
-        scales.append(scale)
-    return torch.cat(parts), _Scaled(torch.cat(locations).to(device), torch.cat(scales).to(device))
-
-
-def _inputs(samples: Samples, device: torch.device) -> Tensor:
-    return torch.cat([samples.inputs(rows).to(device) for rows in _blocks(len(samples.labels))])
-
-
-def _blocks(n: int) -> list[I64]:
+def _blocks(samples: Samples) -> list[I64]:
+    n = len(samples.labels)
     return [np.arange(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]

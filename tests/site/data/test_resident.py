@@ -8,7 +8,7 @@ import torch
 
 from data_prep.shard_writer import write_shard
 from fedhpc.config.harmonise import DEFAULT, Chain, Window
-from fedhpc.site.data.resident import SHARE, ResidentSamples, free_bytes, resident
+from fedhpc.site.data.resident import SHARE, ResidentSamples, ShippedSamples, free_bytes, resident
 from fedhpc.site.data.samples import ImageSamples, PooledSamples
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.training.local_sgd import mirrored
@@ -54,6 +54,16 @@ def test_resident_inputs_equal_the_hosts(tmp_path: Path, where: str, dtype: type
             assert torch.equal(inputs.cpu(), host.inputs(rows))
         assert there.size_bytes == N * 2 * SIDE * SIDE * (1 if (dtype, chain) == (np.uint8, DEFAULT) else 4)
         np.testing.assert_array_equal(there.indices("val"), host.indices("val"))
+
+
+@pytest.mark.parametrize("where", DEVICES)
+def test_shipped_inputs_equal_the_hosts(tmp_path: Path, where: str) -> None:
+    with shard_of(tmp_path, np.uint8) as shard:
+        host, rows = ImageSamples(shard), np.random.default_rng(1).permutation(N)[:9]
+        shipped = ShippedSamples(host, torch.device(where))
+        assert shipped.inputs(rows).device.type == where
+        assert torch.equal(shipped.inputs(rows).cpu(), host.inputs(rows))
+        np.testing.assert_array_equal(shipped.indices("test"), host.indices("test"))
 
 
 @pytest.mark.parametrize("where", DEVICES)
