@@ -182,7 +182,7 @@ def _by_site(view: RunView) -> Figure:
     svg = stacked(bars, names, "seconds of a round, median over the rounds", alt)
     legend = [Legend(name, k, block=True) for k, name in enumerate(names)]
     note = (
-        "By each site's own egress log, from the end of a round to its own update. Waiting: until the slowest site "
-        f"has sent. Slow: more than {STRAGGLER:g} times the median site."
+        "By each site's own egress log: until it said that it has trained. Waiting: until the slowest site "
+        f"has. Slow: more than {STRAGGLER:g} times the median site."
     )
     return Figure("Seconds by site", alt, svg, Table("sites", "Seconds by site", columns, rows), note, legend)

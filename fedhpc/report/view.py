@@ -4,7 +4,6 @@ Of `sites/<site>/` only the egress log is read, which is public. A personal mode
 hospital (`fedhpc.site.personal`), and so do its shard's figures and its log.
 """
 
-import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -129,10 +128,10 @@ def _examples(path: Path) -> Examples | None:
 
 
 def site_work(directory: RunDirectory, config: RunConfig) -> dict[str, list[float]]:
-    """Return {site: seconds from the end of a round to its own update in the next}, by its own clock.
+    """Return {site: seconds of its own work in each round}, by its own clock and egress log.
 
-    Empty where the sites shared a process, so that they waited for each other, where a log is missing, and where the
-    logs are large.
+    Empty where several sites shared the process of rank 0, so that they waited for each other, where a log is missing,
+    and where the logs are large.
     """
     paths = {site: directory.egress(site) for site in config.site_names}
     if config.mode != "federated" or not all(path.exists() for path in paths.values()):
@@ -140,19 +139,25 @@ def site_work(directory: RunDirectory, config: RunConfig) -> dict[str, list[floa
     if sum(path.stat().st_size for path in paths.values()) > MOST_LOG_BYTES:
         return {}
     logs = {site: read_log(path) for site, path in paths.items()}
-    if any(entry.via == "process" and entry.kind == "update" for log in logs.values() for entry in log):
+    at_rank_0 = [log for log in logs.values() if any(e.via == "process" and e.kind == "update" for e in log)]
+    if len(at_rank_0) > 1:
         return {}
     found = {site: _worked(log) for site, log in logs.items()}
     return found if all(found.values()) else {}
 
 
 def _worked(log: Sequence[Entry]) -> list[float]:
-    """Seconds between a site's first update of a round and what it sent before it."""
+    """Seconds of a site's own work in each round.
+
+    A site that has trained says so (kind control) and sends its update when all have: its own work ends at what it
+    says, and begins at what it sent before that.
+    """
     taken, seen = [], set()
-    for before, entry in itertools.pairwise(log):
+    for before, trained, entry in zip(log, log[1:], log[2:], strict=False):
         if entry.kind == "update" and entry.round is not None and entry.round not in seen:
             seen.add(entry.round)
-            taken.append((_time(entry) - _time(before)).total_seconds())
+            said = trained.kind == "control" and trained.round == entry.round
+            taken.append((_time(trained) - _time(before) if said else _time(entry) - _time(trained)).total_seconds())
     return taken
 
 

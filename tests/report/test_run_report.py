@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from fedhpc.records.metrics import BINS, sensitivity_at
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.study import Cell, Claim, Study, StudyDirectory
 from fedhpc.report.build import Report
+from fedhpc.report.costs import costs_part
 from fedhpc.report.grid import Case, stress_part
 from fedhpc.report.page import detail_of
 from fedhpc.report.sites import contribution_part, events_part
 from fedhpc.report.sources import of_runs, of_study, write_run_report
+from fedhpc.report.view import site_work
 from fedhpc.run.examples import write_examples
 from tests.conftest import Outcome
 from tests.mpi.test_federated import make_shard
@@ -141,6 +144,30 @@ def test_missing_records_leave_parts_out(run: Path) -> None:
     for name in ("summary.json", "rounds.jsonl"):
         (run / name).unlink()
     page_of(Report(of_runs([run])).html())
+
+
+def test_slow_site_is_marked(run: Path) -> None:
+    """Own work ends when a site says that it has trained; what follows is waiting for the others."""
+
+    def log(work_s: int, via: str) -> str:
+        entries = []
+        for number in (1, 2):
+            start = datetime(2026, 1, 1, 0, number)
+            for after_s, kind in ((0, "control"), (work_s, "control"), (20, "update"), (21, "metrics")):
+                time = f"{(start + timedelta(seconds=after_s)).isoformat(timespec='milliseconds')}Z"
+                entries.append({"time": time, "round": number, "kind": kind, "bytes": 1, "sha256": "", "to": "aggregator",
+                                "via": via, "searched": None})  # fmt: skip
+        return "".join(f"{json.dumps(entry)}\n" for entry in entries)
+
+    directory, view = RunDirectory(run), detail_of(of_runs([run]).views)
+    assert view is not None and view.work_s == {}
+    directory.egress("site1").write_text(log(2, "process"), encoding="utf-8")
+    directory.egress("site2").write_text(log(19, "tls"), encoding="utf-8")
+    work = site_work(directory, view.config)
+    assert work == {"site1": [2.0, 2.0], "site2": [19.0, 19.0]}
+    part = costs_part([view], replace(view, work_s=work))
+    rows = part.figures[-1].table.records()
+    assert [(one["site"], one["wait"], one["mark"]) for one in rows] == [("site1", 17.0, ""), ("site2", 0.0, "slow")]
 
 
 def test_events_are_a_timeline(run: Path) -> None:
