@@ -55,7 +55,7 @@ COMMANDS = {
     "sweep": Command("fedhpc.cli.sweep", "many configs as one SLURM array, or a few at a time on this machine"),
     "study": Command("fedhpc.cli.study", "the whole evaluation as one batch, beside the paper's claims"),
     "watch": Command("fedhpc.cli.watch", "how a run, a sweep or a study goes, until it ends"),
-    "report": Command("fedhpc.cli.report", "one page about a sweep, or about several runs"),
+    "report": Command("fedhpc.cli.report", "one page about runs, a sweep or a study"),
     "bench": Command("fedhpc.cli.bench", "the project's own benchmarks, with ratios"),
     "chaos": Command("fedhpc.cli.chaos", "break runs on purpose, and check that nothing is lost"),
     "config": Command("fedhpc.cli.config", "show a config with where each value comes from; or all keys there are"),

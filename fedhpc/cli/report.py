@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 HELP = "one page about runs, a sweep or a study"
 EXAMPLES = (
     "{run} report runs/sweep_epsilon_density",
-    "{run} report runs/fedavg runs/local -o compared.html",
-    "{run} report runs/fedavg --csv numbers",
+    "{run} report runs/fedavg runs/local -o compared.html --csv numbers",
 )
 
 

@@ -155,8 +155,8 @@ def test_slow_site_is_marked(run: Path) -> None:
             start = datetime(2026, 1, 1, 0, number)
             for after_s, kind in ((0, "control"), (work_s, "control"), (20, "update"), (21, "metrics")):
                 time = f"{(start + timedelta(seconds=after_s)).isoformat(timespec='milliseconds')}Z"
-                entries.append({"time": time, "round": number, "kind": kind, "bytes": 1, "sha256": "", "to": "aggregator",
-                                "via": via, "searched": None})  # fmt: skip
+                facts = {"time": time, "round": number, "kind": kind, "via": via}
+                entries.append(facts | {"bytes": 1, "sha256": "", "to": "aggregator", "searched": None})
         return "".join(f"{json.dumps(entry)}\n" for entry in entries)
 
     directory, view = RunDirectory(run), detail_of(of_runs([run]).views)
