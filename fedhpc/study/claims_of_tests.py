@@ -82,13 +82,15 @@ def _corrupted(records: StudyDirectory, study: Study) -> Claim:
     if not clean or not robust:
         return not_measured(name, told, "the clean run, or every robust rule, has not finished")
     base = summary_of(records, clean[0])["auc"]
-    aucs = {(cell.case, cell.rule): summary_of(records, cell)["auc"] for cell in cells if cell.case != CLEAN}
-    worst = {rule: _worst(aucs, base, rule) for rule in (MEAN, *robust)}
+    less_by_rule = {
+        rule: _less(records, [cell for cell in cells if cell.rule == rule], base) for rule in (MEAN, *robust)
+    }
+    worst = {rule: _worst(less) for rule, less in less_by_rule.items()}
     best = max(robust, key=lambda rule: worst[rule][1])
     case, less = worst[best]
     lost = [cell.name for cell in study.cells if cell.kind == "stress" and cell.status != "finished"]
     why = (
-        f"worst of {len({case for case, _ in aucs})} cases under {best}; under the mean {worst[MEAN][1]:+.3f} "
+        f"worst of {len(less_by_rule[best])} cases under {best}; under the mean {worst[MEAN][1]:+.3f} "
         f"({worst[MEAN][0]}); one run a case, the same noise in all; tolerance ours"
         + (f"; not finished: {', '.join(lost)}" if lost else "")
     )
@@ -97,11 +99,19 @@ def _corrupted(records: StudyDirectory, study: Study) -> Claim:
     return Claim(name, told, text, less, None, None, verdict_of(less >= -STRESS_TOLERANCE), why, commands_of(mine))
 
 
-def _worst(aucs: Mapping[tuple[str, str], float], base: float, rule: str) -> tuple[str, float]:
-    """Return the case that costs a rule most, and the AUC there less the clean one."""
-    found = {case: auc - base for (case, one), auc in aucs.items() if one == rule}
-    case = min(found, key=lambda one: found[one], default=CLEAN)
-    return case, found.get(case, 0.0)
+def _less(records: StudyDirectory, cells: Sequence[Cell], base: float) -> dict[str, float]:
+    """Return the AUC of each case less the clean one."""
+    return {cell.case: summary_of(records, cell)["auc"] - base for cell in cells if cell.case != CLEAN}
+
+
+def _worst(less: Mapping[str, float]) -> tuple[str, float]:
+    """Return the case that costs most, and what it costs.
+
+    >>> _worst({"scaled": -0.1, "sign_flip": -0.2}), _worst({})
+    (('sign_flip', -0.2), ('clean', 0.0))
+    """
+    case = min(less, key=lambda one: less[one], default=CLEAN)
+    return case, less.get(case, 0.0)
 
 
 def _legacy(records: StudyDirectory, study: Study) -> Claim:
