@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -160,3 +160,25 @@ def test_a_line_is_json(tmp_path: Path) -> None:
     assert set(json.loads((tmp_path / "log.jsonl").read_text())) == {
         "time", "round", "kind", "bytes", "sha256", "to", "via", "searched"
     }  # fmt: skip
+
+
+class Bringing(AloneTransport):
+    """Stands for the wire of rank 0, to which another rank has sent; notes when it is asked."""
+
+    size = 2
+    asked = False
+
+    def stream(self, payloads: Sequence[bytes], kind: Kind, round: int | None = None) -> Iterator[bytes]:
+        assert not payloads
+        self.asked = True
+        return iter([b"of b", b"of c"])
+
+
+def test_rank_0_takes_payloads_in_the_order_of_the_sites(tmp_path: Path) -> None:
+    """Its own first one before it asks for the others' (they may still train), and its last one after them."""
+    logs = {name: EgressLog(tmp_path / f"{name}.jsonl", "aggregator") for name in "ad"}
+    wire = Bringing()
+    channel = Channel(wire, logs, EgressLog(tmp_path / "aggregator.jsonl", "all sites"), order=("a", "b", "c", "d"))
+    arriving = channel.stream([b"of a", b"of d"], "update", 1)
+    assert next(arriving) == b"of a" and not wire.asked
+    assert list(arriving) == [b"of b", b"of c", b"of d"]
