@@ -59,6 +59,7 @@ GATHER = (
     "{run} bench gather --sites 4 64 --size 1000000",
     "mpirun -n 2 {run} bench gather --sites 4 16 64 --densities 0.1 --json",
 )
+SPARSE = ("{run} bench sparse --seeds 0", "{run} bench sparse --seeds 0 1 2 3 4 --json")
 SECAGG = (
     "{run} bench secagg --sizes 1000000",
     "{run} bench secagg --sizes 11000000 112500000 --width 3 --json",
@@ -84,6 +85,7 @@ def add_arguments(parser: Parser) -> None:
     _add_schedule(kinds)
     _add_gather(kinds)
     _add_secagg(kinds)
+    _add_sparse(kinds)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -526,5 +528,22 @@ def _secagg(options: argparse.Namespace) -> int:
     from fedhpc.bench.secure_sum import SumBenchmark, measure, text
 
     found = measure(SumBenchmark(options.sizes, options.sites, options.width, options.round_s))
+    print_result(found, text(found), as_json=options.json)
+    return 0
+
+
+def _add_sparse(kinds: "_SubParsersAction[Parser]") -> None:
+    sparse = kinds.add_parser("sparse", help="AUC of the first rounds by how much is sent, on a task of seconds")
+    sparse.describe("Train a small network in several ways to exchange, at equal rounds.", SPARSE)
+    sparse.add_argument("--rounds", type=positive, default=10, metavar="N", help="at least 2; measured half-way too")
+    sparse.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run for each")
+    add_json(sparse)
+    sparse.set_defaults(action=_sparse)
+
+
+def _sparse(options: argparse.Namespace) -> int:
+    from fedhpc.bench.sparse_rounds import measure, text
+
+    found = measure(options.rounds, options.seeds)
     print_result(found, text(found), as_json=options.json)
     return 0

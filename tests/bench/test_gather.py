@@ -1,11 +1,11 @@
-"""`run.py bench gather` and `bench secagg`: as small as they get."""
+"""`run.py bench gather`, `bench secagg` and `bench sparse`: as small as they get."""
 
 import json
 
 import numpy as np
 import pytest
 
-from fedhpc.bench import gather
+from fedhpc.bench import gather, sparse_rounds
 from fedhpc.cli.main import main
 from fedhpc.compression.codec import decode, encode
 from fedhpc.compression.update import SparseVector, Update
@@ -37,3 +37,13 @@ def test_secagg_sum_is_right_with_one_lost_site(capsys: pytest.CaptureFixture[st
     assert all(0 < row["share_of_round"] < 1 for row in rows)
     assert main([*words, "--sites", "2"]) == 2
     assert "--sites 2" in capsys.readouterr().err
+
+
+def test_sparse_rows_are_differences_from_dense() -> None:
+    found = sparse_rounds.measure(2, [0], (sparse_rounds.DENSE, sparse_rounds.Way(0.1, 4, 0.2, 1)))
+    dense, sparse = found["rows"]
+    assert (dense["less_dense"], dense["bits_up"] >= 32, dense["less_dense_error"]) == ([0, 0], True, [None, None])
+    assert sparse["less_dense"] == pytest.approx(
+        [one - other for one, other in zip(sparse["auc"], dense["auc"], strict=True)]
+    )
+    assert 0 < sparse["bits_up"] < sparse["bits_most"] < 4
