@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from data_prep.shard_writer import write_shard
+from fedhpc.chaos.invariants import Snapshot, violations
 from fedhpc.compression.codec import FIXED
 from fedhpc.privacy.ledger import read_ledger
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport import pki
 from fedhpc.util.rng import generator
 from tests.conftest import Outcome
@@ -326,6 +328,8 @@ def test_late_run_is_repeated_by_its_record_and_charges_what_it_began(
     status, _, err = train(run_here, cohort, again, *DEADLINE, f"schedule.replay={late / 'rounds.jsonl'}")
     assert status == 0, err
     np.testing.assert_array_equal(params(late, 4), params(again, 4))
+    config = RunDirectory(late).read_config()
+    assert config is not None and violations(RunDirectory(late), config, Snapshot())[0] == []
     made = [json.loads(line) for line in (late / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
     for site in TIMED_SITES:
         entered = [r["round"] - 1 - r["staleness"][site] for r in made if site in r["staleness"]]

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedhpc.chaos.invariants import Snapshot, violations
+from fedhpc.records.run_directory import RunDirectory
 from tests.conftest import Mpi, Outcome
 from tests.mpi.test_federated import NOISED, PRIVATE_SITES, SITES, charges, cohort, command, params, summary
 from tests.support.fault_tolerant import Blow, struck
@@ -60,6 +62,9 @@ def test_others_go_on_with_the_bits_of_a_planned_rest(
     survived: tuple[Path, Outcome], cohort: Path, run_here: Run
 ) -> None:
     run_dir, done = survived
+    directory = RunDirectory(run_dir)
+    declared = directory.read_config()
+    assert declared is not None and violations(directory, declared, Snapshot())[0] == []
     assert (cohort / "status").read_text(encoding="utf-8") == "3\n", done.stdout + done.stderr
     assert "lost the rank(s) of site3: going on with 3 of 4 sites" in " ".join(done.stdout.split())
     assert "WITHOUT site3" in done.stdout

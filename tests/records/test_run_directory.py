@@ -1,5 +1,6 @@
 """A run directory goes on with what belongs to it and refuses the rest; all is checked before a file is written."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,7 +8,9 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Self
 
 import h5py
 import numpy as np
@@ -249,6 +252,50 @@ def test_deleted_directory_stops_the_run(train: Here, tmp_path: Path, phase: str
     assert done.returncode == 2
     assert str(tmp_path / "run") in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_stale_file_handle_stops_the_run_and_loses_nothing(
+    train: Here, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a file whose server was restarted, from the second round's checkpoint on."""
+
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with on_entering("checkpoint", 2, lambda: monkeypatch.setattr(os, "fsync", stale)):
+        done = train(tmp_path / "run")
+    monkeypatch.undo()
+    assert done.returncode == 2 and "Stale file handle. It was removed or moved" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert train(tmp_path / "run").returncode == 0
+    states = [load_state(run / "state", "round", ROUNDS)["params"] for run in (tmp_path / "run", finished)]
+    np.testing.assert_array_equal(*states)
+
+
+class TenYearsBack(datetime):
+    """A clock that was set back."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) - timedelta(days=3650)
+
+
+def test_clock_that_was_set_back_changes_nothing(
+    train: Here, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two starts: neither order, charges nor bits go by the time of day."""
+    assert train(tmp_path / "run", more=("--stop-after", "1")).returncode == 75
+    asked = [module for name, module in sys.modules.items() if name.startswith("fedhpc.")]
+    asked = [module for module in asked if getattr(module, "datetime", None) is datetime]
+    assert {"fedhpc.util.log", "fedhpc.transport.egress_log"} <= {module.__name__ for module in asked}
+    for module in asked:
+        monkeypatch.setattr(module, "datetime", TenYearsBack)
+    done = train(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    states = [load_state(run / "state", "round", ROUNDS)["params"] for run in (tmp_path / "run", finished)]
+    np.testing.assert_array_equal(*states)
+    times = [json.loads(line)["time"] for line in (tmp_path / "run" / "starts.jsonl").read_text("utf-8").splitlines()]
+    assert times[1] < times[0], "the clock did go back"
 
 
 def test_broken_neighbour_is_left_out(finished: Path, train: Here, tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
 """A file is whole or as it was, a line is appended whole or not at all, and every error names path and remedy."""
 
 import ast
+import errno
 import os
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +42,48 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(FileError, match=r"/a: cannot be written: No space left on device\. Free space"):
         files.write_text(tmp_path / "a", "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fedhpc.util import files
+
+call, path = sys.argv[1], Path(sys.argv[2])
+original = getattr(os, call)
+
+def killed(*arguments):
+    if call == "write":
+        original(arguments[0], arguments[1][:2])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(os, call, killed)
+files.write_text(path, "new") if sys.argv[3] == "whole" else files.append_line(path, "new")
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "way"), [("write", "whole"), ("fsync", "whole"), ("replace", "whole"), ("write", "line")]
+)
+def test_process_killed_in_a_write_leaves_a_whole_file(tmp_path: Path, call: str, way: str) -> None:
+    """SIGKILL inside the call; a line that was cut is removed as the file is opened again."""
+    path = tmp_path / "a"
+    files.append_line(path, "old")
+    done = subprocess.run([sys.executable, "-c", KILLED, call, path, way], check=False)
+    assert done.returncode == -signal.SIGKILL
+    files.cut_torn_line(path)
+    assert path.read_text(encoding="utf-8") == "old\n"
+    files.write_text(path, "newer")
+    assert path.read_text(encoding="utf-8") == "newer"
+
+
+def test_stale_handle_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: object) -> int:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "write", stale)
+    with pytest.raises(FileError, match=r"/a: cannot be written: Stale file handle\. It was removed or moved"):
+        files.write_text(tmp_path / "a", "new")
 
 
 def test_failed_append_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
