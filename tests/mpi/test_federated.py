@@ -116,6 +116,10 @@ TIMED = (
     "privacy.epsilon=8", "privacy.sample_rate=0.5", "privacy.noise_seed=1", "training.rounds=4",
     "training.local_epochs=1", "exchange.density=0.3",
 )  # fmt: skip
+STRESSED = (
+    "aggregation.rule=coordinate_median", "stress={case: sign_flip, sites: [site2]}", "training.rounds=2",
+    "training.local_epochs=1",
+)  # fmt: skip
 DEADLINE = (*TIMED, "schedule.policy=deadline")
 TWO_RANKS: dict[str, tuple[str, ...]] = {
     "coded": CODED,
@@ -125,6 +129,7 @@ TWO_RANKS: dict[str, tuple[str, ...]] = {
     "noised": NOISED,
     "unbroken": BUDGET,
     "rewarded": REWARDED,
+    "stressed": STRESSED,
     "in-time": (*DEADLINE, "schedule.deadline_s=60"),
     "late": (*DEADLINE, "schedule.deadline_s=0.001"),
 }
@@ -307,6 +312,16 @@ def test_private_run_under_mpi_equals_sequential_and_keeps_ledgers(
         trained = [(c.round, c.steps, c.insecure) for c in charged if c.population == "train"]
         assert trained == [(0, 8, True), (1, 8, True)]
         assert [c.mechanism for c in charged if c.population == "evaluation"] == ["laplace"]
+
+
+def test_stressed_run_under_a_robust_rule_has_the_same_bits(
+    cohort: Path, run_here: Run, two_ranks: dict[str, Outcome]
+) -> None:
+    assert two_ranks["stressed"].returncode == 0, two_ranks["stressed"].stderr
+    status, out, err = train(run_here, cohort, cohort / "stressed-one", *STRESSED)
+    assert status == 0, err
+    assert "STRESS TEST: sign_flip at site2" in " ".join(out.split())
+    np.testing.assert_array_equal(params(cohort / "stressed-one", 2), params(cohort / "stressed-two", 2))
 
 
 def test_run_whose_sites_are_in_time_is_the_run_that_waits(

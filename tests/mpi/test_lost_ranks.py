@@ -17,7 +17,7 @@ from fedhpc.chaos.invariants import Snapshot, violations
 from fedhpc.records.run_directory import RunDirectory
 from tests.conftest import Mpi, Outcome
 from tests.mpi.test_federated import NOISED, PRIVATE_SITES, SITES, charges, cohort, command, params, summary
-from tests.support.fault_tolerant import Blow, struck
+from tests.support.fault_tolerant import Blow, OutOfMemory, memory_group, struck
 
 __all__ = ["cohort"]
 pytestmark = pytest.mark.mpi
@@ -139,6 +139,22 @@ def test_site_may_leave_and_come_back_whatever_the_algorithm(
     assert [one.returncode for one in ended] == [75, 75, 75, 3], ended[-1].stderr
     assert [record["absent"] for record in records(tmp_path / "run")] == [[], ["site3"], [], ["site2"]]
     assert summary(tmp_path / "run")["absent"] == {"site3": 1, "site2": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_rank_without_memory_is_lost_and_the_others_go_on(cohort: Path, mpi: Mpi) -> None:
+    """The kernel's own kill (OOM), which is announced to nobody."""
+    run_dir, status = cohort / "oom", cohort / "oom.status"
+    words = ["run.py", *command(cohort, run_dir, *SETS), "--status", str(status)]
+    with memory_group(f"fedhpc-{os.getpid()}") as group:
+        done = struck(mpi, 3, words, OutOfMemory(2, signal.SIGKILL, lambda: len(records(run_dir)) == 2, group))
+        control = (group / "memory.oom_control").read_text(encoding="ascii")
+    assert "oom_kill 1" in control, control
+    assert status.read_text(encoding="utf-8") == "3\n", done.stdout + done.stderr
+    directory = RunDirectory(run_dir)
+    declared = directory.read_config()
+    assert declared is not None and violations(directory, declared, Snapshot())[0] == []
 
 
 @pytest.mark.slow

@@ -1,26 +1,61 @@
 """A run under `mpirun --with-ft ulfm`, one rank of which gets a signal in mid-run."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import REPO, Outcome, kill_session
+from tests.conftest import REPO, Outcome, kill_session, missing
 
 
 @dataclass(frozen=True)
 class Blow:
-    """What one rank gets: the signal, and when (a function that says that the time has come)."""
+    """What one rank gets, and when (a function that says that the time has come)."""
 
     rank: int
     signal: signal.Signals
     when: Callable[[], bool]
+
+    def strike(self, pid: int) -> None:
+        """Give it to a process."""
+        os.kill(pid, self.signal)
+
+
+@dataclass(frozen=True)
+class OutOfMemory(Blow):
+    """The process is put into a control group with no memory left, and its next page ends it.
+
+    Attributes:
+        group: the folder of the control group (version 1).
+    """
+
+    group: Path = Path()
+
+    def strike(self, pid: int) -> None:
+        """See `Blow`."""
+        (self.group / "memory.limit_in_bytes").write_text("2M", encoding="ascii")
+        (self.group / "cgroup.procs").write_text(str(pid), encoding="ascii")
+
+
+@contextlib.contextmanager
+def memory_group(name: str) -> Iterator[Path]:
+    """A control group of this machine; the test is skipped where none can be made."""
+    group = Path("/sys/fs/cgroup/memory") / name
+    if not (group.parent / "memory.limit_in_bytes").exists() or not os.access(group.parent, os.W_OK):
+        missing("no control group for memory can be made here")
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        with contextlib.suppress(OSError):
+            group.rmdir()
 
 
 def rank_of(pid: int) -> int | None:
@@ -65,7 +100,7 @@ def struck(mpi: Any, ranks: int, words: list[str], blow: Blow, timeout: float = 
                 out, err = process.communicate(timeout=5)
                 pytest.fail(f"ended ({process.returncode}) or took {timeout} s before the blow\n{out}\n{err}")
             time.sleep(0.002)
-        os.kill(process_of(process.pid, blow.rank), blow.signal)
+        blow.strike(process_of(process.pid, blow.rank))
         out, err = process.communicate(timeout=max(1.0, until - time.monotonic()))
     finally:
         kill_session(process.pid)
