@@ -118,7 +118,7 @@ TIMED = (
 )  # fmt: skip
 STRESSED = (
     "aggregation.rule=coordinate_median", "stress={case: sign_flip, sites: [site2]}", "training.rounds=2",
-    "training.local_epochs=1",
+    "training.local_epochs=1", "exchange.density=1",
 )  # fmt: skip
 DEADLINE = (*TIMED, "schedule.policy=deadline")
 TWO_RANKS: dict[str, tuple[str, ...]] = {
