@@ -1,4 +1,4 @@
-"""A study run to its end on this machine: a cell fails, the same command runs it again and no other, claims follow."""
+"""A study run to its end on this machine: a cell fails, the same command runs it again, then nothing; claims follow."""
 
 import json
 from collections.abc import Callable
@@ -18,18 +18,20 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def write_study(folder: Path) -> Path:
-    """A study of two cells: one federated run of the smallest cohort, and the encoding of 1,000 numbers."""
+    """A study of one cell: a federated run of the smallest cohort."""
     run = {key: value for key, value in tree_of(folder).items() if key not in ("grid", "baselines")}
     (folder / "run.yaml").write_text(yaml.safe_dump({**run, "privacy": "off"}), encoding="utf-8")
     point = {"epsilon": None, "density": 1.0}
     part = {"config": "run.yaml", "epsilons": [None], "densities": [1.0], "seeds": [0], "paper": point}
-    study = {"name": "tiny", "parts": {"net": part}, "codec": {"size": 1000}}
+    study = {"name": "tiny", "parts": {"net": part}}
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(study), encoding="utf-8")
     return path
 
 
-def test_failed_cell_alone_is_run_again(tmp_path: Path, run_python: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_cell_is_run_again_and_finished_kept(
+    tmp_path: Path, run_python: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     words = ["study", write_study(tmp_path), "-o", out, "--cluster", "local", "--no-calibration"]
     broken = out / "elements" / "net-off-d1-s0"
@@ -38,20 +40,22 @@ def test_failed_cell_alone_is_run_again(tmp_path: Path, run_python: Run, capsys:
     status, said, err = run_python(words, timeout=240)
     assert status == 1, said + err
     states = {cell.name: cell.status for cell in StudyDirectory(out).read().cells}
-    assert states == {"codec": "finished", "net-off-d1-s0": "failed"}
+    assert states == {"net-off-d1-s0": "failed"}
     assert "not finished: net-off-d1-s0 (failed)" in " ".join(said.split())
-    before = (out / "elements" / "codec" / "outcome.json").read_bytes()
 
     (broken / "run.json").unlink()
     status, said, err = run_python(words, timeout=240)
     assert status == 0, said + err
-    assert "finished and kept: 1 of 2 cells net-off-d1-s0: " in " ".join(said.split())
-    assert (out / "elements" / "codec" / "outcome.json").read_bytes() == before, "a finished cell was run again"
+    assert "finished and kept: 0 of 1 cells net-off-d1-s0: " in " ".join(said.split())
     claims = {one.name: one for one in StudyDirectory(out).read_claims()}
     assert claims["data residency"].verdict == "met" and claims["AUC federated, net"].value is not None
     assert all((out / f"claims.{ending}").exists() for ending in ("json", "csv", "md"))
 
-    assert main([*map(str, words), "--set", "codec.size=2000"]) == 2
+    before = (broken / "outcome.json").read_bytes()
+    assert main(list(map(str, words))) == 0
+    assert "finished and kept: 1 of 1 cells\nto run: nothing" in capsys.readouterr().out
+    assert (broken / "outcome.json").read_bytes() == before, "a finished cell was run again"
+    assert main([*map(str, words), "--set", "parts.net.seeds=[1]"]) == 2
     assert "[study.other]" in capsys.readouterr().err
 
 
