@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,6 +61,13 @@ class Inputs:
     plane: str | None = None
 
 
+class Lost(NamedTuple):
+    """An input that gives no image, and why (private)."""
+
+    path: Path
+    why: str
+
+
 @dataclass(frozen=True)
 class _Files:
     """Given files by kind, and which of them were named themselves, not found in a folder."""
@@ -84,20 +92,20 @@ def batches(inputs: Inputs, note: Callable[[str], None]) -> Iterator[Batch]:
         yield from _rows(inputs.paths[0])
         return
     files = _sorted(inputs.paths)
-    lost: list[tuple[Path, str]] = []
+    lost: list[Lost] = []
     taken: set[Path] = set()
     for batch in _all(inputs, files, lost):
         taken |= set(map(Path, batch.names))
         yield batch
-    wrong = [(path, why) for path, why in dict(lost).items() if path in files.named and path not in taken]
+    wrong = [one for one in _each_once(lost) if one.path in files.named and one.path not in taken]
     if wrong or not taken:
-        raise _refused(wrong or list(dict(lost).items()), inputs)
+        raise _refused(wrong or _each_once(lost), inputs)
     others = len({path for path, _ in lost} - taken)
     if others:
         note(f"{others:,} other files of the folders give no image: {first_names(sorted({why for _, why in lost}))}")
 
 
-def _all(inputs: Inputs, files: _Files, lost: list[tuple[Path, str]]) -> Iterator[Batch]:
+def _all(inputs: Inputs, files: _Files, lost: list[Lost]) -> Iterator[Batch]:
     """Every image; what gives none is added to `lost`."""
     yield from _pictures(inputs, files.pictures, lost)
     if files.volumes:
@@ -139,11 +147,11 @@ def _sorted(paths: Sequence[Path]) -> _Files:
     return _Files(flat, volumes, rest, frozenset(named))
 
 
-def _pictures(inputs: Inputs, paths: Sequence[Path], lost: list[tuple[Path, str]]) -> Iterator[Batch]:
+def _pictures(inputs: Inputs, paths: Sequence[Path], lost: list[Lost]) -> Iterator[Batch]:
     decoder = Decoder(inputs.recipe.square.size)
     for first in range(0, len(paths), BATCH):
         part = [(path, decoder.decode(path)) for path in paths[first : first + BATCH]]
-        lost += [(path, done.reason) for path, done in part if done.pixels is None]
+        lost += [Lost(path, done.reason) for path, done in part if done.pixels is None]
         kept = [(str(path), done.pixels) for path, done in part if done.pixels is not None]
         if kept:
             images = np.stack([pixels for _, pixels in kept])[:, None]
@@ -151,7 +159,7 @@ def _pictures(inputs: Inputs, paths: Sequence[Path], lost: list[tuple[Path, str]
 
 
 def _series(
-    inputs: Inputs, paths: Sequence[Path], find: Callable[[ArchiveImport], Found], lost: list[tuple[Path, str]]
+    inputs: Inputs, paths: Sequence[Path], find: Callable[[ArchiveImport], Found], lost: list[Lost]
 ) -> Iterator[Batch]:
     root = Path(os.path.commonpath([path.absolute().parent for path in paths]))
     given = {os.path.relpath(path.absolute(), root): path for path in paths}
@@ -168,10 +176,10 @@ def _series(
         anonymous=True,
     )
     found = find(job)
-    lost += [(given[reject.file], reject.why) for reject in found.rejects]
+    lost += [Lost(given[reject.file], reject.why) for reject in found.rejects]
     for one in found.series:
         made = examples(one, one.open(root), inputs.recipe)
-        lost += [(given[one.frames[row].file], why) for row, why in made.rejects]
+        lost += [Lost(given[one.frames[row].file], why) for row, why in made.rejects]
         frames = [one.frames[row] for row in made.frames.tolist()]
         for first in range(0, len(frames), BATCH):
             part = frames[first : first + BATCH]
@@ -182,7 +190,12 @@ def _named(series: Series, frames: Sequence[Frame], given: dict[str, Path], imag
     return Batch(tuple(str(given[frame.file]) for frame in frames), tuple(frame.index for frame in frames), images)
 
 
-def _refused(lost: Sequence[tuple[Path, str]], inputs: Inputs) -> ShardError:
+def _each_once(lost: Sequence[Lost]) -> list[Lost]:
+    """One reason of each input."""
+    return list({one.path: one for one in lost}.values())
+
+
+def _refused(lost: Sequence[Lost], inputs: Inputs) -> ShardError:
     """Of what was lost; of all that was given where nothing says why."""
     why = [f"{shown(path)} ({reason})" for path, reason in lost] or [
         f"{shown(path)} (holds no image)" for path in inputs.paths

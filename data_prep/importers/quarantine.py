@@ -6,6 +6,7 @@ of the shards.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
@@ -27,6 +28,13 @@ BACKGROUND, PANEL, TEXT, FAINT = (18, 20, 24), (34, 37, 43), (236, 239, 244), (1
 UNSEEN = "cannot be decoded"
 
 
+class Corner(NamedTuple):
+    """The upper left corner of something on the sheet, in pixels."""
+
+    left: int
+    top: int
+
+
 def write_quarantine(path: Path, root: Path, rejects: Sequence[Reject], codes: Pseudonyms) -> int:
     """Write a PNG of the suspected images below `root`, each with its code; return how many it shows.
 
@@ -46,13 +54,13 @@ def write_quarantine(path: Path, root: Path, rejects: Sequence[Reject], codes: P
     sheet = Image.new("RGB", (GAP + columns * (THUMB + GAP), GAP + lines * (THUMB + CAPTION + GAP)), BACKGROUND)
     for place, (reject, thumb) in enumerate(zip(suspected, thumbs, strict=True)):
         left, top = GAP + place % COLUMNS * (THUMB + GAP), GAP + place // COLUMNS * (THUMB + CAPTION + GAP)
-        _cell(sheet, thumb, (left, top))
-        _caption(sheet, codes.file(reject.file), reject.why, (left, top + THUMB))
+        _cell(sheet, thumb, Corner(left, top))
+        _caption(sheet, codes.file(reject.file), reject.why, Corner(left, top + THUMB))
     write_atomically(path, lambda file: sheet.save(file, format="PNG"), mode=PRIVATE)
     return len(suspected)
 
 
-def _cell(sheet: Image.Image, thumb: U8 | None, corner: tuple[int, int]) -> None:
+def _cell(sheet: Image.Image, thumb: U8 | None, corner: Corner) -> None:
     left, top = corner
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((left, top, left + THUMB - 1, top + THUMB - 1), fill=PANEL)
@@ -64,7 +72,7 @@ def _cell(sheet: Image.Image, thumb: U8 | None, corner: tuple[int, int]) -> None
         sheet.paste(picture, (middle[0] - picture.width // 2, middle[1] - picture.height // 2))
 
 
-def _caption(sheet: Image.Image, code: str, why: str, corner: tuple[int, int]) -> None:
+def _caption(sheet: Image.Image, code: str, why: str, corner: Corner) -> None:
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     while draw.textlength(why, font) > THUMB:
         why = why.removesuffix("...")[:-1] + "..."
