@@ -27,6 +27,7 @@ OUTSIDE_GUARANTEE = (
     "auc_ci95",
     "n_test",
     "f1_thresholds",
+    "curves.json",
 )
 """What is measured on validation and test patients: with `evaluation.epsilon: null` nothing protects them."""
 GIVEN_AWAY = (

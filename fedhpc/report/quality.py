@@ -13,6 +13,7 @@ from fedhpc.report.parts import Column, Figure, Legend, Part, Table, Value
 from fedhpc.report.view import RunView
 
 MOST_LINES, MOST_SITES = 6, 13
+OUTSIDE = ", which are outside the privacy guarantee (evaluation.epsilon is null)."
 SHARE_AXIS = Axis("", lambda value: f"{value:.1f}", floor=0.0, ceiling=1.0, holds=(0.0, 1.0))
 
 
@@ -73,7 +74,7 @@ def curves_part(view: RunView) -> Part:
     if found.get(ALL_SITES, {}).get("calibration"):
         figures.append(_calibration(view, found[ALL_SITES]["calibration"]))
     noise = view.curves.get("evaluation_epsilon")
-    exact = "From exact score histograms of the test patients."
+    exact = "From exact score histograms of the test patients" + (OUTSIDE if view.config.private else ".")
     noisy = f"From counts that were released with the noise of evaluation epsilon {noise or 0:g}: they contain it."
     hidden = [site for site in view.sites if site not in names]
     notes = [exact if noise is None else noisy]

@@ -5,6 +5,7 @@ A sweep reads itself (`fedhpc.sweep.final_report`): this package knows runs.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fedhpc.errors import InputError
@@ -100,7 +101,7 @@ def of_study(path: Path) -> Content:
         *dict.fromkeys(k for row in rows for k in row.point if k in ("case", "rule")),
     )
     content = _content(name, keys, rows, views, [path])
-    return Content(**{**vars(content), "claims": directory.read_claims(), "results": results})
+    return replace(content, claims=directory.read_claims(), results=results)
 
 
 def _baseline(cell: Cell) -> str:
