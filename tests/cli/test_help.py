@@ -43,6 +43,7 @@ PLACES = [(name, ()) for name in COMMANDS] + [
         "sweep": ("start", "status", "resume", "cancel"),
         "bench": (
             "dp",
+            "gpu",
             "codec",
             "import",
             "round",
