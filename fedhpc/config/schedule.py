@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 LEAST_EFFORT = 0.01
 """Below it a site trains so few images a step that its noise, or the bias of a single step, outweighs what it adds."""
+LEAST_SHARE = 0.5
+"""Of the effort that a site would have if a step cost its images only."""
 DIGITS = 3
 """Significant digits of a planned effort."""
 
@@ -25,11 +27,12 @@ class Schedule(Section):
     - `wait`: every site does the same work for its size. A round takes as long as the slowest site.
     - `plan`: a site that would take longer than the largest site takes at normal speed does less. Its *effort* is the
       share of its images that it trains on in a round: min(1, ((c + largest weight) x its speed - c) / its weight),
-      where c is what a step costs whatever its batch: step_images / sample_rate with privacy, else 0. The efforts are
-      public, fixed before the first round, and the same at every later start. With privacy on a slow site draws
-      its units with sample_rate x effort, in as many steps as the others, with the noise multiplier that costs the same
-      epsilon; its mean gradient is over the expected batch that is left. Without privacy it makes fewer steps, and its
-      update is normalised (algorithm.name=fednova).
+      where c is what a step costs whatever its batch: step_images / sample_rate with privacy, else 0; but at least half
+      of what it would be with c = 0, since c is measured without the reading of images. The efforts are public, fixed
+      before the first round, and the same at every later start. With privacy on a slow site draws its units with
+      sample_rate x effort, in as many steps as the others, with the noise multiplier that costs the same epsilon; its
+      mean gradient is over the expected batch that is left. Without privacy it makes fewer steps, and its update is
+      normalised (algorithm.name=fednova).
     - `deadline`: a round ends `deadline_s` seconds after it began, with the updates that are ready; where none is, it
       goes on until one is. A late site sends nothing, goes on training from the model that it began with, and sends in
       the first round that ends after it is done, once, with its weight divided by 1 + the rounds that it is late
@@ -85,11 +88,16 @@ def planned_efforts(sites: Sequence[Site], speeds: Mapping[str, float], step_uni
     {'a': 1.0, 'b': 1.0, 'c': 0.1}
     >>> planned_efforts(sites, {"b": 0.5, "c": 0.1}, step_units=20)
     {'a': 1.0, 'b': 1.0, 'c': 0.055}
+    >>> planned_efforts(sites, {"b": 0.5, "c": 0.1}, step_units=400)
+    {'a': 1.0, 'b': 1.0, 'c': 0.05}
     """
     known = all(site.weight is not None for site in sites)
     weights = {site.name: (site.weight or 1) if known else 1 for site in sites}
     whole = step_units + max(weights.values())
-    found = {name: (whole * speeds.get(name, 1.0) - step_units) / weight for name, weight in weights.items()}
+    least = {name: LEAST_SHARE * max(weights.values()) * speeds.get(name, 1.0) for name in weights}
+    found = {
+        name: max(least[name], whole * speeds.get(name, 1.0) - step_units) / weight for name, weight in weights.items()
+    }
     return {name: float(f"{min(1.0, max(LEAST_EFFORT, effort)):.{DIGITS}g}") for name, effort in found.items()}
 
 
