@@ -30,7 +30,14 @@ from fedhpc.util.text import fitted
 
 SAMPLES, TEST_SAMPLES, INPUTS, HIDDEN = (1200, 900, 600, 300), 3000, 48, 256
 LR, MOMENTUM, BATCH, LOCAL_EPOCHS = 0.02, 0.9, 64, 3
-Data = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Inputs f32[n, INPUTS] and labels int64[n]."""
+
+    inputs: Tensor
+    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,14 +72,14 @@ class Learner:
 
     name: str
     index: int
-    data: Data
+    data: Labelled
     model: nn.Module
     seed: int
 
     def train(self, params: F32, round: int, regularizer: Regularizer = NOTHING) -> F32:
         """Return local - global, f32[d]."""
         from_vector(self.model, params)
-        x, y = self.data
+        x, y = self.data.inputs, self.data.labels
         rng = np.random.default_rng([self.seed, self.index, round])
         optimizer = torch.optim.SGD(self.model.parameters(), LR, MOMENTUM)
         for _ in range(LOCAL_EPOCHS):
@@ -150,21 +157,21 @@ def _model(seed: int) -> nn.Module:
 
 
 @cache
-def _drawn(seed: int, part: int, count: int) -> Data:
+def _drawn(seed: int, part: int, count: int) -> Labelled:
     """Inputs f32[count, INPUTS] and labels of products and waves of six fixed directions, with noise."""
     rng = np.random.default_rng([seed, part])
     x = rng.standard_normal((count, INPUTS)).astype(np.float32)
     z = x @ (np.random.default_rng(5).standard_normal((INPUTS, 6)) / INPUTS**0.5)
     signal = z[:, 0] * z[:, 1] + z[:, 2] * z[:, 3] + np.sin(2 * z[:, 4]) * z[:, 5]
     labels = (signal + 0.4 * rng.standard_normal(count) > 0).astype(np.int64)
-    return torch.from_numpy(x), torch.from_numpy(labels)
+    return Labelled(torch.from_numpy(x), torch.from_numpy(labels))
 
 
-def _auc(model: nn.Module, params: F32, test: Data) -> float:
+def _auc(model: nn.Module, params: F32, test: Labelled) -> float:
     from_vector(model, params)
     with torch.no_grad():
-        logits = model(test[0]).double().numpy()
-    positive = test[1].numpy().astype(np.bool_)
+        logits = model(test.inputs).double().numpy()
+    positive = test.labels.numpy().astype(np.bool_)
     return float(weighted_aucs(logits[:, 1] - logits[:, 0], positive, np.ones((1, positive.size)))[0])
 
 
