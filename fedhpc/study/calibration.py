@@ -64,6 +64,7 @@ def calibrate(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], con
         seen.add(trial.config.data.shards)
         one = found[_training_kind(trial)] = _timed(directory, trial, sweep.local.cpus_per_rank)
         console.say(f"  {trial.name}: {one.round_s:.2f} s a round, {clock(one.rest_s)} around the rounds")
+    shutil.rmtree(directory.path / "calibration", ignore_errors=True)
     seconds = {trial.name: _expected(trial, found) for trial in trials}
     return {name: one for name, one in seconds.items() if one is not None}
 

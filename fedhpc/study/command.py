@@ -135,6 +135,8 @@ def _go_on(asked: Asked, directory: SweepDirectory, console: Console) -> int:
     if asked.dry_run or not names:
         console.say(f"to run: {', '.join(names) or 'nothing'}")
         return FINISHED if asked.dry_run else _closed(asked, directory, FINISHED, console)
+    if asked.calibrate and not directory.calibration():
+        directory.write_calibration(calibrate(directory, sweep, names, console))
     console.say(_estimate_line(directory, sweep.name, names, asked.cluster))
     return _closed(asked, directory, resume_sweep(asked.out, asked.cluster), console)
 
