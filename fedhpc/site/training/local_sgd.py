@@ -252,8 +252,15 @@ def train_private(local: LocalRound, work: PrivateWork) -> None:
     expected, noise = plan.sample_rate * work.weight, work.entropy.noise
     terms = NoiseConfig(p.clip_norm, plan.noise_multiplier, expected, noise, PAD_MULTIPLE if padded else 0)
     step = PrivateStep.wrap(model, local.optimizer(), terms)
+    try:
+        _private_steps(local, work, step)
+    finally:
+        step.unwrap()
+
+
+def _private_steps(local: LocalRound, work: PrivateWork, step: PrivateStep) -> None:
+    device, done = local.device, 0
     with local.batches(_private_batches(local, work)) as batches:
-        done = 0
         for batch in batches:
             if batch.first and not step.in_bounds():
                 raise SiteError(
@@ -267,8 +274,7 @@ def train_private(local: LocalRound, work: PrivateWork) -> None:
                 step(images, labels, owner, batch.last)
             if batch.last:
                 done += 1
-                local.on_step(done, plan.steps_per_round)
-    step.unwrap()
+                local.on_step(done, work.plan.steps_per_round)
 
 
 def _private_batches(local: LocalRound, work: PrivateWork) -> Iterator[Batch]:
