@@ -32,7 +32,13 @@ class Scale:
     step: float = 0.0
 
     def at(self, value: float) -> float:
-        """Return the pixel of a value; one beyond the axis lies at its end."""
+        """Return the pixel of a value; one beyond the axis lies at its end.
+
+        >>> Scale(1.0, 1.0, 0.0, 10.0).at(1.0)
+        5.0
+        """
+        if self._scaled(self.high) == self._scaled(self.low):
+            return (self.first + self.last) / 2
         value = min(max(value, self.low), self.high)
         share = (self._scaled(value) - self._scaled(self.low)) / (self._scaled(self.high) - self._scaled(self.low))
         return self.first + share * (self.last - self.first)
