@@ -52,14 +52,19 @@ choose_launcher() {
         return
     fi
     local ways=("srun --mpi=pmix" "srun --mpi=pmi2" mpirun)
+    local spread=node
+    if [[ ${SLURM_TASKS_PER_NODE:-} =~ ^([0-9]+)(\(x[0-9]+\))?$ ]]; then
+        spread=ppr:${BASH_REMATCH[1]}:node
+    fi
     if [ -n "${fault_tolerant:-}" ]; then
+        # By itself mpirun fills the first node; SLURM has said how many ranks belong on each.
         # Never under srun, where it is not supported. Connections that are made late may hang after a failure.
         ways=("mpirun --with-ft ulfm")
         export OMPI_MCA_mpi_preconnect_mpi=1
     fi
     for way in "${ways[@]}"; do
         case $way in
-            "mpirun --with-ft ulfm") launcher=(mpirun --with-ft ulfm -n "$tasks") ;;
+            "mpirun --with-ft ulfm") launcher=(mpirun --with-ft ulfm --map-by "$spread:oversubscribe" -n "$tasks") ;;
             mpirun) launcher=(mpirun -n "$tasks") ;;
             *) launcher=("srun" "${way#srun }" "--ntasks=$tasks" --kill-on-bad-exit=1) ;;
         esac

@@ -58,6 +58,25 @@ def test_full_spool_holds_the_job(slurm: Slurm, cohort: Path) -> None:
         until(lambda: "hosp1" in slurm.cluster.idle(), 30, 0.5)
 
 
+TOLERANT = ("--set", "faults.on_death=continue", "--set", "faults.min_sites=2")
+
+
+def test_fault_tolerant_job_goes_on_without_a_rank(slurm: Slurm, cohort: Path) -> None:
+    """slurm/launch.sh with fault_tolerant=1: mpirun inside the allocation, a hospital on each node."""
+    run_dir = slurm.folder / "tolerant"
+    arguments = (cohort, "--run-dir", run_dir, *TOLERANT)
+    options = ("--ntasks=3", "--export=ALL,fault_tolerant=1", "--nodelist=hosp1,hosp2,hosp3")
+    with cancelled(slurm.submit("tolerant", *options, script="fedavg.sbatch", arguments=arguments)) as job:
+        job.wait_until_it_says(r"round +2/", 150)
+        # In the node's own process namespace there is no other.
+        assert re.search(r"^site4 +2 +hosp3 ", job.text, re.MULTILINE), "each rank is on its own node"
+        slurm.cluster.on("hosp3", "pkill", "-KILL", "-f", "run.py train")
+        assert job.wait_for(ENDED, 150) == "FAILED", job.text
+    assert job.facts()["ExitCode"] == "3:0", job.text
+    assert "going on with 3 of 4 sites" in " ".join(job.text.split())
+    assert rounds(run_dir) == list(range(1, ROUNDS + 1))
+
+
 def test_sweep_submitted_from_a_job_runs_on_its_own_allocations(slurm: Slurm, cohort: Path) -> None:
     folder = slurm.folder / "inner"
     folder.mkdir()
