@@ -83,6 +83,7 @@ def test_tables_of_long_work_are_at_most_80_columns_wide() -> None:
         "auc": 0.9,
         "share_up": 0.123,
         "share_down": 0.1,
+        "share_most": 0.2,
         "less_dense": -0.001,
         "less_dense_error": 0.001,
     }
