@@ -88,7 +88,14 @@ def test_tables_of_long_work_are_at_most_80_columns_wide() -> None:
         "less_dense_error": 0.001,
     }
     row |= {"each_less_dense": [-0.001] * 5}
-    assert too_wide(wire.text({"rows": [{"density": 0.01, "value_bits": 32, **row}]})) == []
+    assert (
+        too_wide(
+            wire.text(
+                {"rows": [{"density": 0.01, "density_down": 0.25, "warm_up_rounds": 10, "value_bits": 32, **row}]}
+            )
+        )
+        == []
+    )
     spread = {f"auc{key}": 0.5 for key in ("", "_sd_of_splits", "_sd_of_noise", "_lowest", "_highest")}
     result = {"rows": [{"reference": "collection", "noise": "shared", "epsilon": 0.5, "splits": 20, **spread}]}
     assert too_wide(splits.text(result)) == []
