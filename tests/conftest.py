@@ -24,6 +24,10 @@ TERM_GRACE_S = 5
 STATE = tempfile.mkdtemp(prefix="fedhpc-tests-")
 atexit.register(shutil.rmtree, STATE, ignore_errors=True)
 
+# Every start of a program would compile all modules anew where byte code is off, as it is in some containers.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+os.environ.setdefault("PYTHONPYCACHEPREFIX", f"{STATE}/pycache")  # that of the first process for all
+
 # No test may charge a ledger of the user who runs it. Synthetic patients keep theirs beside their shards.
 os.environ.pop("FEDHPC_SITE_LEDGER", None)
 os.environ["XDG_STATE_HOME"] = STATE

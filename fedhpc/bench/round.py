@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from fedhpc.bench.accounts import charged_to
 from fedhpc.bench.round_work import FLOOR, WAYS, WORKLOADS, Workload, prepare, write_job
 from fedhpc.errors import InputError
+from fedhpc.util.processes import total_memory_bytes, tree_cpu_s, tree_pss_bytes
 from fedhpc.util.progress import at_work
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -78,12 +78,11 @@ def measure(plan: Plan, folder: Path) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Return what the figures depend on: cores that may be used, memory, versions."""
-    import psutil
     import torch
 
     return {
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "memory_gb": round(total_memory_bytes() / 2**30),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
     }
@@ -144,9 +143,9 @@ def _run(command: Sequence[str], directory: Path) -> tuple[Watched, float]:
         if now_s - began_s > LIMIT_S:
             process.kill()
         if _lines(directory / "rounds.jsonl") > len(watched.ends):
-            watched.ends.append((now_s, _cpu_s(process.pid)))
+            watched.ends.append((now_s, tree_cpu_s(process.pid)))
         if now_s - memory_s > MEMORY_EVERY_S:
-            watched.pss_bytes, memory_s = max(watched.pss_bytes, _pss_bytes(process.pid)), now_s
+            watched.pss_bytes, memory_s = max(watched.pss_bytes, tree_pss_bytes(process.pid)), now_s
         time.sleep(LOOK_S)
     ended_s = time.monotonic()
     if process.returncode or len(watched.ends) < 2:
@@ -163,34 +162,3 @@ def _lines(path: Path) -> int:
         return path.read_bytes().count(b"\n")
     except FileNotFoundError:
         return 0
-
-
-def _tree(root: int) -> list[Any]:
-    import psutil
-
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(root)
-        return [process, *process.children(recursive=True)]
-    return []
-
-
-def _cpu_s(root: int) -> float:
-    """CPU seconds of a process and all below it that have not ended."""
-    import psutil
-
-    total = 0.0
-    for process in _tree(root):
-        with suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total
-
-
-def _pss_bytes(root: int) -> int:
-    """Proportional set size of a process and all below it."""
-    total = 0
-    for process in _tree(root):
-        with suppress(OSError):
-            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-            total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total

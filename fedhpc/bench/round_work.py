@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,17 +164,24 @@ def _sizes(images: int) -> dict[str, int]:
     return {"train": images, "val": VALIDATION, "test": TEST}
 
 
-def _drawn(count: int, size: int, rng: np.random.Generator) -> tuple[U8, I64]:
-    """Noise images u8[count, 1, size, size], half of them with a faint disc, and their labels."""
+class _Drawn(NamedTuple):
+    """Images u8[n, 1, size, size] and their labels i64[n] (synthetic)."""
+
+    pixels: U8
+    labels: I64
+
+
+def _drawn(count: int, size: int, rng: np.random.Generator) -> _Drawn:
+    """Noise images, half of them with a faint disc."""
     labels = np.arange(count) % 2
     y, x = np.mgrid[:size, :size]
     centre, radius = rng.uniform(0.25 * size, 0.75 * size, (2, count, 1, 1)), size / 8
     disc = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2
     grey = 128 + NOISE * rng.standard_normal((count, size, size)) + SIGNAL * disc * labels[:, None, None]
-    return np.clip(grey, 0, 255).astype(np.uint8)[:, None], labels.astype(np.int64)
+    return _Drawn(np.clip(grey, 0, 255).astype(np.uint8)[:, None], labels.astype(np.int64))
 
 
-def _write(path: Path, site: str, parts: Sequence[tuple[U8, I64]]) -> None:
+def _write(path: Path, site: str, parts: Sequence[_Drawn]) -> None:
     counts = [len(labels) for _, labels in parts]
     write_shard(
         path,

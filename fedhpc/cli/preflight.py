@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 HELP = "the checks of every run alone; --report: what to send for help"
 EXAMPLES = (
-    "mpirun -n 4 {run} preflight configs/smoke.yaml",
     "mpirun -n 4 {run} preflight configs/smoke.yaml --speeds",
     "{run} preflight configs/smoke.yaml --report > report.txt",
 )

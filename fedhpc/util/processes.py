@@ -6,7 +6,12 @@ and psutil's start time moves with the clock of the machine, which would tell a 
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 
 def born(pid: int) -> str:
@@ -80,3 +85,34 @@ def available_memory_bytes() -> int:
     import psutil
 
     return psutil.virtual_memory().available
+
+
+def tree_cpu_s(root: int) -> float:
+    """CPU seconds of a process and all below it that have not ended."""
+    import psutil
+
+    total = 0.0
+    for process in _tree(root):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def tree_pss_bytes(root: int) -> int:
+    """Proportional set size of a process and all below it: a page that several share counts once in all."""
+    total = 0
+    for process in _tree(root):
+        with suppress(OSError):
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+            total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def _tree(root: int) -> "list[psutil.Process]":
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(root)
+        return [process, *process.children(recursive=True)]
+    return []

@@ -184,9 +184,12 @@ OTHER_WRITERS = {
     "run/preflight/facts.py": "a probe that it removes",
     "sweep/local.py": "the log of a child process",
     "bench/dp.py": "/proc",
+    "bench/harmonising.py": "a cohort in a folder of its own",
     "bench/importing.py": "a cohort in a folder of its own",
     "chaos/blows.py": "fills the disk on purpose",
     "chaos/campaign.py": "the log of a child process",
+    "records/checkpoint.py": "members of an archive, whose bytes go through `files.replacing`",
+    "util/memory.py": "/proc",
     "transport/channel.py": "opens no file: a message of a TLS session",
 }
 

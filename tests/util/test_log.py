@@ -102,9 +102,11 @@ def test_library_shows_nothing_on_stderr(capfd: pytest.CaptureFixture[str]) -> N
 REPO = Path(__file__).resolve().parents[2]
 PRINTERS = {
     "fedhpc/__main__.py": "a package is missing, perhaps one that logging needs",
+    "fedhpc/cli/predict.py": "notes on files that were passed over",
     "fedhpc/cli/prepare.py": "how the command ended",
     "fedhpc/cli/status.py": "how the command ended",
     "fedhpc/bench/algorithms.py": "progress",
+    "fedhpc/bench/harmonising.py": "progress",
     "fedhpc/bench/legacy.py": "progress",
     "fedhpc/bench/one_run.py": "progress",
     "fedhpc/bench/splits.py": "progress",
