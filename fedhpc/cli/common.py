@@ -3,7 +3,7 @@
 import argparse
 import json
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,3 +85,9 @@ class Report(NamedTuple):
 def print_result(facts: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Print a result as one JSON object, or as text."""
     print(json.dumps(facts, allow_nan=False) if as_json else text)
+
+
+def print_table(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> int:
+    """Print a result by its table, or as JSON; return the exit status 0."""
+    print_result(result, "" if as_json else table(result), as_json=as_json)
+    return 0
