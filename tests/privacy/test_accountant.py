@@ -16,20 +16,18 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from fedhpc.errors import PrivacyError
-from fedhpc.privacy import accountant, skellam
+from fedhpc.privacy import accountant, prv, skellam
 from fedhpc.privacy.accountant import (
     CALIBRATION_SLACK,
-    PRV_ERROR,
-    RDP_ORDERS,
     Charge,
     Mechanism,
-    _prv_accountant_class,
     bounds_of,
     calibrate_gaussian,
     epsilon_of,
     gaussian_bounds,
 )
 from fedhpc.privacy.analytic_gaussian import exact_epsilon
+from fedhpc.privacy.prv import PRV_ERROR, RDP_ORDERS
 from fedhpc.privacy.rdp import History, Steps, composed_rdp, epsilon_from_rdp
 
 GRID = [
@@ -74,7 +72,7 @@ def test_prv_equals_opacus_bitwise(delta: float) -> None:
     """Its domain is computed from memoised RDP here, and nothing else differs."""
     histories = [*((step,) for step in GRID), (Steps(0.9, 0.01, 200), Steps(2.0, 0.1, 50), Steps(12.0, 1.0, 5))]
     for history in histories:
-        ours, theirs = _prv_accountant_class()(), PRVAccountant()
+        ours, theirs = prv.prv_accountant_class()(), PRVAccountant()
         ours.history = theirs.history = list(history)
         words = {"delta": delta, "eps_error": 0.05}
         with warnings.catch_warnings(), np.errstate(divide="ignore"):
@@ -172,13 +170,13 @@ def test_edge_case_is_answered_within_bounded_work(
 ) -> None:
     """What takes the time is PRV's mesh: its points, all trials together, are counted, and no clock is read."""
     points: list[float] = []
-    measured = accountant._mesh_points
+    measured = prv._mesh_points
 
     def counted(*arguments: Any) -> float:
         points.append(measured(*arguments))
         return points[-1]
 
-    monkeypatch.setattr(accountant, "_mesh_points", counted)
+    monkeypatch.setattr(prv, "_mesh_points", counted)
     (rate, count), (epsilon, delta) = steps, target
     try:
         noise = calibrate_gaussian.__wrapped__(epsilon, delta, rate, count)
@@ -188,7 +186,7 @@ def test_edge_case_is_answered_within_bounded_work(
     else:
         assert 0.9 * epsilon <= epsilon_of((Steps(noise, rate, count),), delta) <= epsilon
     assert len(points) <= accountant.MOST_TRIALS + 1
-    assert accountant.MOST_PRV_POINTS <= 2**19
+    assert prv.MOST_PRV_POINTS <= 2**19
 
 
 @pytest.mark.parametrize("epsilon", [float("inf"), float("nan"), 0.0, -1.0, 1e6])
