@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedhpc.errors import InputError
+
 WIDTH = 80
 HELP_COLUMN = 26
 
@@ -65,6 +67,20 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_run_dir(parser: argparse.ArgumentParser) -> None:
     """Add `--run-dir DIR`."""
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="the run directory (default: runs/<name>)")
+
+
+def check_output(path: Path, suffix: str) -> None:
+    """Refuse an output file of another kind before anything is computed: one letter off, it would replace an input.
+
+    Raises:
+        InputError: it has another suffix, or its folder is not there.
+    """
+    if path.suffix.lower() != suffix:
+        raise InputError(
+            f"{path}: what is written there is a {suffix} file. Give a name that ends in {suffix}", code="command-line"
+        )
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: its folder does not exist. Give a file in one that does", code="command-line")
 
 
 def positive(text: str) -> int:

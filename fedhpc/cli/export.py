@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fedhpc.cli.common import Parser
+from fedhpc.cli.common import Parser, check_output
 
 HELP = "a finished model as ONNX, checked against PyTorch"
 EXAMPLES = (
@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
     from fedhpc.util.progress import at_work
     from fedhpc.util.text import wrapped
 
+    check_output(options.onnx, ".onnx")
     with at_work("export"):
         done = export(options.run_or_model, options.onnx)
     print(wrapped(export_text(done)))

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fedhpc.cli.common import Parser
+from fedhpc.cli.common import Parser, check_output
 from fedhpc.errors import InputError
 
 HELP = "calibrated scores of a finished model for new images"
@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--personal: whose? Give --site with the name of the hospital", code="command-line")
     if options.stack % 2 == 0 or not 1 <= options.stack <= 63:
         raise InputError(f"--stack={options.stack}: allowed is an odd number of slices, 1 to 63", code="command-line")
+    check_output(options.out, ".csv")
     windows(tuple(options.window))
     recipe = Recipe(Square(64, options.pixel_mm), tuple(options.window), options.stack)
     inputs = Inputs(tuple(options.input), recipe, options.modality, options.plane)

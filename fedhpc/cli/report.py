@@ -45,10 +45,37 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(
             f"{len(options.targets)} targets: say where the report goes: -o report.html", code="command-line"
         )
+    _check_replaced(out)
     found = report(contents(options.targets))
     write(found, out, options.csv)
     print_result(found.facts(), found.text(out), as_json=options.json)
     return 0
+
+
+def _check_replaced(out: Path) -> None:
+    """Refuse a page whose .json or .csv would replace a file of something else, as summary.html of a run would.
+
+    Raises:
+        InputError: it would, or the page is no .html file.
+    """
+    from fedhpc.report.build import is_report
+    from fedhpc.util.files import read_text
+
+    if out.suffix.lower() != ".html":
+        raise InputError(
+            f"{out}: the page is an .html file, and .json and .csv are written beside it. Give a name that ends in "
+            ".html",
+            code="command-line",
+        )
+    if out.stem == "report":
+        return
+    facts = out.with_suffix(".json")
+    beside = [path for path in (facts, out.with_suffix(".csv")) if path.exists()]
+    if beside and not (facts.is_file() and is_report(read_text(facts, "Give another name"))):
+        raise InputError(
+            f"{out}: {beside[0].name} would be replaced, which lies there and is of no report. Give another name",
+            code="command-line",
+        )
 
 
 def contents(targets: list[Path]) -> "list[Content]":

@@ -28,6 +28,7 @@ OUTSIDE_GUARANTEE = (
     "n_test",
     "f1_thresholds",
     "curves.json",
+    "calibration in model.pt",
 )
 """What is measured on validation and test patients: with `evaluation.epsilon: null` nothing protects them."""
 GIVEN_AWAY = (

@@ -100,6 +100,19 @@ def report(sources: Sequence[Content]) -> Report:
     return Report(together)
 
 
+def is_report(text: str) -> bool:
+    """Whether a text is the report.json of a report.
+
+    >>> is_report('{"rows": [], "groups": []}'), is_report('{"auc": 0.9}'), is_report("[")
+    (True, False, False)
+    """
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(facts, dict) and {"rows", "groups"} <= facts.keys()
+
+
 def now() -> str:
     """UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

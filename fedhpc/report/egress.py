@@ -45,7 +45,7 @@ def report(run: Path) -> Report:
     """
     directory, config, logs, aggregator = _read(run)
     records = directory.read_rounds()
-    checks = [_kinds(logs), _counts(logs, records), _wire(config, logs), _contracts(), _search(config, logs)]
+    checks = [*log_checks(config, logs, records), _contracts()]
     rounds = _rounds(logs, aggregator, len(config.site_names))
     facts = {
         "run": str(run),
@@ -56,6 +56,11 @@ def report(run: Path) -> Report:
         "holds": all(check.holds is not False for check in checks),
     }
     return Report(facts, _text(facts, checks, directory))
+
+
+def log_checks(config: RunConfig, logs: Logs, records: Sequence[Mapping[str, Any]]) -> list[Check]:
+    """Return what the logs of all sites say: kinds, bytes beside those that rank 0 received, encryption, search."""
+    return [_kinds(logs), _counts(logs, records), _wire(config, logs), _search(config, logs)]
 
 
 def exchanged(run: Path) -> list[dict[str, int]]:

@@ -68,7 +68,8 @@ def _reference(config: RunConfig) -> Iterator[dict[str, str]]:
         return
     with Shard.open(Path(reference), None, in_memory=False, need_train=False) as shard:
         labels = shard.labels
-        if labels.ndim > 1:
+        # A copy of a hospital's shard under another name has its site's name.
+        if labels.ndim > 1 or shard.site in config.site_names:
             return
         for label, name in list(enumerate(shard.classes))[:MOST_CLASSES]:
             rows = np.flatnonzero(labels == label)

@@ -22,8 +22,13 @@ from fedhpc.util.text import wrapped
 
 
 def sites_by_rank(config: RunConfig, ranks: int) -> list[tuple[int, ...]]:
-    """The indices of the sites that each rank plays; a centralised run is rank 0's alone."""
-    weights = [site.weight for site in config.data.sites]
+    """The indices of the sites that each rank plays; a centralised run is rank 0's alone.
+
+    Under a secure sum they are dealt by number, whatever they weigh: by weight the aggregator's process could get more
+    sites than `privacy.colluding_sites`, which nothing protects from it.
+    """
+    by_weight = config.privacy.trust != "sites"
+    weights = [site.weight if by_weight else None for site in config.data.sites]
     if config.mode == "centralised":
         return [tuple(range(len(weights))), *[()] * (ranks - 1)]
     return deal_sites(weights, ranks, config.federation.aggregator_rank == "dedicated")

@@ -1,16 +1,20 @@
 """The claims that are of no part: bytes, slow, corrupted and legacy hospitals, residency, and the audit."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.study import Cell, Claim, Study, StudyDirectory
+from fedhpc.report.egress import log_checks
 from fedhpc.study.figures import Figure, summary_of
 from fedhpc.study.paper import DENSE_MB, PACE, PARAMETERS, SENT_MB, SLOW_AUC_TOLERANCE, STRESS_TOLERANCE
 from fedhpc.study.plan import CLEAN, MEAN
 from fedhpc.study.rows import commands_of, figure_claim, not_measured, verdict_of
-from fedhpc.transport.egress_log import KINDS, read_log
+from fedhpc.transport.egress_log import read_log
 
 MB = 1e6
+MOST_SHOWN = 3
 
 
 def claims_of_tests(records: StudyDirectory, study: Study) -> Iterator[Claim]:
@@ -76,32 +80,29 @@ def _slow(records: StudyDirectory, study: Study) -> Iterator[Claim]:
 def _corrupted(records: StudyDirectory, study: Study) -> Claim:
     """Return the row of the worst case under the best robust rule, each against the clean run of the mean."""
     name, told = "corrupted hospital", f"AUC kept (at most {STRESS_TOLERANCE:g} less)"
-    cells = study.of("stress")
-    clean = [cell for cell in cells if (cell.case, cell.rule) == (CLEAN, MEAN)]
-    robust = sorted({cell.rule for cell in cells} - {MEAN})
-    if not clean or not robust:
-        return not_measured(name, told, "the clean run, or every robust rule, has not finished")
-    base = summary_of(records, clean[0])["auc"]
+    aucs = {(cell.rule, cell.case): summary_of(records, cell)["auc"] for cell in study.of("stress")}
+    known = {key for key, auc in aucs.items() if auc is not None}
+    lost = [cell for cell in study.cells if cell.kind == "stress" and (cell.rule, cell.case) not in known]
+    # A case that a rule did not get through could be its worst: such a rule has no figure.
+    robust = sorted({rule for rule, _ in known} - {MEAN} - {cell.rule for cell in lost})
+    if (MEAN, CLEAN) not in known or not robust:
+        return not_measured(name, told, "the clean run of the mean, or a case of every robust rule, has no AUC")
+    base = aucs[MEAN, CLEAN]
     less_by_rule = {
-        rule: _less(records, [cell for cell in cells if cell.rule == rule], base) for rule in (MEAN, *robust)
+        rule: {case: aucs[rule, case] - base for one, case in known if one == rule and case != CLEAN}
+        for rule in (MEAN, *robust)
     }
     worst = {rule: _worst(less) for rule, less in less_by_rule.items()}
     best = max(robust, key=lambda rule: worst[rule][1])
     case, less = worst[best]
-    lost = [cell.name for cell in study.cells if cell.kind == "stress" and cell.status != "finished"]
     why = (
         f"worst of {len(less_by_rule[best])} cases under {best}; under the mean {worst[MEAN][1]:+.3f} "
         f"({worst[MEAN][0]}); one run a case, the same noise in all; tolerance ours"
-        + (f"; not finished: {', '.join(lost)}" if lost else "")
+        + (f"; without an AUC: {', '.join(cell.name for cell in lost)}" if lost else "")
     )
     text = f"{less:+.3f} ({case})"
-    mine = [cell for cell in cells if (cell.case, cell.rule) == (case, best)]
+    mine = [cell for cell in study.of("stress") if (cell.case, cell.rule) == (case, best)]
     return Claim(name, told, text, less, None, None, verdict_of(less >= -STRESS_TOLERANCE), why, commands_of(mine))
-
-
-def _less(records: StudyDirectory, cells: Sequence[Cell], base: float) -> dict[str, float]:
-    """Return the AUC of each case less the clean one."""
-    return {cell.case: summary_of(records, cell)["auc"] - base for cell in cells if cell.case != CLEAN}
 
 
 def _worst(less: Mapping[str, float]) -> tuple[str, float]:
@@ -133,23 +134,38 @@ def _legacy(records: StudyDirectory, study: Study) -> Claim:
 
 
 def _residency(records: StudyDirectory, study: Study) -> Claim:
-    """Return the row of the egress logs: everything that left a hospital in any run is of a kind that may."""
+    """Return the row of the egress logs: what left a hospital in any run may leave, was searched, and was counted."""
     name, told = "data residency", "100 % of images stay"
     cells = [cell for cell in study.cells if cell.is_run and cell.status == "finished"]
     logs = [path for cell in cells for path in sorted((records.path / cell.run).glob("sites/*/egress.jsonl"))]
     if not logs:
         return not_measured(name, told, "no run has finished")
     entries = [entry for path in logs for entry in read_log(path)]
-    strange = [entry for entry in entries if entry.kind not in KINDS]
+    against = [f"{cell.name}: {text}" for cell in cells for text in _against(records.path / cell.run)]
     searched = sum(entry.searched is not None for entry in entries)
-    share = 100 * (1 - len(strange) / max(1, len(entries)))
-    text = f"{share:.0f} %: {len(entries):,} payloads left, {len(strange)} of a kind that may not"
+    text = f"{len(entries):,} payloads left, {searched:,} searched for pixels; {len(against)} findings against it"
     why = (
-        f"by {len(logs)} egress logs of {len(cells)} runs; {searched:,} payloads were also searched "
-        "for pixels of their hospital's images as they left, and a hit ends the run"
+        f"by {len(logs)} egress logs of {len(cells)} runs: every payload of a kind that may leave, no update or metric "
+        "unsearched or in the clear, and the bytes those that rank 0 received; a hit of the search ends the run"
+        + "".join(f". {one}" for one in against[:MOST_SHOWN])
     )
     command = f"python run.py egress {records.path / cells[0].run}  (and {len(cells) - 1} more runs)"
-    return Claim(name, told, text, share, None, None, verdict_of(bool(entries) and not strange), why, command)
+    return Claim(name, told, text, None, None, None, verdict_of(bool(entries) and not against), why, command)
+
+
+def _against(run: Path) -> Iterator[str]:
+    """Yield what the egress logs of a run have against the claim."""
+    directory = RunDirectory(run)
+    config = directory.read_config()
+    if config is None:
+        yield "no config.yaml, so that its sites are not known"
+        return
+    lost = [site for site in config.site_names if not directory.egress(site).exists()]
+    if lost:
+        yield f"no egress log of {', '.join(lost)}"
+        return
+    logs = {site: read_log(directory.egress(site)) for site in config.site_names}
+    yield from (check.text for check in log_checks(config, logs, directory.read_rounds()) if check.holds is False)
 
 
 def _audit(records: StudyDirectory, study: Study) -> Claim:

@@ -143,7 +143,7 @@ def load_study(path: Path, overrides: list[str], *, quick: bool, parts: Iterable
     for override in overrides:
         apply_override(tree, override)
     wanted = set(parts)
-    unknown = sorted(wanted - set(tree.get("parts") or ()))
+    unknown = sorted(wanted - set(_parts(tree)))
     if unknown:
         raise ConfigError(f"--parts {' '.join(unknown)}: {path} has no such part. Name some of {_names(tree)}")
     if wanted:
@@ -159,7 +159,13 @@ def load_study(path: Path, overrides: list[str], *, quick: bool, parts: Iterable
 
 
 def _names(tree: Tree) -> str:
-    return ", ".join(tree.get("parts") or ("none",))
+    return ", ".join(map(str, _parts(tree))) or "none"
+
+
+def _parts(tree: Tree) -> Tree:
+    """Return the parts by name; none where the file has something else in their place, which validation names."""
+    parts = tree.get("parts")
+    return parts if isinstance(parts, dict) else {}
 
 
 def _only(tree: Tree, wanted: set[str]) -> Tree:
@@ -169,4 +175,5 @@ def _only(tree: Tree, wanted: set[str]) -> Tree:
 
 
 def _is_of_other(section: object, wanted: set[str]) -> bool:
-    return isinstance(section, dict) and "part" in section and section["part"] not in wanted
+    part = section.get("part") if isinstance(section, dict) else None
+    return isinstance(part, str) and part not in wanted

@@ -132,6 +132,16 @@ def test_report_opens_public_records_only(run: Path) -> None:
     assert "PRIVATE" not in text.replace("NOT PRIVATE", "") and "<img" not in text
 
 
+@pytest.mark.parametrize("name", ["summary.html", "curves.html", "report.json", "table.csv", "model.pt"])
+def test_report_replaces_no_record(name: str, run: Path, run_here: Callable[..., Outcome]) -> None:
+    """Its .json and .csv beside the page would be the run's own; a report of before is replaced."""
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    done = run_here(["report", run, "-o", run / name])
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False) and "Give" in done.stderr, done
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    assert run_here(["report", run]).returncode == 0
+
+
 def test_missing_records_leave_parts_out(run: Path) -> None:
     for name in ("curves.json", "environment.json", "starts.jsonl"):
         (run / name).unlink()
@@ -245,7 +255,7 @@ def test_stress_matrix_compares_with_the_clean_run() -> None:
 
 
 def test_examples_come_from_no_hospital(tmp_path: Path) -> None:
-    """A phantom cohort gives new synthetic patients; a reference that is a hospital's own shard gives nothing."""
+    """A phantom cohort gives new synthetic patients; a reference that is a hospital's shard, or a copy of one, none."""
     make_shard(tmp_path, "site1", 20)
     tree: dict[str, Any] = {
         "name": "x",
@@ -253,10 +263,12 @@ def test_examples_come_from_no_hospital(tmp_path: Path) -> None:
         "model": {"name": "frozen", "backbone": "phantom", "features": 4},
         "data": {"shards": f"{tmp_path}/{{site}}.h5", "sites": [{"name": "site1"}]},
     }
-    tree["data"]["public_reference"] = f"{tmp_path}/site1.h5"
     directory = RunDirectory(tmp_path)
-    write_examples(RunConfig.model_validate(tree), directory)
-    assert not directory.examples.exists()
+    shutil.copy(tmp_path / "site1.h5", tmp_path / "public.h5")
+    for name in ("site1.h5", "public.h5"):
+        tree["data"]["public_reference"] = f"{tmp_path}/{name}"
+        write_examples(RunConfig.model_validate(tree), directory)
+        assert not directory.examples.exists()
     tree["model"] = {}
     tree["data"] |= {"phantom": {"images": 100, "image_size": 32}, "public_reference": None}
     write_examples(RunConfig.model_validate(tree), directory)

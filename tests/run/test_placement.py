@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedhpc.config.schema import RunConfig
 from fedhpc.run.placement import deal_sites
+from fedhpc.run.secure_channel import sites_by_rank
 
 WEIGHTS = st.lists(st.integers(1, 1000), min_size=1, max_size=40)
 
@@ -35,3 +37,17 @@ def test_one_rank_a_site_keeps_their_order(weights: list[int], dedicated: bool) 
     alone = deal_sites(weights, len(weights) + dedicated, dedicated)
     shared = not (dedicated and len(weights) + dedicated > 1)
     assert alone == ([] if shared else [()]) + [(site,) for site in range(len(weights))]
+
+
+@pytest.mark.parametrize(("trust", "with_aggregator"), [("aggregator", 5), ("sites", 3)])
+def test_secure_sum_gives_the_aggregator_no_more_sites_by_weight(trust: str, with_aggregator: int) -> None:
+    """Dealt by weight the sixth site would be alone, and the aggregator's process would hold the vectors of five."""
+    tree = {
+        "name": "x",
+        "data": {"shards": "{site}.h5", "sites": [{"name": n, "weight": 500 if n == "f" else 10} for n in "abcdef"]},
+        "training": {"local_epochs": 1},
+        "privacy": {"epsilon": 8, "sample_rate": 1, "delta": 1e-6, "trust": trust}
+        | ({"colluding_sites": 3} if trust == "sites" else {}),
+        "exchange": {"density": 1},
+    }
+    assert len(sites_by_rank(RunConfig.model_validate(tree), 2)[0]) == with_aggregator

@@ -148,6 +148,12 @@ def test_predict_wrong_input_is_one_message(run: Path, run_here: RunHere, tmp_pa
         done = run_here(["predict", *words, "-o", tmp_path / "scores.csv"])
         assert done.returncode == 2 and reason in done.stderr and "Traceback" not in done.stderr, (words, done)
         assert done.stderr.count("error:") == 1 and not (tmp_path / "scores.csv").exists()
+    before = {path: path.read_bytes() for path in (tmp_path / "good.png", run / "model.pt", run.parent / "north.h5")}
+    for out in (*before, tmp_path / "none" / "scores.csv"):
+        for words in (["predict", run, "--input", tmp_path / "good.png", "-o", out], ["export", run, "--onnx", out]):
+            done = run_here(words)
+            assert done.returncode == 2 and "Give" in done.stderr and "Traceback" not in done.stderr, (words, done)
+    assert all(path.read_bytes() == content for path, content in before.items())
     done = run_here(["export", tmp_path / "personal.pt", "--onnx", tmp_path / "model.onnx"])
     assert done.returncode == 2 and "never leaves" in done.stderr and not (tmp_path / "model.onnx").exists()
 

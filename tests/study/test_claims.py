@@ -73,6 +73,61 @@ def test_claims_without_a_cell_are_not_measured(tmp_path: Path) -> None:
     assert "0 met, 0 missed, 11 not measured" in claims_text(StudyDirectory(tmp_path).read(), tuple(found.values()))
 
 
+def stress_cells(folder: Path, aucs: dict[tuple[str, str], float | None]) -> list[Cell]:
+    """A finished cell for each rule and case, with its AUC."""
+    cells = [cell(f"s-{case}-{rule}", "stress", case=case, rule=rule) for rule, case in aucs]
+    for one, auc in zip(cells, aucs.values(), strict=True):
+        write(folder, one, auc=auc)
+    return cells
+
+
+@pytest.mark.parametrize("how", ["unfinished", "no AUC"])
+def test_rule_without_its_worst_case_has_no_figure(how: str, tmp_path: Path) -> None:
+    """It could be the case that costs most, and the claim would be met by what did not end."""
+    aucs: dict[tuple[str, str], float | None] = {("mean", "clean"): 0.98, ("mean", "flip"): 0.6, ("mda", "clean"): 0.98}
+    cells = stress_cells(tmp_path, aucs | ({("mda", "flip"): None} if how == "no AUC" else {}))
+    lost = [cell("s-flip-mda", "stress", case="flip", rule="mda")] if how == "unfinished" else []
+    assert claims(tmp_path, *cells, *lost)["corrupted hospital"].verdict == "not measured"
+
+
+def logged_run(folder: Path, one: Cell) -> Path:
+    """A finished run of one round and two sites, with egress logs that agree with its record."""
+    write(folder, one, auc=0.9)
+    run = folder / one.run
+    sites = [{"name": name, "weight": 40} for name in ("a", "b")]
+    tree = {"name": "x", "privacy": {"off": True}, "data": {"shards": "{site}.h5", "sites": sites}}
+    (run / "config.yaml").write_text(json.dumps(tree), encoding="utf-8")
+    per_site = {site["name"]: {"bytes_up": 7} for site in sites}
+    record = {"round": 1, "per_site": per_site, "ledger_heads": {}, "seconds": {}}
+    (run / "rounds.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    for site in per_site:
+        (run / "sites" / site).mkdir(parents=True)
+        (run / "sites" / site / "egress.jsonl").write_text(json.dumps(ENTRY) + "\n", encoding="utf-8")
+    return run
+
+
+ENTRY: dict[str, Any] = {
+    "time": "2026-01-01T00:00:00.000Z", "round": 1, "kind": "update", "bytes": 7, "sha256": "", "to": "aggregator",
+    "via": "tls", "searched": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [({}, "met"), ({"kind": "images"}, "missed"), ({"bytes": 8}, "missed"), ({"searched": None}, "missed"),
+     ({"via": "clear"}, "missed"), (None, "missed")],
+)  # fmt: skip
+def test_residency_claim_fails_in_each_way(change: dict[str, Any] | None, verdict: str, tmp_path: Path) -> None:
+    """Another kind, other bytes than rank 0 received, a payload that was not searched or in the clear, a lost log."""
+    one = cell("f", "federated", density=1.0, paper=True)
+    log = logged_run(tmp_path, one) / "sites" / "a" / "egress.jsonl"
+    if change is None:
+        log.unlink()
+    else:
+        log.write_text(json.dumps({**ENTRY, **change}) + "\n", encoding="utf-8")
+    assert claims(tmp_path, one)["data residency"].verdict == verdict
+
+
 @pytest.mark.parametrize(
     ("stopped", "epsilon", "noise_seed", "verdict"),
     [("finished", 1.0, None, "met"), ("budget", 1.0, None, "missed"), ("finished", 1.01, None, "missed"),

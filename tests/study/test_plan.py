@@ -56,6 +56,13 @@ def test_wrong_key_is_named(override: str, named: str, tmp_path: Path) -> None:
         plan_study(load_study(STUDY, [override], quick=True), STUDY, tmp_path, quick=True)
 
 
+@pytest.mark.parametrize("override", ["parts=3", "parts=[head]", "parts={3: {}}", "audit={part: [head]}"])
+@pytest.mark.parametrize("parts", [[], ["head"]])
+def test_parts_of_another_type_are_one_message(override: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError):
+        load_study(STUDY, [override], quick=True, parts=parts)
+
+
 def test_unknown_part_is_refused() -> None:
     with pytest.raises(ConfigError, match="--parts tail"):
         load_study(STUDY, [], quick=True, parts=["tail"])
