@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.bench.round_work import FLOOR, WAYS
+from fedhpc.errors import InputError
 from fedhpc.util.files import read_json, write_json
 from fedhpc.util.text import fitted
 
@@ -115,6 +116,11 @@ def read_recorded(path: Path = RECORDED) -> dict[str, Any]:
     Raises:
         InputError: there is no such file, or it holds none.
     """
+    if not path.exists():
+        raise InputError(
+            f"--check: no ratios are recorded yet ({path.name}). Record them on an idle machine: bench round --record",
+            code="bench.failed",
+        )
     return read_json(path, "Write it by bench round --record")
 
 

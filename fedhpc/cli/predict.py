@@ -1,6 +1,7 @@
 """`run.py predict RUN --input FILES`: calibrated scores of a finished model for new images, at the hospital."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--personal: whose? Give --site with the name of the hospital", code="command-line")
     if options.stack % 2 == 0 or not 1 <= options.stack <= 63:
         raise InputError(f"--stack={options.stack}: allowed is an odd number of slices, 1 to 63", code="command-line")
+    if options.pixel_mm is not None and not 0 < options.pixel_mm < math.inf:
+        raise InputError(f"--pixel-mm={options.pixel_mm}: must be above 0", code="command-line")
     check_output(options.out, ".csv")
     windows(tuple(options.window))
     recipe = Recipe(Square(64, options.pixel_mm), tuple(options.window), options.stack)

@@ -63,6 +63,9 @@ SUMMARY_KEYS = frozenset(
     ("mode", "epsilon", "auc", "auc_val", "auc_ci95", "f1", "sensitivity_early", "stopped", "git", "seconds")
 ) | {"bytes_up_per_round", "bytes_down_per_round", "dense_bytes_per_round"}
 
+SHOWN = frozenset(("auc_val", "epsilon", "bytes_up", "bytes_down"))
+"""What reports show of a round, beside what a run needs of it to go on."""
+
 
 class RunDirectory:
     """Owns the names of a run's files. Only rank 0 writes outside `sites/`, only a site's rank inside its folder."""
@@ -182,6 +185,24 @@ class RunDirectory:
             self._torn_line_reported = True
             LOG.warning("%s: its last line is incomplete and is left out", self.rounds)
         return [_record(line, self.rounds, number) for number, line in enumerate(lines, 1)]
+
+    def read_whole_rounds(self) -> list[dict[str, Any]]:
+        """Return the records for one who shows them: `read_rounds`, and what is shown of a round is there.
+
+        Raises:
+            InputError: as `read_rounds`, or a record that this version has not written.
+        """
+        records = self.read_rounds()
+        for number, record in enumerate(records, 1):
+            seconds, sites = record["seconds"], record["per_site"]
+            if not (
+                isinstance(seconds, dict) and "total" in seconds and isinstance(sites, dict) and record.keys() >= SHOWN
+            ):
+                raise InputError(
+                    f"{self.rounds}:{number}: lacks what is shown of a round; it was cut or changed. {RESTORE}.",
+                    code="file.damaged",
+                )
+        return records
 
     def write_rounds(self, records: list[dict[str, Any]]) -> None:
         """Write all records anew; used at a resume, where a round may have been recorded but not saved."""

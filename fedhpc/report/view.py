@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.config.schema import RunConfig
+from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.report.rows import Row
 from fedhpc.transport.egress_log import Entry, read_log
@@ -91,20 +92,33 @@ def view_of(path: Path, config: RunConfig, row: Row) -> RunView:
         path=path,
         row=row,
         config=config,
-        records=directory.read_rounds(),
+        records=directory.read_whole_rounds(),
         summary=directory.read_summary() if directory.summary.exists() else {},
-        curves=_optional(directory.curves),
+        curves=_optional(directory.curves, "curves"),
         environment=_optional(directory.environment),
         starts=_starts(directory.starts),
-        contribution=_optional(directory.contribution),
+        contribution=_optional(directory.contribution, "values"),
         audits=[_optional(one) for one in sorted((path / "audit").glob("*.json"))],
         examples=_examples(directory.examples),
         work_s=site_work(directory, config),
     )
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path, AGAIN) if path.exists() else {}
+def _optional(path: Path, by_name: str = "") -> dict[str, Any]:
+    """Return a record; empty where there is none. `by_name`: the key of a mapping of mappings in it, if it has one.
+
+    Raises:
+        InputError: it is no record.
+    """
+    found = read_json(path, AGAIN) if path.exists() else {}
+    inner = found.get(by_name, {})
+    if not (isinstance(inner, dict) and all(isinstance(one, dict) for one in inner.values())):
+        raise _changed(path)
+    return found
+
+
+def _changed(path: Path) -> InputError:
+    return InputError(f"{path}: is not what a run writes there; it was cut or changed. {AGAIN}.", code="file.damaged")
 
 
 def _starts(path: Path) -> list[dict[str, Any]]:
@@ -124,7 +138,14 @@ def _parsed(line: str) -> dict[str, Any]:
 
 def _examples(path: Path) -> Examples | None:
     found = _optional(path)
-    return Examples(str(found["source"]), found["images"]) if {"source", "images"} <= found.keys() else None
+    if not {"source", "images"} <= found.keys():
+        return None
+    images = found["images"]
+    if not (
+        isinstance(images, list) and all(isinstance(one, dict) and {"caption", "png"} <= one.keys() for one in images)
+    ):
+        raise _changed(path)
+    return Examples(str(found["source"]), images)
 
 
 def site_work(directory: RunDirectory, config: RunConfig) -> dict[str, list[float]]:

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from fedhpc.algorithms.deadline import Clock, Entered, Replay, Timing
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.run.session import Session
 from fedhpc.transport.collectives import broadcast_json
@@ -48,6 +49,18 @@ def agreed_timing(session: Session, first: int) -> Timing | None:
         ],
     )
     return Replay([Entered(**one) for one in told])
+
+
+def replay_problems(config: RunConfig) -> list[str]:
+    """Return why `schedule.replay` cannot be repeated, at most one line; for rank 0, before anything is spent."""
+    if config.schedule.replay is None:
+        return []
+    try:
+        recorded(Path(config.schedule.replay), config.site_names, config.training.rounds)
+    except InputError as error:
+        key = "" if str(error).startswith("schedule.replay") else "schedule.replay="
+        return [f"{key}{error}"]
+    return []
 
 
 def recorded(path: Path, sites: Sequence[str], rounds: int) -> list[Entered]:

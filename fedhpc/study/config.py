@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -95,7 +95,7 @@ class Codec(Section):
 
     size: Annotated[int, Field(ge=1)] = Field(description="entries of the update that is really encoded")
     density: Density = Field(default=0.1, description="share of the entries that is sent")
-    value_bits: int = Field(default=4, description="of a sent value")
+    value_bits: Literal[32, 16, 8, 7, 6, 5, 4, 3] = Field(default=4, description="of a sent value")
 
 
 class StudyConfig(Section):
@@ -113,10 +113,16 @@ class StudyConfig(Section):
     local: Local = Field(default=Local(), description="resources of a cell under --cluster local, as of a sweep")
 
     def part_problems(self) -> list[str]:
-        """Return what names a part that there is not."""
+        """Return what names a part, or a point of its grid, that there is not."""
         named = {"stress": self.stress, "schedule": self.schedule, "contribution": self.contribution}
         found = {**named, "audit": self.audit}
-        return [
+        off_grid = [
+            f"parts.{name}.paper: epsilon={part.paper.epsilon}, density={part.paper.density:g} is no point of the "
+            "grid, so that nothing would stand beside the paper's claims; name values of its epsilons and densities"
+            for name, part in self.parts.items()
+            if part.paper.epsilon not in part.epsilons or part.paper.density not in part.densities
+        ]
+        return off_grid + [
             f"{key}.part={one.part}: there is no such part; name one of {', '.join(self.parts)}"
             for key, one in found.items()
             if one is not None and one.part not in self.parts

@@ -1,6 +1,7 @@
 """From a study's config to its cells: each a trial of one sweep, and a line of the frozen plan."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,13 +70,18 @@ def plan_study(config: StudyConfig, path: Path, out: Path, *, quick: bool) -> Pl
             problems.setdefault(problem, []).append(draft.cell.name)
         if checked_config is None:
             continue
+        if draft.cell.kind in ("legacy", "schedule") and draft.cell.case not in checked_config.site_names:
+            sites = ", ".join(checked_config.site_names)
+            problems[f"{draft.cell.kind}.site={draft.cell.case}: is no site of its config; name one of {sites}"] = [
+                draft.cell.name
+            ]
         files = {"{dir}": str(where), "{config}": str(where / "element.yaml")}
         commands = tuple(tuple(_filled(word, files) for word in words) for words in draft.commands)
         cells.append(_in_folder(draft, out, commands))
         trials.append(
             Trial(draft.cell.name, _baseline(draft.cell), _point(draft.cell), checked_config, draft.trains, commands)
         )
-    problems |= _misfits(config, trials)
+    problems |= _misfits(config, trials) | _twice(cells)
     if problems:
         raise ConfigError(told_of(path, [f"{text} (in {_some(names)})" for text, names in problems.items()]))
     study = Study(config.name, quick, tuple(cells))
@@ -100,6 +106,13 @@ def _misfits(config: StudyConfig, trials: Sequence[Trial]) -> dict[str, list[str
         if over:
             found[f"{key}={ranks}: more than the cell can use"] = over
     return found
+
+
+def _twice(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Return the cells that are in the plan more than once: they would be run in one folder at the same time."""
+    counts = Counter(cell.name for cell in cells)
+    double = [name for name, count in counts.items() if count > 1]
+    return {"a value is listed twice, so that cells have one name; name each value once": double} if double else {}
 
 
 def _some(names: Sequence[str], shown: int = 4) -> str:

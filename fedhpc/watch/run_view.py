@@ -80,7 +80,7 @@ def view_run(path: Path) -> RunView:
         InputError: a file of it cannot be read.
     """
     directory = RunDirectory(path)
-    config, records = directory.read_config(), directory.read_rounds()
+    config, records = directory.read_config(), directory.read_whole_rounds()
     summary = directory.read_summary() if directory.summary.exists() else None
     holder = directory.lock.holder()
     state = _state(config, holder, summary)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from fedhpc.cli.main import main
 from fedhpc.config.schema import RunConfig
 from fedhpc.records.curves import ModelCurves, exact_curves, false_positive_rates
 from fedhpc.records.metrics import BINS, sensitivity_at
@@ -205,6 +206,23 @@ def test_contribution_is_shown_with_intervals(run: Path) -> None:
     part = contribution_part(content.views[0])
     assert [row["value"] for row in part.figures[0].table.records()] == [0.3, -0.05]
     assert "+0.300 (+0.200 to +0.400)" in Report(content).html()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("rounds.jsonl", '{"round": 1, "per_site": {}, "ledger_heads": {}, "seconds": {}}\n'),
+     ("rounds.jsonl", '{"round": 1, "per_site": 3, "ledger_heads": 3, "seconds": 3}\n'),
+     ("curves.json", '{"curves": 3}'), ("curves.json", '{"curves": {"site1": 3}}'),
+     ("contribution.json", '{"values": 3}'),
+     ("examples.json", '{"source": 3, "images": 3}'), ("examples.json", '{"source": "", "images": [{}]}')],
+)  # fmt: skip
+def test_record_of_another_shape_is_one_message(
+    name: str, content: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / name).write_text(content, encoding="utf-8")
+    assert main(["report", str(run)]) == 2
+    assert name in capsys.readouterr().err
+    assert main(["watch", str(run), "--once"]) == (2 if name == "rounds.jsonl" else 0)
 
 
 def test_damaged_record_is_one_message(run: Path, run_here: Callable[..., Outcome]) -> None:

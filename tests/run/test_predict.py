@@ -139,6 +139,7 @@ def test_predict_wrong_input_is_one_message(run: Path, run_here: RunHere, tmp_pa
         ([run, "--input", tmp_path / "empty"], "holds no file"),
         ([run, "--input", tmp_path / "ct", "--window", "lung", "soft"], "gives images of shape (2, 32, 32)"),
         ([run, "--input", tmp_path / "ct", "--window", "lunge"], "lunge"),
+        ([run, "--input", tmp_path / "ct", "--pixel-mm", "-3"], "must be above 0"),
         ([run, "--input", tmp_path / "good.png", "--personal"], "whose?"),
         ([run, "--input", tmp_path / "good.png", "--personal", "--site", "north"], "no such model"),
         ([tmp_path / "personal.pt", "--input", tmp_path / "good.png", "--site", "south"], "never leaves"),

@@ -123,3 +123,16 @@ def test_changed_plan_is_refused_by_one_message(
     done = train(run_here, tree, tmp_path, schedule={"policy": "plan"})
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "schedule" in done.stderr and "effort" in done.stderr
+
+
+@pytest.mark.parametrize("content", [None, '{"round": 1}\n', '{"round": 1, "staleness": {"site1": 0}}\n'])
+def test_record_that_cannot_be_repeated_is_refused_before_anything(
+    content: str | None, run_here: RunHere, tree: dict[str, Any], tmp_path: Path
+) -> None:
+    """No such file, a run without deadlines, too few rounds: one message of the preflight, and no run is begun."""
+    record = tmp_path / "rounds.jsonl"
+    if content is not None:
+        record.write_text(content, encoding="utf-8")
+    done = train(run_here, tree, tmp_path, schedule={"policy": "deadline", "replay": str(record)})
+    assert done.returncode == 2 and "schedule.replay=" in done.stderr and "[preflight]" in done.stderr, done
+    assert not any((tmp_path / "run" / name).exists() for name in ("config.yaml", "run.json", "starts.jsonl"))

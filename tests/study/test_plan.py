@@ -49,7 +49,10 @@ def test_one_part_leaves_out_tests_of_others(tmp_path: Path) -> None:
     ("override", "named"),
     [("parts.head.epsilons=[-1]", "parts.head=-1"), ("stress.part=tail", "stress.part=tail"),
      ("parts.head.set.training.lr=no", "training.lr"), ("audit.seeds=[1]", "audit.seeds"),
-     ("stress.cases=[sunspot]", "sunspot")],
+     ("stress.cases=[sunspot]", "sunspot"), ("legacy.site=site9", "legacy.site=site9"),
+     ("schedule.site=site9", "schedule.site=site9"), ("codec.value_bits=99", "codec.value_bits"),
+     ("parts.head.paper.epsilon=3", "parts.head.paper: epsilon=3"), ("parts.head.seeds=[0, 0]", "listed twice"),
+     ("parts.head.densities=[1.0, 0.1, 1.0]", "listed twice"), ("schedule.epsilons=[1.0, 1.0]", "listed twice")],
 )  # fmt: skip
 def test_wrong_key_is_named(override: str, named: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=named.replace(".", r"\.")):

@@ -5,6 +5,7 @@ import os
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.late_updates import replay_problems
 from fedhpc.run.preflight.facts import collect
 from fedhpc.run.preflight.rules import notes, one_line, problems, rank_table
 from fedhpc.run.tracking import tracking_problems
@@ -24,7 +25,7 @@ def preflight(config: RunConfig, directory: RunDirectory, transport: Transport) 
     facts = collect(config, directory, transport)
 
     def judged() -> tuple[str, str]:
-        found = [*tracking_problems(config), *problems(facts, config, str(directory.path))]
+        found = [*tracking_problems(config), *replay_problems(config), *problems(facts, config, str(directory.path))]
         if found:
             raise InputError(
                 "\n".join([f"preflight found {len(found)} problem(s)", *found, rank_table(facts)]), code="preflight"
