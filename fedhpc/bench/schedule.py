@@ -179,7 +179,7 @@ def late_rounds(seconds: Mapping[str, float], deadline_s: float, rounds: int) ->
 
     >>> made = late_rounds({"a": 1.0, "b": 2.5}, 1.0, 3)
     >>> [(one["late"], one["staleness"]) for one in made.records], made.mean_s
-    ([(['b'], {'a': 0}), (['b'], {'a': 0}), ([], {'a': 0, 'b': 2})], 0.8333333333333334)
+    ([(['b'], {'a': 0}), (['b'], {'a': 0}), ([], {'a': 0, 'b': 2})], 1.0)
     """
     now, began, until, records = 0.0, dict.fromkeys(seconds, 0), dict(seconds), []
     for number in range(rounds):

@@ -151,15 +151,18 @@ def _examples(path: Path) -> Examples | None:
 def site_work(directory: RunDirectory, config: RunConfig) -> dict[str, list[float]]:
     """Return {site: seconds of its own work in each round}, by its own clock and egress log.
 
-    Empty where several sites shared the process of rank 0, so that they waited for each other, where a log is missing,
-    and where the logs are large.
+    Empty where several sites shared the process of rank 0, so that they waited for each other, where a log is missing
+    or damaged (`run.py egress` names the damage), and where the logs are large.
     """
     paths = {site: directory.egress(site) for site in config.site_names}
-    if config.mode != "federated" or not all(path.exists() for path in paths.values()):
+    if config.mode != "federated" or not all(path.is_file() for path in paths.values()):
         return {}
     if sum(path.stat().st_size for path in paths.values()) > MOST_LOG_BYTES:
         return {}
-    logs = {site: read_log(path) for site, path in paths.items()}
+    try:
+        logs = {site: read_log(path) for site, path in paths.items()}
+    except InputError:
+        return {}
     at_rank_0 = [log for log in logs.values() if any(e.via == "process" and e.kind == "update" for e in log)]
     if len(at_rank_0) > 1:
         return {}

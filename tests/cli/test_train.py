@@ -40,7 +40,7 @@ def test_typo_before_heavy_imports(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 def test_too_many_ranks_are_told_before_heavy_imports(tmp_path: Path, mpirun: Callable[..., Outcome]) -> None:
-    done = mpirun(3, ["-c", LIGHT, "train", write(tmp_path / "c.yaml")])
+    done = mpirun(3, ["-c", LIGHT, "train", write(tmp_path / "c.yaml")], fresh=True)
     assert done.returncode == 2
     assert "3 ranks for 2 sites: use at most 2" in done.stderr
     assert "AssertionError" not in done.stderr

@@ -53,8 +53,13 @@ DP_SGD, LEDGER, ACCOUNTANT = (
 ROUND_TESTS = "tests/site/test_private_round.py::"
 PRIVACY_TESTS = "tests/site/training/test_dp_sgd.py::"
 
-CHARGE = "        self._charge(plan, round)\n"
-PRIVATE_STEPS = "        train_private(self._local(round, regularizer), work)\n"
+CHARGE = "            if place.plan is not None:\n                self._charge(place.plan, round)\n"
+PRIVATE_STEPS = """
+        def trained() -> F32:
+            from_vector(place.model, params)
+            with self.failing(what):
+                train_plain(local) if work is None else train_private(local, work)
+"""
 MUTANTS = (
     Mutant(
         "noise x 0.7",
@@ -67,11 +72,10 @@ MUTANTS = (
     Mutant(
         "no noise on the last step",
         TRAINING,
-        "        drawn = work.units.draw(plan.sample_rate, stream)\n",
-        "        drawn = work.units.draw(plan.sample_rate, stream)\n"
-        "        if done == plan.steps_per_round:\n"
-        "            terms = NoiseConfig(p.clip_norm, 0.0, plan.sample_rate * work.weight, work.entropy.noise)\n"
-        "            step = PrivateStep(step.clipped, step.optimizer, terms)\n",
+        "                step(images, labels, owner, batch.last)\n",
+        "                if done + 1 == work.plan.steps_per_round:\n"
+        "                    step = replace(step, terms=replace(step.terms, noise_multiplier=0.0))\n"
+        "                step(images, labels, owner, batch.last)\n",
         laws=("noise: noise of each step", "network: noise of the weights"),
         tests=(f"{ROUND_TESTS}test_every_step_adds_the_planned_noise",),
     ),
@@ -135,8 +139,8 @@ MUTANTS = (
     Mutant(
         "clip norm x 2",
         "fedhpc/site/per_example/clipped_sum.py",
-        "        return (self._clip_norm / squares.sqrt()).clamp(max=1)",
-        "        return (2 * self._clip_norm / squares.sqrt()).clamp(max=1)",
+        "        factors = (self._clip_norm / squares.sqrt()).clamp(max=1)",
+        "        factors = (2 * self._clip_norm / squares.sqrt()).clamp(max=1)",
         laws=("units: clip norm",),
         tests=(f"{PRIVACY_TESTS}test_a_whole_patient_moves_the_sum_by_at_most_clip_norm",),
     ),
@@ -159,8 +163,8 @@ MUTANTS = (
     Mutant(
         "the true count as denominator",
         TRAINING,
-        "plan.sample_rate * work.weight, work.entropy.noise)",
-        "plan.sample_rate * len(work.units.rows), work.entropy.noise)",
+        "plan.sample_rate * work.weight, work.entropy.noise\n",
+        "plan.sample_rate * len(work.units.rows), work.entropy.noise\n",
         laws=("units: clip norm", "units: declared denominator"),
         tests=(f"{ROUND_TESTS}test_the_denominator_is_the_declared_count",),
     ),
@@ -198,7 +202,7 @@ MUTANTS = (
     ),
     Mutant(
         "PRV x 0.9",
-        ACCOUNTANT,
+        "fedhpc/privacy/prv.py",
         "            epsilon = float(prv.get_epsilon(delta, eps_error=error))\n",
         "            epsilon = 0.9 * float(prv.get_epsilon(delta, eps_error=error))\n",
         laws=("accountant: another accountant, sampled", "accountant: accountant of the ledger, sampled"),

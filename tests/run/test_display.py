@@ -42,6 +42,6 @@ def test_a_bar_with_the_time_left_on_a_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 def test_no_bar_where_mpirun_writes_to_a_pipe(mpirun: Callable[..., tuple[int, str, str]]) -> None:
-    status, out, err = mpirun(1, ["-c", PROGRAM])
+    status, out, err = mpirun(1, ["-c", PROGRAM], fresh=True)
     assert status == 0, err
     assert out.split() == ["round", "line"]

@@ -107,7 +107,7 @@ def resident(samples: Samples, device: torch.device, free_bytes: int) -> Samples
         free_bytes: of its memory, the part that these samples may count on; SHARE says how much of it they may fill.
     """
     n = len(samples.labels)
-    if not n:
+    if not n or not free_bytes:
         return samples
     one = samples.inputs(np.zeros(1, np.int64))
     entry_bytes = 1 if _as_stored(samples) else one.element_size()

@@ -13,7 +13,7 @@ from fedhpc.models.vector import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.training.dp_sgd import Units, entropy
 from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, train_plain, train_private
-from fedhpc.site.training.pace import seconds_per_image, slowed
+from fedhpc.site.training.pace import slowed, step_cost
 
 CPU = Device(torch.device("cpu"), bf16=False)
 UNITS, CLIP_NORM, RATE = 64, 0.5, 0.125
@@ -87,13 +87,15 @@ def test_slowed_step_takes_its_factor_of_time() -> None:
     assert time.monotonic() - slept_from >= 0.1
 
 
-def test_speed_is_one_rounded_number_and_leaves_the_network() -> None:
-    """Two significant digits: no more than a machine's speed fits into them."""
+def test_cost_is_two_rounded_numbers_and_leaves_the_network() -> None:
+    """Two significant digits each: no more than a machine's speed fits into them."""
     model = nn.Linear(2, 2)
     before = to_vector(model).copy()
     for settings in (config(), config().replace({"privacy": {"off": True}})):
-        seconds = seconds_per_image(model, (2,), settings, CPU)
-        assert seconds > 0
-        assert seconds == float(f"{seconds:.2g}")
+        cost = step_cost(model, (2,), settings, CPU)
+        assert cost.seconds_per_image > 0
+        assert (cost.seconds_per_step > 0) <= settings.private
+        for seconds in (cost.seconds_per_step, cost.seconds_per_image):
+            assert seconds == float(f"{seconds:.2g}")
     np.testing.assert_array_equal(to_vector(model), before)
     assert all(p.grad is None for p in model.parameters())
