@@ -10,7 +10,7 @@ from fedhpc.report.view import RunView
 from fedhpc.util.text import data_size, fixed
 
 MOST_CARDS = 48
-KINDS = ("absent", "left out of a round", "flagged and left out", "flagged and shortened", "restart")
+KINDS = ("absent", "left out of a round", "flagged and left out", "flagged and shortened", "late", "restart")
 RUN = "whole run"
 
 
@@ -92,6 +92,7 @@ def _site_events(view: RunView, site: str) -> dict[str, list[int]]:
         "rounds left out": [r["round"] for r in view.records if site in r.get("dropped", ())],
         "flags, left out": [number for number, flag in flags if flag["excluded"]],
         "flags, shortened": [number for number, flag in flags if not flag["excluded"]],
+        "rounds late": [r["round"] for r in view.records if site in r.get("late", ())],
     }
 
 
@@ -107,8 +108,8 @@ def events_part(view: RunView) -> Part:
                 rows.append([site, KINDS[style], first, last, _detail(view, site, first, kind)])
     for start in view.starts[1:]:
         after = int(start["after_round"])
-        events.append(Event(RUN, max(1, after), max(1, after), 4, f"started again after round {after}"))
-        rows.append([RUN, KINDS[4], after, after, str(start.get("time", ""))])
+        events.append(Event(RUN, max(1, after), max(1, after), 5, f"started again after round {after}"))
+        rows.append([RUN, KINDS[5], after, after, str(start.get("time", ""))])
     if not events:
         return Part("events", "Faults and flags")
     shown = list(dict.fromkeys(event.row for event in events))

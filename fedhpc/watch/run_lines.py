@@ -94,6 +94,7 @@ def _sites(view: RunView) -> list[str]:
     last: Mapping[str, Any] = view.records[-1] if view.records else {}
     found = [f"missing: {', '.join(last['absent'])}"] if last.get("absent") else []
     found += [f"left out of round {last['round']}: {', '.join(last['dropped'])}"] if last.get("dropped") else []
+    found += [f"late in round {last['round']}, so not in it: {', '.join(last['late'])}"] if last.get("late") else []
     found += [f"waiting for {one.site}, {one.for_s:.0f} s after the first update" for one in view.waiting]
     found += [f"slow: {one.site}, {one.for_s:.1f} s after the first in round {last.get('round')}" for one in view.slow]
     flagged: Sequence[Mapping[str, Any]] = last.get("flags", ())

@@ -196,6 +196,8 @@ def test_events_are_a_timeline(run: Path) -> None:
     assert rows[1]["detail"] == "<norm>: 9 & more"
     assert rows[2]["what"] == "restart"
     assert "site1, absent, round 1 to 2" in part.figures[0].alt
+    late = events_part(replace(plain, records=[{**view.records[0], "late": ["site2"]}, *view.records[1:]]))
+    assert [(row["where"], row["what"]) for row in late.figures[0].table.records()] == [("site2", "late")]
 
 
 def test_contribution_is_shown_with_intervals(run: Path) -> None:

@@ -103,6 +103,11 @@ def test_each_end_of_a_run_is_told_apart(tmp_path: Path) -> None:
     assert view_run(run).state == "finished" and "AUC 0.900 (0.800 to 0.950)" in text(run)
 
 
+def test_sites_late_in_the_last_round_are_named(tmp_path: Path) -> None:
+    shown = text(run_in(tmp_path, record(1), record(2, late=["site3"], staleness={"site1": 0})))
+    assert "late in round 2, so not in it: site3" in shown and "take part" not in shown
+
+
 @pytest.mark.parametrize("words", [["--once"], []])
 def test_watch_of_an_ended_run_ends(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["watch", str(run_in(tmp_path, record(1))), *words]) == 0
