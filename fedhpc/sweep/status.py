@@ -127,7 +127,7 @@ def _seconds_of(outcome: Outcome | None) -> float:
 def _message(state: State, outcome: Outcome | None, known: Known | None) -> str:
     if state == "lost":
         said = f" (SLURM: {known.queue})" if known and known.queue else ""
-        return f"ended without a word: killed, out of memory or time, or its node was lost{said}; see its log"
+        return f"ended silently: killed, out of memory or time, or its node was lost{said}; see its log"
     return outcome.message if outcome and state in ("failed", "stopped") else ""
 
 
