@@ -28,7 +28,12 @@ def content_of(path: Path) -> Content:
         run = directory.trial(trial.name).run
         label = Label(trial.name, trial.baseline, trial.point)
         rows.append(row_of(trial.config, run, State(line.state, line.message), label))
-        views.append(view_of(run.path, trial.config, rows[-1]))
+        try:
+            views.append(view_of(run.path, trial.config, rows[-1]))
+        except InputError:
+            # Of a trial that failed, perhaps since its directory is another run's: its row says so.
+            if line.state == "finished":
+                raise
     groups = tuple(groups_of(rows))
     return Content(sweep.name, tuple(sweep.grid), tuple(rows), groups, now(), tuple(views), (str(path),))
 

@@ -169,7 +169,8 @@ def _area(curve: Curve, counts: Counts) -> F64:
     """The area under the curve, and so much of the counts' deviation from it as is no noise.
 
     Both areas by trapezoids over the bins; of their difference a share 1 - (its noise / itself)^2 is kept, none where
-    that is negative (James and Stein's positive part): all of it where there is little noise.
+    that is negative (James and Stein's positive part): all of it where there is little noise. A fit to counts of noise
+    alone may take almost nobody for positive: less than one counts as one, or the noise would overflow.
     """
     fitted = (
         curve.negatives[:, None] * shares(curve.edges),
@@ -177,8 +178,8 @@ def _area(curve: Curve, counts: Counts) -> F64:
     )
     seen, _, _ = _trapezoids(counts.negative, counts.positive)
     expected, beaten, beats = _trapezoids(*fitted)
-    noise = (beats**2).sum(axis=1) * (counts.deviations[0] / curve.negatives) ** 2
-    noise += (beaten**2).sum(axis=1) * (counts.deviations[1] / curve.positives) ** 2
+    noise = (beats**2).sum(axis=1) * (counts.deviations[0] / np.maximum(curve.negatives, 1)) ** 2
+    noise += (beaten**2).sum(axis=1) * (counts.deviations[1] / np.maximum(curve.positives, 1)) ** 2
     difference = seen - expected
     kept = np.maximum(0, 1 - noise / np.maximum(difference**2, 1e-18))
     area: F64 = np.clip(ndtr(curve.a / np.sqrt(1 + curve.b**2)) + kept * difference, 0, 1)
