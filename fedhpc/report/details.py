@@ -29,7 +29,7 @@ def runs_part(keys: Sequence[str], rows: Sequence[Row], groups: Sequence[Group])
 
 
 def settings(keys: Sequence[str]) -> list[str]:
-    """The keys that a setting is told by; where only seeds differ, a column for the names of baselines."""
+    """The keys that distinguish a setting; where only seeds differ, a column for the names of baselines."""
     return [key for key in keys if key != SEED] or ["setting"]
 
 

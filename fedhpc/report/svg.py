@@ -1,6 +1,6 @@
 """The elements of the charts. Colours are CSS classes of templates/style.css, so that one chart is light and dark.
 
-Every style is a colour and a shape, so that nothing is told apart by colour alone.
+Every style is a colour and a shape, so that nothing is distinguished by colour alone.
 """
 
 from collections.abc import Iterable

@@ -21,7 +21,7 @@ GRACE_S = 3.0
 """For a launcher that is still starting the ranks."""
 LOCAL_RANKS = "OMPI_COMM_WORLD_LOCAL_SIZE"
 LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prted", "prte")
-"""Processes that end all ranks where they are told to end (SIGTERM)."""
+"""Processes that end all ranks when they get SIGTERM."""
 
 
 @contextmanager
