@@ -23,7 +23,8 @@ from fedhpc.privacy.rdp import Steps
 from fedhpc.privacy.site_ledger import SiteLedger, charge_of
 from fedhpc.privacy.site_terms import LARGEST_DELTA, Terms
 from fedhpc.privacy.unit_sets import Identities
-from fedhpc.site.hospital import Hospital, SiteContext
+from fedhpc.site.context import SiteContext
+from fedhpc.site.hospital import Hospital
 
 UNITS, ROUNDS = 20, 3
 PESSIMISTIC = 0.03

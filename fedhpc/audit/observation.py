@@ -22,8 +22,9 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.models.device import Device
 from fedhpc.models.vector import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.site.context import SiteContext
 from fedhpc.site.data.samples import Samples
-from fedhpc.site.hospital import Hospital, SiteContext
+from fedhpc.site.hospital import Hospital
 from fedhpc.site.training.local_sgd import OnStep
 from fedhpc.util.arrays import F32, I64
 

@@ -31,8 +31,9 @@ from fedhpc.models.task import Task
 from fedhpc.models.vector import to_vector
 from fedhpc.records.rounds import FLOAT32_BYTES
 from fedhpc.run.display import MB
+from fedhpc.site.context import SiteContext
 from fedhpc.site.data.open_site import open_site
-from fedhpc.site.hospital import Hospital, SiteContext
+from fedhpc.site.hospital import Hospital
 from fedhpc.util.arrays import F32
 from fedhpc.util.progress import progress
 from fedhpc.util.rng import generator

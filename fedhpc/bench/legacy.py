@@ -31,9 +31,9 @@ from fedhpc.models.device import prepare
 from fedhpc.models.saved import SavedModel, load_model
 from fedhpc.records.intervals import bootstrap_histograms
 from fedhpc.records.metrics import EARLY, Predictions, auc, score_histogram, sensitivity_at
+from fedhpc.site.context import SiteContext
 from fedhpc.site.data.open_site import OpenSite, open_site
 from fedhpc.site.evaluation import predict
-from fedhpc.site.hospital import SiteContext
 from fedhpc.site.personal.personalise import make_head
 from fedhpc.util.arrays import F64, I64
 from fedhpc.util.progress import at_work

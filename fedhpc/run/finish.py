@@ -52,7 +52,7 @@ def reports_of(session: Session, round: int | None = None) -> list[SiteReport]:
         learner = session.learners[0] if pooled else site
         ledger = (learner.name, learner.ledger.head) if config.private else ("", "")
         account = learner.ledger.account_head(site.name) if config.private else ""
-        mine.append(SiteReport(site.name, learner.epsilon(), learner.evaluation_epsilon(), *ledger, account).pack())
+        mine.append(SiteReport(site.name, learner.epsilon(), learner.evaluator.epsilon(), *ledger, account).pack())
     payloads = session.transport.gather(mine, "metrics", round)
     if session.transport.rank:
         return []

@@ -197,7 +197,7 @@ def _federated(session: Session, resumed: Resumed, progress: Progress) -> tuple[
 
     def own_layers(state: RunState) -> None:
         for site in session.sites:
-            site.evaluate_with(partial(terms.local.at_site, kept=state.sites[site.name]))
+            site.evaluator.at_home = partial(terms.local.at_site, kept=state.sites[site.name])
 
     own_layers(start)
 

@@ -31,12 +31,13 @@ from fedhpc.run.site_work import agreed_plans, measured_cost, place_of, run_plan
 from fedhpc.run.sum_identities import TrustModel, agreed_identities, trust_model
 from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.account import open_account, permit_without_privacy
+from fedhpc.site.context import SiteContext
 from fedhpc.site.data.open_site import OpenSite, open_site_of_run
 from fedhpc.site.data.pixel_blocks import image_blocks
 from fedhpc.site.data.resident import free_bytes, resident
 from fedhpc.site.data.samples import PooledSamples, Samples
 from fedhpc.site.data.shard import Shard
-from fedhpc.site.hospital import Hospital, SiteContext
+from fedhpc.site.hospital import Hospital
 from fedhpc.site.training.local_sgd import OnStep
 from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
 from fedhpc.transport.base import Transport

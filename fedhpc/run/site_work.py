@@ -10,7 +10,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.config.stress import SLOW
 from fedhpc.models.device import Device
 from fedhpc.privacy.plan import PrivacyPlan, check_plan, site_plans
-from fedhpc.site.hospital import SiteContext
+from fedhpc.site.context import SiteContext
 from fedhpc.site.training.pace import StepCost, step_cost
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks

@@ -3,35 +3,29 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from fedhpc.compression.top_k import refusal
 from fedhpc.compression.update import LARGEST_ENTRY
-from fedhpc.config.schema import RunConfig
-from fedhpc.errors import Interrupted, PayloadError, PrivacyError, SiteError, site_failure
-from fedhpc.models.device import Device
+from fedhpc.errors import Interrupted, PayloadError, SiteError, site_failure
 from fedhpc.models.vector import from_vector, layers_of, to_vector
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
 from fedhpc.privacy.ledger import Ledger, LedgerOwner, RunTerms, SiteAccount
 from fedhpc.privacy.noise import source
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.records.intervals import Placements, squared_influence
-from fedhpc.records.metrics import Predictions, score_histogram
 from fedhpc.site.account import forecast
 from fedhpc.site.answers import Answers
+from fedhpc.site.context import SiteContext
 from fedhpc.site.data.samples import Samples
-from fedhpc.site.evaluation import predict
-from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
+from fedhpc.site.evaluation import Evaluator
 from fedhpc.site.training.dp_sgd import LARGEST_PARAMETER, Units, entropy
 from fedhpc.site.training.feature_mean import Features, noisy_sum, shared_sum, whitened_sum
 from fedhpc.site.training.local_sgd import (
     LocalRound,
-    OnStep,
     PrivateWork,
     gradient_weight,
     local_steps,
@@ -46,23 +40,6 @@ from fedhpc.util.log import LogFile
 from fedhpc.util.text import fixed
 
 
-@dataclass(frozen=True)
-class SiteContext:
-    """What the hospitals of one rank share: the config, one network that each sets to its parameters, the device.
-
-    Not shared where sites do unequal work: the noise `plan`, the `effort` (`schedule`) and, in a stress test, by which
-    factor each step is slowed.
-    """
-
-    config: RunConfig
-    model: nn.Module
-    bench: Device
-    plan: PrivacyPlan | None
-    on_step: OnStep
-    effort: float = 1.0
-    slowdown: float = 1.0
-
-
 class Hospital:
     """A site with its samples.
 
@@ -70,6 +47,7 @@ class Hospital:
         name: the site's name (public).
         index: its place in the config's list of sites (public).
         weight: its public weight in the mean, and with privacy its declared number of units.
+        evaluator: measures models on its validation and test splits.
     """
 
     def __init__(self, name: str, index: int, weight: int, samples: Samples, place: SiteContext) -> None:
@@ -77,17 +55,8 @@ class Hospital:
         self._samples, self._place = samples, place
         self._ledger: Ledger | None = None
         self._units: Units | None = None
-        self._answers: Answers | None = None
         self._log: LogFile | None = None
-        self._at_home: Callable[[F32], F32] = lambda params: params
-
-    def evaluate_with(self, at_home: Callable[[F32], F32]) -> None:
-        """From here on measure a model with this site's own values of the layers that stay at home.
-
-        Args:
-            at_home: puts the site's own values, which are private, into f32[d].
-        """
-        self._at_home = at_home
+        self.evaluator = Evaluator(name, samples, place, self.failing)
 
     @property
     def plan(self) -> PrivacyPlan | None:
@@ -127,7 +96,7 @@ class Hospital:
             SiteError: it failed.
         """
         with self.failing(what):
-            work(self._samples, self._place, self._at_home)
+            work(self._samples, self._place, self.evaluator.at_home)
 
     def keep_ledger(self, path: Path, run: str, accounts: Sequence[SiteAccount] = ()) -> None:
         """Open the privacy ledger of a run, and check it against the site ledgers; no private round without.
@@ -145,7 +114,8 @@ class Hospital:
         self._ledger = Ledger(path, LedgerOwner(self.name, run), accounts, terms)
         self._units = Units.of(self._samples, p.unit, p.max_images_per_patient)
         evaluation = plan_evaluation(self._place.config)
-        self._answers = None if evaluation is None else Answers(path.parent, self._ledger, evaluation)
+        if evaluation is not None:
+            self.evaluator.keep_answers(Answers(path.parent, self._ledger, evaluation))
 
     def train(self, params: F32, round: int, regularizer: Regularizer = NOTHING) -> F32:
         """Local training from the global `params`; returns local - global, f32[d].
@@ -348,61 +318,3 @@ class Hospital:
     def epsilon(self) -> float | None:
         """What this site has spent in the run's directory, by its ledger; None without privacy."""
         return None if self._ledger is None else self._ledger.epsilon(self._place.config.privacy.delta)
-
-    def evaluation_epsilon(self) -> float | None:
-        """What validation and test patients have spent in the run's directory; None where that is not counted."""
-        return None if self._ledger is None or self._answers is None else self._answers.spent()
-
-    def exact_counts(self, params: F32, split: str) -> I64:
-        """The exact score histogram of a model on "val" or "test": for a run whose evaluation is not private.
-
-        Raises:
-            PrivacyError: in a run whose evaluation is private.
-        """
-        if self._place.config.private_evaluation:
-            raise PrivacyError(
-                "evaluation.epsilon is set: exact histograms must not leave a site", code="privacy.exact-metrics"
-            )
-        return score_histogram(self._predictions(params, split))
-
-    def squared_influence(self, params: F32, placed: Placements) -> float:
-        """What this site's test patients add to the variance of the AUC: one number (`fedhpc.records.intervals`).
-
-        Raises:
-            PrivacyError: in a run whose evaluation is private.
-        """
-        if self._place.config.private_evaluation:
-            raise PrivacyError(
-                "evaluation.epsilon is set: exact sums over patients must not leave a site",
-                code="privacy.exact-metrics",
-            )
-        return squared_influence(self._predictions(params, "test"), placed)
-
-    def may_answer(self, params: F32, question: Question) -> bool:
-        """Whether the evaluation budget allows the answer to a question about a model."""
-        return self._answers is not None and self._answers.affords(question, question.digest(params))
-
-    def answer(self, params: F32, question: Question, weights: Weights) -> I64:
-        """The private answer to a question, int64[tasks, groups, bins]; charged before the noise is drawn.
-
-        With privacy.trust=sites it carries this site's share of the noise only, and must be masked before it leaves.
-        """
-        if self._answers is None:
-            raise ValueError("no privacy ledger is open; call keep_ledger first")
-        config = self._place.config
-        share = config.honest_sites if config.privacy.trust == "sites" else 1
-
-        def noised(epsilon: float) -> I64:
-            predictions = self._predictions(params, question.split)
-            counts = weighted_counts(predictions, question, weights, config.privacy.unit)
-            purpose = f"evaluation {question.split}"
-            stream = source(config.privacy.noise_seed, self.name, question.stage, purpose)
-            return with_noise(counts, epsilon, weights, share, stream)
-
-        return self._answers.answer(question, question.digest(params), noised)
-
-    def _predictions(self, params: F32, split: str) -> Predictions:
-        with self.failing("evaluation failed"):
-            from_vector(self._place.model, self._at_home(params))
-            alone = self._place.config.private_evaluation
-            return predict(self._place.model, self._samples, split, self._place.bench, alone)

@@ -19,9 +19,10 @@ from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.models.build import build_model
 from fedhpc.models.saved import load_model
 from fedhpc.models.vector import layers_of, norm_entries, to_vector
+from fedhpc.site.context import SiteContext
 from fedhpc.site.data.samples import ImageSamples
 from fedhpc.site.data.shard import Shard
-from fedhpc.site.hospital import Hospital, SiteContext
+from fedhpc.site.hospital import Hospital
 from tests.algorithms.test_fedavg import Fixed
 from tests.conftest import Outcome
 from tests.mpi.test_federated import make_shard
@@ -125,9 +126,9 @@ def test_site_is_measured_with_its_own_values(tmp_path: Path) -> None:
     with Shard.open(shard_file(tmp_path), "a") as shard:
         place = SiteContext(config(), model, BENCH, None, lambda *_: None)
         site = Hospital("a", 0, 1, ImageSamples(shard), place)
-        scores_of_global = np.count_nonzero(site.exact_counts(params, "test").sum(axis=(0, 1)))
-        site.evaluate_with(partial(local.at_site, kept={LOCAL: np.zeros(8, np.float32)}))
-        assert np.count_nonzero(site.exact_counts(params, "test").sum(axis=1)) == 1 < scores_of_global
+        scores_of_global = np.count_nonzero(site.evaluator.exact_counts(params, "test").sum(axis=(0, 1)))
+        site.evaluator.at_home = partial(local.at_site, kept={LOCAL: np.zeros(8, np.float32)})
+        assert np.count_nonzero(site.evaluator.exact_counts(params, "test").sum(axis=1)) == 1 < scores_of_global
         np.testing.assert_array_equal(local.at_site(params, {LOCAL: np.zeros(8)})[local.entries], 0)
 
 

@@ -21,7 +21,8 @@ from fedhpc.config.privacy import Privacy
 from fedhpc.errors import ConfigError, SiteError
 from fedhpc.secagg.masks import SumTerms, most_dropouts
 from fedhpc.secagg.protocol import round_bytes
-from fedhpc.site.hospital import Hospital, SiteContext
+from fedhpc.site.context import SiteContext
+from fedhpc.site.hospital import Hospital
 from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.site.training.secure_contribution import IntegerGrid
 from fedhpc.transport.base import AloneTransport

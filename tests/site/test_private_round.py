@@ -18,7 +18,8 @@ from fedhpc.models.vector import layers_of, parameter_count, to_vector
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.hospital import Hospital, SiteContext
+from fedhpc.site.context import SiteContext
+from fedhpc.site.hospital import Hospital
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
 from fedhpc.site.release import Question, Weights, with_noise
 from fedhpc.site.training.local_sgd import one_step
@@ -283,7 +284,7 @@ def test_an_evaluation_is_charged(tmp_path: Path) -> None:
     site.keep_ledger(tmp_path / "ledger.jsonl", "run")
     question = Question(stage=101, split="val", groups=2, edges=((-1.0, 0.0, 1.0),))
     for _ in range(2):
-        site.answer(to_vector(model), question, Weights(tasks=1, counted=4))
+        site.evaluator.answer(to_vector(model), question, Weights(tasks=1, counted=4))
         (charge,) = read_ledger(tmp_path / "ledger.jsonl")[1]
         assert (charge.population, charge.mechanism, charge.steps) == ("evaluation", "laplace", 1)
 

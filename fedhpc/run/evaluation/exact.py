@@ -25,7 +25,7 @@ def exact_counts(session: Session, params_of: Callable[[str], F32], split: str, 
     Raises:
         PayloadError: at rank 0, naming a site whose histogram is none.
     """
-    mine = [pack_arrays({"counts": site.exact_counts(params_of(site.name), split)}) for site in session.sites]
+    mine = [pack_arrays({"counts": site.evaluator.exact_counts(params_of(site.name), split)}) for site in session.sites]
     payloads = session.transport.gather(mine, "metrics", round)
     if session.transport.rank:
         return []
@@ -63,7 +63,10 @@ def _variance(session: Session, params_of: Callable[[str], F32], pooled: I64 | N
     told = None if pooled is None else pack_arrays(vars(Placements.of(pooled)))
     arrays: dict[str, Any] = unpack_arrays(transport.broadcast(told, "metrics"))
     placed = Placements(**arrays)
-    mine = [np.array([site.squared_influence(params_of(site.name), placed)], "<f8").tobytes() for site in session.sites]
+    mine = [
+        np.array([site.evaluator.squared_influence(params_of(site.name), placed)], "<f8").tobytes()
+        for site in session.sites
+    ]
     payloads = transport.gather(mine, "metrics")
     return sum(of_each(payloads, session.config.site_names, "metrics", read_influence)) if payloads else 0.0
 

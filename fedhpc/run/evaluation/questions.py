@@ -50,12 +50,12 @@ def ask(session: Session, params_of: Callable[[str], F32], question: Question, r
     if plan is None:
         raise ValueError("evaluation.epsilon=null: a run whose evaluation is not private asks no such question")
     config, transport, sites = session.config, session.transport, evaluated(session)
-    willing = all(site.may_answer(params_of(site.name), question) for site in sites)
+    willing = all(site.evaluator.may_answer(params_of(site.name), question) for site in sites)
     if not all_agree(transport, willing, round):
         return None
     weights = Weights(question.shape[0], plan.counted, config.task)
     vectors = run_on_all_ranks(
-        transport, lambda: [site.answer(params_of(site.name), question, weights) for site in sites]
+        transport, lambda: [site.evaluator.answer(params_of(site.name), question, weights) for site in sites]
     )
     if config.privacy.trust == "sites":
         number = FIRST_SUM + 2 * question.stage + (question.split == "test")

@@ -20,9 +20,9 @@ from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector
 from fedhpc.records.intervals import bootstrap_histograms, interval95
 from fedhpc.records.metrics import METRICS, Counts, Predictions, f1_thresholds, metrics, score_histogram
+from fedhpc.site.context import SiteContext
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import predict
-from fedhpc.site.hospital import SiteContext
 from fedhpc.site.personal.fine_tuning import fine_tune
 from fedhpc.site.personal.last_layer import global_head, head_inputs, last_layer, set_head
 from fedhpc.site.personal.personal_head import Candidate, PersonalHead, fit_head

@@ -13,7 +13,7 @@ from fedhpc.models.device import Device
 from fedhpc.models.own_features import OwnFeatures
 from fedhpc.models.saved import load_backbone, load_model, save_model
 from fedhpc.models.task import Task
-from fedhpc.site.hospital import SiteContext
+from fedhpc.site.context import SiteContext
 from fedhpc.site.personal.last_layer import global_head, head_inputs, set_head
 from fedhpc.site.personal.personalise import make_head
 from fedhpc.util.arrays import I64
