@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.importers.dicom_header import RTSTRUCT, SEGMENTATION, Header, Refused, read_header
+from data_prep.importers.dicom_classes import RTSTRUCT, SEGMENTATION
+from data_prep.importers.dicom_header import Header, Refused, read_header
 from data_prep.importers.dicom_patients import NOBODY, identified
 from data_prep.importers.dicom_series import DicomSeries, series_of, unique
 from data_prep.importers.job import ArchiveImport

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
 
-from data_prep.importers.dicom_header import SEGMENTATION
+from data_prep.importers.dicom_classes import SEGMENTATION
 from data_prep.importers.dicom_series import DicomSeries, Source
 from data_prep.importers.volume import Bool, Pixel, step_mm
 

@@ -16,38 +16,16 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
-from data_prep.importers.fields import Fields, Numbers, numbers_of, tag_of
+from data_prep.importers.dicom_classes import IMAGES, RTSTRUCT, SEGMENTATION
+from data_prep.importers.dicom_geometry import Geometry, geometry_of
+from data_prep.importers.dicom_plain import PlainPixels, plain_pixels
+from data_prep.importers.fields import Fields, meta_text, tag_of
 from data_prep.importers.screening import Verdict, screened
 from data_prep.importers.tree import refusal
-from data_prep.importers.volume import (
-    FARTHEST_MM,
-    MOST_FRAMES,
-    MOST_PIXELS,
-    MOST_VOXELS,
-    are_spacings,
-    is_plausible,
-)
+from data_prep.importers.volume import MOST_FRAMES, MOST_PIXELS, MOST_VOXELS, is_plausible
 from data_prep.names import patient_key
 
-SINGLE = {
-    "1.2.840.10008.5.1.4.1.1.1": "CR",
-    "1.2.840.10008.5.1.4.1.1.1.1": "DX",
-    "1.2.840.10008.5.1.4.1.1.1.2": "MG",
-}
-SLICES = {"1.2.840.10008.5.1.4.1.1.2": "CT", "1.2.840.10008.5.1.4.1.1.4": "MR"}
-ENHANCED = {
-    "1.2.840.10008.5.1.4.1.1.2.1": "CT",
-    "1.2.840.10008.5.1.4.1.1.2.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.4.1": "MR",
-    "1.2.840.10008.5.1.4.1.1.4.4": "MR",
-}
-"""Enhanced and legacy converted enhanced: several frames a file."""
-RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
-SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
-IMAGES = SINGLE | SLICES | ENHANCED
 DIRECTORY = "1.2.840.10008.1.3.10"
-PIXEL_DATA = b"\xe0\x7f\x10\x00"
-
 KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "Modality",
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "ImageType", "ImagePositionPatient",
@@ -61,8 +39,6 @@ KEYWORDS = (
     "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 TAGS = tuple(tag_of(keyword) for keyword in KEYWORDS)
-# Positions of one series may repeat in these only: echoes, phases, directions, acquisitions.
-DIMENSIONS = ("EchoTime", "AcquisitionNumber", "TemporalPositionIdentifier", "DiffusionBValue", "TriggerTime")
 
 NOT_DICOM = "no DICOM file"
 UNREADABLE = "a DICOM file that cannot be read"
@@ -79,42 +55,6 @@ DEFLATED = b"1.2.840.10008.1.2.1.99"
 """The transfer syntax of a dataset that is compressed as a whole."""
 META_BYTES, MOST_INFLATED_BYTES = 1024, 2**29
 """Of the beginning of a file, which names its transfer syntax; of what a compressed dataset may become in memory."""
-
-PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
-"""Uncompressed, little endian: the pixels lie in the file as they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """Where one frame lies in the patient, as its header tells it."""
-
-    position: Numbers | None
-    orientation: Numbers | None
-    spacing: Numbers | None
-    frame: int = 0
-    dimension: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PlainPixels:
-    """Where the pixels of one uncompressed image lie in its file, and what they mean.
-
-    Attributes:
-        offset: of the first pixel, in bytes.
-        dtype: of a pixel, little endian.
-        unused_bits: above the stored ones.
-        slope, intercept: of the rescaling.
-        inverted: MONOCHROME1.
-        padding: lowest and highest value outside of the scanned area; None: there is none.
-    """
-
-    offset: int
-    dtype: str
-    unused_bits: int
-    slope: float
-    intercept: float
-    inverted: bool
-    padding: tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +138,7 @@ def read_header(root: Path, file: str, blank: Path | None = None, follow_links: 
                 return Refused(file, NOT_DICOM)
             found = _header(file, dataset, blank)
             if isinstance(found, Header) and found.modality:
-                return replace(found, plain=_plain(stream, dataset, found))
+                return replace(found, plain=plain_pixels(stream, dataset))
             return found
     except MemoryError:
         raise
@@ -241,7 +181,7 @@ def _bare(stream: BinaryIO) -> bool:
 def _header(file: str, dataset: Dataset, blank: Path | None) -> Header | Refused:
     fields = Fields(dataset)
     sop_class = fields.text("SOPClassUID")
-    if _meta(dataset, "MediaStorageSOPClassUID") == DIRECTORY:
+    if meta_text(dataset, "MediaStorageSOPClassUID") == DIRECTORY:
         return Refused(file, AN_INDEX)
     instance, study, series = (fields.text(f"{one}InstanceUID") for one in ("SOP", "Study", "Series"))
     known = Header(file, sop_class, instance, study, series, patient_key(fields.text("PatientID")))
@@ -266,102 +206,17 @@ def _header(file: str, dataset: Dataset, blank: Path | None) -> Header | Refused
 def _image(known: Header, fields: Fields, verdict: Verdict) -> Header:
     modality = IMAGES[known.sop_class]
     frames = fields.whole("NumberOfFrames", 1)
-    enhanced = known.sop_class in ENHANCED
-    geometry = _enhanced(fields.dataset, frames) if enhanced else (_geometry(fields, modality),) * frames
     return replace(
         known,
         modality=modality,
         rows=fields.whole("Rows", 0),
         columns=fields.whole("Columns", 0),
-        frames=geometry,
+        frames=geometry_of(fields, known.sop_class, modality, frames),
         number=fields.whole("InstanceNumber", 0),
         image_type=tuple(fields.words("ImageType")[2:]),
         protocol=_protocol(fields, modality),
         description=fields.text("SeriesDescription"),
         blank=verdict.blank,
-    )
-
-
-def _geometry(fields: Fields, modality: str) -> Geometry:
-    if modality in SINGLE.values():
-        found = _spacing(fields.numbers("PixelSpacing")) or _spacing(fields.numbers("ImagerPixelSpacing"))
-        return Geometry(None, None, found)
-    return Geometry(
-        _position(fields.numbers("ImagePositionPatient")),
-        fields.numbers("ImageOrientationPatient"),
-        _spacing(fields.numbers("PixelSpacing")),
-        dimension=tuple(fields.text(key) for key in DIMENSIONS),
-    )
-
-
-def _spacing(found: Numbers | None) -> Numbers | None:
-    """A spacing that can be one; None of others, as where there is none."""
-    return found if found and are_spacings(found) else None
-
-
-def _position(found: Numbers | None) -> Numbers | None:
-    """A position that can be a patient's, the same way."""
-    return found if found and all(abs(value) <= FARTHEST_MM for value in found) else None
-
-
-def _plain(stream: BinaryIO, dataset: Dataset, header: Header) -> PlainPixels | None:
-    """Where the pixels lie, if they do so plainly: the stream stands before the element of the pixels."""
-    fields = Fields(dataset)
-    syntax = _meta(dataset, "TransferSyntaxUID")
-    allocated, stored = fields.whole("BitsAllocated", 0), fields.whole("BitsStored", 0)
-    plain = (
-        syntax in PLAIN_SYNTAXES
-        and header.sop_class not in ENHANCED
-        and len(header.frames) == 1
-        and allocated in (8, 16)
-        and 0 < stored <= allocated
-        and "ModalityLUTSequence" not in fields
-    )
-    head = stream.read(12) if plain else b""
-    if head[:4] != PIXEL_DATA or (head[4:6] not in (b"OW", b"OB")) != (syntax == PLAIN_SYNTAXES[0]):
-        return None
-    skip = 8 if syntax == PLAIN_SYNTAXES[0] else 12
-    size_bytes = int.from_bytes(head[skip - 4 : skip], "little")
-    wanted_bytes = header.rows * header.columns * allocated // 8
-    if size_bytes not in (wanted_bytes, wanted_bytes + 1):
-        return None
-    slope, intercept = fields.numbers("RescaleSlope"), fields.numbers("RescaleIntercept")
-    padding, limit = fields.numbers("PixelPaddingValue"), fields.numbers("PixelPaddingRangeLimit")
-    ends = sorted(int(one[0]) for one in (padding, limit or padding) if one) if padding else []
-    return PlainPixels(
-        stream.tell() - 12 + skip,
-        f"<{'i' if fields.whole('PixelRepresentation', 0) else 'u'}{allocated // 8}",
-        allocated - stored,
-        slope[0] if slope else 1.0,
-        intercept[0] if intercept else 0.0,
-        fields.text("PhotometricInterpretation") == "MONOCHROME1",
-        (ends[0], ends[-1]) if ends else None,
-    )
-
-
-def _enhanced(dataset: Dataset, frames: int) -> tuple[Geometry, ...]:
-    """Geometry of each frame: its own functional groups, else the shared ones (PS3.3 C.7.6.16)."""
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    own = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
-    own += [Dataset()] * (frames - len(own))
-    return tuple(_group_geometry(groups, shared, number) for number, groups in enumerate(own[:frames]))
-
-
-def _group_geometry(groups: Dataset, shared: Dataset, number: int) -> Geometry:
-    def value(sequence: str, key: str) -> Numbers | None:
-        items = groups.get(sequence) or shared.get(sequence)
-        return numbers_of(items[0], key) if items else None
-
-    echo = value("MREchoSequence", "EffectiveEchoTime")
-    diffusion = value("MRDiffusionSequence", "DiffusionBValue")
-    content = groups.get("FrameContentSequence")
-    phase = _text(content[0], "TemporalPositionIndex") if content else ""
-    return Geometry(
-        _position(value("PlanePositionSequence", "ImagePositionPatient")),
-        value("PlaneOrientationSequence", "ImageOrientationPatient"),
-        _spacing(value("PixelMeasuresSequence", "PixelSpacing")),
-        number,
-        (str(echo or ""), "", phase, str(diffusion or ""), ""),
     )
 
 
@@ -387,12 +242,6 @@ def _protocol(fields: Fields, modality: str) -> str:
 def _number(fields: Fields, key: str) -> str:
     found = fields.numbers(key)
     return f"{found[0]:g}" if found else "?"
-
-
-def _meta(dataset: Dataset, key: str) -> str:
-    """A value of the file's own header; empty where there is none."""
-    meta = getattr(dataset, "file_meta", None)
-    return "" if meta is None else str(meta.get(key) or "")
 
 
 def _text(dataset: Dataset, key: str) -> str:

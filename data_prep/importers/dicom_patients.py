@@ -15,7 +15,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from data_prep.importers.dicom_header import RTSTRUCT, SEGMENTATION, Header
+from data_prep.importers.dicom_classes import RTSTRUCT, SEGMENTATION
+from data_prep.importers.dicom_header import Header
 from data_prep.importers.volume import Reject
 from data_prep.names import patient_key
 from fedhpc.util.text import count_of

@@ -11,7 +11,9 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
-from data_prep.importers.dicom_header import ENHANCED, PlainPixels, quiet
+from data_prep.importers.dicom_classes import ENHANCED
+from data_prep.importers.dicom_header import quiet
+from data_prep.importers.dicom_plain import PlainPixels
 from data_prep.importers.dicom_series import DicomSeries, Source
 from data_prep.importers.volume import ImportFault, Mask, Plane, Spacing
 from fedhpc.util.arrays import F32

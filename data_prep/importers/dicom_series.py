@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.importers.dicom_header import DIMENSIONS, RTSTRUCT, SEGMENTATION, Geometry, Header
+from data_prep.importers.dicom_classes import RTSTRUCT, SEGMENTATION
+from data_prep.importers.dicom_geometry import DIMENSIONS, Geometry
+from data_prep.importers.dicom_header import Header
 from data_prep.importers.orientation import CANONICAL, OBLIQUE_DEGREES, Orientation, Turn
 from data_prep.importers.volume import Facts, Frame, Reader, Reject, Series, Spacing, spacing_notes, step_mm
 

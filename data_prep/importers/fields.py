@@ -86,6 +86,12 @@ def numbers_of(dataset: Dataset, keyword: str) -> Numbers | None:
         return None
 
 
+def meta_text(dataset: Dataset, key: str) -> str:
+    """Return a value of the file's own header (PS3.10) as text; empty where there is none."""
+    meta = getattr(dataset, "file_meta", None)
+    return "" if meta is None else str(meta.get(key) or "")
+
+
 def tag_of(keyword: str) -> BaseTag:
     """Return the tag of a keyword of the dictionary."""
     if keyword not in _tags:

@@ -1,5 +1,6 @@
 """What every archive format is read as: planes of one volume, or single images, each in its own units (private)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,8 +116,8 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Series:
-    """One stack of planes that belong together, or the single images of one series (private).
+class Series(ABC):
+    """One stack of planes that belong together, or the single images of one series, in one format (private).
 
     Attributes:
         patient, study, series: identities, for joining and for pseudonyms only.
@@ -151,13 +152,13 @@ class Series:
         return f"{self.series}\0{first.file}\0{first.index}\0{len(self.frames)}"
 
     @property
+    @abstractmethod
     def marks(self) -> tuple[str, ...]:
         """The files, below the source, of its contours and masks."""
-        return ()
 
+    @abstractmethod
     def open(self, root: Path) -> "Reader":
         """Return the reader of its planes."""
-        raise NotImplementedError
 
     def without(self, dropped: frozenset[int]) -> "Series":
         """Return the same series without some of its frames."""
