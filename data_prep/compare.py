@@ -6,7 +6,7 @@ The page shows images and exact histograms of each shard: it is as private as th
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ class Comparison:
         reference: a public shard for the steps that need one; None: without these.
         frequencies: a side, of the Fourier step.
         chain: one more chain, of a config; None: the usual ones only.
+        own: the chains of sites that have one of their own in that config.
     """
 
     shards: tuple[Path, ...]
@@ -47,6 +48,7 @@ class Comparison:
     reference: Path | None = None
     frequencies: int = 5
     chain: Chain | None = None
+    own: Mapping[str, Chain] = field(default_factory=dict)
 
 
 def compare(wanted: Comparison) -> dict[str, Shift]:
@@ -65,7 +67,7 @@ def compare(wanted: Comparison) -> dict[str, Shift]:
     with at_work("compare") as begins:
         for name, chain in chains.items():
             begins(name)
-            found[name] = shift(drawn, chain, backbone)
+            found[name] = shift(drawn, chain, backbone, wanted.own if name == "config" else None)
     return found
 
 

@@ -104,10 +104,11 @@ def _drawn(shard: Shard, most: int, seed: int) -> Drawn:
     return Drawn(shard.site, shard.read(rows), shard.patient[rows], stratum, shard.pixel_range)
 
 
-def shift(drawn: Sequence[Drawn], chain: Chain, backbone: Backbone) -> Shift:
-    """Return what a chain makes of the hospitals' images."""
+def shift(drawn: Sequence[Drawn], chain: Chain, backbone: Backbone, own: Mapping[str, Chain] | None = None) -> Shift:
+    """Return what a chain makes of the hospitals' images; `own`: of the sites that have another."""
+    chains = {site.site: chain for site in drawn} | dict(own or {})
     start_s = process_time()
-    after = [torch.cat([harmonise(part, chain) for part in _batches(site.images)]) for site in drawn]
+    after = [torch.cat([harmonise(part, chains[site.site]) for part in _batches(site.images)]) for site in drawn]
     spent_ms = 1000 * (process_time() - start_s) / sum(len(site.images) for site in drawn)
     features = [
         torch.cat([backbone(images[rows]) for rows in torch.arange(len(images)).tensor_split(_parts(images))])

@@ -89,7 +89,7 @@ def _captioned(guess: Tensor, alike: Likeness) -> Guess:
 
 def _seen(subject: Subject, rows: I64) -> Tensor:
     """The images of `rows` as the network sees them: float32 [n, C, H, W] (private)."""
-    return harmonise(subject.shard.read(rows), subject.config.harmonise)
+    return harmonise(subject.shard.read(rows), subject.config.chain_of(subject.site))
 
 
 def linear_row(subject: Subject, victim: I64, effort: Effort) -> Row:

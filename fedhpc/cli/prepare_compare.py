@@ -39,7 +39,7 @@ def add_compare(kinds: "_SubParsersAction[Parser]") -> None:
         "--backbone", default="phantom", choices=BACKBONES, metavar="NAME", help="phantom or efficientnet_lite0"
     )
     compare.add_argument("--reference", type=Path, metavar="SHARD", help="public images, for nyul and fourier")
-    compare.add_argument("--config", type=Path, metavar="CONFIG", help="compare its `harmonise` too")
+    compare.add_argument("--config", type=Path, metavar="CONFIG", help="compare its `harmonise` too, site by site")
     _add_frequencies(compare)
     compare.set_defaults(action=_compare)
     landmarks = kinds.add_parser("landmarks", help="numbers of a public reference, for harmonise")
@@ -66,10 +66,12 @@ def _compare(options: argparse.Namespace) -> int:
 
     if len(options.shards) < 2:
         raise InputError(f"{options.shards[0]}: is one shard. Give those of two or more sites", code="command-line")
-    chain = load_config(options.config).harmonise if options.config else None
+    config = load_config(options.config) if options.config else None
     wanted = Comparison(
-        tuple(options.shards), options.images, options.backbone, options.reference, options.frequencies, chain
-    )
+        tuple(options.shards), options.images, options.backbone, options.reference, options.frequencies,
+        config.harmonise if config else None,
+        {site.name: site.harmonise for site in config.data.sites if site.harmonise} if config else {},
+    )  # fmt: skip
     found = compare(wanted)
     print(comparison_text(found))
     if options.out:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fedhpc.config.harmonise import Steps
 from fedhpc.errors import ConfigError
 from fedhpc.util.section import Section
 
@@ -53,6 +54,12 @@ class Site(Section):
         "schedule.policy=plan; null: 1, or measured where no site declares one",
     )
     node: str | None = Field(default=None, description="the node that has its shard: its rank must run there")
+    harmonise: Steps | None = Field(
+        default=None,
+        description="a chain of this site's own in place of `harmonise`, as for a scanner with another intensity scale "
+        "(public); null: that of all sites. The public reference of model.features goes by `harmonise`: a chain that "
+        "gives other features than that needs a reference of its own kind, or a network that is trained",
+    )
 
 
 class Phantom(Section):

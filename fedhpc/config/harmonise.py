@@ -3,10 +3,11 @@
 Only names, bounds and descriptions are here; what each step does is in `fedhpc.site.data.harmonise`.
 """
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from fedhpc.aggregation.rules import one_of
 from fedhpc.util.section import Section
 
 Finite = Annotated[float, Field(ge=-1e9, le=1e9)]
@@ -107,4 +108,26 @@ class N4(Step):
 STEPS: tuple[type[Step], ...] = (ZScore, Window, Clip, Smooth, Nyul, Fourier, N4)
 """All that a chain may hold."""
 Chain = tuple[Step, ...]
+if TYPE_CHECKING:
+    AnyStep = Step
+else:
+    AnyStep = one_of(STEPS, "step")
+Steps = Annotated[tuple[AnyStep, ...], Field(min_length=1, max_length=16)]
+"""A chain as a config holds it."""
 DEFAULT: Chain = (ZScore(),)
+
+
+def chain_text(chain: Chain) -> str:
+    """Return the steps of a chain with their numbers in one line; longer lists of numbers are left out.
+
+    >>> chain_text((Clip(low=1.0), ZScore()))
+    'clip (low 1, high 99.5), then zscore (mask image)'
+    """
+    return ", then ".join(map(_step_text, chain))
+
+
+def _step_text(step: Step) -> str:
+    named = step.model_dump(mode="json", exclude={"step"}).items()
+    values = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in named
+              if not isinstance(value, list)]  # fmt: skip
+    return f"{step.step} ({', '.join(values)})" if values else step.step

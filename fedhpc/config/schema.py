@@ -34,10 +34,8 @@ if TYPE_CHECKING:
     Rule = AggregationRule
     ServerOptimizer = ServerStep
     Algorithm = algorithms.Algorithm
-    HarmoniseStep = harmonising.Step
 else:
     Algorithm = rules.one_of(algorithms.ALGORITHMS, "name")
-    HarmoniseStep = rules.one_of(harmonising.STEPS, "step")
     Rule = rules.one_of(rules.RULES, "rule")
     ServerOptimizer = rules.one_of(rules.SERVER_OPTIMIZERS, "optimizer")
 
@@ -209,10 +207,10 @@ class RunConfig(Section):
         "has or not (sigmoid), and /labels of a shard is [n, classes] of 0 and 1",
     )
     data: Data = Field(description="the sites and their shards")
-    harmonise: Annotated[tuple[HarmoniseStep, ...], Field(min_length=1, max_length=16)] = Field(
+    harmonise: harmonising.Steps = Field(
         default=harmonising.DEFAULT,
         description="what each hospital does to each image by itself before the network sees it, in order: a list of "
-        "steps, the same at every site. It spends no privacy",
+        "steps, the same at every site that has none of its own (data.sites[].harmonise). It spends no privacy",
     )
     model: Model = Field(default=Model(), description="the network")
     training: Training = Field(default=Training(), description="local training")
@@ -276,6 +274,17 @@ class RunConfig(Section):
     def site_names(self) -> tuple[str, ...]:
         """The hospitals in rank order."""
         return tuple(site.name for site in self.data.sites)
+
+    def chain_of(self, site: str) -> harmonising.Chain:
+        """Return the steps that a site harmonises its images by: its own, or those of all; of no site of the run these.
+
+        >>> sites = [{"name": "a"}, {"name": "b", "harmonise": [{"step": "clip"}]}]
+        >>> config = RunConfig.model_validate({"name": "x", "data": {"shards": "{site}.h5", "sites": sites}})
+        >>> [config.chain_of(site)[0].step for site in ("a", "b", "c")]
+        ['zscore', 'clip', 'zscore']
+        """
+        own = {one.name: one.harmonise for one in self.data.sites}
+        return own.get(site) or self.harmonise
 
     def without(self, absent: Collection[str]) -> "RunConfig":
         """Return the config of the other sites: what those that take part train by.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedhpc.config.harmonise import chain_text
 from fedhpc.report.block_charts import Event, timeline
 from fedhpc.report.line_chart import AUC_AXIS, Axis, Line, LineChart, Point, alt_of, draw
 from fedhpc.report.parts import Card, Column, Figure, Legend, Part, Table, Value
@@ -64,6 +65,7 @@ def _card(view: RunView, site: str, local: RunView | None) -> Card:
     facts = [("Declared weight", f"{declared.weight:,}" if declared.weight else "number of its training images")]
     facts += [("Node", declared.node)] if declared.node else []
     facts += [("Declared speed", f"{declared.speed:g}")] if declared.speed else []
+    facts += [("Harmonised by its own chain", chain_text(declared.harmonise))] if declared.harmonise else []
     if alone is not None:
         facts.append(("AUC alone → federated", f"{fixed(alone)} → {fixed(one.get('auc'))}"))
     elif one.get("auc") is not None:

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,9 @@ def evaluate(run: Path, tested: Tested) -> dict[str, Any]:
     """
     saved = load_model(model_path(run, tested))
     shard_path = tested.shard or _shard_path(saved, str(tested.site))
-    with open_site(shard_path, chain=saved.config.harmonise) as site:
-        shard = site.shard
+    with open_site(shard_path) as opened:
+        shard = opened.shard
+        site = replace(opened, chain=saved.config.chain_of(shard.site))
         _check_fit(saved, shard, shard_path)
         bench = prepare(saved.config.runtime.model_copy(update={"device": "auto"}), 0)
         # What a network of the user's prints is not for standard output, which belongs to `--json`.

@@ -120,6 +120,11 @@ def _with_facts(content: bytes, saved: SavedModel) -> bytes:
         "task": saved.task.kind,
         "image_shape": list(saved.task.image_shape),
         "harmonise": [step.model_dump(mode="json") for step in saved.config.harmonise],
+        "harmonise_of_sites": {
+            site.name: [step.model_dump(mode="json") for step in site.harmonise]
+            for site in saved.config.data.sites
+            if site.harmonise
+        },
         "calibration": plain(saved.calibrations),
         "run": saved.config.name,
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc import __version__
+from fedhpc.config.harmonise import chain_text
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.task import Task
 from fedhpc.records.metrics import METRICS
@@ -38,7 +39,8 @@ def model_card(config: RunConfig, task: Task, summary: Mapping[str, Any], calibr
         warning=_warning(summary),
         task=f"{KINDS[task.kind]}: {', '.join(task.classes)}",
         shape=" x ".join(map(str, task.image_shape)),
-        harmonise=", then ".join(_step(step.model_dump(mode="json")) for step in config.harmonise),
+        harmonise=chain_text(config.harmonise),
+        own_chains={one.name: chain_text(one.harmonise) for one in config.data.sites if one.harmonise},
         source=_source(config),
         released_counts=any(one.get("n_test") for one in per_site.values()),
         sites=[
@@ -80,13 +82,6 @@ def _warning(summary: Mapping[str, Any]) -> str:
     if summary.get("stress"):
         return "A stress test: sites were corrupted on purpose. Not for use."
     return ""
-
-
-def _step(step: Mapping[str, Any]) -> str:
-    """A step of the chain; long lists of numbers are in config.yaml."""
-    values = [f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in step.items()
-              if key != "step" and not isinstance(value, list)]  # fmt: skip
-    return f"{step['step']} ({', '.join(values)})" if values else str(step["step"])
 
 
 def _source(config: RunConfig) -> str:

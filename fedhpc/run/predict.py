@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from data_prep.unlabelled import Batch, Inputs, batches
+from fedhpc.config.harmonise import Chain
 from fedhpc.errors import PrivacyError, ShardError
 from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import SavedModel, load_model
@@ -91,7 +92,8 @@ def predict(run: Path, tested: Tested, inputs: Inputs, note: Callable[[str], Non
     wanted = replace(inputs, recipe=replace(inputs.recipe, square=square))
     bench = prepare(saved.config.runtime.model_copy(update={"device": "auto"}), 0)
     network = nn.Sequential(*([] if saved.backbone is None else [saved.backbone]), saved.network).to(bench.device)
-    scored = tuple(_scored(saved, network.eval(), bench, batch) for batch in batches(wanted, note))
+    chain = _chain(saved, tested, inputs, note)
+    scored = tuple(_scored(saved, network.eval(), bench, _Harmonised(chain, batch)) for batch in batches(wanted, note))
     if not saved.calibrations:
         note(UNCALIBRATED)
     found = saved.calibrations
@@ -102,6 +104,26 @@ def predict(run: Path, tested: Tested, inputs: Inputs, note: Callable[[str], Non
         found[0].specificity if found else None,
         saved.personal,
     )
+
+
+@dataclass(frozen=True)
+class _Harmonised:
+    """A batch, and the chain that it goes through before the network."""
+
+    chain: Chain
+    batch: Batch
+
+
+def _chain(saved: SavedModel, tested: Tested, inputs: Inputs, note: Callable[[str], None]) -> Chain:
+    """The chain of the hospital that the images are of: `--site`, or a shard's own; that of all where none is named."""
+    own = [site.name for site in saved.config.data.sites if site.harmonise]
+    name = tested.site or ""
+    if inputs.paths[0].suffix == ".h5" and own and not name:
+        with Shard.open(inputs.paths[0], None, in_memory=False, need_train=False) as shard:
+            name = shard.site
+    elif own and not name:
+        note(f"harmonised as at the sites without a chain of their own; of {', '.join(own)}: give --site")
+    return saved.config.chain_of(name)
 
 
 def _check_place(saved: SavedModel, tested: Tested, inputs: Inputs) -> None:
@@ -125,7 +147,8 @@ def _check_place(saved: SavedModel, tested: Tested, inputs: Inputs) -> None:
 
 
 @torch.no_grad()
-def _scored(saved: SavedModel, network: nn.Module, bench: Device, batch: Batch) -> Scored:
+def _scored(saved: SavedModel, network: nn.Module, bench: Device, wanted: _Harmonised) -> Scored:
+    batch = wanted.batch
     shape = tuple(batch.images.shape[1:])
     if shape != saved.task.image_shape:
         raise ShardError(
@@ -133,7 +156,7 @@ def _scored(saved: SavedModel, network: nn.Module, bench: Device, batch: Batch) 
             "the options of the import that made its shards (--window, --stack), or a shard made alike",
             code="shard.differ",
         )
-    images = harmonise(batch.images, saved.config.harmonise).to(bench.device)
+    images = harmonise(batch.images, wanted.chain).to(bench.device)
     with bench.autocast():
         logits = network(images).float().cpu().numpy()
     labels = np.zeros(len(logits) if saved.task.kind == "multiclass" else logits.shape, np.int64)

@@ -50,9 +50,11 @@ def run(tmp_path_factory: pytest.TempPathFactory, run_here: RunHere) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     for number, site in enumerate(SITES):
         make_shard(folder / f"{site}.h5", site, number)
+    sites: list[dict[str, Any]] = [{"name": site, "weight": 20} for site in SITES]
+    sites[1]["harmonise"] = [{"step": "clip", "low": 1.5}, {"step": "zscore"}]
     config = {
         "name": "finished",
-        "data": {"shards": f"{folder}/{{site}}.h5", "sites": [{"name": site, "weight": 20} for site in SITES]},
+        "data": {"shards": f"{folder}/{{site}}.h5", "sites": sites},
         "model": {"name": "frozen", "backbone": "phantom"}, "privacy": "off", "exchange": {"tls": False},
         "training": {"rounds": 2, "local_epochs": 3, "lr": 0.1}, "runtime": {"threads": 1, "device": "cpu"},
     }  # fmt: skip
@@ -185,7 +187,14 @@ def test_exported_model_gives_the_same_scores(
 def test_model_card_says_what_is_public(run: Path) -> None:
     card, summary = (run / "MODEL_CARD.md").read_text(), json.loads((run / "summary.json").read_text())
     worst = min(summary["per_site"], key=lambda site: summary["per_site"][site]["auc"])
-    for part in ("healthy, ill", "| north | 20 |", "None: `privacy: off`", f"Worst site: {worst}", "validation splits"):
+    for part in (
+        "At south instead: clip (low 1.5",
+        "healthy, ill",
+        "| north | 20 |",
+        "None: `privacy: off`",
+        f"Worst site: {worst}",
+        "validation splits",
+    ):
         assert part in card
     assert f"| all sites | {summary['auc']:.3f} |" in card
 

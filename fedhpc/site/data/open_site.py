@@ -82,7 +82,7 @@ def open_site_of_run(config: RunConfig, name: str) -> OpenSite:
         ShardError: as `open_site`; or its labels are not of the config's task, or a validation or test split is empty.
     """
     path = config.data.shard_path(name)
-    site = open_site(path, name, in_memory=config.data.in_memory, chain=config.harmonise)
+    site = open_site(path, name, in_memory=config.data.in_memory, chain=config.chain_of(name))
     try:
         _check_fit(config, site.shard)
     except ShardError:

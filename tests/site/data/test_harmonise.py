@@ -11,16 +11,17 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from data_prep.domain_shift import draw, shift
 from data_prep.shard_writer import write_shard
 from fedhpc.config.harmonise import DEFAULT, N4, Clip, Fourier, Nyul, Smooth, Step, Window, ZScore
 from fedhpc.config.schema import RunConfig
-from fedhpc.models.backbones import Backbone
+from fedhpc.models.backbones import Backbone, public_backbone
 from fedhpc.site.data.harmonise import chain_key, harmonise
 from fedhpc.site.data.harmonise.foreground import foreground
 from fedhpc.site.data.harmonise.intensity import landmarks_of
 from fedhpc.site.data.harmonise.smoothing import noise_of
 from fedhpc.site.data.harmonise.spectrum import amplitude_of
-from fedhpc.site.data.open_site import open_site
+from fedhpc.site.data.open_site import open_site, open_site_of_run
 from tests.conftest import missing
 
 LANDMARKS = (0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0)
@@ -148,6 +149,35 @@ def test_bias_field_is_divided_out() -> None:
     out = harmonise(shaded[None, None], (N4(),)).numpy()[0, 0]
     edge = body & (np.hypot(y + 0.1, x) > 0.2)
     assert out[edge].std() / out[edge].mean() < 0.5 * shaded[edge].std() / shaded[edge].mean()
+
+
+def test_own_chain_of_site_changes_its_features_only(tmp_path: Path) -> None:
+    """Features, cache key and config digest follow a site's own chain; nothing else at any other site does."""
+    images = discs(6).clip(0, 255).astype(np.uint8)
+    for number, name in enumerate("ab"):
+        write_shard(
+            tmp_path / f"{name}.h5", site=name, classes=("x", "y"), images=images + number, labels=[0, 1] * 3,
+            patient=[f"{name}{row}" for row in range(6)], split=[0, 0, 1, 1, 2, 2], modality=["MR"] * 6,
+            pixel_range=(0.0, 255.0), created_by="t",
+        )  # fmt: skip
+    sites: list[dict[str, Any]] = [{"name": "a", "weight": 9}, {"name": "b", "weight": 9}]
+    plain = {"name": "a", "data": {"shards": f"{tmp_path}/{{site}}.h5", "sites": sites}}
+    alike = RunConfig.model_validate(plain)
+    sites[1]["harmonise"] = [{"step": "zscore", "mask": "foreground"}]
+    config = RunConfig.model_validate(plain)
+    assert config.digest() != alike.digest() and config.without(["a"]).chain_of("b") == config.chain_of("b")
+    backbone = Backbone(nn.Sequential(nn.Flatten(), nn.Linear(48 * 48, 3)).eval(), 3, None)
+    same = {}
+    for name in "ab":
+        with open_site_of_run(alike, name) as before, open_site_of_run(config, name) as after:
+            found = [site.samples(backbone).inputs(np.arange(6)) for site in (before, after)]
+            same[name] = torch.equal(*found), before.features_path(backbone) == after.features_path(backbone)
+    assert same == {"a": (True, True), "b": (False, False)}
+    shown = shift(draw([tmp_path / "a.h5", tmp_path / "b.h5"], 6), DEFAULT, public_backbone("phantom"),
+                  {"b": config.chain_of("b")}).examples  # fmt: skip
+    for name in "ab":
+        wanted = harmonise(images + "ab".index(name), config.chain_of(name)).numpy()[:, 0]
+        assert any(np.allclose(shown[name], one, atol=1e-5) for one in wanted), "compare shows what the site trains on"
 
 
 def test_chain_is_part_of_the_configs_identity() -> None:
