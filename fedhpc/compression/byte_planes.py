@@ -43,11 +43,13 @@ def split(numbers: Whole, width: int) -> list[bytes]:
 
 
 def join(planes: list[memoryview], count: int) -> Whole:
-    """The inverse of `split`: numbers[count].
+    """The inverse of `split`: numbers[count]; of one plane they are its bytes, which cannot be written to.
 
     Raises:
         PayloadError: where a plane is not `count` bytes, deflated.
     """
+    if len(planes) == 1:
+        return inflated(planes[0], count)
     numbers = np.zeros(count, container(len(planes)))
     columns = numbers.view(np.uint8).reshape(count, numbers.itemsize)
     for plane, block in enumerate(planes):

@@ -237,10 +237,9 @@ def _indices(header: Header, planes: list[memoryview]) -> I64:
         if np.count_nonzero(mask) != k:
             raise PayloadError(f"the bitmask has {np.count_nonzero(mask)} entries, the header {k}")
         return np.flatnonzero(mask).astype(np.int64, copy=False)
-    indices = join(planes, k).astype(np.int64)
-    indices += 1
+    indices: I64 = np.add(join(planes, k), 1, dtype=np.int64)
+    indices[:1] -= 1
     np.cumsum(indices, out=indices)
-    indices -= 1
     if k and indices[-1] >= size:
         raise PayloadError(f"the gaps lead to entry {indices[-1]} of {size}")
     return indices
@@ -258,8 +257,10 @@ def _values(header: Header, planes: list[memoryview]) -> F32:
     if levels.itemsize == 1:
         magnitudes = grid.magnitudes(np.arange(largest + 1, dtype=np.uint32))
         both = np.concatenate([magnitudes, -magnitudes])
+        offset = (np.uint8 if both.size <= 256 else np.uint16)(largest + 1)
         for block in blocks(k):
-            values[block] = both[levels[block] + np.uint16(largest + 1) * negative[block]]
+            # No place is beyond the table: "clip" spares numpy a second buffer for the case that one is.
+            np.take(both, levels[block] + offset * negative[block], out=values[block], mode="clip")
         return values
     for block in blocks(k):
         magnitudes = grid.magnitudes(levels[block].astype(np.uint32))
