@@ -106,7 +106,7 @@ def _one_whole_run(
 ) -> tuple[F64, tuple[float, int]]:
     """(scores f64[canaries], (epsilon by the ledger, steps taken)) after so many rounds."""
     t, sample_rate = subject.config.training, subject.plan.sample_rate
-    config = mechanism_config(subject.config, rounds=t.rounds, local_epochs=t.local_epochs, sample_rate=sample_rate)
+    config = mechanism_config(subject.config, rounds=t.rounds, local_epochs=t.epochs_begun, sample_rate=sample_rate)
     mechanism = Mechanism(config, subject.plan, config.privacy.clip_norm, subject.frozen, subject.bench)
     canaries = mechanism.canaries(len(included))
     model = canaries.module.to(subject.bench.device)

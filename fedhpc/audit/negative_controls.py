@@ -136,7 +136,7 @@ def sampling(subject: Subject, trials: Trials) -> Iterator[Finding]:
     config = mechanism_config(
         subject.config,
         rounds=subject.config.training.rounds,
-        local_epochs=subject.config.training.local_epochs,
+        local_epochs=subject.config.training.epochs_begun,
         sample_rate=plan.sample_rate,
     )
     sound = Mechanism(config, plan, config.privacy.clip_norm, subject.frozen, subject.bench)

@@ -153,7 +153,7 @@ def private_gradients(work: Work, rounds: int, entries: I64 | None = None) -> F3
 def observed_config(claim: Claim, rounds: int, lr: float) -> RunConfig:
     """SGD with momentum and a rate so small, or on a model so made, that each unit's gradient stays what it was."""
     t, q = claim.config.training, claim.plan.sample_rate
-    config = mechanism_config(claim.config, rounds=rounds, local_epochs=t.local_epochs, sample_rate=q)
+    config = mechanism_config(claim.config, rounds=rounds, local_epochs=t.epochs_begun, sample_rate=q)
     # The audit may take more rounds than the run at the run's noise: its target is not what is looked at here.
     epsilon = 10 * (config.privacy.epsilon or 1.0)
     return config.replace({"training.lr": lr, "training.momentum": MOMENTUM, "privacy.epsilon": epsilon})

@@ -123,7 +123,7 @@ def audit(options: Options) -> int:
 
 def shortened(subject: Subject) -> Subject:
     """With one local epoch a round."""
-    epochs = subject.config.training.local_epochs
+    epochs = subject.config.training.epochs_begun
     config = subject.config.replace({"training.local_epochs": 1})
     plan = replace(subject.plan, steps_per_round=subject.plan.steps_per_round // epochs)
     return replace(subject, config=config, plan=plan)

@@ -20,7 +20,7 @@ from fedhpc.site.training.local_sgd import (
     LocalRound,
     PrivateWork,
     gradient_weight,
-    steps_per_epoch,
+    local_steps,
     train_plain,
     train_private,
 )
@@ -71,7 +71,7 @@ class AuditedSite:
     def gradient_weight(self, round: int) -> float:
         """As of `Hospital`."""
         training, images = self.config.training, len(self.samples.indices("train"))
-        plain = training.local_epochs * steps_per_epoch(images, training)
+        plain = local_steps(images, training)
         return gradient_weight(training, round, plain if self.plan is None else self.plan.steps_per_round)
 
     def can_afford(self, round: int) -> bool:

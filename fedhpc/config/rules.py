@@ -168,6 +168,12 @@ def _privacy_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             f"privacy.delta={p.delta:g}: above 1 / (10 x {units} declared units), so that more than a tenth of a unit "
             f"may be exposed in expectation; allowed: at most {1 / (10 * units):.2g}",
         ),
+        (
+            config.private and config.training.local_epochs < 1,
+            f"training.local_epochs={config.training.local_epochs:g}: with privacy on each step draws a part of the "
+            "units, and an epoch is 1 / privacy.sample_rate steps; set local_epochs to 1 or more, and raise "
+            "privacy.sample_rate for fewer steps a round",
+        ),
         (p.noise_seed is not None and not config.private, "privacy.noise_seed: set without privacy.epsilon; remove it"),
         (
             p.trust == "aggregator" and (p.colluding_sites is not None or p.tolerated_dropouts > 0),

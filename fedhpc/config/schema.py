@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -46,8 +47,10 @@ class Training(Section):
     """Local training: `local_epochs` epochs a round of SGD or Adam on softmax cross entropy."""
 
     rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(default=20, description="exchanges with the aggregator")
-    local_epochs: Annotated[int, Field(ge=1, le=100)] = Field(
-        default=3, description="passes of a site over its training units in a round"
+    local_epochs: Annotated[int, Field(ge=1, le=100)] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=3,
+        description="passes of a site over its training units in a round; without privacy also a part of one: 0.25 "
+        "trains on a quarter of the images, drawn anew each round",
     )
     batch_size: Annotated[int, Field(ge=1)] = Field(
         default=64,
@@ -69,6 +72,11 @@ class Training(Section):
     random_flip: bool = Field(
         default=False, description="mirror each training image left to right with probability 1/2"
     )
+
+    @property
+    def epochs_begun(self) -> int:
+        """How many epochs a round begins: `local_epochs`, of a part of one 1."""
+        return math.ceil(self.local_epochs)
 
 
 class Exchange(Section):

@@ -87,7 +87,7 @@ def without_noise(config: RunConfig, site: str | None = None) -> PrivacyPlan:
     mean = p.feature_mean_noise if config.model.feature_mean == "sites" else None
     if p.trust == "sites":
         return PrivacyPlan(0.0, 1.0, 1, "skellam", mean)
-    steps = config.training.local_epochs * max(1, round(1 / p.sample_rate))
+    steps = config.training.epochs_begun * max(1, round(1 / p.sample_rate))
     effort = 1.0 if site is None else config.effort(site)
     return PrivacyPlan(0.0, p.sample_rate * effort, steps, feature_mean_noise=mean)
 

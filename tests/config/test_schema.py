@@ -76,6 +76,10 @@ def test_all_errors_at_once_with_value_and_suggestion(tmp_path: Path) -> None:
         ({"data": {**GOOD["data"], "sites": [{"name": "a"}, {"name": "a"}]}}, "data.sites: a named twice"),
         ({"privacy": {"epsilon": 1}, "data": {**GOOD["data"], "sites": [{"name": "a"}]}}, "no weight for a"),
         ({"privacy": {"noise_seed": 1}}, "privacy.noise_seed: set without"),
+        (
+            {"privacy": {"epsilon": 1}, "training": {"local_epochs": 0.5}},
+            "training.local_epochs=0.5: with privacy on",
+        ),
         ({"model": {"name": "frozen"}}, "model.backbone: missing"),
         ({"model": {"backbone": "efficientnet_lite0"}}, "model.backbone: only model.name=frozen"),
         (

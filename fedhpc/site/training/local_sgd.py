@@ -54,8 +54,8 @@ def local_steps(images: int, training: Training, effort: float = 1.0) -> int:
 
     >>> local_steps(640, Training(batch_size=64, local_epochs=3)), local_steps(640, Training(local_epochs=3), 0.1)
     (30, 3)
-    >>> local_steps(64, Training(), 0.01)
-    1
+    >>> local_steps(64, Training(), 0.01), local_steps(640, Training(local_epochs=0.25))
+    (1, 2)
     """
     return max(1, int(effort * training.local_epochs * steps_per_epoch(images, training) * (1 + 1e-12)))
 
@@ -168,8 +168,8 @@ class LocalRound:
 def train_plain(local: LocalRound) -> None:
     """Train `local_epochs` epochs of mini-batches, in an order that is a function of (seed, site, round, epoch).
 
-    With an effort below 1 it ends after that share of the steps; where that is less than one, after one of a part of a
-    batch.
+    With an effort below 1, or a part of an epoch, it ends after that share of the steps; where that is less than one,
+    after one of a part of a batch.
 
     So is what the network draws of PyTorch's generator (dropout), whichever rank plays the site.
     """
@@ -200,7 +200,7 @@ def _plain_batches(local: LocalRound) -> Iterator[Batch]:
     per_epoch = steps_per_epoch(len(rows), training)
     left = local_steps(len(rows), training, local.effort)
     share = min(1.0, local.effort * training.local_epochs * per_epoch)
-    for epoch in range(training.local_epochs):
+    for epoch in range(training.epochs_begun):
         rng = generator(config.seed, local.site, local.round, epoch, "shuffle")
         for whole in np.array_split(rng.permutation(rows), per_epoch)[:left]:
             batch = whole[: math.ceil(share * len(whole))]

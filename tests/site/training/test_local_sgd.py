@@ -14,7 +14,7 @@ from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import build_model
 from fedhpc.models.device import Device, prepare
 from fedhpc.models.task import Task
-from fedhpc.models.vector import to_vector
+from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.data.harmonise import harmonise
@@ -27,6 +27,7 @@ from fedhpc.site.training.local_sgd import (
     PrivateWork,
     learning_rate,
     mirrored,
+    steps_per_epoch,
     train_plain,
     train_private,
 )
@@ -84,6 +85,23 @@ def test_streaming_and_memory_train_the_same_bits(tmp_path: Path) -> None:
 def test_every_option_of_training_changes_the_result(tmp_path: Path, change: dict[str, object]) -> None:
     with Shard.open(shard_file(tmp_path), "a") as shard:
         assert (trained(ImageSamples(shard)) != trained(ImageSamples(shard), **change)).any()
+
+
+def test_part_of_an_epoch_trains_on_its_share(tmp_path: Path) -> None:
+    with Shard.open(shard_file(tmp_path), "a") as shard:
+        samples, read = ImageSamples(shard), []
+        model = build_model(config(), Task(("no", "yes"), (1, 32, 32)))
+        start, vectors = to_vector(model), []
+        for epochs, effort in ((0.5, 1.0), (1, 0.5)):
+            from_vector(model, start)
+            steps: list[tuple[int, int]] = []
+            read.append(steps)
+            place = (config(local_epochs=epochs), "a", 0, BENCH, lambda *at, steps=steps: steps.append(at))
+            train_plain(LocalRound(model, samples, *place, effort=effort))
+            vectors.append(to_vector(model))
+        whole = steps_per_epoch(len(samples.indices("train")), config().training)
+        assert [len(steps) for steps in read] == [whole // 2] * 2
+        np.testing.assert_array_equal(*vectors)
 
 
 def test_bf16_is_near_fp32_and_not_the_same(tmp_path: Path) -> None:
