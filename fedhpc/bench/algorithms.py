@@ -27,20 +27,23 @@ from fedhpc.util.text import fitted
 
 Settings = tuple[str, ...]
 FEDAVG, CENTRALISED = "fedavg", "centralised"
-PLAIN, DENSE = "algorithm.name=fedavg", "exchange.density=1"
+PLAIN, DENSE, STEP = "algorithm.name=fedavg", "exchange.density=1", "server={optimizer: sgd}"
 CANDIDATES: dict[str, tuple[Settings, ...]] = {
-    CENTRALISED: ((PLAIN, "mode=centralised"),),
-    FEDAVG: ((PLAIN,),),
-    "fedprox": tuple(("algorithm.name=fedprox", f"algorithm.mu={mu}") for mu in (0.01, 0.1, 1)),
-    "scaffold": (("algorithm.name=scaffold",),),
-    "fednova": (("algorithm.name=fednova",),),
-    "feddyn": tuple(("algorithm.name=feddyn", f"algorithm.alpha={alpha}", DENSE) for alpha in (0.1, 0.01, 1)),
-    "fedavgm": tuple((PLAIN, "server.optimizer=fedavgm", f"server.lr={lr}") for lr in (0.3, 1)),
-    "fedadagrad": tuple((PLAIN, "server.optimizer=fedadagrad", f"server.lr={lr}") for lr in (0.03, 0.1)),
-    "fedyogi": tuple((PLAIN, "server.optimizer=fedyogi", f"server.lr={lr}") for lr in (0.01, 0.003)),
-    "fedadam": tuple((PLAIN, "server.optimizer=fedadam", f"server.lr={lr}") for lr in (0.01, 0.003)),
+    CENTRALISED: ((PLAIN, STEP, "mode=centralised"),),
+    FEDAVG: ((PLAIN, STEP),),
+    "fedprox": tuple((STEP, "algorithm.name=fedprox", f"algorithm.mu={mu}") for mu in (0.01, 0.1, 1)),
+    "scaffold": ((STEP, "algorithm.name=scaffold"),),
+    "fednova": ((STEP, "algorithm.name=fednova"),),
+    "feddyn": tuple((STEP, "algorithm.name=feddyn", f"algorithm.alpha={alpha}", DENSE) for alpha in (0.1, 0.01, 1)),
+    "fedavgm": tuple((PLAIN, STEP, "server.optimizer=fedavgm", f"server.lr={lr}") for lr in (0.3, 1)),
+    "fedadagrad": tuple((PLAIN, STEP, "server.optimizer=fedadagrad", f"server.lr={lr}") for lr in (0.03, 0.1)),
+    "fedyogi": tuple((PLAIN, STEP, "server.optimizer=fedyogi", f"server.lr={lr}") for lr in (0.01, 0.003)),
+    "fedadam": tuple((PLAIN, STEP, "server.optimizer=fedadam", f"server.lr={lr}") for lr in (0.01, 0.003)),
 }
-"""The rows: each a name and what to set, one candidate or more. The first is that of `--first-only`."""
+"""The rows: each a name and what to set, one candidate or more. The first is that of `--first-only`.
+
+Where a row names no server optimiser it has the plain step, whatever the config has: `--also shipped` is the config.
+"""
 
 
 @dataclass(frozen=True)

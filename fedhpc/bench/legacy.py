@@ -6,11 +6,12 @@ AUC shows: its own patients alone, the final model of the federation, its person
 nothing here is a release.
 
 Alone means trained without noise on that hospital's patients: with a public backbone the personal head's own recipe
-from zero, for another network a run with `mode: local`.
+from zero, for another network a run with `mode: local`, of as many epochs as the federation and `fine_tune` together.
 """
 
 import contextlib
 import io
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -115,9 +116,16 @@ def _run_on(config: RunConfig, seed: int, out: Path) -> RunConfig:
     (out / f"cohort{seed}").mkdir(exist_ok=True)
     _train(mine, out / f"run{seed}", out)
     if config.model.backbone not in NAMES:
-        alone = {"mode": "local", "privacy": {"off": True}, "personalisation": {}}
-        _train(mine.replace({**alone, "training.average_last": 0.0}), out / f"alone{seed}", out)
+        _train(alone_config(mine), out / f"alone{seed}", out)
     return mine
+
+
+def alone_config(config: RunConfig) -> RunConfig:
+    """Return the config of local training, whose epochs are those of the federation and of going on locally."""
+    own, rounds = config.personalisation, config.training.rounds
+    more = math.ceil(own.epochs / config.training.local_epochs) if own.method == "fine_tune" else 0
+    alone = {"mode": "local", "privacy": {"off": True}, "personalisation": {}, "server": {}, "aggregation": {}}
+    return config.replace({**alone, "training.average_last": 0.0, "training.rounds": rounds + more})
 
 
 def _train(config: RunConfig, directory: Path, out: Path) -> None:

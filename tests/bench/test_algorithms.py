@@ -7,10 +7,13 @@ import pytest
 import yaml
 
 from data_prep.phantom.sites import default_sites
+from fedhpc.api import load_config
 from fedhpc.bench import algorithms
 from fedhpc.bench.divided_data import Division, skewed
 from fedhpc.errors import InputError
 from tests.conftest import Outcome
+
+NETWORK = Path(__file__).resolve().parents[2] / "configs" / "network.yaml"
 
 
 def run_of(auc_val: float, auc: float, rounds: int | None = 3) -> dict[str, float | None]:
@@ -80,3 +83,12 @@ def test_runs_are_kept_and_compared(tmp_path: Path, run_here) -> None:
     assert "runs/" not in again.stderr
     private: Outcome = run_here([*words, "--set", "privacy.epsilon=1", "--set", "data.sites=[{name: a, weight: 9}]"])
     assert (private.returncode, "privacy is on" in private.stderr) == (2, True)
+
+
+def test_rows_have_their_own_server_step(tmp_path: Path) -> None:
+    """Also on a config that has another one, with parameters of its own."""
+    tree = {"extends": str(NETWORK), "name": "x", "server": {"optimizer": "fedavgm", "momentum": 0.8}}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    for name, (first, *_) in algorithms.CANDIDATES.items():
+        server = load_config(tmp_path / "x.yaml", list(first)).server
+        assert server.optimizer == (name if name in ("fedavgm", "fedadagrad", "fedyogi", "fedadam") else "sgd")
