@@ -1,32 +1,37 @@
 """`run.py bench round`: what the framework costs beside the training, as ratios to plain forked processes.
 
-All ways take turns, as whole processes of their own, `repeats` times. Of each run are measured: wall time and CPU time
-(user and system, of all its processes) from the command to its end; the time to the end of round 1; wall and CPU time
-a round from there to the last round; seconds by phase at rank 0; and the most memory that its processes held together
-(PSS: shared pages are counted once). On a machine that others use, the ratios of CPU time are what can be trusted.
+All ways of a workload take turns, a round each (`fedhpc.bench.round_turns`), as whole processes of their own, `repeats`
+times. Of each run are kept: wall and CPU seconds (user and system, of all its processes) of every round, while it was
+not stopped; of the whole command; and to the end of round 1. Each round is compared with the floor's of the same turn.
+
+Memory is measured apart, of each run by itself, since pages that runs share would count in part only: the most that
+its processes held together (PSS: a page that several of them share is counted once) in a run of `MEMORY_ROUNDS` rounds.
 """
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from fedhpc.bench.accounts import charged_to
+from fedhpc.bench.round_turns import Run, failed, take_turns
 from fedhpc.bench.round_work import FLOOR, WAYS, WORKLOADS, Workload, prepare, write_job
 from fedhpc.errors import InputError
-from fedhpc.util.processes import total_memory_bytes, tree_cpu_s, tree_pss_bytes
+from fedhpc.util.files import make_folder
+from fedhpc.util.processes import total_memory_bytes, tree_pss_bytes
 from fedhpc.util.progress import at_work
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-LOOK_S, MEMORY_EVERY_S = 0.02, 0.5
-LIMIT_S = 1800.0
+LOOK_S, MEMORY_ROUNDS = 0.25, 2
+PARTS = ("rounds", "memory")
 
 
 @dataclass(frozen=True)
@@ -38,23 +43,18 @@ class Plan:
     ranks: Sequence[int]
     repeats: int
     rounds: int | None = None
+    parts: Sequence[str] = PARTS
 
-    def runs(self) -> list[tuple[Workload, str, int]]:
-        """One repeat, in its order; the floor is always among the ways."""
+    def groups(self) -> list[tuple[Workload, int]]:
+        """(workload, number of ranks) of all that is compared with one floor, in order."""
         works = [WORKLOADS[name] for name in self.workloads]
-        if self.rounds is not None:
-            works = [Workload(w.name, w.network, w.images, w.image_size, self.rounds) for w in works]
-        ways = [way for way in WAYS if way == FLOOR or way in self.ways]
-        return [(work, way, ranks) for work in works for ranks in self.ranks for way in ways]
+        works = works if self.rounds is None else [replace(work, rounds=self.rounds) for work in works]
+        return [(work, ranks) for work in works for ranks in self.ranks]
 
-
-@dataclass
-class Watched:
-    """What is seen of a run from outside while it goes on: (wall, CPU) seconds at its rounds' ends, and memory."""
-
-    began_s: float
-    ends: list[tuple[float, float]]
-    pss_bytes: int = 0
+    @property
+    def all_ways(self) -> list[str]:
+        """The floor is always among them."""
+        return [way for way in WAYS if way == FLOOR or way in self.ways]
 
 
 def measure(plan: Plan, folder: Path) -> dict[str, Any]:
@@ -65,15 +65,17 @@ def measure(plan: Plan, folder: Path) -> dict[str, Any]:
     """
     if shutil.which("mpirun") is None:
         raise InputError("mpirun: is not on PATH: install an MPI, or load its module", code="mpi.launcher-missing")
-    found = []
-    for repeat in range(plan.repeats):
-        for work, way, ranks in plan.runs():
-            prepare(work, folder / work.name)
-            directory = folder / work.name / f"{way}-{ranks}-{repeat}"
-            with at_work(f"{work.name}, {way}, {ranks} ranks, repeat {repeat + 1} of {plan.repeats}"):
-                figures = _measured(work, way, ranks, directory)
-            found.append({"workload": work.name, "way": way, "ranks": ranks, "repeat": repeat, **figures})
-    return {"machine": machine(), "rounds": {work.name: work.rounds for work, _, _ in plan.runs()}, "runs": found}
+    runs, memory = [], []
+    for work, ranks in plan.groups():
+        own, place = folder / work.name, {"workload": work.name, "ranks": ranks}
+        for repeat in range(plan.repeats if "rounds" in plan.parts else 0):
+            with at_work(f"{work.name}, {ranks} ranks, repeat {repeat + 1} of {plan.repeats}"):
+                runs += [{**place, "repeat": repeat, **one} for one in _side_by_side(work, plan.all_ways, ranks, own)]
+        for way in plan.all_ways if "memory" in plan.parts else ():
+            with at_work(f"{work.name}, {ranks} ranks, memory: {way}"):
+                memory.append({**place, "way": way, "pss_mb": _memory_mb(work, way, ranks, own)})
+    rounds = {work.name: work.rounds for work, _ in plan.groups()}
+    return {"machine": machine(), "rounds": rounds, "runs": runs, "memory": memory}
 
 
 def machine() -> dict[str, Any]:
@@ -88,33 +90,47 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _measured(work: Workload, way: str, ranks: int, directory: Path) -> dict[str, Any]:
-    shutil.rmtree(directory, ignore_errors=True)
+def _side_by_side(work: Workload, ways: Sequence[str], ranks: int, folder: Path) -> list[dict[str, Any]]:
+    """Run all ways turn about; the figures of each."""
+    prepare(work, folder)
+    with _fresh(folder / "turns") as inside:
+        places = {way: inside / f"{way}-{ranks}" for way in ways}
+        runs = [
+            Run(_command(work, way, ranks, place), place / "rounds.jsonl", inside / f"{place.name}.log", _environment)
+            for way, place in places.items()
+        ]
+        take_turns(runs, work.rounds)
+    return [{"way": way, **_figures(run), **_told(way, places[way])} for way, run in zip(ways, runs, strict=True)]
+
+
+def _command(work: Workload, way: str, ranks: int, place: Path) -> list[str]:
+    """The command of a run in the directory `place`, which is not there yet."""
     if way == FLOOR:
-        command = [sys.executable, "-m", "fedhpc.bench.round_floor", str(write_job(work, ranks, directory))]
-    else:
-        config = directory.parent / f"{way}.yaml"
-        train = [str(CHECKOUT / "run.py"), "train", str(config), "--run-dir", str(directory)]
-        command = ["mpirun", "-n", str(ranks), sys.executable, *train]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with charged_to(directory.parent / "accounts" / directory.name):
-        watched, ended_s = _run(command, directory)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    (first_s, first_cpu_s), (last_s, last_cpu_s) = watched.ends[0], watched.ends[-1]
-    steps = len(watched.ends) - 1
+        return [sys.executable, "-m", "fedhpc.bench.round_floor", str(write_job(work, ranks, place))]
+    train = [str(CHECKOUT / "run.py"), "train", str(place.parents[1] / f"{way}.yaml"), "--run-dir", str(place)]
+    return ["mpirun", "-n", str(ranks), sys.executable, *train]
+
+
+def _environment() -> dict[str, str]:
+    defaults = {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMP_NUM_THREADS": "1"}
+    return {**defaults, **os.environ, "PYTHONPATH": str(CHECKOUT)}
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    """Seconds of a run: of the whole of it, to the end of its first round, and of each round after."""
     return {
-        "whole_s": ended_s - watched.began_s,
-        "whole_cpu_s": (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime),
-        "first_round_s": first_s - watched.began_s,
-        "round_s": (last_s - first_s) / steps,
-        "round_cpu_s": (last_cpu_s - first_cpu_s) / steps,
-        "pss_mb": watched.pss_bytes / 2**20,
-        **_told(way, directory),
+        "whole_s": sum(turn.wall_s for turn in run.turns),
+        "whole_cpu_s": sum(turn.cpu_s for turn in run.turns),
+        "first_round_s": run.turns[0].wall_s,
+        "rounds": [{"round_s": turn.wall_s, "round_cpu_s": turn.cpu_s} for turn in run.turns[1:-1]],
     }
 
 
 def _told(way: str, directory: Path) -> dict[str, Any]:
-    """What a run says of itself: AUC, the best round but the first, its mean seconds by phase."""
+    """What a run says of itself: AUC, and the median of its seconds a round, by phase.
+
+    Not of training: the clock that measures that goes on while the run is stopped.
+    """
     if way == FLOOR:
         result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
         rounds, auc = result["rounds"], result["auc"]
@@ -122,43 +138,34 @@ def _told(way: str, directory: Path) -> dict[str, Any]:
         lines = (directory / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
         rounds = [json.loads(line)["seconds"] for line in lines]
         auc = json.loads((directory / "summary.json").read_text(encoding="utf-8"))["auc"]
-    later = rounds[1:]
-    phases = {name: sum(one.get(name, 0.0) for one in later) / len(later) for name in later[0]}
-    return {"auc": auc, "best_round_s": min(one["total"] for one in later), "phases_s": phases}
+    names = [name for name in rounds[1] if name not in ("train", "total")]
+    return {"auc": auc, "phases_s": {name: median(one.get(name, 0.0) for one in rounds[1:]) for name in names}}
 
 
-def _run(command: Sequence[str], directory: Path) -> tuple[Watched, float]:
-    """Run a command to its end; (what was seen of it, when it ended).
+def _memory_mb(work: Workload, way: str, ranks: int, folder: Path) -> float:
+    """Run a way by itself for a few rounds; the most memory that its processes were seen to hold together, in MB.
 
     Raises:
-        InputError: it failed, did not end, or fewer than two rounds were seen.
+        InputError: it failed.
     """
-    defaults = {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMP_NUM_THREADS": "1"}
-    environment = {**defaults, **os.environ, "PYTHONPATH": str(CHECKOUT)}
-    began_s = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-    watched, memory_s = Watched(began_s, []), 0.0
-    while process.poll() is None:
-        now_s = time.monotonic()
-        if now_s - began_s > LIMIT_S:
-            process.kill()
-        if _lines(directory / "rounds.jsonl") > len(watched.ends):
-            watched.ends.append((now_s, tree_cpu_s(process.pid)))
-        if now_s - memory_s > MEMORY_EVERY_S:
-            watched.pss_bytes, memory_s = max(watched.pss_bytes, tree_pss_bytes(process.pid)), now_s
-        time.sleep(LOOK_S)
-    ended_s = time.monotonic()
-    if process.returncode or len(watched.ends) < 2:
-        raise InputError(
-            f"{' '.join(command)}: ended with status {process.returncode} after {len(watched.ends)} rounds that were "
-            "seen; at least 2 are needed. See what it said above",
-            code="bench.failed",
-        )
-    return watched, ended_s
+    short = replace(work, rounds=MEMORY_ROUNDS)
+    prepare(short, folder)
+    found = 0
+    with _fresh(folder / "memory") as inside, (log := inside / "log").open("wb") as errors:
+        command = _command(short, way, ranks, inside / f"{way}-{ranks}")
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=_environment())
+        while process.poll() is None:
+            found = max(found, tree_pss_bytes(process.pid))
+            time.sleep(LOOK_S)
+    if process.returncode:
+        raise failed(command, f"ended with status {process.returncode}", log)
+    return found / 2**20
 
 
-def _lines(path: Path) -> int:
-    try:
-        return path.read_bytes().count(b"\n")
-    except FileNotFoundError:
-        return 0
+@contextmanager
+def _fresh(folder: Path) -> Iterator[Path]:
+    """Give an empty folder; what private runs spend is charged to site ledgers in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder)
+    with charged_to(folder / "accounts"):
+        yield folder

@@ -2,14 +2,17 @@
 
 `python -m fedhpc.bench.round_floor JOB.json`: the process reads the pixels, forks, and each process trains its
 sites one after the other. No checks, no messages, no checkpoint, no log; PyTorch is imported once for all of them.
+Initial weights, order of the images and optimiser are those of a run with dense exchange: it makes the same model but
+for the rounding of sums.
 
-    job     {"images": FILE.npz, "sites": N, "weights": [...], "placement": [[0, 3], [1, 2]],
+    job     {"images": FILE.npz, "sites": [NAME, ...], "weights": [...], "placement": [[0, 3], [1, 2]],
              "network": "conv4" or "resnet18", "rounds", "local_epochs", "batch_size", "lr", "momentum",
-             "progress": FILE, "out": FILE}
+             "weight_decay", "seed", "progress": FILE, "out": FILE}
     result  {"rounds": [{"train", "exchange", "total"}, ...] in seconds, of the process of the first site; "auc"}
 """
 
 import json
+import math
 import mmap
 import os
 import sys
@@ -29,6 +32,7 @@ from fedhpc.bench.round_networks import conv4
 from fedhpc.models.resnet import resnet18
 from fedhpc.models.task import Task
 from fedhpc.util.files import append_line, write_text
+from fedhpc.util.rng import generator, seed_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def main(job_file: str) -> None:
     torch.set_num_threads(1)
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     train = _images(job, "train")
-    model = _network(job["network"], tuple(train[0].pixels.shape[1:]))
+    model = _network(job, tuple(train[0].pixels.shape[1:]))
     size, processes = sum(p.numel() for p in model.parameters()), len(job["placement"])
     block = mmap.mmap(-1, 4 * size * (processes + 1))
     flat = np.frombuffer(block, np.float32).reshape(processes + 1, size)
@@ -79,16 +83,16 @@ def _images(job: dict[str, Any], split: str) -> list[Images]:
     """Each site's split; the arrays of the file are named `<site's number>.<split>.pixels` and `.labels`."""
     found = []
     with np.load(job["images"]) as file:
-        for site in range(job["sites"]):
+        for site in range(len(job["sites"])):
             x = torch.from_numpy(file[f"{site}.{split}.pixels"].astype(np.float32))
-            x = (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True)
+            x = (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), correction=0, keepdim=True)
             found.append(Images(x, torch.from_numpy(file[f"{site}.{split}.labels"])))
     return found
 
 
-def _network(name: str, image_shape: tuple[int, ...]) -> nn.Module:
-    torch.manual_seed(0)
-    if name == "conv4":
+def _network(job: dict[str, Any], image_shape: tuple[int, ...]) -> nn.Module:
+    torch.manual_seed(seed_of(job["seed"], "initial weights"))
+    if job["network"] == "conv4":
         return conv4(Task(("no", "yes"), (image_shape[0], image_shape[1], image_shape[2])))
     return resnet18(image_shape[0], 2)
 
@@ -99,13 +103,13 @@ def _rounds(
     """Train and average with the other processes, to the last round."""
     sites, weights = job["placement"][place], job["weights"]
     found = []
-    for _ in range(job["rounds"]):
+    for number in range(job["rounds"]):
         began = time.monotonic()
         row = shared.sums[place]
         row[:] = 0
         for site in sites:
             _load(model, shared.params)
-            _train(model, train[site], job)
+            _train(model, train[site], job, (job["sites"][site], number))
             row += np.float32(weights[site]) * _vector(model)
         trained = time.monotonic()
         shared.barrier.wait()
@@ -119,12 +123,13 @@ def _rounds(
     return found
 
 
-def _train(model: nn.Module, images: Images, job: dict[str, Any]) -> None:
-    optimizer = torch.optim.SGD(model.parameters(), job["lr"], job["momentum"])
+def _train(model: nn.Module, images: Images, job: dict[str, Any], place: tuple[str, int]) -> None:
+    """Train one round; `place`: site and round, of which the order of the images is a function."""
+    optimizer = torch.optim.SGD(model.parameters(), job["lr"], job["momentum"], weight_decay=job["weight_decay"])
     count = len(images.labels)
-    model.train()
-    for _ in range(job["local_epochs"]):
-        for rows in torch.split(torch.randperm(count), job["batch_size"]):
+    for epoch in range(job["local_epochs"]):
+        order = generator(job["seed"], *place, epoch, "shuffle").permutation(count)
+        for rows in map(torch.from_numpy, np.array_split(order, math.ceil(count / job["batch_size"]))):
             optimizer.zero_grad()
             value = nn.functional.cross_entropy(model(images.pixels[rows]), images.labels[rows])
             value.backward()  # type: ignore[no-untyped-call]

@@ -1,8 +1,9 @@
 """What `run.py bench round` has measured, as ratios to the floor: tables, and a comparison with recorded ratios."""
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,30 @@ from fedhpc.util.text import fitted
 
 RECORDED = Path(__file__).with_name("round_ratios.json")
 """The ratios that the bench itself has recorded (`--record`)."""
-RATIOS = ("whole_s", "whole_cpu_s", "best_round_s", "round_s", "round_cpu_s", "first_round_s", "pss_mb")
-COMPARED = ("whole_cpu_s", "best_round_s", "round_cpu_s", "pss_mb")
+OF_RUNS = ("whole_s", "whole_cpu_s", "first_round_s")
+OF_ROUNDS = ("round_s", "round_cpu_s")
+COMPARED = ("round_s", "round_cpu_s", "whole_cpu_s", "pss_mb")
 """The ratios that a busy machine disturbs least: `--check` looks at these."""
 LEAST_NOISE, DEVIATIONS = 0.05, 3.0
-"""A ratio is worse beyond noise where it exceeds the recorded one by so many of its standard deviations, and by 5 %."""
+"""A ratio is worse beyond noise where it exceeds the recorded one by so many of its standard errors, and by 5 %."""
 TARGETS: Mapping[str, Mapping[str, float]] = {
-    "plain": {"best_round_s": 1.03},
-    "dense-full": {"best_round_s": 1.05},
-    "full": {"best_round_s": 1.05, "whole_s": 1.05},
+    "plain": {"round_s": 1.03},
+    "dense-full": {"round_s": 1.05},
+    "full": {"round_s": 1.05, "whole_s": 1.05},
 }
 MEMORY_TARGETS_MB = {4: 1000.0, 2: 700.0}
-HEAD = ("way", "ranks", "whole", "whole CPU", "best round", "round", "round CPU", "to round 1 (s)", "PSS (MB)", "AUC")
+HEAD = (
+    "way",
+    "ranks",
+    "round",
+    "round, CPU",
+    "whole",
+    "whole, CPU",
+    "a round (s)",
+    "to round 1 (s)",
+    "PSS (MB)",
+    "AUC",
+)
 Row = Mapping[str, Any]
 
 
@@ -41,49 +54,86 @@ class Key:
         return f"{self.workload}/{self.way}/{self.ranks}"
 
 
-def rows_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return one row a workload, way and number of ranks: medians, ratios to the floor, and their deviation.
+@dataclass(frozen=True)
+class Ratio:
+    """Ratios to the floor: their median and quartiles, and the standard error of the median (None of a single one).
 
-    The floor of a workload is that of its first number of ranks. A ratio is that of two medians; its deviation that of
-    the ratios of single repeats.
+    The error is 1.25 standard deviations over the root of how many there are, as for normal numbers; the deviation is
+    that of the median distance to the median, which single outliers do not move (Hampel 1974).
+    """
+
+    median: float
+    low: float
+    high: float
+    error: float | None
+
+    @classmethod
+    def of(cls, found: Sequence[float]) -> "Ratio":
+        """Of some ratios, at least one."""
+        median = statistics.median(found)
+        if len(found) < 2:
+            return cls(median, median, median, None)
+        low, _, high = statistics.quantiles(found, n=4, method="inclusive")
+        deviation = 1.4826 * statistics.median(abs(one - median) for one in found)
+        return cls(median, low, high, 1.2533 * deviation / math.sqrt(len(found)))
+
+
+def rows_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one row a workload, way and number of ranks: ratios to the floor with as many processes, and medians.
+
+    A ratio of rounds is the median of those of single turns, one of whole runs that of single repeats.
     """
     runs: dict[Key, list[Row]] = {}
     for run in result["runs"]:
         runs.setdefault(Key(run["workload"], run["way"], run["ranks"]), []).append(run)
-    floors: dict[str, list[Row]] = {}
-    for key, own in runs.items():
-        if key.way == FLOOR:
-            floors.setdefault(key.workload, own)
-    return [_row(key, own, floors[key.workload]) for key, own in runs.items()]
+    memory = {Key(one["workload"], one["way"], one["ranks"]): one["pss_mb"] for one in result["memory"]}
+    return [_row(key, runs, memory) for key in dict.fromkeys([*runs, *memory])]
 
 
-def _row(key: Key, runs: Sequence[Row], floor: Sequence[Row]) -> dict[str, Any]:
-    ratios, deviations = {}, {}
-    for name in RATIOS:
-        mine, its = [run[name] for run in runs], [run[name] for run in floor]
-        ratios[name] = statistics.median(mine) / statistics.median(its)
-        single = [a / b for a, b in zip(mine, its, strict=True)]
-        deviations[name] = statistics.stdev(single) if len(single) > 1 else None
-    phases = {name: statistics.median(run["phases_s"][name] for run in runs) for name in runs[0]["phases_s"]}
-    medians = {name: statistics.median(run[name] for run in runs) for name in (*RATIOS, "auc")}
-    return {**vars(key), "ratios": ratios, "deviations": deviations, "medians": medians, "phases_s": phases}
+def _row(key: Key, runs: Mapping[Key, Sequence[Row]], memory: Mapping[Key, float]) -> dict[str, Any]:
+    floor, own = replace(key, way=FLOOR), runs.get(key, [])
+    ratios: dict[str, Ratio] = {}
+    medians: dict[str, float] = {}
+    pairs = list(zip(own, runs.get(floor, []), strict=True))
+    for name in OF_RUNS if own else ():
+        ratios[name] = Ratio.of([mine[name] / its[name] for mine, its in pairs])
+        medians[name] = statistics.median(run[name] for run in own)
+    for name in OF_ROUNDS if own else ():
+        turns = [turn for mine, its in pairs for turn in zip(mine["rounds"], its["rounds"], strict=True)]
+        ratios[name] = Ratio.of([mine[name] / its[name] for mine, its in turns])
+        medians[name] = statistics.median(turn[name] for run in own for turn in run["rounds"])
+    if key in memory:
+        ratios["pss_mb"], medians["pss_mb"] = Ratio.of([memory[key] / memory[floor]]), memory[key]
+    if own:
+        medians["auc"] = statistics.median(run["auc"] for run in own)
+    phases = {
+        name: statistics.median(run["phases_s"][name] for run in own) for name in (own[0]["phases_s"] if own else ())
+    }
+    return {
+        **vars(key),
+        "ratios": {name: asdict(one) for name, one in ratios.items()},
+        "medians": medians,
+        "phases_s": phases,
+    }
 
 
 def record(result: Mapping[str, Any], path: Path = RECORDED) -> None:
-    """Keep the ratios of a result beside those of other workloads, ways and ranks that are kept already."""
-    new, old = recorded_of(result), read_recorded(path)["ratios"] if path.exists() else {}
-    write_json(path, {**new, "ratios": dict(sorted({**old, **new["ratios"]}.items()))})
+    """Keep the ratios of a result beside those of other workloads, ways, ranks and parts that are kept already."""
+    new, kept = recorded_of(result), dict(read_recorded(path)["ratios"]) if path.exists() else {}
+    for key, own in new["ratios"].items():
+        kept[key] = {**kept.get(key, {}), **own}
+    write_json(path, {**new, "ratios": dict(sorted(kept.items()))})
 
 
 def recorded_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is kept of a result to compare later ones with: no absolute time."""
-    rows = {
-        str(Key(row["workload"], row["way"], row["ranks"])): {
-            name: {"ratio": round(row["ratios"][name], 4), "deviation": row["deviations"][name]} for name in COMPARED
-        }
-        for row in rows_of(result)
-        if row["way"] != FLOOR
-    }
+    rows: dict[str, dict[str, Any]] = {}
+    for row in rows_of(result):
+        kept = {name: row["ratios"][name] for name in COMPARED if name in row["ratios"]}
+        if row["way"] != FLOOR:
+            rows[str(Key(row["workload"], row["way"], row["ranks"]))] = {
+                name: {"ratio": round(one["median"], 4), "error": one["error"]} for name, one in kept.items()
+            }
     return {"machine": result["machine"], "ratios": rows}
 
 
@@ -93,20 +143,17 @@ def worse(result: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[str]:
     Ratios only: absolute times depend on the machine.
     """
     found = []
-    for row in rows_of(result):
-        key = str(Key(row["workload"], row["way"], row["ranks"]))
-        if row["way"] == FLOOR:
-            continue
-        if key not in recorded["ratios"]:
-            found.append(f"{key}: no ratio of this is recorded; bench round --record writes them")
-            continue
-        for name, before in recorded["ratios"][key].items():
-            now, noises = row["ratios"][name], (before["deviation"], row["deviations"][name])
-            noise = max(DEVIATIONS * max(one or 0.0 for one in noises), LEAST_NOISE * before["ratio"])
-            if now > before["ratio"] + noise:
-                found.append(
-                    f"{key}: {name} is {now:.3f} of the floor, recorded {before['ratio']:.3f}, noise {noise:.3f}"
-                )
+    for key, now in recorded_of(result)["ratios"].items():
+        before = recorded["ratios"].get(key, {})
+        for name, one in now.items():
+            if name not in before:
+                found.append(f"{key}: no {name} of this is recorded; bench round --record writes it")
+                continue
+            was = before[name]["ratio"]
+            errors = [error for error in (before[name]["error"], one["error"]) if error is not None]
+            noise = max(DEVIATIONS * math.hypot(*errors), LEAST_NOISE * was)
+            if one["ratio"] > was + noise:
+                found.append(f"{key}: {name} is {one['ratio']:.3f} of the floor, recorded {was:.3f}, noise {noise:.3f}")
     return found
 
 
@@ -136,7 +183,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     machine = result["machine"]
     lines = [
         f"{machine['cores']} cores, {machine['memory_gb']} GB of memory, Python {machine['python']}, PyTorch "
-        f"{machine['torch']}. Ratios are to the floor with the first number of ranks."
+        f"{machine['torch']}. Ratios are to the floor with as many processes: medians, and quartiles of the rounds'."
     ]
     for name, rows in _by_workload(result):
         lines += ["", f"**{name}**, {result['rounds'][name]} rounds", "", *_markdown_table(HEAD, map(_cells, rows))]
@@ -154,9 +201,18 @@ def _by_workload(result: Mapping[str, Any]) -> Iterator[tuple[str, list[dict[str
 
 def _cells(row: Row) -> tuple[str, ...]:
     ratios, medians = row["ratios"], row["medians"]
-    numbers = (f"{ratios[name]:.3f}" for name in ("whole_s", "whole_cpu_s", "best_round_s", "round_s", "round_cpu_s"))
-    last = (f"{medians['first_round_s']:.1f}", f"{medians['pss_mb']:.0f}", f"{medians['auc']:.3f}")
-    return (WAYS[row["way"]], str(row["ranks"]), *numbers, *last)
+    rounds = (_ratio(ratios, name, spread=row["way"] != FLOOR) for name in OF_ROUNDS)
+    runs = (_ratio(ratios, name) for name in ("whole_s", "whole_cpu_s"))
+    last = (("round_s", 2), ("first_round_s", 1), ("pss_mb", 0), ("auc", 4))
+    absolute = (f"{medians[name]:.{digits}f}" if name in medians else "-" for name, digits in last)
+    return (WAYS[row["way"]], str(row["ranks"]), *rounds, *runs, *absolute)
+
+
+def _ratio(ratios: Mapping[str, Mapping[str, float]], name: str, *, spread: bool = False) -> str:
+    if name not in ratios:
+        return "-"
+    one = ratios[name]
+    return f"{one['median']:.3f}" + (f" ({one['low']:.2f}-{one['high']:.2f})" if spread else "")
 
 
 def _phase_cells(row: Row, phases: Sequence[str]) -> tuple[str, ...]:
@@ -168,16 +224,22 @@ def _targets(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for row in rows_of(result):
         place = (row["workload"], WAYS[row["way"]], str(row["ranks"]))
         for name, target in TARGETS.get(row["way"], {}).items():
-            yield (*place, f"{name.removesuffix('_s')} / floor".replace("_", " "), f"{target:.2f}", *_met(row, name))
+            if name in row["ratios"]:
+                found = row["ratios"][name]["median"]
+                yield (
+                    *place,
+                    f"{name.removesuffix('_s')} / floor",
+                    f"{target:.2f}",
+                    f"{found:.3f}{_met(found, target)}",
+                )
         limit_mb = MEMORY_TARGETS_MB.get(row["ranks"])
-        if row["way"] == "full" and limit_mb is not None and row["workload"] == "small":
+        if row["way"] == "full" and limit_mb and row["workload"] == "small" and "pss_mb" in row["medians"]:
             found = row["medians"]["pss_mb"]
-            yield (*place, "PSS (MB)", f"{limit_mb:.0f}", f"{found:.0f}{'' if found <= limit_mb else ' (missed)'}")
+            yield (*place, "PSS (MB)", f"{limit_mb:.0f}", f"{found:.0f}{_met(found, limit_mb)}")
 
 
-def _met(row: Row, name: str) -> tuple[str]:
-    ratio = row["ratios"][name]
-    return (f"{ratio:.3f}{'' if ratio <= TARGETS[row['way']][name] else ' (missed)'}",)
+def _met(found: float, target: float) -> str:
+    return "" if found <= target else " (missed)"
 
 
 def _markdown_table(head: Sequence[str], rows: Any) -> list[str]:

@@ -23,6 +23,7 @@ VALIDATION, TEST = 40, 160
 SIGNAL, NOISE = 14.0, 40.0
 """Grey levels: of the disc that class `yes` shows, and the standard deviation of each pixel."""
 LR, MOMENTUM, BATCH, LOCAL_EPOCHS = 0.02, 0.9, 64, 3
+WEIGHT_DECAY, SEED = 1e-4, 0
 
 FLOOR = "floor"
 WAYS: Mapping[str, str] = {
@@ -115,7 +116,9 @@ def config(work: Workload, way: str, folder: Path) -> dict[str, Any]:
             "lr": LR,
             "lr_schedule": "constant",
             "momentum": MOMENTUM,
+            "weight_decay": WEIGHT_DECAY,
         },
+        "seed": SEED,
         "privacy": privacy if way == "private" else {"off": True},
         "exchange": EXCHANGE[way],
         "evaluation": {"every": work.rounds, "epsilon": None},
@@ -124,10 +127,13 @@ def config(work: Workload, way: str, folder: Path) -> dict[str, Any]:
 
 
 def floor_job(work: Workload, ranks: int, folder: Path) -> dict[str, Any]:
-    """Return the job of `fedhpc.bench.round_floor`; sites are dealt to processes longest first."""
+    """Return the job of `fedhpc.bench.round_floor` in the directory `folder`, two below the images' own.
+
+    Sites are dealt to processes longest first.
+    """
     return {
-        "images": str(folder.parent / "floor.npz"),
-        "sites": len(work.images),
+        "images": str(folder.parents[1] / "floor.npz"),
+        "sites": work.sites,
         "weights": list(work.images),
         "placement": balanced(work.images, ranks),
         "network": work.network,
@@ -136,6 +142,8 @@ def floor_job(work: Workload, ranks: int, folder: Path) -> dict[str, Any]:
         "batch_size": BATCH,
         "lr": LR,
         "momentum": MOMENTUM,
+        "weight_decay": WEIGHT_DECAY,
+        "seed": SEED,
         "progress": str(folder / "rounds.jsonl"),
         "out": str(folder / "result.json"),
     }

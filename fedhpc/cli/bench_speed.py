@@ -132,13 +132,14 @@ def _import(options: argparse.Namespace) -> int:
 
 def _add_round(kinds: "_SubParsersAction[Parser]") -> None:
     whole = kinds.add_parser("round", help="whole runs beside plain forked processes: time, CPU time, memory")
-    whole.describe("Train the same work as plain processes and as runs, in turn; ratios to the plain ones.", ROUND)
+    whole.describe("Train the same work as plain processes and as runs that take turns, a round each; ratios.", ROUND)
     whole.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="for shards and runs; is made anew")
     whole.add_argument("--workloads", nargs="+", metavar="NAME", help="tiny, small, large (default: small large)")
     whole.add_argument("--ways", nargs="+", metavar="WAY", help="beside the floor (default: plain sparse full private)")
     whole.add_argument("--ranks", nargs="+", type=positive, default=[4], metavar="N", help="processes of a run")
     whole.add_argument("--repeats", type=positive, default=3, metavar="N", help="of everything")
     whole.add_argument("--rounds", type=positive, metavar="N", help="at least 2 (default: the workload's)")
+    whole.add_argument("--parts", nargs="+", choices=("rounds", "memory"), help="what is measured (default: both)")
     whole.add_argument("--markdown", action="store_true", help="tables for a page")
     whole.add_argument("--record", action="store_true", help="keep the ratios, for --check")
     whole.add_argument("--check", action="store_true", help="warn where a ratio is above the recorded one beyond noise")
@@ -159,9 +160,9 @@ def _round(options: argparse.Namespace) -> int:
                 code="command-line",
             )
     recorded = round_report.read_recorded() if options.check else None
-    result = round.measure(
-        round.Plan(workloads, ways, options.ranks, options.repeats, options.rounds), options.out.resolve()
-    )
+    parts = options.parts or round.PARTS
+    plan = round.Plan(workloads, ways, options.ranks, options.repeats, options.rounds, parts)
+    result = round.measure(plan, options.out.resolve())
     if options.record:
         round_report.record(result)
     warnings = [] if recorded is None else round_report.worse(result, recorded)

@@ -8,10 +8,6 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import psutil
 
 
 def born(pid: int) -> str:
@@ -87,32 +83,30 @@ def available_memory_bytes() -> int:
     return psutil.virtual_memory().available
 
 
-def tree_cpu_s(root: int) -> float:
-    """CPU seconds of a process and all below it that have not ended."""
+def cpu_s(pid: int) -> float:
+    """CPU seconds (user and system) of a process, of its children those that have ended; 0 where it has ended."""
     import psutil
 
-    total = 0.0
-    for process in _tree(root):
-        with suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total
+    with suppress(psutil.NoSuchProcess):
+        return sum(psutil.Process(pid).cpu_times()[:4])
+    return 0.0
+
+
+def tree(root: int) -> list[int]:
+    """A process and all below it that have not ended; none where it has."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(root)
+        return [process.pid, *(one.pid for one in process.children(recursive=True))]
+    return []
 
 
 def tree_pss_bytes(root: int) -> int:
     """Proportional set size of a process and all below it: a page that several share counts once in all."""
     total = 0
-    for process in _tree(root):
+    for pid in tree(root):
         with suppress(OSError):
-            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
             total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total
-
-
-def _tree(root: int) -> "list[psutil.Process]":
-    import psutil
-
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(root)
-        return [process, *process.children(recursive=True)]
-    return []
