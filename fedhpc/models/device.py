@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fedhpc.config.schema import Runtime
 from fedhpc.errors import InputError
+from fedhpc.util.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,13 @@ class Device:
 
 
 def prepare(runtime: Runtime, local_rank: int) -> Device:
-    """Set threads and matrix precision of this process, and choose its device.
+    """Set allocator, threads and matrix precision of this process, and choose its device.
 
     Args:
         runtime: the resolved section; threads is a number.
         local_rank: the rank's place on its node: the GPU that it takes where it sees several.
     """
+    keep_freed_memory()
     if isinstance(runtime.threads, int):
         torch.set_num_threads(runtime.threads)
     torch.set_float32_matmul_precision("high" if runtime.precision == "tf32" else "highest")
