@@ -48,12 +48,12 @@ def _lines(path: Path) -> list[str]:
 
 
 def keep_freed_memory() -> None:
-    """Make this process keep what it frees, where the C library is glibc: the next step of a training asks for it again.
+    """Make this process keep what it frees: the next step of a training asks for it again.
 
-    By default glibc gives the end of its heap back once a few MB of it are free, and maps and unmaps larger blocks one
-    by one. Then every step of training faults all of its activations in anew, a page of 4 kB at a time, and the kernel
-    clears each: a fifth of the CPU time of a small network. The most memory that is held at once stays about the same.
-    Blocks above 32 MB are mapped one by one still: glibc allows no higher limit.
+    It does nothing where the C library is not glibc. That gives the end of its heap back once a few MB of it are free,
+    and maps larger blocks one by one, so that every step of training faults its activations in anew, 4 kB at a time.
+    The most memory that is held at once stays about the same. Blocks above 32 MB, the highest limit that glibc allows,
+    are mapped one by one still.
     """
     adjust = getattr(ctypes.CDLL(None), "mallopt", None)
     if adjust is not None:

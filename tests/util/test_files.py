@@ -186,6 +186,8 @@ OTHER_WRITERS = {
     "bench/dp.py": "/proc",
     "bench/harmonising.py": "a cohort in a folder of its own",
     "bench/importing.py": "a cohort in a folder of its own",
+    "bench/round.py": "the log of a child process",
+    "bench/round_turns.py": "the log of a child process",
     "chaos/blows.py": "fills the disk on purpose",
     "chaos/campaign.py": "the log of a child process",
     "records/checkpoint.py": "members of an archive, whose bytes go through `files.replacing`",
