@@ -105,7 +105,8 @@ report a b -o r.html --json
 bench dp --models a b --ways c --batch 2 --image-size 32 --device cpu --threads 1 --seconds 1 --json
 bench codec --size 10 --density 0.5 --value-bits 8 --threads 2 --json
 bench import -o out --files 2000 --size 64 --json
-bench round -o out --workloads tiny --ways full --ranks 4 2 --repeats 2 --rounds 3 --parts rounds memory --markdown --record --check --json
+bench round -o out --workloads tiny --ways full --ranks 4 2 --repeats 2 --rounds 3 --parts rounds --markdown --json
+bench round -o out --parts memory --record --check
 bench harmonise c.yaml -o out --seeds 0 1 --epsilons none 1 --set a=1 --json
 bench wire c.yaml -o out --densities 1 0.1 --down 1 --warm-up 0 4 --bits 32 4 --seeds 0 --set a=1 --json
 bench splits c.yaml images -o out --splits 2 --draws 1 --reference 3 --size 32 --epsilons 1 2 --set a=1 --json
