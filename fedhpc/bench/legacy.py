@@ -19,22 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from data_prep.phantom import Cohort, default_sites, write_site
 from fedhpc.api import load_config, train
 from fedhpc.bench.accounts import charged_to
+from fedhpc.bench.held_out import RESAMPLES, all_predictions, held_out_path, make_held_out, with_interval
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import NAMES
 from fedhpc.models.device import prepare
 from fedhpc.models.saved import SavedModel, load_model
 from fedhpc.records.intervals import bootstrap_histograms
-from fedhpc.records.metrics import EARLY, Predictions, auc, score_histogram, sensitivity_at
+from fedhpc.records.metrics import EARLY, auc, score_histogram, sensitivity_at
 from fedhpc.site.context import SiteContext
 from fedhpc.site.data.open_site import OpenSite, open_site
-from fedhpc.site.evaluation import predict
 from fedhpc.site.personal.personalise import make_head
 from fedhpc.util.arrays import F64, I64
 from fedhpc.util.progress import at_work
@@ -43,7 +41,6 @@ from fedhpc.util.text import count_of, fitted
 
 WAYS = ("alone", "federated", "personal")
 FIGURES = ("auc", "early")
-HELD_OUT_SEED, RESAMPLES, SURE = 1_000_500, 400, 1.96
 
 
 @dataclass(frozen=True)
@@ -75,32 +72,16 @@ def run(experiment: Experiment, out: Path) -> dict[str, Any]:
             f"{experiment.config}: needs data.phantom and personalisation.method; `bench legacy` makes cohorts itself",
             code="command-line",
         )
-    _make_held_out(config, experiment.held_out, out)
+    make_held_out(config, dict.fromkeys(config.site_names, experiment.held_out), out)
     found: dict[str, list[F64]] = {site: [] for site in config.site_names}
     for seed in experiment.seeds:
         with at_work(f"cohort {seed}"):
             mine = _run_on(config, seed, out)
             for site, figures in found.items():
-                figures.append(_figures(_models(mine, site, out, seed), _held_out(out, site)))
+                figures.append(_figures(_models(mine, site, out, seed), held_out_path(out, site)))
         print(f"cohort {seed} done", file=sys.stderr, flush=True)
     rows = [_row(site, np.array(figures)) for site, figures in found.items()]
     return {"config": str(experiment.config), "seeds": list(experiment.seeds), "rows": rows}
-
-
-def _held_out(out: Path, site: str) -> Path:
-    return out / "held-out" / f"{site}.h5"
-
-
-def _make_held_out(config: RunConfig, images: int, out: Path) -> None:
-    phantom = config.data.phantom
-    if phantom is None:
-        return
-    for site in config.site_names:
-        path, alone = _held_out(out, site), {site: default_sites()[site]}
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            cohort = Cohort(HELD_OUT_SEED, images, phantom.image_size, phantom.difficulty, sites=alone)
-            write_site(cohort, site, path)
 
 
 def _run_on(config: RunConfig, seed: int, out: Path) -> RunConfig:
@@ -163,7 +144,7 @@ def _figures(models: Sequence[SavedModel], held_out: Path) -> F64:
     found = []
     with open_site(held_out) as opened:
         for saved in models:
-            predictions = _predictions(saved, opened)
+            predictions = all_predictions(saved, opened)
             specificity = saved.config.evaluation.specificity
             stack = bootstrap_histograms(predictions, RESAMPLES, generator(0, "legacy"))
             all_counts = [score_histogram(predictions), *(one.astype(np.int64) for one in stack)]
@@ -176,35 +157,15 @@ def _two(counts: I64, specificity: float) -> list[float]:
     return [np.nan if one is None else one for one in figures]
 
 
-@torch.no_grad()
-def _predictions(saved: SavedModel, opened: OpenSite) -> Predictions:
-    samples, device = opened.samples(saved.backbone), prepare(saved.config.runtime, 0)
-    parts = [predict(saved.network, samples, split, device) for split in ("train", "val", "test")]
-    fields = ("logits", "labels", "early", "patient")
-    return Predictions(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
-
-
 def _row(site: str, figures: F64) -> dict[str, Any]:
     """Return a site's figures f64[seeds, 1 + RESAMPLES, WAYS, FIGURES] with 95 % intervals over patients and runs."""
     row: dict[str, Any] = {"site": site}
     for k, figure in enumerate(FIGURES):
         for w, way in enumerate(WAYS):
-            row[f"{way}_{figure}"] = _with_interval(figures[:, :, w, k])
+            row[f"{way}_{figure}"] = with_interval(figures[:, :, w, k])
         for w, way in enumerate(WAYS[:2]):
-            row[f"gain_over_{way}_{figure}"] = _with_interval(figures[:, :, 2, k] - figures[:, :, w, k])
+            row[f"gain_over_{way}_{figure}"] = with_interval(figures[:, :, 2, k] - figures[:, :, w, k])
     return row
-
-
-def _with_interval(values: F64) -> dict[str, float]:
-    """Return the mean over runs of values f64[seeds, 1 + RESAMPLES] and half of its 95 % interval.
-
-    The held-out patients are the same in all runs: their part is that of the mean over runs. To it comes the standard
-    error over runs, of training patients and noise.
-    """
-    by_run = values[:, 0]
-    patients = float(np.nanvar(values[:, 1:].mean(axis=0), ddof=1))
-    runs = float(by_run.var(ddof=1)) / len(by_run) if len(by_run) > 1 else 0.0
-    return {"mean": float(by_run.mean()), "half": SURE * (patients + runs) ** 0.5}
 
 
 def text(result: Mapping[str, Any]) -> str:

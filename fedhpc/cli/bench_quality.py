@@ -23,6 +23,10 @@ LEGACY = (
     "{run} bench legacy configs/legacy_scanner.yaml -o runs/legacy",
     "{run} bench legacy c.yaml -o runs/legacy --seeds 0 --held-out 500",
 )
+EARLY = (
+    "{run} bench early configs/fedavg.yaml -o runs/early --centralised training.lr=4",
+    "{run} bench early c.yaml -o runs/early --seeds 0 --held-out 1000",
+)
 STRESS = (
     "{run} bench stress configs/fedavg.yaml -o runs/stress",
     "{run} bench stress c.yaml -o runs/stress --cases clean sign_flip",
@@ -53,6 +57,7 @@ def add_quality(kinds: "_SubParsersAction[Parser]") -> None:
         _add_sparse,
         _add_splits,
         _add_legacy,
+        _add_early,
         _add_contribution,
         _add_stress,
         _add_algorithms,
@@ -164,6 +169,32 @@ def _legacy(options: argparse.Namespace) -> int:
 
     experiment = legacy.Experiment(options.config, options.seeds, options.held_out, options.set)
     return print_table(legacy.run(experiment, options.out), legacy.text, options.json)
+
+
+def _add_early(kinds: "_SubParsersAction[Parser]") -> None:
+    early = kinds.add_parser("early", help="early-stage sensitivity against centralised, on new patients: several runs")
+    early.describe(
+        "Train a config federated and centralised; compare both on new synthetic patients, paired by patient.", EARLY
+    )
+    early.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml) of federated runs")
+    early.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
+    )
+    early.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run of each kind each")
+    early.add_argument("--held-out", type=positive, default=8000, metavar="N", help="new images, of all sites together")
+    early.add_argument(
+        "--centralised", nargs="+", default=[], metavar="KEY=VALUE", help="further keys of the centralised runs"
+    )
+    add_set(early)
+    add_json(early)
+    early.set_defaults(action=_early)
+
+
+def _early(options: argparse.Namespace) -> int:
+    from fedhpc.bench import early
+
+    experiment = early.Experiment(options.config, options.set, options.centralised, options.seeds, options.held_out)
+    return print_table(early.run(experiment, options.out), early.text, options.json)
 
 
 def _add_stress(kinds: "_SubParsersAction[Parser]") -> None:

@@ -24,9 +24,15 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("target", type=Path, metavar="CONFIG|DIR", help="a study's config (.yaml), or its folder")
     parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="the study's folder")
-    parser.add_argument(
-        "--quick", action="store_true", help="its section `quick`: a small cohort, one seed, a 2x2 grid"
-    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--quick", action="store_const", dest="size", const="quick", default="full",
+        help="its section `quick`: small cohorts, one seed, few cells",
+    )  # fmt: skip
+    size.add_argument(
+        "--medium", action="store_const", dest="size", const="medium",
+        help="its section `medium`: a whole network on a cohort that two cores train in an hour",
+    )  # fmt: skip
     parser.add_argument(
         "--cluster", choices=("slurm", "local"), default="slurm", help="one SLURM array, or processes on this machine"
     )
@@ -56,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         overrides=options.set,
         out=options.out,
         cluster=options.cluster,
-        quick=options.quick,
+        size=options.size,
         parts=options.parts,
         dry_run=options.dry_run,
         calibrate=not options.no_calibration,

@@ -19,9 +19,13 @@ from pydantic.dataclasses import dataclass as checked
 from fedhpc.errors import InputError
 from fedhpc.util.files import read_json, write_json
 
-Kind = Literal["federated", "centralised", "local", "stress", "legacy", "schedule", "contribution", "audit", "codec"]
+Kind = Literal[
+    "federated", "centralised", "local", "stress", "legacy", "early", "schedule", "contribution", "planted", "audit",
+    "codec",
+]  # fmt: skip
 Status = Literal["pending", "running", "finished", "failed", "stopped"]
 Verdict = Literal["met", "missed", "not measured"]
+Size = Literal["full", "medium", "quick"]
 PLAN, CLAIMS, OUTCOME, RESULT = "study.json", "claims.json", "outcome.json", "result.json"
 RESTORE = "Restore it from a backup, or start the study in a new folder"
 AGAIN = "Remove it: `run.py study` writes it anew"
@@ -65,10 +69,10 @@ class Cell:
 
 @checked(frozen=True, config=_STRICT)
 class Study:
-    """study.json: what was planned; `quick` where the cohort is smaller than the paper's."""
+    """study.json: what was planned; its size is `quick` or `medium` where cohorts are smaller than the paper's."""
 
     name: str
-    quick: bool
+    size: Size
     cells: tuple[Cell, ...]
 
     def of(self, kind: Kind, part: str | None = None) -> tuple[Cell, ...]:
@@ -138,7 +142,7 @@ class StudyDirectory:
         if not self.exists():
             raise InputError(f"{self.path}: is no study: it has no {PLAN}", code="study.not-a-study")
         try:
-            study = STUDY.validate_python(read_json(self.plan, RESTORE))
+            study = STUDY.validate_python(_with_size(read_json(self.plan, RESTORE)))
         except ValidationError:
             raise InputError(
                 f"{self.plan}: is not the plan of a study; it was cut or changed. {RESTORE}.", code="file.damaged"
@@ -172,6 +176,16 @@ class StudyDirectory:
             return CLAIM_LIST.validate_python(read_json(self.claims, AGAIN).get("claims"))
         except ValidationError:
             raise InputError(f"{self.claims}: does not list claims. {AGAIN}.", code="file.damaged") from None
+
+
+def _with_size(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan with its size; plans of version 0.2 said whether they were quick.
+
+    >>> _with_size({"name": "a", "quick": True})
+    {'name': 'a', 'size': 'quick'}
+    """
+    rest = {key: value for key, value in tree.items() if key != "quick"}
+    return rest if "quick" not in tree else {**rest, "size": "quick" if tree["quick"] else "full"}
 
 
 STUDY, CLAIM_LIST = TypeAdapter(Study), TypeAdapter(tuple[Claim, ...])

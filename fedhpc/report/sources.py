@@ -90,7 +90,7 @@ def of_study(path: Path) -> Content:
         row = row_of(config, RunDirectory(folder), State(cell.status), Label(cell.name, _baseline(cell), _point(cell)))
         rows.append(row)
         views.append(view_of(folder, config, row))
-    name = f"{study.name}, quick" if study.quick else study.name
+    name = study.name if study.size == "full" else f"{study.name}, {study.size}"
     finished = [cell for cell in study.cells if cell.status == "finished" and (path / cell.run / RESULT).exists()]
     results = tuple(CellResult(cell, directory.result(cell)) for cell in finished)
     keys = (

@@ -7,9 +7,9 @@ from typing import Any
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.study import Cell, Claim, Study, StudyDirectory
 from fedhpc.report.egress import log_checks
+from fedhpc.study.cells import CLEAN, MEAN
 from fedhpc.study.figures import Figure, summary_of
 from fedhpc.study.paper import DENSE_MB, PACE, PARAMETERS, SENT_MB, SLOW_AUC_TOLERANCE, STRESS_TOLERANCE
-from fedhpc.study.plan import CLEAN, MEAN
 from fedhpc.study.rows import commands_of, figure_claim, not_measured, verdict_of
 from fedhpc.transport.egress_log import read_log
 

@@ -29,11 +29,11 @@ def claims_text(study: Study, claims: Sequence[Claim]) -> str:
 def _title(study: Study) -> str:
     """Return what the table is of.
 
-    >>> _title(Study("s", False, ()))
+    >>> _title(Study("s", "full", ()))
     'Paper against measured'
     """
-    small = ": quick, on a smaller and easier cohort and with fewer rounds; the full study judges the paper's claims"
-    return f"Paper against measured{small if study.quick else ''}"
+    small = f": {study.size}, on smaller and easier cohorts; the full study judges the paper's claims"
+    return f"Paper against measured{'' if study.size == 'full' else small}"
 
 
 def _counts(claims: Sequence[Claim]) -> str:

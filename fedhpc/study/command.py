@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedhpc.config.loader import told_of
 from fedhpc.errors import ConfigError, InputError
-from fedhpc.records.study import Study, StudyDirectory
+from fedhpc.records.study import Size, Study, StudyDirectory
 from fedhpc.run.display import Console
 from fedhpc.study.calibration import calibrate
 from fedhpc.study.claims import claims_of
@@ -35,7 +35,7 @@ class Asked:
         overrides: `key=value`.
         out: the study's folder.
         cluster: where it runs.
-        quick: the small one.
+        size: of its cohorts and grids.
         parts: only these; empty: all.
         dry_run: show cells and the time they take; run none.
         calibrate: whether to time short runs first.
@@ -45,7 +45,7 @@ class Asked:
     overrides: list[str]
     out: Path
     cluster: Cluster
-    quick: bool = False
+    size: Size = "full"
     parts: Sequence[str] = ()
     dry_run: bool = False
     calibrate: bool = True
@@ -54,8 +54,8 @@ class Asked:
 def start(asked: Asked) -> int:
     """Start a study, or go on with it where its folder has one; return the exit status."""
     console = Console(speaks=True)
-    config = load_study(asked.config, asked.overrides, quick=asked.quick, parts=asked.parts)
-    planned = plan_study(config, asked.config, asked.out, quick=asked.quick)
+    config = load_study(asked.config, asked.overrides, size=asked.size, parts=asked.parts)
+    planned = plan_study(config, asked.config, asked.out, size=asked.size)
     directory, records = SweepDirectory(asked.out), StudyDirectory(asked.out)
     if records.exists():
         _check_same(records, planned.study, asked.out)
@@ -117,7 +117,7 @@ def _check_same(records: StudyDirectory, study: Study, out: Path) -> None:
         what = f"cells differ: {', '.join(differ[:4])}" if differ else "its cells have the same names and other values"
         raise InputError(
             f"{out}: holds a study of another plan ({what}); choose another folder, or go on with the same config, "
-            "--quick, --parts and --set",
+            "--quick or --medium, --parts and --set",
             code="study.other",
         )
 
@@ -172,9 +172,9 @@ def show_claims(path: Path, console: Console) -> int:
 def introduced(study: Study) -> str:
     """Return how many cells of each kind a study has.
 
-    >>> introduced(Study("s", True, ()))
+    >>> introduced(Study("s", "quick", ()))
     's (quick): 0 cells'
     """
     counts = Counter(cell.kind for cell in study.cells)
     kinds = "".join(f", {count} {kind}" for kind, count in counts.items())
-    return wrapped(f"{study.name}{' (quick)' if study.quick else ''}: {len(study.cells)} cells{kinds}")
+    return wrapped(f"{study.name}{f' ({study.size})' if study.size != 'full' else ''}: {len(study.cells)} cells{kinds}")

@@ -1,4 +1,4 @@
-"""A study's YAML: the parts, the tests beside them, the resources, and what `--quick` lays over all of it."""
+"""A study's YAML: the parts, the tests beside them, the resources, and what smaller sizes lay over all of it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from fedhpc.config.loader import apply_override, merged, problems_of, read_tree, told_of
 from fedhpc.errors import ConfigError
+from fedhpc.records.study import Size
 from fedhpc.sweep.config import Local, Slurm
 from fedhpc.util.section import Section
 
@@ -16,7 +17,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,20}$")]
 Epsilon = Annotated[float, Field(gt=0)] | None
 Density = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0)]
-QUICK = "quick"
+SMALLER: tuple[Size, ...] = ("medium", "quick")
+"""Sections of the file that say what is smaller."""
 
 
 class Point(Section):
@@ -58,11 +60,21 @@ class StressTests(Section):
 class Legacy(Section):
     """The hospital with the legacy scanner: `bench legacy`."""
 
+    part: Name | None = Field(default=None, description="with which part it is run; null: with any")
     config: str = Field(description="config with personalisation, relative to the study's file")
     set: Tree = Field(default={}, description="keys laid over it")
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(description="one cohort for each")
     held_out: Annotated[int, Field(ge=1)] = Field(description="new test images of each site")
     site: str = Field(description="the hospital with that scanner")
+
+
+class EarlyStage(Section):
+    """Early-stage sensitivity against centralised training on many new patients: `bench early`."""
+
+    part: Name = Field(description="of which part; its centralised baseline has keys of its own, not `extends`")
+    epsilon: Epsilon = Field(description="of the federated runs; null: without privacy")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(description="a run of each kind for each")
+    held_out: Annotated[int, Field(ge=1)] = Field(description="new images of all sites together")
 
 
 class SlowHospital(Section):
@@ -81,6 +93,9 @@ class Contributions(Section):
     part: Name = Field(description="of which part")
     epsilons: Annotated[tuple[Epsilon, ...], Field(min_length=1)] = Field(description="a run for each")
     density: Density = Field(default=1.0, description="of the updates")
+    planted_draws: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="draws of the noise of the planted cases (`bench contribution`); null: left out"
+    )
 
 
 class Audit(Section):
@@ -105,6 +120,7 @@ class StudyConfig(Section):
     parts: dict[Name, Part] = Field(min_length=1, description="models and their grids, by name")
     stress: StressTests | None = Field(default=None, description="corrupted and hostile sites; null: none")
     legacy: Legacy | None = Field(default=None, description="the legacy scanner; null: left out")
+    early: EarlyStage | None = Field(default=None, description="early stages on new patients; null: left out")
     schedule: SlowHospital | None = Field(default=None, description="a slow hospital; null: left out")
     contribution: Contributions | None = Field(default=None, description="contributions; null: left out")
     audit: Audit | None = Field(default=None, description="the audit; null: left out")
@@ -114,38 +130,41 @@ class StudyConfig(Section):
 
     def part_problems(self) -> list[str]:
         """Return what names a part, or a point of its grid, that there is not."""
-        named = {"stress": self.stress, "schedule": self.schedule, "contribution": self.contribution}
-        found = {**named, "audit": self.audit}
+        tests = (self.stress, self.legacy, self.early, self.schedule, self.contribution, self.audit)
+        keys = ("stress", "legacy", "early", "schedule", "contribution", "audit")
+        found = {key: one.part for key, one in zip(keys, tests, strict=True) if one is not None}
         off_grid = [
             f"parts.{name}.paper: epsilon={part.paper.epsilon}, density={part.paper.density:g} is no point of the "
             "grid, so that nothing would stand beside the paper's claims; name values of its epsilons and densities"
             for name, part in self.parts.items()
             if part.paper.epsilon not in part.epsilons or part.paper.density not in part.densities
         ]
+        early = self.parts.get(self.early.part) if self.early is not None else None
+        if early is not None and "extends" in (early.centralised or {}):
+            off_grid.append("early.part: its centralised baseline has `extends`. Name another part, or set early: null")
         return off_grid + [
-            f"{key}.part={one.part}: there is no such part; name one of {', '.join(self.parts)}"
-            for key, one in found.items()
-            if one is not None and one.part not in self.parts
+            f"{key}.part={part}: there is no such part; name one of {', '.join(self.parts)}"
+            for key, part in found.items()
+            if part is not None and part not in self.parts
         ]
 
 
-def load_study(path: Path, overrides: list[str], *, quick: bool, parts: Iterable[str] = ()) -> StudyConfig:
+def load_study(path: Path, overrides: list[str], *, size: Size = "full", parts: Iterable[str] = ()) -> StudyConfig:
     """Read, merge and check a study's file.
 
     Args:
         path: the YAML file.
         overrides: `key=value`, laid over all else.
-        quick: lay its section `quick` over the others.
+        size: lay its section of that name over the others; `full`: none.
         parts: only these parts, with the tests that are of one of them; all where none is named.
 
     Raises:
         ConfigError: with every problem of the study's own sections, one a line.
     """
     tree = read_tree(path)
-    over = tree.pop(QUICK, None)
-    if quick and not isinstance(over, dict):
-        raise ConfigError(f"{path}: --quick needs a section {QUICK}, which says what is smaller. Add one")
-    tree = merged(tree, over) if quick and isinstance(over, dict) else tree
+    over = {name: tree.pop(name, None) for name in SMALLER}
+    if size != "full":
+        tree = merged(tree, _smaller(over[size], size, path))
     for override in overrides:
         apply_override(tree, override)
     wanted = set(parts)
@@ -162,6 +181,12 @@ def load_study(path: Path, overrides: list[str], *, quick: bool, parts: Iterable
     if problems:
         raise ConfigError(told_of(path, problems))
     return study
+
+
+def _smaller(section: object, size: Size, path: Path) -> Tree:
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: --{size} needs a section {size}, which says what is smaller. Add one")
+    return section
 
 
 def _names(tree: Tree) -> str:

@@ -51,6 +51,7 @@ PLACES = [(name, ()) for name in COMMANDS] + [
             "wire",
             "splits",
             "legacy",
+            "early",
             "contribution",
             "stress",
             "algorithms",

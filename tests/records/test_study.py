@@ -10,7 +10,7 @@ from fedhpc.errors import InputError
 from fedhpc.records.study import Cell, Claim, Study, StudyDirectory
 
 CELL = Cell("head-eps1", "federated", "head", 1.0, 0.1, 0, "elements/head-eps1", rule="mean", commands=("run",))
-PLAN = Study("tiny", True, (CELL, replace(CELL, name="audit", kind="audit", run="elements/audit", is_run=False)))
+PLAN = Study("tiny", "quick", (CELL, replace(CELL, name="audit", kind="audit", run="elements/audit", is_run=False)))
 CLAIM = Claim("AUC", "0.94", "0.95 (0.94 to 0.96)", 0.95, 0.94, 0.96, "met", "three seeds", "run.py study")
 
 

@@ -243,7 +243,7 @@ def test_study_report_has_claims_and_results(run: Path, tmp_path: Path) -> None:
         Cell("codec", "codec", "head", None, 0.1, 0, "codec", is_run=False),
         Cell("head-off-s1", "federated", "head", None, 0.1, 1, "missing"),
     )
-    study.write(Study("s", True, cells))
+    study.write(Study("s", "quick", cells))
     for folder in ("run", "codec"):
         (tmp_path / folder / "outcome.json").write_text('{"state": "finished"}', encoding="utf-8")
     found = {"size": 112_500_000, "density": 0.1, "value_bits": 4, "dense_bytes": 450_000_000, "payload_bytes": 9}

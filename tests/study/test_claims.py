@@ -36,7 +36,7 @@ def result(folder: Path, one: Cell, **found: Any) -> None:
 
 def claims(folder: Path, *cells: Cell) -> dict[str, Claim]:
     records = StudyDirectory(folder)
-    records.write(Study("by-hand", False, cells))
+    records.write(Study("by-hand", "full", cells))
     found = claims_of(records, records.read())
     write_claims(records, records.read(), found)
     assert records.read_claims() == found

@@ -6,17 +6,21 @@ from pathlib import Path
 import pytest
 
 from fedhpc.errors import ConfigError
+from fedhpc.records.study import Size
 from fedhpc.study.config import load_study
 from fedhpc.study.plan import plan_study
 
 STUDY = Path(__file__).resolve().parents[2] / "configs" / "study.yaml"
-KINDS = {"federated", "centralised", "local", "stress", "legacy", "schedule", "contribution", "audit", "codec"}
+KINDS = {
+    "federated", "centralised", "local", "stress", "legacy", "early", "schedule", "contribution", "planted", "audit",
+    "codec",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("quick", [True, False])
-def test_plan_has_every_point_once(quick: bool, tmp_path: Path) -> None:
-    config = load_study(STUDY, [], quick=quick)
-    planned = plan_study(config, STUDY, tmp_path, quick=quick)
+@pytest.mark.parametrize("size", ["quick", "medium", "full"])
+def test_plan_has_every_point_once(size: Size, tmp_path: Path) -> None:
+    config = load_study(STUDY, [], size=size)
+    planned = plan_study(config, STUDY, tmp_path, size=size)
     cells = planned.study.cells
     assert {cell.kind for cell in cells} == KINDS
     assert len({cell.name for cell in cells}) == len(cells) == len(planned.sweep.trials)
@@ -28,7 +32,7 @@ def test_plan_has_every_point_once(quick: bool, tmp_path: Path) -> None:
 
 
 def test_cell_config_is_that_of_its_point(tmp_path: Path) -> None:
-    planned = plan_study(load_study(STUDY, [], quick=True), STUDY, tmp_path, quick=True)
+    planned = plan_study(load_study(STUDY, [], size="quick"), STUDY, tmp_path, size="quick")
     for cell, trial in zip(planned.study.cells, planned.sweep.trials, strict=True):
         assert cell.name == trial.name == trial.config.name
         assert trial.config.privacy.epsilon == cell.epsilon
@@ -40,9 +44,9 @@ def test_cell_config_is_that_of_its_point(tmp_path: Path) -> None:
 
 
 def test_one_part_leaves_out_tests_of_others(tmp_path: Path) -> None:
-    config = load_study(STUDY, [], quick=True, parts=["network"])
-    kinds = {cell.kind for cell in plan_study(config, STUDY, tmp_path, quick=True).study.cells}
-    assert kinds == {"federated", "centralised", "local", "codec", "legacy"}
+    config = load_study(STUDY, [], size="quick", parts=["network"])
+    kinds = {cell.kind for cell in plan_study(config, STUDY, tmp_path, size="quick").study.cells}
+    assert kinds == {"federated", "centralised", "local", "codec"}
 
 
 @pytest.mark.parametrize(
@@ -56,16 +60,16 @@ def test_one_part_leaves_out_tests_of_others(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_wrong_key_is_named(override: str, named: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
-        plan_study(load_study(STUDY, [override], quick=True), STUDY, tmp_path, quick=True)
+        plan_study(load_study(STUDY, [override], size="quick"), STUDY, tmp_path, size="quick")
 
 
 @pytest.mark.parametrize("override", ["parts=3", "parts=[head]", "parts={3: {}}", "audit={part: [head]}"])
 @pytest.mark.parametrize("parts", [[], ["head"]])
 def test_parts_of_another_type_are_one_message(override: str, parts: list[str]) -> None:
     with pytest.raises(ConfigError):
-        load_study(STUDY, [override], quick=True, parts=parts)
+        load_study(STUDY, [override], size="quick", parts=parts)
 
 
 def test_unknown_part_is_refused() -> None:
     with pytest.raises(ConfigError, match="--parts tail"):
-        load_study(STUDY, [], quick=True, parts=["tail"])
+        load_study(STUDY, [], size="quick", parts=["tail"])

@@ -64,7 +64,7 @@ def test_time_left_follows_what_cells_took(tmp_path: Path) -> None:
     from fedhpc.study.plan import plan_study
 
     path = REPO / "configs" / "study.yaml"
-    planned = plan_study(load_study(path, [], quick=True, parts=["network"]), path, tmp_path, quick=True)
+    planned = plan_study(load_study(path, [], parts=["network"]), path, tmp_path, size="full")
     sweep, names = planned.sweep, [trial.name for trial in planned.sweep.trials if trial.trains]
     dense, sparse = "network-off-d1-s0", "network-off-d0.1-s0"
     calibrated = dict.fromkeys(names, 100.0)
