@@ -10,6 +10,10 @@ from fedhpc.report.parts import Column, Figure, Legend, Part, Table, Value
 from fedhpc.report.sites import contribution_of
 
 WAYS = {"alone_auc": "alone", "federated_auc": "federated", "personal_auc": "personalised"}
+EARLY_NAMES = {
+    "auc": "AUC", "early": "early sensitivity, one threshold", "early_own": "early sensitivity, each site's own",
+}  # fmt: skip
+METHODS = {"shapley": "Shapley", "leave_one_out": "Leave one out", "cgsv": "CGSV", "cosine_shapley": "Cosine Shapley"}
 MOST_SITES = 8
 EPSILON_BOUND = "epsilon >="
 
@@ -25,7 +29,8 @@ class CellResult:
 def result_parts(results: Sequence[CellResult]) -> list[Part]:
     """Build a part for each kind of cell that has a result."""
     makers = {
-        "legacy": _legacy, "schedule": _schedule, "codec": _codec, "audit": _audit, "contribution": _contribution,
+        "legacy": _legacy, "early": _early, "schedule": _schedule, "codec": _codec, "audit": _audit,
+        "contribution": _contribution, "planted": _planted,
     }  # fmt: skip
     return [makers[one.cell.kind](one) for one in results if one.cell.kind in makers]
 
@@ -51,6 +56,55 @@ def _legacy(one: CellResult) -> Part:
     table = Table("legacy", "AUC by site and model", columns, body)
     figure = Figure("AUC alone, federated, personalised", alt, intervals(bars, "AUC", alt), table, "", legend)
     return Part("legacy", "Legacy scanner", figures=[figure])
+
+
+def _early(one: CellResult) -> Part:
+    """Figures of both ways to train on new patients, and their paired differences."""
+    bars, body = [], []
+    for row in one.found.get("rows", []):
+        name = EARLY_NAMES.get(row["figure"], row["figure"])
+        for style, way in ((2, "centralised"), (0, "federated")):
+            mean, half = row[way]["mean"], row[way]["half"]
+            low, high = max(0.0, mean - half), min(1.0, mean + half)
+            bars.append(ValueRow(f"{name}, {way}", mean, low, high, style))
+            body.append([name, way, mean, low, high])
+        difference = row["difference"]
+        ends = (difference["mean"] - difference["half"], difference["mean"] + difference["half"])
+        body.append([name, "federated less centralised", difference["mean"], *ends])
+    if not bars:
+        return Part("early", "Early stages")
+    lead = (
+        f"Both ways to train on {one.found['held_out']:,} new images, {one.found['early']:,} of an early stage, at "
+        f"specificity {one.found['specificity']:g}; differences are paired by patient."
+    )
+    alt = f"Figures by way to train. {'; '.join(f'{bar.label} {bar.value:.3f}' for bar in bars)}."
+    columns = [Column("figure", "Figure"), Column("model", "Model"), Column("value", "Value", "number"), *_ends()]
+    legend = [Legend("centralised", 2), Legend("federated", 0)]
+    table = Table("early", "Figures on new patients", columns, body)
+    figure = Figure("Federated and centralised on new patients", alt, intervals(bars, "share", alt), table, "", legend)
+    return Part("early", "Early stages", lead, figures=[figure])
+
+
+def _planted(one: CellResult) -> Part:
+    """How often hospitals whose contribution is known beforehand are ranked right."""
+    body: list[list[Value]] = [
+        [row["case"], row["expected"], row["epsilon"], *(_share(row, method) for method in METHODS), row["of"]]
+        for row in one.found.get("rows", [])
+    ]
+    columns = [
+        Column("case", "Planted"), Column("expected", "Right is"), Column("epsilon", "Epsilon", "number"),
+        *(Column(method, name, "number") for method, name in METHODS.items()), Column("of", "Draws", "count"),
+    ]  # fmt: skip
+    lead = (
+        "Share of the draws of the noise that rank a planted hospital right; without privacy one draw is all there is."
+    )
+    table = Table("planted", "Ranked right", columns, body)
+    return Part("planted", "Planted contributions", lead if body else "", tables=[table] if body else [])
+
+
+def _share(row: Mapping[str, Any], method: str) -> Value:
+    right = row["right"].get(method)
+    return None if right is None else right / row["of"]
 
 
 def _ends() -> tuple[Column, Column]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.special import stdtrit
+from scipy.special import betaincinv, stdtrit
 
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
@@ -45,6 +45,18 @@ def over_seeds(values: Sequence[float]) -> Figure:
         return Figure(mean, None, None, "one run, no interval")
     half = float(stdtrit(n - 1, CONFIDENCE)) * statistics.stdev(values) / math.sqrt(n)
     return Figure(mean, mean - half, mean + half, f"interval over {n} seeds")
+
+
+def share_interval(hits: int, of: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a share (Clopper and Pearson 1934).
+
+    >>> low, high = share_interval(9, 10)
+    >>> round(low, 4), round(high, 4), share_interval(10, 10)[1]
+    (0.555, 0.9975, 1.0)
+    """
+    low = 0.0 if hits == 0 else float(betaincinv(hits, of - hits + 1, 1 - CONFIDENCE))
+    high = 1.0 if hits == of else float(betaincinv(hits + 1, of - hits, CONFIDENCE))
+    return low, high
 
 
 def summary_of(records: StudyDirectory, cell: Cell) -> dict[str, Any]:

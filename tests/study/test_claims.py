@@ -141,6 +141,35 @@ def test_epsilon_claim_fails_in_each_way(
     assert claims(tmp_path, one)["epsilon within its rounds, head"].verdict == verdict
 
 
+CASES_RIGHT = {"flip": 100, "copy": 94}
+
+
+@pytest.mark.parametrize(("less", "verdict"), [(-0.02, "met"), (-0.03, "missed")])
+def test_early_claim_is_of_new_patients(less: float, verdict: str, tmp_path: Path) -> None:
+    """Of the cell that measured many; the figures of the few in the test split are not judged beside it."""
+    ours, pooled = cell("f", "federated", epsilon=1.0, density=1.0, paper=True), cell("c", "centralised")
+    write(tmp_path, ours, auc=0.95, epsilon=0.9, sensitivity_early=0.1)
+    write(tmp_path, pooled, auc=0.95, sensitivity_early=0.9)
+    new = cell("early", "early", epsilon=1.0, is_run=False)
+    means = {"centralised": {"mean": 0.9, "half": 0.01}, "federated": {"mean": 0.9 + less, "half": 0.01}}
+    row = {**means, "difference": {"mean": less, "half": 0.015}}
+    rows = [{"figure": name, **row} for name in ("auc", "early", "early_own")]
+    result(tmp_path, new, rows=rows, early=650, specificity=0.9, seeds=[0, 1, 2])
+    found = claims(tmp_path, ours, pooled, new)["early-stage sensitivity kept, head"]
+    assert (found.value, found.verdict) == (less, verdict)
+    assert (found.low, found.high) == pytest.approx((less - 0.015, less + 0.015))
+    waiting = replace(new, name="e2", run="elements/e2")
+    assert claims(tmp_path, ours, pooled, waiting)["early-stage sensitivity kept, head"].verdict == "not measured"
+
+
+def test_slow_claim_is_of_the_best_policy(tmp_path: Path) -> None:
+    slow = cell("slow", "schedule", is_run=False)
+    rows = [{"case": "wait", "pace": 0.2, "less_even": 0}, {"case": "plan", "pace": 0.95, "less_even": -0.006}]
+    result(tmp_path, slow, factor=10.0, rows=[*rows, {"case": "deadline", "pace": 0.93, "less_even": -0.004}])
+    found = claims(tmp_path, slow)["slow hospital, without privacy"]
+    assert (found.value, found.verdict) == (0.93, "met"), "the plan is faster and costs too much AUC"
+
+
 def test_claims_of_tests_by_hand(tmp_path: Path) -> None:
     stress = [cell(f"s-{case}-{rule}", "stress", case=case, rule=rule) for case in ("clean", "flip", "nil")
               for rule in ("mean", "screened_mean")]  # fmt: skip
@@ -158,7 +187,12 @@ def test_claims_of_tests_by_hand(tmp_path: Path) -> None:
     audit = cell("audit", "audit", epsilon=1.0, is_run=False)
     result(tmp_path, audit, passed=False, verdict="Verdict: failed.", claim={"epsilon": 1.0},
            findings=[{"kind": "claim", "verdict": "holds"}, {"kind": "claim", "verdict": "broken"}])  # fmt: skip
-    found = claims(tmp_path, *stress, slow, legacy, size, audit)
+    planted = cell("planted", "planted", is_run=False)
+    counts = [{"case": case, "epsilon": 1.0, "of": 100, "right": {"shapley": n}} for case, n in CASES_RIGHT.items()]
+    result(tmp_path, planted, rows=[{**counts[0], "epsilon": None, "right": {"shapley": 0}}, *counts])
+    found = claims(tmp_path, *stress, slow, legacy, size, audit, planted)
+    known = found["contributions"]
+    assert (known.value, known.verdict) == (0.94, "missed") and "94 of 100 (0.87 to 0.98): copy" in known.measured
     corrupted = found["corrupted hospital"]
     assert (corrupted.value, corrupted.verdict) == (pytest.approx(-0.015), "met"), "against the clean run of the mean"
     assert "under the mean -0.380 (flip)" in corrupted.why
