@@ -373,6 +373,11 @@ TABLE = (
         "Set task as the message says, or make the shard again.",
     ),
     ErrorCode(
+        "shard.modality",
+        "A shard has images of another modality than its hospital has declared.",
+        "Declare none in data.sites, or prepare the shard without the others.",
+    ),
+    ErrorCode(
         "shard.features",
         "The cached features beside a shard are damaged or cannot be written.",
         "Make room there, or remove the file: it is computed again.",

@@ -85,16 +85,13 @@ def run(experiment: Experiment, out: Path) -> dict[str, Any]:
 
 
 def _run_on(config: RunConfig, seed: int, out: Path) -> RunConfig:
-    """Train on the cohort of a seed, and return its config."""
+    """Train on the cohort of a seed, and return its config; that of seed 0 is the config's own."""
     phantom_seed = 0 if config.data.phantom is None else config.data.phantom.seed
-    changes = {
-        "seed": seed,
-        "data.phantom.seed": phantom_seed + seed,
-        "data.shards": f"{out}/cohort{seed}/{{site}}.h5",
-        "runtime.threads": 1,
-    }
+    changes: dict[str, object] = {"seed": seed, "runtime.threads": 1}
+    if seed:
+        changes |= {"data.phantom.seed": phantom_seed + seed, "data.shards": f"{out}/cohort{seed}/{{site}}.h5"}
+        (out / f"cohort{seed}").mkdir(exist_ok=True)
     mine = config.replace(changes)
-    (out / f"cohort{seed}").mkdir(exist_ok=True)
     _train(mine, out / f"run{seed}", out)
     if config.model.backbone not in NAMES:
         _train(alone_config(mine), out / f"alone{seed}", out)

@@ -5,9 +5,10 @@ import json
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from fedhpc.errors import InputError
+from fedhpc.util.text import for_stderr
 
 WIDTH = 80
 HELP_COLUMN = 26
@@ -33,6 +34,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         options.setdefault("formatter_class", HelpFormatter)
         super().__init__(*args, **options)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """Leave with a message, which is wrapped on a terminal."""
+        super().exit(status, message and for_stderr(message.rstrip("\n")) + "\n")
 
     def describe(self, text: str, examples: Iterable[str]) -> None:
         """Set the description and the examples of the help.

@@ -39,7 +39,10 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--parts", nargs="+", default=[], metavar="PART", help="only these parts (default: all)")
     parser.add_argument("--dry-run", action="store_true", help="show the cells; run and write nothing")
     parser.add_argument(
-        "--no-calibration", action="store_true", help="start at once: the time left is known when cells have ended"
+        "--no-calibration",
+        action="store_true",
+        help="run nothing here before the start, on a login node for example: the time left is known when cells have "
+        "ended (default: a few training rounds of each kind of cell are timed on this machine first)",
     )
     add_set(parser, "override a key of the study's file; may be given again")
 

@@ -54,6 +54,17 @@ class Site(Section):
         "schedule.policy=plan; null: 1, or measured where no site declares one",
     )
     node: str | None = Field(default=None, description="the node that has its shard: its rank must run there")
+    modality: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] | None = Field(
+        default=None,
+        description="the DICOM modality of all its images (MR, CT, ...) as declared to the federation: public, shown "
+        "in reports and the model card, and checked at the hospital against its shard; null: not declared",
+    )
+    lifetime_cap: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="the cap of its own account over all runs (run.py budget) as declared to the federation: public, "
+        "shown in reports, and checked at the hospital: a private run is refused where the account allows more; null: "
+        "not declared",
+    )
     harmonise: Steps | None = Field(
         default=None,
         description="a chain of this site's own in place of `harmonise`, as for a scanner with another intensity scale "

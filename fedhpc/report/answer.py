@@ -7,7 +7,7 @@ from fedhpc.report.notes import warnings_of
 from fedhpc.report.paper import AUC, NAMES, best
 from fedhpc.report.parts import Column, Figure, Part, Table, Tile, Value
 from fedhpc.report.rows import FINISHED, Group, Row
-from fedhpc.util.text import clock, data_size, fixed
+from fedhpc.util.text import clock, data_size, fixed, percent
 
 NOTHING_YET = "No run has finished yet."
 STYLES = {"federated": 0, "centralised": 2, "local": 1}
@@ -46,7 +46,7 @@ def _sentence(chosen: dict[str, Group], row: Row) -> str:
     elif row.epsilon_target is None:
         told.append("without differential privacy")
     if row.bytes_up and row.dense_bytes and row.bytes_up < row.dense_bytes:
-        told.append(f"and sends {row.bytes_up / row.dense_bytes:.1%} of the dense bytes")
+        told.append(f"and sends {percent(row.bytes_up / row.dense_bytes)} of the dense bytes")
     others = [f"{fixed(chosen[mode].auc)} {word}" for mode, word in _OTHERS.items() if mode in chosen]
     return f"{' '.join(told)}.{' Beside it: ' + ', '.join(others) + '.' if others else ''}"
 

@@ -12,7 +12,7 @@ from fedhpc.report.svg import WIDTH, Area, box, line, marker, svg, text
 from fedhpc.util.text import cut
 
 LABELS, RIGHT, ROW, AXIS = 132, 16, 30, 44
-LONGEST_LABEL = 19
+LONGEST_LABEL, LONGEST_ROW = 19, 13
 LONG_LABELS, LONGER_LABEL = 214, 32
 
 
@@ -59,11 +59,12 @@ def intervals(rows: Sequence[ValueRow], title: str, alt: str) -> Markup:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: {name of a block: its length}, and a mark at its end."""
+    """One bar: {name of a block: its length}, a mark at its end, and what is written there in place of its length."""
 
     label: str
     blocks: dict[str, float]
     mark: str = ""
+    told: float | None = None
 
 
 def stacked(bars: Sequence[Bar], names: Sequence[str], title: str, alt: str) -> Markup:
@@ -80,7 +81,7 @@ def stacked(bars: Sequence[Bar], names: Sequence[str], title: str, alt: str) -> 
             if bar.blocks.get(name):
                 tip = f"{bar.label}, {name}: {bar.blocks[name]:.3g} s"
                 parts.append(box(_stretch(x, ends[k : k + 2], y), f"b s{k % 6}", tip))
-        total = f"{ends[-1]:.3g} s{' ' + bar.mark if bar.mark else ''}"
+        total = f"{ends[-1] if bar.told is None else bar.told:.3g} s{' ' + bar.mark if bar.mark else ''}"
         parts.append(text(x.at(ends[-1]) + 5, y + 14, total, "start", "strong"))
     return svg(parts, alt, WIDTH, floor + AXIS)
 
@@ -110,7 +111,7 @@ class MapCell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Rows of cells. A cell is the darker the larger its value within `low` to `high`."""
+    """Rows of cells. A cell stands out the more, the larger its value within `low` to `high`."""
 
     rows: Sequence[str]
     columns: Sequence[str]
@@ -126,16 +127,19 @@ SHADES = 7
 
 def heat_map(chart: HeatMap, alt: str) -> Markup:
     """Return the map; every cell shows its number, a cell on the Pareto front has a star and a frame."""
-    left, height = 96, 40
+    names = max(map(len, chart.rows))
+    left, height = 96 if names <= LONGEST_ROW else 140, 40
     width = (WIDTH - left - 8) / len(chart.columns)
     parts = [text((left + WIDTH - 8) / 2, 14, chart.column_title, "middle", "title")]
     parts += [
-        text(left + width * (k + 0.5), 34, cut(name, max(4, int(width / 7))), "middle")
+        text(left + width * (k + 0.5), 34, cut(name, max(4, int(width / 6))), "middle")
         for k, name in enumerate(chart.columns)
     ]
     for number, name in enumerate(chart.rows):
         y = 42 + height * number
-        parts.append(text(left - 8, y + height / 2 + 4, cut(name, 13), "end"))
+        parts.append(
+            text(left - 8, y + height / 2 + 4, cut(name, LONGEST_ROW if names <= LONGEST_ROW else LONGEST_LABEL), "end")
+        )
         for k, cell in enumerate(chart.cells[number]):
             shade = "none" if cell.value is None else str(_shade(cell.value, chart.low, chart.high))
             css = f"cell h{shade}{' front' if cell.marked else ''}"

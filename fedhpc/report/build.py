@@ -11,14 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedhpc.records.metrics import shown_metrics
-from fedhpc.report.details import point_cells, settings
 from fedhpc.report.notes import absent_notes, exact_notes, insecure_notes
 from fedhpc.report.page import Content, page, parts_of
 from fedhpc.report.parts import Part, csv_files, facts_of_parts
 from fedhpc.report.rows import DATA, DENSITY, EPSILON, SEED, facts_of, groups_of
+from fedhpc.report.terminal import settings_text
 from fedhpc.util.files import make_folder, write_text
-from fedhpc.util.text import data_size, fitted, fixed, wrapped
+from fedhpc.util.text import wrapped
 
 FORMAT_VERSION = 2
 
@@ -65,18 +64,9 @@ class Report:
 
     def text(self, out: Path) -> str:
         """For the terminal: the settings, and where the page is."""
-        own, heads = settings(self.content.keys), [metric.head for metric in shown_metrics()]
-        head = (*(key.rpartition(".")[2] for key in own), "runs", "AUC", "lowest", "highest", *heads, "up a round")
-        rows = [head]
-        for group in self.content.groups:
-            cells = [str(value or "-") for value in point_cells(own, group.baseline, group.point)]
-            others = (group.metrics.get(metric.key) for metric in shown_metrics())
-            numbers = (group.auc, group.auc_lowest, group.auc_highest, *others)
-            up = "-" if group.bytes_up is None else data_size(group.bytes_up)
-            rows.append((*cells, f"{group.finished}/{group.runs}", *map(fixed, numbers), up))
         found = self.content.rows
         notes = [*insecure_notes(found), *absent_notes(found), *exact_notes(found)]
-        return "\n".join([fitted(rows), *map(wrapped, notes), str(out)])
+        return "\n".join([settings_text(self.content.keys, self.content.groups), *map(wrapped, notes), str(out)])
 
 
 def report(sources: Sequence[Content]) -> Report:

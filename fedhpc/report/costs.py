@@ -171,7 +171,7 @@ def _by_site(view: RunView) -> Figure:
     rows: list[list[Value]] = []
     for site, seconds in list(work.items())[:MOST_SITES]:
         slow = seconds > STRAGGLER * usual
-        bars.append(Bar(site, {"own work": seconds, "waiting": slowest - seconds}, "slow" if slow else ""))
+        bars.append(Bar(site, {"own work": seconds, "waiting": slowest - seconds}, "slow" if slow else "", seconds))
         rows.append([site, seconds, slowest - seconds, max(view.work_s[site]), "slow" if slow else ""])
     names = ["own work", "waiting"]
     alt = "Seconds of a round by site. " + "; ".join(f"{bar.label}: {_told(bar.blocks)} {bar.mark}" for bar in bars)
@@ -183,6 +183,7 @@ def _by_site(view: RunView) -> Figure:
     legend = [Legend(name, k, block=True) for k, name in enumerate(names)]
     note = (
         "By each site's own egress log: until it said that it has trained. Waiting: until the slowest site "
-        f"has. Slow: more than {STRAGGLER:g} times the median site."
+        f"has. Numbers: own work. Slow: more than {STRAGGLER:g} times the median site."
     )
-    return Figure("Seconds by site", alt, svg, Table("sites", "Seconds by site", columns, rows), note, legend)
+    table = Table("sites", "Seconds by site", columns, rows)
+    return Figure("Seconds by site", alt, svg, table, note, legend, below=True)

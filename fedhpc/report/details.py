@@ -11,7 +11,7 @@ from fedhpc.report.notes import notes_of
 from fedhpc.report.parts import Column, Part, Picture, Table, Value
 from fedhpc.report.rows import SEED, Group, Row
 from fedhpc.report.view import RunView
-from fedhpc.util.text import shown
+from fedhpc.util.text import capital, shown
 
 CHECKOUT_COMMAND = "python run.py"
 
@@ -35,10 +35,11 @@ def settings(keys: Sequence[str]) -> list[str]:
 
 def _settings(keys: Sequence[str], groups: Sequence[Group]) -> Table:
     own = settings(keys)
-    metrics = [Column(metric.key, metric.name, "number") for metric in shown_metrics()]
+    metrics = [Column(metric.key, capital(metric.name), "number") for metric in shown_metrics()]
     columns = [
-        *(Column(key, title_of(key)) for key in own), Column("finished", "Finished"), Column("auc", "AUC", "number"),
-        Column("auc_lowest", "lowest", "number"), Column("auc_highest", "highest", "number"), *metrics,
+        *(Column(key, capital(title_of(key))) for key in own), Column("finished", "Finished"),
+        Column("auc", "AUC", "number"), Column("auc_lowest", "lowest", "number"),
+        Column("auc_highest", "highest", "number"), *metrics,
         Column("epsilon_spent", "Epsilon spent", "number"), Column("up", "Up a round", "bytes"),
     ]  # fmt: skip
     rows: list[list[Value]] = []
@@ -52,9 +53,9 @@ def _settings(keys: Sequence[str], groups: Sequence[Group]) -> Table:
 
 
 def _runs(keys: Sequence[str], rows: Sequence[Row]) -> Table:
-    metrics = [Column(metric.key, metric.name, "number") for metric in shown_metrics()]
+    metrics = [Column(metric.key, capital(metric.name), "number") for metric in shown_metrics()]
     columns = [
-        Column("run", "Run"), *(Column(key, title_of(key)) for key in keys), Column("state", "State"),
+        Column("run", "Run"), *(Column(key, capital(title_of(key))) for key in keys), Column("state", "State"),
         Column("auc", "AUC", "number"), Column("low", "95 % from", "number"), Column("high", "to", "number"), *metrics,
         Column("epsilon_spent", "Epsilon spent", "number"), Column("up", "Up", "bytes"),
         Column("down", "Down", "bytes"), Column("rounds", "Rounds", "count"), Column("seconds", "Time", "seconds"),

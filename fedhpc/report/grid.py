@@ -13,7 +13,9 @@ from fedhpc.report.svg import STYLES
 from fedhpc.util.text import count_of, data_size, shown
 
 NO_PRIVACY = "no privacy"
+MAP_NO_PRIVACY = "none"
 MOST_MAPS = 4
+STANDS_OUT = "The more a cell stands out from the page, the higher its AUC."
 
 
 def grid_part(keys: Sequence[str], groups: Sequence[Group], rows: Sequence[Row]) -> Part:
@@ -126,13 +128,13 @@ def _map(label: str, number: int, done: Sequence[Group]) -> Figure | None:
     front = pareto_front(done)
     cells = [[_cell(at.get((e, d)), front) for e in epsilons] for d in densities]
     aucs = [g.auc for g in done if g.auc is not None]
-    columns = [NO_PRIVACY if e is None else f"{e:g}" for e in epsilons]
+    columns = [MAP_NO_PRIVACY if e is None else f"{e:g}" for e in epsilons]
     chart = HeatMap([f"{d:g}" for d in densities], columns, cells, min(aucs), max(aucs), "density", "epsilon")
     told = "; ".join(f"density {g.point[DENSITY]:g}, epsilon {shown(g.point[EPSILON])}: {g.auc:.3f}" for g in done)
     title = f"AUC over epsilon and density{f': {label}' if label else ''}"
     alt = f"{title}. {told}. On the Pareto front: {len(front)} settings."
     table = Table(f"grid{number or ''}", title, _MAP_COLUMNS, [_map_row(g, front) for g in done])
-    note = "★ Pareto front: no other setting has a higher AUC with no more epsilon and no more bytes. Darker: higher."
+    note = "★ Pareto front: no other setting has a higher AUC with no more epsilon and no more bytes. " + STANDS_OUT
     return Figure(title, alt, heat_map(chart, alt), table, note)
 
 
@@ -223,7 +225,7 @@ def stress_part(rows: Sequence[Row], cases: Mapping[str, Case]) -> Part:
         for rule, cell in zip(rules, line, strict=True)
     )
     alt = f"Change of AUC under stress. {told}."
-    note = "AUC less that of the run without the fault; lighter is worse. Positive: noise of the runs."
+    note = f"AUC less that of the run without the fault. {STANDS_OUT} Positive: noise of the runs."
     figure = Figure(
         "Change of AUC by case",
         alt,

@@ -1,6 +1,7 @@
 """The report as one self-contained HTML page: which parts there are, in which order, and how they are rendered."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def _detailed(content: Content) -> list[Part]:
     same = (view for view in views if view.row.point.get(PART) == part)
     local = next((view for view in same if view.config.mode == "local" and view.summary), None)
     return [
-        progress_part(federated or views, levels),
+        progress_part(_nearest_first(federated, detail) or views, levels),
         curves_part(detail),
         operating_part(detail),
         privacy_part(detail),
@@ -100,15 +101,31 @@ def _detailed(content: Content) -> list[Part]:
     ]
 
 
+def _nearest_first(views: Sequence[RunView], detail: RunView) -> list[RunView]:
+    """Runs of the seed of the one that is shown in full, those with settings like its own first; then the others."""
+
+    def distance(view: RunView) -> tuple[bool, bool, bool, float]:
+        epsilon, own = view.row.epsilon_target, detail.row.epsilon_target
+        return (
+            view.row.seed != detail.row.seed,
+            view.row.density != detail.row.density,
+            epsilon != own,
+            abs(math.log((epsilon or 100.0) / (own or 100.0))),
+        )
+
+    return sorted(views, key=distance)
+
+
 def detail_of(views: Sequence[RunView]) -> RunView | None:
     """The run that is shown in full: of the federated ones that have finished the nearest to the paper's setting."""
 
-    def distance(view: RunView) -> tuple[bool, bool, float, float, bool]:
+    def distance(view: RunView) -> tuple[bool, bool, bool, float, float, bool]:
         epsilon, density = view.row.epsilon_target, view.row.density
         far = abs((100.0 if epsilon is None else epsilon) - PAPER_EPSILON)
         return (
             not view.is_federated,
             view.row.state != FINISHED,
+            not view.row.paper,
             far,
             abs((density or 1.0) - 0.1),
             bool(view.row.stress),

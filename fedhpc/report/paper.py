@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fedhpc.records.study import Claim
 from fedhpc.report.parts import Column, Part, Table, Value
 from fedhpc.report.rows import DATA, PART, Group, Row
-from fedhpc.util.text import count_of, data_size, shown
+from fedhpc.util.text import count_of, data_size, percent, shown
 
 AUC = {"federated": 0.94, "centralised": 0.965, "local": 0.81}
 EPSILON = 1.0
@@ -36,15 +36,23 @@ def paper_part(rows: Sequence[Row], groups: Sequence[Group], claims: Sequence[Cl
 def _of_claims(claims: Sequence[Claim]) -> Part:
     columns = [
         Column("claim", "Claim"), Column("paper", "Paper"), Column("measured", "Measured"),
-        Column("verdict", "Verdict"), Column("why", "Why"), Column("low", "95 % from", "number"),
-        Column("high", "to", "number"), Column("command", "Command"),
+        Column("verdict", "Verdict"), Column("why", "How, and why"), Column("low", "95 % from", "number", hidden=True),
+        Column("high", "to", "number", hidden=True), Column("command", "Command", hidden=True),
     ]  # fmt: skip
     rows: list[list[Value]] = [
         [c.name, c.paper, c.measured, f"{MARKS[c.verdict]}{c.verdict}", c.why, c.low, c.high, c.command] for c in claims
     ]
     counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in MARKS}
     lead = f"{count_of(len(claims), 'claim')}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items() if n)}."
-    return Part("paper", "Paper against measured", lead, tables=[Table("claims", "Every claim", columns, rows)])
+    again = Table(
+        "commands",
+        "The command behind each claim",
+        [Column("claim", "Claim"), Column("command", "Command", "code")],
+        [[claim.name, claim.command] for claim in claims if claim.command],
+        folded=True,
+    )
+    tables = [Table("claims", "Every claim", columns, rows), *([again] if again.rows else [])]
+    return Part("paper", "Paper against measured", lead, tables=tables)
 
 
 def _measured(rows: Sequence[Row], groups: Sequence[Group]) -> list[list[Value]]:
@@ -57,7 +65,7 @@ def _measured(rows: Sequence[Row], groups: Sequence[Group]) -> list[list[Value]]
     federated, centralised = aucs.get("federated"), aucs.get("centralised")
     if federated and centralised and federated.auc is not None and centralised.auc is not None:
         gap = (centralised.auc - federated.auc) / centralised.auc
-        found.append(["Loss against pooled data", f"within {LARGEST_GAP:.1%}", f"{gap:.1%}", _of(federated)])
+        found.append(["Loss against pooled data", f"within {percent(LARGEST_GAP)}", percent(gap), _of(federated)])
     private = [row for row in rows if row.epsilon is not None and row.mode == "federated"]
     if private:
         spent = min(private, key=lambda row: abs((row.epsilon or 0) - EPSILON))
@@ -67,8 +75,8 @@ def _measured(rows: Sequence[Row], groups: Sequence[Group]) -> list[list[Value]]
     if sent:
         row = min(sent, key=lambda one: abs((one.density or 0) - 0.1))
         up, dense = row.bytes_up or 0.0, row.dense_bytes or 1.0
-        said = f"{data_size(dense)} to {data_size(up)} ({up / dense:.1%})"
-        asked = f"{DENSE_MB} to {SENT_MB} MB ({SENT_MB / DENSE_MB:.1%})"
+        said = f"{data_size(dense)} to {data_size(up)} ({percent(up / dense)})"
+        asked = f"{DENSE_MB} to {SENT_MB} MB ({percent(SENT_MB / DENSE_MB)})"
         found.append(["Bytes up a round, dense to sent", asked, said, row.name])
     return found
 
@@ -76,8 +84,8 @@ def _measured(rows: Sequence[Row], groups: Sequence[Group]) -> list[list[Value]]
 def best(groups: Sequence[Group]) -> dict[str, Group]:
     """Return the setting that stands for each way to train.
 
-    Of federated ones it is the nearest to the paper's epsilon and density, and the baselines are those on its data and
-    of its part of a study.
+    Of federated ones it is that which a study compares with the paper, else the nearest to the paper's epsilon and
+    density; the baselines are those on its data and of its part of a study.
     """
     done = [group for group in groups if group.auc is not None and "case" not in group.point]
     main = min((group for group in done if not group.baseline), key=_distance, default=None)
@@ -92,9 +100,9 @@ def _alike(one: Group, other: Group) -> bool:
     return all(one.point.get(key) == other.point.get(key) for key in (PART, DATA))
 
 
-def _distance(group: Group) -> tuple[float, float]:
+def _distance(group: Group) -> tuple[bool, float, float]:
     epsilon, density = group.point.get("privacy.epsilon"), group.point.get("exchange.density")
-    return abs((epsilon if epsilon is not None else 100.0) - EPSILON), abs((density or 0.1) - 0.1)
+    return not group.paper, abs((epsilon if epsilon is not None else 100.0) - EPSILON), abs((density or 0.1) - 0.1)
 
 
 def _of(group: Group) -> str:

@@ -12,16 +12,22 @@ from fedhpc.util.text import clock, data_size, fixed
 
 Value = str | float | int | None
 MOST_OPEN_ROWS = 20
-Kind = Literal["text", "number", "count", "bytes", "seconds"]
+Kind = Literal["text", "code", "number", "count", "bytes", "seconds"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: `key` in JSON and CSV, `title` on the page."""
+    """One column of a table: `key` in JSON and CSV, `title` on the page, where it is not shown if it is hidden."""
 
     key: str
     title: str
     kind: Kind = "text"
+    hidden: bool = False
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is aligned to the right."""
+        return self.kind not in ("text", "code")
 
     def shown(self, value: Value) -> str:
         """Return a value as the page shows it.
@@ -42,22 +48,26 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain values; `key` names it in report.json and its CSV file."""
+    """Rows of plain values; `key` names it in report.json and its CSV file; `folded`: shown to those who ask."""
 
     key: str
     title: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[Value]]
     note: str = ""
+    folded: bool = False
 
     @property
     def is_long(self) -> bool:
         """Whether the page shows it only to those who ask."""
-        return len(self.rows) > MOST_OPEN_ROWS
+        return self.folded or len(self.rows) > MOST_OPEN_ROWS
 
     def used(self) -> list[int]:
-        """Which columns the page shows: the first, and those with a value in any row."""
-        return [k for k in range(len(self.columns)) if not k or any(row[k] not in (None, "") for row in self.rows)]
+        """Which columns the page shows: the first, and those with a value in any row that are not hidden."""
+        there = [not column.hidden for column in self.columns]
+        return [
+            k for k in range(len(there)) if not k or (there[k] and any(row[k] not in (None, "") for row in self.rows))
+        ]
 
     def records(self) -> list[dict[str, Value]]:
         """As a list of objects."""
@@ -84,7 +94,7 @@ class Legend:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart. `alt` says in a sentence what it shows; `table` has its numbers."""
+    """A chart. `alt` says in a sentence what it shows; `table` has its numbers; `below`: under the one before it."""
 
     title: str
     alt: str
@@ -93,6 +103,7 @@ class Figure:
     note: str = ""
     legend: Sequence[Legend] = ()
     wide: bool = False
+    below: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +158,16 @@ class Part:
     def beside(self) -> bool:
         """Whether its one table stands beside its one figure."""
         return len(self.figures) == 1 and len(self.tables) == 1 and not self.cards and not self.tables[0].is_long
+
+    def stacks(self) -> list[list[Figure]]:
+        """Its figures, those that stand below each other together."""
+        found: list[list[Figure]] = []
+        for figure in self.figures:
+            if figure.below and found:
+                found[-1].append(figure)
+            else:
+                found.append([figure])
+        return found
 
     def all_tables(self) -> list[Table]:
         """Its tables and those of its figures."""

@@ -6,11 +6,13 @@ from itertools import accumulate
 from typing import Any
 
 from fedhpc.records.curves import ALL_SITES
+from fedhpc.records.metrics import METRICS
 from fedhpc.report.block_charts import ValueRow, intervals
 from fedhpc.report.line_chart import AUC_AXIS, BYTES_AXIS, ROUND_AXIS, Axis, Level, Line, LineChart, Point, alt_of, draw
 from fedhpc.report.line_chart import legend_of as legend
 from fedhpc.report.parts import Column, Figure, Legend, Part, Table, Value
 from fedhpc.report.view import RunView
+from fedhpc.util.text import capital
 
 MOST_LINES, MOST_SITES = 6, 13
 OUTSIDE = ", which are outside the privacy guarantee (evaluation.epsilon is null)."
@@ -160,7 +162,8 @@ def operating_part(view: RunView) -> Part:
     columns += [Column("n_test", "Test images", "count")] if tested else []
     kept = [[row[0], *(row[k + 1] for k in used), *([row[-1]] if tested else [])] for row in rows]
     specificity = view.config.evaluation.specificity
-    reasons = [f"{key}: {why}." for key, why in view.summary.get("reasons", {}).items()]
+    names = {metric.key: metric.name for metric in METRICS}
+    reasons = [f"{capital(names.get(key, key))}: {why}." for key, why in view.summary.get("reasons", {}).items()]
     note = f"Sensitivity at the lowest threshold whose specificity is at least {specificity:g}; test splits."
     tables = [Table("metrics", "Metrics by site", columns, kept, note)]
     figure = _sensitivities(view, rows)

@@ -32,6 +32,7 @@ class Row:
         stress: the case and the sites of a stress test; empty for none.
         specificity: of the sensitivities.
         unit: whom epsilon protects; None without privacy.
+        paper: of a study, whether it is at the point whose results stand beside the paper's claims.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Row:
     stress: str = ""
     specificity: float = 0.9
     unit: str | None = None
+    paper: bool = False
 
     @property
     def released_exactly(self) -> bool:
@@ -87,6 +89,7 @@ class Group:
     epsilon: float | None
     bytes_up: float | None
     aucs: tuple[float, ...]
+    paper: bool = False
 
 
 def facts_of(one: Row | Group) -> dict[str, Any]:
@@ -98,11 +101,12 @@ def facts_of(one: Row | Group) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Label:
-    """What a run is called in a report: its name, its baseline or nothing, and what sets it apart."""
+    """What a run is called in a report: its name, its baseline or nothing, what sets it apart; `paper` as in `Row`."""
 
     name: str
     baseline: str
     point: Mapping[str, Any]
+    paper: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def row_of(config: RunConfig, directory: RunDirectory, state: State, label: Labe
         known |= _measured(directory.read_summary())
     if known["insecure"]:
         known["epsilon"] = None
-    return Row(label.name, label.baseline, label.point, **{"epsilon": None, **known})
+    return Row(label.name, label.baseline, label.point, paper=label.paper, **{"epsilon": None, **known})
 
 
 def _measured(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,6 +221,7 @@ def _group(rows: Sequence[Row]) -> Group:
         epsilon=max((row.epsilon for row in done if row.epsilon is not None), default=None),
         bytes_up=_mean([row.bytes_up for row in done]),
         aucs=aucs,
+        paper=any(row.paper for row in rows),
     )
 
 

@@ -13,6 +13,11 @@ from fedhpc.util.text import data_size, fixed
 MOST_CARDS = 48
 KINDS = ("absent", "left out of a round", "flagged and left out", "flagged and shortened", "late", "restart")
 RUN = "whole run"
+PERSONAL = (
+    "The AUC of each hospital's personal model is not here: the model is trained without noise on its patients, and a "
+    "metric of it would be one more release about them, which no epsilon covers. The hospital finds it in "
+    "sites/<site>/personal.json."
+)
 
 
 def sites_part(view: RunView, local: RunView | None) -> Part:
@@ -20,14 +25,18 @@ def sites_part(view: RunView, local: RunView | None) -> Part:
     cards = [_card(view, site, local) for site in view.sites[:MOST_CARDS]]
     rows = [_line(view, site, local) for site in view.sites]
     titles: list[Column] = [
-        Column("site", "Site"), Column("weight", "Declared weight", "count"), Column("node", "Node"),
+        Column("site", "Site"), Column("weight", "Declared weight", "count"), Column("modality", "Declared modality"),
+        Column("lifetime_cap", "Declared lifetime cap", "number"), Column("node", "Node"),
         Column("auc_alone", "AUC alone", "number"), Column("auc", "AUC federated", "number"),
         Column("epsilon", "Epsilon", "number"), Column("up", "Up, last round", "bytes"),
         Column("contribution", "Contribution", "number"),
     ]  # fmt: skip
-    notes = ["Weight: training units as declared. Modality and scanner are not recorded outside a hospital."]
+    notes = [
+        "Weight, modality and lifetime cap are what each hospital has declared in the config (data.sites); what it has "
+        "not declared is not recorded outside it, and neither are its scanners."
+    ]
     if view.config.personalisation.method != "none":
-        notes.append("Each hospital's own model and its AUC stay at the hospital (sites/<site>/personal.json).")
+        notes.append(PERSONAL)
     table = Table("sites", "All sites", titles, rows)
     return Part("sites", "Hospitals", f"Run {view.name}.", cards=cards, tables=[table], notes=notes)
 
@@ -38,8 +47,8 @@ def _line(view: RunView, site: str, local: RunView | None) -> list[Value]:
     alone = None if local is None else _of(local, site).get("auc")
     value = _contribution(view).get(site, {}).get("value")
     return [
-        site, declared.weight, declared.node, alone, one.get("auc"), one.get("epsilon"), one.get("bytes_up") or None,
-        value,
+        site, declared.weight, declared.modality, declared.lifetime_cap, declared.node, alone, one.get("auc"),
+        one.get("epsilon"), one.get("bytes_up") or None, value,
     ]  # fmt: skip
 
 
@@ -63,6 +72,8 @@ def _card(view: RunView, site: str, local: RunView | None) -> Card:
     declared = next(s for s in view.config.data.sites if s.name == site)
     alone = None if local is None else _of(local, site).get("auc")
     facts = [("Declared weight", f"{declared.weight:,}" if declared.weight else "number of its training images")]
+    facts += [("Declared modality", declared.modality)] if declared.modality else []
+    facts += [("Declared lifetime cap", f"epsilon {declared.lifetime_cap:g}")] if declared.lifetime_cap else []
     facts += [("Node", declared.node)] if declared.node else []
     facts += [("Declared speed", f"{declared.speed:g}")] if declared.speed else []
     facts += [("Harmonised by its own chain", chain_text(declared.harmonise))] if declared.harmonise else []

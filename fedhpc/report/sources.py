@@ -87,7 +87,8 @@ def of_study(path: Path) -> Content:
         if not cell.is_run or not RunDirectory(folder).config.exists():
             continue
         config = config_of(folder)
-        row = row_of(config, RunDirectory(folder), State(cell.status), Label(cell.name, _baseline(cell), _point(cell)))
+        label = Label(cell.name, _baseline(cell), _point(cell), cell.paper)
+        row = row_of(config, RunDirectory(folder), State(cell.status), label)
         rows.append(row)
         views.append(view_of(folder, config, row))
     name = study.name if study.size == "full" else f"{study.name}, {study.size}"

@@ -1,7 +1,7 @@
 """What the cells of a study have found that are no plain run, such as the legacy scanner and the audit."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedhpc.records.study import Cell
@@ -27,12 +27,24 @@ class CellResult:
 
 
 def result_parts(results: Sequence[CellResult]) -> list[Part]:
-    """Build a part for each kind of cell that has a result."""
-    makers = {
-        "legacy": _legacy, "early": _early, "schedule": _schedule, "codec": _codec, "audit": _audit,
-        "contribution": _contribution, "planted": _planted,
-    }  # fmt: skip
-    return [makers[one.cell.kind](one) for one in results if one.cell.kind in makers]
+    """Build a part for each kind of cell that has a result, of all cells of the kind."""
+    found: dict[str, list[CellResult]] = {}
+    for one in results:
+        found.setdefault(one.cell.kind, []).append(one)
+    alone = {"legacy": _legacy, "early": _early, "codec": _codec, "audit": _audit, "planted": _planted}
+    together = {"schedule": _schedule, "contribution": _contribution}
+    parts: list[Part] = []
+    for kind, cells in found.items():
+        if kind in together:
+            parts.append(together[kind](cells))
+        elif kind in alone:
+            parts += [_numbered(alone[kind](one), number) for number, one in enumerate(cells)]
+    return parts
+
+
+def _numbered(part: Part, number: int) -> Part:
+    """Return a part whose anchor is its own where a study has several of its kind."""
+    return part if not number else replace(part, key=f"{part.key}-{number + 1}", title=f"{part.title} {number + 1}")
 
 
 def _legacy(one: CellResult) -> Part:
@@ -111,22 +123,27 @@ def _ends() -> tuple[Column, Column]:
     return Column("low", "95 % from", "number"), Column("high", "to", "number")
 
 
-def _schedule(one: CellResult) -> Part:
-    """What a slow hospital costs under each policy."""
-    site, factor = one.found.get("site"), one.found.get("factor")
+def _schedule(cells: Sequence[CellResult]) -> Part:
+    """What a slow hospital costs under each policy, with and without privacy."""
+    site, factor = cells[0].found.get("site"), cells[0].found.get("factor")
     body: list[list[Value]] = [
-        [row.get("case"), row.get("epsilon"), row.get("rounds_per_minute"), row.get("pace"), row.get("auc")]
-        for row in one.found.get("rows", [])
-    ]
-    columns = [
-        Column("policy", "Policy"), Column("epsilon", "Epsilon", "number"),
-        Column("rounds_per_minute", "Rounds a minute", "count"), Column("pace", "Pace against even", "number"),
-        Column("auc", "AUC", "number"),
+        [row.get("case"), _privacy(row.get("epsilon")), row.get("rounds_per_minute"), row.get("pace"), row.get("auc"),
+         row.get("less_even")]
+        for one in cells for row in one.found.get("rows", [])
     ]  # fmt: skip
-    lead = f"{site} is {factor:g} times as slow." if site and factor else ""
+    columns = [
+        Column("policy", "Policy"), Column("epsilon", "Epsilon"),
+        Column("rounds_per_minute", "Rounds a minute", "count"), Column("pace", "Pace against even", "number"),
+        Column("auc", "AUC", "number"), Column("less_even", "AUC less even", "number"),
+    ]  # fmt: skip
+    lead = f"{site} is {factor:g} times as slow; even: as if it were not." if site and factor else ""
     return Part(
         "schedule", "Slow hospital", lead, tables=[Table("schedule", "Policies", columns, body)] if body else []
     )
+
+
+def _privacy(epsilon: object) -> str:
+    return "none" if epsilon is None else f"{epsilon:g}"
 
 
 def _codec(one: CellResult) -> Part:
@@ -181,5 +198,19 @@ def _plain(value: object) -> Value:
     return value if isinstance(value, str | float | int) and not isinstance(value, bool) else None
 
 
-def _contribution(one: CellResult) -> Part:
-    return contribution_of(one.found)
+def _contribution(cells: Sequence[CellResult]) -> Part:
+    """Every site's contribution, a chart for each epsilon."""
+    found = [(_privacy(one.cell.epsilon), contribution_of(one.found)) for one in cells]
+    figures = [
+        replace(
+            figure,
+            title=title,
+            table=replace(figure.table, key=f"contribution-{epsilon}", title=title),
+            wide=len(cells) == 1,
+        )
+        for epsilon, part in found
+        for title in [f"Contribution by site, {'without privacy' if epsilon == 'none' else f'epsilon {epsilon}'}"]
+        for figure in part.figures
+    ]
+    notes = dict.fromkeys(f"Epsilon {epsilon}: {note}" for epsilon, part in found for note in part.notes)
+    return Part("contribution", "Contribution", figures=figures, notes=list(notes))

@@ -47,6 +47,7 @@ def model_card(config: RunConfig, task: Task, summary: Mapping[str, Any], calibr
             {
                 "name": site.name,
                 "weight": "not declared" if site.weight is None else site.weight,
+                "modality": site.modality or "not declared",
                 "n_test": per_site.get(site.name, {}).get("n_test") or "-",
             }
             for site in config.data.sites

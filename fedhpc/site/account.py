@@ -80,6 +80,7 @@ def open_account(config: RunConfig, shard: Shard) -> SiteAccount:
             f"units) = {allowed:.2g}; set a smaller one with `run.py budget grant`",
             code="privacy.site-terms",
         )
+    _check_declared_cap(config, shard.site, ledger)
     identities = {who: identities_of(shard, splits) for who, splits in SPLITS.items()}
     everybody = identities_of(shard, ("train", "val", "test"))
     if asked.synthetic:
@@ -95,6 +96,21 @@ def open_account(config: RunConfig, shard: Shard) -> SiteAccount:
                 "site %s: %d charges of %s were taken over", shard.site, count, older, extra={"site": shard.site}
             )
     return account
+
+
+def _check_declared_cap(config: RunConfig, site: str, ledger: SiteLedger) -> None:
+    """Refuse where the account allows more than the hospital has declared to the federation.
+
+    Raises:
+        PrivacyError: it does.
+    """
+    declared = next((one.lifetime_cap for one in config.data.sites if one.name == site), None)
+    if declared is not None and (ledger.terms.cap is None or ledger.terms.cap > declared):
+        raise PrivacyError(
+            f"data.sites of {site}: lifetime_cap={declared:g}: its account allows more. Declare the account's cap "
+            "(`run.py budget show`), or none",
+            code="privacy.site-terms",
+        )
 
 
 def permit_without_privacy(config: RunConfig, shards: Sequence[Shard], run: str) -> None:

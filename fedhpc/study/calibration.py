@@ -110,8 +110,8 @@ def _timed(directory: SweepDirectory, trial: Trial, cpus: int) -> Measured:
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise InputError(
-            f"{trial.name}: a run of {ROUNDS} rounds to time it ended with status {done.returncode}: "
-            f"{done.stderr.strip()}",
+            f"{trial.name}: a run of {ROUNDS} rounds to time it ended with status {done.returncode}, and so would its "
+            f"cells: {done.stderr.strip()}\n--no-calibration starts without timing",
             code="study.calibration",
         )
     whole_s = time.monotonic() - begun_s

@@ -11,6 +11,7 @@ from fedhpc.study.claims_of_tests import claims_of_tests
 from fedhpc.study.figures import Figure, at_point, figure_of, over_seeds, paired, summary_of
 from fedhpc.study.paper import AUC_CENTRALISED, AUC_FEDERATED, AUC_LOCAL, EARLY_TOLERANCE, EPSILON, GAP
 from fedhpc.study.rows import commands_of, figure_claim, not_measured, verdict_of
+from fedhpc.util.text import count_of, percent
 
 TIGHT = 1e-6
 """An accountant's epsilon is calibrated to its target from below, to so much."""
@@ -89,7 +90,7 @@ def _auc(records: StudyDirectory, part: PartCells, way: str, paper: float) -> Cl
 
 
 def _gap(records: StudyDirectory, part: PartCells) -> Claim:
-    name, told = f"federated within 2.5 % of centralised, {part.part}", f"at most {GAP:.1%} of the AUC less"
+    name, told = f"federated within 2.5 % of centralised, {part.part}", f"at most {percent(GAP)} of the AUC less"
     pairs = paired(records, part.federated, part.centralised, "auc")
     if not pairs:
         return not_measured(name, told, "it needs a federated and a centralised cell of one seed")
@@ -133,9 +134,10 @@ def _early_on_new(records: StudyDirectory, cell: Cell, name: str, told: str) -> 
         f"({less - half:+.3f} to {less + half:+.3f})"
     )
     why = (
-        f"{found['early']:,} early-stage patients whom no run has seen, at {found['specificity']:.0%} specificity over "
-        f"all sites, {privacy}; paired by patient and seed, interval over patients and {len(found['seeds'])} seed(s); "
-        f"at each site's own operating point {own['mean']:+.3f} ±{own['half']:.3f}; tolerance ours, of the mean"
+        f"{found['early']:,} early-stage patients whom no run has seen, at {percent(found['specificity'], 0)} "
+        f"specificity over all sites, {privacy}; paired by patient and seed, interval over patients and "
+        f"{count_of(len(found['seeds']), 'seed')}; at each site's own operating point {own['mean']:+.3f} "
+        f"±{own['half']:.3f}; tolerance ours, of the mean"
     )
     row = Claim(name, told, text, None, None, None, verdict_of(less >= -EARLY_TOLERANCE), why, "")
     return figure_claim(row, Figure(less, less - half, less + half, "patients and seeds"), [cell])

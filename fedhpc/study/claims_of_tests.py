@@ -12,6 +12,7 @@ from fedhpc.study.figures import Figure, share_interval, summary_of
 from fedhpc.study.paper import DENSE_MB, PACE, PARAMETERS, RANKED, SENT_MB, SLOW_AUC_TOLERANCE, STRESS_TOLERANCE
 from fedhpc.study.rows import commands_of, figure_claim, not_measured, verdict_of
 from fedhpc.transport.egress_log import read_log
+from fedhpc.util.text import percent
 
 MB = 1e6
 MOST_SHOWN = 3
@@ -150,7 +151,7 @@ def _contributions(records: StudyDirectory, study: Study) -> Iterator[Claim]:
     """Yield the row of hospitals whose contribution is known beforehand, by the case ranked right least often."""
     if not any(cell.kind in ("planted", "contribution") for cell in study.cells):
         return
-    name, told = "contributions", f"named by hospital (ranked right in at least {RANKED:.0%} of runs)"
+    name, told = "contributions", f"named by hospital (ranked right in at least {percent(RANKED, 0)} of runs)"
     cells = study.of("planted")
     if not cells:
         yield not_measured(name, told, "the cell planted has not finished")

@@ -54,6 +54,8 @@ class Asked:
 def start(asked: Asked) -> int:
     """Start a study, or go on with it where its folder has one; return the exit status."""
     console = Console(speaks=True)
+    if asked.out.exists() and not asked.out.is_dir():
+        raise InputError(f"-o {asked.out}: is a file. Give the study's folder, or a new one", code="command-line")
     config = load_study(asked.config, asked.overrides, size=asked.size, parts=asked.parts)
     planned = plan_study(config, asked.config, asked.out, size=asked.size)
     directory, records = SweepDirectory(asked.out), StudyDirectory(asked.out)
@@ -91,7 +93,8 @@ def _estimate(
     asked: Asked, directory: SweepDirectory, planned: Planned, names: Sequence[str], console: Console
 ) -> None:
     """Time a short run of each kind, keep what the cells will take, and say how long all of them will."""
-    console.say("how long it will take, by short runs on this machine:")
+    where = " (the login node)" if asked.cluster == "slurm" else ""
+    console.say(wrapped(f"how long it will take, by short runs on this machine{where}; --no-calibration: none"))
     directory.write_calibration(calibrate(directory, planned.sweep, names, console))
     console.say(_estimate_line(directory, planned.sweep.name, names, asked.cluster))
 

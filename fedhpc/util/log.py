@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fedhpc.errors import FedhpcError, FileError, printed, public_cause
 from fedhpc.util.files import PRIVATE, append_line, make_folder
+from fedhpc.util.text import for_stderr
 
 PACKAGES = ("fedhpc", "data_prep")
 AGGREGATOR = "aggregator"
@@ -64,7 +65,8 @@ class _ToStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         rank = f"rank {self.rank}: " if self.rank and record.levelno == logging.WARNING else ""
         # Not `StreamHandler`: sys.stderr may be another one than at the start.
-        print(f"{PREFIXES.get(record.levelno, '')}{rank}{record.getMessage()}", file=sys.stderr, flush=True)
+        text = for_stderr(f"{PREFIXES.get(record.levelno, '')}{rank}{record.getMessage()}")
+        print(text, file=sys.stderr, flush=True)
 
 
 class _ToFile(logging.Handler):

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import sys
 import textwrap
 from collections.abc import Sequence
 
@@ -55,6 +56,24 @@ def data_size(count: float) -> str:
     return f"{count / 1e3:.1f} kB" if count < 999_950 else f"{count / 1e6:.1f} MB"
 
 
+def capital(text: str) -> str:
+    """Return a text with its first letter large.
+
+    >>> capital("early-stage sensitivity"), capital("F1"), capital("")
+    ('Early-stage sensitivity', 'F1', '')
+    """
+    return text[:1].upper() + text[1:]
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share as a percentage.
+
+    >>> percent(0.107), percent(0.9, 0)
+    ('10.7 %', '90 %')
+    """
+    return f"{100 * share:.{digits}f} %"
+
+
 def terminal_width() -> int:
     """Return the columns that standard output shows: of COLUMNS, of the terminal, or WIDTH."""
     return max(LEAST_WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
@@ -71,6 +90,11 @@ def wrapped(text: str, width: int = WIDTH) -> str:
     return "\n".join(wrapper.fill(line) for line in text.splitlines())
 
 
+def for_stderr(text: str) -> str:
+    """Return a message as standard error shows it best: wrapped on a terminal, else as it is, a line a problem."""
+    return wrapped(text, min(WIDTH, terminal_width())) if sys.stderr.isatty() else text
+
+
 def table(rows: Sequence[Row]) -> str:
     """Left-aligned columns, two spaces apart, however wide.
 
@@ -82,11 +106,12 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def fitted(rows: Sequence[Row], width: int | None = None) -> str:
+def fitted(rows: Sequence[Row], width: int | None = None, names: int = 1) -> str:
     """Return the `table` of rows within `width` (default: `terminal_width`).
 
     Where it is wider, the first of these steps that is enough is taken: text is broken at words within its column; the
-    first cells, names, are cut in the middle; the columns are shown in several tables, each with the names.
+    first cells, names, are cut in the middle; the columns are shown in several tables, each with the first `names`
+    columns.
 
     >>> print(fitted([("run", "auc"), ("a_very_long_name-003", "0.9")], 16))
     run          auc
@@ -107,7 +132,7 @@ def fitted(rows: Sequence[Row], width: int | None = None) -> str:
     short = _short_names(rows, max(LEAST_NAME, _widths(rows)[0] - (_total(rows) - most)))
     if _total(short) <= most:
         return table(short)
-    return "\n\n".join(table(_broken(part, most)) for part in _parts(_short_names(rows, most // 2), most))
+    return "\n\n".join(table(_broken(part, most)) for part in _parts(_short_names(rows, most // 2), most, names))
 
 
 def _widths(rows: Sequence[Row]) -> list[int]:
@@ -154,13 +179,13 @@ def cut(name: str, most: int) -> str:
     return f"{name[: most - 3 - end]}...{name[-end:]}"
 
 
-def _parts(rows: Sequence[Row], most: int) -> list[list[Row]]:
-    """The columns in several tables, as many in each as fit, each with the first column."""
-    widths, groups = _widths(rows), [[0]]
-    for column in range(1, len(widths)):
+def _parts(rows: Sequence[Row], most: int, names: int) -> list[list[Row]]:
+    """The columns in several tables, as many in each as fit, each with the first columns."""
+    widths, groups = _widths(rows), [list(range(names))]
+    for column in range(names, len(widths)):
         last = groups[-1]
-        if len(last) > 1 and sum(widths[one] + GAP for one in last) + widths[column] > most:
-            groups.append([0])
+        if len(last) > names and sum(widths[one] + GAP for one in last) + widths[column] > most:
+            groups.append(list(range(names)))
         groups[-1].append(column)
     return [[[row[column] for column in group] for row in rows] for group in groups]
 

@@ -133,6 +133,26 @@ def test_delta_of_an_account_above_a_tenth_of_a_unit_is_refused(
         open_account(RunConfig.model_validate(tree), shard)
 
 
+@pytest.mark.parametrize(
+    ("cap", "declared", "refused"), [(1.0, 1.0, False), (1.0, 2.0, False), (1.0, 0.5, True), (None, 2.0, True)]
+)
+def test_account_that_allows_more_than_declared_is_refused(
+    cap: float | None, declared: float, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a report shows as a hospital's cap is at least what its account keeps to."""
+    monkeypatch.setenv(VARIABLE, f"{tmp_path}/ledgers/{{site}}")
+    SiteLedger.create(tmp_path / "ledgers" / "site1", Terms("patient", cap=cap, initialised=True))
+    write_patients(tmp_path / "site1.h5", PATIENTS, SPLIT)
+    tree = config_of(tmp_path).model_dump(mode="json")
+    tree["data"]["sites"][0]["lifetime_cap"] = declared
+    with Shard.open(tmp_path / "site1.h5", "site1") as shard:
+        if not refused:
+            open_account(RunConfig.model_validate(tree), shard)
+            return
+        with pytest.raises(PrivacyError, match="its account allows more"):
+            open_account(RunConfig.model_validate(tree), shard)
+
+
 def test_other_place_in_the_config_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

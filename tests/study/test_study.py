@@ -59,6 +59,15 @@ def test_failed_cell_is_run_again_and_finished_kept(
     assert "[study.other]" in capsys.readouterr().err
 
 
+def test_output_that_is_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "out"
+    file.write_text("mine", encoding="utf-8")
+    for more in ([], ["--dry-run"]):
+        words = ["study", str(REPO / "configs" / "study.yaml"), "-o", str(file), "--quick", "--cluster", "local"]
+        assert main([*words, *more]) == 2
+        assert "is a file" in capsys.readouterr().err and file.read_text(encoding="utf-8") == "mine"
+
+
 def test_time_left_follows_what_cells_took(tmp_path: Path) -> None:
     from fedhpc.study.config import load_study
     from fedhpc.study.plan import plan_study

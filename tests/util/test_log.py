@@ -1,13 +1,16 @@
 """Logging: what reaches stderr, what reaches which file, and that private text reaches neither a record nor stderr."""
 
 import ast
+import io
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fedhpc.cli.common import Parser
 from fedhpc.errors import InputError
 from fedhpc.util.log import AGGREGATOR, LogFile, configure, logged
 
@@ -31,6 +34,35 @@ def files(folder: Path, rank: int = 3) -> list[LogFile]:
 
 def entries(file: LogFile) -> list[tuple[str, ...]]:
     return [ENTRY.fullmatch(line).groups() for line in file.path.read_text().splitlines()]  # type: ignore[union-attr]
+
+
+class Stream(io.StringIO):
+    """What standard error is, on a terminal or in a pipe."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("way", ["error", "command line"])
+def test_long_message_is_wrapped_on_terminals_only(way: str, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "80")
+    words = " ".join(["training.rounds=0: must be at least 1."] * 6)
+    if way == "error":
+        configure()
+        LOG.error("%s", words)
+    else:
+        with pytest.raises(SystemExit, match="2"):
+            Parser(prog="run.py").error(words)
+    lines = [line for line in stream.getvalue().splitlines() if "usage" not in line]
+    assert " ".join(" ".join(lines).split()).endswith(f"error: {words}")
+    assert (max(map(len, lines)) <= 80) == terminal and (len(lines) > 1) == terminal
 
 
 def test_records_reach_the_files_and_warnings_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,7 @@ def open_site_of_run(config: RunConfig, name: str) -> OpenSite:
     path = config.data.shard_path(name)
     site = open_site(path, name, in_memory=config.data.in_memory, chain=config.chain_of(name))
     try:
-        _check_fit(config, site.shard)
+        _check_fit(config, name, site.shard)
     except ShardError:
         site.close()
         raise
@@ -94,12 +94,19 @@ def open_site_of_run(config: RunConfig, name: str) -> OpenSite:
     return replace(site, rows=CorruptedShard(site.shard, stress, config.seed))
 
 
-def _check_fit(config: RunConfig, shard: Shard) -> None:
+def _check_fit(config: RunConfig, name: str, shard: Shard) -> None:
     if shard.kind != config.task:
         raise ShardError(
             f"shard of site {shard.site!r}: its labels are {shard.kind}, the config says task={config.task}. Set task "
             f"to {shard.kind}, or prepare the shard for the other",
             code="shard.task",
+        )
+    declared = next(site.modality for site in config.data.sites if site.name == name)
+    if declared is not None and bool((shard.modality != declared.encode()).any()):
+        raise ShardError(
+            f"data.sites of {name}: modality={declared}: not all images of its shard are of that modality. Declare "
+            "none, or prepare the shard without the others",
+            code="shard.modality",
         )
     empty = [split for split in ("val", "test") if not len(shard.indices(split))]
     if empty:

@@ -34,7 +34,7 @@ def shard_file(folder: Path, split: list[int]) -> Path:
 
 def config_of(folder: Path, **more: object) -> RunConfig:
     data = {"shards": f"{folder}/{{site}}.h5", "sites": [{"name": "a"}]}
-    return RunConfig.model_validate({"name": "x", "data": data, **more})
+    return RunConfig.model_validate({"name": "x", "data": data} | more)
 
 
 def test_samples_are_images_or_features_beside_the_shard(tmp_path: Path) -> None:
@@ -58,6 +58,19 @@ def test_run_needs_labels_of_its_task(tmp_path: Path) -> None:
     shard_file(tmp_path, [0, 1, 2])
     with pytest.raises(ShardError, match="its labels are multiclass, the config says task=multilabel"):
         open_site_of_run(config_of(tmp_path, task="multilabel"), "a")
+
+
+@pytest.mark.parametrize(("declared", "refused"), [("CT", False), ("MR", True), (None, False)])
+def test_declared_modality_must_be_that_of_the_shard(declared: str | None, refused: bool, tmp_path: Path) -> None:
+    shard_file(tmp_path, [0, 1, 2])
+    data = {"shards": f"{tmp_path}/{{site}}.h5", "sites": [{"name": "a", "modality": declared}]}
+    config = config_of(tmp_path, data=data)
+    if not refused:
+        open_site_of_run(config, "a").close()
+        return
+    with pytest.raises(ShardError, match="modality=MR: not all") as raised:
+        open_site_of_run(config, "a")
+    assert raised.value.code == "shard.modality"
 
 
 def test_shard_by_itself_needs_no_training_split(tmp_path: Path) -> None:
