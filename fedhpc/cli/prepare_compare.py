@@ -10,7 +10,7 @@ from fedhpc.cli.status import FINISHED
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-BACKBONES = ("phantom", "efficientnet_lite0", "efficientnet_lite0+phantom")
+BACKBONES = ("phantom", "efficientnet_lite0", "efficientnet_lite0+phantom", "efficientnet_lite0+phantom+cropped")
 COMPARE = (
     "{run} prepare compare data/phantom/site?.h5 -o shift.html",
     "{run} prepare compare data/phantom/site?.h5 --config my.yaml",

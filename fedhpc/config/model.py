@@ -45,7 +45,8 @@ class Model(Section):
     )
     backbone: str | None = Field(
         default=None,
-        description="efficientnet_lite0, phantom, efficientnet_lite0+phantom (both), or the model.pt of "
+        description="efficientnet_lite0, phantom, efficientnet_lite0+phantom (both), "
+        "efficientnet_lite0+phantom+cropped (both, also of each image cut to what it shows), or the model.pt of "
         "another fedhpc run",
     )
     features: Annotated[int, Field(ge=1)] | None = Field(
@@ -53,6 +54,11 @@ class Model(Section):
     )
     whitening: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.6, description="0: each direction as wide as in the public reference, 1: all equally wide"
+    )
+    feature_norm: Literal["none", "stages"] = Field(
+        default="none",
+        description="with `features`: none, or stages (the channels' means, and their deviations, of each stage of the "
+        "backbone are standardised first, image by image, so that a scanner of another contrast changes less)",
     )
     feature_mean: Literal["reference", "sites"] = Field(
         default="reference",

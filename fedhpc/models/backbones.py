@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+from collections.abc import Iterable, Sequence
 from importlib import resources
 
 import numpy as np
@@ -11,8 +12,14 @@ from torch import Tensor, nn
 
 from fedhpc.errors import InputError
 from fedhpc.models.densenet import DenseNet
+from fedhpc.models.views import cropped, standardised
 
-EFFICIENTNET, PHANTOM, BOTH = NAMES = ("efficientnet_lite0", "phantom", "efficientnet_lite0+phantom")
+EFFICIENTNET, PHANTOM, BOTH, CROPPED = NAMES = (
+    "efficientnet_lite0",
+    "phantom",
+    "efficientnet_lite0+phantom",
+    "efficientnet_lite0+phantom+cropped",
+)
 IMAGENET_PIXELS, PHANTOM_PIXELS = 224, 64
 """A side of the images that each was trained on."""
 
@@ -21,31 +28,47 @@ class Backbone(nn.Module):
     """A frozen public feature extractor: harmonised images [b, C, H, W] -> features f32[b, dim].
 
     Each image is seen as it is, mirrored left to right and mirrored top to bottom, and the features are averaged: what
-    they have to say of a class does not depend on the side, and the average has less noise.
+    they have to say of a class does not depend on the side, and the average has less noise. With `cropped` it is also
+    seen cut to what it shows (`views.cropped`), as it is and mirrored left to right: then less depends on the field of
+    view.
 
     Args:
         network: [b, 3, S, S] or [b, C, H, W] -> f32[b, dim].
         dim: the number of features.
         image_size: S, where the network knows three channels and a square of its own size; None: as the images are.
+        blocks: the sizes of the parts that the features are made of, `dim` in all; None: one part.
+        cropped: whether an image is also seen cut to what it shows.
     """
 
-    def __init__(self, network: nn.Module, dim: int, image_size: int | None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        dim: int,
+        image_size: int | None,
+        blocks: Sequence[int] | None = None,
+        cropped: bool = False,
+    ) -> None:
         super().__init__()
         self.network, self.dim, self.image_size = network.eval().requires_grad_(False), dim, image_size
+        self.blocks = tuple(blocks or (dim,))
+        self.cropped = cropped
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """The features of the images, each by itself."""
         if self.image_size is not None:
             images = resized_colour(images, self.image_size)
-        views = [self.network(view) for view in (images, images.flip(3), images.flip(2))]
-        features: Tensor = torch.stack(views).mean(dim=0)
+        views = [images, images.flip(3), images.flip(2)]
+        if self.cropped:
+            near = cropped(images)
+            views += [near, near.flip(3)]
+        features: Tensor = torch.stack([self.network(view) for view in views]).mean(dim=0)
         return features
 
     @property
     def digest(self) -> str:
         """16 hex digits that change with any weight, and with how the features are made."""
-        sha = hashlib.sha256(f"views 1 {self.image_size} {self.network}".encode())
+        sha = hashlib.sha256(f"views {2 if self.cropped else 1} {self.image_size} {self.network}".encode())
         for value in self.network.state_dict().values():
             sha.update(value.cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()[:16]
@@ -84,10 +107,9 @@ class Grey(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The features of the images, each by itself."""
         grey = images.mean(dim=1, keepdim=True)
-        x = nn.functional.interpolate(grey, size=self.pixels, mode="bilinear", antialias=True)
-        x = x - x.mean(dim=(2, 3), keepdim=True)
-        scale = x.square().mean(dim=(2, 3), keepdim=True).sqrt()
-        found: Tensor = self.network(x / torch.where(scale > 0, scale, 1.0))
+        found: Tensor = self.network(
+            standardised(nn.functional.interpolate(grey, size=self.pixels, mode="bilinear", antialias=True))
+        )
         return found
 
 
@@ -129,15 +151,16 @@ def public_backbone(name: str) -> Backbone:
         name: `efficientnet_lite0` (ImageNet weights, package extra `weights`) or `phantom` (a small network that
             learned to measure lesions on phantoms, see data_prep/assets/PROVENANCE.md), or
             `efficientnet_lite0+phantom`, the features of both: the latter's of images of 64 pixels a side, as it was
-            trained on.
+            trained on; with `+cropped`, also of each image cut to what it shows.
 
     Raises:
         InputError: where its weights are not installed.
     """
-    if name == BOTH:
+    if name in (BOTH, CROPPED):
         general, near = _efficientnet_lite0(), _phantom()
         joined = Joined(Colour(general.network, IMAGENET_PIXELS), Grey(near.network, PHANTOM_PIXELS))
-        return Backbone(joined, general.dim + near.dim, image_size=None)
+        blocks = (*general.blocks, *near.blocks)
+        return Backbone(joined, sum(blocks), image_size=None, blocks=blocks, cropped=name == CROPPED)
     return _efficientnet_lite0() if name == EFFICIENTNET else _phantom()
 
 
@@ -159,8 +182,13 @@ def _efficientnet_lite0() -> Backbone:
     for name in ("_conv_head", "_bn1", "_dropout", "_fc"):
         setattr(network, name, nn.Identity())
     ends = [0, 2, 4, 10, 15]  # the last block of each resolution
-    channels = sum(int(network._blocks[end]._bn2.num_features) for end in ends)
-    return Backbone(StageStatistics(network, [f"_blocks.{end}" for end in ends]), 2 * channels, IMAGENET_PIXELS)
+    blocks = _twice(int(network._blocks[end]._bn2.num_features) for end in ends)
+    return Backbone(StageStatistics(network, [f"_blocks.{end}" for end in ends]), sum(blocks), IMAGENET_PIXELS, blocks)
+
+
+def _twice(channels: Iterable[int]) -> list[int]:
+    """The parts of `StageStatistics`: of each stage the means, then the deviations of its channels."""
+    return [size for count in channels for size in (count, count)]
 
 
 def phantom_network(outputs: int) -> nn.Module:
@@ -175,4 +203,5 @@ def _phantom() -> Backbone:
     network = phantom_network(len(weights["class_layers.out.bias"]))
     network.load_state_dict(weights)
     stages = ["features.denseblock1", "features.denseblock2", "features.denseblock3"]
-    return Backbone(StageStatistics(network, stages), 2 * (32 + 48 + 56), image_size=None)
+    blocks = _twice((32, 48, 56))
+    return Backbone(StageStatistics(network, stages), sum(blocks), image_size=None, blocks=blocks)

@@ -29,7 +29,7 @@ def build_model(config: RunConfig, task: Task, backbone: Backbone | None = None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "initial weights"))
         if backbone is not None:
-            return _head(backbone.dim, config.model, len(task.classes))
+            return _head(backbone, config.model, len(task.classes))
         if config.model.build is not None:
             return own_network(config.model, task)
         if config.model.monai is not None:
@@ -52,16 +52,21 @@ def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:
     setattr(network.get_submodule(above), own, module)
 
 
-def _head(dim: int, model: Model, classes: int) -> nn.Module:
+def _head(backbone: Backbone, model: Model, classes: int) -> nn.Module:
     """Linear on features that each image normalises by itself, or that a public map whitens: no statistic of patients.
 
     On whitened features it has no offsets, which would cost as much noise as a direction and move no ranking, and
     starts at zero, so that all of it was learned.
     """
-    kept = model.features
+    dim, kept = backbone.dim, model.features
     if kept is None:
         return nn.Sequential(nn.LayerNorm(dim, elementwise_affine=False), nn.Linear(dim, classes))
     linear = nn.Linear(kept, classes, bias=False)
     nn.init.zeros_(linear.weight)
     centred = [Centring(kept)] if model.feature_mean == "sites" else []
-    return nn.Sequential(Whitening(dim, kept), *centred, linear)
+    return nn.Sequential(Whitening(dim, kept, blocks_of(backbone, model)), *centred, linear)
+
+
+def blocks_of(backbone: Backbone, model: Model) -> tuple[int, ...]:
+    """The parts of the features that each image standardises by itself; none with `model.feature_norm: none`."""
+    return backbone.blocks if model.feature_norm == "stages" else ()

@@ -1,5 +1,6 @@
 """The public map from a backbone's features to the few that a head is trained on, fitted to public images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,19 +15,45 @@ class Whitening(nn.Module):
     """Features f32[b, D] -> f32[b, d] of length 1, by a public affine map; nothing in it is trained.
 
     Length 1 bounds what any image can do to the gradient of a linear head, so clipping need not bend it.
+
+    Args:
+        size, kept: D and d.
+        blocks: sizes of the parts of the features that each image standardises by itself first (`in_blocks`); none:
+            the features are taken as they are.
     """
 
     mean: Tensor
     projection: Tensor
 
-    def __init__(self, size: int, kept: int) -> None:
+    def __init__(self, size: int, kept: int, blocks: Sequence[int] = ()) -> None:
         super().__init__()
+        self.blocks = tuple(blocks)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("projection", torch.zeros(size, kept))
 
     def forward(self, features: Tensor) -> Tensor:
         """The leading whitened directions, scaled to the unit sphere."""
-        return nn.functional.normalize((features - self.mean) @ self.projection, dim=1)
+        return nn.functional.normalize((in_blocks(features, self.blocks) - self.mean) @ self.projection, dim=1)
+
+
+def in_blocks(features: Tensor, blocks: Sequence[int]) -> Tensor:
+    """Features f32[b, D] with each part of an image's features at mean 0 and deviation 1; no parts: as they are.
+
+    Another scanner makes all channels of a layer weaker or stronger at once. What is left after this is which channels
+    answer most, and no other image is asked for it.
+
+    Args:
+        features: of images, each by itself.
+        blocks: the sizes of the parts, D in all.
+
+    >>> in_blocks(torch.tensor([[1.0, 3.0, 10.0, 10.0]]), (2, 2))
+    tensor([[-1.,  1.,  0.,  0.]])
+    """
+    if not blocks:
+        return features
+    parts = features.split(list(blocks), dim=1)
+    # The smallest deviation is far below that of any layer: it only keeps a constant part finite.
+    return torch.cat([nn.functional.layer_norm(part, part.shape[1:], eps=1e-12) for part in parts], dim=1)
 
 
 class Centring(nn.Module):
@@ -76,7 +103,7 @@ def fit_public_map(features: F32, kept: int, exponent: float) -> PublicMap:
     these directions are trained, clipped and noised.
 
     Args:
-        features: f32[n, D] of public images, without labels.
+        features: f32[n, D] of public images, without labels, as `in_blocks` leaves them.
         kept: d, at most n - 1 and D.
         exponent: 0 keeps the directions' own sizes, 1 makes all equally wide.
 

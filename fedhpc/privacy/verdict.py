@@ -27,7 +27,12 @@ from fedhpc.privacy.plan import PrivacyPlan
 GOOD_AT_MOST, WEAK_AT_MOST = 0.04, 0.12
 # Whole networks for two classes: trained parameters, each of them a direction.
 PARAMETERS = {"densenet_small": 36_610, "densenet121": 6_949_634, "resnet18": 11_172_162, "resnet50": 23_509_698}
-BACKBONE_FEATURES = {"efficientnet_lite0": 1024, "phantom": 272, "efficientnet_lite0+phantom": 1296}
+BACKBONE_FEATURES = {
+    "efficientnet_lite0": 1024,
+    "phantom": 272,
+    "efficientnet_lite0+phantom": 1296,
+    "efficientnet_lite0+phantom+cropped": 1296,
+}
 
 
 @dataclass(frozen=True)

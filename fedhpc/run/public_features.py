@@ -11,7 +11,8 @@ from fedhpc.config.data import PHANTOMS, REFERENCE_PHANTOMS
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.models.backbones import Backbone
-from fedhpc.models.whitening import PublicMap, fit_public_map
+from fedhpc.models.build import blocks_of
+from fedhpc.models.whitening import PublicMap, fit_public_map, in_blocks
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
 from fedhpc.site.data.open_site import open_site
@@ -84,8 +85,9 @@ def _fitted(config: RunConfig, backbone: Backbone, image_size: int) -> dict[str,
     if config.data.public_reference == PHANTOMS and not path.exists():
         _write_phantoms(path, REFERENCE_PHANTOMS, image_size)
     with open_site(path, chain=config.harmonise) as site:
-        features = site.samples(backbone).inputs(np.arange(site.shard.n)).numpy()
+        raw = site.samples(backbone).inputs(np.arange(site.shard.n))
         hashes = np.frombuffer(b"".join(sorted(site.shard.image_hashes)), np.uint8).reshape(-1, 32)
+    features = in_blocks(raw, blocks_of(backbone, config.model)).numpy()
     found = fit_public_map(features, int(kept or 0), config.model.whitening)
     return {"mean": found.mean, "projection": found.projection, "hashes": hashes}
 

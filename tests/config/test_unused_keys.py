@@ -19,6 +19,7 @@ HEAD = {"personalisation.method": "head"}
 TUNED = {"personalisation.method": "fine_tune"}
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model.whitening": (0.3, FEATURES),
+    "model.feature_norm": ("stages", FEATURES),
     "privacy.feature_mean_noise": (8.0, {**FEATURES, "model.feature_mean": "sites", "privacy.sample_rate": 1.0}),
     "privacy.max_images_per_patient": (2, {"privacy.unit": "patient"}),
     "rewards.memory": (0.5, REWARDED),

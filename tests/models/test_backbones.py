@@ -4,15 +4,22 @@ import numpy as np
 import pytest
 import torch
 
+from fedhpc.config.model import Model
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.backbones import NAMES, StageStatistics, public_backbone
-from fedhpc.models.build import build_model
+from fedhpc.models.build import blocks_of, build_model
 from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count, to_vector
-from fedhpc.models.whitening import PublicMap, Whitening, fit_public_map
+from fedhpc.models.views import cropped
+from fedhpc.models.whitening import PublicMap, Whitening, fit_public_map, in_blocks
 
-DIMENSIONS = {"efficientnet_lite0": 1024, "phantom": 272, "efficientnet_lite0+phantom": 1296}
+DIMENSIONS = {
+    "efficientnet_lite0": 1024,
+    "phantom": 272,
+    "efficientnet_lite0+phantom": 1296,
+    "efficientnet_lite0+phantom+cropped": 1296,
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -25,8 +32,9 @@ def test_features_are_of_each_image_alone_over_its_mirrors(name: str) -> None:
     assert together.shape == (3, backbone.dim)
     torch.testing.assert_close(torch.cat([backbone(image[None]) for image in images]), together, rtol=1e-3, atol=1e-4)
     if backbone.image_size is None:
-        views = [backbone.network(view) for view in (images, images.flip(3), images.flip(2))]
-        torch.testing.assert_close(together, sum(views) / 3)
+        views = [images, images.flip(3), images.flip(2)]
+        views += [cropped(images), cropped(images).flip(3)] if name.endswith("cropped") else []
+        torch.testing.assert_close(together, torch.stack([backbone.network(view) for view in views]).mean(dim=0))
     assert not any(p.requires_grad for p in backbone.parameters())
     assert backbone.digest == public_backbone(name).digest
 
@@ -78,6 +86,40 @@ def test_public_map_does_not_care_for_units_and_constants() -> None:
     assert np.isfinite(fit_public_map(constant, 3, 1.0).projection).all()
 
 
+def picture(size: int, corner: int, side: int) -> torch.Tensor:
+    """A dark image with a bright square pattern of `side` pixels at (corner, corner)."""
+    image = torch.full((1, 1, size, size), -1.0)
+    pattern = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.5
+    image[:, :, corner : corner + side, corner : corner + side] = torch.nn.functional.interpolate(pattern, size=side)
+    return image
+
+
+def test_crop_does_not_depend_on_place_and_field_of_view() -> None:
+    inside = slice(8, 56)  # not the edge, whose pixels are mixed with the dark outside
+    views = [cropped(picture(64, *where))[0, 0, inside, inside] for where in ((0, 64), (8, 32), (27, 32), (30, 24))]
+    for view in views[1:]:
+        assert np.corrcoef(views[0].flatten(), view.flatten())[0, 1] > 0.85
+    whole = picture(64, 0, 64)[0, 0, inside, inside].flatten()
+    assert abs(np.corrcoef(whole, picture(64, 8, 32)[0, 0, inside, inside].flatten())[0, 1]) < 0.5
+
+
+def test_crop_is_of_each_image_alone_whatever_its_gain() -> None:
+    images = torch.cat([picture(48, 4, 24), picture(48, 12, 30), torch.zeros(1, 1, 48, 48)])
+    images = torch.cat([images, images.flip(3)], dim=1)
+    together = cropped(images)
+    torch.testing.assert_close(torch.cat([cropped(image[None]) for image in images]), together)
+    torch.testing.assert_close(cropped(3 * images + 7), together, rtol=0, atol=1e-4)
+    assert together.isfinite().all() and not together[2].any(), "an image of one colour stays so"
+    torch.testing.assert_close(together[:2].mean(dim=(2, 3)), torch.zeros(2, 2), rtol=0, atol=1e-5)
+
+
+def test_thin_frame_is_not_what_an_image_shows() -> None:
+    plain = picture(64, 20, 24)
+    framed = plain.clone()
+    framed[:, :, 0, 0:3] = framed[:, :, 40:42, 62] = 2.0
+    assert np.corrcoef(cropped(plain).flatten(), cropped(framed).flatten())[0, 1] > 0.95
+
+
 def test_too_few_public_images() -> None:
     with pytest.raises(InputError, match=r"model.features=5: .* 5 images of 6 features; allowed: at most 4"):
         fit_public_map(reference(5), 5, 0.6)
@@ -103,3 +145,30 @@ def test_whitened_images_are_of_length_one_and_the_map_is_saved_with_the_model()
     other = build_model(config, task, backbone)
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other[0].projection, torch.from_numpy(projection))  # type: ignore[index]
+
+
+def test_stage_norm_ignores_gain_and_offset_of_each_part() -> None:
+    backbone = public_backbone("phantom")
+    rng = torch.Generator().manual_seed(0)
+    features = torch.randn(7, backbone.dim, generator=rng)
+    parts = features.split(list(backbone.blocks), dim=1)
+    moved = torch.cat([part * (0.2 + 3 * k) - 5 * k for k, part in enumerate(parts)], dim=1)
+    found = fit_public_map(in_blocks(features, backbone.blocks).numpy(), 4, 0.6)
+    results = {}
+    for norm in ("none", "stages"):
+        blocks = blocks_of(backbone, Model(name="frozen", backbone="phantom", features=4, feature_norm=norm))
+        whitening = Whitening(backbone.dim, 4, blocks)
+        found.load_into(whitening)
+        results[norm] = whitening(features), whitening(moved)
+    torch.testing.assert_close(*results["stages"], rtol=0, atol=1e-4)
+    assert (results["none"][0] - results["none"][1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backbone_blocks_are_the_parts_of_its_features(name: str) -> None:
+    """Each image's mean channels of a stage are one part, their deviations the next: in order, and none left over."""
+    backbone = public_backbone(name)
+    assert sum(backbone.blocks) == backbone.dim
+    assert backbone.blocks[::2] == backbone.blocks[1::2]
+    deviations = backbone(torch.rand(1, 1, 64, 64)).split(list(backbone.blocks), dim=1)[1::2]
+    assert all((part >= 0).all() for part in deviations)
