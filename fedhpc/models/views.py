@@ -7,7 +7,7 @@ from torch.nn.functional import grid_sample
 MARGIN = 1.06
 """Side of a cropped view over the larger side of what the image shows."""
 LEAST_SHARE = 0.05
-"""Of the pixels of a row or column that shows something, how many are bright: a thin frame or an annotation has fewer."""
+"""Of the pixels of a row or column that shows something, how many are bright: a thin frame has fewer."""
 
 
 def standardised(images: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def cropped(images: Tensor) -> Tensor:
 
 
 def _ends(share: Tensor) -> tuple[Tensor, Tensor]:
-    """The first row that shows something and the one after the last, [b] both, of shares [b, n]; all where none does."""
+    """The first row that shows something, and the one after the last: [b] both, of shares [b, n]; all, where none."""
     n = share.shape[1]
     shows = share > LEAST_SHARE
     shows = shows | ~shows.any(dim=1, keepdim=True)
