@@ -51,7 +51,7 @@ def in_blocks(features: Tensor, blocks: Sequence[int]) -> Tensor:
     """
     if not blocks:
         return features
-    parts = features.split(list(blocks), dim=1)
+    parts = torch.split(features, list(blocks), dim=1)
     # The smallest deviation is far below that of any layer: it only keeps a constant part finite.
     return torch.cat([nn.functional.layer_norm(part, part.shape[1:], eps=1e-12) for part in parts], dim=1)
 
