@@ -14,6 +14,7 @@ from fedhpc.records.metrics import Predictions
 from fedhpc.site.data.open_site import OpenSite
 from fedhpc.site.evaluation import predict
 from fedhpc.util.arrays import F64
+from fedhpc.util.files import make_folder
 
 HELD_OUT_SEED, RESAMPLES, SURE = 1_000_500, 400, 1.96
 
@@ -31,7 +32,7 @@ def make_held_out(config: RunConfig, images: Mapping[str, int], out: Path) -> No
     for site, number in images.items():
         path, alone = held_out_path(out, site), {site: default_sites()[site]}
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             cohort = Cohort(HELD_OUT_SEED, number, phantom.image_size, phantom.difficulty, sites=alone)
             write_site(cohort, site, path)
 

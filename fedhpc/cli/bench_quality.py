@@ -24,7 +24,7 @@ LEGACY = (
     "{run} bench legacy c.yaml -o runs/legacy --seeds 0 --held-out 500",
 )
 EARLY = (
-    "{run} bench early configs/fedavg.yaml -o runs/early --centralised training.lr=4",
+    "{run} bench early configs/fedavg.yaml -o runs/early --seeds 0 1 2",
     "{run} bench early c.yaml -o runs/early --seeds 0 --held-out 1000",
 )
 STRESS = (

@@ -122,10 +122,19 @@ def _finished(lines: Sequence[Line]) -> list[str]:
     """Return the last finished trials, in the order of the plan, with their results."""
     shown = lines[-SHOWN:]
     return [
-        cut_end(f"  {'finished':<9}{cut(one.name, NAME):<{NAME}}  AUC {fixed(one.auc):<6} eps {fixed(one.epsilon):<6} "
-                f"{clock(one.seconds)}")
+        cut_end(f"  {'finished':<9}{cut(one.name, NAME):<{NAME}}  {figures}{clock(one.seconds)}")
         for one in shown
-    ]  # fmt: skip
+        for figures in [f"{_figure('AUC', one.auc)}{_figure('eps', one.epsilon)}"]
+    ]
+
+
+def _figure(name: str, value: float | None) -> str:
+    """Return a figure in a column of its own; blanks where there is none.
+
+    >>> _figure("AUC", 0.9784), _figure("eps", None)
+    ('AUC 0.978  ', '           ')
+    """
+    return f"{f'{name} {fixed(value)}' if value is not None else '':<9}  "
 
 
 def cut_end(text: str, width: int = 80) -> str:

@@ -6,12 +6,12 @@ BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-=+*%#"
 
 
 def progress_bar(done: int, total: int, width: int = 24) -> str:
-    """Return a bar of `width` characters.
+    """Return a bar of `width` characters, full when all is done.
 
-    >>> progress_bar(1, 4, 8), progress_bar(0, 0, 4)
-    ('[##------]', '[----]')
+    >>> progress_bar(1, 4, 8), progress_bar(0, 0, 4), progress_bar(97, 98, 4)
+    ('[##------]', '[----]', '[###-]')
     """
-    full = round(width * min(done, total) / total) if total else 0
+    full = width * min(done, total) // total if total else 0
     return f"[{'#' * full}{'-' * (width - full)}]"
 
 

@@ -7,7 +7,7 @@ from fedhpc.util.text import clock, cut, data_size, fixed
 from fedhpc.watch.parts import ago, progress_bar, sparkline
 from fedhpc.watch.run_view import RunView
 
-LABEL = 9
+LABEL, COLUMNS, LEAST_BAR = 9, 80, 4
 
 
 def run_lines(view: RunView, blocks: str) -> list[str]:
@@ -35,7 +35,9 @@ def _head(view: RunView) -> str:
     if not view.rounds:
         return f"{name}  {view.state}"
     left = "" if view.left_s is None else f"  about {clock(view.left_s)} left"
-    return f"{name}  {view.state}  round {done}/{view.rounds}  {progress_bar(done, view.rounds, 16)}{left}"
+    told = f"{name}  {view.state}  round {done}/{view.rounds}  "
+    width = min(16, max(LEAST_BAR, COLUMNS - len(told) - len(left) - 2))
+    return f"{told}{progress_bar(done, view.rounds, width)}{left}"
 
 
 def _who(view: RunView) -> Iterator[str]:
@@ -84,9 +86,18 @@ def _bytes(view: RunView) -> str:
 def _seconds(view: RunView) -> str:
     seconds: Mapping[str, float] = view.records[-1]["seconds"]
     longest = sorted((name for name in seconds if name != "total"), key=lambda name: -seconds[name])[:2]
-    parts = ", ".join(f"{name} {seconds[name]:.1f}" for name in longest)
+    parts = ", ".join(f"{name} {_short(seconds[name])}" for name in longest)
     last = "" if view.idle_s is None or view.ended else f"; the last ended {ago(view.idle_s)}"
-    return f"{seconds['total']:.1f} s ({parts}){last}"
+    return f"{_short(seconds['total'])} s ({parts}){last}"
+
+
+def _short(seconds: float) -> str:
+    """Return seconds with a digit after the point, or two that are not 0 where they are few.
+
+    >>> _short(41.44), _short(0.0514), _short(0.0)
+    ('41.4', '0.051', '0')
+    """
+    return f"{seconds:.1f}" if seconds >= 1 else f"{seconds:.2g}"
 
 
 def _sites(view: RunView) -> list[str]:

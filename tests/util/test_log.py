@@ -138,6 +138,7 @@ PRINTERS = {
     "fedhpc/cli/prepare.py": "how the command ended",
     "fedhpc/cli/status.py": "how the command ended",
     "fedhpc/bench/algorithms.py": "progress",
+    "fedhpc/bench/early.py": "progress",
     "fedhpc/bench/harmonising.py": "progress",
     "fedhpc/bench/legacy.py": "progress",
     "fedhpc/bench/one_run.py": "progress",
