@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPO, Outcome, kill_session, missing
+from tests.support.preloaded import STANDS_FOR
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def rank_of(pid: int) -> int | None:
 
 
 def process_of(session: int, rank: int) -> int:
-    """The process id of a rank of the mpirun that leads a session."""
+    """The process id of a rank of the mpirun that leads a session; of what it stands for, where it is `preloaded`."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         pid = int(stat.parent.name)
         try:
@@ -77,13 +78,21 @@ def process_of(session: int, rank: int) -> int:
         except OSError:
             continue
         if int(fields[3]) == session and rank_of(pid) == rank:
-            return pid
+            name = (stat.parent / "comm").read_text(encoding="utf-8").strip()
+            return int(name.removeprefix(STANDS_FOR)) if name.startswith(STANDS_FOR) else pid
     raise LookupError(f"no process of rank {rank} in session {session}")
 
 
-def struck(mpi: Any, ranks: int, words: list[str], blow: Blow, timeout: float = 280) -> Outcome:
-    """Start the program, give the blow, wait for the end; the status is the launcher's."""
-    command = [mpi.launcher, "--with-ft", "ulfm", *mpi.command(ranks, words)[1:]]
+def struck(
+    mpi: Any, ranks: int, words: list[str], *blows: Blow, timeout: float = 280, python: list[str] | None = None
+) -> Outcome:
+    """Start the program, give the blows in turn, wait for the end; the status is the launcher's.
+
+    Args:
+        blows: the first must come; the others need not, where the program ends before.
+        python: what stands in for the interpreter (`preloaded`).
+    """
+    command = [mpi.launcher, "--with-ft", "ulfm", *mpi.command(ranks, words, python)[1:]]
     process = subprocess.Popen(
         command,
         cwd=REPO,
@@ -95,12 +104,14 @@ def struck(mpi: Any, ranks: int, words: list[str], blow: Blow, timeout: float = 
     )
     until = time.monotonic() + timeout
     try:
-        while not blow.when():
-            if process.poll() is not None or time.monotonic() > until:
+        for blow in blows:
+            while not blow.when() and process.poll() is None and time.monotonic() < until:
+                time.sleep(0.002)
+            if process.poll() is None and time.monotonic() < until:
+                blow.strike(process_of(process.pid, blow.rank))
+            elif blow is blows[0]:
                 out, err = process.communicate(timeout=5)
                 pytest.fail(f"ended ({process.returncode}) or took {timeout} s before the blow\n{out}\n{err}")
-            time.sleep(0.002)
-        blow.strike(process_of(process.pid, blow.rank))
         out, err = process.communicate(timeout=max(1.0, until - time.monotonic()))
     finally:
         kill_session(process.pid)
