@@ -93,7 +93,7 @@ launch() {
     # Never inside a step: srun in srun would start the ranks of every rank.
     [ -z "${SLURM_STEP_NODELIST:-}${OMPI_COMM_WORLD_SIZE:-}" ] || fail "already inside a job step" \
         "submit this file with sbatch, and start it neither with srun nor with mpirun"
-    local arguments=("$@") status=0
+    local arguments=("$@") status=0 said
     # A config of the user's own takes the place of the first argument.
     case ${2:--} in -*) ;; *) arguments=("${@:2}") ;; esac
     trap 'stop_ranks USR1' USR1
@@ -101,6 +101,8 @@ launch() {
     find_program
     set_environment
     say "job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}"
+    # Said now: a job that is cancelled may be killed before it can say anything.
+    ! cancels_preempted || say "this partition cancels preempted jobs (PreemptMode=CANCEL); to go on then: $(same_command)"
     choose_launcher
     mkdir -p runs
     # The ranks' own exit status: srun's is 143 where one ended before the others.
@@ -116,10 +118,12 @@ launch() {
     wait "$child" || status=$?
     child=
     if has_ended "$own" "$status"; then
-        # 75 from the first round on: as the ranks left it, where they were killed.
-        [ "$(<"$own")" != 75 ] || [ "$status" = 75 ] || [ -n "$told_to_stop" ] || every_node_answers ||
+        # 75 from the first round on: as the ranks left it, where they were killed. Read once: with its launcher gone a
+        # rank may live on for seconds, and fail.
+        said=$(<"$own")
+        [ "$said" != 75 ] || [ "$status" = 75 ] || [ -n "$told_to_stop" ] || every_node_answers ||
             say "a node of this job does not answer any more"
-        status=$(<"$own")
+        status=$said
         rm -f "$own"
     elif ! every_node_answers; then
         # Ranks end as soon as one is lost, minutes before SLURM gives up its node and would queue the job again.
@@ -184,12 +188,24 @@ every_node_answers() {
     timeout 60 srun --overlap --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 true >/dev/null 2>&1
 }
 
+# Whether SLURM cancels the jobs that it preempts here, so that they are not queued again.
+cancels_preempted() {
+    scontrol show partition "${SLURM_JOB_PARTITION:-}" 2>/dev/null | grep -q '\<PreemptMode=CANCEL\>'
+}
+
+# What submits this job again, but for the options of sbatch that were not in the file.
+same_command() {
+    local command
+    command=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=//p')
+    echo "sbatch ${command:-with the same file and arguments}"
+}
+
 # A run that stopped early goes on in this same job, as soon as it may start again. A cancelled job stays cancelled, and
 # where SLURM has queued it again already, there is nothing to do.
 hold_for_restart() {
     if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" != RUNNING ]; then
-        # Cancelled, or preempted under PreemptMode=CANCEL, where `scontrol requeue` does nothing.
-        say "stopped early, and this job is being ended; to go on: sbatch, with the same file and arguments"
+        # Cancelled, or preempted under PreemptMode=CANCEL without GraceTime, where `scontrol requeue` does nothing.
+        say "stopped early, and this job is being ended; to go on, with the same options: $(same_command)"
         exit 75
     fi
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "$most_restarts" ]; then

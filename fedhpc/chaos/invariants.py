@@ -1,5 +1,6 @@
 """What must hold of a run directory after every start of a run, however it ended."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from fedhpc.privacy.ledger import read_ledger
 from fedhpc.records.checkpoint import load_state, saved_rounds
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.report.egress import report
+from fedhpc.util.files import read_lines
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def violations(directory: RunDirectory, config: RunConfig, before: Snapshot) -> 
         after = snapshot(directory, config)
         records = directory.read_rounds() if directory.rounds.exists() else []
         found = [*_ledgers(before, after), *_charged(records, after), *_model(directory)]
-        found += _egress(directory, records)
+        found += [*_egress(directory, records), *_once(records, _starts(directory))]
     except FedhpcError as error:
         return [f"not intact: {error}"], before
     return found, after
@@ -75,6 +77,35 @@ def _charged(records: list[dict[str, Any]], after: Snapshot) -> list[str]:
             if begun not in charged:
                 found.append(f"ledger of {name}: round {begun} is recorded and was not charged")
     return found
+
+
+def _once(records: list[dict[str, Any]], firsts: list[int]) -> list[str]:
+    """Each update enters the mean of one round, and none that was begun before the start that recorded the round.
+
+    Args:
+        records: of all rounds.
+        firsts: after how many rounds each start went on, in order.
+    """
+    entered: dict[tuple[str, int], int] = {}
+    found = []
+    for record in records:
+        number = record["round"]
+        first = max((one for one in firsts if one < number), default=0)
+        for name, late in record.get("staleness", {}).items():
+            begun = number - late
+            if (name, begun) in entered:
+                found.append(
+                    f"update of {name}, begun in round {begun}: is in rounds {entered[name, begun]} and {number}"
+                )
+            if begun <= first:
+                found.append(f"update of {name}, begun in round {begun}: is in round {number} of a start after {first}")
+            entered[name, begun] = number
+    return found
+
+
+def _starts(directory: RunDirectory) -> list[int]:
+    lines = read_lines(directory.starts, "Remove it")[0] if directory.starts.exists() else []
+    return [int(json.loads(line)["after_round"]) for line in lines]
 
 
 def _model(directory: RunDirectory) -> list[str]:

@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,8 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write_status(options.status, status)
     if getattr(options, "leave_at_once", False):
         # MPI_Finalize may hang where a rank has been lost.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(BrokenPipeError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
     return status
 

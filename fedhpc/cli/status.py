@@ -1,6 +1,7 @@
 """Exit statuses, and the message about what ended the process early."""
 
 import sys
+from contextlib import suppress
 
 from fedhpc.errors import Stopped
 
@@ -39,5 +40,6 @@ def report_stop(stop: BaseException) -> int:
     if isinstance(stop, Stopped):
         status, text = stop.status, str(stop)
     if is_first_rank():
-        print(text, file=sys.stderr, flush=True)
+        with suppress(BrokenPipeError):
+            print(text, file=sys.stderr, flush=True)
     return status

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,4 +111,6 @@ def _report_failure(error: BaseException, rank: int) -> None:
 
     logging.getLogger(__name__).error("rank %d: %s", rank, printed(error))
     if not isinstance(error, SiteError | PayloadError | FileError | MemoryError):
-        traceback.print_exception(error)
+        # A launcher that is gone, with a lost node, reads no more; that must not hide the failure.
+        with suppress(BrokenPipeError):
+            traceback.print_exception(error)

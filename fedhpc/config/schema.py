@@ -311,6 +311,9 @@ class RunConfig(Section):
         if tree["schedule"]["policy"] == "plan":
             # By all that are declared: the plan does not change with those that are there.
             tree["schedule"]["efforts"] = {n: e for n, e in efforts_of(self).items() if n not in absent}
+        if self.stress is not None:
+            left = [name for name in self.stress.sites if name not in absent]
+            tree["stress"] = {**tree["stress"], "sites": left} if left else None
         tree["faults"] |= {"absent": [], "min_sites": None, "on_death": "requeue"}
         return RunConfig.model_validate(tree)
 

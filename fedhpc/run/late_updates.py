@@ -45,26 +45,38 @@ def agreed_timing(session: Session, first: int) -> Timing | None:
     told = broadcast_json(
         session.transport,
         lambda: [
-            asdict(one) for one in check_from(path, recorded(path, config.site_names, config.training.rounds), first)
+            asdict(one)
+            for one in check_from(path, recorded(path, config.site_names, config.training.rounds, first), first)
         ],
     )
     return Replay([Entered(**one) for one in told])
 
 
-def replay_problems(config: RunConfig) -> list[str]:
-    """Return why `schedule.replay` cannot be repeated, at most one line; for rank 0, before anything is spent."""
+def replay_problems(config: RunConfig, done: int) -> list[str]:
+    """Return why `schedule.replay` cannot be repeated, at most one line; for rank 0, before anything is spent.
+
+    Args:
+        config: of the sites that take part.
+        done: rounds that the run has recorded.
+    """
     if config.schedule.replay is None:
         return []
     try:
-        recorded(Path(config.schedule.replay), config.site_names, config.training.rounds)
+        recorded(Path(config.schedule.replay), config.site_names, config.training.rounds, done)
     except InputError as error:
         key = "" if str(error).startswith("schedule.replay") else "schedule.replay="
         return [f"{key}{error}"]
     return []
 
 
-def recorded(path: Path, sites: Sequence[str], rounds: int) -> list[Entered]:
+def recorded(path: Path, sites: Sequence[str], rounds: int, done: int = 0) -> list[Entered]:
     """Return whose updates each round was made of, by the rounds.jsonl of a run.
+
+    Args:
+        path: the file.
+        sites: that take part. Rounds that are done may have been made with others, which have been lost since.
+        rounds: of the run.
+        done: rounds that are not to be repeated any more.
 
     Raises:
         InputError: a file that is none, of other sites, or of fewer than `rounds` rounds.
@@ -77,7 +89,8 @@ def recorded(path: Path, sites: Sequence[str], rounds: int) -> list[Entered]:
         except (ValueError, ValidationError):
             raise _unfit(path, f"line {number + 1} does not say whose updates its round is made of") from None
         late = record["staleness"]
-        if record["round"] != number + 1 or not late or not set(late) <= set(sites) or max(late.values()) > number:
+        foreign = set(late) - set(sites) if number >= done else set()
+        if record["round"] != number + 1 or not late or foreign or max(late.values()) > number:
             raise _unfit(path, f"line {number + 1} is not round {number + 1} of a run of {', '.join(sites)}")
         found += [Entered(site, number, number - rounds_late) for site, rounds_late in late.items()]
     if len(lines) < rounds:

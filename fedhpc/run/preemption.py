@@ -16,6 +16,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -82,5 +83,6 @@ class StopRequest:
             if not self.in_rounds:
                 raise Stopped(self.by, STATUS[signal.Signals(number)])
             if self.speaks:
-                # Not print: a handler may have interrupted one.
-                os.write(STDERR, HEEDED.format(self.by).encode())
+                # Not print: a handler may have interrupted one. A launcher that is gone reads no more.
+                with suppress(OSError):
+                    os.write(STDERR, HEEDED.format(self.by).encode())

@@ -195,6 +195,8 @@ KILLS = int(os.environ.get("FEDHPC_KILLS", "18"))
 KILL_SEED = int(os.environ.get("FEDHPC_KILL_SEED", "20261126"))
 MANY, KILLS_A_START = tuple(f"site{number}" for number in range(1, 11)), 6
 """Hospitals of a start, and how many of them are killed in it: from ten to four."""
+IN_SHRINK = "(ompi_comm_shrink_internal"
+"""In the stack of Open MPI 5.0.11 where a rank is lost while the others shrink their communicator: all of them crash."""
 KILLED = (
     f"data.sites={json.dumps([{'name': name, 'weight': 20} for name in MANY])}",
     "privacy.epsilon=8", "privacy.sample_rate=1.0", "privacy.noise_seed=1", "training.local_epochs=1",
@@ -264,7 +266,13 @@ class RandomKills:
         blows = [self._kill(rank) for rank in self.chance.sample(range(1, len(MANY)), KILLS_A_START)]
         done = struck(mpi, len(MANY), words, *blows, timeout=500, python=preloaded)
         told = f"{self.killed}\n{done.stdout}\n{done.stderr}"
-        assert status.read_text(encoding="utf-8") == "3\n", told
+        if IN_SHRINK in done.stderr:
+            assert status.read_text(encoding="utf-8") == "75\n", told
+            self.killed.append("in MPIX_Comm_shrink: resumed")
+            resumed = run_here([*command(self.run_dir.parent, self.run_dir, *KILLED), "--take-over"])
+            assert resumed.returncode == 0, told + resumed.stderr
+        else:
+            assert status.read_text(encoding="utf-8") == "3\n", told
         made = records(self.run_dir)
         # A kill costs at most the round that is under way, which is charged again; the budget is for sixteen.
         assert [record["round"] for record in made] == list(range(1, len(made) + 1)), told
@@ -275,7 +283,7 @@ class RandomKills:
         np.testing.assert_array_equal(params(self.run_dir, len(made)), self._planned(run_here, made), err_msg=told)
         lines = (self.run_dir / "starts.jsonl").read_text(encoding="utf-8").splitlines()
         shutil.rmtree(self.run_dir)
-        return [json.loads(line)["recovered_s"] for line in lines[1:]]
+        return [one["recovered_s"] for one in map(json.loads, lines) if "recovered_s" in one]
 
     def _kill(self, rank: int) -> Blow:
         """Within a second after the others have gone on, or one time in four while they are about to."""
@@ -303,7 +311,7 @@ class RandomKills:
         for absent, group in itertools.groupby(made, lambda record: record["absent"]):
             words = command(self.run_dir.parent, rest, *KILLED, f"faults.absent={json.dumps(absent)}")
             done = run_here([*words, "--stop-after", str(len(list(group)))])
-            assert done.returncode in (3, 75), done.stderr
+            assert done.returncode in (0, 3, 75), done.stderr
         found = params(rest, len(made))
         shutil.rmtree(rest)
         return found

@@ -1,9 +1,12 @@
 """Stopped or killed in any phase, then started again: the same bits as a run that was never broken."""
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,13 +16,16 @@ import pytest
 import yaml
 
 from fedhpc.cli.main import BAD_INPUT, FAILED, FINISHED, INTERRUPTED, RESUMABLE, main
+from fedhpc.cli.status import report_stop
+from fedhpc.cli.train import _report_failure
 from fedhpc.errors import InputError, Interrupted
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.records.checkpoint import DIGEST, OWNER, forget_after, intact_rounds, load_state, save_state, saved_rounds
 from fedhpc.run.preemption import StopRequest
 from fedhpc.transport import pki
-from tests.conftest import run_limited
+from tests.conftest import REPO, run_limited
 from tests.mpi.test_federated import make_shard
+from tests.slurm.cluster import until
 from tests.support.broken_runs import PHASES, on_entering, signal_myself
 
 SITES = ("site1", "site2")
@@ -234,6 +240,38 @@ def test_one_rank_that_is_told_takes_the_others_along(
     status, _, err = mpirun(2, ["run.py", *words])
     assert status == FINISHED, err
     same(state(tmp_path, ROUNDS), state(unbroken(), ROUNDS))
+
+
+def test_broken_console_never_hides_a_stop(config: Path, tmp_path: Path, preloaded: list[str]) -> None:
+    """Its launcher is gone, as mpirun is with a lost node: nobody reads what it prints."""
+    run_dir, status = tmp_path / "run", tmp_path / "status"
+    words = ["run.py", *command(config, run_dir, "training.rounds=400"), "--status", str(status)]
+    read, write = os.pipe()
+    process = subprocess.Popen([*preloaded, *words], cwd=REPO, stdout=write, stderr=write)
+    os.close(write)
+    try:
+        assert until(lambda: status.exists() and rounds_done(run_dir) > 0, 90), process.poll()
+        os.close(read)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    assert status.read_text(encoding="utf-8") == f"{RESUMABLE}\n"
+
+
+def test_broken_console_never_hides_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error while one is reported would be taken for a reader that has seen enough, and for success."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w", buffering=1, encoding="utf-8") as nobody:
+        monkeypatch.setattr(sys, "stderr", nobody)
+        with pytest.raises(BrokenPipeError):
+            print("", file=sys.stderr)
+        _report_failure(RuntimeError("unforeseen"), 0)
+        assert report_stop(KeyboardInterrupt()) == INTERRUPTED
+        with contextlib.suppress(BrokenPipeError):
+            nobody.close()
 
 
 def torn(path: Path) -> None:

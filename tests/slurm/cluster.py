@@ -43,7 +43,9 @@ while :; do sleep 3600 & wait $! || true; done
 # - TmpFS: srun's PMIx server keeps a folder of the same name on every node, and here all share one /tmp;
 # - linuxproc, no task plugin, config_overrides: no cgroups, and nodes that claim more CPUs than the machine has;
 # - SlurmdTimeout: a node is given up after about twice that;
-# - KillWait: between SIGTERM and SIGKILL; MinJobAge: finished jobs stay known.
+# - KillWait: between SIGTERM and SIGKILL; MinJobAge: finished jobs stay known;
+# - partitions: jobs of `urgent` take the nodes of those of `brief` and `graced`, which are then cancelled: at once, or
+#   after 30 s; the others are nobody's prey.
 CONFIG = """
 ClusterName=hospitals
 SlurmctldHost={login}({address})
@@ -78,7 +80,12 @@ MinJobAge=86400
 MpiDefault=none
 PropagateResourceLimits=NONE
 GresTypes=gpu
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=CANCEL
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=5 PreemptMode=OFF
+PartitionName=brief Nodes=ALL MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=1 PreemptMode=CANCEL
+PartitionName=graced Nodes=ALL MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=1 PreemptMode=CANCEL GraceTime=30
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=5 PreemptMode=OFF
 """
 
 

@@ -58,6 +58,7 @@ def test_full_spool_holds_the_job(slurm: Slurm, cohort: Path) -> None:
         until(lambda: "hosp1" in slurm.cluster.idle(), 30, 0.5)
 
 
+ON_TWO = ("--ntasks=2", "--nodelist=hosp1,hosp2")
 TOLERANT = ("--set", "faults.on_death=continue", "--set", "faults.min_sites=2")
 
 
@@ -75,6 +76,61 @@ def test_fault_tolerant_job_goes_on_without_a_rank(slurm: Slurm, cohort: Path) -
     assert job.facts()["ExitCode"] == "3:0", job.text
     assert "going on with 3 of 4 sites" in " ".join(job.text.split())
     assert rounds(run_dir) == list(range(1, ROUNDS + 1))
+
+
+def test_fault_tolerant_job_that_loses_a_node_is_queued_again(slurm: Slurm, cohort: Path) -> None:
+    """With its node mpirun loses its daemon there, and ends all ranks."""
+    run_dir = slurm.folder / "darker"
+    arguments = (cohort, "--run-dir", run_dir, *TOLERANT)
+    options = ("--ntasks=2", "--export=ALL,fault_tolerant=1")
+    with cancelled(slurm.submit("darker", *options, script="fedavg.sbatch", arguments=arguments)) as job:
+        job.wait_until_it_says(r"round +2/", 150)
+        assert re.search(r"^site4 +1 +hosp2 ", job.text, re.MULTILINE), "each rank is on its own node"
+        slurm.cluster.power_off("hosp2")
+        try:
+            job.wait_until_it_says("a node of this job does not answer any more|DUE TO NODE FAILURE", 90)
+            completed(job)
+        finally:
+            slurm.cluster.power_on("hosp2")
+    assert job.facts()["Restarts"] == "1"
+    assert "hosp2" not in job.facts()["NodeList"]
+    assert re.search(r"resuming after round [1-5]", job.text)
+    assert rounds(run_dir) == list(range(1, ROUNDS + 1))
+
+
+def preempted(slurm: Slurm, cohort: Path, partition: str) -> Job:
+    """A job in its third round whose nodes an urgent job takes."""
+    arguments = (cohort, "--run-dir", slurm.folder / partition, "--set", "runtime.patience_s=0")
+    options = (*ON_TWO, f"--partition={partition}")
+    job = slurm.submit(partition, *options, script="fedavg.sbatch", arguments=arguments)
+    job.wait_until_it_says(r"round +2/", 120)
+    slurm.ask("sbatch", "--output=/dev/null", "--partition=urgent", "--exclusive", *ON_TWO, "--wrap=sleep 2")
+    return job
+
+
+def test_job_preempted_with_grace_queues_itself_again(slurm: Slurm, cohort: Path) -> None:
+    """`PreemptMode=CANCEL` and a GraceTime: until that is over the job can be queued again."""
+    with cancelled(preempted(slurm, cohort, "graced")) as job:
+        completed(job)
+    assert job.facts()["Restarts"] == "1", job.text
+    assert "PreemptMode=CANCEL" in job.text
+    assert rounds(slurm.folder / "graced") == list(range(1, ROUNDS + 1))
+
+
+def test_job_cancelled_by_preemption_says_what_to_submit(slurm: Slurm, cohort: Path) -> None:
+    """Without a GraceTime SLURM ends the job, and does not queue it again; what was saved goes on."""
+    with cancelled(preempted(slurm, cohort, "brief")) as job:
+        assert job.wait_for((*ENDED, "PREEMPTED"), 60) == "PREEMPTED", job.text
+    said = re.findall(r"to go on.*: sbatch (.+?)(?: \(\d+ s\))?$", job.text, re.MULTILINE)
+    # At the start; and at the end, unless the job is killed before (KillWait).
+    assert said and len(set(said)) == 1, job.text
+    made = rounds(slurm.folder / "brief")
+    assert made[:2] == [1, 2] and made[-1] < ROUNDS
+    script, *arguments = shlex.split(said[0])
+    with cancelled(slurm.submit("again", *ON_TWO, script=script, arguments=tuple(arguments))) as again:
+        completed(again)
+    assert f"resuming after round {made[-1]}" in again.text
+    assert rounds(slurm.folder / "brief") == list(range(1, ROUNDS + 1))
 
 
 def test_sweep_submitted_from_a_job_runs_on_its_own_allocations(slurm: Slurm, cohort: Path) -> None:

@@ -3,10 +3,12 @@
 As a script, `python -m tests.support.broken_runs`:
 
 - `signal RANK PHASE ROUND train CONFIG ...`, under mpirun: of all ranks this one gets SIGUSR1 there;
+- `lose RANK:PHASE:ROUND,... train CONFIG ...`, under mpirun: each of these ranks ends by SIGKILL there;
 - `kill PHASE ROUND train CONFIG ...`: runs it in a child that ends by SIGKILL there; several cases, separated by `--`,
   share the import of torch.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -69,8 +71,19 @@ def cases(words: list[str]) -> Iterator[list[str]]:
         words = words[end + 1 :]
 
 
+def lost(places: str, arguments: list[str]) -> int:
+    """Run at this rank, which is killed at its place of `places`, if it has one."""
+    mine = [one.split(":")[1:] for one in places.split(",") if one.startswith(os.environ["OMPI_COMM_WORLD_RANK"] + ":")]
+    with contextlib.ExitStack() as stack:
+        for phase, round in mine:
+            stack.enter_context(on_entering(phase, int(round), signal_myself(signal.SIGKILL)))
+        return main(arguments)
+
+
 if __name__ == "__main__":
     how, *words = sys.argv[1:]
+    if how == "lose":
+        sys.exit(lost(words[0], words[1:]))
     if how == "signal":
         mine = os.environ["OMPI_COMM_WORLD_RANK"] == words[0]
         with on_entering(words[1], int(words[2]), signal_myself(signal.SIGUSR1) if mine else lambda: None):

@@ -25,7 +25,9 @@ def preflight(config: RunConfig, directory: RunDirectory, transport: Transport) 
     facts = collect(config, directory, transport)
 
     def judged() -> tuple[str, str]:
-        found = [*tracking_problems(config), *replay_problems(config), *problems(facts, config, str(directory.path))]
+        done = len(directory.read_rounds()) if directory.rounds.exists() else 0
+        found = [*tracking_problems(config), *replay_problems(config, done)]
+        found += problems(facts, config, str(directory.path))
         if found:
             raise InputError(
                 "\n".join([f"preflight found {len(found)} problem(s)", *found, rank_table(facts)]), code="preflight"
