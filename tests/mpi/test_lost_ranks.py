@@ -196,7 +196,7 @@ KILL_SEED = int(os.environ.get("FEDHPC_KILL_SEED", "20261126"))
 MANY, KILLS_A_START = tuple(f"site{number}" for number in range(1, 11)), 6
 """Hospitals of a start, and how many of them are killed in it: from ten to four."""
 IN_SHRINK = "(ompi_comm_shrink_internal"
-"""In the stack of Open MPI 5.0.11 where a rank is lost while the others shrink their communicator: all of them crash."""
+"""In the stack of Open MPI 5.0.11 where a rank is lost while the others shrink their communicator: all crash."""
 KILLED = (
     f"data.sites={json.dumps([{'name': name, 'weight': 20} for name in MANY])}",
     "privacy.epsilon=8", "privacy.sample_rate=1.0", "privacy.noise_seed=1", "training.local_epochs=1",

@@ -18,15 +18,15 @@ from tests.support.fault_tolerant import struck
 
 __all__ = ["cohort"]
 pytestmark = [pytest.mark.mpi, pytest.mark.slow, pytest.mark.timeout(600)]
-SITES = tuple(f"site{number}" for number in range(1, 7))
-SLOW = ("site2", "site5")
+SITES = tuple(f"site{number}" for number in range(1, 8))
+SLOW = ("site2", "site7")
 ROUNDS = 14
 SETS = (
     f"data.sites={json.dumps([{'name': name, 'weight': 20} for name in SITES])}",
     "schedule.policy=deadline", "training.local_epochs=1", "exchange.density=0.3", f"training.rounds={ROUNDS}",
     "faults.on_death=continue", "faults.min_sites=2",
 )  # fmt: skip
-TIMED = (*SETS, "schedule.deadline_s=0.3", f"stress={json.dumps({'case': 'slow', 'sites': SLOW, 'strength': 10})}")
+TIMED = (*SETS, "schedule.deadline_s=0.3", f"stress={json.dumps({'case': 'slow', 'sites': SLOW, 'strength': 4})}")
 PRIVATE = ("privacy.epsilon=8", "privacy.sample_rate=1.0", "privacy.noise_seed=1")
 AGGREGATOR = "0:aggregate:3"
 HOSPITALS = "1:train:2,2:exchange:4,3:evaluate:6,4:checkpoint:8"
@@ -34,9 +34,9 @@ HOSPITALS = "1:train:2,2:exchange:4,3:evaluate:6,4:checkpoint:8"
 
 
 @pytest.fixture(scope="module")
-def six(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
-    """Six hospitals with the config of the four."""
-    folder = tmp_path_factory.mktemp("six")
+def seven(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
+    """Seven hospitals with the config of the four."""
+    folder = tmp_path_factory.mktemp("seven")
     pki.init(folder / "pki", SITES)
     for number, site in enumerate(SITES):
         make_shard(folder, site, 60 - 4 * number)
@@ -47,15 +47,15 @@ def six(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
 
 @pytest.mark.parametrize("sets", [(), PRIVATE], ids=["plain", "private"])
 def test_update_that_is_late_at_a_kill_enters_once(
-    six: Path, mpi: Mpi, run_here: Callable[..., Outcome], preloaded: list[str], sets: tuple[str, ...]
+    seven: Path, mpi: Mpi, run_here: Callable[..., Outcome], preloaded: list[str], sets: tuple[str, ...]
 ) -> None:
     """The aggregator in one start; in the next a hospital in each phase, one after the other."""
-    run_dir = six / ("private" if sets else "plain")
+    run_dir = seven / ("private" if sets else "plain")
     status = run_dir.with_suffix(".status")
-    words = [*command(six, run_dir, *TIMED, *sets), "--status", str(status), "--take-over"]
+    words = [*command(seven, run_dir, *TIMED, *sets), "--status", str(status), "--take-over"]
     ended = []
     for places in (AGGREGATOR, HOSPITALS):
-        done = struck(mpi, 6, ["-m", "tests.support.broken_runs", "lose", places, *words], python=preloaded)
+        done = struck(mpi, 7, ["-m", "tests.support.broken_runs", "lose", places, *words], python=preloaded)
         ended.append(status.read_text(encoding="utf-8"))
     told = f"{done.stdout}\n{done.stderr}"
     assert ended == ["75\n", "3\n"], told
@@ -68,10 +68,10 @@ def test_update_that_is_late_at_a_kill_enters_once(
     assert any(late for record in made for late in record["staleness"].values()), "some updates were late"
     if not sets:
         assert len(made) == ROUNDS
-        np.testing.assert_array_equal(params(run_dir, ROUNDS), replayed(six, run_here, run_dir), err_msg=told)
+        np.testing.assert_array_equal(params(run_dir, ROUNDS), replayed(seven, run_here, run_dir), err_msg=told)
 
 
-def replayed(six: Path, run_here: Callable[..., Outcome], run_dir: Path) -> np.ndarray:
+def replayed(seven: Path, run_here: Callable[..., Outcome], run_dir: Path) -> np.ndarray:
     """The parameters of the run whose user takes the same hospitals out, and whose updates enter the same rounds."""
     again = run_dir.with_name("again")
     lines = (run_dir / "starts.jsonl").read_text(encoding="utf-8").splitlines()
@@ -79,6 +79,6 @@ def replayed(six: Path, run_here: Callable[..., Outcome], run_dir: Path) -> np.n
     for (first, absent), (end, _) in pairwise([*starts, (ROUNDS, [])]):
         if end > first:
             more = (f"schedule.replay={run_dir / 'rounds.jsonl'}", f"faults.absent={json.dumps(absent)}")
-            done = run_here([*command(six, again, *SETS, *more), "--stop-after", str(end - first)])
+            done = run_here([*command(seven, again, *SETS, *more), "--stop-after", str(end - first)])
             assert done.returncode in (3, 75), done.stderr
     return params(again, ROUNDS)
