@@ -23,10 +23,13 @@ class UpdateScale:
     Attributes:
         noise: standard deviation of the privacy noise in each entry.
         longest: bound on the norm of the signal.
+        exact: whether the update is sent whole and as it is; else it is rounded or sparse, and what is not sent of it
+            comes in later rounds (error feedback), so that both numbers are of its training and not of what is sent.
     """
 
     noise: float
     longest: float
+    exact: bool = True
 
 
 @dataclass(frozen=True)

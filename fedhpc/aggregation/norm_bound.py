@@ -1,6 +1,8 @@
 """How long an update can be, by its public noise and the bound on its signal."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,6 +11,14 @@ from fedhpc.util.arrays import F32
 
 NORM_ALPHA = 1e-4
 """The chance that the noise of an honest update is longer than is allowed, in one round."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long an honest update can be, and how long it is as a rule, which is not more."""
+
+    longest: float
+    usual: float
 
 
 def longest_norm(scale: UpdateScale, size: int) -> float:
@@ -21,6 +31,18 @@ def longest_norm(scale: UpdateScale, size: int) -> float:
     from scipy.special import chdtri
 
     return scale.longest + scale.noise * math.sqrt(float(chdtri(size, NORM_ALPHA)))
+
+
+def lengths(scale: UpdateScale, signal: float, size: int) -> Lengths:
+    """Return the lengths of a whole, exact update of `size` entries, with a signal that is usually so long."""
+    longest = longest_norm(scale, size)
+    return Lengths(longest, min(longest, math.hypot(signal, scale.noise * math.sqrt(size))))
+
+
+def inexact_lengths(others: Sequence[float], factor: float) -> Lengths:
+    """Return the lengths of an update that is known only by those of others: their median, and `factor` times that."""
+    usual = float(np.median(others))
+    return Lengths(factor * usual, usual)
 
 
 def shortened(update: F32, longest: float) -> F32:

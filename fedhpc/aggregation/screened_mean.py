@@ -5,28 +5,37 @@ largest. But the noise of each site is public. Of its update u = g + s N(0, I), 
 known before the round (`UpdateScale`). So each update is tested against what it itself may be:
 
 1. Norm. |u| is above (bound on |g|) + s sqrt(chi-square quantile, d degrees) with a chance of at most NORM_ALPHA for an
-   honest site. A longer update is shortened to that length, and named; it is not left out. The bound on |g| is that of
-   clipping, or where that is less FACTOR times the median of the other sites' signals, each the root of
-   |u|^2 - d s^2; the quantile leaves room beside the noise for a signal of several s.
-2. Direction. Let m be the unit vector along the coordinate-wise median of the other sites' updates, which does not
-   depend on the site's own noise. A round counts for a site where the others agree: where their mean cosine between
-   two is above AGREEMENT. z = <u, m> / max(s, |u| / sqrt(d)) has a variance of at most 1 by the noise. Its sum over t
-   such rounds, divided by sqrt(t), is below the quantile of ALPHA 6 / (pi t)^2 with a chance that adds up to ALPHA over
-   all rounds, for a site that in these rounds does not pull against the others. From then on the site is left out.
+   honest site. A longer update is named and shortened, to the length that is usual for the site's noise: to send more
+   than is allowed brings no gain. The bound on |g| is that of clipping, or where that is less FACTOR times the median
+   of the other sites' signals, each the root of |u|^2 - d s^2. Updates that are rounded or sparse have no such bound,
+   but all are compressed alike, and compression keeps proportions: the bound is FACTOR times the median of the others'
+   lengths, each times s / s_k where this site's noise is larger.
+2. Direction. The sums of what the sites have sent are compared (`fedhpc.aggregation.pull_test`, which says why sums,
+   and derives the variance): in the first EARLY_ROUNDS rounds those since the run began, in all rounds those of late,
+   with a factor of 1 - density / 2 a round, for sites that turn hostile later. S / V of a site is below the quantile of
+   ALPHA 3 / (pi t)^2 in round t with a chance that adds up to ALPHA over both and all rounds, for a site that does not
+   pull against the others. The worst site first; then the others are tested without it. From then on it is left out.
+3. Strength, where noise is not known, in the first round: a site that pulls with the others by less than LEAST_STRENGTH
+   of what they pull with each other has its weight lowered in proportion, to 0 where it does not pull with them at all.
 
-So an honest site is left out in a run with a chance of at most ALPHA = 0.5 %. What the test rests on is that honest
-hospitals pull together where the others agree. Near the optimum it does not hold: hospitals that differ pull apart
-there, the more the less noise there is. So after the first round a round counts only where noise is at least a part
-NOISE_PART of the squared length of the median other update. And the test needs LEAST_OTHERS other sites that are not
-left out: of three that are left, two against one cannot be told from hospitals that differ. The median of the others,
-and not their mean: a hostile site that is long would turn the mean round, and with it all other sites' tests.
+So noise leaves out an honest site in a run with a chance of at most ALPHA = 0.5 %. What 2 rests on is that honest
+hospitals pull together where the others agree. From the same initial model they do. Near the optimum they need not:
+hospitals that differ pull apart there, the more the less noise there is. So after the first round a round counts only
+where noise is at least NOISE_PART of the squared length of the median other sum, and the others' mean cosine must be
+above AGREEMENT. And 2 and 3 need LEAST_OTHERS other sites that are not left out: of three that are left, two against
+one cannot be told from hospitals that differ.
 
 A test on validation data, with and without a site, is not among these: a run releases the scores of one model a round,
 and those of n more would cost each validation patient n times the epsilon.
 
-Without a known scale (no privacy, Adam, sparse or coarse updates) s is taken as 0, and the bound on |u| is FACTOR
-times the median norm. Where half of the sites or more are left out, nobody can tell which half is honest: the run is
-stopped.
+What has been added to the model before a site is left out stays: the others pull it back in some three rounds, and to
+subtract it as well moved no AUC by more than 0.001. Where half of the sites or more are left out, nobody can tell which
+half is honest: the run is stopped.
+
+What passes: a site that sends nothing of use but pulls nowhere (constant images, noise images, a copy of another site's
+update). A site that knows the test and stays above its quantile: it may pull against the others by some three standard
+deviations of its own noise in all. And for a while one that turns hostile after the first rounds, as long as noise
+hides whether the others agree. docs/results.md has numbers.
 """
 
 import math
@@ -37,26 +46,29 @@ import numpy as np
 from pydantic import Field
 
 from fedhpc.aggregation.base import Aggregated, AggregationRule, Aggregator, Arrays, Flag, RuleRound
-from fedhpc.aggregation.norm_bound import longest_norm
+from fedhpc.aggregation.norm_bound import Lengths, inexact_lengths, lengths
+from fedhpc.aggregation.pull_test import FACTOR, Sums, agreement, mean_product
 from fedhpc.compression.update import SparseVector
 from fedhpc.errors import PayloadError, SiteError
 from fedhpc.util.arrays import F32, F64
 
 ALPHA = 0.005
-FACTOR = 1.5
 AGREEMENT = 0.1
 LEAST_OTHERS, NOISE_PART = 3, 0.5
+EARLY_ROUNDS = 10
+LEAST_STRENGTH = 0.25
 TINY = 1e-300
-ALIGNED, TESTED, OUT = "alignment", "rounds_tested", "left_out"
+EARLY, LATE, VARIANCE = "early", "late", "_variances"
+STRENGTHS, OUT = "strengths", "left_out"
 
 
 class ScreenedMean(AggregationRule):
-    """The weighted mean of the updates that pass two tests against their public noise.
+    """The weighted mean of the updates that pass tests against their public noise.
 
-    Norm: too long for the site's noise and clipping bound: shortened to that. Direction: in rounds where the others
-    agree, against them beyond what noise explains: left out for the rest of the run. Assumes fewer than half of the
-    sites hostile, and four sites or more. Uses the declared weights. Stops the run where half of the sites or more
-    would be left out.
+    Norm: too long for the site's noise and clipping bound: shortened. Direction: against the others beyond what noise
+    explains, by the sums of what all have sent: left out for the rest of the run. Assumes fewer than half of the sites
+    hostile, and four sites or more. Uses the declared weights. Keeps two more vectors a site. Stops the run where half
+    of the sites or more would be left out.
     """
 
     rule: Literal["screened_mean"] = Field(
@@ -66,8 +78,14 @@ class ScreenedMean(AggregationRule):
     )
 
     def initial(self, size: int, sites: int) -> Arrays:
-        """See `AggregationRule`: of each site the sum of its alignments, over how many rounds, and 1 if it is out."""
-        return {name: np.zeros(sites) for name in (ALIGNED, TESTED, OUT)}
+        """See `AggregationRule`.
+
+        Of each site both sums of its updates and the variances of their noise, its strength, and if it is out the S / V
+        for which.
+        """
+        sums = {name: np.zeros((sites, size), np.float32) for name in (EARLY, LATE)}
+        variances = {name + VARIANCE: np.zeros(sites) for name in (EARLY, LATE)}
+        return {**sums, **variances, STRENGTHS: np.ones(sites), OUT: np.zeros(sites)}
 
     def aggregator(self, round: RuleRound) -> "Screen":
         """See `AggregationRule`."""
@@ -88,7 +106,7 @@ class ScreenedMean(AggregationRule):
         return (
             f"aggregation: screened_mean, by the declared weights; {most} of {len(weights)} sites may be left out, "
             f"more stop the run. Where the noise is public, an honest site is left out in a run with a chance of at "
-            f"most {ALPHA:.1%}. Rank 0 holds all updates at once"
+            f"most {ALPHA:.1%}. Rank 0 holds all updates at once, and keeps their sums"
         )
 
 
@@ -98,12 +116,14 @@ class Screen(Aggregator):
     def __init__(self, round: RuleRound) -> None:
         self._round = round
         self._updates: dict[int, F64] = {}
-        self._weights: dict[int, int] = {}
+        self._weights = np.zeros(len(round.sites))
+        self._densities: list[float] = []
         self._flags: list[Flag] = []
 
     def add(self, site: int, update: SparseVector, weight: int) -> None:
         """See `Aggregator`; an update that is too long is shortened once all have come."""
         self._updates[site], self._weights[site] = update.dense().astype(np.float64), weight
+        self._densities.append(len(update.values) / update.size)
 
     def refused(self, site: int, error: PayloadError) -> None:
         """See `Aggregator`: the site is left out."""
@@ -119,14 +139,31 @@ class Screen(Aggregator):
         Raises:
             SiteError: half of the sites or more would be left out.
         """
-        kept = {name: array.astype(np.float64) for name, array in self._round.kept.items()}
         updates = {site: self._shortened(site) for site in self._updates}
-        against = [site for site in updates if self._pulls_against(site, updates, kept)]
+        kept = {name: array.astype(np.float64) for name, array in self._round.kept.items()}
+        tested = self._sums(updates, kept)
+        staying = [site for site in updates if not kept[OUT][site]]
+        self._leave_out(tested, staying, kept[OUT])
+        if self._round.round == 0 and self._round.scales is None:
+            kept[STRENGTHS] = self._strengths(tested[0], staying)
+        self._name(updates, kept)
         self._check_majority()
-        staying = [site for site in updates if site not in against]
-        weights = np.array([self._weights[site] for site in staying], np.float64)
+        weights = np.array([self._weights[site] * kept[STRENGTHS][site] for site in staying])
         mean = weights @ np.array([updates[site] for site in staying]) / weights.sum()
-        return Aggregated(mean.astype(np.float32), kept, tuple(self._flags))
+        as_float32 = {name: kept[name].astype(np.float32) for name in (EARLY, LATE)}
+        return Aggregated(mean.astype(np.float32), {**kept, **as_float32}, tuple(self._flags))
+
+    def _sums(self, updates: dict[int, F64], kept: dict[str, F64]) -> list[Sums]:
+        """Add this round to both sums; return those that are tested in it."""
+        memory = 1 - float(np.median(self._densities)) / 2 if self._densities else 1.0
+        for name, factor in ((EARLY, 1.0), (LATE, memory)):
+            kept[name] *= factor
+            kept[name + VARIANCE] *= factor**2
+            for site, update in updates.items():
+                kept[name][site] += update
+                kept[name + VARIANCE][site] += self._noise(site) ** 2
+        names = (EARLY, LATE) if self._round.round < EARLY_ROUNDS else (LATE,)
+        return [Sums(kept[name], kept[name + VARIANCE], self._weights) for name in names]
 
     def _noise(self, site: int) -> float:
         return 0.0 if self._round.scales is None else self._round.scales[site].noise
@@ -134,51 +171,66 @@ class Screen(Aggregator):
     def _shortened(self, site: int) -> F64:
         """The update of a site, no longer than an honest one can be."""
         update = self._updates[site]
-        length, longest = float(np.linalg.norm(update)), self._longest(site)
-        if length <= longest:
+        length, allowed = float(np.linalg.norm(update)), self._allowed(site)
+        if length <= allowed.longest:
             return update
-        detail = f"norm {length:.3g}, at most {longest:.3g} by noise and signal"
+        detail = f"norm {length:.3g}, at most {allowed.longest:.3g} by noise and signal"
         self._flags.append(Flag(self._round.sites[site], "norm", detail, excluded=False))
-        return update * (longest / length)
+        return update * (allowed.usual / length)
 
-    def _longest(self, site: int) -> float:
-        if self._round.scales is None:
-            return FACTOR * float(np.median([np.linalg.norm(update) for update in self._updates.values()]))
-        d, scale = self._round.size, self._round.scales[site]
-        squares = [float(u @ u) - d * self._noise(k) ** 2 for k, u in self._updates.items() if k != site]
-        others = float(np.median(np.sqrt(np.maximum(squares, 0))))
-        return longest_norm(replace(scale, longest=min(scale.longest, FACTOR * others)), d)
+    def _allowed(self, site: int) -> Lengths:
+        scales = self._round.scales
+        if scales is None:
+            return inexact_lengths([float(np.linalg.norm(update)) for update in self._updates.values()], FACTOR)
+        others = {k: u for k, u in self._updates.items() if k != site}
+        if not scales[site].exact:
+            own = scales[site].noise
+            by_noise = [float(np.linalg.norm(u)) * max(1.0, own / scales[k].noise) for k, u in others.items()]
+            return inexact_lengths(by_noise, FACTOR)
+        d = self._round.size
+        squares = [float(u @ u) - d * self._noise(k) ** 2 for k, u in others.items()]
+        signal = float(np.median(np.sqrt(np.maximum(squares, 0))))
+        return lengths(replace(scales[site], longest=min(scales[site].longest, FACTOR * signal)), signal, d)
 
-    def _pulls_against(self, site: int, updates: dict[int, F64], kept: dict[str, F64]) -> bool:
-        """Test the direction of a site over the rounds that count so far; add this round's part to what is kept."""
-        left = [other for other in updates if other != site and not self._round.kept[OUT][other]]
-        others = np.array([updates[other] for other in left])
-        if not kept[OUT][site] and self._counts(left) and agreement(others) > AGREEMENT:
-            kept[ALIGNED][site] += self._alignment(site, updates[site], np.median(others, axis=0))
-            kept[TESTED][site] += 1
-        total, rounds = float(kept[ALIGNED][site]), float(kept[TESTED][site])
-        least = least_alignment(max(1.0, rounds))
-        if total < least:
-            kept[OUT][site] = 1
-        if not kept[OUT][site]:
-            return False
-        detail = f"alignment with the others {total:.3g} over {rounds:.0f} rounds, {least:.3g} allowed"
-        self._flags.append(Flag(self._round.sites[site], "direction", detail))
-        return True
+    def _leave_out(self, tested: list[Sums], staying: list[int], out: F64) -> None:
+        """Take the worst site out of those that stay, as long as it pulls against the others."""
+        least = least_alignment(self._round.round + 1)
+        while len(staying) > LEAST_OTHERS:
+            found = {site: min(self._aligned(sums, site, staying) for sums in tested) for site in staying}
+            worst = min(staying, key=lambda site: found[site])
+            if found[worst] >= least:
+                return
+            out[worst] = found[worst]
+            staying.remove(worst)
 
-    def _counts(self, others: list[int]) -> bool:
-        """Whether directions are tested against these sites: there are enough, and it is early or noise is large."""
-        if len(others) < LEAST_OTHERS:
-            return False
-        squares = [float(self._updates[site] @ self._updates[site]) for site in others]
-        noises = [self._round.size * self._noise(site) ** 2 for site in others]
-        parts = [noise / max(square, TINY) for noise, square in zip(noises, squares, strict=True)]
-        return self._round.round == 0 or float(np.median(parts)) >= NOISE_PART
+    def _aligned(self, sums: Sums, site: int, staying: list[int]) -> float:
+        """S / V of a site beside the others that stay; above all bounds where its directions are not tested."""
+        others = [other for other in staying if other != site]
+        is_first = self._round.round == 0
+        if agreement(sums.sent[others]) <= AGREEMENT or not (is_first or sums.noise_part(others) >= NOISE_PART):
+            return math.inf
+        return sums.alignment(site, others) / max(sums.deviation(site, others), TINY)
 
-    def _alignment(self, site: int, update: F64, others: F64) -> float:
-        """z of one round."""
-        scale = max(self._noise(site), float(np.linalg.norm(update)) / math.sqrt(update.size))
-        return float(update @ others) / max(float(np.linalg.norm(others)) * scale, TINY)
+    def _strengths(self, sums: Sums, staying: list[int]) -> F64:
+        """What each site's weight is multiplied by, float64[n]."""
+        out = np.ones(len(sums.weights))
+        for site in staying:
+            others = [other for other in staying if other != site]
+            if len(others) >= LEAST_OTHERS and agreement(sums.sent[others]) > AGREEMENT:
+                common = mean_product(sums.sent[others] @ sums.sent[others].T, sums.weights[others])
+                out[site] = np.clip(sums.alignment(site, others) / max(LEAST_STRENGTH * common, TINY), 0.0, 1.0)
+        return out
+
+    def _name(self, updates: dict[int, F64], kept: dict[str, F64]) -> None:
+        """Flag those that are out, and those whose weight is lowered."""
+        for site in updates:
+            name, strength = self._round.sites[site], float(kept[STRENGTHS][site])
+            if kept[OUT][site]:
+                detail = f"pulled against the others by {-kept[OUT][site]:.3g} standard deviations of its noise"
+                self._flags.append(Flag(name, "direction", detail))
+            elif strength < 1:
+                detail = f"pulls with the others so weakly in the first round that its weight is times {strength:.2g}"
+                self._flags.append(Flag(name, "strength", detail, excluded=strength == 0))
 
     def _check_majority(self) -> None:
         out = [flag for flag in self._flags if flag.excluded]
@@ -193,24 +245,13 @@ class Screen(Aggregator):
         )
 
 
-def least_alignment(rounds: float) -> float:
-    """Return the least sum of z over so many rounds that noise explains, of variance `rounds`.
+def least_alignment(round: int) -> float:
+    """Return the least S / V in a round, counted from 1, that noise explains.
 
-    >>> round(least_alignment(1), 2), round(least_alignment(100), 1)
-    (-2.74, -49.9)
+    >>> round(least_alignment(1), 2), round(least_alignment(10), 2), round(least_alignment(100), 2)
+    (-2.96, -4.17, -5.12)
     """
     # The config imports this module, and its errors are reported before anything that takes long to import.
     from scipy.special import ndtri
 
-    return float(ndtri(ALPHA * 6 / (math.pi * rounds) ** 2)) * math.sqrt(rounds)
-
-
-def agreement(updates: F64) -> float:
-    """Return the mean cosine between two of at least two updates float64[n, d]; 0 for fewer.
-
-    >>> round(agreement(np.array([[1.0, 0.0], [1.0, 1.0]])), 3)
-    0.707
-    """
-    units = updates / np.maximum(np.linalg.norm(updates, axis=1, keepdims=True), TINY)
-    pairs = np.triu_indices(len(units), 1)
-    return float((units @ units.T)[pairs].mean()) if len(units) > 1 else 0.0
+    return float(ndtri(ALPHA * 3 / (math.pi * round) ** 2))

@@ -83,7 +83,7 @@ def noise_deviations(config: RunConfig, history: History) -> F64 | None:
         return None
     plans = list(site_plans(config).values())
     scales = [update_scales(config, plans, history.weights, t) for t in range(len(history.updates))]
-    known = [[one.noise for one in scale] for scale in scales if scale is not None]
+    known = [[one.noise for one in scale] for scale in scales if scale is not None and all(one.exact for one in scale)]
     return np.array(known) if len(known) == len(scales) else None
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,13 +129,18 @@ def test_public_scale_is_that_of_the_update(tmp_path: Path) -> None:
     assert 0.1 * longest < length <= longest
 
 
-@pytest.mark.parametrize(
-    "changes", [{"exchange.density": 0.5}, {"training.optimizer": "adam"}, {"training.weight_decay": 0.1}, {}]
-)
+@pytest.mark.parametrize("changes", [{"training.optimizer": "adam"}, {"training.weight_decay": 0.1}])
 def test_scale_is_unknown_where_it_cannot_be_told(tmp_path: Path, changes: dict[str, object]) -> None:
-    """Sparse or coarse updates (4 bits by default), Adam, weight decay; and without privacy."""
+    """Adam, weight decay; and without privacy."""
     assert update_scales(config(tmp_path).replace(changes), [PLAN] * 4, (UNITS,) * 4, 0) is None
-    assert update_scales(config(tmp_path).replace({"exchange.value_bits": 32}), [], (UNITS,) * 4, 0) is None
+    assert update_scales(config(tmp_path), [], (UNITS,) * 4, 0) is None
+
+
+@pytest.mark.parametrize("changes", [{"exchange.density": 0.5}, {"exchange.value_bits": 4}])
+def test_scale_is_of_training_where_updates_are_rounded(tmp_path: Path, changes: dict[str, object]) -> None:
+    exact = config(tmp_path).replace({"exchange.value_bits": 32})
+    inexact = update_scales(exact.replace(changes), [PLAN] * 4, (UNITS,) * 4, 0)
+    assert inexact == tuple(replace(one, exact=False) for one in update_scales(exact, [PLAN] * 4, (UNITS,) * 4, 0))
 
 
 def test_the_denominator_is_the_declared_count(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ counts rate (1 + m + ... + m^(K-k)). The noise of K steps is independent.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fedhpc.aggregation.base import UpdateScale
 from fedhpc.config.schema import RunConfig
@@ -25,7 +26,8 @@ def update_scales(
 ) -> tuple[UpdateScale, ...] | None:
     """Return the scale of each site's update in a round, by index; None where it is not known beforehand.
 
-    It is known with privacy on, by SGD without weight decay, for FedAvg, with updates that are sent whole and exactly.
+    It is known with privacy on, by SGD without weight decay, for FedAvg. Where updates are rounded or sparse, it is
+    that of what is trained, before error feedback (`UpdateScale.exact`).
 
     Args:
         config: the run's.
@@ -35,13 +37,13 @@ def update_scales(
     """
     training, exchange = config.training, config.exchange
     plain = training.optimizer == "sgd" and training.weight_decay == 0 and config.algorithm.name == "fedavg"
-    whole = exchange.density == 1 and exchange.value_bits > COARSE_BITS
-    if not plans or config.privacy.trust == "sites" or not plain or not whole:
+    exact = exchange.density == 1 and exchange.value_bits > COARSE_BITS
+    if not plans or config.privacy.trust == "sites" or not plain:
         return None
     rate, m = learning_rate(training, round), training.momentum
     gains = [rate * sum(m**more for more in range(left)) for left in range(1, plans[0].steps_per_round + 1)]
     pairs = zip(plans, weights, strict=True)
-    return tuple(_scale(gains, config.privacy.clip_norm, plan, weight) for plan, weight in pairs)
+    return tuple(replace(_scale(gains, config.privacy.clip_norm, plan, weight), exact=exact) for plan, weight in pairs)
 
 
 def _scale(gains: list[float], clip_norm: float, plan: PrivacyPlan, weight: int) -> UpdateScale:
