@@ -77,7 +77,7 @@ class Sums:
         return math.sqrt(float(self.variances[site]) * mean + signal * signal * of_others)
 
     def _noise(self, site: int) -> float:
-        return self.sent.shape[1] * float(self.variances[site])
+        return float(self.sent.shape[1] * self.variances[site])
 
 
 def mean_product(products: F64, weights: F64) -> float:
