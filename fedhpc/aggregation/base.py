@@ -59,7 +59,7 @@ class Flag:
         site: its name.
         reason: which test it failed, in one word.
         detail: the numbers of the test, for a person.
-        excluded: whether its update is not in the result; else it was only shortened.
+        excluded: whether its update is not in the result; else it was only shortened, or has a lower weight.
     """
 
     site: str
@@ -69,7 +69,7 @@ class Flag:
 
     def line(self) -> str:
         """Return the flag as one line."""
-        return f"{self.site} {'left out' if self.excluded else 'shortened'} ({self.reason}: {self.detail})"
+        return f"{self.site} {'left out' if self.excluded else 'counts less'} ({self.reason}: {self.detail})"
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,20 @@ known before the round (`UpdateScale`). So each update is tested against what it
 2. Direction. The sums of what the sites have sent are compared (`fedhpc.aggregation.pull_test`, which says why sums,
    and derives the variance): in the first EARLY_ROUNDS rounds those since the run began, in all rounds those of late,
    with a factor of 1 - density / 2 a round, for sites that turn hostile later. S / V of a site is below the quantile of
-   ALPHA 3 / (pi t)^2 in round t with a chance that adds up to ALPHA over both and all rounds, for a site that does not
-   pull against the others. The worst site first; then the others are tested without it. From then on it is left out.
-3. Strength, where noise is not known, in the first round: a site that pulls with the others by less than LEAST_STRENGTH
-   of what they pull with each other has its weight lowered in proportion, to 0 where it does not pull with them at all.
+   ALPHA 6 / (pi t)^2 in round t with a chance that adds up to ALPHA over all rounds, for each of the two sums, for a
+   site that does not pull against the others. The worst site first; then the others are tested without it. From then on
+   it is left out.
+3. Strength, in the first FIRST_ROUNDS rounds, in which all pull (in the first alone where noise is not known): a site
+   of which S + V is below the part STRONG of what the others pull with each other has its weight lowered in proportion,
+   for the rest of the run as it is in the last of these rounds. What it sends is of little use, and its noise as large
+   as any. For an honest site that differs the weight stays at LEAST_WEIGHT or above while S / V is above -1; at -2 it
+   is 0.
 
-So noise leaves out an honest site in a run with a chance of at most ALPHA = 0.5 %. What 2 rests on is that honest
-hospitals pull together where the others agree. From the same initial model they do. Near the optimum they need not:
-hospitals that differ pull apart there, the more the less noise there is. So after the first round a round counts only
-where noise is at least NOISE_PART of the squared length of the median other sum, and the others' mean cosine must be
-above AGREEMENT. And 2 and 3 need LEAST_OTHERS other sites that are not left out: of three that are left, two against
+So 2 leaves out an honest site in a run for its noise with a chance of at most 2 ALPHA = 0.9 %. What it rests on is that
+honest hospitals pull together where the others agree. From the same initial model they do. Near the optimum they need
+not: hospitals that differ pull apart there, the more the less noise there is. So after the first round a round counts
+only where noise is at least NOISE_PART of the squared length of the median other sum, and the others' mean cosine must
+be above AGREEMENT. And 2 and 3 need LEAST_OTHERS other sites that are not left out: of three that are left, two against
 one cannot be told from hospitals that differ.
 
 A test on validation data, with and without a site, is not among these: a run releases the scores of one model a round,
@@ -52,11 +56,11 @@ from fedhpc.compression.update import SparseVector
 from fedhpc.errors import PayloadError, SiteError
 from fedhpc.util.arrays import F32, F64
 
-ALPHA = 0.005
+ALPHA = 0.0045
 AGREEMENT = 0.1
 LEAST_OTHERS, NOISE_PART = 3, 0.5
-EARLY_ROUNDS = 10
-LEAST_STRENGTH = 0.25
+EARLY_ROUNDS, FIRST_ROUNDS = 10, 3
+STRONG, LEAST_WEIGHT = 0.5, 0.25
 TINY = 1e-300
 EARLY, LATE, VARIANCE = "early", "late", "_variances"
 STRENGTHS, OUT = "strengths", "left_out"
@@ -106,7 +110,7 @@ class ScreenedMean(AggregationRule):
         return (
             f"aggregation: screened_mean, by the declared weights; {most} of {len(weights)} sites may be left out, "
             f"more stop the run. Where the noise is public, an honest site is left out in a run with a chance of at "
-            f"most {ALPHA:.1%}. Rank 0 holds all updates at once, and keeps their sums"
+            f"most {2 * ALPHA:.1%}. Rank 0 holds all updates at once, and keeps their sums"
         )
 
 
@@ -144,7 +148,7 @@ class Screen(Aggregator):
         tested = self._sums(updates, kept)
         staying = [site for site in updates if not kept[OUT][site]]
         self._leave_out(tested, staying, kept[OUT])
-        if self._round.round == 0 and self._round.scales is None:
+        if self._is_first():
             kept[STRENGTHS] = self._strengths(tested[0], staying)
         self._name(updates, kept)
         self._check_majority()
@@ -164,6 +168,10 @@ class Screen(Aggregator):
                 kept[name + VARIANCE][site] += self._noise(site) ** 2
         names = (EARLY, LATE) if self._round.round < EARLY_ROUNDS else (LATE,)
         return [Sums(kept[name], kept[name + VARIANCE], self._weights) for name in names]
+
+    def _is_first(self) -> bool:
+        """Whether strengths are measured in this round."""
+        return self._round.round < (1 if self._round.scales is None else FIRST_ROUNDS)
 
     def _noise(self, site: int) -> float:
         return 0.0 if self._round.scales is None else self._round.scales[site].noise
@@ -217,9 +225,14 @@ class Screen(Aggregator):
         for site in staying:
             others = [other for other in staying if other != site]
             if len(others) >= LEAST_OTHERS and agreement(sums.sent[others]) > AGREEMENT:
-                common = mean_product(sums.sent[others] @ sums.sent[others].T, sums.weights[others])
-                out[site] = np.clip(sums.alignment(site, others) / max(LEAST_STRENGTH * common, TINY), 0.0, 1.0)
+                out[site] = self._strength(sums, site, others)
         return out
+
+    def _strength(self, sums: Sums, site: int, others: list[int]) -> float:
+        common = mean_product(sums.sent[others] @ sums.sent[others].T, sums.weights[others])
+        along, deviation = sums.alignment(site, others), max(sums.deviation(site, others), TINY)
+        lowered = float(np.clip((along + deviation) / max(STRONG * common, TINY), 0.0, 1.0))
+        return max(lowered, LEAST_WEIGHT * float(np.clip(along / deviation + 2, 0.0, 1.0)))
 
     def _name(self, updates: dict[int, F64], kept: dict[str, F64]) -> None:
         """Flag those that are out, and those whose weight is lowered."""
@@ -229,8 +242,8 @@ class Screen(Aggregator):
                 detail = f"pulled against the others by {-kept[OUT][site]:.3g} standard deviations of its noise"
                 self._flags.append(Flag(name, "direction", detail))
             elif strength < 1:
-                detail = f"pulls with the others so weakly in the first round that its weight is times {strength:.2g}"
-                self._flags.append(Flag(name, "strength", detail, excluded=strength == 0))
+                detail = f"pulls with the others so weakly in the first rounds that its weight is times {strength:.2g}"
+                self._flags.append(Flag(name, "strength", detail, excluded=not strength))
 
     def _check_majority(self) -> None:
         out = [flag for flag in self._flags if flag.excluded]
@@ -249,9 +262,9 @@ def least_alignment(round: int) -> float:
     """Return the least S / V in a round, counted from 1, that noise explains.
 
     >>> round(least_alignment(1), 2), round(least_alignment(10), 2), round(least_alignment(100), 2)
-    (-2.96, -4.17, -5.12)
+    (-2.78, -4.03, -5.01)
     """
     # The config imports this module, and its errors are reported before anything that takes long to import.
     from scipy.special import ndtri
 
-    return float(ndtri(ALPHA * 3 / (math.pi * round) ** 2))
+    return float(ndtri(ALPHA * 6 / (math.pi * round) ** 2))

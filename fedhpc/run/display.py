@@ -118,7 +118,7 @@ def flag_lines(record: Mapping[str, Any]) -> list[str]:
     """The sites that the aggregation rule found far out in a round, a line each.
 
     >>> flag_lines({"flags": [{"site": "a", "reason": "norm", "detail": "norm 9, at most 3", "excluded": False}]})
-    ['  a shortened (norm: norm 9, at most 3)']
+    ['  a counts less (norm: norm 9, at most 3)']
     """
     return [f"  {Flag(**flag).line()}" for flag in record.get("flags", ())]
 

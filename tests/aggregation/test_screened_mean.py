@@ -99,20 +99,27 @@ def alike(length: float, rng: np.random.Generator) -> F64:
 
 
 def test_threshold_keeps_its_level_over_all_rounds() -> None:
-    """At the edge of the null, mean 0, each test leaves a site out in 50 rounds with a chance of at most ALPHA / 2."""
+    """At the edge of the null, mean 0, each test leaves a site out in 50 rounds with a chance of at most ALPHA."""
     runs = 100_000
     totals = np.random.default_rng(0).normal(size=(runs, 50)).cumsum(axis=1) / np.sqrt(np.arange(1, 51))
     left_out = (totals < [least_alignment(t) for t in range(1, 51)]).any(axis=1).mean()
-    assert ALPHA / 10 < left_out < ALPHA / 2 + 5 * np.sqrt(ALPHA / runs)
+    assert ALPHA / 5 < left_out < ALPHA + 5 * np.sqrt(ALPHA / runs)
+
+
+def left_out_at_the_edge(coding: str, runs: int) -> dict[str, float]:
+    """The share of runs of honest sites in which each is left out, where the legacy site is at the edge of the null.
+
+    Three sites agree, and the pulls of the legacy site, whose noise is largest, lie across.
+    """
+    rng = np.random.default_rng(1)
+    out = [Federation(EDGE, rng, CODINGS[coding], shortens=True).run(EARLY_ROUNDS).out() for _ in range(runs)]
+    return {site: sum(site in one for one in out) / runs for site in SITES}
 
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_honest_legacy_site_is_hardly_ever_left_out(coding: str) -> None:
-    """Three sites agree, and the pulls of the legacy site, whose noise is largest, lie across: the edge of the null."""
-    rng, runs = np.random.default_rng(1), 30
-    out = [Federation(EDGE, rng, CODINGS[coding], shortens=True).run(EARLY_ROUNDS).out() for _ in range(runs)]
-    # More than 5 of 30 runs at a chance of 0.5 %: below 1e-8.
-    assert all(sum(site in one for one in out) <= 5 for site in SITES)
+    # More than 5 of 30 runs at a chance of 0.9 %: below 1e-6.
+    assert max(left_out_at_the_edge(coding, 30).values()) <= 5 / 30
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -143,7 +150,7 @@ def test_wrong_target_is_left_out_by_the_sums() -> None:
     optima[1] = 0
     done = Federation(optima, rng).run(EARLY_ROUNDS)
     assert done.out() == {"site2"}
-    assert not done.done[0].flags
+    assert done.kept[OUT].tolist()[0] == 0 and not any(flag.excluded for flag in done.done[0].flags)
 
 
 def test_site_that_turns_late_is_left_out() -> None:
@@ -171,14 +178,16 @@ def test_long_update_is_shortened_and_kept(coding: str) -> None:
     assert np.linalg.norm(done.update) < 30
 
 
-def test_site_without_strength_has_its_weight_lowered() -> None:
+@pytest.mark.parametrize(("along", "strength"), [(10.0, 1.0), (0.0, 0.25), (-1.0, 0.0)])
+def test_site_without_strength_counts_less(along: float, strength: float) -> None:
     """Without noise a site that hardly pulls with the others is told from one round; one that does is not touched."""
-    optima = np.zeros((4, D))
-    optima[:, 0], optima[2] = 10, np.eye(D)[1] * 10 + np.eye(D)[0]
-    federation = Federation(optima, np.random.default_rng(8), private=False).run(1)
-    flags = federation.done[0].flags
-    assert [(flag.site, flag.reason, flag.excluded) for flag in flags] == [("site3", "strength", False)]
-    assert federation.kept[STRENGTHS].tolist() == pytest.approx([1, 1, 0.4, 1])
+    updates = np.zeros((4, D))
+    updates[:, 0] = 10
+    updates[2, :2] = along, 3.0
+    found = apply(dict(enumerate(updates)), RULE.initial(D, 4), None)
+    assert found.kept[STRENGTHS][2] == pytest.approx(strength, abs=0.1)
+    named = [(flag.site, flag.reason, flag.excluded) for flag in found.flags if flag.reason == "strength"]
+    assert named == ([] if strength == 1 else [("site3", "strength", not found.kept[STRENGTHS][2])])
 
 
 def test_site_without_an_update_is_left_out() -> None:
