@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fedhpc.aggregation.server_momentum import FedAvgM
 from fedhpc.api import load_config, train
 from fedhpc.bench.accounts import charged_to
 from fedhpc.bench.held_out import RESAMPLES, all_predictions, held_out_path, make_held_out, with_interval
@@ -99,11 +100,22 @@ def _run_on(config: RunConfig, seed: int, out: Path) -> RunConfig:
 
 
 def alone_config(config: RunConfig) -> RunConfig:
-    """Return the config of local training, whose epochs are those of the federation and of going on locally."""
-    own, rounds = config.personalisation, config.training.rounds
-    more = math.ceil(own.epochs / config.training.local_epochs) if own.method == "fine_tune" else 0
+    """Return the config of local training, whose epochs are those of the federation and of going on locally.
+
+    Momentum that the server has in the federation, the local optimiser has alone. It begins anew with each round, so
+    that rounds are whole epochs.
+    """
+    own, training, server = config.personalisation, config.training, config.server
+    epochs = training.rounds * training.local_epochs + (own.epochs if own.method == "fine_tune" else 0)
+    momentum = max(training.momentum, server.momentum) if isinstance(server, FedAvgM) else training.momentum
+    changes = {
+        "training.rounds": math.ceil(epochs / training.epochs_begun),
+        "training.local_epochs": training.epochs_begun,
+        "training.momentum": momentum,
+        "training.average_last": 0.0,
+    }
     alone = {"mode": "local", "privacy": {"off": True}, "personalisation": {}, "server": {}, "aggregation": {}}
-    return config.replace({**alone, "training.average_last": 0.0, "training.rounds": rounds + more})
+    return config.replace({**alone, **changes})
 
 
 def _train(config: RunConfig, directory: Path, out: Path) -> None:
