@@ -19,8 +19,7 @@ known before the round (`UpdateScale`). So each update is tested against what it
 3. Strength, in the first FIRST_ROUNDS rounds, in which all pull (in the first alone where noise is not known): a site
    of which S + V is below the part STRONG of what the others pull with each other has its weight lowered in proportion,
    for the rest of the run as it is in the last of these rounds. What it sends is of little use, and its noise as large
-   as any. For an honest site that differs the weight stays at LEAST_WEIGHT or above while S / V is above -1; at -2 it
-   is 0.
+   as any. A weight is lowered to LEAST_WEIGHT at most, while S / V is 1 above the quantile of 2, and to 0 at that.
 
 So 2 leaves out an honest site in a run for its noise with a chance of at most 2 ALPHA = 0.9 %. What it rests on is that
 honest hospitals pull together where the others agree. From the same initial model they do. Near the optimum they need
@@ -232,7 +231,8 @@ class Screen(Aggregator):
         common = mean_product(sums.sent[others] @ sums.sent[others].T, sums.weights[others])
         along, deviation = sums.alignment(site, others), max(sums.deviation(site, others), TINY)
         lowered = float(np.clip((along + deviation) / max(STRONG * common, TINY), 0.0, 1.0))
-        return max(lowered, LEAST_WEIGHT * float(np.clip(along / deviation + 2, 0.0, 1.0)))
+        above = along / deviation - least_alignment(self._round.round + 1)
+        return max(lowered, LEAST_WEIGHT * float(np.clip(above, 0.0, 1.0)))
 
     def _name(self, updates: dict[int, F64], kept: dict[str, F64]) -> None:
         """Flag those that are out, and those whose weight is lowered."""
@@ -243,7 +243,7 @@ class Screen(Aggregator):
                 self._flags.append(Flag(name, "direction", detail))
             elif strength < 1:
                 detail = f"pulls with the others so weakly in the first rounds that its weight is times {strength:.2g}"
-                self._flags.append(Flag(name, "strength", detail, excluded=not strength))
+                self._flags.append(Flag(name, "strength", detail, excluded=False))
 
     def _check_majority(self) -> None:
         out = [flag for flag in self._flags if flag.excluded]

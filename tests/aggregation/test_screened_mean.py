@@ -178,16 +178,16 @@ def test_long_update_is_shortened_and_kept(coding: str) -> None:
     assert np.linalg.norm(done.update) < 30
 
 
-@pytest.mark.parametrize(("along", "strength"), [(10.0, 1.0), (0.0, 0.25), (-1.0, 0.0)])
+@pytest.mark.parametrize(("along", "strength"), [(10.0, 1.0), (0.0, 0.25), (-1.2, 0.06)])
 def test_site_without_strength_counts_less(along: float, strength: float) -> None:
     """Without noise a site that hardly pulls with the others is told from one round; one that does is not touched."""
     updates = np.zeros((4, D))
     updates[:, 0] = 10
     updates[2, :2] = along, 3.0
     found = apply(dict(enumerate(updates)), RULE.initial(D, 4), None)
-    assert found.kept[STRENGTHS][2] == pytest.approx(strength, abs=0.1)
+    assert found.kept[STRENGTHS][2] == pytest.approx(strength, abs=0.06)
     named = [(flag.site, flag.reason, flag.excluded) for flag in found.flags if flag.reason == "strength"]
-    assert named == ([] if strength == 1 else [("site3", "strength", not found.kept[STRENGTHS][2])])
+    assert named == ([] if strength == 1 else [("site3", "strength", False)])
 
 
 def test_site_without_an_update_is_left_out() -> None:
