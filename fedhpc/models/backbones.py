@@ -65,6 +65,10 @@ class Backbone(nn.Module):
         features: Tensor = torch.stack([self.network(view) for view in views]).mean(dim=0)
         return features
 
+    def without_crops(self) -> "Backbone":
+        """The same network, which sees each image and its mirror images only."""
+        return Backbone(self.network, self.dim, self.image_size, self.blocks)
+
     @property
     def digest(self) -> str:
         """16 hex digits that change with any weight, and with how the features are made."""

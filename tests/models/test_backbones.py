@@ -13,6 +13,7 @@ from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.models.views import cropped
 from fedhpc.models.whitening import PublicMap, Whitening, fit_public_map, in_blocks
+from fedhpc.run.public_features import reference_backbone
 
 DIMENSIONS = {
     "efficientnet_lite0": 1024,
@@ -118,6 +119,22 @@ def test_thin_frame_is_not_what_an_image_shows() -> None:
     framed = plain.clone()
     framed[:, :, 0, 0:3] = framed[:, :, 40:42, 62] = 2.0
     assert np.corrcoef(cropped(plain).flatten(), cropped(framed).flatten())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(("reference", "sees_crops"), [("phantoms", False), ("r.h5", True)])
+def test_phantoms_of_the_reference_are_not_cropped(reference: str, sees_crops: bool) -> None:
+    config = RunConfig.model_validate(
+        {
+            "name": "x",
+            "data": {"shards": "{site}.h5", "sites": [{"name": "a"}], "public_reference": reference},
+            "model": {"name": "frozen", "backbone": "efficientnet_lite0+phantom+cropped", "features": 5},
+        }
+    )
+    backbone = public_backbone("efficientnet_lite0+phantom+cropped")
+    seen = reference_backbone(config, backbone)
+    assert (seen.digest == backbone.digest) is sees_crops
+    assert (seen.digest == public_backbone("efficientnet_lite0+phantom").digest) is not sees_crops
+    assert seen.blocks == backbone.blocks
 
 
 def test_too_few_public_images() -> None:
