@@ -38,12 +38,23 @@ def _validated(view: RunView) -> list[Mapping[str, Any]]:
     return [record for record in view.records if record.get("auc_val") is not None]
 
 
+def _labels(views: Sequence[RunView]) -> list[str]:
+    """Return what the lines of runs are called: their settings where these tell them apart, else their names."""
+    told = [
+        f"{'no privacy' if view.row.epsilon_target is None else f'epsilon {view.row.epsilon_target:g}'}, density "
+        f"{view.row.density:g}"
+        for view in views
+        if view.row.density is not None
+    ]
+    return told if len(views) > 1 and len(set(told)) == len(views) else [view.name for view in views]
+
+
 def _by_round(views: Sequence[RunView], levels: Sequence[Level]) -> Figure:
-    lines, rows = [], []
+    lines, rows, labels = [], [], _labels(views)
     for k, view in enumerate(views):
         found = [(record["round"], float(record["auc_val"])) for record in _validated(view)]
         points = [Point(r, auc, tip=f"{view.name}, round {r}: AUC {auc:.3f}") for r, auc in found]
-        lines.append(Line(view.name, points, k))
+        lines.append(Line(labels[k], points, k))
         rows += [[view.name, r, auc] for r, auc in found]
     chart = LineChart(ROUND_AXIS, AUC_AXIS, lines, levels, name="Validation AUC by round")
     columns = [Column("run", "Run"), Column("round", "Round", "count"), Column("auc_val", "AUC", "number")]
@@ -53,11 +64,12 @@ def _by_round(views: Sequence[RunView], levels: Sequence[Level]) -> Figure:
 
 
 def _by_bytes(views: Sequence[RunView], levels: Sequence[Level]) -> Figure:
-    lines, rows = [], []
+    lines, rows, labels = [], [], _labels(views)
     for k, view in enumerate(views):
         sent = list(accumulate(r["bytes_up"] + r["bytes_down"] for r in view.records))
         found = [(sent[r["round"] - 1], float(r["auc_val"])) for r in _validated(view)]
-        lines.append(Line(view.name, [Point(b, a, tip=f"{view.name}: AUC {a:.3f} after {b:,} B") for b, a in found], k))
+        points = [Point(b, a, tip=f"{view.name}: AUC {a:.3f} after {b:,} B") for b, a in found]
+        lines.append(Line(labels[k], points, k))
         rows += [[view.name, b, a] for b, a in found]
     x = Axis("bytes exchanged so far, all sites, both ways", BYTES_AXIS.shown, may_be_log=True)
     chart = LineChart(x, AUC_AXIS, lines, levels, name="Validation AUC by bytes exchanged")
