@@ -1,9 +1,9 @@
 """Charts of blocks: intervals one below the other, stacked bars, a map of cells, and a timeline."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import inf
 
 from markupsafe import Markup
 
@@ -14,6 +14,7 @@ from fedhpc.util.text import cut
 LABELS, RIGHT, ROW, AXIS = 132, 16, 30, 44
 LONGEST_LABEL, LONGEST_ROW = 19, 13
 LONG_LABELS, LONGER_LABEL = 214, 32
+MOST_LABELS = 6
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def intervals(rows: Sequence[ValueRow], title: str, alt: str) -> Markup:
     values = [v for row in rows for v in (row.value, row.low, row.high, row.reference) if v is not None]
     long = max(len(row.label) for row in rows) > LONGEST_LABEL
     labels, longest = (LONG_LABELS, LONGER_LABEL) if long else (LABELS, LONGEST_LABEL)
-    ceiling = 1.0 if max(values) <= 1 else inf
+    ceiling = 1.0 if max(values) <= 1 else math.inf
     x = scale_of(values, Span(labels, WIDTH - RIGHT - 60, 0.05, 0.0, ceiling))
     floor = 10 + ROW * len(rows)
     parts = [*_bottom(x, floor, title, lambda value: f"{value:.3g}")]
@@ -91,10 +92,14 @@ def _stretch(x: Scale, ends: Sequence[float], y: float) -> Area:
 
 
 def _bottom(x: Scale, floor: float, title: str, shown: object) -> Iterator[str]:
-    for value in x.ticks():
+    ticks = x.ticks()
+    # On a phone the labels are larger: of many every other one would touch the next.
+    every = math.ceil(len(ticks) / MOST_LABELS)
+    for number, value in enumerate(ticks):
         yield line(x.at(value), 4, x.at(value), floor, "grid")
-        label = shown(value) if callable(shown) else f"{value:g}"
-        yield text(x.at(value), floor + 16, label, "middle")
+        if (len(ticks) - 1 - number) % every == 0:
+            label = shown(value) if callable(shown) else f"{value:g}"
+            yield text(x.at(value), floor + 16, label, "middle")
     yield line(x.first, floor, x.last, floor, "axis")
     yield text((x.first + x.last) / 2, floor + 36, title, "middle", "title")
 
