@@ -86,6 +86,10 @@ def run(experiment: Experiment, out: Path) -> dict[str, Any]:
             found.append(np.stack([_figures(one, config, out) for one in runs], axis=1))
         print(f"seed {seed} done", file=sys.stderr, flush=True)
     figures = np.stack(found)
+    if np.isnan(figures[:, 0]).any():
+        raise InputError(
+            f"--held-out={experiment.held_out}: no image among them is of an early stage; raise it", code="command-line"
+        )
     return {
         "config": str(experiment.config),
         "seeds": list(experiment.seeds),

@@ -46,8 +46,10 @@ def all_predictions(saved: SavedModel, opened: OpenSite) -> Predictions:
     return Predictions(*(np.concatenate([getattr(part, name) for part in parts]) for name in fields))
 
 
-def with_interval(values: F64) -> dict[str, float]:
+def with_interval(values: F64) -> dict[str, float] | None:
     """Return the mean over runs of values f64[runs, 1 + RESAMPLES] and half of its 95 % interval.
+
+    None where it cannot be told: no patient of theirs is of an early stage, for example.
 
     The held-out patients are the same in all runs: their part is that of the mean over runs. To it comes the standard
     error over runs, of training patients and noise.
@@ -56,6 +58,8 @@ def with_interval(values: F64) -> dict[str, float]:
         values: in the first column of the patients as they are, then of patients drawn with replacement.
     """
     by_run = values[:, 0]
+    if np.isnan(by_run).any():
+        return None
     patients = float(np.nanvar(values[:, 1:].mean(axis=0), ddof=1))
     runs = float(by_run.var(ddof=1)) / len(by_run) if len(by_run) > 1 else 0.0
     return {"mean": float(by_run.mean()), "half": SURE * (patients + runs) ** 0.5}

@@ -167,7 +167,10 @@ def _two(counts: I64, specificity: float) -> list[float]:
 
 
 def _row(site: str, figures: F64) -> dict[str, Any]:
-    """Return a site's figures f64[seeds, 1 + RESAMPLES, WAYS, FIGURES] with 95 % intervals over patients and runs."""
+    """Return a site's figures f64[seeds, 1 + RESAMPLES, WAYS, FIGURES] with 95 % intervals over patients and runs.
+
+    None stands for a figure that its new patients do not tell.
+    """
     row: dict[str, Any] = {"site": site}
     for k, figure in enumerate(FIGURES):
         for w, way in enumerate(WAYS):
@@ -188,6 +191,8 @@ def text(result: Mapping[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
-def _cell(value: Mapping[str, float], signed: bool) -> str:
+def _cell(value: Mapping[str, float] | None, signed: bool) -> str:
+    if value is None:
+        return "-"
     number = f"{value['mean']:+.3f}" if signed else f"{value['mean']:.3f}"
     return f"{number} ±{value['half']:.3f}"
