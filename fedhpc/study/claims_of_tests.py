@@ -10,7 +10,7 @@ from fedhpc.report.egress import log_checks
 from fedhpc.study.cells import CLEAN, MEAN
 from fedhpc.study.figures import Figure, share_interval, summary_of
 from fedhpc.study.paper import DENSE_MB, PACE, PARAMETERS, RANKED, SENT_MB, SLOW_AUC_TOLERANCE, STRESS_TOLERANCE
-from fedhpc.study.rows import commands_of, figure_claim, not_measured, verdict_of
+from fedhpc.study.rows import commands_of, figure_claim, missing, not_measured, verdict_of
 from fedhpc.transport.egress_log import read_log
 from fedhpc.util.text import percent
 
@@ -34,7 +34,7 @@ def _bytes(records: StudyDirectory, study: Study) -> Claim:
     name, told = "bytes of an update", f"{DENSE_MB:g} MB dense, {SENT_MB:g} MB sent"
     cells = study.of("codec")
     if not cells:
-        return not_measured(name, told, "the cell codec has not finished")
+        return not_measured(name, told, missing(study, "codec"))
     found = records.result(cells[0])
     times = PARAMETERS / found["size"]
     sent, dense = found["payload_bytes"] * times / MB, found["dense_bytes"] * times / MB
@@ -63,7 +63,7 @@ def _seeds(study: Study, part: str) -> list[int]:
 def _slow(records: StudyDirectory, study: Study) -> Iterator[Claim]:
     told = f"no stall (pace at least {PACE:g}, AUC within {SLOW_AUC_TOLERANCE:g})"
     if not study.of("schedule"):
-        yield not_measured("slow hospital", told, "no cell of the slow hospital has finished")
+        yield not_measured("slow hospital", told, missing(study, "schedule"))
     for cell in study.of("schedule"):
         privacy = "without privacy" if cell.epsilon is None else f"epsilon {cell.epsilon:g}"
         rows = {row["case"]: row for row in records.result(cell)["rows"]}
@@ -100,7 +100,8 @@ def _corrupted(records: StudyDirectory, study: Study) -> Claim:
     # A case that a rule did not get through could be its worst: such a rule has no figure.
     robust = sorted({rule for rule, _ in known} - {MEAN} - {cell.rule for cell in lost})
     if (MEAN, CLEAN) not in known or not robust:
-        return not_measured(name, told, "the clean run of the mean, or a case of every robust rule, has no AUC")
+        lacks = "the clean run of the mean, or a case of every robust rule, has no AUC"
+        return not_measured(name, told, lacks if lost or known else missing(study, "stress"))
     base = aucs[MEAN, CLEAN]
     less_by_rule = {
         rule: {case: aucs[rule, case] - base for one, case in known if one == rule and case != CLEAN}
@@ -133,7 +134,7 @@ def _legacy(records: StudyDirectory, study: Study) -> Claim:
     name, told = "legacy scanner", "gains by the federation"
     cells = study.of("legacy")
     if not cells:
-        return not_measured(name, told, "the cell legacy has not finished")
+        return not_measured(name, told, missing(study, "legacy"))
     result = records.result(cells[0])
     row: dict[str, Any] = next(row for row in result["rows"] if row["site"] == cells[0].case)
     alone, federated, personal = (row[f"{way}_auc"]["mean"] for way in ("alone", "federated", "personal"))
@@ -154,7 +155,7 @@ def _contributions(records: StudyDirectory, study: Study) -> Iterator[Claim]:
     name, told = "contributions", f"named by hospital (ranked right in at least {percent(RANKED, 0)} of runs)"
     cells = study.of("planted")
     if not cells:
-        yield not_measured(name, told, "the cell planted has not finished")
+        yield not_measured(name, told, missing(study, "planted"))
         return
     rows = [row for row in records.result(cells[0])["rows"] if row["epsilon"] is not None]
     worst = min(rows, key=lambda row: row["right"]["shapley"] / row["of"])
@@ -220,7 +221,7 @@ def _audit(records: StudyDirectory, study: Study) -> Claim:
     name, told = "the guarantee under attack", "epsilon holds"
     cells: Sequence[Cell] = [cell for cell in study.cells if cell.kind == "audit"]
     if not cells or not (records.path / cells[0].run / "result.json").exists():
-        return not_measured(name, told, "the audit has not finished", cells)
+        return not_measured(name, told, missing(study, "audit"), cells)
     found = records.result(cells[0])
     claims = [one for one in found["findings"] if one["kind"] == "claim"]
     held = sum(one["verdict"] == "holds" for one in claims)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fedhpc.records.study import Cell, Claim, Verdict
+from fedhpc.records.study import Cell, Claim, Kind, Study, Verdict
 from fedhpc.study.figures import Figure
 
 
@@ -18,6 +18,16 @@ def not_measured(name: str, paper: str, why: str, cells: Sequence[Cell] = ()) ->
     'not measured'
     """
     return Claim(name, paper, "", None, None, None, "not measured", why, commands_of(cells))
+
+
+def missing(study: Study, kind: Kind) -> str:
+    """Return why there is no figure of a kind of cells: none has finished, or the study has none.
+
+    >>> missing(Study("s", "quick", ()), "legacy")
+    'this study was planned without it'
+    """
+    there = any(cell.kind == kind for cell in study.cells)
+    return f"no cell of the kind {kind} has finished" if there else "this study was planned without it"
 
 
 def figure_claim(claim: Claim, found: Figure, cells: Sequence[Cell]) -> Claim:
