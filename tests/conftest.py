@@ -4,13 +4,14 @@ import atexit
 import contextlib
 import io
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -18,15 +19,20 @@ import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.support.preloaded import STAND_IN
+
 REPO = Path(__file__).resolve().parents[1]
 ON_CI = os.environ.get("CI", "").lower() == "true"
 TERM_GRACE_S = 5
+PRELOADED = REPO / "tests" / "support" / "preloaded.py"
+SERVER = "FEDHPC_TESTS_SERVER"
+"""The address of the server that the processes of one test run share."""
+SERVER_START_S = 120
 STATE = tempfile.mkdtemp(prefix="fedhpc-tests-")
 atexit.register(shutil.rmtree, STATE, ignore_errors=True)
 
 # Every start of a program would compile all modules anew where byte code is off, as it is in some containers.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-os.environ.setdefault("PYTHONPYCACHEPREFIX", f"{STATE}/pycache")  # that of the first process for all
 
 # No test may charge a ledger of the user who runs it. Synthetic patients keep theirs beside their shards.
 os.environ.pop("FEDHPC_SITE_LEDGER", None)
@@ -67,6 +73,17 @@ LONGEST_FIRST = (
     "tests/data_prep/test_phantom.py",
     "tests/attacks/test_noise_removal.py",
 )
+# Then what has a test of ten seconds among quick ones; last the many that take none.
+THEN = (
+    "tests/study/",
+    "tests/cli/test_bench.py",
+    "tests/attacks/",
+    "tests/examples/",
+    "tests/data_prep/",
+    "tests/records/",
+    "tests/test_api.py",
+    "tests/report/",
+)
 # SLURM's tests share one cluster and mostly wait for it, so there is one process more than cores. Each takes 1 GB.
 WORKERS = min(len(os.sched_getaffinity(0)), 8) + 1
 STARTS_PROGRAMS = {"run_python", "run_here", "mpi", "mpirun"}
@@ -91,6 +108,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     return ByFile(config, log)
 
 
+def pytest_xdist_setupnodes() -> None:
+    """Start the server that all processes share (`preloaded`), while they collect the tests."""
+    os.environ[SERVER] = start_server().address
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what starts programs or trains whole runs."""
     if _place(item) < len(LONGEST_FIRST) or STARTS_PROGRAMS & set(getattr(item, "fixturenames", ())):
@@ -104,7 +126,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _place(item: pytest.Item) -> int:
     path = item.path.resolve().relative_to(REPO).as_posix()
-    return next((n for n, start in enumerate(LONGEST_FIRST) if path.startswith(start)), len(LONGEST_FIRST))
+    order = (*LONGEST_FIRST, *THEN)
+    return next((n for n, start in enumerate(order) if path.startswith(start)), len(order))
 
 
 class Outcome(NamedTuple):
@@ -182,11 +205,22 @@ def brain_mri() -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_python() -> Callable[..., Outcome]:
-    """`run_python(args, timeout=120, env=None)`: the real command line, `python run.py *args`, one thread each."""
+def run_python(preloaded: list[str]) -> Callable[..., Outcome]:
+    """`run_python(args, timeout=120, env=None, fresh=False)`: the real command line, `python run.py *args`.
 
-    def run(args: Sequence[str | Path], timeout: float = 120, env: Mapping[str, str] | None = None) -> Outcome:
-        return run_limited([sys.executable, "run.py", *args], timeout, {"OMP_NUM_THREADS": "1", **(env or {})})
+    One thread each. Its imports are done beforehand, and those of the Python programs that it starts.
+
+    Args:
+        fresh: interpreters of their own, as a user starts them.
+    """
+    inside = {"OMP_NUM_THREADS": "1", STAND_IN: str(Path(preloaded[-1]).with_name("bin") / "python")}
+
+    def run(
+        args: Sequence[str | Path], timeout: float = 120, env: Mapping[str, str] | None = None, fresh: bool = False
+    ) -> Outcome:
+        if fresh:
+            return run_limited([sys.executable, "run.py", *args], timeout, {"OMP_NUM_THREADS": "1", **(env or {})})
+        return run_limited([*preloaded, "run.py", *args], timeout, {**inside, **(env or {})})
 
     return run
 
@@ -246,21 +280,59 @@ def mpi() -> Mpi:
     return Mpi(launcher, allowed)
 
 
-@pytest.fixture(scope="session")
-def preloaded() -> Iterator[list[str]]:
-    """What stands in for `python` in a command, where its imports have been done (tests/support/preloaded.py)."""
-    program = REPO / "tests" / "support" / "preloaded.py"
-    address = str(Path(tempfile.mkdtemp(dir=STATE)) / "server")
+class Server(NamedTuple):
+    """A running server of tests/support/preloaded.py."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+
+
+def start_server() -> Server:
+    """Start a server that ends with this process; it answers as soon as its address exists."""
+    folder = Path(tempfile.mkdtemp(dir=STATE))
+    address = str(folder / "server")
+    make_stand_in(folder / "bin", shlex.quote(address))
     env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(
-        [sys.executable, program, "serve", address], cwd=REPO, env=env, stdout=subprocess.PIPE, text=True
+    process = subprocess.Popen([sys.executable, PRELOADED, "serve", address], cwd=REPO, env=env)
+    atexit.register(process.terminate)
+    return Server(address, process)
+
+
+def make_stand_in(folder: Path, address: str) -> Path:
+    """A folder like that of this interpreter, whose `python` asks the server: for programs that start others.
+
+    Args:
+        address: of the server, as a word of the shell. Where none is there, the interpreter itself runs.
+    """
+    folder.mkdir(parents=True)
+    for tool in Path(sys.executable).parent.iterdir():
+        if not tool.name.startswith("python"):
+            (folder / tool.name).symlink_to(tool)
+    python = folder / "python"
+    real = shlex.quote(sys.executable)
+    lines = (
+        "#!/bin/sh",
+        f"server={address}",
+        '[ -S "$server" ] || exec ' + f'{real} "$@"',
+        '[ "$1" != -u ] || shift',
+        f'case "$1" in -[!cm]*) exec {real} "$@";; esac',
+        f'exec {real} -I -S {shlex.quote(str(PRELOADED))} start "$server" "$@"',
     )
-    with server:
-        assert server.stdout is not None
-        if server.stdout.readline().strip() != "ready":
+    python.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    python.chmod(0o755)
+    return python
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> list[str]:
+    """What stands in for `python` in a command, where its imports have been done (tests/support/preloaded.py)."""
+    address = os.environ.get(SERVER) or start_server().address
+    until = time.monotonic() + SERVER_START_S
+    while not Path(address).exists():
+        if time.monotonic() > until:
             pytest.fail("the server of preloaded programs did not start")
-        yield [sys.executable, "-I", "-S", str(program), "start", address]
-        server.terminate()
+        time.sleep(0.02)
+    return [sys.executable, "-I", "-S", str(PRELOADED), "start", address]
 
 
 @pytest.fixture(scope="session")

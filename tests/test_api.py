@@ -1,6 +1,5 @@
 """The Python interface refuses what the command line refuses, at every rank."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,8 +59,8 @@ def test_part_of_an_unfinished_run_is_refused(config: Path, tmp_path: Path, part
 
 
 @pytest.mark.mpi
-def test_rank_without_the_config_ends_all(config: Path, tmp_path: Path, mpi: Mpi) -> None:
-    ranks = [[sys.executable, "-c", AT_A_RANK, str(path), str(tmp_path / "run")] for path in (config, tmp_path / "no")]
+def test_rank_without_the_config_ends_all(config: Path, tmp_path: Path, mpi: Mpi, preloaded: list[str]) -> None:
+    ranks = [[*preloaded, "-c", AT_A_RANK, str(path), str(tmp_path / "run")] for path in (config, tmp_path / "no")]
     command = [mpi.launcher, "-n", "1", *ranks[0], ":", "-n", "1", *ranks[1]]
     done = run_limited(command, 60, mpi.start_env())
     assert done.returncode != 0

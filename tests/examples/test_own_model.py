@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,14 +32,14 @@ def test_example_trains_on_four_ranks(tmp_path: Path, shards: str, mpirun: Calla
 
 
 @pytest.mark.mpi
-def test_rank_with_another_source_is_refused(tmp_path: Path, mpi: Mpi) -> None:
+def test_rank_with_another_source_is_refused(tmp_path: Path, mpi: Mpi, preloaded: list[str]) -> None:
     other = tmp_path / "other"
     other.mkdir()
     for name, more in (("config.yaml", b""), ("my_models.py", b"# edited at one hospital\n")):
         (other / name).write_bytes((EXAMPLE / name).read_bytes() + more)
     shared = ["--run-dir", str(tmp_path / "run")]
     first, second = ([*("run.py", "train", str(folder / "config.yaml")), *shared] for folder in (EXAMPLE, other))
-    command = [mpi.launcher, "-n", "1", sys.executable, *first, ":", "-n", "1", sys.executable, *second]
+    command = [mpi.launcher, "-n", "1", *preloaded, *first, ":", "-n", "1", *preloaded, *second]
     done = run_limited(command, 120, mpi.start_env())
     assert done.returncode == 2, done.stderr
     assert "rank 1 has read another config than rank 0: model.source_sha256" in done.stderr
@@ -64,7 +63,7 @@ def test_example_in_a_sweep_of_two(tmp_path: Path, shards: str, run_python: Call
 @pytest.mark.slow
 def test_example_is_audited(tmp_path: Path, shards: str, run_python: Callable[..., Outcome]) -> None:
     args = ["audit", EXAMPLE / "config.yaml", "--quick", "--json", "--out", tmp_path / "audit", "--set", shards]
-    done = run_python(args, timeout=280, env={"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))})
+    done = run_python(args, timeout=280, env={"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}, fresh=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert json.loads(done.stdout)
 

@@ -51,13 +51,13 @@ def planned(cohort: Path, run_here: Run, run_dir: Path, lost: str, after: int) -
 
 
 @pytest.fixture(scope="module")
-def survived(cohort: Path, mpi: Mpi) -> tuple[Path, Outcome]:
+def survived(cohort: Path, mpi: Mpi, preloaded: list[str]) -> tuple[Path, Outcome]:
     """site3's rank is killed while it trains in round 3; its charge of that round is on disk."""
     run_dir = cohort / "survived"
     words = ["run.py", *command(cohort, run_dir, *SETS), "--status", str(cohort / "status")]
     # The first line of a ledger is its start.
     blow = Blow(2, signal.SIGKILL, lambda: lines_of(run_dir, "site3") == 4)
-    return run_dir, struck(mpi, 4, words, blow)
+    return run_dir, struck(mpi, 4, words, blow, python=preloaded)
 
 
 def test_others_go_on_with_the_bits_of_a_planned_rest(
@@ -100,10 +100,12 @@ def test_what_was_charged_stays_charged_and_a_lost_site_takes_part_again(
     assert charges(run_dir, "site3") == [0, 1, 2, ROUNDS - 1, ROUNDS]
 
 
-def test_a_lost_aggregator_ends_the_start_which_can_be_resumed(cohort: Path, mpi: Mpi, run_here: Run) -> None:
+def test_a_lost_aggregator_ends_the_start_which_can_be_resumed(
+    cohort: Path, mpi: Mpi, preloaded: list[str], run_here: Run
+) -> None:
     run_dir, status = cohort / "headless", cohort / "headless.status"
     words = ["run.py", *command(cohort, run_dir, *SETS), "--status", str(status)]
-    struck(mpi, 2, words, Blow(0, signal.SIGKILL, lambda: len(records(run_dir)) == 2))
+    struck(mpi, 2, words, Blow(0, signal.SIGKILL, lambda: len(records(run_dir)) == 2), python=preloaded)
     assert status.read_text(encoding="utf-8") == "75\n", "as written when the rounds began"
     done = run_here([*command(cohort, run_dir, *SETS), "--take-over"])
     assert done.returncode == 0, done.stderr

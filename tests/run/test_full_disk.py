@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,9 +55,9 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "tiny.yaml"
 
 
-def test_disk_full_at_any_file_loses_nothing(config: Path, small_disk: Path) -> None:
+def test_disk_full_at_any_file_loses_nothing(config: Path, small_disk: Path, preloaded: list[str]) -> None:
     run = small_disk / "run"
-    done = run_limited([sys.executable, "-m", "tests.support.full_disk", run, config], 280, {"OMP_NUM_THREADS": "1"})
+    done = run_limited([*preloaded, "-m", "tests.support.full_disk", run, config], 280, {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     *found, last = [json.loads(line) for line in done.stdout.splitlines()]
     assert (last["status"], last["left"]) == (0, []), last

@@ -212,13 +212,11 @@ def test_a_private_round_that_was_left_is_charged_and_charged_again(
     same(state(tmp_path, ROUNDS - 1), state(unbroken(*PRIVATE), ROUNDS - 1))
 
 
-def test_killed_in_any_phase(config: Path, unbroken: Callable[..., Path], tmp_path: Path) -> None:
+def test_killed_in_any_phase(config: Path, unbroken: Callable[..., Path], tmp_path: Path, preloaded: list[str]) -> None:
     words: list[str] = []
     for phase in PHASES:
         words += [phase, "3", *command(config, tmp_path / phase), "--"]
-    done = run_limited(
-        [sys.executable, "-m", "tests.support.broken_runs", "kill", *words], 120, {"OMP_NUM_THREADS": "1"}
-    )
+    done = run_limited([*preloaded, "-m", "tests.support.broken_runs", "kill", *words], 120, {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     for phase in PHASES:
         assert rounds_done(tmp_path / phase) == 2, phase

@@ -21,6 +21,8 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, sign
 MOST_BYTES = 1 << 20
 STANDS_FOR = "for "
 """What the name of a `start` begins with; the process id that it stands for follows."""
+STAND_IN = "FEDHPC_TESTS_PYTHON"
+"""What a forked process takes for `sys.executable`, so that the programs that it starts are forked as well."""
 
 
 def start(address: str, arguments: list[str]) -> int:
@@ -52,7 +54,7 @@ def _send(pid: int, number: int) -> None:
 def serve(address: str) -> tuple[list[str], dict[str, object]]:
     """Serve until the parent dies. Returns in a forked process alone, with its request."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(address)
+    listener.bind(f"{address}.new")
     listener.listen(64)
     os.set_blocking(listener.fileno(), False)
     parent = os.getppid()
@@ -65,7 +67,7 @@ def serve(address: str) -> tuple[list[str], dict[str, object]]:
     events.register(listener, selectors.EVENT_READ)
     events.register(wake_read, selectors.EVENT_READ)
     running: dict[int, socket.socket] = {}
-    print("ready", flush=True)
+    os.rename(f"{address}.new", address)  # whoever sees it may connect
     while os.getppid() == parent:
         for key, _ in events.select(1):
             if key.fileobj is listener:
@@ -147,6 +149,7 @@ def _run(arguments: list[str], found: dict[str, object]) -> None:
 
     os.environ.clear()
     os.environ.update(found["env"])  # type: ignore[arg-type]
+    sys.executable = os.environ.get(STAND_IN, sys.executable)
     os.chdir(str(found["cwd"]))
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
