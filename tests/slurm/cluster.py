@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,6 +130,7 @@ class Cluster:
     _firsts: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _pids: dict[str, int] = field(default_factory=dict)
     _munge: subprocess.Popen[bytes] | None = None
+    _programs: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def hospitals(self) -> list[str]:
@@ -142,7 +143,7 @@ class Cluster:
             raise ValueError(f"{self.base}: too long for the Unix sockets in it")
         self.base.mkdir(exist_ok=True)
         self.base.chmod(0o755)  # munge's socket must be reachable
-        for name in ("munge", "state", "spool", "log", "run", "bin", "dev"):
+        for name in ("munge", "state", "spool", "log", "run", "bin", "dev", "servers"):
             (self.base / name).mkdir(parents=True)
         for name in self.hospitals:
             (self.base / "tmp" / name).mkdir(parents=True)
@@ -160,6 +161,8 @@ class Cluster:
         """End every process of the cluster, by its id."""
         for name in list(self._firsts):
             self.power_off(name)
+        for program in self._programs:
+            program.wait(STOP_S)
         if self._munge is not None:
             self._munge.terminate()
             self._munge.wait(STOP_S)
@@ -173,6 +176,11 @@ class Cluster:
             raise RuntimeError(f"{command} on {node}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
 
+    def spawn(self, node: str, *command: str | Path, env: Mapping[str, str]) -> None:
+        """Start a program on a node and leave it there; the node's end is its end."""
+        words = [*self._enter(node), *map(str, command)]
+        self._programs.append(subprocess.Popen(words, stdin=subprocess.DEVNULL, env={**os.environ, **env}))
+
     def env(self) -> dict[str, str]:
         """Variables with which SLURM's commands, called outside the cluster, act on its login node."""
         return {"SLURM_CONF": str(self.base / "slurm.conf"), "PATH": f"{self.base / 'bin'}:{search_path()}"}
@@ -184,6 +192,7 @@ class Cluster:
 
     def power_off(self, node: str) -> None:
         """As if its plug were pulled: every process on it is gone at once."""
+        self.server(node).unlink(missing_ok=True)
         os.kill(self._pids.pop(node), signal.SIGKILL)
         self._firsts.pop(node).wait(STOP_S)
 
@@ -192,6 +201,10 @@ class Cluster:
         self.on(LOGIN, "ip", "link", "del", f"v-{node}", check=False)
         self._plug_in(node)
         self.on(node, "slurmd", "-c")
+
+    def server(self, node: str) -> Path:
+        """Where the node's server of preloaded programs answers, if it has one."""
+        return self.base / "servers" / node
 
     def logs(self) -> str:
         """The ends of all daemons' logs."""

@@ -16,12 +16,34 @@ import pytest
 import yaml
 
 from fedhpc.transport import pki
-from tests.conftest import REPO, missing
+from tests.conftest import PRELOADED, REPO, make_stand_in, missing
 from tests.mpi.test_federated import SITES, make_shard
 from tests.slurm.cluster import Cluster, allowed, install, lacking, until
+from tests.support.preloaded import STAND_IN
 
 ROOT_ALLOWED = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 """What setup.sh puts into .venv/bin/activate."""
+
+
+SLOW_MODEL = """
+import time
+from torch import nn
+
+class Pause(nn.Module):
+    def __init__(self, pause_s):
+        super().__init__()
+        self.pause_s = pause_s
+
+    def forward(self, images):
+        if self.training:
+            time.sleep(self.pause_s)
+        return images
+
+def make(task, pause_s):
+    layers = nn.Conv2d(task.image_shape[0], 4, 4, stride=4), nn.ReLU(), nn.Flatten()
+    return nn.Sequential(Pause(pause_s), *layers, nn.Linear(task.image_shape[1] ** 2 // 4, len(task.classes)))
+"""
+"""Its steps take time and no work of the cores, so that a round is long enough for a signal and others can compute."""
 
 
 @dataclass
@@ -71,10 +93,12 @@ class Slurm:
     Attributes:
         cluster: for what only its keeper can do.
         folder: shared by all nodes, for the tests' files.
+        python: an interpreter whose imports have been done on each node.
     """
 
     cluster: Cluster
     folder: Path
+    python: Path
 
     def ask(self, *command: str | Path, check: bool = True, limit_s: float = 90) -> str:
         """One of SLURM's commands; what it prints."""
@@ -85,20 +109,29 @@ class Slurm:
 
     def run(self, *command: str | Path, limit_s: float = 90) -> subprocess.CompletedProcess[str]:
         """The same, whatever comes of it."""
-        env = {**os.environ, **ROOT_ALLOWED, **self.cluster.env()}
+        env = {**os.environ, **ROOT_ALLOWED, **self.cluster.env(), STAND_IN: str(self.python)}
         env["PATH"] = f"{self.cluster.base / 'bin'}:{Path(sys.executable).parent}:{env['PATH']}"
         words = [str(word) for word in command]
         return subprocess.run(words, cwd=REPO, env=env, capture_output=True, text=True, timeout=limit_s, check=False)
 
     def submit(
-        self, name: str, *options: str | Path, script: str | Path, arguments: tuple[str | Path, ...] = ()
+        self,
+        name: str,
+        *options: str | Path,
+        script: str | Path,
+        arguments: tuple[str | Path, ...] = (),
+        fresh: bool = False,
     ) -> Job:
         """`sbatch OPTIONS SCRIPT ARGUMENTS`, one task a node with one core, and an output file of its own.
 
         Args:
             script: a file of its own, or the name of one in slurm/.
+            fresh: it finds the interpreter of this checkout, and each rank does its own imports. Otherwise the
+                interpreter is what slurm/launch.sh knows as a container.
         """
         output = self.folder / f"{name}.out"
+        if not fresh:
+            options = (f"--export=ALL,container={self.python.with_name('container')}", *options)
         small = ("--cpus-per-task=1", "--mem-per-cpu=500M", "--ntasks-per-node=1", "--output", output)
         said = self.ask("sbatch", "--parsable", *small, *options, Path("slurm") / script, *arguments)
         return Job(said.strip(), output, self.ask)
@@ -130,9 +163,21 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def slurm(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Slurm:
+def slurm(cluster: Cluster, preloaded: list[str], tmp_path_factory: pytest.TempPathFactory) -> Slurm:
     """See `Slurm`."""
-    return Slurm(cluster, tmp_path_factory.mktemp("slurm"))
+    env = {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    for node in cluster.hospitals:
+        cluster.spawn(node, sys.executable, PRELOADED, "serve", cluster.server(node), env=env)
+    cluster.server(os.uname().nodename).symlink_to(preloaded[-1])
+    python = make_stand_in(cluster.base / "venv" / "bin", f"{cluster.base}/servers/$(uname -n)")
+    container = python.with_name("container")
+    container.write_text(f'#!/bin/sh\n# container python ARGUMENTS\nshift\nexec {python} "$@"\n', encoding="utf-8")
+    container.chmod(0o755)
+    if not until(lambda: all(cluster.server(node).exists() for node in cluster.hospitals), 120):
+        pytest.fail(
+            f"not every node has its server of preloaded programs: {list((cluster.base / 'servers').iterdir())}"
+        )
+    return Slurm(cluster, tmp_path_factory.mktemp("slurm"), python)
 
 
 @pytest.fixture(scope="session")
@@ -143,10 +188,12 @@ def cohort(slurm: Slurm) -> Path:
     pki.init(folder / "pki", SITES)
     for number, site in enumerate(SITES):
         make_shard(folder, site, 60 - 8 * number)
+    (folder / "slow.py").write_text(SLOW_MODEL, encoding="utf-8")
     tree = {
         "name": "tiny",
+        "model": {"build": "slow.py:make", "args": {"pause_s": 0.04}},
         "data": {"shards": str(folder / "{site}.h5"), "sites": [{"name": name, "weight": 20} for name in SITES]},
-        "training": {"rounds": 6, "local_epochs": 12, "batch_size": 16},
+        "training": {"rounds": 6, "local_epochs": 8, "batch_size": 16},
         "privacy": "off",
         "evaluation": {"bootstrap": 100},
         "runtime": {"threads": 1, "device": "cpu"},

@@ -35,7 +35,8 @@ def jobs(slurm: Slurm, cohort: Path) -> Iterator[dict[str, Job]]:
             words = (cohort, *arguments)
             if "--run-dir" not in arguments and name != "sweep":
                 words = (*words, "--run-dir", slurm.folder / name)
-            made[name] = stack.enter_context(cancelled(slurm.submit(name, *options, script=script, arguments=words)))
+            job = slurm.submit(name, *options, script=script, arguments=words, fresh=name == "unbroken")
+            made[name] = stack.enter_context(cancelled(job))
         yield made
 
 

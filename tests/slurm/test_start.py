@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ def scattered(slurm: Slurm, cohort: Path) -> tuple[str, ...]:
 def preflight(slurm: Slurm, cohort: Path, *options: str, ranks: int = 2, nodes: str = "hosp[1-2]") -> tuple[int, str]:
     """Exit status and all output of `srun ... run.py preflight`."""
     start = ("srun", "--quiet", "--mpi=pmix", f"--nodelist={nodes}", f"--ntasks={ranks}", "--gpus-per-task=1")
-    done = slurm.run(*start, sys.executable, "run.py", "preflight", cohort, *options)
+    done = slurm.run(*start, slurm.python, "run.py", "preflight", cohort, *options)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +26,7 @@ class Swept(NamedTuple):
 
 def sweep(slurm: Slurm, *words: str | Path) -> str:
     """`run.py sweep WORDS`, on the login node; what it prints."""
-    return slurm.ask(sys.executable, "run.py", "sweep", *words, limit_s=60)
+    return slurm.ask(slurm.python, "run.py", "sweep", *words, limit_s=60)
 
 
 def status(slurm: Slurm, directory: Path) -> dict[str, dict[str, Any]]:
@@ -71,12 +69,10 @@ def swept(slurm: Slurm, cohort: Path) -> Swept:
     # A space, since SLURM, the shell and submitit each read paths in their own way.
     folder = slurm.folder / "a sweep"
     (folder / "run" / "elements" / BROKEN / "sites" / "site4" / "egress.jsonl").mkdir(parents=True)
-    plain = {"privacy": "off"}
-    baselines = {"centralised": {"mode": "centralised", **plain}, "local": {"mode": "local", **plain}}
-    config = write_sweep(folder, cohort, baselines=baselines)
+    config = write_sweep(folder, cohort, baselines={"local": {"mode": "local", "privacy": "off"}})
     said = sweep(slurm, config, "--run-dir", folder / "run")
     assert "2 private runs on the same patients" in said
-    assert re.search(r"submitted 6 trial\(s\) as jobs (\d+)_0 to \1_5, and job \d+", said), said
+    assert re.search(r"submitted 5 trial\(s\) as jobs (\d+)_0 to \1_4, and job \d+", said), said
     report = last(folder / "run").report
     if not until(lambda: job_state(slurm, report) == "COMPLETED", 200, 0.5):
         pytest.fail(f"{sweep(slurm, 'status', folder / 'run')}\n{slurm.ask('squeue', '-t', 'all')}")
@@ -85,7 +81,7 @@ def swept(slurm: Slurm, cohort: Path) -> Swept:
 
 def test_one_trial_fails_at_one_rank_at_once_and_harms_no_other(swept: Swept) -> None:
     found = {name: line["state"] for name, line in swept.status.items()}
-    assert found == {f"swept-{n:03d}": "failed" if n == 1 else "finished" for n in range(6)}
+    assert found == {f"swept-{n:03d}": "failed" if n == 1 else "finished" for n in range(5)}
     assert swept.status[BROKEN]["message"].startswith("rank 1: ")
     outcome = json.loads((swept.directory / "elements" / BROKEN / "outcome.json").read_text(encoding="utf-8"))
     assert outcome["seconds"] < 60, "rank 0 did not wait for it"
@@ -104,15 +100,14 @@ def test_each_trial_was_an_mpi_run_on_two_nodes(swept: Swept, slurm: Slurm) -> N
 
 def test_a_trial_has_the_bits_of_the_run_that_train_makes_in_one_process(swept: Swept, slurm: Slurm) -> None:
     trial, alone = swept.directory / "elements" / "swept-003", slurm.folder / "alone"
-    command = [sys.executable, "run.py", "train", str(trial / "element.yaml"), "--run-dir", str(alone)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    slurm.ask(slurm.python, "run.py", "train", trial / "element.yaml", "--run-dir", alone)
     np.testing.assert_array_equal(params(trial, 2), params(alone, 2))
 
 
 def test_the_report_was_made_after_all_of_them(swept: Swept) -> None:
     facts = json.loads((swept.directory / "report.json").read_text(encoding="utf-8"))
-    assert facts["states"] == {"finished": 5, "failed": 1}
-    assert len([row for row in facts["rows"] if row["auc"] is not None]) == 5
+    assert facts["states"] == {"finished": 4, "failed": 1}
+    assert len([row for row in facts["rows"] if row["auc"] is not None]) == 4
     page = (swept.directory / "report.html").read_text(encoding="utf-8")
     assert "<svg" in page
     assert "rank 1: " in page
@@ -121,7 +116,7 @@ def test_the_report_was_made_after_all_of_them(swept: Swept) -> None:
 def test_resume_runs_what_failed_alone(swept: Swept, slurm: Slurm) -> None:
     (swept.directory / "elements" / BROKEN / "sites" / "site4" / "egress.jsonl").rmdir()
     said = sweep(slurm, "resume", swept.directory)
-    assert f"1 of 6 trials run again: {BROKEN}" in said
+    assert f"1 of 5 trials run again: {BROKEN}" in said
     submission = last(swept.directory)
     assert list(submission.jobs) == [BROKEN]
     assert "_" not in submission.jobs[BROKEN], "one job, no array"
@@ -129,7 +124,7 @@ def test_resume_runs_what_failed_alone(swept: Swept, slurm: Slurm) -> None:
         slurm, "status", swept.directory
     )
     assert set(states(slurm, swept.directory)) == {"finished"}
-    assert json.loads((swept.directory / "report.json").read_text(encoding="utf-8"))["states"] == {"finished": 6}
+    assert json.loads((swept.directory / "report.json").read_text(encoding="utf-8"))["states"] == {"finished": 5}
     assert sweep(slurm, "resume", swept.directory).splitlines()[-1] == "nothing to resume"
 
 
