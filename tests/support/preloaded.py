@@ -19,8 +19,8 @@ import sys
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGHUP)
 MOST_BYTES = 1 << 20
-STANDS_FOR = "for "
-"""What the name of a `start` begins with; the process id that it stands for follows."""
+STANDS_FOR = "for-"
+"""The beginning of the name of a `start`, before the process id that it stands for. SLURM misreads a space."""
 STAND_IN = "FEDHPC_TESTS_PYTHON"
 """What a forked process takes for `sys.executable`, so that the programs that it starts are forked as well."""
 
