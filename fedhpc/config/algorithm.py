@@ -14,10 +14,10 @@ class Algorithm(Section):
     """An algorithm by its `name`; a subclass narrows it to a literal and adds its parameters."""
 
     name: str
-    local_layers: Literal["none", "norm"] = Field(
+    local_layers: Literal["none", "norm", "input"] = Field(
         default="none",
         description="norm: each site trains its own scale and shift of every normalisation layer, and does not send "
-        "them; model.pt then holds their initial values",
+        "them; input: its own gain, gamma and low-pass of model.input_layer; model.pt then holds their initial values",
     )
 
 

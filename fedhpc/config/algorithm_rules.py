@@ -69,11 +69,16 @@ def _whole_federation_rules(config: "RunConfig") -> list[tuple[bool, str]]:
 
 def _local_layers_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     """(is broken, message) for each rule of parameters that stay at their sites."""
-    key, on = "algorithm.local_layers=norm", config.algorithm.local_layers != "none"
+    on = config.algorithm.local_layers != "none"
+    key = f"algorithm.local_layers={config.algorithm.local_layers}"
     return [
         (
             on and config.model.name == "frozen",
-            f"{key}: the head of model.name=frozen has no normalisation layer; remove it, or train a network",
+            f"{key}: the head of model.name=frozen has no such layer; remove it, or train a network",
+        ),
+        (
+            config.algorithm.local_layers == "input" and not config.model.input_layer,
+            f"{key}: there is no such layer; set model.input_layer=true",
         ),
         (
             on and config.training.average_last > 0,

@@ -66,6 +66,11 @@ class Model(Section):
         "training units, released with the noise of privacy.feature_mean_noise before the first round): for a "
         "reference that is not of the sites' own collection",
     )
+    input_layer: bool = Field(
+        default=False,
+        description="a layer in front of the network that is trained with it: gain, gamma, low-pass of each channel, "
+        "the same for all images, without effect at its start; not with name=frozen, whose features are computed once",
+    )
     init_from: str | None = Field(
         default=None, description="a finished run, or a model.pt, whose parameters are the initial ones (--init-from)"
     )

@@ -205,6 +205,11 @@ def _frozen_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             "set both or none (`run.py prepare images --reference N` sets images aside)",
         ),
         (
+            frozen and config.model.input_layer,
+            "model.input_layer: has nothing to learn from with model.name=frozen, whose features are computed once, "
+            "before training; remove it or train a network",
+        ),
+        (
             frozen and config.training.random_flip,
             "training.random_flip: the features of model.name=frozen are computed once; remove it or train a network",
         ),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedhpc.errors import InputError
-from fedhpc.models.densenet import DenseNet
+from fedhpc.models.densenet import SMALL, DenseNet
 from fedhpc.models.views import cropped, standardised
 
 EFFICIENTNET, PHANTOM, BOTH, CROPPED = NAMES = (
@@ -40,6 +40,9 @@ class Backbone(nn.Module):
         cropped: whether an image is also seen cut to what it shows.
     """
 
+    dims = 2
+    """Of the images: 2 of slices."""
+
     def __init__(
         self,
         network: nn.Module,
@@ -58,10 +61,10 @@ class Backbone(nn.Module):
         """The features of the images, each by itself."""
         if self.image_size is not None:
             images = resized_colour(images, self.image_size)
-        views = [images, images.flip(3), images.flip(2)]
+        views = [images, images.flip(-1), images.flip(-2)]
         if self.cropped:
             near = cropped(images)
-            views += [near, near.flip(3)]
+            views += [near, near.flip(-1)]
         features: Tensor = torch.stack([self.network(view) for view in views]).mean(dim=0)
         return features
 
@@ -76,6 +79,12 @@ class Backbone(nn.Module):
         for value in self.network.state_dict().values():
             sha.update(value.cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()[:16]
+
+
+class VolumeBackbone(Backbone):
+    """Of a network of 3-D patches: harmonised [b, C, D, H, W] -> features f32[b, dim]."""
+
+    dims = 3
 
 
 class StageStatistics(nn.Module):
@@ -197,7 +206,7 @@ def _twice(channels: Iterable[int]) -> list[int]:
 
 def phantom_network(outputs: int) -> nn.Module:
     """The network of the backbone `phantom`, untrained: grey images [b, 1, H, W] -> f32[b, outputs]."""
-    return DenseNet(1, outputs, init_features=16, growth_rate=8, block_config=(2, 4, 4))
+    return DenseNet(1, outputs, SMALL)
 
 
 def _phantom() -> Backbone:

@@ -5,14 +5,19 @@ from torch import nn
 
 from fedhpc.config.model import Model
 from fedhpc.config.schema import RunConfig
+from fedhpc.errors import InputError
 from fedhpc.models.backbones import Backbone
-from fedhpc.models.densenet import DenseNet
+from fedhpc.models.densenet import DENSENET_121, SMALL, DenseNet
+from fedhpc.models.input_layer import with_input_layer
 from fedhpc.models.monai_networks import monai_network
 from fedhpc.models.own import own_network
 from fedhpc.models.resnet import resnet18, resnet50
 from fedhpc.models.task import Task
 from fedhpc.models.whitening import Centring, Whitening
 from fedhpc.util.rng import seed_of
+
+LEAST_PIXELS = {"densenet_small": 13, "densenet121": 29, "resnet18": 1, "resnet50": 1}
+"""A side of the smallest image that is not halved to nothing."""
 
 
 def build_model(config: RunConfig, task: Task, backbone: Backbone | None = None) -> nn.Module:
@@ -29,21 +34,44 @@ def build_model(config: RunConfig, task: Task, backbone: Backbone | None = None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(config.seed, "initial weights"))
         if backbone is not None:
+            _check_dims(backbone, config.model, task)
             return _head(backbone, config.model, len(task.classes))
-        if config.model.build is not None:
-            return own_network(config.model, task)
-        if config.model.monai is not None:
-            return monai_network(config.model.monai, task, config.model.args)
-        return _network(str(config.model.name), task)
+        network = _whole_network(config.model, task)
+    return with_input_layer(network, task.image_shape[0]) if config.model.input_layer else network
+
+
+def _check_dims(backbone: Backbone, model: Model, task: Task) -> None:
+    """Refuse a backbone of slices for 3-D patches, and the other way round."""
+    if backbone.dims != task.dims:
+        raise InputError(
+            f"model.backbone={model.backbone}: takes images of {backbone.dims} dimensions; the shards hold images of "
+            f"{task.dims} ({' x '.join(map(str, task.image_shape[1:]))}). Train a network, as "
+            "model.name=densenet_small, or prepare shards of slices",
+            code="model.backbone",
+        )
+
+
+def _whole_network(model: Model, task: Task) -> nn.Module:
+    if model.build is not None:
+        return own_network(model, task)
+    if model.monai is not None:
+        return monai_network(model.monai, task, model.args)
+    return _network(str(model.name), task)
 
 
 def _network(name: str, task: Task) -> nn.Module:
-    channels, classes = task.image_shape[0], len(task.classes)
+    channels, classes, dims = task.image_shape[0], len(task.classes), task.dims
+    if min(task.image_shape[1:]) < LEAST_PIXELS[name]:
+        raise InputError(
+            f"model.name={name}: needs images of {LEAST_PIXELS[name]} pixels a side or more; the shards hold "
+            f"{' x '.join(map(str, task.image_shape[1:]))}. Prepare larger ones, or take another network",
+            code="model.output",
+        )
     if name == "densenet_small":
-        return DenseNet(channels, classes, init_features=16, growth_rate=8, block_config=(2, 4, 4))
+        return DenseNet(channels, classes, SMALL, dims)
     if name == "densenet121":
-        return DenseNet(channels, classes)
-    return {"resnet18": resnet18, "resnet50": resnet50}[name](channels, classes)
+        return DenseNet(channels, classes, DENSENET_121, dims)
+    return {"resnet18": resnet18, "resnet50": resnet50}[name](channels, classes, dims)
 
 
 def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:

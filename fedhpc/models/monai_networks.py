@@ -92,16 +92,16 @@ def _initialisers(factory: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
 
 def _of_task(known: set[str], task: Task) -> dict[str, Any]:
     """What the task says, of the arguments that a network knows; and no weights from elsewhere."""
-    channels, height, width = task.image_shape
+    channels, *size = task.image_shape
     classes = len(task.classes)
     values = {
-        "spatial_dims": 2,
+        "spatial_dims": task.dims,
         "in_channels": channels,
         "n_input_channels": channels,
         "out_channels": classes,
         "num_classes": classes,
-        "img_size": (height, width),
-        "in_shape": (channels, height, width),
+        "img_size": tuple(size),
+        "in_shape": task.image_shape,
         "classes": classes,
         "pretrained": False,
     }

@@ -43,7 +43,7 @@ class Probe:
                 shape = tuple(images.shape)
                 raise self.refused(
                     f"fails on images of shape {shape}: {type(error).__name__}: {first_line(error)}. The task has "
-                    f"{shape[1]} channel(s) of {shape[2]} x {shape[3]} pixels: make the network take them "
+                    f"{shape[1]} channel(s) of {' x '.join(map(str, shape[2:]))} pixels: make the network take them "
                     "(task.image_shape), and any number of them",
                     "model.output",
                 ) from None
@@ -90,10 +90,11 @@ def _harmonised(generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
 
     Their extremes lie from 2 to above 10, so that a decision by the largest pixel of a batch shows.
     """
-    powers = (4.0 ** torch.arange(IMAGES)).view(-1, 1, 1, 1)
+    powers = (4.0 ** torch.arange(IMAGES)).view(-1, *[1] * len(shape))
     images = torch.rand((IMAGES, *shape), generator=generator) ** powers
-    centred = images - images.mean(dim=(2, 3), keepdim=True)
-    return centred / centred.square().mean(dim=(2, 3), keepdim=True).sqrt().clamp_min(1e-6)
+    pixels = tuple(range(2, images.ndim))
+    centred = images - images.mean(dim=pixels, keepdim=True)
+    return centred / centred.square().mean(dim=pixels, keepdim=True).sqrt().clamp_min(1e-6)
 
 
 def gradient_of(probe: Probe, images: Tensor) -> Tensor:

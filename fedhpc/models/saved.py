@@ -17,7 +17,7 @@ from fedhpc.config.model import Model
 from fedhpc.config.model_source import COPY, place_of
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
-from fedhpc.models.backbones import NAMES, Backbone, public_backbone
+from fedhpc.models.backbones import NAMES, Backbone, VolumeBackbone, public_backbone
 from fedhpc.models.build import build_model, replace_module
 from fedhpc.models.own_features import OwnFeatures
 from fedhpc.models.task import Task
@@ -201,7 +201,9 @@ def load_backbone(source: str) -> Backbone:
             code="model.backbone",
         )
     saved = load_model(Path(source))
-    name = "fc" if hasattr(saved.network, "fc") else "class_layers.out"
+    whole, inside = (saved.network.get_submodule("network"), "network.") if model.input_layer else (saved.network, "")
+    name = inside + ("fc" if hasattr(whole, "fc") else "class_layers.out")
     dim = int(saved.network.get_submodule(name).in_features)  # type: ignore[arg-type]
     replace_module(saved.network, name, nn.Identity())
-    return Backbone(saved.network, dim, image_size=None)
+    kind = Backbone if saved.task.dims == 2 else VolumeBackbone
+    return kind(saved.network, dim, image_size=None)

@@ -11,13 +11,22 @@ class Task:
 
     Attributes:
         classes: the names of the classes; a network gives one logit for each.
-        image_shape: (channels, height, width).
+        image_shape: (channels, height, width) of slices, (channels, depth, height, width) of 3-D patches.
         kind: `multiclass`: an image is of one class; `multilabel`: each class is a finding, there or not.
     """
 
     classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     kind: TaskKind = "multiclass"
+
+    @property
+    def dims(self) -> int:
+        """2 of slices, 3 of patches.
+
+        >>> Task(("no", "yes"), (1, 8, 16, 16)).dims
+        3
+        """
+        return len(self.image_shape) - 1
 
     @property
     def measured(self) -> tuple[str, ...]:

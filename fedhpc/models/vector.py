@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fedhpc.compression.top_k import Layer
+from fedhpc.models.input_layer import InputLayer
 from fedhpc.util.arrays import F32, I64
 
 
@@ -19,13 +20,16 @@ def layers_of(model: nn.Module) -> tuple[Layer, ...]:
 
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+LOCAL_LAYERS: dict[str, tuple[type[nn.Module], ...]] = {"none": (), "norm": NORMS, "input": (InputLayer,)}
+"""What each value of `algorithm.local_layers` keeps at the sites."""
 
 
-def norm_entries(model: nn.Module) -> I64:
-    """Return the indices of the scales and shifts of all normalisation layers in the vector, ascending."""
-    scaling = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters()}
+def local_entries(model: nn.Module, layers: str) -> I64:
+    """Return the indices in the vector of the parameters that a value of `algorithm.local_layers` means, ascending."""
+    kinds = LOCAL_LAYERS[layers]
+    local = {id(p) for module in model.modules() if isinstance(module, kinds) for p in module.parameters(recurse=False)}
     trained = [p for p in model.parameters() if p.requires_grad]
-    return np.flatnonzero(np.concatenate([np.full(p.numel(), id(p) in scaling) for p in trained]))
+    return np.flatnonzero(np.concatenate([np.full(p.numel(), id(p) in local) for p in trained]))
 
 
 def to_vector(model: nn.Module) -> F32:

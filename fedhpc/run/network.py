@@ -16,7 +16,7 @@ from fedhpc.models.device import Device
 from fedhpc.models.monai_networks import norm_argument
 from fedhpc.models.probe import Probe, backward_problem, probe_of
 from fedhpc.models.task import Task
-from fedhpc.models.vector import norm_entries
+from fedhpc.models.vector import local_entries
 from fedhpc.site.per_example.oracle import Sums, check_unit_gradients
 from fedhpc.site.training.secure_contribution import mean_by_unit, per_image_gradients
 from fedhpc.transport.base import Transport
@@ -102,9 +102,10 @@ def check_local_layers(config: RunConfig, network: nn.Module) -> None:
     Raises:
         InputError: it has none.
     """
-    if config.algorithm.local_layers != "none" and not norm_entries(network).size:
+    wanted = config.algorithm.local_layers
+    if wanted != "none" and not local_entries(network, wanted).size:
         raise InputError(
-            f"algorithm.local_layers={config.algorithm.local_layers}, {config.model.key}: the network has no "
+            f"algorithm.local_layers={wanted}, {config.model.key}: the network has no "
             "normalisation layer with a trained scale or shift. Set local_layers to none",
             code="config",
         )

@@ -19,7 +19,7 @@ from fedhpc.algorithms.run_state import RunState
 from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.config.schema import RunConfig
-from fedhpc.models.vector import layers_of, norm_entries, parameter_count
+from fedhpc.models.vector import layers_of, local_entries, parameter_count
 from fedhpc.run.session import Session
 from fedhpc.run.stored_updates import UpdateStore
 from fedhpc.secagg.masks import SumTerms
@@ -89,7 +89,7 @@ def local_layers(config: RunConfig, model: nn.Module) -> LocalLayers:
     """Return which entries of the parameters stay at each site."""
     if config.algorithm.local_layers == "none":
         return LocalLayers()
-    return LocalLayers(norm_entries(model))
+    return LocalLayers(local_entries(model, config.algorithm.local_layers))
 
 
 def secure_mean(session: Session) -> SecureMean | None:

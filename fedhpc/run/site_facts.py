@@ -17,7 +17,7 @@ class SiteFacts(TypedDict):
 
     site: Name
     classes: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=2, max_length=1000)]
-    image_shape: Annotated[list[Annotated[int, Field(ge=1, le=2**20)]], Field(min_length=3, max_length=3)]
+    image_shape: Annotated[list[Annotated[int, Field(ge=1, le=2**20)]], Field(min_length=3, max_length=4)]
     weight: Annotated[int, Field(ge=0, le=2**48)]
     rank: Count
     host: Name

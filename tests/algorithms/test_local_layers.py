@@ -17,8 +17,9 @@ from fedhpc.algorithms.run_state import RESIDUAL, RunState
 from fedhpc.compression.codec import decode
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.models.build import build_model
+from fedhpc.models.input_layer import with_input_layer
 from fedhpc.models.saved import load_model
-from fedhpc.models.vector import layers_of, norm_entries, to_vector
+from fedhpc.models.vector import layers_of, local_entries, to_vector
 from fedhpc.site.context import SiteContext
 from fedhpc.site.data.samples import ImageSamples
 from fedhpc.site.data.shard import Shard
@@ -61,8 +62,9 @@ def test_no_local_layers_change_nothing() -> None:
 
 def test_norm_entries_are_scales_and_shifts() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.GroupNorm(2, 4), torch.nn.Linear(4, 3))
-    assert norm_entries(model).tolist() == list(range(12, 20))
-    assert norm_entries(torch.nn.Linear(2, 2)).size == 0
+    assert local_entries(model, "norm").tolist() == list(range(12, 20))
+    assert local_entries(torch.nn.Linear(2, 2), "norm").size == 0
+    assert local_entries(with_input_layer(model, 2), "input").tolist() == list(range(6))
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, run_here: Any) -> Path:
         "name": "local_layers",
         "data": {"shards": f"{folder}/{{site}}.h5", "sites": [{"name": name} for name in SITES]},
         "privacy": "off",
+        "model": {"input_layer": True},
         "algorithm": {"name": "scaffold", "local_layers": "norm"},
         "training": {"rounds": 2, "local_epochs": 1, "batch_size": 16},
         "evaluation": {"bootstrap": 100},
@@ -100,7 +103,7 @@ def test_each_site_has_its_own_values(runs: Path) -> None:
     saved = load_model(runs / "straight" / "model.pt")
     torch.manual_seed(saved.config.seed)
     fresh = build_model(saved.config, saved.task)
-    entries = norm_entries(saved.network)
+    entries = local_entries(saved.network, "norm")
     assert own[0].size == entries.size > 0
     # Scales of 1 and shifts of 0, as they were built; all other parameters have moved.
     np.testing.assert_array_equal(to_vector(saved.network)[entries], to_vector(fresh)[entries])
@@ -122,7 +125,7 @@ def test_site_is_measured_with_its_own_values(tmp_path: Path) -> None:
     """Own scales of 0 make every score the same; the global model's own do not."""
     norm = torch.nn.GroupNorm(1, 4)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 32, 4), norm, torch.nn.Linear(4, 2))
-    params, local = to_vector(model), LocalLayers(norm_entries(model))
+    params, local = to_vector(model), LocalLayers(local_entries(model, "norm"))
     with Shard.open(shard_file(tmp_path), "a") as shard:
         place = SiteContext(config(), model, BENCH, None, lambda *_: None)
         site = Hospital("a", 0, 1, ImageSamples(shard), place)

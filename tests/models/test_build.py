@@ -14,7 +14,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models import resnet
 from fedhpc.models.build import build_model, replace_module
-from fedhpc.models.densenet import GROUPS, DenseNet
+from fedhpc.models.densenet import DENSENET_121, GROUPS, SMALL, DenseNet, Size
 from fedhpc.models.device import device_name
 from fedhpc.models.saved import load_backbone, load_model, save_model
 from fedhpc.models.task import Task
@@ -51,6 +51,20 @@ def test_initial_weights_are_a_function_of_the_seed_alone() -> None:
     assert (first != to_vector(build_model(config("densenet_small", seed=1), TASK))).any()
 
 
+def test_input_layer_starts_as_identity() -> None:
+    """The network behind it has the weights that it has without, and gives the same bits, of slices and volumes."""
+    for shape in ((2, 64, 64), (1, 16, 32, 32)):
+        task = Task(("benign", "malignant"), shape)
+        plain = build_model(config("densenet_small"), task)
+        model = build_model(config("densenet_small").replace({"model.input_layer": True}), task)
+        assert parameter_count(model) == parameter_count(plain) + 3 * shape[0]
+        images = torch.randn(2, *shape)
+        assert torch.equal(model(images), plain(images))
+        torch.nn.init.constant_(model.get_parameter("input_layer.low_pass"), 9.0)
+        blurred = model.get_submodule("input_layer")(images)
+        assert blurred.std() < 0.6 * images.std() and torch.allclose(blurred.mean(), images.mean(), atol=0.02)
+
+
 def test_vector_round_trip() -> None:
     model = build_model(config("densenet_small"), TASK)
     vector = np.random.default_rng(0).normal(size=parameter_count(model)).astype(np.float32)
@@ -71,10 +85,11 @@ def test_layers_make_up_the_vector_in_their_order(name: str) -> None:
     assert start == vector.size
 
 
-def saved(tmp_path: Path) -> Path:
-    model = build_model(config("densenet_small", seed=5), TASK)
+def saved(tmp_path: Path, *, input_layer: bool = False) -> Path:
+    chosen = config("densenet_small", seed=5).replace({"model.input_layer": input_layer})
+    model = build_model(chosen, TASK)
     facts = {
-        "config": config("densenet_small").model_dump(mode="json"),
+        "config": chosen.model_dump(mode="json"),
         "classes": TASK.classes,
         "image_shape": TASK.image_shape,
         "f1_thresholds": [7],
@@ -91,8 +106,9 @@ def test_saved_model_gives_the_same_output(tmp_path: Path) -> None:
     assert (loaded.task, loaded.f1_thresholds) == (TASK, (7,))
 
 
-def test_a_trained_model_serves_as_backbone(tmp_path: Path) -> None:
-    backbone = load_backbone(str(saved(tmp_path)))
+@pytest.mark.parametrize("input_layer", [False, True])
+def test_a_trained_model_serves_as_backbone(tmp_path: Path, input_layer: bool) -> None:
+    backbone = load_backbone(str(saved(tmp_path, input_layer=input_layer)))
     features = backbone(torch.randn(2, 1, 64, 64))
     assert features.shape == (2, backbone.dim)
     assert not any(p.requires_grad for p in backbone.parameters())
@@ -105,6 +121,18 @@ def test_not_a_model(tmp_path: Path, content: bytes) -> None:
         load_model(tmp_path / "model.pt")
 
 
+def test_dimensions_and_sizes_that_do_not_fit_are_refused() -> None:
+    """One message that names the key: a backbone of slices for patches, and patches that are halved to nothing."""
+    volumes = Task(("no", "yes"), (1, 16, 16, 16))
+    frozen = config("densenet_small").replace({"model": {"name": "frozen", "backbone": "phantom"}})
+    with pytest.raises(InputError, match=r"model\.backbone=phantom: takes images of 2 dimensions"):
+        build_model(frozen, volumes, load_backbone("phantom"))
+    with pytest.raises(InputError, match=r"model\.name=densenet_small: needs images of 13 pixels"):
+        build_model(config("densenet_small"), Task(("no", "yes"), (1, 12, 64, 64)))
+    model = build_model(config("densenet_small"), Task(("no", "yes"), (1, 13, 13, 13)))
+    assert model(torch.randn(1, 1, 13, 13, 13)).shape == (1, 2)
+
+
 def test_unknown_backbone() -> None:
     with pytest.raises(InputError, match="allowed: efficientnet_lite0"):
         load_backbone("resnet9000")
@@ -115,39 +143,36 @@ def test_gpu_is_demanded_and_not_there() -> None:
         device_name("cuda", 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("init_features", "growth_rate", "block_config"), [(16, 8, (2, 4, 4)), (64, 32, (6, 12, 24, 16))]
-)
-def test_densenet_equals_monai_bitwise(init_features: int, growth_rate: int, block_config: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("size", "dims"), [(SMALL, 2), (SMALL, 3), (DENSENET_121, 2)], ids=str)
+def test_densenet_equals_monai_bitwise(size: Size, dims: int) -> None:
     """Names, initial weights and outputs: a run's results do not depend on which of the two is loaded."""
     from monai.networks.nets.densenet import DenseNet as MonaiDenseNet
 
-    size = {"init_features": init_features, "growth_rate": growth_rate, "block_config": block_config}
     norm, act = ("group", {"num_groups": GROUPS}), ("relu", {"inplace": False})
     torch.manual_seed(3)
-    ours = DenseNet(1, 2, **size)  # type: ignore[arg-type]
+    ours = DenseNet(1, 2, size, dims)
     torch.manual_seed(3)
-    theirs = MonaiDenseNet(spatial_dims=2, in_channels=1, out_channels=2, norm=norm, act=act, **size)
+    theirs = MonaiDenseNet(dims, 1, 2, *size, act=act, norm=norm)
     assert str(ours) == str(theirs), "the digest of a backbone covers its text"
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert all(torch.equal(one, two) for one, two in zip(ours.parameters(), theirs.parameters(), strict=True))
-    images = torch.randn(2, 1, 64, 64)
+    images = torch.randn(2, 1, *[32] * dims)
     assert torch.equal(ours(images), theirs(images))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_resnet_equals_monai_bitwise(name: str) -> None:
+@pytest.mark.parametrize(("name", "dims"), [("resnet18", 2), ("resnet18", 3), ("resnet50", 2)])
+def test_resnet_equals_monai_bitwise(name: str, dims: int) -> None:
     """MONAI's, whose norms are replaced: names, text, initial weights, outputs and gradients."""
     from monai.networks.nets import resnet as monai_resnet
 
     torch.manual_seed(3)
-    ours = getattr(resnet, name)(1, 2)
+    ours = getattr(resnet, name)(1, 2, dims)
     torch.manual_seed(3)
-    theirs = with_group_norms(getattr(monai_resnet, name)(spatial_dims=2, n_input_channels=1, num_classes=2))
+    theirs = with_group_norms(getattr(monai_resnet, name)(spatial_dims=dims, n_input_channels=1, num_classes=2))
     assert str(ours) == str(theirs), "the digest of a backbone covers its text"
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert all(torch.equal(one, two) for one, two in zip(ours.parameters(), theirs.parameters(), strict=True))
-    images = torch.randn(2, 1, 32, 32)
+    images = torch.randn(2, 1, *[16] * dims)
     for model in (ours, theirs):
         model(images).square().sum().backward()
     assert torch.equal(ours(images), theirs(images))
@@ -157,7 +182,7 @@ def test_resnet_equals_monai_bitwise(name: str) -> None:
 def with_group_norms(network: nn.Module) -> nn.Module:
     """Group norms in the place of batch norms, and no activation in place."""
     for name, module in list(network.named_modules()):
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             norm = nn.GroupNorm(GROUPS, module.num_features)
             ends = name.endswith(("bn2", "bn3"))
             replace_module(network, name, nn.Sequential(norm, resnet.Copy()) if ends else norm)

@@ -80,7 +80,7 @@ def _stored(image: F64, dtype: np.dtype[Any]) -> Images:
 
 
 def inverted_contrast(image: F64, strength: float, rng: np.random.Generator) -> F64:
-    """Dark is bright. Images are [C, H, W] on a scale from 0 to 1, as in all cases."""
+    """Dark is bright. Images are [C, H, W] or [C, D, H, W] on a scale from 0 to 1, as in all cases."""
     return 1 - image
 
 
@@ -102,10 +102,10 @@ def constant_images(image: F64, strength: float, rng: np.random.Generator) -> F6
 def kspace_spikes(image: F64, strength: float, rng: np.random.Generator) -> F64:
     """Spikes in k-space, at random places outside its center: stripes over the whole image."""
     space = np.fft.fft2(image)
-    height, width = image.shape[1:]
+    height, width = image.shape[-2:]
     for _ in range(SPIKES):
         row, column = int(rng.integers(1, height)), int(rng.integers(1, width))
-        space[:, row, column] += strength * np.abs(space).max(axis=(1, 2)) / SPIKES
+        space[..., row, column] += strength * np.abs(space).max(axis=(-2, -1)) / SPIKES
     return np.asarray(np.fft.ifft2(space).real)
 
 

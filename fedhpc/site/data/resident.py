@@ -25,7 +25,7 @@ SHARE = 4
 
 @dataclass(frozen=True)
 class _Scaled:
-    """What turns stored pixels into inputs: location and scale f32[n, C, 1, 1] (private)."""
+    """What turns stored pixels into inputs: location and scale f32[n, C, 1, ...] (private)."""
 
     location: Tensor
     scale: Tensor

@@ -3,6 +3,7 @@
 | dataset     | dtype                    | shape        | meaning                                        |
 |-------------|--------------------------|--------------|------------------------------------------------|
 | `/images`   | uint8, uint16 or float32 | [n, C, H, W] | one HDF5 chunk an image, no compression        |
+|             |                          | [n, C, D, H, W] | the same of 3-D patches                     |
 | `/labels`   | int64                    | [n]          | index into the attribute `classes`             |
 |             | or uint8, int64          | [n, K]       | of K classes: 1 for each finding that is there |
 | `/patient`  | S16                      | [n]          | pseudonym, never a name                        |
@@ -41,7 +42,8 @@ class Shard:
 
     Attributes (private unless said otherwise):
         site: the hospital's name (public). classes: the label names in order (public).
-        image_shape: (C, H, W) (public). pixel_range: the two ends of the pixel scale (public). n: number of images.
+        image_shape: (C, H, W), or (C, D, H, W) of 3-D patches (public). n: number of images.
+        pixel_range: the two ends of the pixel scale (public).
         digest: sha256 hex over site, classes, pixel_range, the columns and every image.
         labels: int64[n]; of several findings int64[n, K] of 0 and 1. kind: "multiclass" or "multilabel" (public).
         patient: S16[n]. split: uint8[n]. modality: S2[n].
@@ -58,7 +60,7 @@ class Shard:
         self._loaded = scan.loaded
         self.dtype: np.dtype[Any] = self._dataset.dtype
         self.n: int = self._dataset.shape[0]
-        self.image_shape: tuple[int, int, int] = self._dataset.shape[1:]
+        self.image_shape: tuple[int, ...] = self._dataset.shape[1:]
         self.labels: I64 = columns["labels"].astype(np.int64)
         self.kind: TaskKind = "multiclass" if self.labels.ndim == 1 else "multilabel"
         self.patient, self.split = columns["patient"], columns["split"]
@@ -115,7 +117,7 @@ class Shard:
         return int(self._left_out.sum())
 
     def read(self, rows: npt.ArrayLike) -> Images:
-        """The images of `rows` (int[k], may repeat, may be empty) in that order, private: [k, C, H, W], stored dtype.
+        """The images of `rows` (int[k], may repeat, may be empty) in that order, as stored: [k, *shape] (private).
 
         Streaming, it touches only the chunks of these rows, in file order, and compares each with the sha256 that the
         scan at opening took: HDF5 reads zeros where a file was cut meanwhile.

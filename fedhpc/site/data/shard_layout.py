@@ -152,8 +152,8 @@ def _image_layout(images: h5py.Dataset) -> list[str]:
     problems = []
     if images.dtype not in IMAGE_DTYPES:
         problems.append(f"/images has dtype {images.dtype}; allowed: {', '.join(map(str, IMAGE_DTYPES))}")
-    if images.shape is None or len(images.shape) != 4 or 0 in images.shape:
-        problems.append(f"/images has shape {images.shape}; allowed: [n, C, H, W], none of them 0")
+    if images.shape is None or len(images.shape) not in (4, 5) or 0 in images.shape:
+        problems.append(f"/images has shape {images.shape}; allowed: [n, C, H, W] or [n, C, D, H, W], none of them 0")
     elif images.chunks != (1, *images.shape[1:]) or images.id.get_create_plist().get_nfilters():
         problems.append(f"/images has chunks {images.chunks}; allowed: one uncompressed chunk an image")
     elif images.id.get_num_chunks() != images.shape[0]:

@@ -26,9 +26,10 @@ class Scan:
 def read_chunks(dataset: h5py.Dataset, rows: I64) -> Images:
     # One image is one raw chunk: reading it whole skips HDF5's selection machinery, some 10 times cheaper an image.
     images = np.empty((len(rows), *dataset.shape[1:]), dataset.dtype)
+    first = (0,) * (len(dataset.shape) - 1)
     raw = images.reshape(len(rows), -1).view(np.uint8) if len(rows) else images
     for position in np.argsort(rows, kind="stable"):
-        dataset.id.read_direct_chunk((int(rows[position]), 0, 0, 0), out=raw[position])
+        dataset.id.read_direct_chunk((int(rows[position]), *first), out=raw[position])
     return images
 
 

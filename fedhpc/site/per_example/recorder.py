@@ -2,8 +2,9 @@
 
 "Book-keeping" (Bu et al. 2023, "Differentially private optimization on large model at small cost", section 3): layers
 run as ever but with their parameters detached, so that autograd computes no summed weight gradient only to throw it
-away; a hook on each layer's output takes the gradient there as the backward pass goes by. Conv2d, Linear and GroupNorm
-have rules here. Any other layer goes by Opacus's functorch sampler: it is slower, and differentiates the layer itself.
+away; a hook on each layer's output takes the gradient there as the backward pass goes by. Conv2d, Linear, GroupNorm
+and `InputLayer` have rules here. Any other layer goes by Opacus's functorch sampler: it is slower, and differentiates
+the layer itself.
 """
 
 from collections import Counter
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedhpc.errors import PrivacyError
+from fedhpc.models.input_layer import InputLayer, transformed
 from fedhpc.site.per_example.kernels import (
     GradKernel,
     Layer,
@@ -212,6 +214,8 @@ class Recorder:
     def _rule(self, module: nn.Module) -> Rule:
         if type(module) is nn.GroupNorm:
             return self._group_norm
+        if type(module) is InputLayer:
+            return self._input_layer
         return self._matrix_product if handles(module) else self._other
 
     def _forward(self, rule: Rule, layer: nn.Module, own: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -240,6 +244,13 @@ class Recorder:
         out = torch.group_norm(joined, n * layer.num_groups, leaves[0], leaves[1], layer.eps)
         tape.affine += [(p, leaf) for p, leaf in zip(parameters, leaves, strict=True) if p.requires_grad]
         return out.reshape(x.shape)
+
+    def _input_layer(self, tape: ForwardRecord, layer: InputLayer, x: Tensor) -> Tensor:
+        """With parameters for each image, which autograd gives the gradients of."""
+        parameters = (layer.log_gain, layer.log_gamma, layer.low_pass)
+        leaves = [p.detach().repeat(len(x), 1).requires_grad_(p.requires_grad) for p in parameters]
+        tape.affine += [(p, leaf) for p, leaf in zip(parameters, leaves, strict=True) if p.requires_grad]
+        return transformed(x, *leaves)
 
     def _matrix_product(self, tape: ForwardRecord, layer: Layer, x: Tensor) -> Tensor:
         weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
@@ -304,7 +315,7 @@ def _own_trained(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _opacus_refusals(module: nn.Module) -> list[str]:
-    if handles(module) or type(module) is nn.GroupNorm:
+    if handles(module) or type(module) in (nn.GroupNorm, InputLayer):
         # Opacus objects to none of them, and takes as long to import as PyTorch.
         return []
     from opacus.validators import ModuleValidator

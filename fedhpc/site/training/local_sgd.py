@@ -92,14 +92,14 @@ def make_optimizer(model: nn.Module, training: Training, round: int) -> Optimize
 
 
 def mirrored(images: torch.Tensor, uniform: NDArray[np.float64]) -> torch.Tensor:
-    """Each image [b, C, H, W] turned left to right with chance 1/2, by itself: the unit of privacy is not touched.
+    """Each image [b, C, ..., W] turned left to right with chance 1/2, by itself: the unit of privacy is not touched.
 
     Args:
         images: private.
         uniform: [b], uniform in [0, 1).
     """
     turned = torch.from_numpy(uniform < 0.5).to(images.device)
-    return torch.where(turned[:, None, None, None], images.flip(3), images)
+    return torch.where(turned.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images)
 
 
 @dataclass(frozen=True)

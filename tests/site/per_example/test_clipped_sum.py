@@ -13,6 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from fedhpc.bench.dp import Place, network
 from fedhpc.errors import PrivacyError
+from fedhpc.models.input_layer import with_input_layer
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum, squared_norms
 from fedhpc.site.per_example.linear_head import LinearHead
 from fedhpc.site.per_example.unit_order import UnitOrder
@@ -96,6 +97,14 @@ class Scaled(nn.Module):
         return self.linear(x * self.scale) * self.scale
 
 
+def behind_input_layer(network: nn.Module, channels: int) -> nn.Module:
+    """With an input layer that has learned something."""
+    model = with_input_layer(network, channels)
+    for p in model.get_submodule("input_layer").parameters():
+        nn.init.normal_(p, std=0.5)
+    return model
+
+
 OTHERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "shared": (Twice, (1, 6, 6)),
     "own parameter": (lambda: nn.Sequential(Scaled(), nn.Tanh(), nn.Linear(6, 2)), (6,)),
@@ -116,6 +125,25 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
             nn.Conv2d(1, 8, 3, bias=False), nn.ReLU(inplace=True), nn.GroupNorm(2, 8), nn.Flatten(), nn.Linear(72, 2)
         ),
         (1, 5, 5),
+    ),
+    "input layer": (
+        lambda: behind_input_layer(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(27, 2)), 2),
+        (2, 5, 5),
+    ),
+    "volumes": (
+        lambda: behind_input_layer(
+            nn.Sequential(
+                nn.Conv3d(1, 4, 3, 2, 1),
+                nn.GroupNorm(2, 4),
+                nn.Conv3d(4, 8, 1),
+                nn.Tanh(),
+                nn.Conv3d(8, 2, (1, 2, 3), padding=(0, 1, 1), dilation=(1, 2, 1)),
+                nn.Flatten(),
+                nn.Linear(36, 2),
+            ),
+            1,
+        ),
+        (1, 4, 6, 5),
     ),
     "pointwise": (
         lambda: nn.Sequential(nn.Conv2d(1, 3, 1), nn.Tanh(), nn.Conv2d(3, 2, 1, 2), nn.Flatten(), nn.Linear(18, 2)),

@@ -29,11 +29,11 @@ def harmonise(images: NDArray[np.generic], chain: Chain = DEFAULT) -> Tensor:
     """Return images after each step of a chain; each channel of each image by itself.
 
     Args:
-        images: [b, C, H, W] of a shard's dtype (private).
+        images: [b, C, H, W], or [b, C, D, H, W] of 3-D patches, of a shard's dtype (private).
         chain: the config's `harmonise` (public).
 
     Returns:
-        float32 [b, C, H, W] (private).
+        float32 of the same shape (private).
     """
     if chain == DEFAULT:
         return zscore(torch.from_numpy(images.astype(np.float32)))
@@ -57,12 +57,17 @@ def _zscore(x: F32, step: ZScore) -> F32:
     return zscore_inside(x, foreground(x))
 
 
+def _slice_by_slice(step: Callable[[F32], F32], x: F32) -> F32:
+    """Apply a step of two dimensions to each slice: a depth [b, C, D, H, W] counts as so many channels."""
+    return step(x.reshape(len(x), -1, *x.shape[-2:])).reshape(x.shape)
+
+
 _APPLY: dict[type[Step], Callable[[F32, Any], F32]] = {
     ZScore: _zscore,
     Window: lambda x, step: windowed(x, step.centre, step.width),
     Clip: lambda x, step: clipped(x, step.low, step.high),
-    Smooth: lambda x, step: smoothed(x, step.size, step.strength),
+    Smooth: lambda x, step: _slice_by_slice(lambda y: smoothed(y, step.size, step.strength), x),
     Nyul: lambda x, step: onto_landmarks(x, foreground(x), step.landmarks),
-    Fourier: lambda x, step: with_amplitude(x, np.array(step.amplitude)),
+    Fourier: lambda x, step: _slice_by_slice(lambda y: with_amplitude(y, np.array(step.amplitude)), x),
     N4: lambda x, step: corrected(x, foreground(x), step.iterations),
 }

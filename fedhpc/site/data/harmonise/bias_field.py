@@ -38,7 +38,7 @@ def _one(itk: Any, pixels: F32, mask: NDArray[np.bool_], iterations: int) -> F32
     filter.SetMaximumNumberOfIterations([iterations] * RESOLUTIONS)
     filter.SetNumberOfThreads(1)  # other numbers of threads give other bits
     factor = 2 if min(pixels.shape) > SHRINK_ABOVE_PIXELS else 1
-    filter.Execute(*(itk.Shrink(image, [factor] * 2) for image in (positive, inside)))
+    filter.Execute(*(itk.Shrink(image, [factor] * pixels.ndim) for image in (positive, inside)))
     field = itk.GetArrayFromImage(itk.Exp(filter.GetLogBiasFieldAsImage(positive)))
     return np.asarray((pixels - ground) / field + ground, np.float32)
 

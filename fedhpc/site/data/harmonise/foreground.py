@@ -34,10 +34,10 @@ def foreground(images: F32) -> NDArray[np.bool_]:
     """Return the foreground of each channel of each image.
 
     Args:
-        images: float32 [b, C, H, W] (private).
+        images: float32 [b, C, H, W], or [b, C, D, H, W], whose foreground is one piece of the volume (private).
 
     Returns:
-        bool [b, C, H, W], never empty (private).
+        bool of the same shape, never empty (private).
     """
     masks = np.empty(images.shape, np.bool_)
     for index in np.ndindex(images.shape[:2]):

@@ -1,4 +1,7 @@
-"""Steps on intensities: z-score, windows, percentiles, landmarks; float32 [b, C, H, W] in and out (private)."""
+"""Steps on intensities: z-score, windows, percentiles, landmarks; float32 [b, C, H, W] or [b, C, D, H, W] in and out.
+
+All is private. A volume is one image: mean, percentiles and foreground are of all its voxels.
+"""
 
 from collections.abc import Sequence
 
@@ -14,9 +17,10 @@ PERCENTILES = (1.0, *(10.0 * tenth for tenth in range(1, 10)), 99.0)
 
 
 def location_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each channel of each image, [b, C, 1, 1] both; 1 for a deviation of 0."""
-    location = x.mean(dim=(2, 3), keepdim=True)
-    scale = (x - location).square().mean(dim=(2, 3), keepdim=True).sqrt()
+    """Return mean and standard deviation of each channel of each image, [b, C, 1, ...] both; 1 for a deviation of 0."""
+    pixels = tuple(range(2, x.ndim))
+    location = x.mean(dim=pixels, keepdim=True)
+    scale = (x - location).square().mean(dim=pixels, keepdim=True).sqrt()
     return location, choose(scale > 0, scale, 1.0)
 
 
@@ -28,9 +32,10 @@ def zscore(x: Tensor) -> Tensor:
 
 def zscore_inside(x: F32, mask: NDArray[np.bool_]) -> F32:
     """Return `x` minus the mean, over the standard deviation, of the pixels inside `mask`."""
-    count = mask.sum(axis=(2, 3), keepdims=True)
-    centred = x - (x * mask).sum(axis=(2, 3), keepdims=True) / count
-    scale = np.sqrt((centred**2 * mask).sum(axis=(2, 3), keepdims=True) / count)
+    pixels = tuple(range(2, x.ndim))
+    count = mask.sum(axis=pixels, keepdims=True)
+    centred = x - (x * mask).sum(axis=pixels, keepdims=True) / count
+    scale = np.sqrt((centred**2 * mask).sum(axis=pixels, keepdims=True) / count)
     return np.asarray(centred / np.where(scale > 0, scale, 1), np.float32)
 
 
@@ -41,7 +46,7 @@ def windowed(x: F32, centre: float, width: float) -> F32:
 
 def clipped(x: F32, low: float, high: float) -> F32:
     """Return `x` between two percentiles of each image's channel."""
-    ends = np.percentile(x, (low, high), axis=(2, 3), keepdims=True)
+    ends = np.percentile(x, (low, high), axis=tuple(range(2, x.ndim)), keepdims=True)
     return np.asarray(np.clip(x, *ends), np.float32)
 
 
