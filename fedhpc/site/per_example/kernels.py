@@ -1,10 +1,11 @@
-"""Weight gradients of single images in Conv2d and Linear layers, and inner products of them without making them.
+"""Weight gradients of single images in convolutions and Linear layers, and inner products of them without making them.
 
 Everything here is private: x [n, ...] is a layer's input and g [n, ...] the gradient of the loss at its output, image
 by image. There are several exact ways to the same numbers, and which is cheapest depends on the shapes. It is chosen by
 shapes alone, never by a measurement: that would differ from run to run, and with it the last bits of the model.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
+from torch.nn.grad import conv2d_weight, conv3d_weight
 
 from fedhpc.site.per_example.unit_order import RowPair
 
-Layer = nn.Conv2d | nn.Linear
+Convolution = nn.Conv2d | nn.Conv3d
+Layer = Convolution | nn.Linear
 
 CHANNEL_BLOCK = 8  # oneDNN's grouped kernels work on blocks of 8 channels
 BULKY_ENTRIES = 2**20  # gradients of fewer entries, of all images of a layer, are never too large to keep
@@ -69,17 +71,17 @@ def handles(layer: nn.Module) -> bool:
     """Whether these functions know the layer: of these very types, with a plain weight and zero padding in numbers."""
     if "weight" not in layer._parameters:
         return False
-    if type(layer) is nn.Conv2d:
+    if type(layer) in (nn.Conv2d, nn.Conv3d):
         return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return type(layer) is nn.Linear
 
 
-def is_pointwise(layer: nn.Conv2d) -> bool:
+def is_pointwise(layer: Convolution) -> bool:
     """Whether each output position sees one input pixel, of all channels."""
     return layer.groups == 1 and all((k, p) == (1, 0) for k, _, p, _ in _axes(layer))
 
 
-def can_unfold_gradient(layer: nn.Conv2d) -> bool:
+def can_unfold_gradient(layer: Convolution) -> bool:
     """Whether input pixels meet the output's gradient as output positions meet the input: by a kernel of stride 1."""
     return layer.groups == 1 and all(s == 1 and p <= d * (k - 1) for k, s, p, d in _axes(layer))
 
@@ -95,7 +97,12 @@ def kernel_of(layer: Layer, x: Tensor, g: Tensor) -> GradKernel:
     inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
     # A grouped kernel re-orders what it returns, which must be little beside what it reads.
     blocked = inputs % CHANNEL_BLOCK == 0 and outputs % CHANNEL_BLOCK == 0 and g.shape[2:].numel() >= 2 * outputs
-    return BATCH_AS_GROUPS if blocked and x.device.type == "cpu" and g.dtype == torch.float32 else UNFOLDED_INPUT
+    planar = isinstance(layer, nn.Conv2d)
+    return (
+        BATCH_AS_GROUPS
+        if blocked and planar and x.device.type == "cpu" and g.dtype == torch.float32
+        else UNFOLDED_INPUT
+    )
 
 
 def prefers_gram(layer: Layer, x: Tensor, g: Tensor, pairs: int) -> bool:
@@ -152,19 +159,19 @@ def bias_by_image(layer: Layer, g: Tensor) -> Tensor:
     return _rows(g).sum(1) if isinstance(layer, nn.Linear) else g.flatten(2).sum(2)
 
 
-def _axes(layer: nn.Conv2d) -> list[tuple[int, int, int, int]]:
-    """(kernel size, stride, padding, dilation) along rows and columns."""
+def _axes(layer: Convolution) -> list[tuple[int, int, int, int]]:
+    """(kernel size, stride, padding, dilation) along each axis of the image."""
     if isinstance(layer.padding, str):
         raise ValueError(f"padding={layer.padding!r}: only numbers are handled")
     return list(zip(layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True))
 
 
-def _summed(layer: nn.Conv2d, x: Tensor, g: Tensor, images: int) -> Tensor:
+def _summed(layer: Convolution, x: Tensor, g: Tensor, images: int) -> Tensor:
     """The weight gradient summed over the batch, of a layer with `images` times as many groups and output channels."""
     shape = (images * layer.out_channels, *layer.weight.shape[1:])
     groups = images * layer.groups
-    grad: Tensor = conv2d_weight(x, shape, g, layer.stride, layer.padding, layer.dilation, groups)  # type: ignore[no-untyped-call]
-    return grad
+    weight: Callable[..., Tensor] = conv2d_weight if isinstance(layer, nn.Conv2d) else conv3d_weight
+    return weight(x, shape, g, layer.stride, layer.padding, layer.dilation, groups)
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -176,18 +183,19 @@ def _write_linear(layer: nn.Linear, x: Tensor, g: Tensor, out: Tensor) -> None:
     torch.bmm(_rows(g).transpose(1, 2), _rows(x), out=out.view(len(x), *layer.weight.shape))
 
 
-def _write_pointwise(layer: nn.Conv2d, x: Tensor, g: Tensor, out: Tensor) -> None:
-    seen = x[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)
+def _write_pointwise(layer: Convolution, x: Tensor, g: Tensor, out: Tensor) -> None:
+    every = [slice(None), slice(None), *(slice(None, None, step) for step in layer.stride)]
+    seen = x[tuple(every)].flatten(2)
     torch.bmm(g.flatten(2), seen.transpose(1, 2), out=out.view(len(x), layer.out_channels, layer.in_channels))
 
 
-def _write_batch_as_groups(layer: nn.Conv2d, x: Tensor, g: Tensor, out: Tensor) -> None:
+def _write_batch_as_groups(layer: Convolution, x: Tensor, g: Tensor, out: Tensor) -> None:
     """The batch as one image of n times as many channels and groups: a weight gradient keeps its groups apart."""
     joined = [t.reshape(1, -1, *t.shape[2:]) for t in (x, g)]
     out.copy_(_summed(layer, joined[0], joined[1], len(x)).view(out.shape))
 
 
-def _write_unfolded_input(layer: nn.Conv2d, x: Tensor, g: Tensor, out: Tensor) -> None:
+def _write_unfolded_input(layer: Convolution, x: Tensor, g: Tensor, out: Tensor) -> None:
     """A matrix product for each image and group: the input's patches with g. Order: (group, in, kernel, out)."""
     groups, positions = layer.groups, g.shape[2:].numel()
     entries = layer.weight.numel() // layer.out_channels
@@ -205,7 +213,7 @@ def _write_unfolded_input(layer: nn.Conv2d, x: Tensor, g: Tensor, out: Tensor) -
             out[taken] = patches @ grad
 
 
-def _write_unfolded_gradient(layer: nn.Conv2d, x: Tensor, g: Tensor, out: Tensor) -> None:
+def _write_unfolded_gradient(layer: Convolution, x: Tensor, g: Tensor, out: Tensor) -> None:
     """The same for stride 1 with g unfolded instead, which is less where it is smaller.
 
     Input pixel m meets g at m - tap * dilation + padding. Order: (out, kernel reversed, in).
@@ -219,26 +227,33 @@ def _write_unfolded_gradient(layer: nn.Conv2d, x: Tensor, g: Tensor, out: Tensor
         torch.bmm(patches.reshape(-1, entries, pixels), x[taken].flatten(2).transpose(1, 2), out=out[taken])
 
 
-def _patches(layer: nn.Conv2d, t: Tensor, padding: list[int], size: torch.Size) -> Tensor:
-    """What the kernel sees at `size` places of t [n, C, H, W]: [n, C, *kernel, *size], a view of t with its padding."""
-    t = F.pad(t, (padding[1], padding[1], padding[0], padding[0]))
+def _patches(layer: Convolution, t: Tensor, padding: list[int], size: torch.Size) -> Tensor:
+    """What the kernel sees at `size` places of t [n, C, ...]: [n, C, *kernel, *size], a view of t with its padding."""
+    t = F.pad(t, _around(padding))
     image, channel, *along = t.stride()
     taps = [a * d for a, (_, _, _, d) in zip(along, _axes(layer), strict=True)]
     steps = [a * s for a, (_, s, _, _) in zip(along, _axes(layer), strict=True)]
     return t.as_strided((*t.shape[:2], *layer.kernel_size, *size), (image, channel, *taps, *steps))
 
 
+def _around(padding: Sequence[int]) -> list[int]:
+    """The padding of each axis as `F.pad` takes it: before and behind, from the last axis on."""
+    return [p for along in reversed(padding) for p in (along, along)]
+
+
 def _as_is(layer: Layer, v: Tensor) -> Tensor:
     return v.view(*v.shape[:-1], *layer.weight.shape)
 
 
-def _from_unfolded_input(layer: nn.Conv2d, v: Tensor) -> Tensor:
+def _from_unfolded_input(layer: Convolution, v: Tensor) -> Tensor:
     grouped = v.view(*v.shape[:-1], layer.groups, -1, layer.out_channels // layer.groups)
     return grouped.transpose(-1, -2).reshape(*v.shape[:-1], *layer.weight.shape)
 
 
-def _from_unfolded_gradient(layer: nn.Conv2d, v: Tensor) -> Tensor:
-    return v.view(*v.shape[:-1], layer.out_channels, *layer.kernel_size, -1).flip(-2, -3).movedim(-1, -3)
+def _from_unfolded_gradient(layer: Convolution, v: Tensor) -> Tensor:
+    dims = len(layer.kernel_size)
+    taps = v.view(*v.shape[:-1], layer.out_channels, *layer.kernel_size, -1).flip([-2 - axis for axis in range(dims)])
+    return taps.movedim(-1, -1 - dims)
 
 
 LINEAR = GradKernel(_write_linear, _as_is)
@@ -253,24 +268,23 @@ def _gram(a: Tensor, b: Tensor) -> Tensor:
     return a.flatten(2).transpose(1, 2) @ b.flatten(2)
 
 
-def _patch_gram(layer: nn.Conv2d, size: torch.Size) -> Callable[[Tensor, Tensor], Tensor]:
-    """The same of the patches of a and b [k, C, H, W] -> [k, L, L], for an output of L positions of shape `size`.
+def _patch_gram(layer: Convolution, size: torch.Size) -> Callable[[Tensor, Tensor], Tensor]:
+    """The same of the patches of a and b [k, C, ...] -> [k, L, L], for an output of L positions of shape `size`.
 
     Without the patches: the sum, over kernel taps, of shifted blocks of the pixels' Gram matrix.
     """
     axes = _axes(layer)
-    rows, columns = [
+    taps = [
         [slice(t * d, t * d + s * (extent - 1) + 1, s) for t in range(k)]
         for (k, s, _, d), extent in zip(axes, size, strict=True)
     ]
-    padding = [axes[1][2]] * 2 + [axes[0][2]] * 2
+    padding = _around([p for *_, p, _ in axes])
 
     def gram(a: Tensor, b: Tensor) -> Tensor:
         pixels = F.pad(_gram(a, b).view(len(a), *a.shape[2:], *a.shape[2:]), padding * 2)
         total = pixels.new_zeros(len(a), *size, *size)
-        for y in rows:
-            for z in columns:
-                total += pixels[:, y, z, y, z]
+        for tap in itertools.product(*taps):
+            total += pixels[(slice(None), *tap, *tap)]
         return total
 
     return gram

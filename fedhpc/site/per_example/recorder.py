@@ -2,9 +2,9 @@
 
 "Book-keeping" (Bu et al. 2023, "Differentially private optimization on large model at small cost", section 3): layers
 run as ever but with their parameters detached, so that autograd computes no summed weight gradient only to throw it
-away; a hook on each layer's output takes the gradient there as the backward pass goes by. Conv2d, Linear, GroupNorm
-and `InputLayer` have rules here. Any other layer goes by Opacus's functorch sampler: it is slower, and differentiates
-the layer itself.
+away; a hook on each layer's output takes the gradient there as the backward pass goes by. Conv2d, Conv3d, Linear,
+GroupNorm and `InputLayer` have rules here. Any other layer goes by Opacus's functorch sampler: it is slower, and
+differentiates the layer itself.
 """
 
 from collections import Counter
@@ -256,12 +256,13 @@ class Recorder:
         weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
         if isinstance(layer, nn.Linear):
             out = F.linear(x, weight, bias)
-        elif is_pointwise(layer) and layer.stride == (1, 1) and x.device.type == "cpu":
+        elif is_pointwise(layer) and set(layer.stride) == {1} and x.device.type == "cpu":
             # On a CPU a matrix product takes half the time of a 1x1 convolution, which re-orders its input first.
             out = (weight.flatten(1) @ x.flatten(2)).view(len(x), -1, *x.shape[2:])
-            out = out if bias is None else out + bias[:, None, None]
+            out = out if bias is None else out + bias.view(-1, *[1] * (x.ndim - 2))
         else:
-            out = F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+            convolve = F.conv2d if isinstance(layer, nn.Conv2d) else F.conv3d
+            out = convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
         by_gram = layer.weight.requires_grad and prefers_gram(layer, x, out, tape.pairs)
         return self._watched(tape, self._use(layer, x, by_gram), out, _take_matrix_product)
 

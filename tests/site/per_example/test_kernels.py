@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from fedhpc.bench.dp import Place, network
 from fedhpc.site.per_example import kernels as grad_samplers
 from fedhpc.site.per_example.clipped_sum import ClippedSum
-from fedhpc.site.per_example.kernels import Layer, handles, inner_products, kernel_of, prefers_gram, weighted_sum
+from fedhpc.site.per_example.kernels import (
+    Convolution,
+    Layer,
+    handles,
+    inner_products,
+    kernel_of,
+    prefers_gram,
+    weighted_sum,
+)
 from fedhpc.site.per_example.unit_order import RowPair
 
 
@@ -23,22 +31,24 @@ def one_by_one(layer: Layer, x: Tensor, g: Tensor) -> Tensor:
 
 
 @st.composite
-def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, Tensor, Tensor]:
+def convolutions(draw: st.DrawFn) -> tuple[Convolution, Tensor, Tensor]:
     """Layers with their inputs and output gradients, in float64."""
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     inputs, outputs = groups * draw(st.integers(1, 9)), groups * draw(st.integers(1, 9))
     kernel = draw(st.tuples(st.sampled_from([1, 2, 3, 7]), st.sampled_from([1, 3])))
+    kernel = draw(st.sampled_from([kernel, kernel, (*kernel, 2), (1, 1, 1)]))
     stride, padding, dilation = draw(st.integers(1, 3)), draw(st.integers(0, 3)), draw(st.integers(1, 2))
     size = [max(1, dilation * (k - 1) + 1 - 2 * padding) + draw(st.integers(0, 6)) for k in kernel]
     torch.manual_seed(draw(st.integers(0, 99)))
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=draw(st.booleans())).double()
+    kind = nn.Conv2d if len(kernel) == 2 else nn.Conv3d
+    layer = kind(inputs, outputs, kernel, stride, padding, dilation, groups, bias=draw(st.booleans())).double()
     x = torch.randn(draw(st.integers(1, 5)), inputs, *size, dtype=torch.float64)
     return layer, x, torch.randn_like(layer(x).detach())
 
 
 @settings(max_examples=60)
 @given(convolutions())
-def test_convolution_gradients_are_those_of_each_image(case: tuple[nn.Conv2d, Tensor, Tensor]) -> None:
+def test_convolution_gradients_are_those_of_each_image(case: tuple[Convolution, Tensor, Tensor]) -> None:
     layer, x, g = case
     expected = one_by_one(layer, x, g)
     for way in ways_for(layer):
@@ -47,7 +57,7 @@ def test_convolution_gradients_are_those_of_each_image(case: tuple[nn.Conv2d, Te
         torch.testing.assert_close(way.natural(layer, out), expected, rtol=1e-10, atol=1e-10)
 
 
-def ways_for(layer: nn.Conv2d) -> list[grad_samplers.GradKernel]:
+def ways_for(layer: Convolution) -> list[grad_samplers.GradKernel]:
     """Those that are valid for a layer, whatever they cost."""
     ways = [grad_samplers.UNFOLDED_INPUT, grad_samplers.BATCH_AS_GROUPS]
     if grad_samplers.is_pointwise(layer):
@@ -59,7 +69,7 @@ def ways_for(layer: nn.Conv2d) -> list[grad_samplers.GradKernel]:
 
 @settings(max_examples=60)
 @given(convolutions())
-def test_inner_products_and_weighted_sums_agree_with_the_gradients(case: tuple[nn.Conv2d, Tensor, Tensor]) -> None:
+def test_inner_products_and_weighted_sums_agree_with_the_gradients(case: tuple[Convolution, Tensor, Tensor]) -> None:
     layer, x, g = case
     grads = one_by_one(layer, x, g).flatten(1)
     factor = torch.rand(len(x), dtype=x.dtype)
@@ -92,13 +102,14 @@ def test_linear_layers_on_vectors_and_on_sequences(shape: tuple[int, ...]) -> No
     [
         (nn.Conv2d(32, 16, 1), 8, grad_samplers.POINTWISE),
         (nn.Conv2d(16, 16, 3, padding=1), 16, grad_samplers.BATCH_AS_GROUPS),
+        (nn.Conv3d(16, 16, 3, padding=1), 8, grad_samplers.UNFOLDED_INPUT),
         (nn.Conv2d(1, 16, 7, 2, 3), 64, grad_samplers.UNFOLDED_INPUT),
         (nn.Conv2d(16, 64, 3, padding=1), 4, grad_samplers.UNFOLDED_INPUT),
         (nn.Conv2d(32, 8, 3, padding=1), 8, grad_samplers.UNFOLDED_GRADIENT),
     ],
 )
-def test_shapes_choose_the_way(layer: nn.Conv2d, size: int, way: grad_samplers.GradKernel) -> None:
-    x = torch.zeros(2, layer.in_channels, size, size)
+def test_shapes_choose_the_way(layer: Convolution, size: int, way: grad_samplers.GradKernel) -> None:
+    x = torch.zeros(2, layer.in_channels, *[size] * len(layer.kernel_size))
     assert kernel_of(layer, x, layer(x)) is way
 
 
@@ -118,7 +129,7 @@ def test_only_exact_types_with_zero_padding_are_handled() -> None:
         """Not what it seems."""
 
     assert handles(nn.Linear(2, 2))
-    assert handles(nn.Conv2d(2, 2, 3, padding=1))
+    assert handles(nn.Conv2d(2, 2, 3, padding=1)) and handles(nn.Conv3d(2, 2, 3, padding=1))
     others = [
         nn.Conv2d(2, 2, 3, padding="same"),
         nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"),
