@@ -13,6 +13,7 @@ from data_prep.shard_writer import UNLABELLED
 from fedhpc.errors import ShardError, inside
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.data.shard_format import SPLITS
+from fedhpc.util.arrays import middle_slice
 from fedhpc.util.files import PRIVATE, write_atomically
 from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted
@@ -168,7 +169,7 @@ def _named(shard: Shard, row: int) -> str:
 
 def _thumbnail(shard: Shard, row: int) -> Image.Image:
     low, high = shard.pixel_range
-    pixels: npt.NDArray[Any] = shard.read([row])[0, 0].astype(np.float32)
+    pixels: npt.NDArray[Any] = middle_slice(shard.read([row])[0]).astype(np.float32)
     grey = Image.fromarray(((pixels - low) * (255 / (high - low))).astype(np.uint8))
     scale = THUMB / max(grey.size)
     smaller = grey.resize(

@@ -29,7 +29,7 @@ from fedhpc.site.data.harmonise.intensity import landmarks_of
 from fedhpc.site.data.harmonise.spectrum import amplitude_of
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.data.shard_format import PixelRange
-from fedhpc.util.arrays import F32, F64, Images
+from fedhpc.util.arrays import F32, F64, Images, middle_slice
 from fedhpc.util.rng import generator
 
 FOLDS, RIDGE, LEAST = 5, 1.0, 10
@@ -128,7 +128,7 @@ def shift(drawn: Sequence[Drawn], chain: Chain, backbone: Backbone, own: Mapping
         site.site: np.histogram(images.numpy(), edges)[0] / images.numel()
         for site, images in zip(drawn, after, strict=True)
     }
-    examples = {site.site: images[0, 0].numpy() for site, images in zip(drawn, after, strict=True)}
+    examples = {site.site: middle_slice(images[0].numpy()) for site, images in zip(drawn, after, strict=True)}
     return Shift(
         float(np.mean(list(pairs.values()))) if pairs else None,
         pairs,

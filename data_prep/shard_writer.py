@@ -27,7 +27,8 @@ class ShardContent:
     Attributes:
         site: the hospital's name.
         classes: label names in the order of the labels.
-        images: [n, C, H, W] of uint8, uint16 or float32, or an iterable of blocks [k, C, H, W] where memory is short.
+        images: [n, C, H, W], or [n, C, D, H, W] of 3-D patches, of uint8, uint16 or float32, or an iterable of
+            blocks of them where memory is short.
         labels: int[n]; of several findings int[n, K] of 0 and 1, one column for each of `classes`.
         patient: pseudonyms, str or bytes of 1 to 16 bytes [n]. split: int[n], 0 train, 1 val, 2 test.
         modality: "MR", "CT" or "OT" [n]. stage: 1 early, 0 otherwise [n], or None.
@@ -179,10 +180,10 @@ def _write_images(file: h5py.File, path: Path, blocks: Iterable[Images], n: int)
     dataset: h5py.Dataset | None = None
     for block in blocks:
         if dataset is None:
-            if block.dtype not in IMAGE_DTYPES or block.ndim != 4:
+            if block.dtype not in IMAGE_DTYPES or block.ndim not in (4, 5):
                 raise ShardError(
                     f"{path}: images of dtype {block.dtype} and shape {block.shape}; "
-                    f"allowed: [k, C, H, W] of {', '.join(map(str, IMAGE_DTYPES))}"
+                    f"allowed: [k, C, H, W] or [k, C, D, H, W] of {', '.join(map(str, IMAGE_DTYPES))}"
                 )
             shape = block.shape[1:]
             dataset = file.create_dataset(

@@ -14,9 +14,10 @@ import numpy as np
 
 from data_prep.decoding import Decoder
 from data_prep.discovery import image_suffixes
-from data_prep.importers.example import Recipe, examples
+from data_prep.importers.example import examples
 from data_prep.importers.job import ArchiveImport
 from data_prep.importers.nifti import SUFFIXES
+from data_prep.importers.recipe import Recipe
 from data_prep.importers.tree import files_below, refusal
 from data_prep.importers.volume import Found, Frame, Series
 from data_prep.names import first_names, shown

@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.image_job import SITE_NAME
-from data_prep.importers.example import Recipe
 from data_prep.importers.intensity import windows
 from data_prep.importers.lesions import CLASSES, LesionRule
-from data_prep.importers.volume import MOST_MM
+from data_prep.importers.recipe import Recipe
+from data_prep.importers.volume import LEAST_MM, MOST_MM
 from data_prep.names import is_class_name, shown
 from data_prep.partition import VAL_SHARE, Partition
 from fedhpc.errors import ShardError
 from fedhpc.site.data.shard_format import MODALITIES
+
+MOST_BLOCK = 2**24
+"""Voxels of a 3-D patch: 256 a side."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def checked(job: ArchiveImport) -> ArchiveImport:
         *_of_lesions(recipe.lesion),
         (recipe.lesion is None or job.classes is None or len(job.classes) == len(CLASSES), "classes; allowed: two"),
         (recipe.stack == 1 or recipe.lesion is None or recipe.lesion.patch_mm is None, "stack of patches; allowed: 1"),
+        *_of_depth(recipe),
         *((_is_regex(value), f"{name}; allowed: a regular expression") for name, value in _patterns(job)),
     )
     windows(recipe.window)
@@ -151,6 +155,23 @@ def _of_lesions(rule: LesionRule | None) -> list[tuple[bool, str]]:
         (rule.least_mm2 >= 0, f"least_mm2={rule.least_mm2}; allowed: 0 or more"),
         (rule.early_mm >= 0, f"early_mm={rule.early_mm}; allowed: 0 or more"),
         (rule.negatives is None or rule.negatives >= 0, f"negatives={rule.negatives}; allowed: 0 or more"),
+    ]
+
+
+def _of_depth(recipe: Recipe) -> list[tuple[bool, str]]:
+    depth = recipe.depth
+    if depth is None:
+        return []
+    voxels = depth.planes * recipe.square.size**2
+    return [
+        (2 <= depth.planes <= 512, f"depth={depth.planes}; allowed: 2 to 512 planes"),
+        (voxels <= MOST_BLOCK, f"depth x size x size={voxels:,}; allowed: up to {MOST_BLOCK:,} voxels"),
+        (
+            depth.slice_mm is None or LEAST_MM <= depth.slice_mm <= MOST_MM,
+            f"slice_mm={depth.slice_mm}; allowed: above 0, up to 1000",
+        ),
+        (recipe.stack == 1, f"stack={recipe.stack} with depth; allowed: 1"),
+        (recipe.every_mm == 0, f"every_mm={recipe.every_mm} with depth; allowed: 0"),
     ]
 
 

@@ -21,12 +21,14 @@ class Spot:
         centre: row and column of its middle pixel.
         area_mm2: its area.
         diameter_mm: the longest distance inside its slice.
+        box: rows and columns that hold it.
     """
 
     row: int
     centre: Pixel
     area_mm2: float
     diameter_mm: float
+    box: tuple[slice, slice] = (slice(0), slice(0))
 
 
 class Lesions:
@@ -65,6 +67,13 @@ class Lesions:
             largest[top] = max(largest.get(top, 0.0), spot.diameter_mm)
         return [(spot, largest[self._top(n)]) for n, spot in enumerate(self.spots) if spot.row == row]
 
+    def whole(self) -> list[tuple[list[Spot], float]]:
+        """Return the pieces of each lesion, from its first slice on, with its diameter in mm."""
+        found: dict[int, list[Spot]] = {}
+        for number, spot in enumerate(self.spots):
+            found.setdefault(self._top(number), []).append(spot)
+        return [(spots, max(spot.diameter_mm for spot in spots)) for spots in found.values()]
+
     def _top(self, number: int) -> int:
         while self._parent[number] != number:
             number = self._parent[number]
@@ -82,6 +91,7 @@ def _spot(row: int, piece: Bool, spacing_mm: Spacing) -> Spot:
         Pixel(int(rows[middle]), int(columns[middle])),
         float(len(rows) * spacing_mm.down * spacing_mm.right),
         _diameter_mm(rows * spacing_mm.down, columns * spacing_mm.right) + (spacing_mm.down + spacing_mm.right) / 2,
+        (slice(int(rows.min()), int(rows.max()) + 1), slice(int(columns.min()), int(columns.max()) + 1)),
     )
 
 

@@ -33,6 +33,10 @@ NO_LABEL = "without a label in the table"
 NO_LESIONS = "of a series without contours or masks, so that its label is unknown"
 DUPLICATE = "an image with the very pixels of another one, the first kept"
 OTHER_SHAPE = "of another number of channels or another dtype than the first series"
+FACES = (
+    "3-D patches keep surfaces: of a head, blocks that reach its skin can be rendered as a face. Import small patches "
+    "of its inside, or deface the volumes first (PS3.15 option 113102 is not claimed)"
+)
 FEW_IMAGES = 1024
 
 
@@ -58,7 +62,7 @@ def dry_run(job: ArchiveImport, finder: Finder) -> str:
     labels = read_labels(job.labels, job.classes) if job.labels else None
     found, _, unlabelled = _labelled(_found(job, finder, codes), labels)
     _check_classes(job, labels, found)
-    return "\n".join([listing(found, unlabelled), *(f"note: {note}" for note in found.notes)])
+    return "\n".join([listing(found, unlabelled), *(f"note: {note}" for note in _notes(job, found))])
 
 
 def import_archive(job: ArchiveImport, finder: Finder, name: str) -> list[Path]:
@@ -237,6 +241,11 @@ def _blocks(rows: _Rows, mine: I64, finished: Sequence[Finished]) -> Iterator[Im
         yield finished[number].images()[rows.place[mine[numbers == number]]]
 
 
+def _notes(job: ArchiveImport, found: Found) -> tuple[str, ...]:
+    """What a person should know of the files, and of what is made of them."""
+    return (*found.notes, FACES) if job.recipe.depth else found.notes
+
+
 def _summary(job: ArchiveImport, found: Found, rows: _Rows, rejects: Sequence[Reject], names: Sequence[str]) -> str:
     counts = np.bincount(rows.labels, minlength=len(names))
     per_class = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
@@ -248,7 +257,7 @@ def _summary(job: ArchiveImport, found: Found, rows: _Rows, rejects: Sequence[Re
         f"{per_class}{early}; {kinds}",
         f"  left out {count_of(len(rejects), 'image')} or other file" + (":" if rejects else ""),
         *(f"    {line}" for line in reject_summary(rejects)),
-        *(f"  note: {note}" for note in found.notes),
+        *(f"  note: {note}" for note in _notes(job, found)),
         f"  which files, as codes: {shown(job.out / NAME)}; --find CODE names one, here only",
     ]
     return "\n".join(lines)

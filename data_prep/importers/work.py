@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.importers.example import Recipe, examples
+from data_prep.importers.example import examples
+from data_prep.importers.recipe import Recipe
 from data_prep.importers.volume import Series
 from fedhpc.util.arrays import Images
 

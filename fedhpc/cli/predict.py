@@ -36,14 +36,15 @@ def add_arguments(parser: Parser) -> None:
     series.add_argument("--window", nargs="+", default=["wide"], metavar="NAME", help="of CT, a channel each")
     series.add_argument("--stack", type=int, default=1, metavar="N", help="neighbouring slices as channels")
     series.add_argument("--pixel-mm", type=float, metavar="MM", help="of a pixel (default: all of the image fits in)")
+    series.add_argument("--slice-mm", type=float, metavar="MM", help="between planes of 3-D patches")
     series.add_argument("--plane", choices=("axial", "coronal", "sagittal"), help="of volumes")
     series.add_argument("--modality", type=str.upper, default="OT", metavar="CT|MR|...", help="of NIfTI and NRRD")
 
 
 def run(options: argparse.Namespace) -> int:
     """Predict and write."""
-    from data_prep.importers.example import Recipe
     from data_prep.importers.intensity import windows
+    from data_prep.importers.recipe import Depth, Recipe
     from data_prep.importers.resample import Square
     from data_prep.unlabelled import Inputs
     from fedhpc.run.evaluate import Tested
@@ -56,11 +57,14 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("--personal: whose? Give --site with the name of the hospital", code="command-line")
     if options.stack % 2 == 0 or not 1 <= options.stack <= 63:
         raise InputError(f"--stack={options.stack}: allowed is an odd number of slices, 1 to 63", code="command-line")
-    if options.pixel_mm is not None and not 0 < options.pixel_mm < math.inf:
-        raise InputError(f"--pixel-mm={options.pixel_mm}: must be above 0", code="command-line")
+    for name, value in (("pixel", options.pixel_mm), ("slice", options.slice_mm)):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"--{name}-mm={value}: must be above 0", code="command-line")
     check_output(options.out, ".csv")
     windows(tuple(options.window))
-    recipe = Recipe(Square(64, options.pixel_mm), tuple(options.window), options.stack)
+    # Size and number of planes are the model's.
+    depth = Depth(1, options.slice_mm)
+    recipe = Recipe(Square(64, options.pixel_mm), tuple(options.window), options.stack, depth=depth)
     inputs = Inputs(tuple(options.input), recipe, options.modality, options.plane)
     notes: list[str] = []
     with at_work("predict"):

@@ -119,7 +119,7 @@ def _add_common(parser: Parser) -> None:
 
 def _add_labels(group: Any) -> None:
     group.add_argument("--labels", type=Path, metavar="CSV", help="a table: label, and file, series, study or patient")
-    group.add_argument("--lesion", choices=("slice", "patch"), help="label slices, or patches, by contours and masks")
+    group.add_argument("--lesion", choices=("slice", "patch"), help="label slices (of a grid: blocks) or patches")
     group.add_argument("--roi", metavar="REGEX", help="searched in the names of contours (default: all count)")
     group.add_argument("--patch-mm", type=float, default=50.0, metavar="MM", help="side of a patch")
     group.add_argument(
@@ -141,8 +141,10 @@ def _add_images(group: Any) -> None:
         "hu alone for Hounsfield units",
     )  # fmt: skip
     group.add_argument("--stack", type=int, default=1, metavar="N", help="neighbouring slices as channels (2.5-D)")
+    group.add_argument("--depth", type=int, metavar="N", help="3-D patches of N planes: around lesions, or a grid")
+    group.add_argument("--slice-mm", type=float, metavar="MM", help="between their planes (default: as their pixels)")
     group.add_argument("--every-mm", type=float, default=0.0, metavar="MM", help="least distance of slices taken")
-    group.add_argument("--max-slices", type=int, metavar="N", help="of one series, evenly spaced")
+    group.add_argument("--max-slices", type=int, metavar="N", help="or 3-D patches, of one series, evenly spaced")
 
 
 def _add_hospitals(group: Any) -> None:
@@ -233,15 +235,17 @@ def _do(options: argparse.Namespace, finder: Callable[..., Any], name: str) -> i
 def _job(options: argparse.Namespace) -> "ArchiveImport":
     from dataclasses import fields
 
-    from data_prep.importers.example import Recipe
     from data_prep.importers.job import ArchiveImport
     from data_prep.importers.lesions import LesionRule
+    from data_prep.importers.recipe import Depth, Recipe
     from data_prep.importers.resample import Square
     from data_prep.importers.secret import default_path
     from fedhpc.errors import InputError
 
     if options.out is None and not (options.dry_run or options.find):
         raise InputError("out: missing. Name the folder of the shards by -o, or add --dry-run", code="command-line")
+    if options.slice_mm is not None and options.depth is None:
+        raise InputError("slice_mm: has no effect without depth. Add --depth N", code="command-line")
     told = {field.name: getattr(options, field.name, None) for field in fields(ArchiveImport)}
     given: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
     if options.lesion:
@@ -251,7 +255,7 @@ def _job(options: argparse.Namespace) -> "ArchiveImport":
         lesion = None
     recipe = Recipe(
         Square(options.size, options.pixel_mm), tuple(options.window), options.stack, options.every_mm,
-        options.max_slices, lesion,
+        options.max_slices, lesion, Depth(options.depth, options.slice_mm) if options.depth is not None else None,
     )  # fmt: skip
     given |= {
         "out": options.out or Path("shards"),

@@ -16,7 +16,7 @@ import numpy as np
 from fedhpc.config.data import PHANTOMS
 from fedhpc.config.schema import RunConfig
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.util.arrays import U8, Array
+from fedhpc.util.arrays import U8, Array, middle_slice
 from fedhpc.util.rng import generator
 
 SYNTHETIC = "Synthetic patients of the built-in cohort, drawn for this page: nobody exists, and they are in no shard."
@@ -74,7 +74,7 @@ def _reference(config: RunConfig) -> Iterator[dict[str, str]]:
         for label, name in list(enumerate(shard.classes))[:MOST_CLASSES]:
             rows = np.flatnonzero(labels == label)
             if len(rows):
-                yield _example(shard.read(rows[:1])[0, 0], str(name))
+                yield _example(middle_slice(shard.read(rows[:1])[0]), str(name))
 
 
 def _example(image: Array, caption: str) -> dict[str, Any]:

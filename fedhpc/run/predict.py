@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from data_prep.importers.recipe import Depth, Recipe
 from data_prep.unlabelled import Batch, Inputs, batches
 from fedhpc.config.harmonise import Chain
 from fedhpc.errors import PrivacyError, ShardError
 from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import SavedModel, load_model
+from fedhpc.models.task import Task
 from fedhpc.records.calibration import sigmoid
 from fedhpc.records.metrics import one_vs_rest
 from fedhpc.run.evaluate import Tested, model_path
@@ -87,9 +89,7 @@ def predict(run: Path, tested: Tested, inputs: Inputs, note: Callable[[str], Non
     """
     saved = load_model(model_path(run, tested))
     _check_place(saved, tested, inputs)
-    height = saved.task.image_shape[1]
-    square = replace(inputs.recipe.square, size=height)
-    wanted = replace(inputs, recipe=replace(inputs.recipe, square=square))
+    wanted = replace(inputs, recipe=_recipe(saved.task, inputs.recipe))
     bench = prepare(saved.config.runtime.model_copy(update={"device": "auto"}), 0)
     network = nn.Sequential(*([] if saved.backbone is None else [saved.backbone]), saved.network).to(bench.device)
     chain = _chain(saved, tested, inputs, note)
@@ -112,6 +112,14 @@ class _Harmonised:
 
     chain: Chain
     batch: Batch
+
+
+def _recipe(task: Task, given: Recipe) -> Recipe:
+    """The recipe with the model's size, and of 3-D patches its number of planes."""
+    *planes, size = task.image_shape[1:-1]
+    slice_mm = given.depth.slice_mm if given.depth else None
+    depth = Depth(planes[0], slice_mm) if planes else None
+    return replace(given, square=replace(given.square, size=size), depth=depth)
 
 
 def _chain(saved: SavedModel, tested: Tested, inputs: Inputs, note: Callable[[str], None]) -> Chain:
@@ -153,7 +161,7 @@ def _scored(saved: SavedModel, network: nn.Module, bench: Device, wanted: _Harmo
     if shape != saved.task.image_shape:
         raise ShardError(
             f"input={batch.names[0]}: gives images of shape {shape}, the model takes {saved.task.image_shape}. Give "
-            "the options of the import that made its shards (--window, --stack), or a shard made alike",
+            "the options of the import that made its shards (--window, --stack; 3-D: volumes), or a shard made alike",
             code="shard.differ",
         )
     images = harmonise(batch.images, wanted.chain).to(bench.device)

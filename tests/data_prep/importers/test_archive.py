@@ -15,10 +15,11 @@ from data_prep.importers import dicom, nifti, pipeline
 from data_prep.importers.arrays import ArraysImport, import_arrays
 from data_prep.importers.dicom_pixels import DicomReader
 from data_prep.importers.division import divide
-from data_prep.importers.example import Recipe, examples
+from data_prep.importers.example import examples
 from data_prep.importers.job import ArchiveImport
 from data_prep.importers.lesions import LesionRule
 from data_prep.importers.pipeline import import_archive
+from data_prep.importers.recipe import Recipe
 from data_prep.importers.rejects import find_code
 from data_prep.importers.resample import Square
 from data_prep.importers.secret import site_pseudonyms

@@ -16,8 +16,9 @@ from pydicom.uid import UID
 from data_prep.importers import dicom, dicom_header, dicom_patients, nifti, nrrd_files, tree
 from data_prep.importers.arrays import ArraysImport, import_arrays
 from data_prep.importers.dicom_series import NO_GEOMETRY
-from data_prep.importers.example import Recipe, examples
+from data_prep.importers.example import examples
 from data_prep.importers.job import ArchiveImport
+from data_prep.importers.recipe import Recipe
 from data_prep.importers.resample import Square
 from data_prep.importers.volume import Found
 from fedhpc.cli.main import main

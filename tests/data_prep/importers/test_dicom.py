@@ -16,10 +16,12 @@ from pydicom.sequence import Sequence as Items
 from data_prep.importers.dicom import find
 from data_prep.importers.dicom_header import Header, quiet, read_header
 from data_prep.importers.dicom_series import DUPLICATE_INSTANCE, SAME_POSITION, DicomSeries, series_of
-from data_prep.importers.example import BESIDE_GAP, Recipe, examples
+from data_prep.importers.example import examples
 from data_prep.importers.job import ArchiveImport
 from data_prep.importers.lesions import LesionRule
 from data_prep.importers.orientation import Orientation
+from data_prep.importers.planes import BESIDE_GAP
+from data_prep.importers.recipe import Recipe
 from data_prep.importers.resample import Square, lanczos, to_square
 from data_prep.importers.volume import Plane, Spacing
 from tests.support.dicom_files import MR, contours, slice_file, square_contour, uid, volume, write
