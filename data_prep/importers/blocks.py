@@ -15,15 +15,17 @@ from data_prep.importers.planes import CONSTANT, NO_PATCH, SMALL_LESION, Draft, 
 from data_prep.importers.recipe import Recipe
 from data_prep.importers.volume import ImportFault, Mask, Pixel, Plane, Series, step_mm
 from data_prep.importers.voxels import Voxels, offsets, weights_of
-from fedhpc.site.data.harmonise.foreground import otsu
 from fedhpc.util.arrays import F32
 
 NO_VOLUME = "a single image or slice, of which no 3-D patch can be cut"
 UNUSED = "in no 3-D patch that was taken"
 GAP = "beside a missing slice: no 3-D patch can be cut there"
 EMPTY = "of a 3-D patch that shows almost nothing but the ground"
-GAP_STEPS, BODY_SHARE, MASKS = 1.5, 0.1, 64
-"""A step of so many usual ones is a gap; patches with less body are left out; masks of so many slices are kept."""
+GAP_STEPS, MASKS = 1.5, 64
+"""A step of so many usual ones is a gap; masks of so many slices are kept."""
+BODY_SHARE, GROUND_SHARE, PERCENTILES, SAMPLE = 0.1, 0.1, (1.0, 99.0), 2**14
+"""Less of a patch than this share above the ground is left out; the ground, of the range between two percentiles; of
+so many voxels a patch."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,13 @@ class _Volume:
 
     def rows_of(self, z_mm: float) -> range:
         """The slices that a patch around a place touches."""
-        reach = (self.voxels.depth_mm - self.voxels.slice_mm) / 2 + max(self.voxels.slice_mm, self.step_mm)
-        low, high = np.searchsorted(self.positions_mm, (z_mm - reach, z_mm + reach))
-        return range(int(low), int(high))
+        coarser = self.voxels.slice_mm > self.step_mm
+        reach = (self.voxels.depth_mm - self.voxels.slice_mm) / 2 + coarser * self.voxels.slice_mm
+        # From the slice before the first plane to the one behind the last, or these themselves.
+        reach -= 1e-3 * self.step_mm
+        low = int(np.searchsorted(self.positions_mm, z_mm - reach, "right")) - 1
+        high = int(np.searchsorted(self.positions_mm, z_mm + reach)) + 1
+        return range(max(low, 0), min(high, len(self.positions_mm)))
 
     def inside(self, z_mm: float) -> range:
         """The slices that lie in a patch around a place."""
@@ -274,10 +280,15 @@ def _labelled(volume: _Volume, places: Sequence[Place], rule: LesionRule, draft:
 
 
 def _drop_ground(draft: Draft) -> None:
-    """Leave out patches of air: their threshold is Otsu's over all patches of the volume."""
+    """Leave out patches that are darker, nearly all of them, than a tenth of the range of all patches of the volume.
+
+    Not by Otsu's threshold: a little metal or contrast medium would put it above the body.
+    """
     if not draft.squares:
         return
-    threshold = otsu(np.stack(draft.squares))
+    flat = np.concatenate([one.reshape(-1)[:: max(1, one.size // SAMPLE)] for one in draft.squares])
+    low, high = np.percentile(flat, PERCENTILES)
+    threshold = low + GROUND_SHARE * (high - low)
     kept = [number for number, one in enumerate(draft.squares) if (one > threshold).mean() >= BODY_SHARE]
     draft.rejects += [(draft.frames[n], EMPTY) for n in range(len(draft.squares)) if n not in set(kept)]
     draft.keep(kept)

@@ -196,12 +196,15 @@ def test_planted_identities_stay_behind(
     assert main([*command, "-o", str(tmp_path / "none"), "--dry-run"]) == 0
     assert main([*command, "-o", str(out), "--site", "north", "--window", "hu", "--size", "32"]) == 0
     assert main([*command, "-o", str(out), "--site", "south", "--all-test"]) == 2
+    block = ["--patch-mm", "12", "--depth", "8", "--size", "8", "--window", "hu"]
+    assert main([*command[:-1], "patch", *block, "-o", str(tmp_path / "volumes"), "--site", "north"]) == 0
     table = tmp_path / "labels.csv"
     table.write_text("patient,label\n" + "".join(f"{value.decode()},a\n" for value in plants.values[:9]) * 2)
     unlabelled = [word for word in command if word not in ("--lesion", "slice")]
     assert main([*unlabelled, "-o", str(tmp_path / "none"), "--labels", str(table)]) == 2
     printed = capfd.readouterr()
-    left = {str(path): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    outputs = [path for folder in (out, tmp_path / "volumes") for path in sorted(folder.rglob("*")) if path.is_file()]
+    left = {str(path): path.read_bytes() for path in outputs}
     left |= {"stdout": printed.out.encode(), "stderr": printed.err.encode(), "log": caplog.text.encode()}
     assert {path.name for path in out.iterdir()} == {"north.h5", "rejects.csv"}
     assert list(traces(plants, left)) == []
@@ -209,6 +212,7 @@ def test_planted_identities_stay_behind(
     assert SECRET.encode() not in b"".join(left.values())
     assert f"found {files:,} files" in printed.out
     assert "taken 24 images of 3 patients: no lesion 15, lesion 9" in printed.out
+    assert "taken 6 images of 3 patients: no lesion 3, lesion 3" in printed.out, "3-D patches"
 
 
 def test_planted_pixels_are_refused_or_blanked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
