@@ -29,7 +29,7 @@ class Likeness:
 
 
 def likeness(guess: Tensor, originals: Tensor) -> list[Likeness]:
-    """One reconstruction [C, H, W] beside each of n originals [n, C, H, W].
+    """One reconstruction [C, H, W], or [C, D, H, W] of a 3-D patch, beside each of n originals.
 
     Sites harmonise their images, and an adversary cannot know the scale they had. So each original is scaled to [0, 1],
     and the reconstruction to that by the best affine fit, in every setting alike.
@@ -46,21 +46,23 @@ def likeness(guess: Tensor, originals: Tensor) -> list[Likeness]:
 
 
 def _ssim(fitted: Tensor, wanted: Tensor) -> Tensor:
-    side = min(WINDOW, wanted.shape[2], wanted.shape[3])
-    metric = SSIMMetric(2, data_range=1.0, win_size=side - (side + 1) % 2, reduction=MetricReduction.NONE)
+    side = min(WINDOW, *wanted.shape[2:])
+    metric = SSIMMetric(wanted.ndim - 2, data_range=1.0, win_size=side - (side + 1) % 2, reduction=MetricReduction.NONE)
     return torch.as_tensor(metric(fitted, wanted))
 
 
 def unit_scaled(images: Tensor) -> Tensor:
-    """Each image [n, C, H, W] by itself to [0, 1]; a constant one to 0."""
-    low = images.amin(dim=(1, 2, 3), keepdim=True)
-    range = images.amax(dim=(1, 2, 3), keepdim=True) - low
-    return (images - low) / torch.where(range > 0, range, 1.0)
+    """Each image [n, C, ...] by itself to [0, 1]; a constant one to 0."""
+    pixels = tuple(range(1, images.ndim))
+    low = images.amin(dim=pixels, keepdim=True)
+    extent = images.amax(dim=pixels, keepdim=True) - low
+    return (images - low) / torch.where(extent > 0, extent, 1.0)
 
 
 def grey(image: NDArray[np.generic] | Tensor) -> Image.Image:
-    """An image [C, H, W] or [H, W] as a grey tile, its 1st to 99th percentile as black to white."""
+    """An image [C, H, W] or [H, W], or the middle plane of [C, D, H, W], as a tile from its 1st to 99th percentile."""
     values = np.asarray(image, np.float64)
+    values = values[:, values.shape[1] // 2] if values.ndim == 4 else values
     values = values.mean(axis=0) if values.ndim == 3 else values
     low, high = np.percentile(values, (1, 99))
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)

@@ -60,12 +60,11 @@ def rows(subject: Subject, effort: Effort) -> Iterator[Row]:
 
 
 def small(images: Tensor) -> Tensor:
-    """Images [n, C, H, W] with no side above LARGEST_SIDE, harmonised anew: a search on more pixels takes too long."""
-    height, width = images.shape[2:]
-    shrink = max(height, width) / LARGEST_SIDE
+    """Images [n, C, ...] with no side above LARGEST_SIDE, harmonised anew: a search on more pixels takes too long."""
+    shrink = max(images.shape[2:]) / LARGEST_SIDE
     if shrink <= 1:
         return images
-    size = (max(1, round(height / shrink)), max(1, round(width / shrink)))
+    size = tuple(max(1, round(side / shrink)) for side in images.shape[2:])
     return harmonise(nn.functional.interpolate(images, size=size, mode="area").numpy())
 
 
@@ -115,9 +114,8 @@ def convolutional_row(subject: Subject, victim: I64, effort: Effort) -> Row:
         small(_seen(subject, victim)),
         int(subject.samples.labels[victim[0]]),
     )
-    channels, height, width = image.shape[1:]
-    classes = len(subject.task.classes)
-    model = _seeded(lambda: smooth_convolutional(channels, height, width, classes), effort.seed, subject)
+    shape, classes = tuple(image.shape[1:]), len(subject.task.classes)
+    model = _seeded(lambda: smooth_convolutional(shape, classes), effort.seed, subject)
     note = "one image, one step, smooth convolutional network; search"
     enough = replace(effort, iterations=INVERTIBLE[0], budget_s=INVERTIBLE[1])
     return _searched(subject, model, Victim(image, label), enough, Attack("inversion, convolutions", note, True))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedhpc.models.dimensions import LAYERS
 from fedhpc.site.data.harmonise import harmonise
 from fedhpc.util.arrays import F32
 from fedhpc.util.rng import seed_of
@@ -24,19 +25,20 @@ def linear_on_pixels(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
 
 
-def smooth_convolutional(channels: int, height: int, width: int, classes: int) -> nn.Sequential:
+def smooth_convolutional(shape: tuple[int, ...], classes: int) -> nn.Sequential:
     """Three convolutions without kinks and without pooling: each pixel has its own smooth effect on the gradient.
 
     Such a network is inverted almost exactly (Zhu, Liu & Han 2019), one with ReLU, max pooling or global
     pooling hardly: what is to be shown is that noise protects, not that a search is hard.
     """
-    features = CHANNELS * math.ceil(height / 4) * math.ceil(width / 4)
+    channels, *sides = shape
+    features, conv = CHANNELS * math.prod(math.ceil(side / 4) for side in sides), LAYERS[len(sides)].conv
     return nn.Sequential(
-        nn.Conv2d(channels, CHANNELS, 5, stride=2, padding=2),
+        conv(channels, CHANNELS, 5, stride=2, padding=2),
         nn.ELU(),
-        nn.Conv2d(CHANNELS, CHANNELS, 3, stride=2, padding=1),
+        conv(CHANNELS, CHANNELS, 3, stride=2, padding=1),
         nn.ELU(),
-        nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1),
+        conv(CHANNELS, CHANNELS, 3, padding=1),
         nn.ELU(),
         nn.Flatten(),
         nn.Linear(features, classes),
@@ -79,11 +81,11 @@ def match_gradient(model: nn.Module, update: Tensor, labels: Tensor, shape: tupl
         model: at the global parameters.
         update: f32[d], as it was sent.
         labels: int64[n], of the images that are sought.
-        shape: (C, H, W) of an image.
+        shape: (C, H, W) of an image, or (C, D, H, W).
         search: how long.
 
     Returns:
-        f32[n, C, H, W], harmonised: the adversary knows how sites prepare their images.
+        f32[n, *shape], harmonised: the adversary knows how sites prepare their images.
     """
     rng = torch.Generator().manual_seed(seed_of(search.seed, "gradient matching"))
     x = torch.randn((len(labels), *shape), generator=rng).to(update.device).requires_grad_()
@@ -106,7 +108,7 @@ def _distance(model: nn.Module, x: Tensor, labels: Tensor, wanted: Tensor, total
     loss = nn.functional.cross_entropy(model(x), labels)
     gradients = torch.autograd.grad(loss, parameters, create_graph=True)
     gradient = torch.cat([g.reshape(-1) for g in gradients])
-    rough = x.diff(dim=2).abs().mean() + x.diff(dim=3).abs().mean()
+    rough = torch.stack([x.diff(dim=axis).abs().mean() for axis in range(2, x.ndim)]).sum()
     return 1 - nn.functional.cosine_similarity(gradient, wanted, dim=0, eps=1e-12) + total_variation * rough
 
 
