@@ -78,7 +78,9 @@ def test_fedprox_goes_with_every_rule() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        (HEAD, "model.name=frozen has no normalisation layer"),
+        (HEAD, "model.name=frozen has no such layer"),
+        ({"algorithm.local_layers": "input"}, "set model.input_layer=true"),
+        (HEAD | {"model.input_layer": True}, "model.input_layer: has nothing to learn from"),
         (SECURE, "a site makes no private step of its own"),
         ({"training.average_last": 0.5}, "set average_last=0"),
         ({"personalisation.method": "fine_tune"}, "set personalisation.method=none"),
