@@ -38,6 +38,7 @@ from fedhpc.secagg.protocol import round_bytes
 from fedhpc.transport.collectives import all_agree, broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import of_each
 from fedhpc.util.arrays import F32
+from fedhpc.util.memory import give_back_freed_memory
 from fedhpc.util.rng import generator
 from fedhpc.util.stopwatch import Stopwatch
 from fedhpc.util.text import wrapped
@@ -112,6 +113,7 @@ def run(session: Session, stop_after: int | None, on_begin: Callable[[int], None
     _introduce(session, resumed.first, lifetimes)
     run_on_all_ranks(session.transport, lambda: None if session.transport.rank else on_begin(resumed.first))
     session.transport.limit_waits(session.declared.faults.round_timeout_s)
+    give_back_freed_memory()  # of reading the shards and of their search
     drive = _federated if session.config.mode == "federated" else _separate
     session.notice.begin_rounds(speaks=session.transport.rank == 0)
     models, stopped = drive(session, resumed, progress)
@@ -130,6 +132,7 @@ def run(session: Session, stop_after: int | None, on_begin: Callable[[int], None
         )
     if numbers:
         session.console.say(f"the privacy budget ends the run after round {done}:\n{numbers}")
+    give_back_freed_memory()  # of training
     finish(session, models, progress.records, stopped)
     tell(progress.sinks, lambda sink: sink.finish(session.directory.read_summary()))
     return Ended(stopped, models)

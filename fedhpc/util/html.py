@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 
 def rendered(template: Path, **values: Any) -> str:
     """Return a template filled with values.
@@ -15,6 +13,9 @@ def rendered(template: Path, **values: Any) -> str:
         template: the file; it may include others of its folder.
         values: by the names that the template uses.
     """
+    # Pages are made at the end of a run: its ranks need not load this to start.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(template.parent),
         autoescape=True,

@@ -40,13 +40,6 @@ def peak_bytes() -> int:
     return int(peak.split()[1]) * 1024
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
-
-
 def keep_freed_memory() -> None:
     """Make this process keep what it frees: the next step of a training asks for it again.
 
@@ -59,3 +52,17 @@ def keep_freed_memory() -> None:
     if adjust is not None:
         adjust(M_TRIM_THRESHOLD, NEVER)
         adjust(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD_BYTES)
+
+
+def give_back_freed_memory() -> None:
+    """Give the kernel back what this process has freed and does not need soon; nothing without glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

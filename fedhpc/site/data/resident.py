@@ -81,7 +81,7 @@ class ResidentSamples(_Delegating):
 
 
 class ShippedSamples(_Delegating):
-    """8-bit images that are copied to a device as they are stored, and harmonised there (private)."""
+    """8-bit images that go to a device as they are stored, and are harmonised there (private)."""
 
     def __init__(self, samples: ImageSamples, device: torch.device) -> None:
         super().__init__(samples)
@@ -99,7 +99,8 @@ class ShippedSamples(_Delegating):
 def resident(samples: Samples, device: torch.device, free_bytes: int) -> Samples:
     """Return the samples on the device if they fit there, and 8-bit images as ones that go there as they are stored.
 
-    What is neither, and what a CPU trains on, stays as it is.
+    What is neither stays as it is. On a CPU 8-bit images in memory stay where they are; only their mean and scale are
+    computed beforehand.
 
     Args:
         samples: of one site (private).
@@ -107,8 +108,11 @@ def resident(samples: Samples, device: torch.device, free_bytes: int) -> Samples
         free_bytes: of its memory, the part that these samples may count on; SHARE says how much of it they may fill.
     """
     n = len(samples.labels)
-    if not n or not free_bytes:
+    if not n:
         return samples
+    if not free_bytes:
+        at_hand = device.type == "cpu" and isinstance(samples, ImageSamples) and not samples.streamed
+        return ShippedSamples(samples, device) if at_hand and _as_stored(samples) else samples
     one = samples.inputs(np.zeros(1, np.int64))
     entry_bytes = 1 if _as_stored(samples) else one.element_size()
     if n * math.prod(one.shape[1:]) * entry_bytes <= free_bytes // SHARE:

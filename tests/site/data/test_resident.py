@@ -83,4 +83,8 @@ def test_samples_stay_on_host_where_they_do_not_fit(tmp_path: Path) -> None:
         host, size_bytes = ImageSamples(shard), N * 2 * SIDE * SIDE
         assert isinstance(resident(host, device, SHARE * size_bytes), ResidentSamples)
         assert resident(host, device, SHARE * size_bytes - SHARE) is host
+        assert isinstance(resident(host, device, 0), ShippedSamples), "its images are in memory"
+    with Shard.open(tmp_path / "a.h5", "a", in_memory=False) as streamed:
+        host = ImageSamples(streamed)
+        assert resident(host, device, 0) is host
     assert free_bytes(device, 4) == 0
