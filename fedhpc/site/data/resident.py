@@ -111,8 +111,9 @@ def resident(samples: Samples, device: torch.device, free_bytes: int) -> Samples
     if not n:
         return samples
     if not free_bytes:
-        at_hand = device.type == "cpu" and isinstance(samples, ImageSamples) and not samples.streamed
-        return ShippedSamples(samples, device) if at_hand and _as_stored(samples) else samples
+        if device.type == "cpu" and isinstance(samples, ImageSamples) and _as_stored(samples) and not samples.streamed:
+            return ShippedSamples(samples, device)
+        return samples
     one = samples.inputs(np.zeros(1, np.int64))
     entry_bytes = 1 if _as_stored(samples) else one.element_size()
     if n * math.prod(one.shape[1:]) * entry_bytes <= free_bytes // SHARE:
