@@ -20,7 +20,10 @@ from fedhpc.util.arrays import F32
 NO_VOLUME = "a single image or slice, of which no 3-D patch can be cut"
 UNUSED = "in no 3-D patch that was taken"
 GAP = "beside a missing slice: no 3-D patch can be cut there"
+TOO_MANY = "a volume that makes too many 3-D patches: give a larger --pixel-mm, or --max-slices"
 EMPTY = "of a 3-D patch that shows almost nothing but the ground"
+MOST_PLACES, MOST_PATCH_VOXELS = 2**20, 2**28
+"""Of one volume: its patches lie in memory together, as float32."""
 GAP_STEPS, MASKS = 1.5, 64
 """A step of so many usual ones is a gap; masks of so many slices are kept."""
 BODY_SHARE, GROUND_SHARE, PERCENTILES, SAMPLE = 0.1, 0.1, (1.0, 99.0), 2**14
@@ -251,6 +254,9 @@ def _grid(volume: _Volume, rule: LesionRule | None, draft: Draft) -> list[Place]
         [round(side / 2 - 0.5 + away / mm) for away in offsets(side * mm, voxels.side_mm)]
         for side, mm in zip(plane.pixels.shape, plane.millimetres, strict=True)
     )
+    count = len(levels) * len(down) * len(right)
+    if count > MOST_PLACES or min(count, volume.most or count) * voxels.planes * voxels.size**2 > MOST_PATCH_VOXELS:
+        raise ImportFault(TOO_MANY)
     places = [Place(z_mm, Pixel(y, x)) for z_mm in levels for y in down for x in right]
     if rule is not None:
         places = _labelled(volume, places, rule, draft)

@@ -170,6 +170,10 @@ def _of_depth(recipe: Recipe) -> list[tuple[bool, str]]:
             depth.slice_mm is None or LEAST_MM <= depth.slice_mm <= MOST_MM,
             f"slice_mm={depth.slice_mm}; allowed: above 0, up to 1000",
         ),
+        (
+            (recipe.square.pixel_mm or 1.0) >= LEAST_MM,
+            f"pixel_mm={recipe.square.pixel_mm}; allowed: {LEAST_MM:g} or more",
+        ),
         (recipe.stack == 1, f"stack={recipe.stack} with depth; allowed: 1"),
         (recipe.every_mm == 0, f"every_mm={recipe.every_mm} with depth; allowed: 0"),
     ]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from data_prep.importers import dicom, nifti
-from data_prep.importers.blocks import GAP, NO_VOLUME, UNUSED
+from data_prep.importers.blocks import GAP, NO_VOLUME, TOO_MANY, UNUSED
 from data_prep.importers.example import Examples, examples
 from data_prep.importers.job import ArchiveImport
 from data_prep.importers.lesions import LesionRule
@@ -95,6 +95,10 @@ def test_patch_is_not_cut_across_a_gap_or_of_single_images(tmp_path: Path) -> No
         slice_file(np.eye(32, dtype=np.uint16), 2, (0, 0, 0), SOPClassUID=DX, Modality="DX"), tmp_path / "dx" / "1.dcm"
     )
     recipe = Recipe(Square(32, 1.0), ("hu",), depth=Depth(4, 3.0))
+    bomb = Recipe(Square(8, 1e-3), ("hu",), depth=Depth(8))
+    root = tmp_path / "gap"
+    found = taken(dicom.find(ArchiveImport(root, root, root, bomb)), root, bomb)
+    assert {why for _, why in found.rejects} == {TOO_MANY}, "refused before any memory is taken"
     for folder, why in (("gap", GAP), ("dx", NO_VOLUME)):
         root = tmp_path / folder
         found = taken(dicom.find(ArchiveImport(root, root, root, recipe)), root, recipe)
