@@ -292,6 +292,7 @@ def summary_of(config: RunConfig, records: Sequence[Mapping[str, Any]], more: Ma
         "sites": list(config.site_names),
         "rounds": n,
         "absent": absent_rounds(records),
+        "late": late_rounds(records),
         "per_site": {
             site: {**values, "delta": config.privacy.delta if config.private else None}
             for site, values in last["per_site"].items()
@@ -313,6 +314,15 @@ def summary_of(config: RunConfig, records: Sequence[Mapping[str, Any]], more: Ma
         "stress": config.stress.label if config.stress else None,
         **more,
     }
+
+
+def late_rounds(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return {site: in how many rounds its update was late}, of those that any was (schedule.policy=deadline).
+
+    >>> late_rounds([{"late": ["b"]}, {"late": ["a", "b"]}, {}])
+    {'b': 2, 'a': 1}
+    """
+    return dict(Counter(site for record in records for site in record.get("late", ())))
 
 
 def absent_rounds(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:

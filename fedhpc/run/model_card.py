@@ -162,6 +162,9 @@ def _limits(config: RunConfig, summary: Mapping[str, Any], calibrated: bool) -> 
         yield "Each site has a model of its own (sites/SITE/model.pt): the row of all sites is a mean."
     if summary.get("absent"):
         yield "Not all declared sites took part to the end."
+    if summary.get("late"):
+        counts = ", ".join(f"{site} in {count}" for site, count in summary["late"].items())
+        yield f"Updates were late (schedule.policy: deadline): of {counts} of {summary['rounds']} rounds."
     if summary["stopped"] not in ("finished",):
         yield f"The run stopped before its last round: {summary['stopped']}."
     yield "Image sizes, windows and slices must be those of the import; the model cannot check them all."

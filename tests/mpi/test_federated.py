@@ -346,6 +346,9 @@ def test_late_run_is_repeated_by_its_record_and_charges_what_it_began(
     config = RunDirectory(late).read_config()
     assert config is not None and violations(RunDirectory(late), config, Snapshot())[0] == []
     made = [json.loads(line) for line in (late / "rounds.jsonl").read_text(encoding="utf-8").splitlines()]
+    told = summary(late)["late"]
+    assert told == {site: n for site in TIMED_SITES if (n := sum(site in record["late"] for record in made))}
+    assert not told or "Updates were late" in (late / "MODEL_CARD.md").read_text(encoding="utf-8")
     for site in TIMED_SITES:
         entered = [r["round"] - 1 - r["staleness"][site] for r in made if site in r["staleness"]]
         begun = charges(late, site)
