@@ -9,14 +9,13 @@ those of whole runs in one process, for each seed: of `even`, which `wait` gives
 folder is not done again, and what was timed there is not timed again.
 """
 
-import contextlib
 import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,7 +36,7 @@ from fedhpc.run.public_features import make_reference, public_map
 from fedhpc.run.session import make_phantoms
 from fedhpc.site.data.open_site import open_site_of_run
 from fedhpc.site.training.dp_sgd import Units, entropy
-from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, local_steps, train_plain, train_private
+from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, train_plain, train_private
 from fedhpc.site.training.pace import step_cost
 from fedhpc.util.files import make_folder, read_json, write_json, write_text
 from fedhpc.util.text import fitted
@@ -46,8 +45,6 @@ Trained = Literal["even", "plan", "deadline"]
 Run = Mapping[str, Any]
 SLACK = 1.1
 """Of the timer over what the largest site takes."""
-FEW = 0.1
-"""The share of the steps of a round that is timed to tell what a round costs beside them."""
 TIMED, TIMED_S = 3, 1.0
 """So many rounds of each site, and so many CPU seconds, are timed at least, after one round that is not."""
 
@@ -128,7 +125,7 @@ def _rows_at(experiment: Experiment, epsilon: float | None, config: RunConfig, o
     name = f"epsilon{epsilon or 'none'}"
     make_folder(out)
     step = _kept(out / f"{name}-step.json", lambda: {"step_images": step_images(config)})["step_images"]
-    planned = [f"schedule.step_images={step}"]
+    planned = [f"schedule.step_images={step}"] if config.private else []
     even, plan, late = (Cell(epsilon, case) for case in ("even", "plan", "deadline"))
     first = experiment.seeds[0]
     plan_config = load_config(experiment.config, [*experiment.overrides(plan, first), *planned])
@@ -158,10 +155,10 @@ def _kept(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, floa
 
 
 def step_images(config: RunConfig) -> float:
-    """What a private step costs whatever its batch on this machine, or a round whatever its steps, in images."""
-    _make_cohort(config)
+    """What a private step costs whatever its batch on this machine, in images; 0 without privacy."""
     if not config.private:
-        return round_images(config)
+        return 0.0
+    _make_cohort(config)
     backbone, device = _machine(config)
     with open_site_of_run(config, config.site_names[0]) as opened:
         model = build_model(config, Task(opened.shard.classes, opened.shard.image_shape), backbone)
@@ -210,42 +207,21 @@ def _machine(config: RunConfig) -> tuple[Backbone | None, Device]:
     return load_backbone(config.model.backbone) if config.model.backbone else None, device
 
 
-def round_images(config: RunConfig) -> float:
-    """What a round without privacy costs whatever its steps, in images: by its CPU seconds with all steps and with few.
-
-    The machine's speed drifts, so they are timed in turn, and the least of each counts.
-    """
-    with _local_round(config, config.site_names[0]) as whole:
-        few = replace(whole, effort=FEW)
-        images = len(whole.samples.indices("train"))
-        steps, fewer = (local_steps(images, config.training, one.effort) for one in (whole, few))
-        timed = [(_timed(whole), _timed(few)) for _ in range(TIMED)]
-    whole_s, few_s = (min(seconds) for seconds in zip(*timed, strict=True))
-    step_s = (whole_s - few_s) / (steps - fewer)
-    per_step = images * config.training.local_epochs / steps
-    return float(f"{max(0.0, few_s - fewer * step_s) / step_s * per_step:.2g}")
-
-
 def site_seconds(config: RunConfig) -> dict[str, float]:
     """CPU seconds of one round of each site's own training, by name: the median of several, on the built-in cohort."""
     _make_cohort(config)
+    backbone, device = _machine(config)
     found = {}
     for name in config.site_names:
-        with _local_round(config, name) as local:
+        with open_site_of_run(config, name) as opened:
+            model = build_model(config, Task(opened.shard.classes, opened.shard.image_shape), backbone)
+            if backbone is not None and config.model.features is not None:
+                public_map(config, backbone, opened.shard.image_shape[-1]).load_into(model)
+            local = LocalRound(
+                model, opened.samples(backbone), config, name, 0, device, lambda *_: None, effort=config.effort(name)
+            )
             found[name] = _timed(local)
     return found
-
-
-@contextlib.contextmanager
-def _local_round(config: RunConfig, site: str) -> Iterator[LocalRound]:
-    """The first round of a site, ready to train."""
-    backbone, device = _machine(config)
-    with open_site_of_run(config, site) as opened:
-        model = build_model(config, Task(opened.shard.classes, opened.shard.image_shape), backbone)
-        if backbone is not None and config.model.features is not None:
-            public_map(config, backbone, opened.shard.image_shape[-1]).load_into(model)
-        samples, effort = opened.samples(backbone), config.effort(site)
-        yield LocalRound(model, samples, config, site, 0, device, lambda *_: None, effort=effort)
 
 
 def _timed(local: LocalRound) -> float:

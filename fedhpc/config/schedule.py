@@ -27,10 +27,9 @@ class Schedule(Section):
     - `wait`: every site does the same work for its size. A round takes as long as the slowest site.
     - `plan`: a site that would take longer than the largest site takes at normal speed does less. Its *effort* is the
       share of its images that it trains on in a round: min(1, ((c + largest weight) x its speed - c) / its weight),
-      where c is what a step costs whatever its batch: step_images / sample_rate with privacy; without privacy what a
-      round costs whatever its steps: step_images / local_epochs. The effort is at least half of what it would be with
-      c = 0, since c is measured without the reading of images. The efforts are public,
-      fixed before the first round, and the same at every later start. With privacy on a slow site draws its units with
+      where c is what a step costs whatever its batch: step_images / sample_rate with privacy, else 0; but at least half
+      of what it would be with c = 0, since c is measured without the reading of images. The efforts are public, fixed
+      before the first round, and the same at every later start. With privacy on a slow site draws its units with
       sample_rate x effort, in as many steps as the others, with the noise multiplier that costs the same epsilon; its
       mean gradient is over the expected batch that is left. Without privacy it makes fewer steps, and its update is
       normalised (algorithm.name=fednova).
@@ -55,8 +54,8 @@ class Schedule(Section):
     )
     step_images: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = Field(
         default=None,
-        description="what a private step costs whatever its batch (noise, optimiser), or a round without privacy "
-        "whatever its steps, in images, with policy=plan; null: with privacy measured where speeds are, else 0",
+        description="what a private step costs whatever its batch (noise, optimiser), in images, with policy=plan; "
+        "null: measured where speeds are, else 0",
     )
     deadline_s: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
         default=None,
@@ -94,7 +93,6 @@ def planned_efforts(sites: Sequence[Site], speeds: Mapping[str, float], step_uni
     """
     known = all(site.weight is not None for site in sites)
     weights = {site.name: (site.weight or 1) if known else 1 for site in sites}
-    step_units = step_units if known else 0.0
     whole = step_units + max(weights.values())
     least = {name: LEAST_SHARE * max(weights.values()) * speeds.get(name, 1.0) for name in weights}
     found = {
@@ -106,10 +104,9 @@ def planned_efforts(sites: Sequence[Site], speeds: Mapping[str, float], step_uni
 def step_units(config: "RunConfig", step_images: float | None) -> float:
     """Return what a step costs whatever its batch, in units of weight: a private step is over sample_rate of them.
 
-    Without privacy a slow site makes fewer steps, whose number divides all that they cost; what a round costs beside
-    them (shuffle, generators, optimiser) is spread over its epochs.
+    Without privacy a slow site makes fewer steps, whose number divides all that they cost.
     """
-    return (step_images or 0.0) / (config.privacy.sample_rate if config.private else config.training.local_epochs)
+    return (step_images or 0.0) / config.privacy.sample_rate if config.private else 0.0
 
 
 def efforts_of(config: "RunConfig") -> dict[str, float]:

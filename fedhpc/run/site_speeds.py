@@ -120,7 +120,7 @@ def _settled(
     usual_s = {name: cost.usual_step_s for name, cost in (costs or {}).items()}
     speeds = speeds_from(usual_s) if usual_s else declared_speeds(declared)
     step_images = declared.schedule.step_images
-    if step_images is None and costs and declared.private:
+    if step_images is None and costs:
         step_images = usual_step_images(costs)
     efforts = planned_efforts(sites, speeds, step_units(declared, step_images))
     measured = {"seconds_per_image": seconds, "step_images": step_images}
