@@ -133,7 +133,9 @@ def _rows_at(experiment: Experiment, epsilon: float | None, config: RunConfig, o
         cell: _kept(out / f"{name}-{cell.case}-seconds.json", partial(site_seconds, one))
         for cell, one in ((even, config), (plan, plan_config))
     }
-    seconds = {**timed, late: timed[even]}
+    # Sites that do the same work in both are timed once: the machine's speed drifts.
+    same = {name: s for name, s in timed[even].items() if plan_config.effort(name) == 1}
+    seconds = {even: timed[even], plan: {**timed[plan], **same}, late: timed[even]}
     slowed = {one: s * (experiment.factor if one == experiment.site else 1) for one, s in timed[even].items()}
     pace = late_rounds(slowed, SLACK * max(timed[even].values()), config.training.rounds)
     record = (out / f"{name}-late.jsonl").resolve()
