@@ -129,6 +129,7 @@ def _preload() -> None:
 
     import cryptography.hazmat.primitives.asymmetric.ec
     import h5py
+    import opacus.accountants  # what a private run plans with; longer to import than all of fedhpc
     import torch
     import torch.nn.functional
 
@@ -138,7 +139,7 @@ def _preload() -> None:
 
     if "mpi4py.MPI" in sys.modules:
         raise SystemExit("MPI was started before the fork")
-    assert h5py and torch and cryptography
+    assert h5py and opacus and torch and cryptography
     gc.collect()
     gc.freeze()
 
