@@ -121,17 +121,12 @@ def test_thin_frame_is_not_what_an_image_shows() -> None:
     assert np.corrcoef(cropped(plain).flatten(), cropped(framed).flatten())[0, 1] > 0.95
 
 
-@pytest.mark.parametrize(("reference", "sees_crops"), [("phantoms", False), ("r.h5", True)])
-def test_phantoms_of_the_reference_are_not_cropped(reference: str, sees_crops: bool) -> None:
-    config = RunConfig.model_validate(
-        {
-            "name": "x",
-            "data": {"shards": "{site}.h5", "sites": [{"name": "a"}], "public_reference": reference},
-            "model": {"name": "frozen", "backbone": "efficientnet_lite0+phantom+cropped", "features": 5},
-        }
-    )
+@pytest.mark.parametrize(
+    ("created_by", "sees_crops"), [("data_prep.phantom.public 1", False), ("fedhpc prepare images", True)]
+)
+def test_phantoms_of_the_reference_are_not_cropped(created_by: str, sees_crops: bool) -> None:
     backbone = public_backbone("efficientnet_lite0+phantom+cropped")
-    seen = reference_backbone(config, backbone)
+    seen = reference_backbone(created_by, backbone)
     assert (seen.digest == backbone.digest) is sees_crops
     assert (seen.digest == public_backbone("efficientnet_lite0+phantom").digest) is not sees_crops
     assert seen.blocks == backbone.blocks
