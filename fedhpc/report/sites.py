@@ -104,7 +104,7 @@ def _site_events(view: RunView, site: str) -> dict[str, list[int]]:
         "rounds absent": [r["round"] for r in view.records if site in r.get("absent", ())],
         "rounds left out": [r["round"] for r in view.records if site in r.get("dropped", ())],
         "flags, left out": [number for number, flag in flags if flag["excluded"]],
-        "flags, shortened": [number for number, flag in flags if not flag["excluded"]],
+        "flags, counts less": [number for number, flag in flags if not flag["excluded"]],
         "rounds late": [r["round"] for r in view.records if site in r.get("late", ())],
     }
 
