@@ -26,7 +26,18 @@ OWNERS = {
     "tensorboardX": ["fedhpc.run.tracking"],
 }
 # All that the code of a hospital imports from outside of fedhpc: what is not named here could be a way out.
-SITE_IMPORTS = {"collections", "contextlib", "copy", "dataclasses", "functools", "h5py", "hashlib", "hmac", "io"} | {
+SITE_IMPORTS = {
+    "collections",
+    "contextlib",
+    "copy",
+    "dataclasses",
+    "functools",
+    "itertools",
+    "h5py",
+    "hashlib",
+    "hmac",
+    "io",
+} | {
     *(
         "logging",
         "math",
