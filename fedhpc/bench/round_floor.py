@@ -44,6 +44,14 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """Which site trains in which round: the order of its images is a function of both."""
+
+    site: str
+    round: int
+
+
+@dataclass(frozen=True)
 class Shared:
     """What all processes see: sums of weighted parameters, one row a process, and the global parameters f32[d]."""
 
@@ -109,7 +117,7 @@ def _rounds(
         row[:] = 0
         for site in sites:
             _load(model, shared.params)
-            _train(model, train[site], job, (job["sites"][site], number))
+            _train(model, train[site], job, Turn(job["sites"][site], number))
             row += np.float32(weights[site]) * _vector(model)
         trained = time.monotonic()
         shared.barrier.wait()
@@ -123,12 +131,11 @@ def _rounds(
     return found
 
 
-def _train(model: nn.Module, images: Images, job: dict[str, Any], place: tuple[str, int]) -> None:
-    """Train one round; `place`: site and round, of which the order of the images is a function."""
+def _train(model: nn.Module, images: Images, job: dict[str, Any], turn: Turn) -> None:
     optimizer = torch.optim.SGD(model.parameters(), job["lr"], job["momentum"], weight_decay=job["weight_decay"])
     count = len(images.labels)
     for epoch in range(job["local_epochs"]):
-        order = generator(job["seed"], *place, epoch, "shuffle").permutation(count)
+        order = generator(job["seed"], turn.site, turn.round, epoch, "shuffle").permutation(count)
         for rows in map(torch.from_numpy, np.array_split(order, math.ceil(count / job["batch_size"]))):
             optimizer.zero_grad()
             value = nn.functional.cross_entropy(model(images.pixels[rows]), images.labels[rows])
