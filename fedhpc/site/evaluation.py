@@ -1,7 +1,6 @@
 """A model measured on one site's own splits: predictions stay here, score histograms leave."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from fedhpc.records.metrics import Predictions, score_histogram
 from fedhpc.site.answers import Answers
 from fedhpc.site.context import SiteContext
 from fedhpc.site.data.samples import Samples
+from fedhpc.site.failures import Failures
 from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
 from fedhpc.util.arrays import F32, I64
 
@@ -49,15 +49,9 @@ class Evaluator:
         at_home: puts the site's own values of layers that stay at home, which are private, into f32[d].
     """
 
-    def __init__(
-        self,
-        name: str,
-        samples: Samples,
-        place: SiteContext,
-        failing: Callable[[str], AbstractContextManager[None]],
-    ) -> None:
-        """Of the site `name` with these samples; `failing` turns what goes wrong into a SiteError."""
-        self._name, self._samples, self._place, self._failing = name, samples, place, failing
+    def __init__(self, name: str, samples: Samples, place: SiteContext, failures: Failures) -> None:
+        """Of the site `name` with these samples."""
+        self._name, self._samples, self._place, self._failures = name, samples, place, failures
         self._answers: Answers | None = None
         self.at_home: Callable[[F32], F32] = lambda params: params
 
@@ -117,7 +111,7 @@ class Evaluator:
             )
 
     def _predictions(self, params: F32, split: str) -> Predictions:
-        with self._failing("evaluation failed"):
+        with self._failures.failing("evaluation failed"):
             from_vector(self._place.model, self.at_home(params))
             alone = self._place.config.private_evaluation
             return predict(self._place.model, self._samples, split, self._place.bench, alone)

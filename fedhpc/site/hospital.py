@@ -1,8 +1,8 @@
 """One hospital: it owns its shard and its ledger, and gives out updates and what its metrics need, nothing else."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from fedhpc.compression.top_k import refusal
 from fedhpc.compression.update import LARGEST_ENTRY
-from fedhpc.errors import Interrupted, PayloadError, SiteError, site_failure
+from fedhpc.errors import Interrupted, SiteError
 from fedhpc.models.vector import from_vector, layers_of, to_vector
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
@@ -22,6 +22,7 @@ from fedhpc.site.answers import Answers
 from fedhpc.site.context import SiteContext
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import Evaluator
+from fedhpc.site.failures import Failures
 from fedhpc.site.training.dp_sgd import LARGEST_PARAMETER, Units, entropy
 from fedhpc.site.training.feature_mean import Features, noisy_sum, shared_sum, whitened_sum
 from fedhpc.site.training.local_sgd import (
@@ -55,8 +56,8 @@ class Hospital:
         self._samples, self._place = samples, place
         self._ledger: Ledger | None = None
         self._units: Units | None = None
-        self._log: LogFile | None = None
-        self.evaluator = Evaluator(name, samples, place, self.failing)
+        self._failures = Failures(name)
+        self.evaluator = Evaluator(name, samples, place, self._failures)
 
     @property
     def plan(self) -> PrivacyPlan | None:
@@ -65,24 +66,11 @@ class Hospital:
 
     def keep_log(self, log: LogFile) -> None:
         """Write what concerns this site's data, when something fails, to its own log (private)."""
-        self._log = log
+        self._failures.log = log
 
-    @contextmanager
-    def failing(self, what: str) -> Iterator[None]:
-        """Turn a failure inside into a SiteError that tells the others its kind only; the log gets all of it.
-
-        Args:
-            what: place and work, as "round 3: training failed".
-        """
-        try:
-            yield
-        except (Interrupted, SiteError, PayloadError):
-            raise
-        except Exception as error:
-            failure = site_failure(self.name, what, error)
-            if self._log is not None:
-                self._log.write("ERROR", f"{failure}\n{failure.private}")
-            raise failure from error
+    def failing(self, what: str) -> AbstractContextManager[None]:
+        """See `Failures.failing`."""
+        return self._failures.failing(what)
 
     def inside(self, what: str, work: Callable[[Samples, SiteContext, Callable[[F32], F32]], None]) -> None:
         """Let `work` see the samples; nothing of what it makes comes back from here.

@@ -11,7 +11,7 @@ written by `LogFile.write` to the site's own log.
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,7 +66,9 @@ class _ToStderr(logging.Handler):
         rank = f"rank {self.rank}: " if self.rank and record.levelno == logging.WARNING else ""
         # Not `StreamHandler`: sys.stderr may be another one than at the start.
         text = for_stderr(f"{PREFIXES.get(record.levelno, '')}{rank}{record.getMessage()}")
-        print(text, file=sys.stderr, flush=True)
+        # A reader that is gone (`| head`, a lost launcher) must not end a run, nor hide the failure that is reported.
+        with suppress(BrokenPipeError):
+            print(text, file=sys.stderr, flush=True)
 
 
 class _ToFile(logging.Handler):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedhpc.cli.main import main
-from fedhpc.site.data import samples
+from fedhpc.site.data.resident import ShippedSamples
 from fedhpc.transport.mpi import MpiTransport
 
 
@@ -32,7 +32,7 @@ def fail_with(text: str) -> None:
     def failing(*_: object) -> None:
         raise ValueError(f"could not convert string to float: {text}")
 
-    samples.harmonise = failing  # type: ignore[assignment]
+    ShippedSamples.inputs = failing  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

@@ -126,6 +126,7 @@ def _become(fds: list[int]) -> None:
 
 def _preload() -> None:
     import gc
+    import logging
 
     import cryptography.hazmat.primitives.asymmetric.ec
     import h5py
@@ -140,6 +141,8 @@ def _preload() -> None:
     if "mpi4py.MPI" in sys.modules:
         raise SystemExit("MPI was started before the fork")
     assert h5py and opacus and torch and cryptography
+    # Opacus gives the root logger a handler where it has none. In a program of ours it has one by then.
+    logging.getLogger().handlers.clear()
     gc.collect()
     gc.freeze()
 
