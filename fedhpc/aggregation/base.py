@@ -6,6 +6,7 @@ Both are values of the config: a class holds its own parameters and is chosen by
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from fedhpc.compression.update import SparseVector
 from fedhpc.errors import PayloadError
@@ -120,9 +121,11 @@ class AggregationRule(Section, ABC):
     """
 
     rule: str
+    keeps_rows: ClassVar[bool] = False
+    """Whether each array that it keeps has a row for each declared site, present or absent."""
 
     def initial(self, size: int, sites: int) -> Arrays:
-        """Return what is kept before the first round, for a model of `size` parameters."""
+        """Return what is kept before the first round, for a model of `size` parameters and so many declared sites."""
         return {}
 
     @abstractmethod

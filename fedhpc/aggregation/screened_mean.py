@@ -43,7 +43,7 @@ hides whether the others agree. docs/results.md has numbers.
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -74,6 +74,7 @@ class ScreenedMean(AggregationRule):
     of the sites or more would be left out.
     """
 
+    keeps_rows: ClassVar[bool] = True
     rule: Literal["screened_mean"] = Field(
         default="screened_mean",
         description="the weighted mean; an update longer than its public noise allows is shortened, a site that pulls "
@@ -148,7 +149,7 @@ class Screen(Aggregator):
         staying = [site for site in updates if not kept[OUT][site]]
         self._leave_out(tested, staying, kept[OUT])
         if self._is_first():
-            kept[STRENGTHS] = self._strengths(tested[0], staying)
+            kept[STRENGTHS] = self._strengths(tested[0], staying, kept[STRENGTHS])
         self._name(updates, kept)
         self._check_majority()
         weights = np.array([self._weights[site] * kept[STRENGTHS][site] for site in staying])
@@ -218,9 +219,9 @@ class Screen(Aggregator):
             return math.inf
         return sums.alignment(site, others) / max(sums.deviation(site, others), TINY)
 
-    def _strengths(self, sums: Sums, staying: list[int]) -> F64:
-        """What each site's weight is multiplied by, float64[n]."""
-        out = np.ones(len(sums.weights))
+    def _strengths(self, sums: Sums, staying: list[int], before: F64) -> F64:
+        """What each site's weight is multiplied by, float64[n]; as before where a site's update did not come."""
+        out = before.copy()
         for site in staying:
             others = [other for other in staying if other != site]
             if len(others) >= LEAST_OTHERS and agreement(sums.sent[others]) > AGREEMENT:

@@ -95,7 +95,20 @@ def sent_by_site(site: Participant, training: Training, state: RunState, terms: 
 
 def rule_round(state: RunState, terms: RoundConfig) -> RuleRound:
     """What the aggregation rule knows of a round."""
-    return RuleRound(state.params.size, state.round, terms.sites, of(RULE, state.server), terms.scales(state.round))
+    kept = of(RULE, state.server)
+    if terms.aggregation.keeps_rows and terms.rows is not None:
+        kept = {name: array[list(terms.rows)] for name, array in kept.items()}
+    return RuleRound(state.params.size, state.round, terms.sites, kept, terms.scales(state.round))
+
+
+def rule_kept(found: Arrays, state: RunState, terms: RoundConfig) -> Arrays:
+    """What the rule keeps after a round; of absent sites as it was, so that a site is the same when it is back."""
+    if not terms.aggregation.keeps_rows or terms.rows is None:
+        return found
+    kept = {name: array.copy() for name, array in of(RULE, state.server).items()}
+    for name, rows in found.items():
+        kept[name][list(terms.rows)] = rows
+    return kept
 
 
 def mean_update(messages: Iterable[bytes], state: RunState, terms: RoundConfig) -> Folded:
@@ -122,7 +135,8 @@ def mean_update(messages: Iterable[bytes], state: RunState, terms: RoundConfig) 
             aggregator.add(index, entries, terms.weights[index])
     found = aggregator.aggregated()
     folded = fold.result(found.update, terms.sender(AGGREGATOR, state.round))
-    return replace(folded, rule=under(RULE, found.kept), flags=found.flags)
+    kept = rule_kept(found.kept, state, terms)
+    return replace(folded, rule=under(RULE, kept), flags=found.flags)
 
 
 def check_nothing_sent(message: bytes, site: str, round: int) -> None:

@@ -84,6 +84,7 @@ class RoundConfig:
         rounding_seed: of stochastic rounding; None rounds to nearest.
         secure: how the mean is formed where no update may be seen by itself; None: in the open.
         late: how it is formed where a timer ends the rounds; None: all are waited for.
+        rows: of each site, by index, its place among the declared sites; None: all of them are present.
         aggregation: the rule that makes one update of the sites' updates.
         server: the optimiser that makes a step of it.
         algorithm: what is added to FedAvg.
@@ -110,6 +111,7 @@ class RoundConfig:
     store: "Store | None" = None
     rewards: Rewards | None = None
     late: "LateCollector | None" = None
+    rows: tuple[int, ...] | None = None
 
     def close(self) -> None:
         """Give up what is under way in threads."""

@@ -144,13 +144,14 @@ def _ended(runs: Sequence[Run]) -> Iterator[None]:
     def leave(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
         for run in runs:
             run.kill()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _wait(is_over: Callable[[], bool], began_s: float) -> None:

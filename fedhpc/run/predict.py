@@ -16,7 +16,7 @@ from torch import nn
 from data_prep.importers.recipe import Depth, Recipe
 from data_prep.unlabelled import Batch, Inputs, batches
 from fedhpc.config.harmonise import Chain
-from fedhpc.errors import PrivacyError, ShardError
+from fedhpc.errors import InputError, PrivacyError, ShardError
 from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import SavedModel, load_model
 from fedhpc.models.task import Task
@@ -126,6 +126,11 @@ def _chain(saved: SavedModel, tested: Tested, inputs: Inputs, note: Callable[[st
     """The chain of the hospital that the images are of: `--site`, or a shard's own; that of all where none is named."""
     own = [site.name for site in saved.config.data.sites if site.harmonise]
     name = tested.site or ""
+    if name and name not in saved.config.site_names:
+        raise InputError(
+            f"--site={name}: is no site of the run. Give one of: {', '.join(saved.config.site_names)}",
+            code="command-line",
+        )
     if inputs.paths[0].suffix == ".h5" and own and not name:
         with Shard.open(inputs.paths[0], None, in_memory=False, need_train=False) as shard:
             name = shard.site

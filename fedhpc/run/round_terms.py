@@ -57,8 +57,14 @@ def round_terms(session: Session, timing: Timing | None = None) -> RoundConfig:
         scales=partial(update_scales, config, list(session.plans.values()), session.weights),
         rewards=_rewards(session),
         store=_store(session),
+        rows=_rows(session),
     )
     return terms if timing is None else replace(terms, late=LateMean(terms, timing))
+
+
+def _rows(session: Session) -> tuple[int, ...] | None:
+    declared = session.declared.site_names
+    return tuple(declared.index(name) for name in session.config.site_names) if session.absent else None
 
 
 def _store(session: Session) -> UpdateStore | None:

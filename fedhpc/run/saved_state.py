@@ -56,7 +56,7 @@ def loaded_state(session: Session, resumed: Resumed) -> RunState:
     transport = session.transport
     config, names = session.config, [site.name for site in session.sites]
     initial, algorithm = to_vector(session.place.model), algorithm_of(config.algorithm)
-    rule = config.aggregation.initial(initial.size, len(config.data.sites))
+    rule = config.aggregation.initial(initial.size, len(session.declared.data.sites))
     local = local_layers(config, session.place.model)
     fresh = local.added_to(fresh_state(initial, names, config.server, algorithm, rule))
     rewards = config.rewards.altruism is not None

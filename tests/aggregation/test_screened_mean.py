@@ -245,3 +245,11 @@ def test_hidden_attacker_is_limited_by_its_public_noise() -> None:
 def test_three_sites_are_too_few() -> None:
     assert "too few" in RULE.problem(3, 1.0)
     assert RULE.problem(4, 0.1) == ""
+
+
+def test_strength_outlives_a_round_without_an_update() -> None:
+    """Else a site gets its weight back by sending nothing valid in the last round in which strengths are measured."""
+    kept = {**RULE.initial(D, len(SITES)), STRENGTHS: np.array([1, 1, 1, 0.25])}
+    updates = noisy(EDGE, np.random.default_rng(0))
+    found = apply({site: updates[site] for site in range(3)}, kept, round=2)
+    np.testing.assert_array_equal(found.kept[STRENGTHS], kept[STRENGTHS])

@@ -6,17 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from fedhpc.aggregation.screened_mean import ScreenedMean
 from fedhpc.aggregation.server_sgd import ServerSgd
-from fedhpc.algorithms.fedavg import federate, mean_update, site_round
+from fedhpc.algorithms.fedavg import federate, mean_update, rule_kept, rule_round, site_round
 from fedhpc.algorithms.round_types import Participant, RoundConfig, RoundResult
-from fedhpc.algorithms.run_state import RESIDUAL, RunState, fresh_state
+from fedhpc.algorithms.run_state import RESIDUAL, RULE, RunState, fresh_state, under
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.compression.top_k import Layer
 from fedhpc.errors import PayloadError
 from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.transport.base import AloneTransport
 from fedhpc.transport.egress_log import Kind
-from fedhpc.util.arrays import F32
+from fedhpc.util.arrays import F32, Array
 
 
 @dataclass
@@ -227,3 +228,21 @@ def test_budget_and_preemption_end_the_run() -> None:
     state, stopped, _ = run(pullers(), terms_of(5, 1, 1, (1, 1)), 3, go_on=1)
     assert (state.round, stopped) == (1, "preempted")
     assert run(pullers(), terms_of(1, 1, 1, (1, 1)), 3, go_on=1)[1] == "finished"
+
+
+def of_rows(array: Array, numbers: Sequence[int]) -> Array:
+    """An array with a row for each number, full of it."""
+    return np.broadcast_to(np.reshape(numbers, (-1, *(1,) * (array.ndim - 1))), array.shape).astype(array.dtype)
+
+
+def test_rule_keeps_what_belongs_to_a_site_while_others_are_absent() -> None:
+    """Rows are of declared sites: whoever is absent, a present site finds its own, and an absent one's stay."""
+    coding, rule, rows = CompressionConfig(1.0), ScreenedMean(), (0, 2, 3, 4)
+    terms = RoundConfig(3, coding, coding, ("a", "c", "d", "e"), (1,) * 4, aggregation=rule, rows=rows)
+    before = {name: of_rows(array, range(5)) for name, array in rule.initial(2, 5).items()}
+    state = RunState(0, np.zeros(2, np.float32), server=under(RULE, before))
+    seen = rule_round(state, terms).kept
+    for array in seen.values():
+        np.testing.assert_array_equal(array, of_rows(array, rows))
+    for array in rule_kept({name: array + 10 for name, array in seen.items()}, state, terms).values():
+        np.testing.assert_array_equal(array, of_rows(array, (10, 1, 12, 13, 14)))

@@ -11,3 +11,15 @@ def test_fit_to_noise_alone_stays_in_range() -> None:
     curve = fit(Counts(*noise, deviations=(17.0, 17.0, 17.0)))
     for found in (curve.auc, curve.sensitivity(0.9), curve.sensitivity_early(0.9)):
         assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_scores_of_one_bin_are_undecided() -> None:
+    """A model that says nothing: the released area must not be the prior's, as if it were a good one."""
+    for bins, place in ((2, 0), (2, 1), (4, 1), (8, 3), (8, 7)):
+        rng = np.random.default_rng(1)
+        blocks = [rng.normal(0, 2, (400, bins)) for _ in range(3)]
+        for block, patients in zip(blocks, (120, 60, 20), strict=True):
+            block[:, place] += patients
+        auc = fit(Counts(*blocks, deviations=(2.0, 2.0, 2.0))).auc
+        assert abs(auc.mean() - 0.5) < 0.1
+        assert np.quantile(auc, 0.025) < 0.4 and np.quantile(auc, 0.975) > 0.6

@@ -144,6 +144,7 @@ def test_predict_wrong_input_is_one_message(run: Path, run_here: RunHere, tmp_pa
         ([run, "--input", tmp_path / "ct", "--pixel-mm", "-3"], "must be above 0"),
         ([run, "--input", tmp_path / "good.png", "--personal"], "whose?"),
         ([run, "--input", tmp_path / "good.png", "--personal", "--site", "north"], "no such model"),
+        ([run, "--input", tmp_path / "good.png", "--site", "nobody"], "is no site of the run"),
         ([tmp_path / "personal.pt", "--input", tmp_path / "good.png", "--site", "south"], "never leaves"),
         ([tmp_path / "personal.pt", "--input", run.parent / "south.h5", "--site", "north"], "never leaves"),
     ]

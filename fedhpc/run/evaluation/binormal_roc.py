@@ -20,7 +20,7 @@ import numpy as np
 from fedhpc.util.arrays import F64
 from fedhpc.util.normal import ndtr, ndtri
 
-PRIOR_A, PRIOR_LOG_B = (2.0, 1.5), (0.0, 0.15)
+PRIOR_A, PRIOR_LOG_B = (0.0, 2.5), (0.0, 0.15)
 """Mean and standard deviation. A wrong b matters little near the point where both error rates are equal: of a curve
 with b = 0.6 or 1.6 and an AUC of 0.979 that point gives 0.982 by b = 1."""
 STEPS, DIFFERENCE = 40, 1e-5
@@ -86,7 +86,7 @@ def fit(counts: Counts) -> Curve:
     """The curves of R histograms, by damped Gauss-Newton steps on all of them at once.
 
     Minimises, over a, log b, the edges and both totals, the squared differences between counts and curve in units of
-    the noise, plus ((a - 2) / 1.5)^2 + (log b / 0.15)^2.
+    the noise, plus (a / 2.5)^2 + (log b / 0.15)^2.
     """
     theta = _start(counts)
     residual = _residual(theta, counts)

@@ -141,6 +141,7 @@ class FeatureSamples(ImageSamples):
                 for start in progress_in_tenths(starts, len(starts), f"features of {self._shard.site}"):
                     rows = np.arange(start, min(start + FEATURE_BATCH, self._shard.n))
                     features = backbone(super().inputs(rows).to(device)).cpu().numpy()
+                    self._check_finite(features)
                     write(np.ascontiguousarray(features, "<f4").tobytes())
         except FileError as error:
             site, needed_mb = self._shard.site, shape[0] * shape[1] * 4 / 1e6
@@ -151,6 +152,14 @@ class FeatureSamples(ImageSamples):
                 "Make room, or move the shard",
                 code="shard.features",
             ) from error
+
+    def _check_finite(self, features: NDArray[np.float32]) -> None:
+        if not np.isfinite(features).all():
+            raise ShardError(
+                f"site {self._shard.site}: the backbone makes features that are not finite of its images; they may be "
+                "too small for it. Prepare them with --size 32 or more, or set another model.backbone",
+                code="shard.features",
+            )
 
 
 class PooledSamples:
