@@ -194,8 +194,15 @@ def make_phantoms(config: RunConfig, sites: Sequence[str], console: Console) -> 
         return
     from data_prep.phantom import Cohort, write_site
 
-    console.say(f"making the built-in cohort of {wanted.images} images ({wanted.image_size} x {wanted.image_size}) ...")
     cohort = Cohort(seed=wanted.seed, images=wanted.images, image_size=wanted.image_size, difficulty=wanted.difficulty)
+    unknown = sorted(set(missing) - set(cohort.sites))
+    if unknown:
+        raise InputError(
+            f"data.phantom: {', '.join(unknown)}: no such hospital in the built-in cohort, and there is no shard; its "
+            f"hospitals are {', '.join(cohort.sites)}. Name these in data.sites, or remove data.phantom",
+            code="config",
+        )
+    console.say(f"making the built-in cohort of {wanted.images} images ({wanted.image_size} x {wanted.image_size}) ...")
     # Each site reports on itself as it is drawn; where this process draws several, also on all of them.
     sizes, beat = {name: cohort.sites[name].images for name in missing}, Beat("built-in cohort")
     for number, name in enumerate(missing, 1):

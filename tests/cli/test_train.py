@@ -69,3 +69,11 @@ def test_status_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest
     for place in (tmp_path, tmp_path / "none" / "status"):
         assert main(["train", "nothing.yaml", "--status", str(place)]) == 2
         assert f"--status {place}: cannot be written there" in capsys.readouterr().err
+
+
+def test_built_in_cohort_has_no_such_hospital(run_here: Callable[..., Outcome], tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(CONFIG.replace("data: {", "data: {phantom: {images: 160}, ") % 1, encoding="utf-8")
+    done = run_here(["train", config, "--run-dir", tmp_path / "run", "--set", f"data.shards={tmp_path}/{{site}}.h5"])
+    assert done.returncode == 2
+    assert "data.phantom: a, b: no such hospital in the built-in cohort" in done.stderr
