@@ -49,3 +49,14 @@ def test_features_are_kept_and_read_back(shard: Path) -> None:
         again = FeatureSamples(opened, network, shard.parent).inputs(np.arange(N))
     (kept,) = shard.parent.glob("site1.features-*.npy")
     assert first.shape == (N, DIM) and np.array_equal(np.load(kept), again.numpy()) and first.equal(again)
+
+
+def test_features_that_are_not_finite_are_refused(shard: Path) -> None:
+    """As the deviation of a stage of one pixel is: nothing is trained on them, and nothing is kept."""
+    network = backbone()
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, np.nan)
+    with Shard.open(shard, "site1") as opened, pytest.raises(ShardError, match="not finite") as caught:
+        FeatureSamples(opened, network, shard.parent)
+    assert caught.value.code == "shard.features"
+    assert [path.name for path in shard.parent.iterdir()] == ["site1.h5"]
