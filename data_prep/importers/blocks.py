@@ -64,7 +64,7 @@ def blocks(series: Series, planes: Planes, recipe: Recipe) -> Draft:
     _cut_all(volume, places, draft)
     if rule is None or rule.patch_mm is None:
         _drop_ground(draft)
-    # A slice that cannot be read says so; all others are in a patch, or are told to be in none.
+    # A slice that cannot be read says so; all others are in a patch, or are listed as in none.
     told = {row for row, _ in draft.rejects}
     draft.rejects += [(row, UNUSED) for row in range(len(series.frames)) if row not in volume.used | told]
     return draft

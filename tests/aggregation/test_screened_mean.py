@@ -180,7 +180,7 @@ def test_long_update_is_shortened_and_kept(coding: str) -> None:
 
 @pytest.mark.parametrize(("along", "strength"), [(10.0, 1.0), (0.0, 0.25), (-1.2, 0.06)])
 def test_site_without_strength_counts_less(along: float, strength: float) -> None:
-    """Without noise a site that hardly pulls with the others is told from one round; one that does is not touched."""
+    """Without noise one round shows a site that hardly pulls with the others; one that does keeps its weight."""
     updates = np.zeros((4, D))
     updates[:, 0] = 10
     updates[2, :2] = along, 3.0

@@ -7,7 +7,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -206,16 +206,20 @@ KILLED = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
-    """Ten hospitals with the config of the four."""
-    folder = tmp_path_factory.mktemp("many")
-    pki.init(folder / "pki", MANY)
-    for number, site in enumerate(MANY):
+def with_hospitals(cohort: Path, folder: Path, names: Sequence[str]) -> Path:
+    """Make shards and certificates of these hospitals in the folder, with the cohort's config; return the folder."""
+    pki.init(folder / "pki", names)
+    for number, site in enumerate(names):
         make_shard(folder, site, 60 - 4 * number)
     config = (cohort / "tiny.yaml").read_text(encoding="utf-8").replace(str(cohort), str(folder))
     (folder / "tiny.yaml").write_text(config, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
+    """Ten hospitals with the config of the four."""
+    return with_hospitals(cohort, tmp_path_factory.mktemp("many"), MANY)
 
 
 @pytest.mark.slow

@@ -10,10 +10,9 @@ import pytest
 
 from fedhpc.chaos.invariants import Snapshot, violations
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.transport import pki
 from tests.conftest import Mpi, Outcome
-from tests.mpi.test_federated import cohort, command, make_shard, params
-from tests.mpi.test_lost_ranks import records
+from tests.mpi.test_federated import cohort, command, params
+from tests.mpi.test_lost_ranks import records, with_hospitals
 from tests.support.fault_tolerant import struck
 
 __all__ = ["cohort"]
@@ -36,13 +35,7 @@ HOSPITALS = "1:train:2,2:exchange:4,3:evaluate:6,4:checkpoint:8"
 @pytest.fixture(scope="module")
 def seven(tmp_path_factory: pytest.TempPathFactory, cohort: Path) -> Path:
     """Seven hospitals with the config of the four."""
-    folder = tmp_path_factory.mktemp("seven")
-    pki.init(folder / "pki", SITES)
-    for number, site in enumerate(SITES):
-        make_shard(folder, site, 60 - 4 * number)
-    config = (cohort / "tiny.yaml").read_text(encoding="utf-8").replace(str(cohort), str(folder))
-    (folder / "tiny.yaml").write_text(config, encoding="utf-8")
-    return folder
+    return with_hospitals(cohort, tmp_path_factory.mktemp("seven"), SITES)
 
 
 @pytest.mark.parametrize("sets", [(), PRIVATE], ids=["plain", "private"])
