@@ -67,6 +67,13 @@ def test_default_keeps_its_bits_and_its_cache(tmp_path: Path) -> None:
         assert not torch.equal(site.samples(backbone).inputs(rows), other.samples(backbone).inputs(rows))
 
 
+@pytest.mark.parametrize("shape", [(0, 1, 48, 48), (0, 2, 5, 48, 48)])
+@pytest.mark.parametrize("step", [*STEPS, N4()], ids=lambda step: step.step)
+def test_step_takes_no_image_at_all(step: Step, shape: tuple[int, ...]) -> None:
+    """As of a step of DP-SGD for which Poisson sampling drew nobody."""
+    assert harmonise(np.zeros(shape, np.uint8), (step,)).shape == shape
+
+
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.step)
 def test_step_sees_one_image_only(step: Step) -> None:
     images = discs()

@@ -132,6 +132,16 @@ def test_an_empty_draw_is_a_step_of_noise_alone() -> None:
     assert abs(moved.mean()) < 0.1
 
 
+@pytest.mark.parametrize("name", get_args(BuiltIn))
+def test_every_network_takes_an_empty_draw(name: str) -> None:
+    """A step for which Poisson sampling drew nobody moves the parameters by noise alone."""
+    model, (images, labels) = shipped(name), (torch.zeros(0, 1, 32, 32), torch.zeros(0, dtype=torch.int64))
+    if name == "frozen":
+        images = torch.zeros(0, 1280)
+    assert not gradient(copy.deepcopy(model), [(images, labels, [])]).any()
+    assert gradient(model, [(images, labels, [])], noise=2.0).std() == pytest.approx(2.0 * 0.5, rel=0.1)
+
+
 def test_noise_is_drawn_from_its_own_source_once_a_step() -> None:
     """Torch's global generator changes nothing; physical batches add no noise of their own."""
     images, labels = torch.randn(4, 40), torch.tensor([0, 1, 2, 3])

@@ -29,7 +29,8 @@ def harmonise(images: NDArray[np.generic], chain: Chain = DEFAULT) -> Tensor:
     """Return images after each step of a chain; each channel of each image by itself.
 
     Args:
-        images: [b, C, H, W], or [b, C, D, H, W] of 3-D patches, of a shard's dtype (private).
+        images: [b, C, H, W], or [b, C, D, H, W] of 3-D patches, of a shard's dtype (private). Poisson sampling may
+            draw no image: b is 0 then.
         chain: the config's `harmonise` (public).
 
     Returns:
@@ -38,7 +39,7 @@ def harmonise(images: NDArray[np.generic], chain: Chain = DEFAULT) -> Tensor:
     if chain == DEFAULT:
         return zscore(torch.from_numpy(images.astype(np.float32)))
     x: F32 = images.astype(np.float32)
-    for step in chain:
+    for step in chain if len(x) else ():
         x = np.ascontiguousarray(_APPLY[type(step)](x, step), np.float32)
     return torch.from_numpy(x)
 
