@@ -1,8 +1,8 @@
 """A NumPy archive to shards: `run.py prepare npz FILE`.
 
-The file holds `images` [n, H, W] or [n, C, H, W] of uint8, uint16 or float32, `labels` int [n] and `patients` [n], and
-may hold `modality` text [n], `early` 0 or 1 [n] and `split` 0 train, 1 val, 2 test [n]. Any other array is refused:
-what is not asked for does not get into a shard.
+The file holds `images` [n, H, W], [n, C, H, W] or volumes [n, C, D, H, W] of uint8, uint16 or float32, `labels` int [n]
+and `patients` [n], and may hold `modality` text [n], `early` 0 or 1 [n] and `split` 0 train, 1 val, 2 test [n]. Any
+other array is refused: what is not asked for does not get into a shard.
 """
 
 import math
@@ -28,6 +28,7 @@ from fedhpc.errors import ShardError
 from fedhpc.site.data.shard_format import IMAGE_DTYPES, MODALITIES
 
 REQUIRED, OPTIONAL = ("images", "labels", "patients"), ("modality", "early", "split")
+SHAPES = "[n, H, W], [n, C, H, W] or [n, C, D, H, W]"
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -150,8 +151,8 @@ def _shapes(arrays: Arrays) -> list[tuple[bool, str]]:
     return [
         (all(len(values.shape) == 1 for name, values in arrays.items() if name != "images"), "[n] in every column"),
         (
-            arrays["images"].ndim in (3, 4) and 0 not in arrays["images"].shape,
-            "images [n, H, W] or [n, C, H, W], none of them 0",
+            arrays["images"].ndim in (3, 4, 5) and 0 not in arrays["images"].shape,
+            f"images {SHAPES}, none of them 0",
         ),
     ]
 
@@ -185,8 +186,8 @@ def _checked(job: ArraysImport, arrays: Arrays) -> Arrays:
         images = images[:, None]
     rules = (
         (
-            images.ndim == 4 and images.dtype in IMAGE_DTYPES,
-            "images: uint8, uint16 or float32 [n, H, W] or [n, C, H, W]",
+            images.dtype in IMAGE_DTYPES,
+            f"images: uint8, uint16 or float32 {SHAPES}",
         ),
         (
             (images.dtype.kind == "f") == (job.pixel_range is not None and len(job.pixel_range) == 2),

@@ -43,8 +43,8 @@ NPZ = (
     "{run} prepare npz scans.npz -o shards --classes no yes --site north",
     "{run} prepare npz scans.npz -o shards --classes no yes --sites 2",
 )
-NPZ_TEXT = """Import a .npz file of images uint8, uint16 or float32 [n, H, W] or [n, C, H, W],
-labels [n] and patients [n]; modality, early and split [n] where there are any.
+NPZ_TEXT = """Import a .npz file of images uint8, uint16 or float32 [n, H, W], [n, C, H, W]
+or, of volumes, [n, C, D, H, W], labels [n] and patients [n]; modality, early and split [n] where there are any.
 Patients become pseudonyms under the secret of the site."""
 
 

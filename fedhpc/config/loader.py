@@ -4,29 +4,17 @@ A config may inherit from one other by `extends: other.yaml` (relative to itself
 `--set section.key=value`. What counts as YAML is said in `fedhpc.config.strict_yaml`.
 """
 
-import difflib
-import re
-import reprlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from fedhpc.aggregation.rules import UNKNOWN_CHOICE
 from fedhpc.config.model_source import located, pins_for
+from fedhpc.config.problems import place_of, problems_message, problems_of
 from fedhpc.config.schema import RunConfig
-from fedhpc.config.strict_yaml import WORDS, Located, parse_yaml, read_yaml
+from fedhpc.config.strict_yaml import WORDS, Located, parse_yaml, places_of, read_yaml
 from fedhpc.config.unused_keys import unused_keys
 from fedhpc.errors import ConfigError
-from fedhpc.util.section import Section
-
-RENAMED = {
-    "federation.aggregator": "write federation.aggregator_rank: shared (in the place of colocated) or dedicated instead"
-}
-"""Keys of earlier versions, and what to write in their place."""
-MOST_PROBLEMS = 50
-"""How many problems of one config are told at once."""
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
@@ -67,7 +55,7 @@ def config_of(path: Path, tree: dict[str, Any]) -> RunConfig:
         )
     config, problems = checked(tree)
     if config is None or problems:
-        raise ConfigError(told_of(path, problems))
+        raise ConfigError(problems_message(path, problems))
     return config
 
 
@@ -76,12 +64,12 @@ def checked(tree: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
     named = with_privacy_named(tree)
     pins, lost = pins_for(named.get("model"))
     named = merged(named, {"model": pins}) if pins else named
-    unnamed = [line + _place(line, named) for line in [*_unnamed_privacy(named.get("privacy", {})), *lost]]
+    unnamed = [line + place_of(line, named) for line in [*_unnamed_privacy(named.get("privacy", {})), *lost]]
     try:
         config = RunConfig.model_validate(named)
     except ValidationError as error:
         return None, [*problems_of(error, tree=named), *unnamed]
-    return config, [*unnamed, *(line + _place(line, named) for line in unused_keys(config))]
+    return config, [*unnamed, *(line + place_of(line, named) for line in unused_keys(config))]
 
 
 def pinned(config: RunConfig) -> RunConfig:
@@ -162,11 +150,6 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return Located({**base, **over, **both}, {**below, **places_of(over)})
 
 
-def places_of(tree: dict[str, Any]) -> dict[str, str]:
-    """Return where each key of a mapping was written; empty for a mapping that was not read from YAML."""
-    return tree.places if isinstance(tree, Located) else {}
-
-
 def _are_maps(*values: object) -> bool:
     return all(isinstance(value, dict) for value in values)
 
@@ -218,121 +201,3 @@ def with_new_names(tree: dict[str, Any]) -> dict[str, Any]:
         old = federation.pop("aggregator")
         federation["aggregator_rank"] = "shared" if old == "colocated" else old
     return {**tree, "federation": federation}
-
-
-def only_renamed(error: ValidationError) -> bool:
-    """Whether all that is wrong with a config is that keys of it have another name now."""
-    return all(
-        item["type"] == "extra_forbidden" and ".".join(map(str, item["loc"])) in RENAMED for item in error.errors()
-    )
-
-
-def problems_of(error: ValidationError, root: type[Section] = RunConfig, tree: object = None) -> list[str]:
-    """Return all that is wrong with a tree that should have been a `root`, a line each, with its place in a file."""
-    by_key: dict[str, list[str]] = {}
-    for item in error.errors():
-        if item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]:
-            continue  # only because its items are wrong, each of which has a line of its own
-        key, text = _problem(dict(item), root)
-        by_key.setdefault(key, []).append(text)
-    lines = [f"{key}: {' or '.join(texts)}" if key else texts[0] for key, texts in by_key.items()]
-    return [line + _place(line, tree) for line in "\n".join(lines).splitlines()]
-
-
-def _place(problem: str, tree: object) -> str:
-    """Where the key that a problem begins with was written: ` (FILE, line N)`; nothing where that is not known."""
-    place = ""
-    dotted = re.match(r"[\w.]*", problem)
-    for key in dotted[0].split(".") if dotted else []:
-        if isinstance(tree, list) and key.isdecimal() and int(key) < len(tree):
-            tree = tree[int(key)]
-        elif isinstance(tree, dict) and key in tree:
-            place = places_of(tree).get(key, place)
-            tree = tree[key]
-        else:
-            break
-    return f" ({place})" if place else ""
-
-
-def told_of(path: Path, problems: Sequence[str]) -> str:
-    """Return the message about a config with problems."""
-    more = len(problems) - MOST_PROBLEMS
-    lines = [*problems[:MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
-    return "\n".join([f"{path}: {len(problems)} problem(s) in the config", *(f"  {line}" for line in lines)])
-
-
-def _problem(item: dict[str, Any], root: type[Section]) -> tuple[str, str]:
-    """(key with its value, what is wrong and what is allowed) of one pydantic error; the key is empty for a rule."""
-    keys, section = _user_keys(item["loc"], root)
-    dotted = ".".join(keys)
-    if item["type"] == "extra_forbidden" and dotted in RENAMED:
-        return f"{dotted}={reprlib.repr(item['input'])}", f"was renamed; {RENAMED[dotted]}"
-    if item["type"] == "extra_forbidden":
-        return dotted, f"unknown key; {_suggestion(keys[-1], section)}"
-    if item["type"] == "missing":
-        return dotted, "missing; it must be set"
-    if item["type"] == "value_error" and not keys:
-        return "", str(item["ctx"]["error"])
-    chooser = item["type"].removesuffix(UNKNOWN_CHOICE)
-    if chooser != item["type"] and isinstance(item["input"], dict):
-        return f"{dotted}.{chooser}={reprlib.repr(item['input'].get(chooser))}", _plain_words(item)
-    return f"{dotted}={reprlib.repr(item['input'])}", _plain_words(item)
-
-
-def _plain_words(item: dict[str, Any]) -> str:
-    """What is wrong with a value, without pydantic's own names."""
-    if item["type"] == "value_error":
-        return str(item["ctx"]["error"])
-    if item["type"] in ("model_type", "dict_type"):
-        site = item["loc"][:2] == ("data", "sites") and isinstance(item["input"], str)
-        example = f", such as {{name: {reprlib.repr(item['input'])[1:-1]}, weight: 100}}" if site else ""
-        return f"is a single value; it must be a mapping of keys{example}"
-    if item["type"] == "tuple_type":
-        return "is a single value; it must be a list"
-    if item["type"] == "too_short":
-        return f"is empty; it must have at least {item['ctx']['min_length']} item"
-    message = str(item["msg"])
-    return message[0].lower() + message[1:]
-
-
-def _user_keys(location: tuple[str | int, ...], root: type[Section]) -> tuple[list[str], type[Section]]:
-    """The part of a pydantic location that a user wrote (not the tried member of a union), and the section it is in."""
-    section = root
-    choices: list[type[Section]] = []
-    keys: list[str] = []
-    for part in location:
-        chosen = next((one for one in choices if _is_name_of(one, part)), None)
-        if chosen is not None:
-            section, choices = chosen, []
-            continue
-        keys.append(str(part))
-        if isinstance(part, int):
-            continue
-        choices = _section_types(section, part)
-        if not choices:
-            break
-        section = choices[0]
-    return keys, section
-
-
-def _is_name_of(section: type[Section], part: str | int) -> bool:
-    """Whether a section is chosen by this name, as `fedadam` chooses one of `server`."""
-    fields = section.model_fields.values()
-    return any(get_origin(field.annotation) is Literal and field.default == part for field in fields)
-
-
-def _section_types(section: type[Section], key: str) -> list[type[Section]]:
-    """The `Section` classes behind `key` in `section`; none where `key` is unknown or holds a plain value."""
-    field = section.model_fields.get(key)
-    nested, found = [field.annotation] if field else [], []
-    while nested:
-        kind = nested.pop()
-        if isinstance(kind, type) and issubclass(kind, Section):
-            found.append(kind)
-        nested += list(getattr(kind, "__args__", ()))
-    return found
-
-
-def _suggestion(key: str, section: type[BaseModel]) -> str:
-    near = difflib.get_close_matches(key, section.model_fields, n=1)
-    return f"did you mean {near[0]}?" if near else f"allowed: {', '.join(section.model_fields)}"

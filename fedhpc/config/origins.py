@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedhpc.config.loader import is_off, places_of
-from fedhpc.config.strict_yaml import read_yaml
+from fedhpc.config.loader import is_off
+from fedhpc.config.strict_yaml import places_of, read_yaml
 
 DEFAULT, OVERRIDDEN = "default", "--set"
 Keys = tuple[str | int, ...]

@@ -41,6 +41,11 @@ class Located(dict[str, Any]):
         self.places = places
 
 
+def places_of(tree: dict[str, Any]) -> dict[str, str]:
+    """Return where each key of a mapping was written; empty for a mapping that was not read from YAML."""
+    return tree.places if isinstance(tree, Located) else {}
+
+
 def read_yaml(path: Path) -> Any:
     """Return what a YAML file holds.
 

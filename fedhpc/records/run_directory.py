@@ -34,8 +34,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedhpc.config.loader import only_renamed, problems_of, told_of
 from fedhpc.config.model_source import COPY, check_source, located, place_of, read_source
+from fedhpc.config.problems import only_renamed, problems_message, problems_of
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.errors import ConfigError, InputError
@@ -152,7 +152,9 @@ class RunDirectory:
             raise InputError(f"{error}. The file was cut or changed. {RESTORE}.", code="file.damaged") from None
         except ValidationError as error:
             remedy = RENAME if only_renamed(error) else RESTORE
-            raise InputError(f"{told_of(self.config, problems_of(error))}\n{remedy}.", code="file.damaged") from None
+            raise InputError(
+                f"{problems_message(self.config, problems_of(error))}\n{remedy}.", code="file.damaged"
+            ) from None
 
     def write_json(self, path: Path, content: object) -> None:
         """Write one JSON document; NaN is refused."""

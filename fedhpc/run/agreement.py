@@ -18,6 +18,7 @@ from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import parsed
 from fedhpc.util.cores import Cores, cores_of_this_process, threads_for
+from fedhpc.util.text import WIDTH
 
 LOG = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ def _refuse_changes(config: RunConfig, earlier: RunConfig, directory: RunDirecto
         changed = [text for text in changed if text not in longer]
     if changed:
         raise InputError(
-            f"{directory.path}: holds a run of another config; different: {', '.join(changed)}. Go on with its own "
+            f"{directory.path}: holds a run of another config; different:{_listed(changed)}Go on with its own "
             "config, or start in a new --run-dir. Of a finished run, training.rounds may grow, and privacy.epsilon",
             code="resume.other-config",
         )
@@ -198,3 +199,10 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         elif a != b:
             found.append(f"{prefix}{key} ({a!r} there, {b!r} here)")
     return found
+
+
+def _listed(differences: Sequence[str]) -> str:
+    """In the sentence where they are short; else each on a line of its own."""
+    if sum(map(len, differences)) < WIDTH:
+        return f" {', '.join(differences)}. "
+    return "".join(f"\n  {one}" for one in differences) + "\n"

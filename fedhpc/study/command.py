@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedhpc.config.loader import told_of
+from fedhpc.config.problems import problems_message
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.records.study import Size, Study, StudyDirectory
 from fedhpc.run.display import Console
@@ -66,7 +66,7 @@ def start(asked: Asked) -> int:
         raise InputError(f"{asked.out}: holds a sweep that is no study; choose another folder", code="study.other")
     refused = affordable(planned.sweep.trials, (), console)
     if refused:
-        raise ConfigError(told_of(asked.config, refused))
+        raise ConfigError(problems_message(asked.config, refused))
     console.say(introduced(planned.study))
     names = [trial.name for trial in planned.sweep.trials]
     if asked.dry_run:

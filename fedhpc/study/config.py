@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fedhpc.config.loader import apply_override, merged, problems_of, read_tree, told_of
+from fedhpc.config.loader import apply_override, merged, read_tree
+from fedhpc.config.problems import problems_message, problems_of
 from fedhpc.errors import ConfigError
 from fedhpc.records.study import Size
 from fedhpc.sweep.config import Local, Slurm
@@ -176,10 +177,10 @@ def load_study(path: Path, overrides: list[str], *, size: Size = "full", parts: 
     try:
         study = StudyConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(told_of(path, problems_of(error, StudyConfig, tree))) from None
+        raise ConfigError(problems_message(path, problems_of(error, StudyConfig, tree))) from None
     problems = study.part_problems()
     if problems:
-        raise ConfigError(told_of(path, problems))
+        raise ConfigError(problems_message(path, problems))
     return study
 
 

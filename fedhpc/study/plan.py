@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedhpc.config.loader import checked, merged, told_of
+from fedhpc.config.loader import checked, merged
+from fedhpc.config.problems import problems_message
 from fedhpc.errors import ConfigError
 from fedhpc.records.study import Cell, Size, Study
 from fedhpc.study.cells import Draft, drafts_of
@@ -64,7 +65,7 @@ def plan_study(config: StudyConfig, path: Path, out: Path, *, size: Size) -> Pla
         )
     problems |= _misfits(config, trials) | _twice(cells)
     if problems:
-        raise ConfigError(told_of(path, [f"{text} (in {_some(names)})" for text, names in problems.items()]))
+        raise ConfigError(problems_message(path, [f"{text} (in {_some(names)})" for text, names in problems.items()]))
     study = Study(config.name, size, tuple(cells))
     return Planned(study, Sweep(config.name, _grid_of(cells), config.slurm, config.local, tuple(trials)))
 

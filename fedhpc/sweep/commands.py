@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedhpc.config.loader import told_of
+from fedhpc.config.problems import problems_message
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.run.display import Console
 from fedhpc.sweep import slurm
@@ -48,7 +48,7 @@ def start(asked: Asked, *, dry_run: bool) -> int:
         directory.check_free()
     problems = [*expansion.problems, *affordable(expansion.sweep.trials, (), console)]
     if problems:
-        raise ConfigError(told_of(asked.config, problems))
+        raise ConfigError(problems_message(asked.config, problems))
     sweep = expansion.sweep
     console.say(_introduced(sweep, cluster))
     if dry_run:
@@ -83,7 +83,7 @@ def resume(path: Path, cluster: Cluster | None) -> int:
     own = {ledger for name in names for ledger in directory.trial(name).ledgers()}
     refused = affordable(again, own, console)
     if refused:
-        raise ConfigError(told_of(directory.plan, refused))
+        raise ConfigError(problems_message(directory.plan, refused))
     console.say(f"{sweep.name}: {len(names)} of {len(found)} trials run again: {', '.join(names)}")
     before = [one.cluster for one in directory.submissions()]
     return hand_over(directory, sweep, names, cluster or (before[-1] if before else "slurm"), console)

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from fedhpc.config.loader import apply_override, checked, merged, problems_of, read_tree, told_of
+from fedhpc.config.loader import apply_override, checked, merged, read_tree
+from fedhpc.config.problems import problems_message, problems_of
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError
 from fedhpc.sweep.grid import Point, Tree, flattened, grid_problems, nested, points
@@ -181,7 +182,7 @@ def expand(path: Path, overrides: list[str]) -> Expansion:
     unnamed = [] if isinstance(tree.get("name"), str) else ["name: missing; it must be set"]
     problems = [*unnamed, *grid_problems(grid), *_overridden(grid, overrides)]
     if problems:
-        raise ConfigError(told_of(path, problems))
+        raise ConfigError(problems_message(path, problems))
     drafts = [*_grid_drafts(tree, grid), *_baseline_drafts(tree, sections, grid, path.parent)]
     name = str(tree["name"])
     trials = tuple(_validated(name, drafts, problems))
@@ -197,7 +198,7 @@ def load_sweep(path: Path, overrides: list[str]) -> Sweep:
     """
     expansion = expand(path, overrides)
     if expansion.problems:
-        raise ConfigError(told_of(path, expansion.problems))
+        raise ConfigError(problems_message(path, expansion.problems))
     return expansion.sweep
 
 
@@ -205,7 +206,7 @@ def _sections(tree: Tree, path: Path) -> Sections:
     try:
         return Sections.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(told_of(path, problems_of(error, Sections, tree))) from None
+        raise ConfigError(problems_message(path, problems_of(error, Sections, tree))) from None
 
 
 def _overridden(grid: Point, overrides: list[str]) -> list[str]:

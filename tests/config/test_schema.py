@@ -105,6 +105,20 @@ def test_unknown_choice_names_key_and_value(tmp_path: Path, section: str, key: s
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("training.local_epochs=1.5", "allowed: whole number, 1 to 100, or number, above 0, below 1 (--set)"),
+        ("runtime.threads=0", "allowed: whole number, at least 1, or `auto` (--set)"),
+    ],
+)
+def test_value_of_no_kind_names_all_kinds(tmp_path: Path, override: str, told: str) -> None:
+    """A value that may be of several kinds has one sentence, not one for each kind that it is not."""
+    with pytest.raises(ConfigError) as error:
+        load_config(write(tmp_path / "c.yaml", GOOD), [override])
+    assert f"{override}: is not allowed; {told}" in str(error.value)
+
+
 @pytest.mark.parametrize("value", ["colocated", "dedicated"])
 def test_renamed_key_names_the_new_one(tmp_path: Path, value: str) -> None:
     told = f"federation.aggregator='{value}': was renamed; write federation.aggregator_rank: shared .* dedicated"

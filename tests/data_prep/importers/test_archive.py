@@ -3,6 +3,7 @@
 import itertools
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -259,6 +260,11 @@ def test_arrays_come_out_as_they_went_in(tmp_path: Path) -> None:
         np.testing.assert_array_equal(shard.read(np.arange(40))[:, 0], content["images"])
         assert len(set(shard.patient.tolist())) == 20 and shard.stage.sum() == 14
     assert b"Meier" not in path.read_bytes() and stat.S_IMODE(path.stat().st_mode) == 0o600
+    content["images"] = images = content["images"][:, None, None].repeat(3, axis=2)
+    np.savez(tmp_path / "scans.npz", **content)
+    (path,) = import_arrays(replace(plan, replace=True))
+    with Shard.open(path, "north") as shard:
+        np.testing.assert_array_equal(shard.read(np.arange(40)), images)
     np.savez(tmp_path / "scans.npz", **content, birthdays=np.arange(40))
     with pytest.raises(ShardError, match="1 unknown arrays"):
         import_arrays(plan)

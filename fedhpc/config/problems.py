@@ -1,0 +1,150 @@
+"""All that is wrong with a config, a line each: the key with its value, the file and line, what is allowed."""
+
+import difflib
+import re
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from fedhpc.aggregation.rules import UNKNOWN_CHOICE
+from fedhpc.config.reference import keys_of
+from fedhpc.config.schema import RunConfig
+from fedhpc.config.strict_yaml import places_of
+from fedhpc.util.section import Section
+
+RENAMED = {
+    "federation.aggregator": "write federation.aggregator_rank: shared (in the place of colocated) or dedicated instead"
+}
+"""Keys of earlier versions, and what to write in their place."""
+MOST_PROBLEMS = 50
+"""How many problems of one config are listed at once."""
+
+
+def only_renamed(error: ValidationError) -> bool:
+    """Whether all that is wrong with a config is that keys of it have another name now."""
+    return all(
+        item["type"] == "extra_forbidden" and ".".join(map(str, item["loc"])) in RENAMED for item in error.errors()
+    )
+
+
+def problems_of(error: ValidationError, root: type[Section] = RunConfig, tree: object = None) -> list[str]:
+    """Return all that is wrong with a tree that should have been a `root`, a line each, with its place in a file."""
+    by_key: dict[str, list[str]] = {}
+    for item in error.errors():
+        if item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]:
+            continue  # only because its items are wrong, each of which has a line of its own
+        key, text = _problem(dict(item), root)
+        by_key.setdefault(key, []).append(text)
+    lines = [f"{key}: {_one_text(key, texts, root)}" if key else texts[0] for key, texts in by_key.items()]
+    return [line + place_of(line, tree) for line in "\n".join(lines).splitlines()]
+
+
+def _one_text(key: str, texts: Sequence[str], root: type[Section]) -> str:
+    """What is wrong with a key's value: where it may be of several kinds and is none, what is allowed."""
+    if len(texts) == 1:
+        return texts[0]
+    name = re.sub(r"\.\d+", "[]", key.partition("=")[0])
+    allowed = next((one for one in keys_of(root).all() if one.name == name and not one.sections), None)
+    return f"is not allowed; allowed: {allowed.values}" if allowed else " or ".join(texts)
+
+
+def place_of(problem: str, tree: object) -> str:
+    """Where the key that a problem begins with was written: ` (FILE, line N)`; nothing where that is not known."""
+    place = ""
+    dotted = re.match(r"[\w.]*", problem)
+    for key in dotted[0].split(".") if dotted else []:
+        if isinstance(tree, list) and key.isdecimal() and int(key) < len(tree):
+            tree = tree[int(key)]
+        elif isinstance(tree, dict) and key in tree:
+            place = places_of(tree).get(key, place)
+            tree = tree[key]
+        else:
+            break
+    return f" ({place})" if place else ""
+
+
+def problems_message(path: Path, problems: Sequence[str]) -> str:
+    """Return the message about a config with problems."""
+    more = len(problems) - MOST_PROBLEMS
+    lines = [*problems[:MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])]
+    return "\n".join([f"{path}: {len(problems)} problem(s) in the config", *(f"  {line}" for line in lines)])
+
+
+def _problem(item: dict[str, Any], root: type[Section]) -> tuple[str, str]:
+    """(key with its value, what is wrong and what is allowed) of one pydantic error; the key is empty for a rule."""
+    keys, section = _user_keys(item["loc"], root)
+    dotted = ".".join(keys)
+    if item["type"] == "extra_forbidden" and dotted in RENAMED:
+        return f"{dotted}={reprlib.repr(item['input'])}", f"was renamed; {RENAMED[dotted]}"
+    if item["type"] == "extra_forbidden":
+        return dotted, f"unknown key; {_suggestion(keys[-1], section)}"
+    if item["type"] == "missing":
+        return dotted, "missing; it must be set"
+    if item["type"] == "value_error" and not keys:
+        return "", str(item["ctx"]["error"])
+    chooser = item["type"].removesuffix(UNKNOWN_CHOICE)
+    if chooser != item["type"] and isinstance(item["input"], dict):
+        return f"{dotted}.{chooser}={reprlib.repr(item['input'].get(chooser))}", _plain_words(item)
+    return f"{dotted}={reprlib.repr(item['input'])}", _plain_words(item)
+
+
+def _plain_words(item: dict[str, Any]) -> str:
+    """What is wrong with a value, without pydantic's own names."""
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    if item["type"] in ("model_type", "dict_type"):
+        site = item["loc"][:2] == ("data", "sites") and isinstance(item["input"], str)
+        example = f", such as {{name: {reprlib.repr(item['input'])[1:-1]}, weight: 100}}" if site else ""
+        return f"is a single value; it must be a mapping of keys{example}"
+    if item["type"] == "tuple_type":
+        return "is a single value; it must be a list"
+    if item["type"] == "too_short":
+        return f"is empty; it must have at least {item['ctx']['min_length']} item"
+    message = str(item["msg"])
+    return message[0].lower() + message[1:]
+
+
+def _user_keys(location: tuple[str | int, ...], root: type[Section]) -> tuple[list[str], type[Section]]:
+    """The part of a pydantic location that a user wrote (not the tried member of a union), and the section it is in."""
+    section = root
+    choices: list[type[Section]] = []
+    keys: list[str] = []
+    for part in location:
+        chosen = next((one for one in choices if _is_name_of(one, part)), None)
+        if chosen is not None:
+            section, choices = chosen, []
+            continue
+        keys.append(str(part))
+        if isinstance(part, int):
+            continue
+        choices = _section_types(section, part)
+        if not choices:
+            break
+        section = choices[0]
+    return keys, section
+
+
+def _is_name_of(section: type[Section], part: str | int) -> bool:
+    """Whether a section is chosen by this name, as `fedadam` chooses one of `server`."""
+    fields = section.model_fields.values()
+    return any(get_origin(field.annotation) is Literal and field.default == part for field in fields)
+
+
+def _section_types(section: type[Section], key: str) -> list[type[Section]]:
+    """The `Section` classes behind `key` in `section`; none where `key` is unknown or holds a plain value."""
+    field = section.model_fields.get(key)
+    nested, found = [field.annotation] if field else [], []
+    while nested:
+        kind = nested.pop()
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found.append(kind)
+        nested += list(getattr(kind, "__args__", ()))
+    return found
+
+
+def _suggestion(key: str, section: type[BaseModel]) -> str:
+    near = difflib.get_close_matches(key, section.model_fields, n=1)
+    return f"did you mean {near[0]}?" if near else f"allowed: {', '.join(section.model_fields)}"
