@@ -60,6 +60,10 @@ def auditing() -> Any:
     return module
 
 
+EXPECTED_CORRECT = 0.95
+"""Share of right guesses of an attack on what has no privacy at all, at least."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """What the adversary measured of each canary (or patient), and whether it took part.
@@ -118,6 +122,20 @@ def lower_bound(scores: Scores, delta: float) -> Bound:
     at = auditing().Explicit(1.0)
     epsilon = auditor.epsilon_one_run(1 - CONFIDENCE, delta, threshold_strategy=at)
     return Bound(float(epsilon), delta, len(scores.values), guesses, correct)
+
+
+def provable(canaries: int, delta: float) -> float:
+    """Return the bound that so many canaries prove if EXPECTED_CORRECT of the guesses are right.
+
+    No attack proves much more, however weak the privacy is: a larger epsilon is out of reach of these canaries.
+    """
+    guesses = guess_count(canaries)
+    wrong = round((1 - EXPECTED_CORRECT) * guesses)
+    marks = np.zeros(canaries)
+    marks[:guesses] = 1.0
+    included = np.arange(canaries) % 2 == 0
+    included[:guesses] = np.arange(guesses) >= wrong
+    return lower_bound(Scores(marks, included), delta).epsilon
 
 
 def gaussian_lower_bound(scores: Scores, delta: float) -> float:

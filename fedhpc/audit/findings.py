@@ -16,6 +16,7 @@ from fedhpc.audit.bounds import (
     gaussian_lower_bound,
     lower_bound,
     membership,
+    provable,
 )
 
 Kind = Literal["claim", "control", "shown"]
@@ -219,13 +220,19 @@ class Guarantee:
 
 
 def epsilon_finding(attack: str, setting: str, scores: Scores, claim: Guarantee) -> Finding:
-    """Return the lower bound from `scores` beside the `claim`; any setting but WITH_DP is a control."""
+    """Return the lower bound from `scores` beside the `claim`; any setting but WITH_DP is a control.
+
+    A control must prove more than was claimed. Of a claim that so many canaries cannot reach, it must prove as much as
+    they can: it shows that the attack works, and the audit's power ends there.
+    """
     delta = claim.delta
     bound = lower_bound(scores, delta)
     kind: Kind = "claim" if setting == WITH_DP else "control"
+    reach = provable(len(scores.values), delta) if kind == "control" else math.inf
+    limit, limit_name = min((claim.epsilon, "claimed"), (reach, "provable"))
     sharper = {"epsilon_lower_bound_if_gaussian": gaussian_lower_bound(scores, delta)}
     details = {**_bound_details(bound), **sharper, **_membership_details(membership(scores))}
-    return Finding(attack, setting, EPSILON, bound.epsilon, bound.epsilon, claim.epsilon, "claimed", kind, details)
+    return Finding(attack, setting, EPSILON, bound.epsilon, bound.epsilon, limit, limit_name, kind, details)
 
 
 def confirmed(attempt: Callable[[int], Finding]) -> Finding:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fedhpc.audit.findings import Law, worst
+from fedhpc.audit.bounds import Scores
+from fedhpc.audit.findings import WITH_DP, Guarantee, Law, epsilon_finding, worst
 from fedhpc.audit.statistics import (
     LAW_RISK,
     correlation_limit,
@@ -73,6 +74,18 @@ def test_sampling_laws_hold_for_poisson_and_for_nothing_else() -> None:
     assert "Poisson sampling, units vary" in broken(epochs.any(axis=1))
     assert "Poisson sampling, steps" in broken(np.repeat(poisson[:50], 2, axis=0))
     assert "sample rate" in broken(RNG.random((100, 120)) < 0.35)
+
+
+@pytest.mark.parametrize("claimed", [0.5, 5.8, 50.0])
+def test_control_is_judged_at_any_claim(claimed: float) -> None:
+    """Canaries prove a few epsilons at most: of a larger claim a control must prove what they can."""
+    included = RNG.random(500) < 0.5
+    seen, guessed = Scores(included + 0.1 * RNG.random(500), included), Scores(RNG.random(500), included)
+    caught, blind = (epsilon_finding("x", "no noise", scores, Guarantee(claimed, 1e-3)) for scores in (seen, guessed))
+    assert (caught.verdict, blind.verdict) == ("caught", "NOT CAUGHT")
+    assert caught.limit == min(claimed, blind.limit) < caught.proven < 2
+    claim = epsilon_finding("x", WITH_DP, seen, Guarantee(claimed, 1e-3))
+    assert claim.limit == claimed and claim.verdict == ("VIOLATED" if claimed < 1 else "holds")
 
 
 def test_worst_is_the_one_farthest_out_or_not_a_number() -> None:
