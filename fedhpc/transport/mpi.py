@@ -124,10 +124,27 @@ class MpiTransport:
             comm.Revoke()
             try:
                 comm = comm.Shrink()
-                alive = comm.allgather(self.rank)
-                return MpiTransport(comm, wave_bytes=self._wave_bytes), alive
             except self._mpi.Exception:
                 continue  # another rank has ended since
+            opened = self._opened(comm)
+            if opened is not None:
+                return opened
+
+    def _opened(self, comm: "MPI.Comm") -> "tuple[MpiTransport, list[int]] | None":
+        """What `shrunk` returns, over a shrunk communicator; None at all its ranks where another has ended since.
+
+        A rank that ends in here may be noticed by some of the others only. Were those to shrink again alone, ranks
+        would go on by two lists of who is left.
+        """
+        opened = None
+        try:
+            opened = MpiTransport(comm, wave_bytes=self._wave_bytes), comm.allgather(self.rank)
+        except (self._mpi.Exception, RankLostError):
+            comm.Revoke()  # those that have not noticed wait for this rank
+        try:
+            return opened if comm.Agree(int(opened is not None)) else None
+        except self._mpi.Exception:
+            return None
 
     def _all_hosts(self) -> tuple[list[str], list[int]]:
         """The host of each rank, in short, and its process id there."""

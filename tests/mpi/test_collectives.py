@@ -208,8 +208,8 @@ def test_memory_of_rank_0_does_not_grow_with_the_hospitals(mpirun: Callable[...,
 
 
 KILLED = """
-import os, signal, sys, time
-from fedhpc.transport.mpi import connect
+import os, signal, sys
+from fedhpc.transport.mpi import MpiTransport, connect
 t = connect()
 if t.rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
@@ -217,13 +217,24 @@ try:
     t.gather([b"x"], "hello")
 except Exception as error:
     print(type(error).__name__, error, flush=True)
-    os._exit(1)
+if t.rank == 2:
+    MpiTransport._all_hosts = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+left, alive = t.shrunk()
+print("left", alive, b"".join(left.gather([b"ab"], "hello")), flush=True)
+os._exit(1)
 """
 
 
-def test_rank_that_died_under_ulfm_is_said(mpi: Mpi) -> None:
-    """There the launcher does not end the others: MPI tells them at their next message."""
-    launcher, *words = mpi.command(2, ["-c", KILLED])
+def test_ranks_that_died_under_ulfm_are_said_and_left_out(mpi: Mpi) -> None:
+    """There the launcher does not end the others: MPI tells them at their next message.
+
+    A second one dies while those that are left agree on who they are, where only some of them may notice it.
+    """
+    launcher, *words = mpi.command(4, ["-c", KILLED])
     done = run_limited([launcher, "--with-ft", "ulfm", *words], 60, mpi.start_env())
     assert "RankLostError a message could not be exchanged" in done.stdout, done
     assert "another rank has ended" in done.stdout
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("left")) == [
+        "left [0, 3] b''",
+        "left [0, 3] b'abab'",
+    ], done
