@@ -253,9 +253,10 @@ def test_resampling_is_pillows_and_keeps_millimetres() -> None:
     random = np.random.default_rng(0)
     pixels = random.normal(0, 100, (61, 47)).astype(np.float32)
     picture = np.asarray(Image.fromarray(pixels).resize((20, 26), Image.Resampling.LANCZOS))
-    np.testing.assert_allclose(lanczos(61, 26) @ pixels @ lanczos(47, 20).T, picture, atol=1e-3)
+    np.testing.assert_allclose(lanczos(61, 26, 99) @ pixels @ lanczos(47, 20, 99).T, picture, atol=1e-3)
     # Pixels twice as tall as wide: 10 rows of 2 mm and 10 columns of 1 mm are 20 x 10 squares of 1 mm.
     plane = Plane(np.ones((10, 10), np.float32), Spacing(2.0, 1.0))
     plane.pixels[0, 0] = 0
+    np.testing.assert_allclose(lanczos(61, 200, 9), lanczos(61, 200, 200)[95:104], atol=1e-6)
     square = to_square(plane, Square(24, pixel_mm=1.0))
     assert square.shape == (24, 24) and int((square > 0.9).sum()) in range(190, 201)
