@@ -46,7 +46,7 @@ def to_square(plane: Plane, square: Square) -> F32:
 
 @lru_cache(maxsize=64)
 def lanczos(side: int, wanted: int, most: int) -> F32:
-    """Return the middle of Pillow's Lanczos filter from `side` to `wanted` pixels as a matrix [min(wanted, most), side].
+    """Return the middle of Pillow's Lanczos filter from `side` to `wanted` pixels, [min(wanted, most), side].
 
     Two products of matrices give what Pillow gives, in a third of the time.
     """

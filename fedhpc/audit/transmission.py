@@ -10,7 +10,8 @@ from fedhpc.algorithms.round_types import Participant, RoundConfig
 from fedhpc.algorithms.run_state import RESIDUAL, RunState, residual_of
 from fedhpc.compression.codec import decode
 from fedhpc.compression.error_feedback import CompressionConfig
-from fedhpc.config.schema import Exchange, RunConfig
+from fedhpc.config.exchange import Exchange
+from fedhpc.config.schema import RunConfig
 from fedhpc.models.device import Device
 from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import PrivacyPlan

@@ -5,9 +5,7 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -19,7 +17,8 @@ from fedhpc.aggregation.server_sgd import ServerSgd
 from fedhpc.config import algorithm as algorithms
 from fedhpc.config import harmonise as harmonising
 from fedhpc.config.contribution import Contribution, Rewards
-from fedhpc.config.data import Data, placed
+from fedhpc.config.data import Data
+from fedhpc.config.exchange import Exchange
 from fedhpc.config.faults import Faults, fault_rules
 from fedhpc.config.model import Model, TaskKind
 from fedhpc.config.personalisation import Personalisation
@@ -29,6 +28,7 @@ from fedhpc.config.schedule import Schedule, efforts_of, schedule_rules
 from fedhpc.config.secure_sum_rules import secure_sum_rules
 from fedhpc.config.stress import Stress
 from fedhpc.config.tracking import Tracker
+from fedhpc.config.training import Training
 from fedhpc.util.section import Section
 
 if TYPE_CHECKING:
@@ -39,95 +39,6 @@ else:
     Algorithm = rules.one_of(algorithms.ALGORITHMS, "name")
     Rule = rules.one_of(rules.RULES, "rule")
     ServerOptimizer = rules.one_of(rules.SERVER_OPTIMIZERS, "optimizer")
-
-Density = Annotated[float, Field(gt=0, le=1)]
-
-
-class Training(Section):
-    """Local training: `local_epochs` epochs a round of SGD or Adam on softmax cross entropy."""
-
-    rounds: Annotated[int, Field(ge=1, le=10_000)] = Field(default=20, description="exchanges with the aggregator")
-    local_epochs: Annotated[int, Field(ge=1, le=100)] | Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=3,
-        description="passes of a site over its training units in a round; without privacy also a part of one: 0.25 "
-        "trains on a quarter of the images, drawn anew each round",
-    )
-    batch_size: Annotated[int, Field(ge=1)] = Field(
-        default=64,
-        description="images a step without privacy; with privacy on the expected batch is weight x privacy.sample_rate",
-    )
-    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="sgd (with momentum) or adam (AdamW)")
-    lr: Annotated[float, Field(gt=0)] = Field(default=0.05, description="learning rate of the local steps")
-    lr_schedule: Literal["constant", "cosine"] = Field(
-        default="cosine", description="constant, or cosine: falls to 0 over the rounds along half a cosine"
-    )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, description="momentum of sgd; not used by adam")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        default=1e-4, description="L2 penalty of sgd, added to the gradient; decoupled weight decay of adam"
-    )
-    average_last: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.0,
-        description="the result is the mean of the global models of this last share of the rounds; 0: the last model",
-    )
-    random_flip: bool = Field(
-        default=False, description="mirror each training image left to right with probability 1/2"
-    )
-
-    @property
-    def epochs_begun(self) -> int:
-        """How many epochs a round begins: `local_epochs`, of a part of one 1."""
-        return math.ceil(self.local_epochs)
-
-
-class Exchange(Section):
-    """What a site and the aggregator send each other: how much of an update, how exactly, and how it is protected.
-
-    Where one process plays all sites there is no wire: `tls` and `pki` are not used.
-    """
-
-    density: Density = Field(default=0.1, description="share of the entries of an update that a site sends")
-    density_down: Density | None = Field(
-        default=None, description="share of the entries that the aggregator sends to the sites; null: as density"
-    )
-    warm_up_rounds: Annotated[int, Field(ge=0, le=1000)] = Field(
-        default=0,
-        description="in the first so many rounds both ways send more: the density falls from near 1 to its own by the "
-        "same factor from round to round",
-    )
-    selection: Literal["global", "per_tensor"] = Field(
-        default="global",
-        description="which entries are sent: the largest of the whole update, or that share of each parameter tensor",
-    )
-    value_bits: Literal[32, 16, 8, 7, 6, 5, 4, 3] = Field(
-        default=4,
-        description="bits of a sent value: 32 (float32), 16 (as exact as fp16), or 8 to 3 (log-scaled); the rounding "
-        "error is sent later",
-    )
-    rounding: Literal["nearest", "stochastic"] = Field(
-        default="nearest", description="to the nearest value that can be sent, or up or down at random without bias"
-    )
-    tls: bool = Field(
-        default=True,
-        description="encrypt what a hospital and rank 0 exchange and check both ends by certificate (TLS 1.3)",
-    )
-    pki: str | None = Field(
-        default=None,
-        description="the folder of the certificates (`run.py pki`), with {site} for the site's name or `aggregator`; "
-        "null: `pki` beside the shards",
-    )
-    search: bool = Field(
-        default=True, description="search each payload for pixels of the site's own images before it is sent"
-    )
-
-    @property
-    def down(self) -> float:
-        """The density of the server's update."""
-        return self.density if self.density_down is None else self.density_down
-
-    def pki_folder(self, data: Data, name: str) -> Path:
-        """Where the certificate and the key of a site, or of the aggregator, lie."""
-        beside = data.shard_path(name).parent / "pki"
-        return beside if self.pki is None else placed("exchange.pki", self.pki, name)
 
 
 class Federation(Section):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from fedhpc.cli.main import BAD_INPUT, main
-from fedhpc.config.schema import Exchange
+from fedhpc.config.exchange import Exchange
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -14,7 +14,7 @@ from fedhpc.compression.codec import BITMASK, CRC, EVERY, FIXED, GAPS, RAW, Head
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.float_bits import LARGEST_BITS
 from fedhpc.compression.update import DenseVector, SparseVector, Update, pack_arrays, unpack_arrays
-from fedhpc.config.schema import Exchange
+from fedhpc.config.exchange import Exchange
 from fedhpc.errors import PayloadError
 from tests.support.payloads import (
     KINDS,

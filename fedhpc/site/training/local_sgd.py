@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fedhpc.config.schema import RunConfig, Training
+from fedhpc.config.schema import RunConfig
+from fedhpc.config.training import Training
 from fedhpc.errors import SiteError
 from fedhpc.models.device import Device
 from fedhpc.models.loss import loss

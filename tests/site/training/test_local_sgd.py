@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from data_prep.shard_writer import write_shard
-from fedhpc.config.schema import RunConfig, Runtime, Training
+from fedhpc.config.schema import RunConfig, Runtime
+from fedhpc.config.training import Training
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import build_model
 from fedhpc.models.device import Device, prepare

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedhpc.config.privacy import Privacy
-from fedhpc.config.schema import RunConfig, Training
+from fedhpc.config.schema import RunConfig
+from fedhpc.config.training import Training
 from fedhpc.errors import PrivacyError
 from fedhpc.models.build import build_model
 from fedhpc.models.device import Device
