@@ -119,7 +119,7 @@ def test_resume_runs_what_failed_and_nothing_else(
 
 @pytest.mark.slow
 def test_a_killed_trial_is_told_and_a_cancelled_sweep_leaves_no_process(tmp_path: Path) -> None:
-    config, run = write_sweep(tmp_path, grid={"seed": [0, 1, 2]}, baselines={}), tmp_path / "run"
+    config, run = write_sweep(tmp_path, grid={"seed": [0, 1, 2]}, baselines={}, privacy="off"), tmp_path / "run"
     sets = ["--set", "local.at_once=1", "--set", "training.rounds=500"]
     process = subprocess.Popen(
         [sys.executable, "run.py", "sweep", config, "--cluster", "local", "--run-dir", run, *sets],
