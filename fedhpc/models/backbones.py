@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedhpc.errors import InputError
 from fedhpc.models.densenet import SMALL, DenseNet
-from fedhpc.models.views import cropped, standardised
+from fedhpc.models.views import cropped, resized, standardised
 
 EFFICIENTNET, PHANTOM, BOTH, CROPPED = NAMES = (
     "efficientnet_lite0",
@@ -120,9 +120,7 @@ class Grey(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The features of the images, each by itself."""
         grey = images.mean(dim=1, keepdim=True)
-        found: Tensor = self.network(
-            standardised(nn.functional.interpolate(grey, size=self.pixels, mode="bilinear", antialias=True))
-        )
+        found: Tensor = self.network(standardised(resized(grey, self.pixels)))
         return found
 
 
@@ -154,7 +152,7 @@ class Joined(nn.Module):
 def resized_colour(images: Tensor, pixels: int) -> Tensor:
     """Grey images in three equal channels, [b, 3, pixels, pixels]."""
     images = images.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-    return nn.functional.interpolate(images, size=pixels, mode="bilinear", antialias=True)
+    return resized(images, pixels)
 
 
 def public_backbone(name: str) -> Backbone:

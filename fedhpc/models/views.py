@@ -1,8 +1,11 @@
 """Other views of an image, made of itself alone: what a frozen network sees beside the image as it is."""
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import grid_sample, interpolate
+
+from fedhpc.util.arrays import F32
 
 MARGIN = 1.06
 """Side of a cropped view over the larger side of what the image shows."""
@@ -15,6 +18,36 @@ def standardised(images: Tensor) -> Tensor:
     x = images - images.mean(dim=(2, 3), keepdim=True)
     scale = x.square().mean(dim=(2, 3), keepdim=True).sqrt()
     return x / torch.where(scale > 0, scale, 1.0)
+
+
+def resized(images: Tensor, pixels: int) -> Tensor:
+    """Images [b, C, H, W] at [b, C, pixels, pixels], by the antialiased triangle filter.
+
+    ONNX gets it as two matrix products: PyTorch's exporter has no such operator, and few runtimes have the antialiasing
+    of ONNX's own.
+    """
+    if torch.onnx.is_in_onnx_export():
+        rows, columns = (torch.from_numpy(triangle_weights(int(side), pixels)) for side in images.shape[2:])
+        return rows @ images @ columns.T
+    return interpolate(images, size=pixels, mode="bilinear", antialias=True)
+
+
+def triangle_weights(before: int, after: int) -> F32:
+    """Return f32[after, before]: what each new pixel of a line takes of each old one, as PyTorch's filter takes it.
+
+    >>> triangle_weights(2, 4)
+    array([[1.  , 0.  ],
+           [0.75, 0.25],
+           [0.25, 0.75],
+           [0.  , 1.  ]], dtype=float32)
+    """
+    # In float32 as there: near the end of a long line the places themselves are rounded.
+    one, scale = np.float32(1), np.float32(before) / np.float32(after)
+    centres = (np.arange(after, dtype=np.float32)[:, None] + one / 2) * scale
+    distances = np.abs(np.arange(before, dtype=np.float32) - centres + one / 2)
+    weights: F32 = np.maximum(one - distances * (one / max(scale, one)), 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights
 
 
 def cropped(images: Tensor) -> Tensor:

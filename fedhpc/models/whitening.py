@@ -53,7 +53,8 @@ def in_blocks(features: Tensor, blocks: Sequence[int]) -> Tensor:
         return features
     parts = torch.split(features, list(blocks), dim=1)
     # The smallest deviation is far below that of any layer: it only keeps a constant part finite.
-    return torch.cat([nn.functional.layer_norm(part, part.shape[1:], eps=1e-12) for part in parts], dim=1)
+    pairs = zip(parts, blocks, strict=True)
+    return torch.cat([nn.functional.layer_norm(part, (size,), eps=1e-12) for part, size in pairs], dim=1)
 
 
 class Centring(nn.Module):

@@ -11,7 +11,7 @@ from fedhpc.models.backbones import NAMES, StageStatistics, public_backbone
 from fedhpc.models.build import blocks_of, build_model
 from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count, to_vector
-from fedhpc.models.views import cropped
+from fedhpc.models.views import cropped, resized, triangle_weights
 from fedhpc.models.whitening import PublicMap, Whitening, fit_public_map, in_blocks
 from fedhpc.run.public_features import reference_backbone
 
@@ -46,6 +46,14 @@ def test_joined_features_are_those_of_each() -> None:
     images = (images - images.mean((2, 3), keepdim=True)) / images.std((2, 3), keepdim=True, correction=0)
     each = [public_backbone(name)(images) for name in ("efficientnet_lite0", "phantom")]
     torch.testing.assert_close(public_backbone("efficientnet_lite0+phantom")(images), torch.cat(each, dim=1))
+
+
+@pytest.mark.parametrize("before", [1, 13, 64, 100, 225, 512])
+@pytest.mark.parametrize("after", [64, 224])
+def test_matrices_resize_as_pytorch(before: int, after: int) -> None:
+    images = torch.randn(2, 1, before, 32)
+    rows, columns = (torch.from_numpy(triangle_weights(side, after)) for side in (before, 32))
+    torch.testing.assert_close(rows @ images @ columns.T, resized(images, after), rtol=0, atol=1e-6)
 
 
 def test_stage_statistics_are_means_and_deviations() -> None:
