@@ -169,7 +169,8 @@ def _two(counts: I64, specificity: float) -> list[float]:
 def _row(site: str, figures: F64) -> dict[str, Any]:
     """Return a site's figures f64[seeds, 1 + RESAMPLES, WAYS, FIGURES] with 95 % intervals over patients and runs.
 
-    None stands for a figure that its new patients do not tell.
+    Differences of models are paired by patient; `gain` is that of the personal model. None stands for a figure that its
+    new patients do not tell.
     """
     row: dict[str, Any] = {"site": site}
     for k, figure in enumerate(FIGURES):
@@ -177,6 +178,7 @@ def _row(site: str, figures: F64) -> dict[str, Any]:
             row[f"{way}_{figure}"] = with_interval(figures[:, :, w, k])
         for w, way in enumerate(WAYS[:2]):
             row[f"gain_over_{way}_{figure}"] = with_interval(figures[:, :, 2, k] - figures[:, :, w, k])
+        row[f"federated_over_alone_{figure}"] = with_interval(figures[:, :, 1, k] - figures[:, :, 0, k])
     return row
 
 
@@ -184,9 +186,10 @@ def text(result: Mapping[str, Any]) -> str:
     """Return the tables for a person."""
     tables = []
     for figure, name in (("auc", "AUC"), ("early", "early-stage sensitivity")):
-        keys = [*(f"{way}_{figure}" for way in WAYS), *(f"gain_over_{way}_{figure}" for way in WAYS[:2])]
-        rows = [(row["site"], *(_cell(row[key], "gain" in key) for key in keys)) for row in result["rows"]]
-        head = ("site", *WAYS, "over alone", "over federated")
+        gains = (f"federated_over_alone_{figure}", *(f"gain_over_{way}_{figure}" for way in WAYS[:2]))
+        keys = (*(f"{way}_{figure}" for way in WAYS), *gains)
+        rows = [(row["site"], *(_cell(row[key], key in gains) for key in keys)) for row in result["rows"]]
+        head = ("site", *WAYS, "fed. - alone", "personal - alone", "personal - fed.")
         tables.append(f"{name}, mean of {count_of(len(result['seeds']), 'cohort')}, ± 95 %\n{fitted([head, *rows])}")
     return "\n\n".join(tables)
 

@@ -3,7 +3,9 @@
 A replica in numpy of the shipped recipe (configs/fedavg.yaml): a linear head without offsets on features of length 1,
 full-batch DP-SGD at each site with noise of its own, the weighted mean, the mean of the last half of the rounds. Its
 values are those of `fedhpc.aggregation.contribution`, on the updates that it sends; the models are judged on labelled
-images that no site has. Only the noise is drawn anew; patients stay the same.
+images that no site has. Only the noise is drawn anew; patients stay the same. So the covariance of the values over the
+draws is that of the noise, which `run.py contribution` estimates by redrawing it: with it, two sites are told apart
+where the 95 % interval of the difference of their values is on one side of 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fedhpc.aggregation.contribution import (
+    SURE,
     History,
     coalition_models,
     cosine_utility,
@@ -27,7 +30,7 @@ from fedhpc.privacy.accountant import calibrate_gaussian
 from fedhpc.records.weighted_auc import weighted_aucs
 from fedhpc.util.arrays import F32, F64, I64
 from fedhpc.util.rng import generator
-from fedhpc.util.text import fitted
+from fedhpc.util.text import fitted, wrapped
 
 CLASSES, FEATURES, SEPARATION, SCANNERS = 4, 24, 1.0, 3
 SPREAD = 2.0
@@ -36,6 +39,9 @@ PATIENTS, JUDGING = 400, 2000
 ONE = 3
 """The class that one site alone has, and the site with something planted: the last of four."""
 METHODS = ("shapley", "leave_one_out", "cgsv", "cosine_shapley")
+NAMES = ("LOO", "CGSV", "cos. Shapley")
+FEWEST = 2
+"""Draws of which a deviation is known."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +65,30 @@ class Case:
         expected: what is right, in words.
         shards: of the sites, from a seed.
         judging: labelled patients whom no site has.
-        right: whether the values of all sites, f64[n] or by class f64[n, CLASSES], rank them as planted.
+        order: what is right, as pairs of sites of which the first must have more than the second.
+        equal: pairs of sites that must have the same value, to rounding.
         sent: what the sites send of their updates; None: what they trained.
+        by_class: whether the values of class ONE are compared; else those of the mean over classes.
     """
 
     name: str
     expected: str
     shards: Callable[[], list[Shard]]
-    right: Callable[[F64], bool]
+    order: tuple[tuple[int, int], ...] = ()
+    equal: tuple[tuple[int, int], ...] = ()
     sent: Sent | None = None
     by_class: bool = False
     judging: Callable[[], Shard] = lambda: draw("judging", JUDGING)
+
+    def compared(self, values: F64) -> F64:
+        """Return the value f64[n] of each site that is compared, of f64[n] or by class f64[n, CLASSES]."""
+        return np.asarray(values[:, ONE] if self.by_class else values)
+
+    def right(self, values: F64) -> bool:
+        """Whether the values of all sites, as `compared` takes them, rank them as planted."""
+        found = self.compared(values)
+        alike = all(np.isclose(found[i], found[j], rtol=1e-4, atol=1e-6) for i, j in self.equal)
+        return alike and all(found[i] > found[j] for i, j in self.order)
 
 
 def draw(purpose: str, patients: int, classes: Sequence[int] = range(CLASSES), scanner: int | None = None) -> Shard:
@@ -133,39 +152,18 @@ def copied(updates: F32, rng: np.random.Generator) -> F32:
     return np.concatenate([updates[:-1], updates[:1]])
 
 
-def last(values: F64) -> bool:
-    """Whether the last site has the least value."""
-    return bool(values[-1] < values[:-1].min())
-
-
-def first(values: F64) -> bool:
-    """Whether the last site has the largest value."""
-    return bool(values[-1] > values[:-1].max())
-
-
-def both_behind(values: F64) -> bool:
-    """Whether the last two sites have less than any other."""
-    return bool(values[-2:].max() < values[:-2].min())
-
-
-def equal_to_first(values: F64) -> bool:
-    """Whether the last site has the value of the first, to rounding."""
-    return bool(np.isclose(values[-1], values[0], rtol=1e-4, atol=1e-6))
-
-
-def first_of_its_class(values: F64) -> bool:
-    """Whether the last site has the largest value in class ONE."""
-    return first(values[:, ONE])
-
+LAST_OF_ALL = ((0, 3), (1, 3), (2, 3))
+FIRST_OF_ALL = tuple((behind, ahead) for ahead, behind in LAST_OF_ALL)
+BOTH_BEHIND = ((0, 2), (0, 3), (1, 2), (1, 3))
 
 CASES = (
-    Case("half of the labels flipped", "last", half_flipped, last),
-    Case("duplicated shard", "both behind the others", duplicated, both_behind, judging=every_scanner),
-    Case("free rider: zero", "last", alike, last, zeros),
-    Case("free rider: noise", "last", alike, last, noise),
-    Case("free rider: copy", "as the copied one", alike, equal_to_first, copied),
-    Case("twice as large", "first", lambda: alike((PATIENTS,) * 3 + (2 * PATIENTS,)), first),
-    Case("a class of its own", "first in that class", lone_class, first_of_its_class, by_class=True),
+    Case("half of the labels flipped", "last", half_flipped, LAST_OF_ALL),
+    Case("duplicated shard", "both behind the others", duplicated, BOTH_BEHIND, judging=every_scanner),
+    Case("free rider: zero", "last", alike, LAST_OF_ALL, sent=zeros),
+    Case("free rider: noise", "last", alike, LAST_OF_ALL, sent=noise),
+    Case("free rider: copy", "as the copied one", alike, equal=((0, 3),), sent=copied),
+    Case("twice as large", "first", lambda: alike((PATIENTS,) * 3 + (2 * PATIENTS,)), FIRST_OF_ALL),
+    Case("a class of its own", "first in that class", lone_class, FIRST_OF_ALL, by_class=True),
 )
 
 
@@ -253,19 +251,42 @@ def _count(case: Case, recipe: Recipe, draws: int) -> dict[str, Any]:
         values = values_of(history, judging, case.by_class)
         for name, one in values.items():
             right[name] += case.right(one)
-        found.append(values["shapley"][:, ONE] if case.by_class else values["shapley"])
+        found.append(case.compared(values["shapley"]))
         seen += any(len(shards) - 1 in group for group in same_updates(history))
     right = {name: count for name, count in right.items() if name in values}
-    return {"right": right, "of": draws, "copies_seen": seen, "shapley": np.mean(found, axis=0).tolist()}
+    mean = np.mean(found, axis=0).tolist()
+    return {"right": right, "of": draws, "apart": _apart(case, np.array(found)), "copies_seen": seen, "shapley": mean}
+
+
+def _apart(case: Case, values: F64) -> dict[str, int] | None:
+    """Return in how many draws f64[draws, n] the intervals tell all pairs of sites apart, and any of them wrongly.
+
+    None where there is no order to tell, or one draw, of which no interval is known.
+    """
+    if not case.order or len(values) < FEWEST:
+        return None
+    right, wrong = np.ones(len(values), bool), np.zeros(len(values), bool)
+    for ahead, behind in case.order:
+        more = values[:, ahead] - values[:, behind]
+        half = SURE * more.std(ddof=1)
+        right &= more > half
+        wrong |= more < -half
+    return {"right": int(right.sum()), "wrong": int(wrong.sum())}
 
 
 def text(result: Mapping[str, Any]) -> str:
     """Return the study for a person."""
-    head = ("planted", "right", "epsilon", "Shapley", "LOO", "CGSV", "cos. Shapley", "copies seen")
-    return fitted([head, *(_line(row) for row in result["rows"])])
+    head = ("planted", "right", "epsilon", "Shapley", "apart", "wrongly", *NAMES, "copies seen")
+    note = (
+        "apart: the 95 % intervals of the Shapley values over the noise tell the planted order; wrongly: another one. "
+        "In all other draws sites cannot be told apart."
+    )
+    return f"{fitted([head, *(_line(row) for row in result['rows'])])}\n{wrapped(note)}"
 
 
 def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
     counts = [f"{row['right'][name]}/{row['of']}" if name in row["right"] else "-" for name in METHODS]
+    apart = [f"{row['apart'][key]}/{row['of']}" if row["apart"] else "-" for key in ("right", "wrong")]
     epsilon = "none" if row["epsilon"] is None else f"{row['epsilon']:g}"
-    return (row["case"], row["expected"], epsilon, *counts, f"{row['copies_seen']}/{row['of']}")
+    seen = f"{row['copies_seen']}/{row['of']}"
+    return (row["case"], row["expected"], epsilon, counts[0], *apart, *counts[1:], seen)

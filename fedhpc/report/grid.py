@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from fedhpc.report.block_charts import HeatMap, MapCell, heat_map
@@ -201,8 +202,8 @@ def stress_part(rows: Sequence[Row], cases: Mapping[str, Case]) -> Part:
         return Part("stress", "Stress tests")
     names = list(dict.fromkeys(cases[row.name].name for row in stressed))
     rules = list(dict.fromkeys(cases[row.name].rule for row in stressed))
-    at = {cases[row.name]: row for row in stressed}
-    cells = [[_stress_cell(at.get(Case(case, rule)), pairs) for rule in rules] for case in names]
+    at = {one: [row for row in stressed if cases[row.name] == one] for one in cases.values()}
+    cells = [[_stress_cell(at.get(Case(case, rule), []), pairs) for rule in rules] for case in names]
     losses = [cell.value for line in cells for cell in line if cell.value is not None]
     chart = HeatMap(names, rules, cells, min([-0.1, *losses]), max([0.0, *losses]), "", "aggregation rule")
     body: list[list[Value]] = [
@@ -246,12 +247,15 @@ def _kind(row: Row) -> tuple[Any, ...]:
     return row.epsilon_target, row.density, row.mode, row.point.get(PART)
 
 
-def _stress_cell(row: Row | None, pairs: Mapping[str, Row | None]) -> MapCell:
-    clean = None if row is None else pairs[row.name]
-    if row is None or row.auc is None or clean is None or clean.auc is None:
-        return MapCell(None, "-" if row is None or row.state != "failed" else "stopped", "no result")
-    return MapCell(
-        row.auc - clean.auc,
-        f"{row.auc - clean.auc:+.3f}",
-        f"{row.name}: AUC {row.auc:.3f}, without the fault {clean.auc:.3f}",
-    )
+def _stress_cell(rows: Sequence[Row], pairs: Mapping[str, Row | None]) -> MapCell:
+    """Return the mean over the seeds of one case under one rule."""
+    measured = [
+        (row, row.auc, clean.auc)
+        for row in rows
+        if row.auc is not None and (clean := pairs[row.name]) is not None and clean.auc is not None
+    ]
+    if not measured:
+        return MapCell(None, "stopped" if any(row.state == "failed" for row in rows) else "-", "no result")
+    less = fmean(auc - clean for _, auc, clean in measured)
+    told = "; ".join(f"{row.name}: AUC {auc:.3f}, without the fault {clean:.3f}" for row, auc, clean in measured)
+    return MapCell(less, f"{less:+.3f}", told)

@@ -10,6 +10,10 @@ from fedhpc.report.parts import Column, Figure, Legend, Part, Table, Value
 from fedhpc.report.sites import contribution_of
 
 WAYS = {"alone_auc": "alone", "federated_auc": "federated", "personal_auc": "personalised"}
+GAINS = {
+    "federated_over_alone_auc": "federated less alone", "gain_over_alone_auc": "personalised less alone",
+    "gain_over_federated_auc": "personalised less federated",
+}  # fmt: skip
 EARLY_NAMES = {
     "auc": "AUC", "early": "early sensitivity, one threshold", "early_own": "early sensitivity, each site's own",
 }  # fmt: skip
@@ -48,8 +52,9 @@ def _numbered(part: Part, number: int) -> Part:
 
 
 def _legacy(one: CellResult) -> Part:
-    """AUC of each site alone, federated and personalised."""
+    """AUC of each site alone, federated and personalised, and the paired gains over training alone."""
     rows = one.found.get("rows", [])
+    title = "Legacy scanner" if one.cell.part == one.cell.kind else f"Legacy scanner, {one.cell.part}"
     bars, body = [], []
     for row in rows[:MOST_SITES]:
         for style, (key, way) in enumerate(WAYS.items()):
@@ -57,8 +62,12 @@ def _legacy(one: CellResult) -> Part:
                 low, high = found["mean"] - found["half"], found["mean"] + found["half"]
                 bars.append(ValueRow(f"{row['site']}, {way}", found["mean"], max(0.0, low), min(1.0, high), style))
                 body.append([row["site"], way, found["mean"], low, high])
+        for key, way in GAINS.items():
+            if found := row.get(key):
+                mean, half = found["mean"], found["half"]
+                body.append([row["site"], way, mean, mean - half, mean + half])
     if not bars:
-        return Part("legacy", "Legacy scanner")
+        return Part("legacy", title)
     told = "; ".join(f"{bar.label} {bar.value:.3f}" for bar in bars)
     alt = f"AUC of each site by kind of model. {told}."
     columns = [
@@ -67,7 +76,8 @@ def _legacy(one: CellResult) -> Part:
     legend = [Legend(way, k) for k, way in enumerate(WAYS.values())]
     table = Table("legacy", "AUC by site and model", columns, body)
     figure = Figure("AUC alone, federated, personalised", alt, intervals(bars, "AUC", alt), table, "", legend)
-    return Part("legacy", "Legacy scanner", figures=[figure])
+    lead = "On new patients; differences are paired by patient. Intervals: 95 %, over patients and cohorts."
+    return Part("legacy", title, lead, figures=[figure])
 
 
 def _early(one: CellResult) -> Part:
@@ -100,18 +110,33 @@ def _early(one: CellResult) -> Part:
 def _planted(one: CellResult) -> Part:
     """How often hospitals whose contribution is known beforehand are ranked right."""
     body: list[list[Value]] = [
-        [row["case"], row["expected"], row["epsilon"], *(_share(row, method) for method in METHODS), row["of"]]
+        [
+            row["case"],
+            row["expected"],
+            row["epsilon"],
+            *(_share(row, method) for method in METHODS),
+            *(_apart(row, key) for key in ("right", "wrong")),
+            row["of"],
+        ]
         for row in one.found.get("rows", [])
     ]
     columns = [
         Column("case", "Planted"), Column("expected", "Right is"), Column("epsilon", "Epsilon", "number"),
-        *(Column(method, name, "number") for method, name in METHODS.items()), Column("of", "Draws", "count"),
+        *(Column(method, name, "number") for method, name in METHODS.items()),
+        Column("apart", "Surely right", "number"), Column("wrong", "Surely wrong", "number"),
+        Column("of", "Draws", "count"),
     ]  # fmt: skip
     lead = (
-        "Share of the draws of the noise that rank a planted hospital right; without privacy one draw is all there is."
+        "Share of the draws of the noise that rank a planted hospital right; without privacy one draw is all there is. "
+        "Surely: the 95 % intervals of the Shapley values tell the hospitals apart; else they cannot be told apart."
     )
     table = Table("planted", "Ranked right", columns, body)
     return Part("planted", "Planted contributions", lead if body else "", tables=[table] if body else [])
+
+
+def _apart(row: Mapping[str, Any], key: str) -> Value:
+    apart = row.get("apart")
+    return None if apart is None else apart[key] / row["of"]
 
 
 def _share(row: Mapping[str, Any], method: str) -> Value:

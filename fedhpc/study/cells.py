@@ -49,7 +49,9 @@ def drafts_of(config: StudyConfig, folder: Path) -> Iterator[Draft]:
     if config.codec is not None:
         yield _codec(config, config.codec, folder)
     if config.legacy is not None:
-        yield _legacy(config.legacy, folder)
+        yield _legacy("legacy", config.legacy, folder)
+    if config.legacy_network is not None:
+        yield _legacy("legacy-network", config.legacy_network, folder)
     if config.early is not None:
         yield _early(config.parts[config.early.part], config.early, folder)
     if config.schedule is not None:
@@ -111,24 +113,23 @@ def _baseline_tree(part: Part, own: Tree, folder: Path, fixed: Tree) -> Tree:
 
 
 def _stress(part: Part, tests: StressTests, folder: Path) -> Iterator[Draft]:
-    for case, rule in itertools.product((CLEAN, *tests.cases), tests.rules):
+    density = part.paper.density
+    for seed, case, rule in itertools.product(tests.seeds, (CLEAN, *tests.cases), tests.rules):
         stress = None if case == CLEAN else {"case": case, "sites": [tests.site]}
-        tree = merged(_at(part, folder, tests.epsilon), _exchange(part.paper.density))
+        tree = merged(_at(part, folder, tests.epsilon), {**_exchange(density), "seed": seed})
         tree = {**tree, "stress": stress, "aggregation": {"rule": rule}}
-        tree = tree if tests.epsilon is None else merged(tree, {"privacy": {"noise_seed": tests.noise_seed}})
-        name = f"stress-{case}-{rule}"
-        yield Draft(
-            Cell(name, "stress", tests.part, tests.epsilon, part.paper.density, 0, "", case=case, rule=rule), tree
-        )
+        tree = tree if tests.epsilon is None else merged(tree, {"privacy": {"noise_seed": tests.noise_seed + seed}})
+        name = f"stress-{case}-{rule}" + (f"-s{seed}" if len(tests.seeds) > 1 else "")
+        yield Draft(Cell(name, "stress", tests.part, tests.epsilon, density, seed, "", case=case, rule=rule), tree)
 
 
-def _legacy(legacy: Legacy, folder: Path) -> Draft:
+def _legacy(name: str, legacy: Legacy, folder: Path) -> Draft:
     tree = merged(read_tree(folder / legacy.config), legacy.set)
     privacy = tree.get("privacy")
     epsilon = privacy.get("epsilon") if isinstance(privacy, dict) else None
     words = ("bench", "legacy", "{config}", "-o", "{dir}/runs", "--held-out", str(legacy.held_out), "--json", "--seeds")
     seeds = tuple(map(str, legacy.seeds))
-    cell = Cell("legacy", "legacy", "legacy", epsilon, None, legacy.seeds[0], "", case=legacy.site)
+    cell = Cell(name, "legacy", legacy.part or "legacy", epsilon, None, legacy.seeds[0], "", case=legacy.site)
     return Draft(cell, tree, False, ((*words, *seeds),))
 
 

@@ -8,14 +8,15 @@ from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.study import Cell, Claim, Study, StudyDirectory
 from fedhpc.report.egress import log_checks
 from fedhpc.study.cells import CLEAN, MEAN
-from fedhpc.study.figures import Figure, share_interval, summary_of
+from fedhpc.study.figures import Figure, over_seeds, share_interval, summary_of
 from fedhpc.study.paper import DENSE_MB, PACE, PARAMETERS, RANKED, SENT_MB, SLOW_AUC_TOLERANCE, STRESS_TOLERANCE
 from fedhpc.study.rows import commands_of, figure_claim, missing, not_measured, verdict_of
 from fedhpc.transport.egress_log import read_log
-from fedhpc.util.text import percent
+from fedhpc.util.text import count_of, percent
 
 MB = 1e6
 MOST_SHOWN = 3
+GAINS = "gains by the federation"
 
 
 def claims_of_tests(records: StudyDirectory, study: Study) -> Iterator[Claim]:
@@ -23,7 +24,7 @@ def claims_of_tests(records: StudyDirectory, study: Study) -> Iterator[Claim]:
     yield _bytes(records, study)
     yield from _slow(records, study)
     yield _corrupted(records, study)
-    yield _legacy(records, study)
+    yield from _legacy(records, study)
     yield from _contributions(records, study)
     yield _residency(records, study)
     yield _audit(records, study)
@@ -94,91 +95,138 @@ def _keeps_up(row: Mapping[str, Any]) -> bool:
 def _corrupted(records: StudyDirectory, study: Study) -> Claim:
     """Return the row of the worst case under the best robust rule, each against the clean run of the mean."""
     name, told = "corrupted hospital", f"AUC kept (at most {STRESS_TOLERANCE:g} less)"
-    aucs = {(cell.rule, cell.case): summary_of(records, cell)["auc"] for cell in study.of("stress")}
-    known = {key for key, auc in aucs.items() if auc is not None}
-    lost = [cell for cell in study.cells if cell.kind == "stress" and (cell.rule, cell.case) not in known]
+    aucs = {(cell.rule, cell.case, cell.seed): summary_of(records, cell)["auc"] for cell in study.of("stress")}
+    known = {key: auc for key, auc in aucs.items() if auc is not None}
+    lost = [cell for cell in study.cells if cell.kind == "stress" and (cell.rule, cell.case, cell.seed) not in known]
+    bases = {seed: auc for (rule, case, seed), auc in known.items() if (rule, case) == (MEAN, CLEAN)}
     # A case that a rule did not get through could be its worst: such a rule has no figure.
-    robust = sorted({rule for rule, _ in known} - {MEAN} - {cell.rule for cell in lost})
-    if (MEAN, CLEAN) not in known or not robust:
+    robust = sorted({rule for rule, _, _ in known} - {MEAN} - {cell.rule for cell in lost})
+    if not robust or {seed for _, _, seed in known} - set(bases):
         lacks = "the clean run of the mean, or a case of every robust rule, has no AUC"
         return not_measured(name, told, lacks if lost or known else missing(study, "stress"))
-    base = aucs[MEAN, CLEAN]
-    less_by_rule = {
-        rule: {case: aucs[rule, case] - base for one, case in known if one == rule and case != CLEAN}
-        for rule in (MEAN, *robust)
-    }
-    worst = {rule: _worst(less) for rule, less in less_by_rule.items()}
-    best = max(robust, key=lambda rule: worst[rule][1])
+    worst = {rule: _worst(_losses(known, bases, rule)) for rule in (MEAN, *robust)}
+    best = max(robust, key=lambda rule: worst[rule][1].mean)
     case, less = worst[best]
     why = (
-        f"worst of {len(less_by_rule[best])} cases under {best}; under the mean {worst[MEAN][1]:+.3f} "
-        f"({worst[MEAN][0]}); one run a case, the same noise in all; tolerance ours"
+        f"worst of {len(_losses(known, bases, best))} cases under {best}, {_draws(known, bases, best, case)}; under "
+        f"the mean {worst[MEAN][1].mean:+.3f} ({worst[MEAN][0]}); tolerance ours, of the mean over draws"
         + (f"; without an AUC: {', '.join(cell.name for cell in lost)}" if lost else "")
     )
-    text = f"{less:+.3f} ({case})"
+    ends = "" if less.low is None or less.high is None else f" ({less.low:+.3f} to {less.high:+.3f})"
+    text = f"{less.mean:+.3f}{ends}, {case}, {count_of(len(bases), 'draw')} of the noise"
     mine = [cell for cell in study.of("stress") if (cell.case, cell.rule) == (case, best)]
-    return Claim(name, told, text, less, None, None, verdict_of(less >= -STRESS_TOLERANCE), why, commands_of(mine))
+    row = Claim(name, told, text, None, None, None, verdict_of(less.mean >= -STRESS_TOLERANCE), why, "")
+    return figure_claim(row, less, mine)
 
 
-def _worst(less: Mapping[str, float]) -> tuple[str, float]:
+def _losses(aucs: Mapping[tuple[str, str, int], float], bases: Mapping[int, float], rule: str) -> dict[str, Figure]:
+    """Return what each case costs under a rule: the mean over draws of the noise, each against its own clean run."""
+    by_case: dict[str, list[float]] = {}
+    for (one, case, seed), auc in aucs.items():
+        if one == rule and case != CLEAN:
+            by_case.setdefault(case, []).append(auc - bases[seed])
+    return {case: over_seeds(losses) for case, losses in by_case.items()}
+
+
+def _draws(aucs: Mapping[tuple[str, str, int], float], bases: Mapping[int, float], rule: str, case: str) -> str:
+    """Return how many draws a figure is of, and the spread of the single ones."""
+    each = [aucs[rule, case, seed] - base for seed, base in bases.items() if (rule, case, seed) in aucs]
+    paired = "the same noise in all runs of a draw"
+    if len(each) < 2:
+        return f"one run a case, {paired}: its spread over draws is not known"
+    return f"mean of {len(each)} draws from {min(each):+.3f} to {max(each):+.3f}, {paired}"
+
+
+def _worst(less: Mapping[str, Figure]) -> tuple[str, Figure]:
     """Return the case that costs most, and what it costs.
 
-    >>> _worst({"scaled": -0.1, "sign_flip": -0.2}), _worst({})
-    (('sign_flip', -0.2), ('clean', 0.0))
+    >>> _worst({"scaled": over_seeds([-0.1]), "sign_flip": over_seeds([-0.2])})[0], _worst({})[1].mean
+    ('sign_flip', 0.0)
     """
-    case = min(less, key=lambda one: less[one], default=CLEAN)
-    return case, less.get(case, 0.0)
+    case = min(less, key=lambda one: less[one].mean, default=CLEAN)
+    return case, less.get(case, over_seeds([0.0]))
 
 
-def _legacy(records: StudyDirectory, study: Study) -> Claim:
-    name, told = "legacy scanner", "gains by the federation"
-    cells = study.of("legacy")
+def _legacy(records: StudyDirectory, study: Study) -> Iterator[Claim]:
+    """Yield a row a cell of the legacy scanner: what its hospital has of the federation over training alone."""
+    cells = [cell for cell in study.cells if cell.kind == "legacy"]
     if not cells:
-        return not_measured(name, told, missing(study, "legacy"))
-    result = records.result(cells[0])
-    row: dict[str, Any] = next(row for row in result["rows"] if row["site"] == cells[0].case)
-    alone, federated, personal = (row[f"{way}_auc"]["mean"] for way in ("alone", "federated", "personal"))
-    gain, half = row["gain_over_alone_auc"]["mean"], row["gain_over_alone_auc"]["half"]
-    why = (
-        f"{cells[0].case}; the gain is that of its personal model over one of its own patients alone, paired, over "
-        f"patients and {len(result['seeds'])} cohort(s); met where the whole interval is above 0"
+        yield not_measured("legacy scanner", GAINS, missing(study, "legacy"))
+    for cell in cells:
+        name = "legacy scanner" if cell.part == cell.kind else f"legacy scanner, {cell.part}"
+        if cell.status == "finished":
+            yield _gain_of(records, cell, name)
+        else:
+            yield not_measured(name, GAINS, f"the cell {cell.name} has not finished", [cell])
+
+
+def _gain_of(records: StudyDirectory, cell: Cell, name: str) -> Claim:
+    """Return the row of a hospital's gains over a model of its own patients alone, by the larger one."""
+    result = records.result(cell)
+    row: dict[str, Any] = next(row for row in result["rows"] if row["site"] == cell.case)
+    keys = {"federated": "federated_over_alone_auc", "personal": "gain_over_alone_auc"}
+    gains = {way: row[key] for way, key in keys.items() if row.get(key) is not None}
+    best = max(gains, key=lambda way: gains[way]["mean"])
+    gain, half = gains[best]["mean"], gains[best]["half"]
+    told = ", ".join(
+        f"{way} {row[f'{way}_auc']['mean']:.3f} ({one['mean']:+.3f} ±{one['half']:.3f})" for way, one in gains.items()
     )
-    text = f"AUC alone {alone:.3f}, federated {federated:.3f}, personal {personal:.3f}: {gain:+.3f} ±{half:.3f}"
-    claim = Claim(name, told, text, None, None, None, verdict_of(gain - half > 0), why, "")
-    return figure_claim(claim, Figure(gain, gain - half, gain + half, "patients and runs"), cells)
+    why = (
+        f"{cell.case} on new patients; in brackets the gain over a model of its own patients alone, paired, with its "
+        f"95 % interval over patients and {count_of(len(result['seeds']), 'cohort')}; met where the whole interval of "
+        f"the larger gain is above 0 ({best})"
+    )
+    claim = Claim(
+        name, GAINS, f"AUC alone {row['alone_auc']['mean']:.3f}, {told}", None, None, None,
+        verdict_of(gain - half > 0), why, "",
+    )  # fmt: skip
+    return figure_claim(claim, Figure(gain, gain - half, gain + half, "patients and runs"), [cell])
 
 
 def _contributions(records: StudyDirectory, study: Study) -> Iterator[Claim]:
-    """Yield the row of hospitals whose contribution is known beforehand, by the case ranked right least often."""
+    """Yield a row an epsilon of hospitals whose contribution is known beforehand, by the case right least often."""
     if not any(cell.kind in ("planted", "contribution") for cell in study.cells):
         return
-    name, told = "contributions", f"named by hospital (ranked right in at least {percent(RANKED, 0)} of runs)"
+    told = f"named by hospital (ranked right in at least {percent(RANKED, 0)} of runs)"
     cells = study.of("planted")
     if not cells:
-        yield not_measured(name, told, missing(study, "planted"))
+        yield not_measured("contributions", told, missing(study, "planted"))
         return
-    rows = [row for row in records.result(cells[0])["rows"] if row["epsilon"] is not None]
+    rows = records.result(cells[0])["rows"]
+    for epsilon in dict.fromkeys(row["epsilon"] for row in rows if row["epsilon"] is not None):
+        mine = [row for row in rows if row["epsilon"] == epsilon]
+        yield _ranked(mine, f"contributions, epsilon {epsilon:g}", told, cells, _shapley_of(records, study, epsilon))
+
+
+def _ranked(rows: Sequence[Mapping[str, Any]], name: str, told: str, cells: Sequence[Cell], more: str) -> Claim:
     worst = min(rows, key=lambda row: row["right"]["shapley"] / row["of"])
     right, of = worst["right"]["shapley"], worst["of"]
     low, high = share_interval(right, of)
-    text = f"{right} of {of} ({low:.2f} to {high:.2f}): {worst['case']}, epsilon {worst['epsilon']:g}"
+    which = worst["case"] if right < of else f"each of {len(rows)} cases"
+    text = f"{right} of {of} ({low:.2f} to {high:.2f}): {which}"
+    apart = worst.get("apart")
+    sure = (
+        f". Its 95 % intervals tell the right order in {apart['right']} draws and another one in {apart['wrong']}; in "
+        "the others sites cannot be told apart"
+        if apart
+        else ""
+    )
     why = (
-        f"Shapley values of {len({row['case'] for row in rows})} planted cases under noise drawn anew; the worst case "
-        f"and epsilon; tolerance ours, of the share{_shapley_of_runs(records, study)}"
+        f"ranks by Shapley values of {len(rows)} planted cases under noise drawn anew, the worst case; tolerance ours, "
+        f"of the share{sure}{more}"
     )
     row = Claim(name, told, text, None, None, None, verdict_of(right / of >= RANKED), why, "")
-    yield figure_claim(row, Figure(right / of, low, high, "draws of the noise"), cells)
+    return figure_claim(row, Figure(right / of, low, high, "draws of the noise"), cells)
 
 
-def _shapley_of_runs(records: StudyDirectory, study: Study) -> str:
-    """Return the Shapley values of the study's own hospitals, of the smallest epsilon, with their intervals."""
-    private = [cell for cell in study.of("contribution") if cell.epsilon is not None]
-    if not private:
+def _shapley_of(records: StudyDirectory, study: Study, epsilon: float) -> str:
+    """Return the Shapley values of the study's own hospitals at an epsilon, with their intervals."""
+    cell = next((cell for cell in study.of("contribution") if cell.epsilon == epsilon), None)
+    if cell is None:
         return ""
-    cell = min(private, key=lambda one: one.epsilon or 0.0)
     values = records.result(cell)["values"].get("shapley", {})
     told = [f"{site} {one['value']:.3f} ({one['ci95'][0]:.3f} to {one['ci95'][1]:.3f})" for site, one in values.items()]
-    return f". The study's own hospitals at epsilon {cell.epsilon:g}: {', '.join(told)}" if told else ""
+    return f". The study's own hospitals: {', '.join(told)}" if told else ""
 
 
 def _residency(records: StudyDirectory, study: Study) -> Claim:

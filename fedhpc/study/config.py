@@ -53,8 +53,13 @@ class StressTests(Section):
     cases: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="of stress.case")
     rules: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="of aggregation.rule")
     site: str = Field(description="the bad one")
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
+        default=(0,), description="a run of each case for each, and a clean one; the row of the claims is their mean"
+    )
     noise_seed: int = Field(
-        default=1, description="privacy.noise_seed of all runs, so that a draw of the noise drops out of differences"
+        default=1,
+        description="privacy.noise_seed of the runs of seed 0, one more for each further seed: the runs of a seed have "
+        "the same noise, so that it drops out of their differences",
     )
 
 
@@ -121,6 +126,9 @@ class StudyConfig(Section):
     parts: dict[Name, Part] = Field(min_length=1, description="models and their grids, by name")
     stress: StressTests | None = Field(default=None, description="corrupted and hostile sites; null: none")
     legacy: Legacy | None = Field(default=None, description="the legacy scanner; null: left out")
+    legacy_network: Legacy | None = Field(
+        default=None, description="the same with another config, such as a network from scratch; null: left out"
+    )
     early: EarlyStage | None = Field(default=None, description="early stages on new patients; null: left out")
     schedule: SlowHospital | None = Field(default=None, description="a slow hospital; null: left out")
     contribution: Contributions | None = Field(default=None, description="contributions; null: left out")
@@ -131,9 +139,8 @@ class StudyConfig(Section):
 
     def part_problems(self) -> list[str]:
         """Return what names a part, or a point of its grid, that there is not."""
-        tests = (self.stress, self.legacy, self.early, self.schedule, self.contribution, self.audit)
-        keys = ("stress", "legacy", "early", "schedule", "contribution", "audit")
-        found = {key: one.part for key, one in zip(keys, tests, strict=True) if one is not None}
+        keys = ("stress", "legacy", "legacy_network", "early", "schedule", "contribution", "audit")
+        found = {key: getattr(self, key).part for key in keys if getattr(self, key) is not None}
         off_grid = [
             f"parts.{name}.paper: epsilon={part.paper.epsilon}, density={part.paper.density:g} is no point of the "
             "grid, so that nothing would stand beside the paper's claims; name values of its epsilons and densities"

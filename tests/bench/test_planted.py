@@ -4,7 +4,20 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fedhpc.bench.planted import CASES, CLASSES, Case, Recipe, alike, run, study, text, train, utilities, values_of
+from fedhpc.bench.planted import (
+    CASES,
+    CLASSES,
+    Case,
+    Recipe,
+    _apart,
+    alike,
+    run,
+    study,
+    text,
+    train,
+    utilities,
+    values_of,
+)
 from fedhpc.records.weighted_auc import patient_resamples, weighted_aucs
 from fedhpc.util.rng import generator
 
@@ -50,8 +63,19 @@ def test_weighted_area_is_that_of_repeated_images() -> None:
     assert np.isnan(weighted_aucs(scores, positive, positive[None].astype(float))[0])
 
 
+def test_sites_within_the_noise_are_not_told_apart() -> None:
+    """Of values whose difference is at its 95 % interval's edge or below, none is asserted."""
+    case = CASES[0]
+    clear, even, against = (np.array([[0.2, 0.2, 0.2, last]] * 2) for last in (0.1, 0.2, 0.3))
+    spread = np.array([[0.01, 0.0, 0.0, 0.0], [-0.01, 0.0, 0.0, 0.0]])
+    found = [_apart(case, values + spread) for values in (clear, even, against)]
+    assert found == [{"right": 2, "wrong": 0}, {"right": 0, "wrong": 0}, {"right": 0, "wrong": 2}]
+    assert _apart(CASES[4], clear) is None, "a copy has no order"
+
+
 def test_study_counts_right_draws() -> None:
     found = study(1, (None,))
+    assert all(row["apart"] is None for row in found["rows"]), "one draw has no interval"
     assert len(found["rows"]) == len(CASES)
     assert all(row["of"] == 1 and row["right"]["shapley"] == 1 for row in found["rows"])
     assert "free rider: copy" in text(found)

@@ -73,6 +73,21 @@ def test_claims_without_a_cell_are_not_measured(tmp_path: Path) -> None:
     assert "0 met, 0 missed, 11 not measured" in claims_text(StudyDirectory(tmp_path).read(), tuple(found.values()))
 
 
+def test_corrupted_row_is_the_mean_over_draws(tmp_path: Path) -> None:
+    """Each draw is compared with its own clean run, and the row says how far the draws lie apart."""
+    cells = [
+        cell(f"s-{case}-{rule}-{seed}", "stress", case=case, rule=rule, seed=seed)
+        for seed in (0, 1) for case in ("clean", "flip") for rule in ("mean", "mda")
+    ]  # fmt: skip
+    for one, auc in zip(cells, (0.98, 0.97, 0.60, 0.97, 0.96, 0.95, 0.60, 0.93), strict=True):
+        write(tmp_path, one, auc=auc)
+    row = claims(tmp_path, *cells)["corrupted hospital"]
+    assert (row.value, row.verdict) == (pytest.approx(-0.02), "met") and "2 draws of the noise" in row.measured
+    assert "mean of 2 draws from -0.030 to -0.010" in row.why and row.low == pytest.approx(-0.147, abs=1e-3)
+    lone = claims(tmp_path, *cells[:2], *cells[6:])
+    assert lone["corrupted hospital"].verdict == "not measured", "a draw without its clean run"
+
+
 def stress_cells(folder: Path, aucs: dict[tuple[str, str], float | None]) -> list[Cell]:
     """A finished cell for each rule and case, with its AUC."""
     cells = [cell(f"s-{case}-{rule}", "stress", case=case, rule=rule) for rule, case in aucs]
@@ -180,7 +195,9 @@ def test_claims_of_tests_by_hand(tmp_path: Path) -> None:
     result(tmp_path, slow, factor=10.0, rows=[*rows, {"case": "plan", "pace": 0.95, "less_even": -0.006}])
     means = {f"{way}_auc": {"mean": 0.9, "half": 0.1} for way in ("alone", "federated", "personal")}
     result(tmp_path, legacy, seeds=[0], rows=[
-        {"site": "site1"}, {"site": "site3", **means, "gain_over_alone_auc": {"mean": 0.02, "half": 0.01}},
+        {"site": "site1"},
+        {"site": "site3", **means, "gain_over_alone_auc": {"mean": 0.02, "half": 0.01},
+         "federated_over_alone_auc": {"mean": -0.01, "half": 0.01}},
     ])  # fmt: skip
     size = cell("codec", "codec", is_run=False)
     result(tmp_path, size, size=1_125_000, payload_bytes=490_000, dense_bytes=4_500_000, density=0.1, value_bits=4)
@@ -188,16 +205,22 @@ def test_claims_of_tests_by_hand(tmp_path: Path) -> None:
     result(tmp_path, audit, passed=False, verdict="Verdict: failed.", claim={"epsilon": 1.0},
            findings=[{"kind": "claim", "verdict": "holds"}, {"kind": "claim", "verdict": "broken"}])  # fmt: skip
     planted = cell("planted", "planted", is_run=False)
-    counts = [{"case": case, "epsilon": 1.0, "of": 100, "right": {"shapley": n}} for case, n in CASES_RIGHT.items()]
-    result(tmp_path, planted, rows=[{**counts[0], "epsilon": None, "right": {"shapley": 0}}, *counts])
+    counts = [{"case": case, "epsilon": 1.0, "of": 100, "right": {"shapley": n}, "apart": {"right": 20, "wrong": 1}}
+              for case, n in CASES_RIGHT.items()]  # fmt: skip
+    private = [{**one, "epsilon": 8.0, "right": {"shapley": 100}, "apart": None} for one in counts]
+    result(tmp_path, planted, rows=[{**counts[0], "epsilon": None, "right": {"shapley": 0}}, *private, *counts])
     found = claims(tmp_path, *stress, slow, legacy, size, audit, planted)
-    known = found["contributions"]
+    known = found["contributions, epsilon 1"]
     assert (known.value, known.verdict) == (0.94, "missed") and "94 of 100 (0.87 to 0.98): copy" in known.measured
+    assert "the right order in 20 draws and another one in 1;" in known.why
+    assert found["contributions, epsilon 8"].verdict == "met"
     corrupted = found["corrupted hospital"]
     assert (corrupted.value, corrupted.verdict) == (pytest.approx(-0.015), "met"), "against the clean run of the mean"
     assert "under the mean -0.380 (flip)" in corrupted.why
     assert found["slow hospital, without privacy"].verdict == "missed", "0.006 of AUC"
-    assert (found["legacy scanner"].value, found["legacy scanner"].verdict) == (0.02, "met")
+    old = found["legacy scanner, head"]
+    assert (old.value, old.verdict) == (0.02, "met")
+    assert "federated 0.900 (-0.010 ±0.010), personal 0.900 (+0.020 ±0.010)" in old.measured
     assert (found["bytes of an update"].value, found["bytes of an update"].verdict) == (pytest.approx(49.0), "missed")
     assert found["the guarantee under attack"].measured == "1 of 2 measured claims hold"
     assert found["the guarantee under attack"].verdict == "missed"
