@@ -35,7 +35,9 @@ UNUSED_BY_A_RANK = (
     "sklearn",
     "submitit",
     "sympy",
+    "torch._decomp",
     "torch._dynamo",
+    "torch._meta_registrations",
 )
 
 

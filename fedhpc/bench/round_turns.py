@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from fedhpc.bench.round_guard import Guard, guarded
 from fedhpc.errors import InputError
 from fedhpc.util.processes import cpu_s, tree
 
@@ -35,6 +36,9 @@ class Turn:
 class Run:
     """One command, started with the first turn and stopped after each.
 
+    Attributes:
+        guard: ends its processes where this one is killed.
+
     Args:
         command: what to run; it appends a line to `progress` at the end of each round.
         progress: the file of rounds.
@@ -51,6 +55,7 @@ class Run:
         self._process: subprocess.Popen[bytes] | None = None
         self._pids: list[int] = []
         self._cpu_s = 0.0
+        self.guard: Guard | None = None
 
     def to_next_round(self) -> None:
         """Go on to the end of the next round, and stop.
@@ -97,13 +102,20 @@ class Run:
                 self._process = subprocess.Popen(
                     self._command, stdout=subprocess.DEVNULL, stderr=errors, env=self._environment()
                 )
+            self._watch([self._process.pid])
         # Ranks before their launcher: it must not find them stopped.
         self._signal(reversed(self._pids), signal.SIGCONT)
         return self._process
 
     def _stop(self, process: "subprocess.Popen[bytes]") -> None:
-        self._pids = self._pids or tree(process.pid)
+        if not self._pids:
+            self._pids = tree(process.pid)
+            self._watch(self._pids)
         self._signal(self._pids, signal.SIGSTOP)
+
+    def _watch(self, pids: Sequence[int]) -> None:
+        if self.guard is not None:
+            self.guard.watch(pids)
 
     def _signal(self, pids: Iterator[int] | list[int], number: signal.Signals) -> None:
         for pid in pids:
@@ -139,17 +151,22 @@ def take_turns(runs: Sequence[Run], rounds: int) -> None:
 
 @contextmanager
 def _ended(runs: Sequence[Run]) -> Iterator[None]:
-    """Leave no process stopped for ever, when this one is asked to end as well."""
+    """Leave no process stopped for ever, when this one is asked to end or is killed as well."""
 
     def leave(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        yield
+        with guarded() as guard:
+            for run in runs:
+                run.guard = guard
+            try:
+                yield
+            finally:
+                for run in runs:
+                    run.kill()
     finally:
-        for run in runs:
-            run.kill()
         for number, handler in before.items():
             signal.signal(number, handler)
 

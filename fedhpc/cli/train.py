@@ -93,6 +93,9 @@ def _train(source: "Source", transport: Any, notice: StopRequest, startup: Start
     from fedhpc.run.agreement import check_start
 
     check_start(transport, source)
+    from fedhpc.models.lean_torch import import_lean
+
+    import_lean()
     from fedhpc.run.train import Machine, Work, train
     from fedhpc.transport.mpi import is_fault_tolerant
 

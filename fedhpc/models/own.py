@@ -17,6 +17,7 @@ from torch import nn
 from fedhpc.config.model import Model
 from fedhpc.config.model_source import check_source, place_of, read_source, source_path
 from fedhpc.errors import InputError
+from fedhpc.models.lean_torch import import_rest
 from fedhpc.models.task import Task
 
 
@@ -31,6 +32,8 @@ def own_network(model: Model, task: Task) -> nn.Module:
     source, path = read_source(build), source_path(build)
     check_source(source, model)
     place, name = place_of(build)
+    if b"meta" in source:
+        import_rest()  # of a network that is first built without memory, on device="meta"
     module = _executed(source, path, model.source_module)
     function = getattr(module, name, None)
     if not callable(function):

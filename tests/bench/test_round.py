@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,9 @@ from fedhpc.bench.round_report import COMPARED, Ratio, markdown, read_recorded, 
 from fedhpc.bench.round_turns import Run, take_turns
 from fedhpc.cli.main import main
 from fedhpc.errors import InputError
+from fedhpc.util.processes import born
 
+REPO = Path(__file__).resolve().parents[2]
 MACHINE = {"cores": 2, "memory_gb": 8, "python": "3", "torch": "2"}
 
 
@@ -113,6 +116,33 @@ def test_turns_failed_run_ends_others(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     time.sleep(0.2)
     assert (tmp_path / "a").read_text() == lines, "no process of it is left"
+
+
+def test_turns_killed_leave_no_process(tmp_path: Path) -> None:
+    """SIGKILL, while one command and its child are stopped and another's run."""
+    program = f"""
+from pathlib import Path
+from fedhpc.bench.round_turns import take_turns
+from tests.bench.test_round import command
+def waiting(name):
+    file = {str(tmp_path)!r} + "/" + name + ".pids"
+    written = "f'{{os.getppid()}} {{os.getpid()}}'"
+    return f"import os, time; open({{file!r}}, 'w').write({{written}}); time.sleep(99 * i)"
+take_turns([command(name, 9, waiting(name), Path({str(tmp_path)!r})) for name in "ab"], 9)
+"""
+    bench = subprocess.Popen([sys.executable, "-c", program], cwd=REPO)
+    deadline_s = time.monotonic() + 60
+    files = [tmp_path / f"{name}.pids" for name in "ab"]
+    while not all(file.exists() and len(file.read_text().split()) == 2 for file in files):
+        assert time.monotonic() < deadline_s and bench.poll() is None
+        time.sleep(0.01)
+    pids = [int(pid) for file in files for pid in file.read_text().split()]
+    assert all(map(born, pids))
+    bench.kill()
+    bench.wait()
+    while any(map(born, pids)):
+        assert time.monotonic() < deadline_s, "a process is left"
+        time.sleep(0.01)
 
 
 @pytest.mark.slow
