@@ -53,7 +53,7 @@ def import_lean() -> None:
         import torch
     finally:
         del sys.modules[REST]
-    del torch._meta_registrations
+    vars(torch).pop(REST.rpartition(".")[2], None)
     # A generator refuses to be made before this. In the whole import a part of the rest does it.
     from torch._opaque_base import OpaqueBaseMeta
 
