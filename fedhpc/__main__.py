@@ -15,7 +15,9 @@ def run() -> int:
     """
     try:
         from fedhpc.cli.main import main
+        from fedhpc.util.output import guard_output
 
+        guard_output()
         return main()
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("fedhpc", "data_prep"):

@@ -67,11 +67,13 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run the command, return the exit status."""
-    options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
+    options = argparse.Namespace()
     try:
+        options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
         _log()
         _clear_status(options)
         status: int = options.run(options)
+        sys.stdout.flush()
     except InputError as error:
         if is_first_rank():
             # What a hospital runs by itself may tell it everything; the console of a run is rank 0's.
@@ -135,7 +137,10 @@ def _parsed(words: list[str]) -> argparse.Namespace:
     top = parser(chosen)
     if words and not chosen and words[0] not in ("-h", "--help", "--version"):
         top.error(f"{words[0]}: a command must come first")
-    return top.parse_args(words)
+    try:
+        return top.parse_args(words)
+    finally:
+        sys.stdout.flush()
 
 
 def _unknown(word: str) -> str:

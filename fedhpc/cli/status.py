@@ -9,7 +9,8 @@ FINISHED, FAILED, BAD_INPUT, INCOMPLETE, RESUMABLE, INTERRUPTED, TERMINATED = 0,
 STATUSES = """exit status:
   0    finished, or ended by the privacy budget
   1    failed; the message names the site, the rank and the cause
-  2    bad input: nothing was lost; correct what the message names
+  2    bad input, or standard output cannot be written (a run goes on without
+       it): nothing was lost; correct what the message names
   3    finished without a hospital that is declared (faults); the message and
        summary.json name it
   75   stopped early and saved: by --stop-after, SIGUSR1, SIGTERM during the

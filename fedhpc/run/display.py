@@ -15,6 +15,7 @@ from tqdm import tqdm
 from fedhpc.aggregation.base import Flag
 from fedhpc.config.schedule import efforts_of
 from fedhpc.config.schema import RunConfig
+from fedhpc.errors import FileError
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.records.metrics import shown_metrics
 from fedhpc.records.rounds import GIVEN_AWAY
@@ -49,6 +50,10 @@ class Console:
                 # `| head` has seen enough: the run goes on, its results are files.
                 self._speaks = self._live = False
                 stop_printing()
+            except FileError as error:
+                # A full disk under the output of a batch job: every line is in the log of the aggregator, too.
+                self._speaks = self._live = False
+                LOG.warning("%s The run goes on; what it would print is in its logs", error)
 
     def start_round(self, round: int, rounds: int, round_s: float | None) -> None:
         """Begin the bar of a round; `round_s` is the mean so far, for the time that the whole run still needs."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import Outcome, missing, run_limited
+from tests.conftest import REPO, Outcome, missing, run_limited
 from tests.mpi.test_federated import make_shard
 
 SITES = ("site1", "site2")
@@ -86,3 +86,44 @@ def test_read_only_run_directory_is_one_message(
     assert done.returncode == 2
     assert f"{small_disk}/run: cannot be made: Read-only file system" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def to_full_disk(preloaded: list[str], words: list[str], errors: int = subprocess.PIPE) -> tuple[int, str]:
+    """(exit status, standard error) of run.py whose standard output is on a full disk."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*preloaded, "run.py", *words],
+            cwd=REPO,
+            stdout=full,
+            stderr=full if errors == subprocess.STDOUT else errors,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    return done.returncode, " ".join((done.stderr or "").split())
+
+
+def test_full_disk_under_the_output_is_one_message(config: Path, tmp_path: Path, preloaded: list[str]) -> None:
+    """A run goes on without its output; a command of which the output is the result ends with status 2."""
+    run = str(tmp_path / "run")
+    silent = str(tmp_path / "silent")
+    for words in (
+        ["train", str(config), "--run-dir", run],
+        ["watch", run],
+        ["report", run],
+        ["egress", run],
+        ["preflight", str(config)],
+        ["config", "show", str(config)],
+        ["config", "reference"],
+        ["errors"],
+        ["train", "--help"],
+        ["--help"],
+    ):
+        status, said = to_full_disk(preloaded, words)
+        assert status == (0 if words[0] == "train" and "--help" not in words else 2), (words, said)
+        assert said.count("standard output: cannot be written: No space left on device") == 1, (words, said)
+        assert "Traceback" not in said and "Exception" not in said, (words, said)
+    assert "model.pt" in os.listdir(run)
+    assert "round" in (tmp_path / "run" / "aggregator-log.txt").read_text(encoding="utf-8")
+    assert to_full_disk(preloaded, ["train", str(config), "--run-dir", silent], subprocess.STDOUT) == (0, "")
+    assert "model.pt" in os.listdir(silent)
