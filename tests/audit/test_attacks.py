@@ -29,6 +29,8 @@ from fedhpc.audit.releases import CLIP_ONLY, NO_PRIVACY, SETTINGS, one_step_rele
 from fedhpc.audit.target import Subject
 from fedhpc.site.data.harmonise import harmonise
 
+pytestmark = pytest.mark.usefixtures("same_entropy")
+
 
 def by_setting(findings: Iterator[Finding]) -> dict[str, Finding]:
     return {finding.setting: finding for finding in findings}

@@ -41,6 +41,7 @@ def test_each_canary_contributes_one_clip_norm_in_its_own_direction(
     np.testing.assert_allclose(scores, INCLUDED.astype(float), atol=0.01 if head else 1e-3)
 
 
+@pytest.mark.usefixtures("same_entropy")
 @pytest.mark.parametrize("head", [False, True])
 def test_a_mechanisms_noise_is_seen_in_its_scores(subject: Subject, head: bool) -> None:
     noisy = replace(quiet(subject, head), plan=PrivacyPlan(3.0, 1.0, 1))

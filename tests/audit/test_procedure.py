@@ -52,6 +52,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verb, "judged", lambda subject, seed, quick: accountant_laws(Claim.of(subject, seed)))
 
 
+@pytest.mark.usefixtures("same_entropy")
 def test_quick_audit_of_a_config(run_here: Callable[..., Any], config_file: Path, tmp_path: Path) -> None:
     # Four steps a round, which is enough for every attack. That `--quick` trains no more in a round, others show.
     words = ["audit", config_file, "--quick", "--out", tmp_path, "--json", "--set", "training.local_epochs=1"]

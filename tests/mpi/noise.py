@@ -11,7 +11,7 @@ from fedhpc.site.training.dp_sgd import NoiseConfig, PrivateStep, entropy
 from fedhpc.site.training.optimizers import Sgd
 from fedhpc.transport.mpi import connect
 
-STEPS, ROUNDS, SIZE = 2, 2, 512
+STEPS, ROUNDS, SIZE = 2, 2, 800
 
 
 def released(seed: int | None, site: str, round: int) -> np.ndarray:
