@@ -30,17 +30,21 @@ def predict(model: nn.Module, samples: Samples, split: str, bench: Device, alone
     With `alone` each image goes through the network by itself, so that its logits are a function of the image and of
     nothing else. In a batch they are rounded by the batch's size: one patient more would move the last bits of others,
     and with them all counts at an edge that an aggregator has put there.
+
+    A split may be empty, where all its images are in a public reference: then there are no logits, of as many classes.
     """
     rows = samples.indices(split)
     model.eval()
-    blocks = [np.empty((0, 0), np.float32)] if not len(rows) else []
-    for start in range(0, len(rows), BATCH):
-        images = samples.inputs(rows[start : start + BATCH]).to(bench.device)
+    # Any image tells how many classes there are. Many networks fail on a batch of none.
+    shown, blocks = rows if len(rows) else np.zeros(1, np.int64), []
+    for start in range(0, len(shown), BATCH):
+        images = samples.inputs(shown[start : start + BATCH]).to(bench.device)
         with bench.autocast():
             parts = torch.split(images, 1 if alone else BATCH)
             blocks += [model(part).float().cpu().numpy() for part in parts]
     model.train()
-    return Predictions(np.concatenate(blocks), samples.labels[rows], samples.early[rows], samples.patient[rows])
+    logits = np.concatenate(blocks)[: len(rows)]
+    return Predictions(logits, samples.labels[rows], samples.early[rows], samples.patient[rows])
 
 
 class Evaluator:

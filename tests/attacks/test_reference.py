@@ -35,6 +35,7 @@ def start(tmp_path: Path, run_here: Callable[..., object]) -> Callable[..., obje
     others = rng.integers(0, 256, (8, 1, SIZE, SIZE), dtype=np.uint8)
     shard(tmp_path / "candidate.h5", np.concatenate([images[:1], others[1:]]), np.zeros(8, np.int64))
     shard(tmp_path / "stranger.h5", others, np.zeros(8, np.int64))
+    shard(tmp_path / "validation.h5", images[1::3], np.zeros(N // 3, np.int64))
     tree = {
         "name": "reference",
         "data": {"shards": f"{tmp_path}/{{site}}.h5", "sites": [{"name": "site1", "weight": 20}]},
@@ -67,3 +68,10 @@ def test_image_in_the_reference_is_refused_without_privacy(start: Callable[..., 
     status, _, err = start("candidate", "privacy=off")  # type: ignore[misc]
     assert status == 2
     assert "set them aside for good" in err
+
+
+def test_whole_split_in_the_reference_is_left_out_unnoticed(start: Callable[..., object]) -> None:
+    """No validation patient is left, and the release is noise alone: the run ends as any other."""
+    status, out, err = start("validation")  # type: ignore[misc]
+    assert status == 0, err
+    assert "are in this shard" not in out + err
