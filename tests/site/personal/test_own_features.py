@@ -26,7 +26,7 @@ CONFIG = RunConfig.model_validate(
         "data": {"shards": "x/{site}.h5", "sites": [{"name": "a"}], "public_reference": "r.h5"},
         "model": {"name": "frozen", "backbone": "phantom", "features": 3},
         "privacy": {"off": True},
-        "personalisation": {"method": "head"},
+        "personalisation": {"method": "head", "strengths": [1e-3, 1e-2]},
     }
 )
 
