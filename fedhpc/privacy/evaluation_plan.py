@@ -13,9 +13,10 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.plan import PrivacyPlan
 
-COUNTED_SHARE = 0.75
+COUNTED_SHARE = 0.5
 """A patient's images count as at most this share of privacy.max_images_per_patient: noise follows the patient with most
-images, and few have so many."""
+images. With 1 to 4 images a patient, half of 4 has a seventh less noise for its weight than three quarters; that the
+images of some then weigh less than those of others moves the AUC by a tenth of that noise."""
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,28 @@
 
     scores of the split -> one-vs-rest log odds -> K bins by public edges -> integer weights -> + noise -> rank 0
 
+A threshold may have a width: an image whose score is near it counts in part on either side, by how far it is across.
+
 Formal guarantee. Adding or removing one unit (a patient, or an image with privacy.unit=image) moves the vector of
 weighted counts by at most `Weights.l1` in the L1 norm, since the unit's images have so much weight together and each
-adds to one bin a task; an image's scores are a function of the image alone (`fedhpc.site.evaluation.predict`, which
-computes each by itself; the features of a frozen backbone, computed in batches of one size, are taken to be). With
-discrete Laplace noise of scale l1 / epsilon the release is epsilon-private by itself (`fedhpc.privacy.laplace`), and
-with privacy.trust=sites the sum over the honest sites' releases is. The edges are public: from an earlier private
-release, or fixed.
+adds its weight to one bin a task, or to neighbouring bins in parts whose sum is its weight. An image's scores are a
+function of the image alone (`fedhpc.site.evaluation.predict`, which computes each by itself; the features of a frozen
+backbone, computed in batches of one size, are taken to be). With discrete Laplace noise of scale l1 / epsilon the
+release is epsilon-private by itself (`fedhpc.privacy.laplace`), and with privacy.trust=sites the sum over the honest
+sites' releases is. The edges and their widths are public: from an earlier private release, or fixed.
 
 Several classes: an image is once among the positives of its own class and K - 1 times among the negatives of others.
 The former weigh K - 1 times as much, so that both have the same noise for their number. Several findings: an image may
 be among the positives of any number of them, up to all. So positives weigh as negatives: whatever its findings are, an
-image adds its weight to exactly one bin of each of the K tasks, K times its weight in all.
+image adds its weight to the bins of each of the K tasks, K times its weight in all.
 """
 
 import hashlib
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 from pydantic.dataclasses import dataclass as checked
 
 from fedhpc.config.model import TaskKind
@@ -29,7 +31,7 @@ from fedhpc.errors import PrivacyError
 from fedhpc.privacy.laplace import laplace_integers
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.records.metrics import Predictions, one_vs_rest
-from fedhpc.util.arrays import F32, I64
+from fedhpc.util.arrays import F32, F64, I64
 
 WHOLE = 840
 """The weight of an image of a patient with few images; divisible by 1 to 8, so that most other weights are exact."""
@@ -46,12 +48,14 @@ class Question:
         split: "val" or "test".
         groups: 2: negatives and positives; 3: negatives, positives of late and of early stage.
         edges: of the bins, in log odds, for each task.
+        widths: of the edges of each task, in log odds; none: edges without a width.
     """
 
     stage: Annotated[int, Field(ge=1, le=2**31)]
     split: Literal["val", "test"]
     groups: Literal[2, 3]
     edges: Annotated[tuple[tuple[Edge, ...], ...], Field(min_length=1, max_length=1000)]
+    widths: tuple[Annotated[Edge, Field(ge=0)], ...] = ()
 
     @field_validator("edges")
     @classmethod
@@ -61,6 +65,16 @@ class Question:
             raise ValueError(f"edges: each task needs the same number of rising edges, at most {MOST_BINS - 1}")
         return edges
 
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if not self.widths:
+            return self
+        if len(self.widths) != len(self.edges):
+            raise ValueError("widths: one for each task, or none")
+        if any((np.diff(edges) < width).any() for edges, width in zip(self.edges, self.widths, strict=True)):
+            raise ValueError("widths: no larger than the distance between two edges")
+        return self
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(tasks, groups, bins) of the answer."""
@@ -69,7 +83,7 @@ class Question:
     def digest(self, params: F32) -> str:
         """Of the question and the model that it is about."""
         return hashlib.sha256(
-            repr((self.stage, self.split, self.groups, self.edges)).encode() + params.data
+            repr((self.stage, self.split, self.groups, self.edges, self.widths)).encode() + params.data
         ).hexdigest()
 
 
@@ -126,11 +140,33 @@ def weighted_counts(predictions: Predictions, question: Question, weights: Weigh
         raise PrivacyError("a unit weighs more than the evaluation's noise covers: this is a fault")
     counts = np.zeros((tasks, groups, bins), np.int64)
     for task in range(tasks):
-        cell = np.searchsorted(np.array(question.edges[task]), scores[:, task], side="right")
         group = np.where(positive[:, task], 1 + (predictions.early & (groups == 3)), 0)
-        factor = np.where(positive[:, task], weights.positive, 1)
-        np.add.at(counts[task], (group, cell), weight * factor)
+        whole = weight * np.where(positive[:, task], weights.positive, 1)
+        width = question.widths[task] if question.widths else 0.0
+        np.add.at(counts[task], group, divided(whole, scores[:, task], np.array(question.edges[task]), width))
     return counts
+
+
+def divided(whole: I64, scores: F64, edges: F64, width: float) -> I64:
+    """What each image adds to each bin, int64[n, bins]: never negative, and its whole weight in all.
+
+    Args:
+        whole: int64[n], the weights.
+        scores: f64[n], finite.
+        edges: f64[bins - 1], rising, at least `width` apart.
+        width: of an edge; what is above it grows linearly from nothing to all across it.
+
+    >>> divided(np.array([8, 8, 8]), np.array([-3.0, 0.5, 1.0]), np.array([0.0]), 2.0).tolist()
+    [[8, 0], [2, 6], [0, 8]]
+    """
+    distance = scores[:, None] - edges
+    across = np.clip(distance, -width, width)
+    share = np.clip(across / width + 0.5, 0, 1) if width else (distance >= 0).astype(np.float64)
+    above = np.floor(share * whole[:, None]).astype(np.int64)
+    ends = ((0, 0), (1, 0)), ((0, 0), (0, 1))
+    out: I64 = np.pad(above, ends[0]) - np.pad(above, ends[1])
+    out[:, 0] += whole
+    return out
 
 
 def with_noise(counts: I64, epsilon: float, weights: Weights, share: int, stream: KeyStream) -> I64:

@@ -13,8 +13,13 @@ from fedhpc.privacy.laplace import laplace_integers
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.records.intervals import bootstrap_histograms
 from fedhpc.records.metrics import BINS, Predictions, auc, one_vs_rest, score_histogram
-from fedhpc.run.evaluation.curves import EDGES, Law, Thresholds, curves_of
-from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
+from fedhpc.run.evaluation.binormal_roc import Counts, fit
+from fedhpc.run.evaluation.curves import EDGES, Law, Thresholds, curves_of, final_question, latent_width
+from fedhpc.site.release import Question, Weights, divided, weighted_counts, with_noise
+from fedhpc.util.normal import ndtr
+
+COUNTED = 2
+"""As how many of up to 4 images a patient counts (`evaluation_plan.COUNTED_SHARE`)."""
 
 
 def cohort(patients: int, seed: int, classes: int = 2, most: int = 4) -> Predictions:
@@ -56,7 +61,7 @@ def test_resamples_of_a_public_seed_give_every_patient_away() -> None:
 
 
 def released(p: Predictions, question: Question, epsilon: float, seed: int) -> np.ndarray:
-    weights = Weights(len(question.edges), counted=3)
+    weights = Weights(len(question.edges), counted=COUNTED)
     return with_noise(weighted_counts(p, question, weights, "patient"), epsilon, weights, 1, KeyStream.of_seed(seed))
 
 
@@ -69,7 +74,7 @@ def test_the_release_gives_no_patient_away() -> None:
     found = read_off(sent[None], 74, 7)
     truth = [
         weighted_counts(
-            Predictions(p.logits[r], p.labels[r], p.early[r], p.patient[r]), question, Weights(1, 3), "patient"
+            Predictions(p.logits[r], p.labels[r], p.early[r], p.patient[r]), question, Weights(1, COUNTED), "patient"
         )
         for r in (np.flatnonzero(p.patient == one) for one in np.unique(p.patient))
     ]
@@ -87,7 +92,7 @@ def test_exact_bins_tell_membership_and_the_release_no_more_than_epsilon() -> No
     without = Predictions(p.logits[rows], p.labels[rows], p.early[rows], p.patient[rows])
     assert not np.array_equal(score_histogram(p), score_histogram(without))
     question = Question(stage=1, split="test", groups=3, edges=(EDGES,))
-    weights, draws = Weights(1, 3), 4000
+    weights, draws = Weights(1, COUNTED), 4000
     worlds = [weighted_counts(one, question, weights, "patient").ravel() for one in (p, without)]
     difference, scale = worlds[0] - worlds[1], weights.l1
     assert difference.any()
@@ -111,9 +116,10 @@ def test_exact_bins_tell_membership_and_the_release_no_more_than_epsilon() -> No
     counted=st.integers(1, 12),
     groups=st.sampled_from([2, 3]),
     unit=st.sampled_from(["patient", "image"]),
+    width=st.sampled_from([None, 0.0, 1e-9, 0.3, 1.0]),
 )
 def test_one_unit_moves_the_counts_by_at_most_the_l1(
-    seed: int, classes: int, most: int, counted: int, groups: int, unit: str
+    seed: int, classes: int, most: int, counted: int, groups: int, unit: str, width: float | None
 ) -> None:
     """Add or remove one unit: the noiseless integers move by at most the sensitivity that the noise is scaled to."""
     rng = np.random.default_rng(seed)
@@ -122,13 +128,15 @@ def test_one_unit_moves_the_counts_by_at_most_the_l1(
     tasks = 1 if classes == 2 else classes
     counted = counted if unit == "patient" else 1
     edges = tuple(tuple(sorted(rng.normal(0, 3, 5).tolist())) for _ in range(tasks))
-    question = Question(stage=1, split="val", groups=groups, edges=edges)  # type: ignore[arg-type]
+    widths = () if width is None else tuple(width * float(np.diff(row).min()) for row in edges)
+    question = Question(stage=1, split="val", groups=groups, edges=edges, widths=widths)  # type: ignore[arg-type]
     weights = Weights(tasks, counted)
     gone = rng.integers(len(p.labels))
     rows = np.arange(len(p.labels)) != gone if unit == "image" else p.patient != p.patient[gone]
     fewer = Predictions(p.logits[rows], p.labels[rows], p.early[rows], p.patient[rows])
     moved = weighted_counts(p, question, weights, unit) - weighted_counts(fewer, question, weights, unit)
-    assert np.abs(moved).sum() <= weights.l1
+    assert moved.min() >= 0
+    assert moved.sum() <= weights.l1
     assert np.sqrt((moved.astype(float) ** 2).sum()) <= weights.l1
 
 
@@ -150,7 +158,7 @@ def auc_errors(draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     val = [cohort(size // 2, seed + size) for size in (238, 180, 107, 74)]
     test = [cohort(size, seed + size + 1) for size in (238, 180, 107, 74)]
     exact = auc(np.sum([score_histogram(one) for one in test], axis=0)) or 0.0
-    weights = Weights(1, 3)
+    weights = Weights(1, COUNTED)
     law = Law(weights, float(weights.l1), 4.0)
     errors = []
     for draw in range(draws):
@@ -158,10 +166,9 @@ def auc_errors(draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         total = np.sum([released(one, first, 1.0, 8 * draw + i) for i, one in enumerate(val)], axis=0)
         curves = curves_of(law, total[None], 4.0)
         assert curves is not None
-        cuts = Thresholds.of(curves[0], EDGES).cuts(1)
-        second = Question(stage=1, split="test", groups=2, edges=(cuts,))
+        second = final_question(1, [Thresholds.of(curves[0], EDGES)], 1)
         total = np.sum([released(one, second, 1.0, 8 * draw + 4 + i) for i, one in enumerate(test)], axis=0)
-        found = curves_of(law, total[None], 4.0)
+        found = curves_of(law, total[None], 4.0, latent_width(second))
         assert found is not None
         errors.append(found[0].auc[0] - exact)
     return np.array(errors), np.array([exact])
@@ -180,6 +187,25 @@ def test_private_auc_is_within_a_hundredth_in_95_of_100_draws() -> None:
     """The target, on scores like the phantom cohort's; the keys of the noise are fixed, so it cannot fail by chance."""
     errors, _ = auc_errors(100, seed=100)
     assert (np.abs(errors) <= 0.01).sum() >= 95
+
+
+@pytest.mark.parametrize("width", [0.0, 0.8])
+def test_fit_finds_the_area_through_a_wide_threshold(width: float) -> None:
+    """Counts of 400,000 binormal scores on both sides of a threshold off the point of equal error rates."""
+    rng, a, middle = np.random.default_rng(3), 2.9, 1.2
+    whole = np.full(200_000, 1000)
+    sides = [divided(whole, rng.normal(mean, 1, len(whole)), np.array([middle]), width) for mean in (0, a)]
+    blocks = [side.sum(axis=0, keepdims=True) / 1000 for side in sides]
+    curve = fit(Counts(*blocks, blocks[1] * 0, (60.0, 60.0, 60.0), width))  # type: ignore[arg-type]
+    assert curve.auc[0] == pytest.approx(ndtr(np.array(a / 2**0.5)), abs=0.001)
+    assert curve.edges[0, 0] == pytest.approx(middle, abs=0.02)
+
+
+def test_width_between_edges_is_refused() -> None:
+    with pytest.raises(ValueError, match="widths: no larger than the distance"):
+        Question(stage=1, split="test", groups=2, edges=((0.0, 1.0),), widths=(1.1,))
+    with pytest.raises(ValueError, match="widths: one for each task"):
+        Question(stage=1, split="test", groups=2, edges=((0.0,), (0.0,)), widths=(1.0,))
 
 
 def test_scores_of_several_classes_are_counted_once_a_task() -> None:

@@ -23,6 +23,7 @@ from fedhpc.run.evaluation.curves import (
     Release,
     Thresholds,
     curves_of,
+    final_question,
     interval_of,
     macro,
     metrics_of,
@@ -74,7 +75,7 @@ def main(run: Path, draws: int, epsilon: float) -> None:
         if curves is None:
             continue
         thresholds = [Thresholds.of(curve, EDGES) for curve in curves]
-        second = Question(stage=1, split="test", groups=2, edges=tuple(one.cuts(1) for one in thresholds))
+        second = final_question(1, thresholds, 1)
         total = asked(test, second)
         one = metrics_of(law, Release(second, total, sites), OperatingPoints(thresholds, config.evaluation.specificity))
         ends = interval_of(law, Answer(second, total, {}), config)

@@ -5,11 +5,11 @@
 
 Without privacy, or with `evaluation.epsilon: null`, a site's answers are exact score histograms
 (`fedhpc.records.metrics`), and the interval comes from DeLong's components. With it they are a few counts with noise
-(`fedhpc.site.release`): wide bins of the validation split, then of the test split the two sides of one threshold where
-the validation split has both error rates equal, or more bins where the noise is small beside the counts. Rank 0 fits
-binormal ROC curves to them (`fedhpc.run.evaluation.binormal_roc`); its interval is from its own resamples of the fitted
-curves, patients and noise drawn anew. Early-stage sensitivity is then that of the *validation* patients: a third group
-would cost the test AUC a fifth of its precision.
+(`fedhpc.site.release`): wide bins of the validation split, then of the test split the two sides of one wide threshold
+where the validation split has both error rates equal, or more bins where the noise is small beside the counts. Rank 0
+fits binormal ROC curves to them (`fedhpc.run.evaluation.binormal_roc`); its interval is from its own resamples of the
+fitted curves, patients and noise drawn anew. Early-stage sensitivity is then that of the *validation* patients: a
+third group would cost the test AUC a fifth of its precision.
 """
 
 from collections.abc import Callable

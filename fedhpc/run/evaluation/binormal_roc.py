@@ -7,8 +7,10 @@ function of it (Dorfman and Alf 1969, "Maximum-likelihood estimation of paramete
 
 and a histogram of any few bins determines a, b and the latent positions of its edges. Two numbers and a position an
 edge are fitted to counts whose noise is known, by least squares with a weak prior; the bins may be one threshold's two.
-That is why little noise is left in the area: an area from the counts alone takes the noise of every bin. Where noise is
-small beside what the curve does not fit, the area follows the counts instead (`Curve.auc`).
+That is why little noise is left in the area: an area from the counts alone takes the noise of every bin. An edge
+may have a width on the latent scale: the share above it grows linearly across it. It then tells of more of the curve
+than one point, and where exactly it lies matters less. Where noise is small beside what the curve does not fit, the
+area follows the counts instead (`Curve.auc`).
 
 All inputs are released and public; nothing here sees a patient.
 """
@@ -24,6 +26,8 @@ PRIOR_A, PRIOR_LOG_B = (0.0, 2.5), (0.0, 0.15)
 """Mean and standard deviation. A wrong b matters little near the point where both error rates are equal: of a curve
 with b = 0.6 or 1.6 and an AUC of 0.979 that point gives 0.982 by b = 1."""
 STEPS, DIFFERENCE = 40, 1e-5
+LEAST_WIDTH = 1e-3
+"""Of an edge; below it the edge has none."""
 SMALLEST_GAP, LARGEST_GAP = -8.0, 3.0
 """Of the logarithm of what lies between two latent edges."""
 
@@ -36,12 +40,14 @@ class Counts:
         negative, positive: f64[R, K]; may be below zero.
         early: f64[R, K], those of the positives with an early stage; the noise in `positive` contains theirs.
         deviations: of the noise of a bin of negatives, of positives, of early positives.
+        width: of the edges, on the latent scale.
     """
 
     negative: F64
     positive: F64
     early: F64
     deviations: tuple[float, float, float]
+    width: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -135,20 +141,31 @@ def _edges(theta: F64) -> F64:
     return np.concatenate([theta[:, 4:5], theta[:, 4:5] + np.cumsum(gaps, axis=1)], axis=1)
 
 
-def shares(latent: F64) -> F64:
-    """The share of a standard normal population in each of K bins between latent edges f64[R, K - 1]: f64[R, K]."""
-    below = np.pad(ndtr(latent), ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1)))
+def shares(latent: F64, width: F64 | float = 0.0) -> F64:
+    """The share of a standard normal population in each of K bins between edges of a width (f64[R, 1]): f64[R, K]."""
+    below = np.pad(_below(latent, width), ((0, 0), (1, 1)), constant_values=((0, 0), (0, 1)))
     out: F64 = np.diff(below, axis=1)
+    return out
+
+
+def _below(latent: F64, width: F64 | float) -> F64:
+    """The share below edges: the mean of Phi over the width, whose integral is x Phi(x) + phi(x)."""
+    if np.all(np.asarray(width) < LEAST_WIDTH):
+        return ndtr(latent)
+    whole = np.maximum(width, LEAST_WIDTH)
+    ends = [x * ndtr(x) + np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi) for x in (latent - whole / 2, latent + whole / 2)]
+    out: F64 = np.clip((ends[1] - ends[0]) / whole, 0, 1)
     return out
 
 
 def _residual(theta: F64, counts: Counts) -> F64:
     a, log_b, edges = theta[:, :1], theta[:, 1:2], _edges(theta)
     negative, positive = np.exp(np.clip(theta[:, 2:4], -5, 40)).T[:, :, None]
+    b = np.exp(np.clip(log_b, -3, 3))
     return np.concatenate(
         [
-            (negative * shares(edges) - counts.negative) / counts.deviations[0],
-            (positive * shares(np.exp(np.clip(log_b, -3, 3)) * edges - a) - counts.positive) / counts.deviations[1],
+            (negative * shares(edges, counts.width) - counts.negative) / counts.deviations[0],
+            (positive * shares(b * edges - a, b * counts.width) - counts.positive) / counts.deviations[1],
             (a - PRIOR_A[0]) / PRIOR_A[1],
             (log_b - PRIOR_LOG_B[0]) / PRIOR_LOG_B[1],
         ],
@@ -172,9 +189,10 @@ def _area(curve: Curve, counts: Counts) -> F64:
     that is negative (James and Stein's positive part): all of it where there is little noise. A fit to counts of noise
     alone may take almost nobody for positive: less than one counts as one, or the noise would overflow.
     """
+    b = curve.b[:, None]
     fitted = (
-        curve.negatives[:, None] * shares(curve.edges),
-        curve.positives[:, None] * shares(curve.b[:, None] * curve.edges - curve.a[:, None]),
+        curve.negatives[:, None] * shares(curve.edges, counts.width),
+        curve.positives[:, None] * shares(b * curve.edges - curve.a[:, None], b * counts.width),
     )
     seen, _, _ = _trapezoids(counts.negative, counts.positive)
     expected, beaten, beats = _trapezoids(*fitted)
@@ -199,7 +217,7 @@ def _early(curve: Curve, counts: Counts) -> F64:
     """a of the early positives, on the curve's own edges and b, with the prior that it is near that of all."""
     grid = np.linspace(-1, 6, 141)
     latent = curve.b[:, None, None] * curve.edges[:, None, :] - grid[None, :, None]
-    parts = np.stack([shares(one) for one in latent])
+    parts = np.stack([shares(one, b * counts.width) for one, b in zip(latent, curve.b, strict=True)])
     deviation = counts.deviations[2]
     among = (parts * counts.early[:, None, :]).sum(axis=2) / np.maximum((parts**2).sum(axis=2), 1e-9)
     misfit = ((np.maximum(among, 0)[..., None] * parts - counts.early[:, None, :]) / deviation) ** 2

@@ -25,6 +25,10 @@ LEAST_SIGNAL = 2.0
 CUTS = ((0.004, 1), (0.001, 3), (0.0003, 7), (0.0, 31))
 """How many thresholds of the test split are released, by the noise in a bin over the number of the rarer class."""
 CUT_SPACING = 0.5
+SOFT_WIDTH = 0.8
+"""On the latent scale, of a threshold that is released alone. The area from it has a tenth less noise than from one
+without a width, and depends less on where the noise of the validation split has put it. From 1 on, the difference
+between the spreads of the scores on the validation and the test split costs more."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,14 @@ class Law:
         one = self.scale / WHOLE * float(np.sqrt(2 * noises))
         return one, one / self.weights.positive
 
-    def counts(self, released: I64, task: int, noises: float) -> Counts:
-        """Task `task` of R releases int64[R, tasks, groups, bins], in images."""
+    def counts(self, released: I64, task: int, noises: float, width: float = 0.0) -> Counts:
+        """Task `task` of R releases int64[R, tasks, groups, bins], in images; `width` is that of the edges."""
         negative, positive = self.deviations(noises)
         images = released[:, task] / WHOLE
         found = images[:, 1:] / self.weights.positive
         groups = found.shape[1]
         deviations = (negative, positive * groups**0.5, positive)
-        return Counts(images[:, 0], found.sum(axis=1), found[:, -1] * (groups == 2), deviations)
+        return Counts(images[:, 0], found.sum(axis=1), found[:, -1] * (groups == 2), deviations, width)
 
 
 def law_of(config: RunConfig, plan: EvaluationPlan, tasks: int, stage: int) -> Law:
@@ -73,9 +77,14 @@ def law_of(config: RunConfig, plan: EvaluationPlan, tasks: int, stage: int) -> L
     return Law(weights, weights.l1 / plan.stage_epsilon(stage), sites / share)
 
 
-def curves_of(law: Law, released: I64, noises: float) -> list[Curve] | None:
+def latent_width(question: Question) -> float:
+    """Of the edges that a question has, where rank 0 asked for them by `final_question`."""
+    return SOFT_WIDTH if question.widths else 0.0
+
+
+def curves_of(law: Law, released: I64, noises: float, width: float = 0.0) -> list[Curve] | None:
     """The curves of R releases int64[R, tasks, groups, bins], one a task; None where a class has too few."""
-    counts = [law.counts(released, task, noises) for task in range(released.shape[1])]
+    counts = [law.counts(released, task, noises, width) for task in range(released.shape[1])]
     for one in counts:
         few = one.negative.sum(axis=1) < LEAST_SIGNAL * one.deviations[0]
         few |= one.positive.sum(axis=1) < LEAST_SIGNAL * one.deviations[1]
@@ -136,6 +145,11 @@ class Thresholds:
         scores = np.clip(self.score(latent), -1e5, 1e5)
         return tuple(float(score) for score in np.maximum.accumulate(scores) + 1e-6 * np.arange(count))
 
+    def soft_cut(self) -> tuple[float, float]:
+        """Middle and width, in scores, of the threshold at the point of equal error rates."""
+        low, high = np.clip(self.score(self.equal + SOFT_WIDTH * np.array([-0.5, 0.5])), -1e5, 1e5)
+        return float(low + high) / 2, float(high - low)
+
     def f1_latent(self, curve: Curve, edges: Sequence[float]) -> F64:
         """Where the F1 threshold lies on the latent scale of another release with its own edges, f64[R, 1]."""
         known = np.array(edges)
@@ -150,6 +164,14 @@ def cut_count(law: Law, counts: Sequence[Curve]) -> int:
     rarer = min(min(curve.negatives[0], curve.positives[0]) for curve in counts)
     noise = law.deviations(law.noises)[1] / max(rarer, 1.0)
     return next(number for least, number in CUTS if noise >= least)
+
+
+def final_question(stage: int, thresholds: Sequence[Thresholds], count: int) -> Question:
+    """What is asked of the test split: `count` thresholds; one alone has a width."""
+    if count > 1:
+        return Question(stage=stage, split="test", groups=2, edges=tuple(one.cuts(count) for one in thresholds))
+    middles, widths = zip(*(one.soft_cut() for one in thresholds), strict=True)
+    return Question(stage=stage, split="test", groups=2, edges=tuple((middle,) for middle in middles), widths=widths)
 
 
 @dataclass(frozen=True)
@@ -171,7 +193,7 @@ class OperatingPoints:
 
 def metrics_of(law: Law, release: Release, points: OperatingPoints) -> Metrics | None:
     """Return the metrics of one test release; None where a class has too few."""
-    curves = curves_of(law, release.counts[None], release.noises)
+    curves = curves_of(law, release.counts[None], release.noises, latent_width(release.question))
     if curves is None:
         return None
     placed = zip(curves, points.thresholds, release.question.edges, strict=True)
@@ -193,26 +215,29 @@ def metrics_of(law: Law, release: Release, points: OperatingPoints) -> Metrics |
 def interval_of(law: Law, test: Answer, config: RunConfig) -> tuple[float, float] | None:
     """The 95 % interval of the AUC: resampled patients and noise on the fitted curves, normal on the probit scale.
 
-    Patients are drawn as if each had `counted` images with equal scores, which makes the interval rather too wide.
+    Patients are drawn as if each had `counted` images with equal scores, which makes the interval rather too wide; so
+    does that each lies on one side of a threshold, also of one with a width.
     """
-    curves = curves_of(law, test.total[None], law.noises)
+    width = latent_width(test.question)
+    curves = curves_of(law, test.total[None], law.noises, width)
     if curves is None:
         return None
     rng, resamples = generator(config.seed, "interval"), config.evaluation.bootstrap
-    areas = np.mean([fit(_resampled(curve, law, resamples, rng)).auc for curve in curves], axis=0)
+    areas = np.mean([fit(_resampled(curve, law, resamples, rng, width)).auc for curve in curves], axis=0)
     middle = ndtri(np.clip(macro([curve.auc for curve in curves]), 1e-6, 1 - 1e-6))
     deviation = float(np.std(ndtri(np.clip(areas, 1e-6, 1 - 1e-6))))
     low, high = ndtr(middle + 1.96 * deviation * np.array([-1, 1]))
     return float(low), float(high)
 
 
-def _resampled(curve: Curve, law: Law, resamples: int, rng: np.random.Generator) -> Counts:
+def _resampled(curve: Curve, law: Law, resamples: int, rng: np.random.Generator, width: float) -> Counts:
     deviations, counted, blocks = law.deviations(law.noises), law.weights.counted, []
-    latent = (curve.edges, curve.b[:, None] * curve.edges - curve.a[:, None])
+    b = curve.b[:, None]
+    shared = (shares(curve.edges, width)[0], shares(b * curve.edges - curve.a[:, None], b * width)[0])
     numbers, factors = (curve.negatives, curve.positives), (1, law.weights.positive)
-    for number, edges, factor in zip(numbers, latent, factors, strict=True):
+    for number, share, factor in zip(numbers, shared, factors, strict=True):
         patients = max(1, round(float(number[0]) / counted))
-        drawn = counted * rng.multinomial(patients, shares(edges)[0], resamples)
+        drawn = counted * rng.multinomial(patients, share, resamples)
         noise = np.diff(rng.gamma(law.noises, law.scale / WHOLE / factor, (2, *drawn.shape)), axis=0)[0]
         blocks.append(drawn + noise)
-    return Counts(blocks[0], blocks[1], np.zeros_like(blocks[1]), (*deviations, deviations[1]))
+    return Counts(blocks[0], blocks[1], np.zeros_like(blocks[1]), (*deviations, deviations[1]), width)

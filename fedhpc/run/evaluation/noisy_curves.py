@@ -7,7 +7,7 @@ import numpy as np
 from fedhpc.records.calibration import GRID, Calibration
 from fedhpc.records.curves import CalibrationBin, ModelCurves, false_positive_rates
 from fedhpc.run.evaluation.binormal_roc import Curve
-from fedhpc.run.evaluation.curves import LEAST_SIGNAL, Law, Release, Thresholds, curves_of, interpolated
+from fedhpc.run.evaluation.curves import LEAST_SIGNAL, Law, Release, Thresholds, curves_of, interpolated, latent_width
 from fedhpc.util.arrays import F64
 from fedhpc.util.normal import ndtri
 
@@ -17,7 +17,7 @@ LARGEST_LOG_ODDS = 7.0
 
 def noisy_curves(law: Law, release: Release, specificity: float) -> ModelCurves:
     """Return the fitted ROC curve and the calibration of one test release; empty where a class has too few."""
-    fitted = curves_of(law, release.counts[None], release.noises)
+    fitted = curves_of(law, release.counts[None], release.noises, latent_width(release.question))
     if fitted is None:
         return ModelCurves()
     rates = false_positive_rates(specificity)

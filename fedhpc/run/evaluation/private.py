@@ -19,6 +19,7 @@ from fedhpc.run.evaluation.curves import (
     Thresholds,
     curves_of,
     cut_count,
+    final_question,
     interval_of,
     law_of,
     macro,
@@ -27,7 +28,6 @@ from fedhpc.run.evaluation.curves import (
 from fedhpc.run.evaluation.noisy_curves import noisy_calibration, noisy_curves
 from fedhpc.run.evaluation.questions import ask, first_question, question_from_rank_0
 from fedhpc.run.session import Session
-from fedhpc.site.release import Question
 from fedhpc.util.arrays import F32, I64
 
 SPENT = (
@@ -52,8 +52,7 @@ def measure_privately(session: Session, params_of: Callable[[str], F32], stage: 
     question, thresholds = None, None
     if val is not None and curves is not None:
         thresholds = [Thresholds.of(curve, edges) for curve, edges in zip(curves, val.question.edges, strict=True)]
-        count = cut_count(law, curves)
-        question = Question(stage=stage, split="test", groups=2, edges=tuple(one.cuts(count) for one in thresholds))
+        question = final_question(stage, thresholds, cut_count(law, curves))
     asked = question_from_rank_0(session, question)
     test = None if asked is None else ask(session, params_of, asked, None)
     if session.transport.rank:
