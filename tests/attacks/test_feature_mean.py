@@ -72,7 +72,7 @@ def config(folder: Path, privacy: dict[str, object] | None = None) -> RunConfig:
 
 
 def test_phantoms_are_a_reference_that_nobody_sets_aside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(public_features, "REFERENCE_PHANTOMS", 12)
+    monkeypatch.setattr(public_features, "REFERENCE_PHANTOMS", 16)
     wanted = config(folder).replace({"data.public_reference": "phantoms", "training.rounds": 1})
     made = wanted.data.reference_path(SIZE)
     assert made is not None and made.parent == folder and not made.exists()
