@@ -11,7 +11,7 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -32,13 +32,32 @@ KNOWN = ("2.13.",)
 """Versions of PyTorch for which this is tested; others are imported whole."""
 
 
+class _Loaded(Loader):
+    """Give the import system a module that is loaded already: it would execute the module's code again."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
+
+
 class _RestFirst(MetaPathFinder):
-    """Import the rest before the first module that needs it; it finds no module itself."""
+    """Import the rest before the first module that needs it."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if any(name == one or name.startswith(f"{one}.") for one in NEEDING_IT):
-            import_rest()
-        return None
+        if not any(name == one or name.startswith(f"{one}.") for one in NEEDING_IT):
+            return None
+        import_rest()
+        module = sys.modules.get(name)
+        if module is None:
+            return None
+        # The import system takes the spec of a module that it finds loaded in the place of what a finder returns.
+        module.__spec__ = ModuleSpec(name, _Loaded(module))
+        return module.__spec__
 
 
 _REST_FIRST = _RestFirst()
