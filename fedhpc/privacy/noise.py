@@ -164,8 +164,8 @@ def _gaussian_chunk(std: float, pairs: int, stream: KeyStream) -> I64:
         r, turn = std * np.sqrt(square), angle * ANGLE_UNIT
         x = np.concatenate([r * np.cos(turn), r * np.sin(turn)])
         nearest = np.rint(x)
-    outside = (square < LEAST_SQUARE) | (square > LARGEST_SQUARE)
-    unsure = ~(np.abs(x - nearest) < 0.5 - tolerance(std, 0)) | np.tile(outside, 2)
+        unsure = ~(np.abs(x - nearest) < 0.5 - tolerance(std, 0))
+    unsure |= np.tile((square < LEAST_SQUARE) | (square > LARGEST_SQUARE), 2)
     out: I64 = np.where(unsure, 0, nearest).astype(np.int64)
     for index in np.flatnonzero(unsure).tolist():
         part, pair = divmod(index, pairs)

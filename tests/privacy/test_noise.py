@@ -146,6 +146,14 @@ def test_rounding_is_exact_beside_half_integers(distance: float) -> None:
                 assert not any(wrong), (radius, angle)
 
 
+def test_numpy_computes_any_word_as_torch_does() -> None:
+    """Also a word of 0, whose logarithm is none: once in 2^64 draws."""
+    std = 1.99 * 2.0**16
+    for radius, angle in words():
+        expected = released(torch.zeros(2), Noise(std, 0.0, Chosen(radius, angle)))
+        assert gaussian_integers(std, 2, Chosen(radius, angle)).tolist() == expected.tolist(), (radius, angle)
+
+
 def test_float64_is_doubted_rarely() -> None:
     """What is computed again costs a tenth of a millisecond, so it must be one draw in millions."""
     assert 2 * tolerance(2.0**17, 2.0**24) < 2.0**-20
