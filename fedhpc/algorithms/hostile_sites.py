@@ -31,18 +31,23 @@ class HostileSites:
         indices: of the hostile sites.
         strength: of the attack.
         seed: of random attacks.
+        rounds_before: how many rounds they behave.
     """
 
     case: str
     indices: frozenset[int]
     strength: float
     seed: int
+    rounds_before: int = 0
     _last: dict[int, bytes] = field(default_factory=dict)
 
     def __call__(self, messages: Iterable[bytes], state: RunState, terms: RoundConfig) -> Iterator[bytes]:
         """See `fedhpc.algorithms.fedavg.Replacement`; takes all messages before it gives the first."""
         sent = list(messages)
         before, self._last = self._last, dict(enumerate(sent))
+        if state.round < self.rounds_before:
+            yield from sent
+            return
         if self.case == REPLAYED:
             yield from (before.get(i, one) if i in self.indices else one for i, one in enumerate(sent))
             return

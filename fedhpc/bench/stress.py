@@ -29,7 +29,9 @@ from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted, wrapped
 
 CLEAN, REFERENCE = "clean", "mean"
-CASES: tuple[str, ...] = (CLEAN, *DATA_CASES, *UPDATE_CASES)
+LATE, LATE_FROM_ROUND = "late_", 5
+CASES: tuple[str, ...] = (CLEAN, *DATA_CASES, *UPDATE_CASES, f"{LATE}sign_flip", f"{LATE}inner_product")
+"""`late_` before a case of updates: from round LATE_FROM_ROUND on."""
 RULES = (REFERENCE, "coordinate_median", "geometric_median", "mda", "centred_clipping", "screened_mean")
 """With four sites the trimmed mean of one is the coordinate median, and Krum is refused."""
 NONE = "none"
@@ -50,7 +52,7 @@ class Matrix:
 
     Attributes:
         config: of a federated run, with overrides `sets`.
-        cases: of `stress.case`, or `clean`.
+        cases: of `stress.case`, or `clean`; `late_` before one of updates: see CASES.
         rules: each as YAML of the section `aggregation`, or its name alone.
         epsilons: numbers, or `none`.
         site: the bad one.
@@ -73,7 +75,9 @@ class Matrix:
         """The config of one run."""
         privacy = "privacy=off" if cell.epsilon == NONE else f"privacy.epsilon={cell.epsilon}"
         seed = [] if cell.epsilon == NONE else [f"privacy.noise_seed={cell.seed}"]
-        stress = "null" if cell.case == CLEAN else f"{{case: {cell.case}, sites: [{self.site}]}}"
+        case = cell.case.removeprefix(LATE)
+        late = "" if case == cell.case else f", from_round: {LATE_FROM_ROUND}"
+        stress = "null" if case == CLEAN else f"{{case: {case}, sites: [{self.site}]{late}}}"
         own = [privacy, *seed, f"stress={stress}", f"aggregation={json.dumps(section_of(cell.rule))}"]
         return load_config(self.config, [*self.sets, *own, "evaluation.epsilon=null", "runtime.threads=1"])
 

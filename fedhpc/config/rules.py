@@ -103,6 +103,14 @@ def _stress_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             stress.case in ("label_flip", "label_noise") and stress.amount > 1,
             f"stress.strength={stress.strength}: is the share of the images, at most 1 with case {stress.case}",
         ),
+        (
+            stress.from_round > 1 and not stress.of_updates,
+            f"stress.from_round={stress.from_round}: case {stress.case} is there from the first round on; remove it",
+        ),
+        (
+            stress.from_round > config.training.rounds,
+            f"stress.from_round={stress.from_round}: the run has {config.training.rounds} rounds; lower it",
+        ),
         (honest < 2, f"stress.sites: {len(stress.sites)} of {len(names)} sites; leave two or more as they are"),
         (
             stress.of_data and len(stress.sites) > 1,

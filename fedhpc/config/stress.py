@@ -71,6 +71,8 @@ class Stress(Section):
     `slow` makes each step of the named sites take `strength` times as long (they sleep), also where their speed is
     measured; nothing else of the run changes.
 
+    `from_round` lets the sites behave before it: what a rule learns of them in the first rounds is then no help.
+
     Several named sites collude: where the case looks at the honest updates, all of them send the same.
     """
 
@@ -78,6 +80,9 @@ class Stress(Section):
     sites: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="the sites that it is wrong with")
     strength: Annotated[float, Field(gt=0, le=1e5)] | None = Field(
         default=None, description="how much of it; null: what is usual for the case"
+    )
+    from_round: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="the first round in which updates are replaced; for these cases only"
     )
 
     @property
@@ -98,7 +103,8 @@ class Stress(Section):
     @property
     def label(self) -> str:
         """The case and the sites in a few words."""
-        return f"{self.case} at {', '.join(self.sites)}"
+        late = f" from round {self.from_round} on" if self.from_round > 1 else ""
+        return f"{self.case} at {', '.join(self.sites)}{late}"
 
     @property
     def notice(self) -> str:

@@ -88,7 +88,7 @@ def _hostile_sites(config: RunConfig) -> HostileSites | None:
     if stress is None or not stress.of_updates:
         return None
     indices = frozenset(map(config.site_names.index, stress.sites))
-    return HostileSites(stress.case, indices, stress.amount, config.seed)
+    return HostileSites(stress.case, indices, stress.amount, config.seed, stress.from_round - 1)
 
 
 def local_layers(config: RunConfig, model: nn.Module) -> LocalLayers:

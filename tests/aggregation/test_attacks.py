@@ -69,11 +69,13 @@ def test_optimal_attack_harms_most(case: str, rule: AggregationRule) -> None:
     np.testing.assert_allclose(np.linalg.norm(found - MEAN), max(harm.values()), rtol=1e-6)
 
 
-def run(case: str, rule: AggregationRule, hostile: tuple[int, ...] = (1,), rounds: int = 3) -> list[RoundResult]:
+def run(
+    case: str, rule: AggregationRule, hostile: tuple[int, ...] = (1,), rounds: int = 3, before: int = 0
+) -> list[RoundResult]:
     """Rounds of four sites that pull to (1, ..., 1) and a little more each."""
     sites = [Puller(name, i, np.full(D, 1 + i / 10, np.float32)) for i, name in enumerate("abcd")]
     terms = replace(terms_of(rounds, 1, 1, (1, 1, 1, 1)), sites=tuple("abcd"), aggregation=rule)
-    stress = HostileSites(case, frozenset(hostile), STRENGTH.get(case, 1.0), seed=0)
+    stress = HostileSites(case, frozenset(hostile), STRENGTH.get(case, 1.0), seed=0, rounds_before=before)
     results: list[RoundResult] = []
 
     def on_round(result: RoundResult) -> bool:
@@ -113,3 +115,9 @@ def test_colluding_sites_send_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ATTACKS, "alie", lambda scene: sent.append(attack(scene)) or sent[-1])
     run("alie", Mean(), hostile=(1, 3), rounds=1)
     assert len(sent) == 2 and (sent[0] == sent[1]).all()
+
+
+def test_site_that_turns_late_behaves_before() -> None:
+    honest, late = run("clean", Mean(), hostile=()), run("scaled", Mean(), before=2)
+    same = [np.array_equal(a.state.params, b.state.params) for a, b in zip(honest, late, strict=True)]
+    assert same == [True, True, False]

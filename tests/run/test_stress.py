@@ -99,6 +99,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"stress": {"case": "label_flip", "sites": ["site1", "site2"]}}, "name one"),
     ({"stress": {"case": "alie", "sites": ["site1"]}, "mode": "local"}, "mode=federated"),
     ({"stress": {"case": "alie", "sites": ["site1"]}, "privacy": SECURE}, "privacy.trust=sites hides"),
+    ({"stress": {"case": "label_flip", "sites": ["site1"], "from_round": 2}}, "from the first round on"),
+    ({"stress": {"case": "alie", "sites": ["site1"], "from_round": 3}}, "has 2 rounds"),
     ({"aggregation": {"rule": "krum"}}, "5 sites"),
     ({"aggregation": {"rule": "mean", "bounded": True}}, "aggregation.bounded"),
     ({"aggregation": {"rule": "trimmed_mean"}, "exchange": {"density": 0.1}}, "exchange.density=0.1"),
