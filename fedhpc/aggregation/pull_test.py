@@ -14,7 +14,17 @@ Let M be the mean of the other sites' sums by weight, M = sum_k v_k C_k. The ali
 noise adds a standard deviation of sqrt(N_j) |M| to S, the others' adds |G_j| sqrt(sum_k v_k^2 N_k), with G_j the signal
 of j; |G_j|^2 is |C_j|^2 - d N_j, but no more than FACTOR times the median of the others' counts: a site that sends more
 must not be allowed more. V is the root of the sum of both squares. For a site that does not pull against the others, S
-/ V is a standard normal number or above it, in expectation."""
+/ V is a standard normal number or above it, in expectation.
+
+Near the optimum hospitals that differ pull apart for good, and S says no more. But there they do not move the model:
+sum_k w_k G_k = 0, so that S is -a |G_M|^2 in expectation, with G_M the signal of M, and a the weight of the others over
+that of j. The net pull of j is T = S + a (|M|^2 - d sum_k v_k^2 N_k): how far the model moves along M, over the weight
+of j and by what all have sent. It is 0 near the optimum and above it on the way there. It is below it where j moves the
+model against what the others want more than they move it back, as one that flips its sign does: it pulls the longer the
+farther the model is from where it should be. The noise of C_j adds the same to T as to S, that of M sum_k v_k^2 N_k
+|G_j + 2 a G_M|^2 and, by its own square, 2 a^2 d (sum_k v_k^2 N_k)^2. Where the pulls are opposed |G_j|^2 + 4 a^2
+|G_M|^2 is more than |G_j + 2 a G_M|^2, and is taken for it. The sums of sparse updates hold less noise than N, since
+some of it waits to be sent: T does not hold for them."""
 
 import math
 from collections.abc import Sequence
@@ -75,6 +85,23 @@ class Sums:
         of_others = float(np.square(self.shares(others)) @ self.variances[list(others)])
         signal = min(self.signal(site), most)
         return math.sqrt(float(self.variances[site]) * mean + signal * signal * of_others)
+
+    def net_pull(self, site: int, others: Sequence[int], own: F64) -> float:
+        """T of a site over its deviation; the weights must be those that the model moves by.
+
+        Args:
+            site: that is tested.
+            others: those that it is compared with.
+            own: the sum of what it has sent, float64[d], where its part of `sent` was shortened.
+        """
+        mean = self.mean(others)
+        ratio = float(self.weights[list(others)].sum() / self.weights[site])
+        of_others = float(np.square(self.shares(others)) @ self.variances[list(others)])
+        of_noise = mean.size * of_others
+        signal = _square(mean) - of_noise
+        by_others = 4 * ratio**2 * max(signal, 0.0) * of_others + 2 * ratio**2 * of_noise * of_others
+        deviation = math.hypot(self.deviation(site, others), math.sqrt(by_others))
+        return (float(own @ mean) + ratio * signal) / max(deviation, TINY)
 
     def _noise(self, site: int) -> float:
         return float(self.sent.shape[1] * self.variances[site])

@@ -16,17 +16,21 @@ known before the round (`UpdateScale`). So each update is tested against what it
    ALPHA 6 / (pi t)^2 in round t with a chance that adds up to ALPHA over all rounds, for each of the two sums, for a
    site that does not pull against the others. The worst site first; then the others are tested without it. From then on
    it is left out.
-3. Strength, in the first FIRST_ROUNDS rounds, in which all pull (in the first alone where noise is not known): a site
+3. Net pull, in all rounds, where noise is known and updates are whole: T of `fedhpc.aggregation.pull_test` over its
+   deviation, by the sums of late, that of the site tested as it was sent, before it was shortened. It is below the
+   quantile of NET_ALPHA 6 / (pi t)^2 for a site that moves the model against what the others want. It needs no
+   agreement, so it finds a site that turns hostile once the others' updates are mostly noise, 5 to 25 rounds later.
+4. Strength, in the first FIRST_ROUNDS rounds, in which all pull (in the first alone where noise is not known): a site
    of which S + V is below the part STRONG of what the others pull with each other has its weight lowered in proportion,
    for the rest of the run as it is in the last of these rounds. What it sends is of little use, and its noise as large
    as any. A weight is lowered to LEAST_WEIGHT at most, while S / V is 1 above the quantile of 2, and to 0 at that.
 
-So 2 leaves out an honest site in a run for its noise with a chance of at most 2 ALPHA = 0.9 %. What it rests on is that
-honest hospitals pull together where the others agree. From the same initial model they do. Near the optimum they need
-not: hospitals that differ pull apart there, the more the less noise there is. So after the first round a round counts
-only where noise is at least NOISE_PART of the squared length of the median other sum, and the others' mean cosine must
-be above AGREEMENT. And 2 and 3 need LEAST_OTHERS other sites that are not left out: of three that are left, two against
-one cannot be told from hospitals that differ.
+So 2 and 3 leave out an honest site in a run for its noise with a chance of at most 2 ALPHA + NET_ALPHA = 0.94 %. What 2
+rests on is that honest hospitals pull together where the others agree. From the same initial model they do. Near the
+optimum they need not: hospitals that differ pull apart there, the more the less noise there is. So after the first
+round a round counts for 2 only where noise is at least NOISE_PART of the squared length of the median other sum, and
+the others' mean cosine must be above AGREEMENT. And 2 to 4 need LEAST_OTHERS other sites that are not left out: of
+three that are left, two against one cannot be told from hospitals that differ.
 
 A test on validation data, with and without a site, is not among these: a run releases the scores of one model a round,
 and those of n more would cost each validation patient n times the epsilon.
@@ -37,13 +41,13 @@ half is honest: the run is stopped.
 
 What passes: a site that sends nothing of use but pulls nowhere (constant images, noise images, a copy of another site's
 update). A site that knows the test and stays above its quantile: it may pull against the others by some three standard
-deviations of its own noise in all. And for a while one that turns hostile after the first rounds, as long as noise
-hides whether the others agree. docs/results.md has numbers.
+deviations of its own noise in all. And for 5 to 25 rounds one that turns hostile after the first rounds, as long as
+noise hides whether the others agree; longer where updates are sparse or noise is unknown. docs/results.md has numbers.
 """
 
 import math
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -55,13 +59,14 @@ from fedhpc.compression.update import SparseVector
 from fedhpc.errors import PayloadError, SiteError
 from fedhpc.util.arrays import F32, F64
 
-ALPHA = 0.0045
+ALPHA, NET_ALPHA = 0.0045, 0.0004
 AGREEMENT = 0.1
 LEAST_OTHERS, NOISE_PART = 3, 0.5
+DENSE = 0.9
 EARLY_ROUNDS, FIRST_ROUNDS = 10, 3
 STRONG, LEAST_WEIGHT = 0.5, 0.25
 TINY = 1e-300
-EARLY, LATE, VARIANCE = "early", "late", "_variances"
+EARLY, LATE, AS_SENT, VARIANCE = "early", "late", "as_sent", "_variances"
 STRENGTHS, OUT = "strengths", "left_out"
 
 
@@ -70,8 +75,8 @@ class ScreenedMean(AggregationRule):
 
     Norm: too long for the site's noise and clipping bound: shortened. Direction: against the others beyond what noise
     explains, by the sums of what all have sent: left out for the rest of the run. Assumes fewer than half of the sites
-    hostile, and four sites or more. Uses the declared weights. Keeps two more vectors a site. Stops the run where half
-    of the sites or more would be left out.
+    hostile, and four sites or more. Uses the declared weights. Keeps three more vectors a site. Stops the run where
+    half of the sites or more would be left out.
     """
 
     keeps_rows: ClassVar[bool] = True
@@ -84,10 +89,10 @@ class ScreenedMean(AggregationRule):
     def initial(self, size: int, sites: int) -> Arrays:
         """See `AggregationRule`.
 
-        Of each site both sums of its updates and the variances of their noise, its strength, and if it is out the S / V
+        Of each site the sums of its updates and the variances of their noise, its strength, and if it is out the S / V
         for which.
         """
-        sums = {name: np.zeros((sites, size), np.float32) for name in (EARLY, LATE)}
+        sums = {name: np.zeros((sites, size), np.float32) for name in (EARLY, LATE, AS_SENT)}
         variances = {name + VARIANCE: np.zeros(sites) for name in (EARLY, LATE)}
         return {**sums, **variances, STRENGTHS: np.ones(sites), OUT: np.zeros(sites)}
 
@@ -110,8 +115,15 @@ class ScreenedMean(AggregationRule):
         return (
             f"aggregation: screened_mean, by the declared weights; {most} of {len(weights)} sites may be left out, "
             f"more stop the run. Where the noise is public, an honest site is left out in a run with a chance of at "
-            f"most {2 * ALPHA:.1%}. Rank 0 holds all updates at once, and keeps their sums"
+            f"most {2 * ALPHA + NET_ALPHA:.1%}. Rank 0 holds all updates at once, and keeps their sums"
         )
+
+
+class Pull(NamedTuple):
+    """A test of direction: the pull of a site, in standard deviations of its noise, and how far above its bound."""
+
+    deviations: float
+    above: float
 
 
 class Screen(Aggregator):
@@ -147,19 +159,22 @@ class Screen(Aggregator):
         kept = {name: array.astype(np.float64) for name, array in self._round.kept.items()}
         tested = self._sums(updates, kept)
         staying = [site for site in updates if not kept[OUT][site]]
-        self._leave_out(tested, staying, kept[OUT])
+        self._leave_out(tested, staying, kept)
         if self._is_first():
             kept[STRENGTHS] = self._strengths(tested[0], staying, kept[STRENGTHS])
         self._name(updates, kept)
         self._check_majority()
         weights = np.array([self._weights[site] * kept[STRENGTHS][site] for site in staying])
         mean = weights @ np.array([updates[site] for site in staying]) / weights.sum()
-        as_float32 = {name: kept[name].astype(np.float32) for name in (EARLY, LATE)}
+        as_float32 = {name: kept[name].astype(np.float32) for name in (EARLY, LATE, AS_SENT)}
         return Aggregated(mean.astype(np.float32), {**kept, **as_float32}, tuple(self._flags))
 
     def _sums(self, updates: dict[int, F64], kept: dict[str, F64]) -> list[Sums]:
         """Add this round to both sums; return those that are tested in it."""
         memory = 1 - float(np.median(self._densities)) / 2 if self._densities else 1.0
+        kept[AS_SENT] *= memory
+        for site, update in self._updates.items():
+            kept[AS_SENT][site] += update
         for name, factor in ((EARLY, 1.0), (LATE, memory)):
             kept[name] *= factor
             kept[name + VARIANCE] *= factor**2
@@ -200,20 +215,30 @@ class Screen(Aggregator):
         signal = float(np.median(np.sqrt(np.maximum(squares, 0))))
         return lengths(replace(scales[site], longest=min(scales[site].longest, FACTOR * signal)), signal, d)
 
-    def _leave_out(self, tested: list[Sums], staying: list[int], out: F64) -> None:
+    def _leave_out(self, tested: list[Sums], staying: list[int], kept: dict[str, F64]) -> None:
         """Take the worst site out of those that stay, as long as it pulls against the others."""
-        least = least_alignment(self._round.round + 1)
         while len(staying) > LEAST_OTHERS:
-            found = {site: min(self._aligned(sums, site, staying) for sums in tested) for site in staying}
-            worst = min(staying, key=lambda site: found[site])
-            if found[worst] >= least:
+            found = {site: self._pulls(tested, site, staying, kept) for site in staying}
+            worst = min(staying, key=lambda site: found[site].above)
+            if found[worst].above >= 0:
                 return
-            out[worst] = found[worst]
+            kept[OUT][worst] = found[worst].deviations
             staying.remove(worst)
 
-    def _aligned(self, sums: Sums, site: int, staying: list[int]) -> float:
-        """S / V of a site beside the others that stay; above all bounds where its directions are not tested."""
+    def _pulls(self, tested: list[Sums], site: int, staying: list[int], kept: dict[str, F64]) -> Pull:
+        """The test of a site by which it pulls against the others that stay most."""
         others = [other for other in staying if other != site]
+        round = self._round.round + 1
+        least = least_alignment(round)
+        pulls = [Pull(aligned, aligned - least) for aligned in (self._aligned(sums, site, others) for sums in tested)]
+        if self._round.scales is not None and np.median(self._densities) > DENSE and kept[STRENGTHS][site] > 0:
+            moving = replace(tested[-1], weights=self._weights * kept[STRENGTHS])
+            net = moving.net_pull(site, others, kept[AS_SENT][site])
+            pulls.append(Pull(net, net - least_alignment(round, NET_ALPHA)))
+        return min(pulls, key=lambda pull: pull.above)
+
+    def _aligned(self, sums: Sums, site: int, others: list[int]) -> float:
+        """S / V of a site beside the others; above all bounds where its directions are not tested."""
         is_first = self._round.round == 0
         if agreement(sums.sent[others]) <= AGREEMENT or not (is_first or sums.noise_part(others) >= NOISE_PART):
             return math.inf
@@ -259,8 +284,8 @@ class Screen(Aggregator):
         )
 
 
-def least_alignment(round: int) -> float:
-    """Return the least S / V in a round, counted from 1, that noise explains.
+def least_alignment(round: int, alpha: float = ALPHA) -> float:
+    """Return the least pull in a round, counted from 1, that noise explains; `alpha`: the chance over all rounds.
 
     >>> round(least_alignment(1), 2), round(least_alignment(10), 2), round(least_alignment(100), 2)
     (-2.78, -4.03, -5.01)
@@ -268,4 +293,4 @@ def least_alignment(round: int) -> float:
     # The config imports this module, and its errors are reported before anything that takes long to import.
     from scipy.special import ndtri
 
-    return float(ndtri(ALPHA * 6 / (math.pi * round) ** 2))
+    return float(ndtri(alpha * 6 / (math.pi * round) ** 2))

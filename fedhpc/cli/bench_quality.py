@@ -204,7 +204,12 @@ def _add_stress(kinds: "_SubParsersAction[Parser]") -> None:
     stress.add_argument(
         "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
     )
-    stress.add_argument("--cases", nargs="+", metavar="CASE", help="of stress.case, clean, or late_ before a case of updates: from round 5 on (default: all)")
+    stress.add_argument(
+        "--cases",
+        nargs="+",
+        metavar="CASE",
+        help="of stress.case, clean, or late_ before a case of updates: from round 5 on (default: all)",
+    )
     stress.add_argument(
         "--rules", nargs="+", metavar="RULE", help="names, or YAML: '{rule: mda, mixing: true}' (default: six)"
     )

@@ -7,7 +7,18 @@ import numpy as np
 import pytest
 
 from fedhpc.aggregation.base import Aggregated, Arrays, RuleRound, UpdateScale
-from fedhpc.aggregation.screened_mean import ALPHA, EARLY_ROUNDS, OUT, STRENGTHS, ScreenedMean, least_alignment
+from fedhpc.aggregation.pull_test import Sums
+from fedhpc.aggregation.screened_mean import (
+    ALPHA,
+    AS_SENT,
+    EARLY_ROUNDS,
+    LATE,
+    OUT,
+    STRENGTHS,
+    VARIANCE,
+    ScreenedMean,
+    least_alignment,
+)
 from fedhpc.compression.error_feedback import CompressionConfig, with_feedback
 from fedhpc.compression.update import SparseVector
 from fedhpc.errors import PayloadError, SiteError
@@ -159,6 +170,35 @@ def test_site_that_turns_late_is_left_out() -> None:
     assert federation.out() == set()
     federation.optima[0] *= -0.5
     assert federation.run(EARLY_ROUNDS).out() == {"site1"}
+
+
+def test_sign_flip_among_noise_is_left_out() -> None:
+    """It comes once updates are mostly noise, and pulls the longer the farther it has moved the model."""
+    rng = np.random.default_rng(11)
+    optima = alike(12, rng) + 4 * rng.normal(size=(4, D)) / np.sqrt(D)
+    federation = Federation(optima, rng).run(EARLY_ROUNDS)
+    federation.hostile = {0: lambda update: -2.5 * update}
+    assert federation.out() == set()
+    assert federation.run(12).out() == {"site1"}
+
+
+def test_net_pull_of_honest_sites_that_differ_is_noise() -> None:
+    """Near the optimum of the mean each pulls against the others for good (S); none moves the model (T)."""
+    rng, net, aligned = np.random.default_rng(12), [], []
+    for _ in range(5):
+        optima = alike(24, rng) + 4 * rng.normal(size=(4, D)) / np.sqrt(D)
+        federation = Federation(optima, rng)
+        for round in range(25):
+            kept = federation.run(1).kept
+            sums = Sums(kept[LATE].astype(float), kept[LATE + VARIANCE], WEIGHTS * kept[STRENGTHS])
+            for site in range(4 * (round > 8)):
+                others = [other for other in range(4) if other != site]
+                net.append(sums.net_pull(site, others, kept[AS_SENT][site].astype(float)))
+                aligned.append(sums.alignment(site, others) / sums.deviation(site, others))
+        assert federation.out() == set()
+    assert np.mean(aligned) < -1
+    # A standard normal number is below -6 with a chance of 1e-9.
+    assert min(net) > -6 and np.mean(net) > -1
 
 
 def test_honest_site_that_differs_stays_late() -> None:
