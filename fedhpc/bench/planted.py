@@ -212,13 +212,15 @@ def utilities(history: History, judging: Shard) -> F64:
     found = []
     for params in coalition_models(history):
         logits = judging.features @ params.reshape(CLASSES, FEATURES).T.astype(np.float64)
-        odds = np.stack([logits[:, k] - _rest(logits, k) for k in range(CLASSES)], axis=1)
+        odds = logits - _of_others(logits)
         found.append([weighted_aucs(odds[:, k], judging.labels == k, once)[0] for k in range(CLASSES)])
     return np.array(found)
 
 
-def _rest(logits: F64, k: int) -> F64:
-    return np.asarray(np.logaddexp.reduce(np.delete(logits, k, axis=1), axis=1))
+def _of_others(logits: F64) -> F64:
+    """Return the logarithm of the sum of exp(logits) over all other classes, f64[n, CLASSES]."""
+    top = logits.max(axis=1, keepdims=True)
+    return np.asarray(np.log(np.exp(logits - top) @ (1 - np.eye(CLASSES))) + top)
 
 
 def values_of(history: History, judging: Shard, by_class: bool) -> dict[str, F64]:

@@ -35,12 +35,12 @@ def paper_part(rows: Sequence[Row], groups: Sequence[Group], claims: Sequence[Cl
 
 def _of_claims(claims: Sequence[Claim]) -> Part:
     columns = [
-        Column("claim", "Claim"), Column("paper", "Paper"), Column("measured", "Measured"),
-        Column("verdict", "Verdict"), Column("why", "How, and why"), Column("low", "95 % from", "number", hidden=True),
+        Column("claim", "Claim"), Column("verdict", "Verdict"), Column("measured", "Measured"),
+        Column("paper", "Paper"), Column("why", "How, and why"), Column("low", "95 % from", "number", hidden=True),
         Column("high", "to", "number", hidden=True), Column("command", "Command", hidden=True),
     ]  # fmt: skip
     rows: list[list[Value]] = [
-        [c.name, c.paper, c.measured, f"{MARKS[c.verdict]}{c.verdict}", c.why, c.low, c.high, c.command] for c in claims
+        [c.name, f"{MARKS[c.verdict]}{c.verdict}", c.measured, c.paper, c.why, c.low, c.high, c.command] for c in claims
     ]
     counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in MARKS}
     lead = f"{count_of(len(claims), 'claim')}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items() if n)}."

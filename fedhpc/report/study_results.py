@@ -6,6 +6,7 @@ from typing import Any
 
 from fedhpc.records.study import Cell
 from fedhpc.report.block_charts import ValueRow, intervals
+from fedhpc.report.grid import MAP_NO_PRIVACY
 from fedhpc.report.parts import Column, Figure, Legend, Part, Table, Value
 from fedhpc.report.sites import contribution_of
 
@@ -15,7 +16,7 @@ GAINS = {
     "gain_over_federated_auc": "personalised less federated",
 }  # fmt: skip
 EARLY_NAMES = {
-    "auc": "AUC", "early": "early sensitivity, one threshold", "early_own": "early sensitivity, each site's own",
+    "auc": "AUC", "early": "early, common", "early_own": "early, own",
 }  # fmt: skip
 METHODS = {"shapley": "Shapley", "leave_one_out": "Leave one out", "cgsv": "CGSV", "cosine_shapley": "Cosine Shapley"}
 MOST_SITES = 8
@@ -97,7 +98,8 @@ def _early(one: CellResult) -> Part:
         return Part("early", "Early stages")
     lead = (
         f"Both ways to train on {one.found['held_out']:,} new images, {one.found['early']:,} of an early stage, at "
-        f"specificity {one.found['specificity']:g}; differences are paired by patient."
+        f"specificity {one.found['specificity']:g}: their sensitivity at a common threshold of all sites, and at each "
+        "site's own. Differences are paired by patient."
     )
     alt = f"Figures by way to train. {'; '.join(f'{bar.label} {bar.value:.3f}' for bar in bars)}."
     columns = [Column("figure", "Figure"), Column("model", "Model"), Column("value", "Value", "number"), *_ends()]
@@ -112,19 +114,19 @@ def _planted(one: CellResult) -> Part:
     body: list[list[Value]] = [
         [
             row["case"],
-            row["expected"],
-            row["epsilon"],
+            MAP_NO_PRIVACY if row["epsilon"] is None else f"{row['epsilon']:g}",
             *(_share(row, method) for method in METHODS),
             *(_apart(row, key) for key in ("right", "wrong")),
             row["of"],
+            row["expected"],
         ]
         for row in one.found.get("rows", [])
     ]
     columns = [
-        Column("case", "Planted"), Column("expected", "Right is"), Column("epsilon", "Epsilon", "number"),
+        Column("case", "Planted"), Column("epsilon", "Epsilon"),
         *(Column(method, name, "number") for method, name in METHODS.items()),
         Column("apart", "Surely right", "number"), Column("wrong", "Surely wrong", "number"),
-        Column("of", "Draws", "count"),
+        Column("of", "Draws", "count"), Column("expected", "Right is"),
     ]  # fmt: skip
     lead = (
         "Share of the draws of the noise that rank a planted hospital right; without privacy one draw is all there is. "
