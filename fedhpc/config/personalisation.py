@@ -36,7 +36,9 @@ class Personalisation(Section):
         "backbone: without noise each direction more costs nothing",
     )
     epochs: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=20, description="of `fine_tune` at most; the hospital's validation patients choose how many, from 0"
+        default=20,
+        description="of `fine_tune` at most; the hospital's validation patients choose how many, from 0, by the loss "
+        "of the recalibrated model",
     )
     lr: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="learning rate of `fine_tune`, constant; null: training.lr"

@@ -1,26 +1,27 @@
 """Going on locally after the federation: the baseline that any personalisation must beat (Yu et al. 2020).
 
 The run's own local training, without noise, one epoch after the other from the final model (T. Yu, E. Bagdasaryan,
-V. Shmatikov, "Salvaging federated learning by local adaptation", section 3). The hospital's validation images choose
-after how many epochs to stop, 0 included.
+V. Shmatikov, "Salvaging federated learning by local adaptation", section 3). The hospital's validation patients choose
+after how many epochs to stop, by the loss of the recalibrated model. The final model itself is kept unless the best is
+better than it, recalibrated as well, by more than the standard errors over these patients that the best of so many
+epochs has by chance.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from fedhpc.config.schema import RunConfig
-from fedhpc.models.loss import loss
 from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.site.evaluation import predict
 from fedhpc.site.personal.last_layer import last_layer
 from fedhpc.site.personal.personal_head import Candidate
+from fedhpc.site.personal.recalibration import PatientLosses, recalibrated_losses
 from fedhpc.site.training.local_sgd import LocalRound, train_plain
 from fedhpc.util.arrays import F32
+from fedhpc.util.rng import generator
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,20 @@ def fine_tune(local: LocalRound) -> FineTuned:
             used: the epochs are numbered on from the last round, so that they draw what no round has drawn.
     """
     own, first = local.config.personalisation, local.config.training.rounds
-    found, best = [Candidate(0.0, _val_loss(local))], to_vector(local.model)
-    chosen = found[0]
+    losses, best, at = [_losses(local)], to_vector(local.model), 0
+    kept = best
     config = _one_epoch(local.config)
     for epoch in range(1, own.epochs + 1):
         with _only_last(local.model, own.layers == "last"):
             train_plain(replace(local, config=config, round=first + epoch - 1))
-        found.append(Candidate(float(epoch), _val_loss(local)))
-        if found[-1].val_loss < chosen.val_loss:
-            chosen, best = found[-1], to_vector(local.model)
+        losses.append(_losses(local))
+        if losses[epoch].mean < losses[at].mean:
+            at, best = epoch, to_vector(local.model)
+    if not losses[at].surely_below(losses[0], own.epochs):
+        at, best = 0, kept
     from_vector(local.model, best)
-    return FineTuned(best, chosen, tuple(found))
+    found = tuple(Candidate(float(epoch), one.mean) for epoch, one in enumerate(losses))
+    return FineTuned(best, found[at], found)
 
 
 def _one_epoch(config: RunConfig) -> RunConfig:
@@ -74,8 +78,6 @@ def _only_last(model: nn.Module, wanted: bool) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def _val_loss(local: LocalRound) -> float:
-    """The mean loss on the validation images; infinite where it is not finite."""
+def _losses(local: LocalRound) -> PatientLosses:
     predicted = predict(local.model, local.samples, "val", local.device)
-    value = float(loss(torch.from_numpy(predicted.logits), torch.from_numpy(predicted.labels)))
-    return value if math.isfinite(value) else math.inf
+    return recalibrated_losses(predicted, generator(local.config.seed, "personal folds"))

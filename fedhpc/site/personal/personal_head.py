@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fedhpc.models.loss import loss
 from fedhpc.site.personal.last_layer import HeadInputs
+from fedhpc.site.personal.recalibration import surely_better
 from fedhpc.util.arrays import F64
 
 STEPS, TOLERANCE = 200, 1e-5
@@ -117,7 +118,7 @@ def fit_head(
     means = losses.sum(axis=1) / images.sum()
     found = tuple(Candidate(s, float(mean)) for s, mean in zip(tried, means, strict=True))
     best = int(np.argmin(np.where(np.isfinite(means), means, np.inf)))
-    if not _surely_better(losses[0] - losses[best], images):
+    if not surely_better(losses[0] - losses[best], images):
         return PersonalHead(shared, found[0], found)
     return PersonalHead(path(shared, train, tried[: best + 1])[-1], found[best], found)
 
@@ -135,14 +136,3 @@ def _losses(
         for row, head in zip(losses, heads, strict=True):
             row += np.bincount(mine, loss(held.inputs @ head.T, held.labels, "none").numpy(), len(patients))
     return losses, np.bincount(owner)
-
-
-def _surely_better(gains: F64, images: NDArray[np.int64]) -> bool:
-    """Whether a mean gain per image is above one standard error, of a ratio over patients (Cochran 1977, equation 6.9).
-
-    Args:
-        gains: f64[patients], summed over each patient's images.
-        images: of each patient.
-    """
-    mean = gains.sum() / images.sum()
-    return bool(mean > np.sqrt(((gains - mean * images) ** 2).sum()) / images.sum())
