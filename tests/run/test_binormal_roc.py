@@ -3,6 +3,7 @@
 import numpy as np
 
 from fedhpc.run.evaluation.binormal_roc import Counts, fit
+from fedhpc.run.evaluation.curves import EDGES, Thresholds, final_question
 
 
 def test_fit_to_noise_alone_stays_in_range() -> None:
@@ -11,6 +12,15 @@ def test_fit_to_noise_alone_stays_in_range() -> None:
     curve = fit(Counts(*noise, deviations=(17.0, 17.0, 17.0)))
     for found in (curve.auc, curve.sensitivity(0.9), curve.sensitivity_early(0.9)):
         assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_thresholds_of_noise_alone_can_be_asked() -> None:
+    """Whatever a validation release without patients looks like, its threshold and width are finite."""
+    noise = np.random.default_rng(2).laplace(0, 12, (60, 3, 1, len(EDGES) + 1)).round()
+    for blocks in noise:
+        curve = fit(Counts(*blocks, deviations=(17.0, 17.0, 17.0)))
+        question = final_question(1, [Thresholds.of(curve, EDGES)], 1)
+        assert question.widths[0] >= 0
 
 
 def test_scores_of_one_bin_are_undecided() -> None:

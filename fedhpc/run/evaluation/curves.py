@@ -148,7 +148,7 @@ class Thresholds:
     def soft_cut(self) -> tuple[float, float]:
         """Middle and width, in scores, of the threshold at the point of equal error rates."""
         low, high = np.clip(self.score(self.equal + SOFT_WIDTH * np.array([-0.5, 0.5])), -1e5, 1e5)
-        return float(low + high) / 2, float(high - low)
+        return float(low + high) / 2, max(0.0, float(high - low))
 
     def f1_latent(self, curve: Curve, edges: Sequence[float]) -> F64:
         """Where the F1 threshold lies on the latent scale of another release with its own edges, f64[R, 1]."""
