@@ -184,7 +184,10 @@ def test_private_auc_is_near_the_exact_one() -> None:
 
 @pytest.mark.slow
 def test_private_auc_is_within_a_hundredth_in_95_of_100_draws() -> None:
-    """The target, on scores like the phantom cohort's; the keys of the noise are fixed, so it cannot fail by chance."""
+    """The target, on one cohort of scores like the phantom's; the keys are fixed, so it cannot fail by chance.
+
+    Over other cohorts it is 93 of 100, since their ROC curves are not binormal (docs/privacy.md).
+    """
     errors, _ = auc_errors(100, seed=100)
     assert (np.abs(errors) <= 0.01).sum() >= 95
 
