@@ -5,7 +5,6 @@ that right first, so that the plain loss falls while the ranking of the patients
 """
 
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -15,9 +14,9 @@ from torch import Tensor
 from fedhpc.models.loss import loss
 from fedhpc.records.metrics import Predictions
 from fedhpc.util.arrays import F64
+from fedhpc.util.normal import ndtr, ndtri
 
 FOLDS, STEPS = 5, 50
-NORMAL = NormalDist()
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def surely_better(gains: F64, images: NDArray[np.int64], tried: int = 1) -> bool
         images: of each patient.
         tried: how many models there were to choose from.
     """
-    errors = -NORMAL.inv_cdf(NORMAL.cdf(-1) / tried)
+    errors = -ndtri(ndtr(-1) / tried)
     mean = gains.sum() / images.sum()
     return bool(mean > errors * np.sqrt(((gains - mean * images) ** 2).sum()) / images.sum())
 
