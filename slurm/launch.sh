@@ -8,7 +8,9 @@
 #   most_restarts=50                             a job that never gets on is not queued again for ever
 #   fault_tolerant=1                             start the ranks by `mpirun --with-ft ulfm`, so that the others go on where
 #                                                one ends (Open MPI 5; the config says faults.on_death: continue)
+#   launcher_patience_s=60                       how long that mpirun may live on after the last rank of this node
 
+launcher_patience_s=${launcher_patience_s:-60}
 most_restarts=${most_restarts:-50}
 told_to_stop=
 child=
@@ -113,6 +115,7 @@ launch() {
     fi
     "${launcher[@]}" "${program[@]}" train "${arguments[@]}" --status "$own" &
     child=$!
+    [ "${launcher[0]}" != mpirun ] || end_hung_launcher "$child" &
     # A signal ends the wait, not the child.
     until wait "$child" || ! kill -0 "$child" 2>/dev/null; do :; done
     wait "$child" || status=$?
@@ -135,6 +138,24 @@ launch() {
     fi
     [ "$status" != 75 ] || hold_for_restart
     exit "$status"
+}
+
+# Open MPI's launcher may wait for ever once ranks were killed (seen with 5.0.11). Rank 0 is on this node, and a run is
+# over once it has ended: whatever a launcher without a living rank here waits for, it is not the run.
+end_hung_launcher() {
+    local alone_s=0 has_started=
+    while kill -0 "$1" 2>/dev/null; do
+        sleep 5
+        # Its child srun, which keeps the daemons of other nodes, is no rank.
+        if ps -o stat=,comm= --ppid "$1" | awk '$1 !~ /^Z/ && $2 != "srun" { ranks = 1 } END { exit !ranks }'; then
+            has_started=1
+            alone_s=0
+        elif [ -n "$has_started" ] && [ $((alone_s += 5)) -ge "$launcher_patience_s" ]; then
+            say "mpirun lives on without ranks: ending it"
+            kill -KILL "$1"
+            return
+        fi
+    done
 }
 
 # Whether the run has written how it ended. A launcher's own 0 is no proof: mpirun gives it with a lost daemon, and under

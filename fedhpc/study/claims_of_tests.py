@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.study import Cell, Claim, Study, StudyDirectory
@@ -57,6 +57,14 @@ def _of_runs(records: StudyDirectory, study: Study) -> str:
     return f". A round of this study sent: {', '.join(told)}" if told else ""
 
 
+class Tested(NamedTuple):
+    """Which run of the stress tests: the rule that averages, the fault, the draw of the noise."""
+
+    rule: str
+    case: str
+    seed: int
+
+
 def _seeds(study: Study, part: str) -> list[int]:
     return [cell.seed for cell in study.of("federated", part) if cell.paper]
 
@@ -95,9 +103,11 @@ def _keeps_up(row: Mapping[str, Any]) -> bool:
 def _corrupted(records: StudyDirectory, study: Study) -> Claim:
     """Return the row of the worst case under the best robust rule, each against the clean run of the mean."""
     name, told = "corrupted hospital", f"AUC kept (at most {STRESS_TOLERANCE:g} less)"
-    aucs = {(cell.rule, cell.case, cell.seed): summary_of(records, cell)["auc"] for cell in study.of("stress")}
+    aucs = {Tested(cell.rule, cell.case, cell.seed): summary_of(records, cell)["auc"] for cell in study.of("stress")}
     known = {key: auc for key, auc in aucs.items() if auc is not None}
-    lost = [cell for cell in study.cells if cell.kind == "stress" and (cell.rule, cell.case, cell.seed) not in known]
+    lost = [
+        cell for cell in study.cells if cell.kind == "stress" and Tested(cell.rule, cell.case, cell.seed) not in known
+    ]
     bases = {seed: auc for (rule, case, seed), auc in known.items() if (rule, case) == (MEAN, CLEAN)}
     # A case that a rule did not get through could be its worst: such a rule has no figure.
     robust = sorted({rule for rule, _, _ in known} - {MEAN} - {cell.rule for cell in lost})
@@ -119,7 +129,11 @@ def _corrupted(records: StudyDirectory, study: Study) -> Claim:
     return figure_claim(row, less, mine)
 
 
-def _losses(aucs: Mapping[tuple[str, str, int], float], bases: Mapping[int, float], rule: str) -> dict[str, Figure]:
+def _tested(cell: Cell) -> Tested:
+    return Tested(cell.rule, cell.case, cell.seed)
+
+
+def _losses(aucs: Mapping[Tested, float], bases: Mapping[int, float], rule: str) -> dict[str, Figure]:
     """Return what each case costs under a rule: the mean over draws of the noise, each against its own clean run."""
     by_case: dict[str, list[float]] = {}
     for (one, case, seed), auc in aucs.items():
@@ -128,9 +142,9 @@ def _losses(aucs: Mapping[tuple[str, str, int], float], bases: Mapping[int, floa
     return {case: over_seeds(losses) for case, losses in by_case.items()}
 
 
-def _draws(aucs: Mapping[tuple[str, str, int], float], bases: Mapping[int, float], rule: str, case: str) -> str:
+def _draws(aucs: Mapping[Tested, float], bases: Mapping[int, float], rule: str, case: str) -> str:
     """Return how many draws a figure is of, and the spread of the single ones."""
-    each = [aucs[rule, case, seed] - base for seed, base in bases.items() if (rule, case, seed) in aucs]
+    each = [aucs[Tested(rule, case, seed)] - base for seed, base in bases.items() if Tested(rule, case, seed) in aucs]
     paired = "the same noise in all runs of a draw"
     if len(each) < 2:
         return f"one run a case, {paired}: its spread over draws is not known"

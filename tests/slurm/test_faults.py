@@ -98,6 +98,22 @@ def test_fault_tolerant_job_that_loses_a_node_is_queued_again(slurm: Slurm, coho
     assert rounds(run_dir) == list(range(1, ROUNDS + 1))
 
 
+@pytest.mark.slow
+def test_fault_tolerant_job_whose_launcher_hangs_is_queued_again(slurm: Slurm, cohort: Path) -> None:
+    """As Open MPI's does once in a while when ranks are killed: here it is stopped, and its ranks stay unwaited for."""
+    run_dir = slurm.folder / "hung"
+    arguments = (cohort, "--run-dir", run_dir, *TOLERANT)
+    options = (*ON_TWO, "--export=ALL,fault_tolerant=1,launcher_patience_s=10")
+    with cancelled(slurm.submit("hung", *options, script="fedavg.sbatch", arguments=arguments)) as job:
+        job.wait_until_it_says(r"round +2/", 150)
+        slurm.cluster.on("hosp1", "pkill", "-STOP", "-f", "^[^ ]*(mpirun|prterun) ")
+        slurm.cluster.on("hosp1", "pkill", "-KILL", "-f", "^[^ ]*python[^ ]* run.py train")
+        job.wait_until_it_says("mpirun lives on without ranks: ending it", 60)
+        completed(job)
+    assert job.facts()["Restarts"] == "1"
+    assert rounds(run_dir) == list(range(1, ROUNDS + 1))
+
+
 def preempted(slurm: Slurm, cohort: Path, partition: str) -> Job:
     """A job in its third round whose nodes an urgent job takes."""
     arguments = (cohort, "--run-dir", slurm.folder / partition, "--set", "runtime.patience_s=0")
