@@ -59,7 +59,8 @@ def false_positive_rates(specificity: float) -> F64:
     >>> bool(0.07 in false_positive_rates(0.93)), len(false_positive_rates(0.9))
     (True, 51)
     """
-    return np.unique(np.round([*np.linspace(0, 1, 51), 1 - specificity], 6))
+    # By a set: np.unique imports numpy.ma, which a rank has no other use for.
+    return np.array(sorted({*np.round([*np.linspace(0, 1, 51), 1 - specificity], 6).tolist()}))
 
 
 def exact_curves(histogram: I64, specificity: float) -> ModelCurves:
