@@ -40,7 +40,9 @@ assert not any(type(finder).__module__ == "fedhpc.models.lean_torch" for finder 
 """
 
 
-@pytest.mark.parametrize("use", [COMPILE, TRANSFORM], ids=["compile", "transform"])
+@pytest.mark.parametrize(
+    "use", [pytest.param(COMPILE, marks=pytest.mark.slow, id="compile"), pytest.param(TRANSFORM, id="transform")]
+)
 def test_lean_torch_completes_itself(use: str) -> None:
     """Generators work before and after; what needs the part that was left out brings it, once."""
     import torch

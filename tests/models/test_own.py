@@ -220,7 +220,7 @@ def test_resume_with_a_changed_source_is_refused(finished: Path, run_here: Calla
     finally:
         source.write_text(SOURCE, encoding="utf-8")
     assert again.returncode == 2
-    assert "holds a run of another config; different: model.source_sha256" in again.stderr
+    assert "holds a run of another config; different: model.source_sha256" in " ".join(again.stderr.split())
 
 
 def test_start_from_another_source_executes_nothing(
