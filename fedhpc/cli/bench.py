@@ -2,6 +2,7 @@
 
 import argparse
 
+from fedhpc.cli.bench_hospitals import add_hospitals
 from fedhpc.cli.bench_quality import add_quality
 from fedhpc.cli.bench_speed import add_speed
 from fedhpc.cli.common import Parser, add_kinds
@@ -16,6 +17,7 @@ def add_arguments(parser: Parser) -> None:
     kinds = add_kinds(parser)
     add_speed(kinds)
     add_quality(kinds)
+    add_hospitals(kinds)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -95,6 +95,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def epsilon_or_none(text: str) -> float | None:
+    """Read a number, or none for a run without privacy."""
+    return None if text == "none" else float(text)
+
+
 # Not a dataclass: importing dataclasses is half of what `--help` costs.
 class Report(NamedTuple):
     """The same facts twice: `facts` for a program, `text` for a person."""
