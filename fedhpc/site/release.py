@@ -143,7 +143,10 @@ def weighted_counts(predictions: Predictions, question: Question, weights: Weigh
         group = np.where(positive[:, task], 1 + (predictions.early & (groups == 3)), 0)
         whole = weight * np.where(positive[:, task], weights.positive, 1)
         width = question.widths[task] if question.widths else 0.0
-        np.add.at(counts[task], group, divided(whole, scores[:, task], np.array(question.edges[task]), width))
+        parts = divided(whole, scores[:, task], np.array(question.edges[task]), width)
+        if (parts < 0).any() or not np.array_equal(parts.sum(axis=1), whole):
+            raise PrivacyError("an image adds more to the bins than its weight: this is a fault")
+        np.add.at(counts[task], group, parts)
     return counts
 
 
