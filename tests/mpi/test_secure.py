@@ -22,6 +22,7 @@ from fedhpc.transport import pki
 from fedhpc.util.rng import generator
 from tests.conftest import REPO, Mpi, kill_session
 from tests.mpi.secure_faults import failing
+from tests.support.fault_tolerant import process_of
 
 pytestmark = pytest.mark.mpi
 SITES = ("site1", "site2", "site3", "site4")
@@ -204,21 +205,20 @@ def test_an_aggregator_that_replaces_round_keys_is_refused_by_the_sites(secure_c
     assert len(records(run_dir)) == 1
 
 
-def stopped_process(session: int) -> int | None:
-    """The process of a session that SIGSTOP holds."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            if (fields[0], int(fields[3])) == ("T", session):
-                return int(stat.parent.name)
+def stopped_process(session: int, rank: int) -> int | None:
+    """The process of a rank, if SIGSTOP holds it."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, LookupError):
+        pid = process_of(session, rank)
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return pid if stat.rpartition(")")[2].split()[0] == "T" else None
     return None
 
 
-def test_rank_0_names_whom_it_waits_for_and_goes_on(secure_cohort: Path, mpi: Mpi) -> None:
+def test_rank_0_names_whom_it_waits_for_and_goes_on(secure_cohort: Path, mpi: Mpi, preloaded: list[str]) -> None:
     """Rank 1 is stopped (SIGSTOP) between two messages of the second round until rank 0 has said so twice."""
     words = [*FAULTS, "stop-confirm", *arguments(secure_cohort, secure_cohort / "stopped")]
     process = subprocess.Popen(
-        mpi.command(2, words),
+        mpi.command(2, words, preloaded),
         cwd=REPO,
         env={**os.environ, **mpi.start_env(), "FEDHPC_WAIT_NOTICE_S": "1"},
         stdout=subprocess.DEVNULL,
@@ -230,7 +230,7 @@ def test_rank_0_names_whom_it_waits_for_and_goes_on(secure_cohort: Path, mpi: Mp
     notices, held = 0, None
     try:
         for line in process.stderr:
-            held = held or stopped_process(process.pid)
+            held = held or stopped_process(process.pid, 1)
             if held and "waiting for" in line:
                 assert re.search(r"waiting for \d+ s: site3, site4 \(rank 1 on \S+\); the run goes on", line), line
                 notices += 1

@@ -176,9 +176,13 @@ class Cluster:
             raise RuntimeError(f"{command} on {node}: exit status {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
 
-    def spawn(self, node: str, *command: str | Path, env: Mapping[str, str]) -> None:
-        """Start a program on a node and leave it there; the node's end is its end."""
-        words = [*self._enter(node), *map(str, command)]
+    def serve(self, *command: str | Path, env: Mapping[str, str]) -> None:
+        """Start `command SERVER PID ...`: for each hospital where it is to serve, and whose namespaces to enter.
+
+        It ends when all nodes have ended.
+        """
+        places = [str(word) for name in self.hospitals for word in (self.server(name), self._pids[name])]
+        words = [*map(str, command), *places]
         self._programs.append(subprocess.Popen(words, stdin=subprocess.DEVNULL, env={**os.environ, **env}))
 
     def env(self) -> dict[str, str]:

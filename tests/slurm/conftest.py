@@ -166,8 +166,7 @@ def cluster() -> Iterator[Cluster]:
 def slurm(cluster: Cluster, preloaded: list[str], tmp_path_factory: pytest.TempPathFactory) -> Slurm:
     """See `Slurm`."""
     env = {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    for node in cluster.hospitals:
-        cluster.spawn(node, sys.executable, PRELOADED, "serve", cluster.server(node), env=env)
+    cluster.serve(*preloaded, PRELOADED, "serve-inside", env=env)
     cluster.server(os.uname().nodename).symlink_to(preloaded[-1])
     python = make_stand_in(cluster.base / "venv" / "bin", f"{cluster.base}/servers/$(uname -n)")
     container = python.with_name("container")

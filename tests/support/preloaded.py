@@ -4,7 +4,8 @@
 each request. `start` stands in for `python` under mpirun: it sends its arguments, folder, environment and standard
 streams to the server, passes signals on, and ends as the forked process ends, by the same status or signal. The forked
 process does what `python ARGUMENTS` would do; mpirun, MPI, TLS, files and signals are the real ones. A forked process
-dies with its `start`, so that killing what mpirun started kills the rank.
+dies with its `start`, so that killing what mpirun started kills the rank. `serve-inside` serves in the namespaces of
+other processes as well: the imports are those of the process that it is forked from.
 
 What must differ between ranks at random (hash seeds, noise) is tested with fresh interpreters: `mpirun(fresh=True)`.
 """
@@ -99,6 +100,42 @@ def serve(address: str) -> tuple[list[str], dict[str, object]]:
     raise SystemExit(0)
 
 
+def serve_inside(places: list[str]) -> tuple[list[str], dict[str, object]]:
+    """Serve in the namespaces of each of several processes, `places` being ADDRESS PID ..., until all of these end.
+
+    Returns in a forked process alone, with its request.
+    """
+    servers = []
+    for address, pid in zip(places[::2], places[1::2], strict=True):
+        server = os.fork()
+        if server == 0:
+            _enter(int(pid))
+            # The process namespace is entered by children alone.
+            inside = os.fork()
+            if inside == 0:
+                return serve(address)
+            os.waitpid(inside, 0)
+            os._exit(0)
+        servers.append(server)
+    for server in servers:
+        os.waitpid(server, 0)
+    raise SystemExit(0)
+
+
+def _enter(pid: int) -> None:
+    """Enter the namespaces of a process; Python has no function for it before 3.12."""
+    import ctypes
+
+    folder = f"/proc/{pid}/ns"
+    # All are opened before any is entered: in another mount namespace /proc is another.
+    namespaces = [os.open(f"{folder}/{kind}", os.O_RDONLY) for kind in ("ipc", "uts", "net", "pid", "mnt")]
+    library = ctypes.CDLL(None, use_errno=True)
+    for namespace in namespaces:
+        if library.setns(namespace, 0):
+            raise OSError(ctypes.get_errno(), f"{folder}: {os.strerror(ctypes.get_errno())}")
+        os.close(namespace)
+
+
 def _report(running: dict[int, socket.socket], events: selectors.BaseSelector) -> None:
     """Send the statuses of the processes that have ended."""
     while running:
@@ -179,5 +216,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         _preload()
         _run(*serve(sys.argv[2]))
+    elif sys.argv[1] == "serve-inside":
+        _preload()
+        _run(*serve_inside(sys.argv[2:]))
     else:
         sys.exit(start(sys.argv[2], sys.argv[3:]))
