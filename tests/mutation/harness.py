@@ -65,11 +65,11 @@ def copies(mutants: Sequence[Mutant | None]) -> Iterator[list[Path]]:
         yield roots
 
 
-def judge(mutants: Sequence[Mutant | None], with_tests: bool = True) -> list[Result]:
-    """Run what is to notice each mutant; the untouched copy runs all of it."""
-    with copies(mutants) as roots, ThreadPoolExecutor(WORKERS) as pool:
+def judge(mutants: Sequence[Mutant | None], with_tests: bool = True, workers: int = WORKERS) -> list[Result]:
+    """Run what is to notice each mutant, in so many processes; the untouched copy runs all of it."""
+    with copies(mutants) as roots, ThreadPoolExecutor(workers) as pool:
         jobs = [_job(root, mutant, mutants, with_tests) for root, mutant in zip(roots, mutants, strict=True)]
-        parts = [list(range(start, len(jobs), WORKERS)) for start in range(min(WORKERS, len(jobs)))]
+        parts = [list(range(start, len(jobs), workers)) for start in range(min(workers, len(jobs)))]
         answers = pool.map(lambda part: _worker([jobs[i] for i in part]), parts)
         found = dict(pair for part, said in zip(parts, answers, strict=True) for pair in zip(part, said, strict=True))
     return [
