@@ -15,9 +15,7 @@ NOISE_LINES = ["noise alone", "torch.normal alone"]
 @pytest.fixture(scope="module")
 def result(run_python: Callable[..., Any]) -> dict[str, Any]:
     small = ["--batch", "2", "--image-size", "128", "--seconds", "0.5"]
-    done = run_python(
-        ["bench", "dp", "--models", "densenet_small", "--ways", "ew", "fedhpc", *small, "--json"], fresh=True
-    )
+    done = run_python(["bench", "dp", "--models", "densenet_small", "--ways", "ew", "fedhpc", *small, "--json"])
     assert done.returncode == 0, done.stderr
     parsed: dict[str, Any] = json.loads(done.stdout)
     return parsed

@@ -166,7 +166,7 @@ def test_a_message_of_2_5_gib(mpirun: Callable[..., tuple[int, str, str]], tmp_p
 
 
 PEAK = """
-import json, resource, sys
+import ctypes, json, resource, sys
 import numpy as np
 from fedhpc.compression.codec import encode
 from fedhpc.transport.mpi import connect
@@ -176,6 +176,8 @@ from fedhpc.algorithms.fedavg import mean_update
 from fedhpc.algorithms.round_types import RoundConfig
 from fedhpc.algorithms.run_state import RunState
 
+M_MMAP_THRESHOLD = -3
+assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
 transport, d = connect(), 2_000_000
 values = np.random.default_rng(transport.rank).uniform(0.5, 1, d).astype(np.float32)
 before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -200,8 +202,7 @@ def test_memory_of_rank_0_does_not_grow_with_the_hospitals(mpirun: Callable[...,
     What is freed goes back to the system at once, so that the peak is of what is held. It only rises, so the more
     hospitals come second.
     """
-    env = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
-    status, out, err = mpirun(3, ["-c", PEAK, "4", "10"], env=env, fresh=True)
+    status, out, err = mpirun(3, ["-c", PEAK, "4", "10"])
     assert status == 0, err
     few, many = map(json.loads, out.splitlines())
     assert few["mb"] > 8, "an update and the mean"
