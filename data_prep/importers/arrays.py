@@ -29,6 +29,8 @@ from fedhpc.site.data.shard_format import IMAGE_DTYPES, MODALITIES
 
 REQUIRED, OPTIONAL = ("images", "labels", "patients"), ("modality", "early", "split")
 SHAPES = "[n, H, W], [n, C, H, W] or [n, C, D, H, W]"
+COLOURS = 4
+"""Most channels that the last axis of an image with channels last has."""
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -117,7 +119,7 @@ def _read(source: Path) -> Arrays:
                     code="prepare",
                 )
             return {name: archive[name] for name in archive}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:  # TypeError: of a .npy file, one array alone
         raise ShardError(
             f"{shown(source)}: cannot be read as a NumPy archive ({type(error).__name__}). Give a .npz file without "
             "Python objects in it",
@@ -153,6 +155,10 @@ def _shapes(arrays: Arrays) -> list[tuple[bool, str]]:
         (
             arrays["images"].ndim in (3, 4, 5) and 0 not in arrays["images"].shape,
             f"images {SHAPES}, none of them 0",
+        ),
+        (
+            not (arrays["images"].ndim == 4 and arrays["images"].shape[3] <= COLOURS < arrays["images"].shape[1]),
+            "channels before rows and columns: np.moveaxis(images, -1, 1)",
         ),
     ]
 

@@ -184,20 +184,31 @@ def membership(scores: Scores) -> Membership:
     risk = 1 - CEILING_CONFIDENCE
     # Not the auditor's `attack_auroc`, the area under the convex hull of the curve, which is above the truth.
     auc = float(mannwhitneyu(members, others).statistic) / (len(members) * len(others))
-    # The variance of an AUC is auc (1 - auc) / min(n, m) at most (Birnbaum & Klose 1957).
-    error = math.sqrt(auc * (1 - auc) / min(len(members), len(others)))
     threshold = np.quantile(others, 1 - LOW_FPR, method="higher")
     found, wrong = int((members > threshold).sum()), int((others > threshold).sum())
     low = beta.ppf(risk / 2, found, len(members) - found + 1) if found else 0.0
     high = beta.ppf(1 - risk / 2, wrong + 1, len(others) - wrong)
     return Membership(
         auc=auc,
-        auc_low=auc - float(norm.ppf(CEILING_CONFIDENCE)) * error,
+        auc_low=_lower_end(auc, min(len(members), len(others))),
         tpr=found / len(members),
         tpr_low=float(low),
         fpr_high=float(high),
         identified=_identified(members, others),
     )
+
+
+def _lower_end(auc: float, n: int) -> float:
+    """The score interval of a share (Wilson 1927), which stays below 1 where every member is above every other.
+
+    The variance of an AUC is auc (1 - auc) / n at most, with n the number of the fewer (Birnbaum & Klose 1957).
+
+    >>> round(_lower_end(1.0, 250), 3), round(_lower_end(0.5, 250), 3)
+    (0.917, 0.356)
+    """
+    z = float(norm.ppf(CEILING_CONFIDENCE))
+    middle, spread = auc + z**2 / (2 * n), z * math.sqrt(auc * (1 - auc) / n + z**2 / (4 * n**2))
+    return (middle - spread) / (1 + z**2 / n)
 
 
 def _identified(members: F64, others: F64) -> float | None:

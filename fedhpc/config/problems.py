@@ -88,6 +88,9 @@ def _problem(item: dict[str, Any], root: type[Section]) -> tuple[str, str]:
     chooser = item["type"].removesuffix(UNKNOWN_CHOICE)
     if chooser != item["type"] and isinstance(item["input"], dict):
         return f"{dotted}.{chooser}={reprlib.repr(item['input'].get(chooser))}", _plain_words(item)
+    if chooser != item["type"] and isinstance(item["input"], str):
+        example = f"{{{chooser}: {item['input']}}}"
+        return f"{dotted}={reprlib.repr(item['input'])}", f"is a single value; it must be a mapping, such as {example}"
     return f"{dotted}={reprlib.repr(item['input'])}", _plain_words(item)
 
 
@@ -98,7 +101,8 @@ def _plain_words(item: dict[str, Any]) -> str:
     if item["type"] in ("model_type", "dict_type"):
         site = item["loc"][:2] == ("data", "sites") and isinstance(item["input"], str)
         example = f", such as {{name: {reprlib.repr(item['input'])[1:-1]}, weight: 100}}" if site else ""
-        return f"is a single value; it must be a mapping of keys{example}"
+        found = "a list" if isinstance(item["input"], list) else "a single value"
+        return f"is {found}; it must be a mapping of keys{example}"
     if item["type"] == "tuple_type":
         return "is a single value; it must be a list"
     if item["type"] == "too_short":

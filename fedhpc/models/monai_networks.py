@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from fedhpc.errors import InputError
+from fedhpc.models.lean_torch import import_rest
 from fedhpc.models.task import Task
 
 
@@ -20,6 +21,7 @@ def monai_network(name: str, task: Task, args: dict[str, Any]) -> nn.Module:
     Raises:
         InputError: there is no such network, or it cannot be made of these arguments.
     """
+    import_rest()  # as in `fedhpc.models.own`
     factory = _factory(name)
     known = {**_of_task(_parameters(factory), task), **args}
     try:

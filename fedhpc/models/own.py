@@ -32,8 +32,7 @@ def own_network(model: Model, task: Task) -> nn.Module:
     source, path = read_source(build), source_path(build)
     check_source(source, model)
     place, name = place_of(build)
-    if b"meta" in source:
-        import_rest()  # of a network that is first built without memory, on device="meta"
+    import_rest()  # a network may be built without memory first, on device="meta", also by a package that it imports
     module = _executed(source, path, model.source_module)
     function = getattr(module, name, None)
     if not callable(function):

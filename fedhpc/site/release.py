@@ -7,8 +7,8 @@ A threshold may have a width: an image whose score is near it counts in part on 
 Formal guarantee. Adding or removing one unit (a patient, or an image with privacy.unit=image) moves the vector of
 weighted counts by at most `Weights.l1` in the L1 norm, since the unit's images have so much weight together and each
 adds its weight to one bin a task, or to neighbouring bins in parts whose sum is its weight. An image's scores are a
-function of the image alone (`fedhpc.site.evaluation.predict`, which computes each by itself; the features of a frozen
-backbone, computed in batches of one size, are taken to be). With discrete Laplace noise of scale l1 / epsilon the
+function of the image alone: `fedhpc.site.evaluation.predict` and `fedhpc.site.data.samples.FeatureSamples` compute each
+by itself. With discrete Laplace noise of scale l1 / epsilon the
 release is epsilon-private by itself (`fedhpc.privacy.laplace`), and with privacy.trust=sites the sum over the honest
 sites' releases is. The edges and their widths are public: from an earlier private release, or fixed.
 

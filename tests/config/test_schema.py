@@ -119,6 +119,19 @@ def test_value_of_no_kind_names_all_kinds(tmp_path: Path, override: str, told: s
     assert f"{override}: is not allowed; {told}" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("harmonise=[zscore]", "harmonise.0='zscore': is a single value; it must be a mapping, such as {step: zscore}"),
+        ("privacy=[off]", "is a list; it must be a mapping of keys"),
+    ],
+)
+def test_value_in_the_place_of_a_mapping_is_named(tmp_path: Path, override: str, told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(write(tmp_path / "c.yaml", GOOD), [override])
+    assert told in str(error.value)
+
+
 @pytest.mark.parametrize("value", ["colocated", "dedicated"])
 def test_renamed_key_names_the_new_one(tmp_path: Path, value: str) -> None:
     told = f"federation.aggregator='{value}': was renamed; write federation.aggregator_rank: shared .* dedicated"

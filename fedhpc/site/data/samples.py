@@ -21,7 +21,9 @@ from fedhpc.util.files import PRIVATE, make_folder, replacing
 from fedhpc.util.memory import fits_in_memory
 from fedhpc.util.progress import progress_in_tenths
 
-FEATURE_BATCH = 32
+READ_AT_ONCE = 32
+EXTRACTION = "2"
+"""Of the features' code: raise it where it gives other bits, so that features cached by the old code are left."""
 
 
 class Samples(Protocol):
@@ -101,13 +103,18 @@ def feature_path(shard: Rows, backbone: Backbone, cache: Path, chain: Chain = DE
         cache: the folder.
         chain: the steps that harmonise the images.
     """
-    parts = (shard.digest, backbone.digest, chain_key(chain))
+    parts = (EXTRACTION, shard.digest, backbone.digest, chain_key(chain))
     key = hashlib.sha256(" ".join(filter(None, parts)).encode()).hexdigest()[:16]
     return cache / f"{shard.site}.features-{key}.npy"
 
 
 class FeatureSamples(ImageSamples):
-    """Features of a frozen backbone: computed once per shard, kept beside it, and read from a `FeatureFile`."""
+    """Features of a frozen backbone: computed once per shard, kept beside it, and read from a `FeatureFile`.
+
+    Each image goes through the backbone by itself. In a batch its features are rounded by the batch's size: one patient
+    more would move the last bits of other patients' features, and with them more than one clip norm of a step, or all
+    counts of an evaluation at an edge that an aggregator has put there.
+    """
 
     def __init__(self, shard: Rows, backbone: Backbone, cache: Path, chain: Chain = DEFAULT) -> None:
         super().__init__(shard, chain)
@@ -129,7 +136,7 @@ class FeatureSamples(ImageSamples):
 
     def _extract(self, backbone: Backbone, path: Path) -> None:
         device = next(backbone.parameters()).device
-        starts = range(0, self._shard.n, FEATURE_BATCH)
+        starts = range(0, self._shard.n, READ_AT_ONCE)
         head = io.BytesIO()
         shape = (self._shard.n, backbone.dim)
         np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -139,10 +146,11 @@ class FeatureSamples(ImageSamples):
             with replacing(path, mode=PRIVATE) as write:
                 write(head.getvalue())
                 for start in progress_in_tenths(starts, len(starts), f"features of {self._shard.site}"):
-                    rows = np.arange(start, min(start + FEATURE_BATCH, self._shard.n))
-                    features = backbone(super().inputs(rows).to(device)).cpu().numpy()
-                    self._check_finite(features)
-                    write(np.ascontiguousarray(features, "<f4").tobytes())
+                    rows = np.arange(start, min(start + READ_AT_ONCE, self._shard.n))
+                    for image in torch.split(super().inputs(rows).to(device), 1):
+                        features = backbone(image).cpu().numpy()
+                        self._check_finite(features)
+                        write(np.ascontiguousarray(features, "<f4").tobytes())
         except FileError as error:
             site, needed_mb = self._shard.site, shape[0] * shape[1] * 4 / 1e6
             cause = error.__cause__.strerror if isinstance(error.__cause__, OSError) else str(error)

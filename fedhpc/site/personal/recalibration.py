@@ -17,6 +17,7 @@ from fedhpc.util.arrays import F64
 from fedhpc.util.normal import ndtr, ndtri
 
 FOLDS, STEPS = 5, 50
+LEAST_PATIENTS = 10
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,15 @@ def surely_better(gains: F64, images: NDArray[np.int64], tried: int = 1) -> bool
     """Whether a mean gain per image is above one standard error, of a ratio over patients (Cochran 1977, equation 6.9).
 
     The best of many models is above it by chance alone: of `tried` ones, so many standard errors that no more of the
-    whole choices are wrong (Bonferroni 1936): 2.15 for 10.
+    whole choices are wrong (Bonferroni 1936): 2.15 for 10. Fewer than LEAST_PATIENTS patients do not tell the spread.
 
     Args:
         gains: f64[patients], summed over each patient's images.
         images: of each patient.
         tried: how many models there were to choose from.
     """
+    if len(gains) < LEAST_PATIENTS:
+        return False
     errors = -ndtri(ndtr(-1) / tried)
     mean = gains.sum() / images.sum()
     return bool(mean > errors * np.sqrt(((gains - mean * images) ** 2).sum()) / images.sum())

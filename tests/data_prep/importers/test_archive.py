@@ -265,6 +265,12 @@ def test_arrays_come_out_as_they_went_in(tmp_path: Path) -> None:
     (path,) = import_arrays(replace(plan, replace=True))
     with Shard.open(path, "north") as shard:
         np.testing.assert_array_equal(shard.read(np.arange(40)), images)
+    np.savez(tmp_path / "scans.npz", **{**content, "images": np.zeros((40, 8, 8, 3), np.uint8)})
+    with pytest.raises(ShardError, match=r"np.moveaxis\(images, -1, 1\)"):
+        import_arrays(plan)
+    np.save(tmp_path / "one.npy", content["images"])
+    with pytest.raises(ShardError, match="cannot be read as a NumPy archive"):
+        import_arrays(replace(plan, source=tmp_path / "one.npy"))
     np.savez(tmp_path / "scans.npz", **content, birthdays=np.arange(40))
     with pytest.raises(ShardError, match="1 unknown arrays"):
         import_arrays(plan)

@@ -60,7 +60,7 @@ def test_default_keeps_its_bits_and_its_cache(tmp_path: Path) -> None:
     )  # fmt: skip
     backbone = Backbone(nn.Sequential(nn.Flatten(), nn.Linear(81, 3)).eval(), 3, None)
     with open_site(path) as site, open_site(path, chain=(ZScore(mask="foreground"),)) as other:
-        key = hashlib.sha256(f"{site.shard.digest} {backbone.digest}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(f"2 {site.shard.digest} {backbone.digest}".encode()).hexdigest()[:16]
         assert site.features_path(backbone).name == f"a.features-{key}.npy"
         assert other.features_path(backbone) != site.features_path(backbone)
         rows = np.arange(6)

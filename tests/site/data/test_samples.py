@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from data_prep.shard_writer import write_shard
 from fedhpc.errors import ShardError, inside
-from fedhpc.models.backbones import Backbone
+from fedhpc.models.backbones import Backbone, public_backbone
 from fedhpc.site.data.samples import FeatureSamples
 from fedhpc.site.data.shard import Shard
 
@@ -49,6 +50,21 @@ def test_features_are_kept_and_read_back(shard: Path) -> None:
         again = FeatureSamples(opened, network, shard.parent).inputs(np.arange(N))
     (kept,) = shard.parent.glob("site1.features-*.npy")
     assert first.shape == (N, DIM) and np.array_equal(np.load(kept), again.numpy()) and first.equal(again)
+
+
+@pytest.mark.parametrize("name", ["phantom", "efficientnet_lite0"])
+def test_features_of_a_patient_do_not_depend_on_others(tmp_path: Path, name: str) -> None:
+    """Bit for bit: a convolution rounds by the size of its batch, so that one patient more would show in others."""
+    images = np.random.default_rng(0).integers(0, 256, (34, 1, 32, 32), dtype=np.uint8)
+    found = []
+    for count in (1, 33, 34):
+        columns = {"labels": np.arange(count) % 2, "patient": [f"p{k}" for k in range(count)], "split": [0] * count}
+        other = {"classes": ("a", "b"), "pixel_range": (0.0, 255.0), "created_by": "test 1"}
+        path = tmp_path / f"site{count}.h5"
+        write_shard(path, site=path.stem, images=images[-count:], modality=["MR"] * count, **columns, **other)
+        with Shard.open(path, path.stem) as opened:
+            found.append(FeatureSamples(opened, public_backbone(name), tmp_path).inputs(np.arange(count)))
+    assert torch.equal(found[0], found[1][-1:]) and torch.equal(found[1], found[2][1:])
 
 
 def test_features_that_are_not_finite_are_refused(shard: Path) -> None:

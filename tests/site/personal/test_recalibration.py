@@ -3,7 +3,7 @@
 import numpy as np
 
 from fedhpc.records.metrics import Predictions
-from fedhpc.site.personal.recalibration import PatientLosses, recalibrated_losses
+from fedhpc.site.personal.recalibration import LEAST_PATIENTS, PatientLosses, recalibrated_losses, surely_better
 
 PATIENTS, IMAGES = 60, 3
 
@@ -47,3 +47,10 @@ def test_losses_that_are_not_finite_are_the_worst() -> None:
     assert not broken.surely_below(broken)
     nobody = PatientLosses(np.zeros(0), np.zeros(0, np.int64))
     assert nobody.mean == np.inf and not nobody.surely_below(nobody)
+
+
+def test_few_patients_are_no_evidence() -> None:
+    """Of one patient the spread would be 0, and any gain beyond chance."""
+    gains = np.full(LEAST_PATIENTS, 0.5)
+    assert surely_better(gains, np.ones(len(gains), np.int64), 10)
+    assert not any(surely_better(gains[:few], np.ones(few, np.int64), 10) for few in range(1, LEAST_PATIENTS))
