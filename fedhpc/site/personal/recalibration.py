@@ -18,6 +18,7 @@ from fedhpc.util.normal import ndtr, ndtri
 
 FOLDS, STEPS = 5, 50
 LEAST_PATIENTS = 10
+"""Of one patient the standard error is 0, and of a few it is mostly chance."""
 
 
 @dataclass(frozen=True)
