@@ -14,7 +14,7 @@ from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
 from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked, plan_privacy, without_noise
 from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.privacy.verdict import judged, noise_per_signal
-from fedhpc.records.rounds import data_digest, data_labels
+from fedhpc.records.summary import data_digest, data_labels
 from fedhpc.site.account import folder_on_this_node, found_ledger, told
 from fedhpc.util.progress import at_work
 from fedhpc.util.text import fitted, fixed, table, wrapped

@@ -1,106 +1,36 @@
-"""From what the sites sent to a `RoundRecord` a round and `summary.json` at the end. Runs at rank 0; sees no image."""
+"""The record of a round, a line of rounds.jsonl, from what the sites sent. Made at rank 0; all of it is public."""
 
-import hashlib
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-import numpy as np
-from pydantic import ConfigDict, Field, TypeAdapter
-from pydantic.dataclasses import dataclass as checked
-
-from fedhpc.config.schema import RunConfig
-from fedhpc.errors import PayloadError
-from fedhpc.records.calibration import Calibration, exact_calibrations
-from fedhpc.records.curves import ALL_SITES, ModelCurves, exact_curves
-from fedhpc.records.metrics import METRICS, Metrics, auc, f1_thresholds, metrics
-from fedhpc.transport.messages import Name, parsed
-from fedhpc.util.arrays import I64
+from fedhpc.records.site_report import SiteReport
 
 FLOAT32_BYTES = 4
-OUTSIDE_GUARANTEE = (
-    *(metric.key for metric in METRICS),
-    "per_finding",
-    "auc_val",
-    "auc_ci95",
-    "n_test",
-    "f1_thresholds",
-    "curves.json",
-    "calibration in model.pt",
-)
-"""What is measured on validation and test patients: with `evaluation.epsilon: null` nothing protects them."""
-GIVEN_AWAY = (
-    "evaluation.epsilon is null: the exact score histograms of validation and test patients leave each site. Whoever "
-    "receives them and knows the score that the model gives a patient learns whether the patient is there, the "
-    "diagnosis and the stage"
-)
-HEAD = r"^([0-9a-f]{16})?$"
-ACCOUNT_HEAD = r"^([0-9a-f]{16}:[0-9a-f]{16})?$"
-Spent = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None
-
-
-@checked(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
-class SiteReport:
-    """What a site says of itself after a round: what it has spent, and the head of its ledger (public).
-
-    Attributes:
-        site: its name.
-        epsilon: of its training patients; None without privacy.
-        evaluation_epsilon: of its validation and test patients; None where that is not counted.
-        learner, head: whose ledger it is, and the beginning of its last seal; empty without privacy.
-        account: the head of the site ledger, "<its id>:<beginning of its last seal>"; empty without privacy.
-    """
-
-    site: Name
-    epsilon: Spent
-    evaluation_epsilon: Spent
-    learner: Annotated[str, Field(max_length=255)]
-    head: Annotated[str, Field(pattern=HEAD)]
-    account: Annotated[str, Field(pattern=ACCOUNT_HEAD)] = ""
-
-    def pack(self) -> bytes:
-        """As bytes."""
-        return REPORT.dump_json(self)
-
-    @classmethod
-    def read(cls, site: str, payload: bytes, learner: str) -> "SiteReport":
-        """The inverse of `pack`, of the payload that came from `site`.
-
-        Args:
-            site: whose session it came through.
-            payload: the bytes.
-            learner: whose ledger the site may speak of; empty without privacy.
-
-        Raises:
-            PayloadError: no report, one that names another site or ledger, or one without its ledger's head.
-        """
-        report = parsed(payload, REPORT, f"site {site}, metrics")
-        if report.site != site:
-            raise PayloadError(f"site {site}, metrics: the report names another site; each speaks for itself")
-        if report.learner != learner or bool(report.head) != bool(learner) or (report.epsilon is None) == bool(learner):
-            raise PayloadError(f"site {site}, metrics: the report is not about the ledger of {learner or 'nobody'}")
-        return report
-
-
-REPORT = TypeAdapter(SiteReport)
 
 
 @dataclass(frozen=True)
 class RoundRecord:
     """One line of rounds.jsonl. Bytes are sums over the sites of what was really sent.
 
-    `auc_val` is on the validation splits, None in rounds that do not release them; the test splits are measured once,
-    at the end (summary.json). `bytes_down` counts the aggregator's payload once for every site that receives it;
-    `dropped` names the sites whose update is not in the round's mean, `absent` those that took no part in this start of
-    the run, `flags` those whose update the aggregation rule
-    found far out (`fedhpc.aggregation.base.Flag`); `late` those whose update was not ready when the timer ended the
-    round, and `staleness` says of how many rounds before the model is that each other update was trained from (both
-    with schedule.policy=deadline only); `stress` is the case of a stress test; `ledger_heads` stand for the
-    learners' whole ledgers (`fedhpc.privacy.ledger`), `account_heads` for the site ledgers
-    (`fedhpc.privacy.site_ledger`), for later runs to look for in them; `protects_from_aggregator` is the level of a
-    secure sum (`fedhpc.run.sum_identities.TrustModel`).
+    Attributes:
+        round: counted from 1.
+        auc_val: on the validation splits; None in rounds that do not release it. The test splits are measured once, at
+            the end (summary.json).
+        per_site: by name, the AUC, epsilons and bytes of each site that takes part.
+        epsilon, evaluation_epsilon: the largest of the sites; None without privacy, or where it is not counted.
+        bytes_up: what all sites sent.
+        bytes_down: the aggregator's payload, once for every site that receives it.
+        seconds: by phase, and in all ("total").
+        ledger_heads: what stands for each learner's whole ledger (`fedhpc.privacy.ledger`), for later runs to look for.
+        dropped: the sites whose update is not in the round's mean.
+        flags: of the sites whose update the aggregation rule found far out (`fedhpc.aggregation.base.Flag`).
+        stress: the case of a stress test.
+        protects_from_aggregator: the level of a secure sum (`fedhpc.run.sum_identities.TrustModel`).
+        account_heads: as `ledger_heads`, of the site ledgers (`fedhpc.privacy.site_ledger`).
+        absent: the sites that took no part in this start of the run.
+        late: those whose update was not ready when the timer ended the round (schedule.policy=deadline).
+        staleness: of each other site, how many rounds before the model is that its update was trained from (the same).
     """
 
     round: int
@@ -124,48 +54,6 @@ class RoundRecord:
     def json(self) -> dict[str, Any]:
         """As plain values."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The metrics over all sites and of each, at F1 thresholds chosen on the pooled validation splits.
-
-    `auc_val` is on the validation splits: what to choose hyperparameters by. `thresholds` are bins of
-    `fedhpc.records.metrics.score_histogram`, `interval` is that of the AUC, `reasons` say why a metric is None or what
-    else must be known of it, `curves` are those of each site and of all (`fedhpc.records.curves.ALL_SITES`),
-    `calibrations` say what the scores of each task mean; none where the validation release does not tell.
-    """
-
-    overall: Metrics
-    auc_val: float | None
-    per_site: dict[str, Metrics]
-    thresholds: I64
-    interval: tuple[float, float] | None = None
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    curves: Mapping[str, ModelCurves] = field(default_factory=dict)
-    calibrations: tuple[Calibration, ...] = ()
-
-
-def measure_counts(sites: Sequence[str], val: Sequence[I64], test: Sequence[I64], specificity: float) -> Measured:
-    """Pool the sites' exact histograms and measure."""
-    pooled, thresholds = _total(test), f1_thresholds(_total(val))
-    overall = metrics(pooled, thresholds, specificity)
-    per_site = {site: metrics(one, thresholds, specificity) for site, one in zip(sites, test, strict=True)}
-    curves = {site: exact_curves(one, specificity) for site, one in zip(sites, test, strict=True)}
-    curves[ALL_SITES] = exact_curves(pooled, specificity)
-    calibrations = exact_calibrations(_total(val), specificity)
-    return Measured(overall, auc(_total(val)), per_site, thresholds, curves=curves, calibrations=calibrations)
-
-
-def _total(histograms: Sequence[I64]) -> I64:
-    total: I64 = np.sum(histograms, axis=0)
-    return total
-
-
-def mean_of(values: Sequence[float | None]) -> float | None:
-    """The mean; None as soon as one value is, or there is none."""
-    defined = [value for value in values if value is not None]
-    return sum(defined) / len(defined) if defined and len(defined) == len(values) else None
 
 
 @dataclass(frozen=True)
@@ -261,79 +149,3 @@ def round_seconds(value: float) -> float:
 def largest(spent: Sequence[float | None]) -> float | None:
     """The epsilon of the site that has spent most; None without privacy."""
     return max((epsilon for epsilon in spent if epsilon is not None), default=None)
-
-
-def data_digest(config: RunConfig) -> str:
-    """Tells whether two runs were on the same data: the data section, without how it is read."""
-    return json.dumps(config.data.model_dump(mode="json", exclude={"in_memory"}), sort_keys=True)
-
-
-def data_labels(configs: Sequence[RunConfig]) -> dict[str, str]:
-    """{data digest: a name for it} where the configs are on different data; empty where all are on the same."""
-    shards = {data_digest(config): config.data.shards for config in configs}
-    if len(shards) < 2:
-        return {}
-    names = list(shards.values())
-    return {
-        digest: name if names.count(name) == 1 else f"{name} #{hashlib.sha256(digest.encode()).hexdigest()[:6]}"
-        for digest, name in shards.items()
-    }
-
-
-def summary_of(config: RunConfig, records: Sequence[Mapping[str, Any]], more: Mapping[str, Any]) -> dict[str, Any]:
-    """`summary.json`: the last record, sums over all of them, and `more` (what only the driver knows).
-
-    `dense_bytes_per_round` is what the same updates would take as dense float32, one way: sites x 4 x parameters.
-    """
-    last, n = records[-1], len(records)
-    exact = config.private and not config.private_evaluation
-    return {
-        "mode": config.mode,
-        "sites": list(config.site_names),
-        "rounds": n,
-        "absent": absent_rounds(records),
-        "late": late_rounds(records),
-        "per_site": {
-            site: {**values, "delta": config.privacy.delta if config.private else None}
-            for site, values in last["per_site"].items()
-        },
-        "epsilon": last["epsilon"],
-        "delta": config.privacy.delta if config.private else None,
-        "unit": config.privacy.unit if config.private else None,
-        "epsilon_target": config.privacy.epsilon,
-        "insecure_noise_seed": config.privacy.noise_seed,
-        "evaluation_epsilon_target": config.evaluation.epsilon if config.private else None,
-        "outside_guarantee": list(OUTSIDE_GUARANTEE) if exact else [],
-        "outside_guarantee_means": GIVEN_AWAY if exact else None,
-        "bytes_up_per_round": sum(r["bytes_up"] for r in records) / n,
-        "bytes_down_per_round": sum(r["bytes_down"] for r in records) / n,
-        "seconds": _seconds(records),
-        "config_digest": config.digest(),
-        "data": data_digest(config),
-        "flags": [{"round": r["round"], **flag} for r in records for flag in r.get("flags", ())],
-        "stress": config.stress.label if config.stress else None,
-        **more,
-    }
-
-
-def late_rounds(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return {site: in how many rounds its update was late}, of those that any was (schedule.policy=deadline).
-
-    >>> late_rounds([{"late": ["b"]}, {"late": ["a", "b"]}, {}])
-    {'b': 2, 'a': 1}
-    """
-    return dict(Counter(site for record in records for site in record.get("late", ())))
-
-
-def absent_rounds(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return {site: how many rounds were made without it}, of those that any was.
-
-    >>> absent_rounds([{"absent": []}, {"absent": ["b"]}, {"absent": ["b"]}, {}])
-    {'b': 2}
-    """
-    return dict(Counter(site for record in records for site in record.get("absent", ())))
-
-
-def _seconds(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    phases = ("train", "exchange", "aggregate", "evaluate", "checkpoint", "total")
-    return {phase: round_seconds(sum(r["seconds"].get(phase, 0.0) for r in records)) for phase in phases}

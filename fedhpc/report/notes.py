@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from fedhpc.records.rounds import GIVEN_AWAY
+from fedhpc.records.summary import GIVEN_AWAY
 from fedhpc.report.rows import Row
 
 MOST_NAMES = 4

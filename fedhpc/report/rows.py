@@ -10,8 +10,8 @@ from typing import Any
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.metrics import METRICS
-from fedhpc.records.rounds import absent_rounds, data_digest, data_labels
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.records.summary import absent_rounds, data_digest, data_labels
 
 SEED, EPSILON, DENSITY, DATA, PART = "seed", "privacy.epsilon", "exchange.density", "data", "part"
 FINISHED = "finished"

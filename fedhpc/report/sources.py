@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedhpc.errors import InputError
-from fedhpc.records.rounds import data_digest
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.study import RESULT, Cell, StudyDirectory
+from fedhpc.records.summary import data_digest
 from fedhpc.report.build import Report, now, write
 from fedhpc.report.page import Content
 from fedhpc.report.rows import (

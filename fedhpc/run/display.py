@@ -18,7 +18,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import FileError
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.records.metrics import shown_metrics
-from fedhpc.records.rounds import GIVEN_AWAY
+from fedhpc.records.summary import GIVEN_AWAY
 from fedhpc.util.log import AGGREGATOR
 from fedhpc.util.output import stop_printing
 from fedhpc.util.text import clock, data_size, fitted, fixed, wrapped

@@ -14,9 +14,12 @@ from fedhpc.models.vector import from_vector, parameter_count
 from fedhpc.records.calibration import plain
 from fedhpc.records.curves import ALL_SITES, CurvesFile
 from fedhpc.records.environment import git_commit
+from fedhpc.records.measured import Measured, mean_of
 from fedhpc.records.metrics import BINS, METRICS, Metrics, unknown
-from fedhpc.records.rounds import FLOAT32_BYTES, Measured, SiteReport, data_digest, largest, mean_of, summary_of
+from fedhpc.records.rounds import FLOAT32_BYTES, largest
 from fedhpc.records.run_directory import RESTORE, RunDirectory
+from fedhpc.records.site_report import SiteReport
+from fedhpc.records.summary import data_digest, summary_of
 from fedhpc.run.display import NamedSummary, closing, evaluation_lines
 from fedhpc.run.evaluation import measure
 from fedhpc.run.model_card import model_card

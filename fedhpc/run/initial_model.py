@@ -13,8 +13,8 @@ from fedhpc.models.backbones import NAMES
 from fedhpc.models.saved import SavedModel, load_model, saved_config
 from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, layers_of, to_vector
-from fedhpc.records.rounds import data_digest
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.records.summary import data_digest
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.util.arrays import F32

@@ -15,7 +15,7 @@ from fedhpc.compression.update import ArraySpec, pack_arrays, unpack_arrays
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PayloadError
 from fedhpc.records.metrics import BINS
-from fedhpc.records.rounds import SiteReport
+from fedhpc.records.site_report import SiteReport
 from fedhpc.run.evaluation.exact import read_counts, read_influence
 from fedhpc.run.loop import read_model
 from fedhpc.run.preflight.facts import RANK_FACTS, token_name

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from fedhpc.cli.main import main
 from fedhpc.config.schema import RunConfig
-from fedhpc.records.rounds import GIVEN_AWAY
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.records.summary import GIVEN_AWAY
 from fedhpc.report.build import Report, report, write
 from fedhpc.report.grid import chart_of, pareto_front
 from fedhpc.report.line_chart import AUC_AXIS, BOTTOM, LEFT, RIGHT, TOP, Axis, Level, Line, LineChart, Point, draw

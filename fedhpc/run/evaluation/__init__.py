@@ -17,8 +17,9 @@ from collections.abc import Callable
 import numpy as np
 
 from fedhpc.privacy.evaluation_plan import plan_evaluation
+from fedhpc.records.measured import Measured, mean_of
 from fedhpc.records.metrics import auc
-from fedhpc.records.rounds import Measured, Validation, mean_of
+from fedhpc.records.rounds import Validation
 from fedhpc.run.evaluation.answers import tasks_of
 from fedhpc.run.evaluation.curves import law_of
 from fedhpc.run.evaluation.exact import exact_counts, measure_exactly

@@ -9,8 +9,8 @@ import numpy as np
 from fedhpc.compression.update import pack_arrays, unpack_arrays
 from fedhpc.errors import PayloadError
 from fedhpc.records.intervals import Placements, delong_interval
+from fedhpc.records.measured import Measured, measure_counts
 from fedhpc.records.metrics import BINS
-from fedhpc.records.rounds import Measured, measure_counts
 from fedhpc.run.evaluation.answers import read_array, tasks_of
 from fedhpc.run.session import Session
 from fedhpc.transport.messages import of_each

@@ -8,8 +8,8 @@ import numpy as np
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.evaluation_plan import plan_evaluation
 from fedhpc.records.curves import ALL_SITES
+from fedhpc.records.measured import Measured
 from fedhpc.records.metrics import BINS, METRICS, Metrics, bin_of, unknown
-from fedhpc.records.rounds import Measured
 from fedhpc.run.evaluation.answers import tasks_of
 from fedhpc.run.evaluation.curves import (
     Answer,
