@@ -33,9 +33,10 @@ from torch import Tensor, nn
 
 from fedhpc.errors import PrivacyError
 from fedhpc.models.loss import loss
+from fedhpc.site.per_example.forward_record import ForwardRecord
 from fedhpc.site.per_example.kernels import inner_products, weighted_sum
 from fedhpc.site.per_example.linear_head import LinearHead
-from fedhpc.site.per_example.recorder import ForwardRecord, Recorder
+from fedhpc.site.per_example.recorder import Recorder
 from fedhpc.site.per_example.unit_order import UnitOrder
 
 MARGIN = 2.0**-10
@@ -136,9 +137,9 @@ class ClippedSum:
             with torch.no_grad(), _full_precision(images.device):
                 return self._add_head(self._head, batch, padding)
         turns = UnitOrder.of(owner)
-        tape = self._record(turns.arrange(images), turns.arrange(labels), turns)
+        record = self._record(turns.arrange(images), turns.arrange(labels), turns)
         with torch.no_grad(), _full_precision(images.device):
-            finite = self._add_recorded(tape, turns, padding)
+            finite = self._add_recorded(record, turns, padding)
         return None if finite is None else turns.in_batch(finite)
 
     def _add_head(self, head: LinearHead, batch: "_Batch", padding: int) -> Tensor | None:
@@ -153,9 +154,9 @@ class ClippedSum:
         """Both passes."""
         for p in self.trained:
             p.grad = None
-        out, tape = self._recorder.record(images, turns.pair_count)
+        out, record = self._recorder.record(images, turns.pair_count)
         losses = loss(out, labels, "none")
-        tape.plan(self._workspace)
+        record.plan(self._workspace)
         with torch.autocast(images.device.type, enabled=False):
             # A sum, since a backward pass from a vector imports torch's symbolic shapes, which takes a rank a second.
             share = 1 / turns.of_images(turns.sizes).to(losses.dtype)
@@ -167,21 +168,21 @@ class ClippedSum:
                 "be clipped; call the layer instead, or freeze the parameter",
                 code="privacy.network",
             )
-        tape.finish()
-        return tape
+        record.finish()
+        return record
 
-    def _add_recorded(self, tape: ForwardRecord, turns: UnitOrder, padding: int) -> Tensor | None:
+    def _add_recorded(self, record: ForwardRecord, turns: UnitOrder, padding: int) -> Tensor | None:
         """The same as `_add_if_finite`, but bool [units]."""
-        units = turns.unit_sums(tape.kept)
+        units = turns.unit_sums(record.kept)
         squares = squared_norms(units)
-        for use in tape.by_gram:
+        for use in record.by_gram:
             # Where the terms cancel, rounding can leave less than nothing.
             squares += turns.pair_sums(inner_products(use.layer, use.x, use.g, turns.pairs())).clamp_(min=0)
         # Units go by falling number of images, and equal ones as they come: padding is last.
         factor, finite = self._factors(squares, padding)
         if finite is None:
-            sums = self._kept_sums(tape, torch.mv(units.t(), factor))
-            for use in tape.by_gram:
+            sums = self._kept_sums(record, torch.mv(units.t(), factor))
+            for use in record.by_gram:
                 sums[use.layer.weight] = weighted_sum(use.layer, use.x, use.g, turns.of_images(factor))
             scale = self._shrink(sums.values()) if len(units) == padding + 1 else 1.0
             self._add(sums, scale)
@@ -218,10 +219,10 @@ class ClippedSum:
         factors[len(factors) - padding :] = 0
         return factors, None if finite.all() else finite
 
-    def _kept_sums(self, tape: ForwardRecord, weighted: Tensor) -> dict[Tensor, Tensor]:
-        sums = dict(zip(tape.slots, torch.split(weighted, [p.numel() for p in tape.slots]), strict=True))
-        for p, (layer, way) in tape.ways.items():
-            sums[p] = way.natural(layer, sums[p]).reshape(-1)
+    def _kept_sums(self, record: ForwardRecord, weighted: Tensor) -> dict[Tensor, Tensor]:
+        sums = dict(zip(record.slots, torch.split(weighted, [p.numel() for p in record.slots]), strict=True))
+        for p, (layer, kernel) in record.kernels.items():
+            sums[p] = kernel.natural(layer, sums[p]).reshape(-1)
         return sums
 
     def _workspace(self, n: int, entries: int) -> Tensor:

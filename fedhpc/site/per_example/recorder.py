@@ -7,9 +7,7 @@ GroupNorm and `InputLayer` have rules here. Any other layer goes by Opacus's fun
 differentiates the layer itself.
 """
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,111 +17,15 @@ from torch.nn import functional as F
 
 from fedhpc.errors import PrivacyError
 from fedhpc.models.input_layer import InputLayer, transformed
+from fedhpc.site.per_example.forward_record import ForwardRecord, GramUse, Use
 from fedhpc.site.per_example.kernels import (
-    GradKernel,
     Layer,
     bias_by_image,
     handles,
     is_pointwise,
-    kernel_of,
     prefers_gram,
 )
-
-
-@dataclass
-class Use:
-    """One use of a layer in a forward pass, with its input [n, ...] until the backward pass comes by."""
-
-    name: str
-    layer: nn.Module
-    inputs: list[Tensor]
-    version: int
-    by_gram: bool = False
-
-    def pop(self) -> Tensor:
-        """The input; only once, so that its memory is free afterwards.
-
-        Raises:
-            PrivacyError: where it has been changed in place since.
-        """
-        x = self.inputs.pop()
-        if x._version != self.version:
-            raise PrivacyError(
-                f"layer {self.name}: its input was changed in place after it had been used, so the gradients of images "
-                "cannot be told; change the network (inplace=False)",
-                code="privacy.network",
-            )
-        return x
-
-
-@dataclass(frozen=True)
-class GramUse:
-    """Input and output gradient of a layer whose weight gradients are not made."""
-
-    layer: Layer
-    x: Tensor
-    g: Tensor
-
-
-@dataclass
-class ForwardRecord:
-    """What a forward pass recorded and its backward pass left (private).
-
-    `kept` [n, entries] holds the images' gradients of all parameters but the weights in `by_gram`. Those of parameter p
-    are the columns `slots[p]`, in the order of `ways[p]` where there is one, and in the parameter's own elsewhere.
-    """
-
-    images: int
-    pairs: int
-    uses: list[Use] = field(default_factory=list)
-    affine: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    kept: Tensor = field(default_factory=lambda: torch.empty(0))
-    slots: dict[Tensor, Tensor] = field(default_factory=dict)
-    ways: dict[Tensor, tuple[Layer, GradKernel]] = field(default_factory=dict)
-    shared: set[Tensor] = field(default_factory=set)
-    written: set[Tensor] = field(default_factory=set)
-    by_gram: list[GramUse] = field(default_factory=list)
-
-    def plan(self, workspace: Callable[[int, int], Tensor]) -> None:
-        """Between the two passes: decide what is kept, and where in `workspace(n, entries)`."""
-        times = Counter[Tensor](p for use in self.uses for p in use.layer.parameters() if p.requires_grad)
-        times.update(p for p, _ in self.affine)
-        self.shared = {p for p, count in times.items() if count > 1}
-        for use in self.uses:
-            # The norm of a sum over uses is not told by the norms of its terms.
-            use.by_gram = use.by_gram and use.layer.weight not in self.shared
-        not_kept = {use.layer.weight for use in self.uses if use.by_gram}
-        kept = [p for p in times if p not in not_kept]
-        sizes = [p.numel() for p in kept]
-        self.kept = workspace(self.images, sum(sizes))
-        self.slots = dict(zip(kept, torch.split(self.kept, sizes, dim=1), strict=True))
-
-    def keep(self, p: Tensor, grads: Tensor) -> None:
-        """Take the images' gradients [n, *p.shape] from one use of a parameter."""
-        slot = self.slots[p]
-        grads = grads.reshape(slot.shape)
-        slot.add_(grads) if p in self.written else slot.copy_(grads)
-        self.written.add(p)
-
-    def keep_weight(self, layer: Layer, x: Tensor, g: Tensor) -> None:
-        """The same for the weight of a layer, written in place where one use is all there is."""
-        way, slot = kernel_of(layer, x, g), self.slots[layer.weight]
-        if layer.weight in self.shared or g.dtype != slot.dtype:
-            out = torch.empty_like(slot, dtype=g.dtype)
-            way.write(layer, x, g, out)
-            self.keep(layer.weight, way.natural(layer, out))
-        else:
-            way.write(layer, x, g, slot)
-            self.ways[layer.weight] = layer, way
-            self.written.add(layer.weight)
-
-    def finish(self) -> None:
-        """After the backward pass: collect from the leaves for scales and shifts; zero what nothing came to."""
-        for p, leaf in self.affine:
-            if leaf.grad is not None:
-                self.keep(p, leaf.grad)
-        for p in self.slots.keys() - self.written:
-            self.slots[p].zero_()
+from fedhpc.site.per_example.refusals import own_trained, refusals
 
 
 class _Start(torch.autograd.Function):
@@ -143,7 +45,7 @@ Rule = Callable[[ForwardRecord, Any, Tensor], Tensor]
 
 
 class Recorder:
-    """Stands before the forward of each trained layer of a model until `detach`; does nothing outside of `record`.
+    """Replaces the forward of each trained layer of a model until `detach`; outside of `record` it changes nothing.
 
     The model must treat each image by itself. Of layers that do not, batch norm is found out, as are layers that see or
     give anything but one row an image; arithmetic across rows in a module's own forward is not.
@@ -155,13 +57,13 @@ class Recorder:
         Raises:
             PrivacyError: names the layers that mix images, or whose images' gradients cannot be told apart.
         """
-        refused = [f"{name or 'model'}: {why}" for name, module in model.named_modules() for why in _refusals(module)]
+        refused = [f"{name or 'model'}: {why}" for name, module in model.named_modules() for why in refusals(module)]
         if refused:
             raise PrivacyError(
                 "the network cannot be trained with privacy: " + "; ".join(refused), code="privacy.network"
             )
         self._model = model
-        self._tape: ForwardRecord | None = None
+        self._record: ForwardRecord | None = None
         self._names: dict[nn.Module, str] = {}
         try:
             self._attach(model, "")
@@ -177,21 +79,21 @@ class Recorder:
         self._names.clear()
 
     def record(self, images: Tensor, pairs: int) -> tuple[Tensor, ForwardRecord]:
-        """The model's output for images [n, ...], and the tape; `pairs` as in `prefers_gram`.
+        """Return the model's output for images [n, ...], and the record; `pairs` as in `prefers_gram`.
 
         Raises:
             PrivacyError: where a trained layer sees anything but one row an image.
         """
-        tape = self._tape = ForwardRecord(len(images), pairs)
+        record = self._record = ForwardRecord(len(images), pairs)
         try:
-            return self._model(images), tape
+            return self._model(images), record
         finally:
-            self._tape = None
+            self._record = None
 
     def _attach(self, module: nn.Module, name: str) -> None:
         if module in self._names:
             return
-        rule = self._rule(module) if _own_trained(module) else None
+        rule = self._rule(module) if own_trained(module) else None
         if rule is not None:
             self._names[module] = name or "model"
             if rule == self._other:
@@ -219,12 +121,12 @@ class Recorder:
         return self._matrix_product if handles(module) else self._other
 
     def _forward(self, rule: Rule, layer: nn.Module, own: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        tape = self._tape
-        if tape is None or not torch.is_grad_enabled():
+        record = self._record
+        if record is None or not torch.is_grad_enabled():
             return own(*args, **options)
         inputs = [*args, *options.values()]
-        self._check_rows(layer, "takes", inputs, tape.images)
-        return rule(tape, layer, inputs[0])
+        self._check_rows(layer, "takes", inputs, record.images)
+        return rule(record, layer, inputs[0])
 
     def _check_rows(self, layer: nn.Module, does: str, values: list[Any], images: int) -> None:
         if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].shape[:1] != (images,):
@@ -235,24 +137,24 @@ class Recorder:
                 code="privacy.network",
             )
 
-    def _group_norm(self, tape: ForwardRecord, layer: nn.GroupNorm, x: Tensor) -> Tensor:
+    def _group_norm(self, record: ForwardRecord, layer: nn.GroupNorm, x: Tensor) -> Tensor:
         """The batch as one image of n times as many channels and groups, so with a scale and shift for each image."""
         n, channels = x.shape[:2]
         parameters = (layer.weight, layer.bias)
         leaves = [p.detach().expand(n, -1).reshape(-1).requires_grad_(p.requires_grad) for p in parameters]
         joined = x.reshape(1, n * channels, *x.shape[2:])
         out = torch.group_norm(joined, n * layer.num_groups, leaves[0], leaves[1], layer.eps)
-        tape.affine += [(p, leaf) for p, leaf in zip(parameters, leaves, strict=True) if p.requires_grad]
+        record.affine += [(p, leaf) for p, leaf in zip(parameters, leaves, strict=True) if p.requires_grad]
         return out.reshape(x.shape)
 
-    def _input_layer(self, tape: ForwardRecord, layer: InputLayer, x: Tensor) -> Tensor:
+    def _input_layer(self, record: ForwardRecord, layer: InputLayer, x: Tensor) -> Tensor:
         """With parameters for each image, which autograd gives the gradients of."""
         parameters = (layer.log_gain, layer.log_gamma, layer.low_pass)
         leaves = [p.detach().repeat(len(x), 1).requires_grad_(p.requires_grad) for p in parameters]
-        tape.affine += [(p, leaf) for p, leaf in zip(parameters, leaves, strict=True) if p.requires_grad]
+        record.affine += [(p, leaf) for p, leaf in zip(parameters, leaves, strict=True) if p.requires_grad]
         return transformed(x, *leaves)
 
-    def _matrix_product(self, tape: ForwardRecord, layer: Layer, x: Tensor) -> Tensor:
+    def _matrix_product(self, record: ForwardRecord, layer: Layer, x: Tensor) -> Tensor:
         weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
         if isinstance(layer, nn.Linear):
             out = F.linear(x, weight, bias)
@@ -263,77 +165,48 @@ class Recorder:
         else:
             convolve = F.conv2d if isinstance(layer, nn.Conv2d) else F.conv3d
             out = convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
-        by_gram = layer.weight.requires_grad and prefers_gram(layer, x, out, tape.pairs)
-        return self._watched(tape, self._use(layer, x, by_gram), out, _take_matrix_product)
+        by_gram = layer.weight.requires_grad and prefers_gram(layer, x, out, record.pairs)
+        return self._watched(record, self._use(layer, x, by_gram), out, _take_matrix_product)
 
-    def _other(self, tape: ForwardRecord, layer: nn.Module, x: Tensor) -> Tensor:
-        self._tape = None
+    def _other(self, record: ForwardRecord, layer: nn.Module, x: Tensor) -> Tensor:
+        self._record = None
         try:
             out = torch.func.functional_call(layer, {name: p.detach() for name, p in layer.named_parameters()}, x)
         finally:
-            self._tape = tape
-        return self._watched(tape, self._use(layer, x, False), out, _take_other)
+            self._record = record
+        return self._watched(record, self._use(layer, x, False), out, _take_other)
 
     def _use(self, layer: nn.Module, x: Tensor, by_gram: bool) -> Use:
         return Use(self._names[layer], layer, [x.detach()], x._version, by_gram)
 
     def _watched(
-        self, tape: ForwardRecord, use: Use, out: Tensor, take: Callable[[ForwardRecord, Use, Tensor], None]
+        self, record: ForwardRecord, use: Use, out: Tensor, take: Callable[[ForwardRecord, Use, Tensor], None]
     ) -> Tensor:
-        self._check_rows(use.layer, "gives", [out], tape.images)
-        tape.uses.append(use)
+        self._check_rows(use.layer, "gives", [out], record.images)
+        record.uses.append(use)
         if not out.requires_grad:
             anchor = torch.zeros((), device=out.device, requires_grad=True)
             out = _Start.apply(out, anchor)  # type: ignore[no-untyped-call]
-        out.register_hook(partial(take, tape, use))  # type: ignore[no-untyped-call]
+        out.register_hook(partial(take, record, use))  # type: ignore[no-untyped-call]
         return out
 
 
-def _take_matrix_product(tape: ForwardRecord, use: Use, g: Tensor) -> None:
+def _take_matrix_product(record: ForwardRecord, use: Use, g: Tensor) -> None:
     layer: Any = use.layer
     x = use.pop()
     if layer.bias is not None and layer.bias.requires_grad:
-        tape.keep(layer.bias, bias_by_image(layer, g))
+        record.keep(layer.bias, bias_by_image(layer, g))
     if use.by_gram:
         # Norm and sum are computed apart: both in the weight's precision, so that they are of the same gradient.
-        tape.by_gram.append(GramUse(layer, x.to(layer.weight.dtype), g.to(layer.weight.dtype)))
+        record.by_gram.append(GramUse(layer, x.to(layer.weight.dtype), g.to(layer.weight.dtype)))
     elif layer.weight.requires_grad:
-        tape.keep_weight(layer, x.to(g.dtype), g)
+        record.keep_weight(layer, x.to(g.dtype), g)
 
 
-def _take_other(tape: ForwardRecord, use: Use, g: Tensor) -> None:
+def _take_other(record: ForwardRecord, use: Use, g: Tensor) -> None:
     from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
 
     # Not by Opacus's sampler for the layer's type: for a Conv2d with circular padding, say, that one is silently wrong.
     for p, grads in ft_compute_per_sample_gradient(use.layer, [use.pop()], g).items():
         if p.requires_grad:
-            tape.keep(p, grads)
-
-
-def _own_trained(module: nn.Module) -> list[nn.Parameter]:
-    """The trained parameters that are the module's own, not its children's."""
-    return [p for p in module.parameters(recurse=False) if p.requires_grad]
-
-
-def _opacus_refusals(module: nn.Module) -> list[str]:
-    if handles(module) or type(module) in (nn.GroupNorm, InputLayer):
-        # Opacus objects to none of them, and takes as long to import as PyTorch.
-        return []
-    from opacus.validators import ModuleValidator
-
-    validate = ModuleValidator.VALIDATORS.get(type(module))
-    return [str(problem) for problem in validate(module)] if validate else []
-
-
-def _refusals(module: nn.Module) -> list[str]:
-    """Why a module, by itself, cannot be part of a network that is trained with privacy."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
-        return ["batch norm mixes the images of a batch; use group norm"]
-    if not _own_trained(module):
-        return []
-    problems = _opacus_refusals(module)
-    if any(True for _ in module.buffers()):
-        problems.append("it is trained and has buffers, which would carry statistics of images outside the guarantee")
-    if not getattr(module, "batch_first", True):
-        problems.append("its rows are not images; set batch_first=True")
-    return problems
+            record.keep(p, grads)
