@@ -143,7 +143,7 @@ def train(config: RunConfig | str | Path, run_dir: str | Path | None = None, *, 
 
 
 def _end_others(ranks: int, status: int) -> None:
-    from fedhpc.transport.mpi import abort_at_exit
+    from fedhpc.transport.mpi_library import abort_at_exit
 
     if ranks > 1:
         abort_at_exit(status)

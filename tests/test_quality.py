@@ -15,7 +15,7 @@ REPO = Path(__file__).resolve().parents[1]
 OWNERS = {
     "jinja2": ["fedhpc.util.html"],
     "cryptography": ["fedhpc.secagg", "fedhpc.transport", "fedhpc.privacy.noise"],
-    "mpi4py": ["fedhpc.transport.mpi"],
+    "mpi4py": ["fedhpc.transport.mpi", "fedhpc.transport.mpi_library"],
     "ssl": ["fedhpc.transport.tls"],
     "h5py": ["fedhpc.site.data", "data_prep"],
     "opacus": ["fedhpc.bench.opacus_modes", "fedhpc.privacy", "fedhpc.site"],

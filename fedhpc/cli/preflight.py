@@ -39,7 +39,8 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check at every rank; print the result at rank 0."""
     from fedhpc.errors import InputError
-    from fedhpc.transport.mpi import abort_at_exit, connect
+    from fedhpc.transport.mpi import connect
+    from fedhpc.transport.mpi_library import abort_at_exit
 
     transport = connect()
     try:

@@ -54,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
     notice.listen()
     startup = Startup()
     from fedhpc.run.agreement import Source, join_timeout_s
-    from fedhpc.transport.mpi import abort_at_exit, connect
+    from fedhpc.transport.mpi import connect
+    from fedhpc.transport.mpi_library import abort_at_exit
     from fedhpc.transport.start_watch import watched_start
 
     started = [] if options.init_from is None else [f"model.init_from={json.dumps(str(options.init_from))}"]
@@ -97,7 +98,7 @@ def _train(source: "Source", transport: Any, notice: StopRequest, startup: Start
 
     import_lean()
     from fedhpc.run.train import Machine, Work, train
-    from fedhpc.transport.mpi import is_fault_tolerant
+    from fedhpc.transport.mpi_library import is_fault_tolerant
 
     def may_resume() -> None:
         if options.status is not None:

@@ -15,7 +15,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Connect, print, end."""
-    from fedhpc.transport.mpi import world_size
+    from fedhpc.transport.mpi_library import world_size
 
     print(world_size(), flush=True)
     return 0

@@ -21,7 +21,8 @@ from fedhpc.run.placement import place_sites
 from fedhpc.run.secure_channel import sites_by_rank
 from fedhpc.transport.base import Wire
 from fedhpc.transport.collectives import all_agree
-from fedhpc.transport.mpi import MpiTransport, is_fault_tolerant
+from fedhpc.transport.mpi import MpiTransport
+from fedhpc.transport.mpi_library import is_fault_tolerant
 
 LOG = logging.getLogger(__name__)
 

@@ -52,7 +52,8 @@ def _train(folder: TrialDirectory, more: Commands, requeues: int) -> str:
     from fedhpc.run.agreement import Source
     from fedhpc.run.train import Machine, Work, train
     from fedhpc.transport.base import Wire
-    from fedhpc.transport.mpi import abort_at_exit, connect
+    from fedhpc.transport.mpi import connect
+    from fedhpc.transport.mpi_library import abort_at_exit
 
     rank, begun = _rank(), beginning(job_id())
     wire: Wire | None = None

@@ -16,8 +16,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
-from types import ModuleType
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +25,7 @@ from fedhpc.errors import ExchangeError, InputError, RankLostError, SilentRankEr
 from fedhpc.transport.base import AloneTransport, Wire
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.framing import Bytes, Pieces, carved, divided, frame_header, interleaved
+from fedhpc.transport.mpi_library import is_fault_tolerant, is_launched, load_mpi
 from fedhpc.transport.waiting import Waiting, one_of, rest_of
 from fedhpc.util.arrays import I64
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 FIRST_SLEEP_S, LONGEST_SLEEP_S = 50e-6, 5e-3
-LAUNCHER_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
 WAVE_BYTES = 32 * 2**20
 BROADCAST_BYTES = 2**30
 """The most that one broadcast call carries: MPI counts in ints, of which 2^31 - 1 is the largest."""
@@ -43,15 +42,13 @@ TREE_FROM = 64
 """From so many ranks on the gather is a tree: a linear one makes rank 0 take size - 1 messages a wave, this one about
 2 sqrt(size)."""
 SIZE_TAG, HOST_BYTES = 1, 64
-FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"
-"""What `mpirun --with-ft ulfm` sets for its ranks: those that are left may go on after one has ended."""
 
 
 class MpiTransport:
     """Collectives over an MPI communicator: sizes by Igather and Ibcast, bytes by Igatherv and Ibcast."""
 
     def __init__(self, comm: "MPI.Comm", tree_from: int = TREE_FROM, wave_bytes: int = WAVE_BYTES) -> None:
-        self._mpi = _mpi()
+        self._mpi = load_mpi()
         self._comm, self._wave_bytes = comm, wave_bytes
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         node = comm.Split_type(self._mpi.COMM_TYPE_SHARED)
@@ -204,15 +201,13 @@ class MpiTransport:
             rank: self._comm.Irecv(rows[ends[rank - 1] : ends[rank]], source=rank, tag=SIZE_TAG)
             for rank in range(1, self.size)
         }
-        pause_s, limit_s = FIRST_SLEEP_S, self._limit_s
-        with self._waiting.begun() as look:
-            while missing := {rank: request for rank, request in missing.items() if not self._done(request)}:
-                waited_s = look([self._names[rank] for rank in missing])
-                if waited_s > limit_s:
-                    self._lose(list(missing), waited_s)
-                    limit_s = math.inf
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
+
+        def all_came() -> bool:
+            for rank in [rank for rank, request in missing.items() if self._done(request)]:
+                del missing[rank]
+            return not missing
+
+        self._sleep_until(all_came, lambda: [self._names[rank] for rank in missing], lambda: list(missing))
         return rows
 
     def _waves(self, mine: "Sequence[Pieces]", ranks: I64, sizes: I64) -> Iterator[Bytes]:
@@ -267,13 +262,26 @@ class MpiTransport:
 
     def _wait(self, request: "MPI.Request", whom: Sequence[str] = ()) -> None:
         """Sleep until `request` is done; where rank 0 waits for `whom`, it says so after a while."""
+        # All but rank 0 wait for rank 0 only.
+        lost = [0] if self.rank else []
+        self._sleep_until(lambda: self._done(request), lambda: whom if self.rank == 0 else (), lambda: lost)
+
+    def _sleep_until(
+        self, is_done: Callable[[], bool], whom: Callable[[], Sequence[str]], missing: Callable[[], Sequence[int]]
+    ) -> None:
+        """Sleep until `is_done`, longer each time.
+
+        Args:
+            is_done: whether the wait is over.
+            whom: the names of those that are waited for now, for the notice of a long wait.
+            missing: the ranks to take for lost once the limit of waits has passed.
+        """
         pause_s, limit_s = FIRST_SLEEP_S, self._limit_s
         with self._waiting.begun() as look:
-            while not self._done(request):
-                waited_s = look(whom if self.rank == 0 else ())
+            while not is_done():
+                waited_s = look(whom())
                 if waited_s > limit_s:
-                    # All but rank 0 wait for rank 0 only.
-                    self._lose([0] if self.rank else [], waited_s)
+                    self._lose(missing(), waited_s)
                     limit_s = math.inf
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
@@ -287,7 +295,7 @@ def connect() -> Wire:
     """
     if not is_launched():
         return AloneTransport()
-    transport = MpiTransport(_mpi().COMM_WORLD)
+    transport = MpiTransport(load_mpi().COMM_WORLD)
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", transport.size))
     if transport.size == 1 and tasks > 1 and "OMPI_COMM_WORLD_SIZE" not in os.environ:
         raise InputError(
@@ -296,55 +304,3 @@ def connect() -> Wire:
             code="mpi.world-of-one",
         )
     return transport
-
-
-def is_launched() -> bool:
-    """Whether a launcher has started this process as one of several ranks."""
-    return any(int(os.environ.get(name, "1")) > 1 for name in LAUNCHER_SIZE_VARIABLES)
-
-
-def is_fault_tolerant() -> bool:
-    """Whether ranks can go on after one has ended: under `mpirun --with-ft ulfm`."""
-    return os.environ.get(FAULT_TOLERANT, "") in ("1", "true")
-
-
-def world_size() -> int:
-    """How many ranks the MPI library sees; it starts MPI, whoever started this process."""
-    size: int = _mpi().COMM_WORLD.Get_size()
-    return size
-
-
-def library_version() -> str:
-    """The MPI library's name and version, in short."""
-    said: str = _mpi().Get_library_version()
-    return " ".join(said.strip("\0").splitlines()[0].partition(",")[0].split())
-
-
-def abort_at_exit(status: int) -> None:
-    """Make this process end the whole MPI job with `status` when it exits: the others may wait for it in a collective.
-
-    `comm.Abort` at once would lose the message and, under some launchers, be recorded as success.
-    """
-    from mpi4py import run
-
-    run.set_abort_status(status)
-
-
-def _mpi() -> ModuleType:
-    """mpi4py.MPI, whose import starts MPI: only where a launcher has prepared a world.
-
-    Raises:
-        InputError: where the MPI library cannot be loaded.
-    """
-    try:
-        from mpi4py import MPI
-    except ModuleNotFoundError:
-        raise
-    except (ImportError, RuntimeError) as error:
-        cause = str(error).partition("\n")[0]
-        raise InputError(
-            f"the MPI library cannot be loaded on {socket.gethostname()} ({cause}). Load the MPI module that this "
-            "environment was installed with, or activate the environment that brings its own (`. .venv/bin/activate`)",
-            code="mpi.library",
-        ) from None
-    return MPI

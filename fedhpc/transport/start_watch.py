@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fedhpc.transport.mpi import is_fault_tolerant, is_launched
+from fedhpc.transport.mpi_library import is_fault_tolerant, is_launched
 
 LOOK_S, STDERR = 0.2, 2
 GRACE_S = 3.0

@@ -54,7 +54,8 @@ def test_gather_and_broadcast(mpirun: Callable[..., tuple[int, str, str]], tmp_p
 FAILING = """
 import sys, time
 from pathlib import Path
-from fedhpc.transport.mpi import abort_at_exit, connect
+from fedhpc.transport.mpi import connect
+from fedhpc.transport.mpi_library import abort_at_exit
 t = connect()
 if t.rank == 1:
     Path(sys.argv[1]).write_text(str(time.time()))

@@ -29,7 +29,7 @@ from fedhpc.site.data.shard import shard_problem
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.messages import parsed
-from fedhpc.transport.mpi import library_version
+from fedhpc.transport.mpi_library import library_version
 
 TOKEN = re.compile(rb"\.preflight-[0-9a-f]{16}")
 COMPARED = ("torch", "numpy", "opacus", "monai", "h5py", "mpi4py")

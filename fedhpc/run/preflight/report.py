@@ -12,7 +12,7 @@ import yaml
 from fedhpc.config.loader import load_config
 from fedhpc.errors import InputError
 from fedhpc.records.environment import environment
-from fedhpc.transport.mpi import library_version
+from fedhpc.transport.mpi_library import library_version
 
 TOLD = re.compile(
     r"^(SLURM|OMPI|PMIX|PMI|PRTE|MPI|UCX|NCCL|OMP|CUDA|HIP|ROCR|HDF5|FEDHPC)_|^(LOADEDMODULES|VIRTUAL_ENV)$"
