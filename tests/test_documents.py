@@ -86,6 +86,21 @@ def test_links_of_the_page_exist(page: str) -> None:
     assert sorted(t for t in targets if not (REPO / page).parent.joinpath(t).exists()) == []
 
 
+@functools.cache
+def anchors(page: Path) -> frozenset[str]:
+    """What a link may end in: the page's headings, as GitHub writes them."""
+    outside = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", outside, flags=re.MULTILINE)
+    return frozenset(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_anchors_of_the_page_exist(page: str) -> None:
+    links = [link for link in LINK.findall(outside_of_blocks(page)) if link[1] and "://" not in link[0]]
+    pages = [(REPO / page).parent / target if target else REPO / page for target, _ in links]
+    assert [link for link, path in zip(links, pages, strict=True) if link[1][1:] not in anchors(path.resolve())] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_modules_of_the_page_exist(page: str) -> None:
     assert sorted(name for name in set(named(A_MODULE, page)) if not resolves(name)) == []

@@ -42,7 +42,8 @@ half is honest: the run is stopped.
 What passes: a site that sends nothing of use but pulls nowhere (constant images, noise images, a copy of another site's
 update). A site that knows the test and stays above its quantile: it may pull against the others by some three standard
 deviations of its own noise in all. And for 5 to 25 rounds one that turns hostile after the first rounds, as long as
-noise hides whether the others agree; longer where updates are sparse or noise is unknown. docs/results.md has numbers.
+noise hides whether the others agree; longer where updates are sparse or noise is unknown.
+Numbers: docs/results-robust.md.
 """
 
 import math

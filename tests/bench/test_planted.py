@@ -25,7 +25,7 @@ from fedhpc.util.rng import generator
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("epsilon", [None, 8.0])
 def test_planted_case_is_ranked_right(case: Case, epsilon: float | None) -> None:
-    """One draw; over 100 draws see docs/results.md."""
+    """One draw; over 100 draws see docs/results-algorithms.md."""
     history = run(case, case.shards(), Recipe.of(epsilon), generator(0, "test", case.name))
     assert case.right(values_of(history, case.judging(), case.by_class)["shapley"])
 
