@@ -93,7 +93,7 @@ def _released(claim: Claim) -> tuple[F64, float]:
     work = Work(first, config, claim.plan, model, OneUnit.of(size, 3), weights[0], claim.bench)
     with hospital_at_work(work, lambda done, total: None) as hospital:
         sums = np.stack([_one(hospital, grid, config.privacy.trust) for _ in range(RELEASES)])
-        count = sum(charge.round == BEFORE_ROUNDS for charge in hospital.ledger.charges)
+        count = sum(charge.round == BEFORE_ROUNDS for charge in hospital.budget.ledger.charges)
     return sums, count / RELEASES
 
 

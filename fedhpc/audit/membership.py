@@ -123,7 +123,7 @@ def _one_whole_run(
 
 def ledger_epsilon(hospital: Hospital) -> float:
     """What a private hospital's ledger says that it has spent."""
-    return hospital.epsilon() or 0.0
+    return hospital.budget.epsilon() or 0.0
 
 
 def real_training(subject: Subject, count: int, seed: int) -> Iterator[Finding]:

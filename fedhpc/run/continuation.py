@@ -62,7 +62,7 @@ def _check_learner(session: Session, learner: Hospital, first: int) -> None:
     p, plan, rounds = session.config.privacy, learner.plan, session.config.training.rounds
     if plan is None or p.epsilon is None:
         return
-    spent = tuple(charge for charge in learner.ledger.charges if charge.population == "train")
+    spent = tuple(charge for charge in learner.budget.ledger.charges if charge.population == "train")
     planned = [
         replace(plan.charge(number), unit=p.unit, insecure=p.noise_seed is not None) for number in range(first, rounds)
     ]

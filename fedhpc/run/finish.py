@@ -53,9 +53,11 @@ def reports_of(session: Session, round: int | None = None) -> list[SiteReport]:
     mine = []
     for site in session.sites:
         learner = session.learners[0] if pooled else site
-        ledger = (learner.name, learner.ledger.head) if config.private else ("", "")
-        account = learner.ledger.account_head(site.name) if config.private else ""
-        mine.append(SiteReport(site.name, learner.epsilon(), learner.evaluator.epsilon(), *ledger, account).pack())
+        ledger = (learner.name, learner.budget.ledger.head) if config.private else ("", "")
+        account = learner.budget.ledger.account_head(site.name) if config.private else ""
+        mine.append(
+            SiteReport(site.name, learner.budget.epsilon(), learner.evaluator.epsilon(), *ledger, account).pack()
+        )
     payloads = session.transport.gather(mine, "metrics", round)
     if session.transport.rank:
         return []

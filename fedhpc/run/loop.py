@@ -144,7 +144,7 @@ def _sinks(session: Session, resumed: Resumed) -> Sequence[Sink]:
 
 def _budget_numbers(session: Session, done: int) -> str:
     """What each learner that cannot afford one more round has spent, would spend and may spend; the same at all."""
-    told = "\n".join(filter(None, (learner.budget_line(done) for learner in session.learners)))
+    told = "\n".join(filter(None, (learner.budget.refusal(done) for learner in session.learners)))
     lines = [payload.decode() for payload in session.transport.gather([told.encode()], "control")]
     return broadcast_json(session.transport, lambda: "\n".join(filter(None, lines)))
 

@@ -304,7 +304,7 @@ def open_ledgers(session: Session, heads: Mapping[str, str]) -> tuple[str, ...]:
     if not session.config.private:
         return ()
     run_on_all_ranks(session.transport, lambda: _keep_ledgers(session, heads))
-    told = ["\n".join(learner.forecast()).encode() for learner in session.learners]
+    told = ["\n".join(learner.budget.forecast()).encode() for learner in session.learners]
     return tuple(said(payload) for payload in session.transport.gather(told, "hello") if payload)
 
 
@@ -321,4 +321,4 @@ def _keep_ledgers(session: Session, heads: Mapping[str, str]) -> None:
         mine = [account for account in session.accounts if learner.name in (account.site, POOLED)]
         learner.keep_ledger(path, session.directory.path.resolve().name, mine)
         if learner.name in heads:
-            learner.ledger.check_head(heads[learner.name])
+            learner.budget.ledger.check_head(heads[learner.name])

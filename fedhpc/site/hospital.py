@@ -12,13 +12,12 @@ from fedhpc.compression.top_k import refusal
 from fedhpc.compression.update import LARGEST_ENTRY
 from fedhpc.errors import Interrupted, SiteError
 from fedhpc.models.vector import from_vector, layers_of, to_vector
-from fedhpc.privacy.accountant import Charge
-from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
-from fedhpc.privacy.ledger import Ledger, LedgerOwner, RunTerms, SiteAccount
+from fedhpc.privacy.evaluation_plan import plan_evaluation
+from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.noise import source
 from fedhpc.privacy.plan import PrivacyPlan
-from fedhpc.site.account import forecast
 from fedhpc.site.answers import Answers
+from fedhpc.site.budget import Budget
 from fedhpc.site.context import SiteContext
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.evaluation import Evaluator
@@ -38,7 +37,6 @@ from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.site.training.secure_contribution import IntegerGrid, contribution
 from fedhpc.util.arrays import F32, F64, I64
 from fedhpc.util.log import LogFile
-from fedhpc.util.text import fixed
 
 
 class Hospital:
@@ -48,13 +46,14 @@ class Hospital:
         name: the site's name (public).
         index: its place in the config's list of sites (public).
         weight: its public weight in the mean, and with privacy its declared number of units.
+        budget: what it spends of its patients' privacy.
         evaluator: measures models on its validation and test splits.
     """
 
     def __init__(self, name: str, index: int, weight: int, samples: Samples, place: SiteContext) -> None:
         self.name, self.index, self.weight = name, index, weight
         self._samples, self._place = samples, place
-        self._ledger: Ledger | None = None
+        self.budget = Budget(name, place.config, place.plan)
         self._units: Units | None = None
         self._failures = Failures(name)
         self.evaluator = Evaluator(name, samples, place, self._failures)
@@ -98,12 +97,11 @@ class Hospital:
             PrivacyError: where they are not as they must be; see `fedhpc.privacy.ledger`.
         """
         p = self._place.config.privacy
-        terms = RunTerms(p.delta, p.lifetime_epsilon, tuple(self._planned()))
-        self._ledger = Ledger(path, LedgerOwner(self.name, run), accounts, terms)
+        ledger = self.budget.open(path, run, accounts)
         self._units = Units.of(self._samples, p.unit, p.max_images_per_patient)
         evaluation = plan_evaluation(self._place.config)
         if evaluation is not None:
-            self.evaluator.keep_answers(Answers(path.parent, self._ledger, evaluation))
+            self.evaluator.keep_answers(Answers(path.parent, ledger, evaluation))
 
     def train(self, params: F32, round: int, regularizer: Regularizer = NOTHING) -> F32:
         """Local training from the global `params`; returns local - global, f32[d].
@@ -152,9 +150,9 @@ class Hospital:
         self._check_bound(params, round)
         what = f"round {round + 1}: training failed"
         with self.failing(what):
-            work = None if place.plan is None else self._private_work(place.plan, round)
+            work = None if place.plan is None else self._private_work(round)
             if place.plan is not None:
-                self._charge(place.plan, round)
+                self.budget.charge_round(round)
 
         def trained() -> F32:
             from_vector(place.model, params)
@@ -191,25 +189,11 @@ class Hospital:
         where = (self.name, round, place.bench, slowed(place.on_step, place.slowdown))
         return LocalRound(place.model, self._samples, place.config, *where, regularizer, place.effort)
 
-    def _private_work(self, plan: PrivacyPlan, round: int) -> PrivateWork:
+    def _private_work(self, round: int) -> PrivateWork:
         if self._units is None:
             raise ValueError("no privacy ledger is open; call keep_ledger first")
         fresh = entropy(self._place.config.privacy.noise_seed, self.name, round)
-        return PrivateWork(self._units, plan, fresh, self.weight)
-
-    def _charge(self, plan: PrivacyPlan, round: int) -> None:
-        self.ledger.charge(self._next_charge(plan, round), self._place.config.privacy.epsilon)
-
-    def _next_charge(self, plan: PrivacyPlan, round: int) -> Charge:
-        p = self._place.config.privacy
-        return replace(plan.charge(round), unit=p.unit, insecure=p.noise_seed is not None)
-
-    @property
-    def ledger(self) -> Ledger:
-        """The open privacy ledger; ValueError before `keep_ledger`."""
-        if self._ledger is None:
-            raise ValueError("no privacy ledger is open; call keep_ledger first")
-        return self._ledger
+        return PrivateWork(self._units, self.budget.plan, fresh, self.weight)
 
     def enter(self, round: int) -> None:
         """Charge a round of a secure sum; it is paid for from here on, whether this site stays to its end or not.
@@ -217,10 +201,8 @@ class Hospital:
         Raises:
             SiteError: where the ledger cannot be written: without it this site takes no part.
         """
-        if self._place.plan is None:
-            raise ValueError("a secure sum needs a privacy plan")
         with self.failing(f"round {round + 1}: the ledger cannot be charged"):
-            self._charge(self._place.plan, round)
+            self.budget.charge_round(round)
 
     def contribute(self, params: F32, round: int, grid: IntegerGrid) -> I64:
         """This site's vector for the secure sum of a round that it has entered, int64[d]: private until it is masked.
@@ -229,11 +211,9 @@ class Hospital:
             SiteError: where training fails; names the site and the round.
         """
         place = self._place
-        if place.plan is None:
-            raise ValueError("a secure sum needs a privacy plan")
         self._check_bound(params, round)
         from_vector(place.model, params)
-        work = self._private_work(place.plan, round)
+        work = self._private_work(round)
         noise = source(place.config.privacy.noise_seed, self.name, round, "skellam")
         with self.failing(f"round {round + 1}: training failed"):
             return contribution(self._local(round), work, grid, noise)
@@ -245,28 +225,17 @@ class Hospital:
         """
         place, noise = self._place, 0.0
         if place.plan is not None:
-            noise = self._charge_feature_mean(place.plan)
+            noise = self.budget.charge_feature_mean()
         stream = source(place.config.privacy.noise_seed, self.name, 0, "feature mean")
         with self.failing("the mean of the features failed"):
             return noisy_sum(whitened_sum(self._features(), grid, self.weight), grid, noise, stream)
 
     def feature_share(self, grid: IntegerGrid) -> I64:
         """The same as integers, int64[d], with this site's share of the noise: private until it is masked."""
-        place = self._place
-        if place.plan is None:
-            raise ValueError("a secure sum needs a privacy plan")
-        self._charge_feature_mean(place.plan)
-        stream = source(place.config.privacy.noise_seed, self.name, 0, "feature mean")
+        self.budget.charge_feature_mean()
+        stream = source(self._place.config.privacy.noise_seed, self.name, 0, "feature mean")
         with self.failing("the mean of the features failed"):
             return shared_sum(whitened_sum(self._features(), grid, self.weight), grid, stream)
-
-    def _charge_feature_mean(self, plan: PrivacyPlan) -> float:
-        """Charge what comes before the rounds; return its noise multiplier."""
-        p = self._place.config.privacy
-        (planned,) = plan.before_rounds
-        charge = replace(planned, unit=p.unit, insecure=p.noise_seed is not None)
-        self.ledger.charge(charge, p.epsilon)
-        return charge.noise_multiplier
 
     def _features(self) -> Features:
         place, p = self._place, self._place.config.privacy
@@ -275,34 +244,4 @@ class Hospital:
 
     def can_afford(self, round: int) -> bool:
         """Whether one more round stays within the target epsilon and the lifetime cap; always without privacy."""
-        plan, target = self._place.plan, self._place.config.privacy.epsilon
-        return plan is None or target is None or self.ledger.affords(self._next_charge(plan, round), target)
-
-    def budget_line(self, round: int) -> str:
-        """What was spent, what one more round would make it, and the limits (public); empty where it is allowed."""
-        plan, p = self._place.plan, self._place.config.privacy
-        if plan is None or self.can_afford(round):
-            return ""
-        spent, then = (self.ledger.epsilon(p.delta, *more) for more in ((), (self._next_charge(plan, round),)))
-        cap = "" if p.lifetime_epsilon is None else f", privacy.lifetime_epsilon={p.lifetime_epsilon:g}"
-        numbers = f"epsilon {fixed(spent)} spent, {fixed(then)} with one more round"
-        refused = self.ledger.refused_by_accounts(self._next_charge(plan, round))
-        return f"  {self.name}: {numbers}; privacy.epsilon={p.epsilon:g}{cap}" + (f"; {refused}" if refused else "")
-
-    def forecast(self) -> list[str]:
-        """What the user must know before the first step of a private run, a line for each site ledger.
-
-        Where it lies, its cap, what its patients have spent, and what they will have spent at most after this run.
-        """
-        if self._place.plan is None:
-            return []
-        return [forecast(account, self.ledger.id, self._planned()) for account in self.ledger.accounts]
-
-    def _planned(self) -> list[Charge]:
-        """All charges that the run means to make, of both populations."""
-        plan = self._place.plan
-        return [] if plan is None else charges_of_run(self._place.config, plan)
-
-    def epsilon(self) -> float | None:
-        """What this site has spent in the run's directory, by its ledger; None without privacy."""
-        return None if self._ledger is None else self._ledger.epsilon(self._place.config.privacy.delta)
+        return self.budget.affords(round)

@@ -53,7 +53,7 @@ DP_SGD, LEDGER, ACCOUNTANT = (
 ROUND_TESTS = "tests/site/test_private_round.py::"
 PRIVACY_TESTS = "tests/site/training/test_dp_sgd.py::"
 
-CHARGE = "            if place.plan is not None:\n                self._charge(place.plan, round)\n"
+CHARGE = "            if place.plan is not None:\n                self.budget.charge_round(round)\n"
 PRIVATE_STEPS = """
         def trained() -> F32:
             from_vector(place.model, params)
@@ -266,8 +266,8 @@ MUTANTS = (
     ),
     Mutant(
         "feature mean not charged",
-        HOSPITAL,
-        "        self.ledger.charge(charge, p.epsilon)\n        return charge.noise_multiplier\n",
+        "fedhpc/site/budget.py",
+        "        self.ledger.charge(charge, self._config.privacy.epsilon)\n        return charge.noise_multiplier\n",
         "        return charge.noise_multiplier\n",
         laws=("feature mean: feature mean, charges",),
         tests=("tests/attacks/test_feature_mean.py::test_release_is_charged_once_and_kept",),
