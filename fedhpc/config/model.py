@@ -57,8 +57,9 @@ class Model(Section):
     )
     feature_norm: Literal["none", "stages"] = Field(
         default="none",
-        description="with `features`: none, or stages (the channels' means, and their deviations, of each stage of the "
-        "backbone are standardised first, image by image, so that a scanner of another contrast changes less)",
+        description="of a frozen backbone's features: none (without `features` all of an image's are standardised as one), "
+        "or stages (the channels' means, and their deviations, of each stage of the backbone are standardised by "
+        "themselves, image by image, so that a scanner of another contrast changes less)",
     )
     feature_mean: Literal["reference", "sites"] = Field(
         default="reference",

@@ -30,7 +30,7 @@ def _method(name: str) -> Callable[["RunConfig"], bool]:
 
 DEPENDENT = (
     Dependent("model.whitening", "model.features", lambda config: config.model.features is not None),
-    Dependent("model.feature_norm", "model.features", lambda config: config.model.features is not None),
+    Dependent("model.feature_norm", "model.name=frozen", lambda config: config.model.name == "frozen"),
     Dependent(
         "privacy.feature_mean_noise",
         "model.feature_mean=sites",

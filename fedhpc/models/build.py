@@ -13,7 +13,7 @@ from fedhpc.models.monai_networks import monai_network
 from fedhpc.models.own import own_network
 from fedhpc.models.resnet import resnet18, resnet50
 from fedhpc.models.task import Task
-from fedhpc.models.whitening import Centring, Whitening
+from fedhpc.models.whitening import Centring, StageNorm, Whitening
 from fedhpc.util.rng import seed_of
 
 LEAST_PIXELS = {"densenet_small": 13, "densenet121": 29, "resnet18": 1, "resnet50": 1}
@@ -88,7 +88,9 @@ def _head(backbone: Backbone, model: Model, classes: int) -> nn.Module:
     """
     dim, kept = backbone.dim, model.features
     if kept is None:
-        return nn.Sequential(nn.LayerNorm(dim, elementwise_affine=False), nn.Linear(dim, classes))
+        blocks = blocks_of(backbone, model)
+        norm = StageNorm(blocks) if blocks else nn.LayerNorm(dim, elementwise_affine=False)
+        return nn.Sequential(norm, nn.Linear(dim, classes))
     linear = nn.Linear(kept, classes, bias=False)
     nn.init.zeros_(linear.weight)
     centred = [Centring(kept)] if model.feature_mean == "sites" else []

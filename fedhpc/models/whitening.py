@@ -57,6 +57,22 @@ def in_blocks(features: Tensor, blocks: Sequence[int]) -> Tensor:
     return torch.cat([nn.functional.layer_norm(part, (size,), eps=1e-12) for part, size in pairs], dim=1)
 
 
+class StageNorm(nn.Module):
+    """Features f32[b, D] -> f32[b, D], each part of an image's features standardised by itself (`in_blocks`).
+
+    Args:
+        blocks: the sizes of the parts, D in all.
+    """
+
+    def __init__(self, blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.blocks = tuple(blocks)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class."""
+        return in_blocks(features, self.blocks)
+
+
 class Centring(nn.Module):
     """Whitened features f32[b, d] less the mean of all sites' own, of length 1 again; nothing in it is trained.
 

@@ -184,6 +184,26 @@ def test_stage_norm_ignores_gain_and_offset_of_each_part() -> None:
     assert (results["none"][0] - results["none"][1]).abs().max() > 0.1
 
 
+def test_head_on_all_features_standardises_each_part_by_itself() -> None:
+    """Gain and offset of a part change nothing with `stages`; standardised as one, the features change with them."""
+    backbone = public_backbone("phantom")
+    features = torch.randn(7, backbone.dim, generator=torch.Generator().manual_seed(0))
+    parts = features.split(list(backbone.blocks), dim=1)
+    moved = torch.cat([part * (0.2 + 3 * k) - 5 * k for k, part in enumerate(parts)], dim=1)
+    task = Task(("a", "b", "c"), (1, 64, 64))
+    change = {}
+    for norm in ("none", "stages"):
+        tree = {
+            "name": "x",
+            "data": {"shards": "{site}.h5", "sites": [{"name": "a"}]},
+            "model": {"name": "frozen", "backbone": "phantom", "feature_norm": norm},
+        }
+        head = build_model(RunConfig.model_validate(tree), task, backbone)
+        assert parameter_count(head) == 3 * (backbone.dim + 1)
+        change[norm] = float((head(features) - head(moved)).detach().abs().max())
+    assert change["stages"] < 1e-4 < 0.1 < change["none"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_backbone_blocks_are_the_parts_of_its_features(name: str) -> None:
     """Each image's mean channels of a stage are one part, their deviations the next: in order, and none left over."""
