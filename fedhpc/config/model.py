@@ -57,8 +57,8 @@ class Model(Section):
     )
     feature_norm: Literal["none", "stages"] = Field(
         default="none",
-        description="of a frozen backbone: none (without `features` all of an image's features are standardised as one), "
-        "or stages (the channels' means, and their deviations, of each stage of the backbone are standardised by "
+        description="of a frozen backbone: none (without `features` all of an image's features are standardised as "
+        "one), or stages (the channels' means, and their deviations, of each stage of the backbone are standardised by "
         "themselves, image by image, so that a scanner of another contrast changes less)",
     )
     feature_mean: Literal["reference", "sites"] = Field(
