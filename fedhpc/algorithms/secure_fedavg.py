@@ -55,6 +55,7 @@ class SecureMean:
         step: (global state, private mean gradient f32[d]) -> the mean update f32[d].
         tell: told of a failure of a site at this rank that the round survives.
         identities: of this rank's sites by index: what they sign with, and whose signatures they accept.
+        threads: of this rank, which mask and add up.
     """
 
     terms: SumTerms
@@ -64,6 +65,7 @@ class SecureMean:
     step: Callable[[RunState, F32], F32]
     tell: Callable[[str], None]
     identities: Mapping[int, SigningSite]
+    threads: int = 1
 
     def __call__(
         self, sites: Sequence[Participant], state: RunState, transport: Transport, watch: Stopwatch
@@ -74,7 +76,7 @@ class SecureMean:
             SiteError: one site failed and none may, or (at rank 0) more dropped out than are tolerated.
         """
         participants = {site.index: _Masked(cast(SecureParticipant, site), self, state) for site in sites}
-        aggregator = SumAggregator(self.terms, state.round) if transport.rank == 0 else None
+        aggregator = SumAggregator(self.terms, state.round, self.threads) if transport.rank == 0 else None
         relay = _Relay(transport, state.round + 1, aggregator, [name for name, _ in self.sites], tuple(participants))
         with watch.phase("exchange"):
             keys = self._attempt(participants, _Masked.enter)
@@ -113,7 +115,7 @@ class _Masked:
 
     def __init__(self, site: SecureParticipant, mean: SecureMean, state: RunState) -> None:
         self._site, self._grid, self._state = site, mean.grid, state
-        self.masks = MaskedSite(mean.terms, mean.identities[site.index], state.round)
+        self.masks = MaskedSite(mean.terms, mean.identities[site.index], state.round, mean.threads)
 
     def enter(self) -> bytes:
         self._site.enter(self._state.round)

@@ -2,7 +2,8 @@
 
 The whole protocol of a round without a wire: all sites send keys and shares, all but the last their masked vector, and
 the aggregator takes off the masks, those of the lost site too. The sum is compared with that of the vectors. Seconds
-are those of the processor; of the sites, the one that took longest.
+are those of the processor and those of the clock; of the sites, those of the slowest one. Sites of a run mask at the
+same time and the aggregator works after them, so what a round waits is the slowest site and the aggregator.
 """
 
 import time
@@ -14,7 +15,7 @@ import numpy as np
 
 from fedhpc.errors import InputError
 from fedhpc.secagg.masks import SumTerms, most_dropouts
-from fedhpc.secagg.messages import CONFIRMED, KEYS, MASKED, REVEALED, SHARES, signed
+from fedhpc.secagg.messages import CONFIRMED, KEYS, MASKED, REVEALED, SHARES
 from fedhpc.secagg.protocol import MaskedSite, SumAggregator
 from fedhpc.secagg.signatures import SigningSite, bare_key, signatories_of, uncertified
 from fedhpc.util.arrays import I64
@@ -29,35 +30,51 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SumBenchmark:
-    """What to measure: lengths of the vectors, sites, bytes of an integer, seconds of a round of training (or None)."""
+    """What to measure.
+
+    Attributes:
+        sizes: lengths of the vectors.
+        threads: of each site and of the aggregator, a row each.
+        sites: how many.
+        width_bytes: of an integer.
+        repeats: of each row; the least seconds are reported.
+        round_s: seconds of a round of training, or None.
+    """
 
     sizes: Sequence[int]
+    threads: Sequence[int]
     sites: int
     width_bytes: int
+    repeats: int = 1
     round_s: float | None = None
 
 
 def measure(job: SumBenchmark) -> dict[str, Any]:
-    """Return a row for each length.
+    """Return a row for each length and number of threads.
 
     Raises:
         InputError: fewer than 3 sites: none of them may drop out.
     """
     if most_dropouts(job.sites, 0) < 1:
         raise InputError(f"--sites {job.sites}: none of so few may drop out; give 3 or more", code="command-line")
-    return {"sites": job.sites, "width_bytes": job.width_bytes, "rows": [_row(job, size) for size in job.sizes]}
+    rows = [_row(job, size, threads) for size in job.sizes for threads in job.threads]
+    return {"sites": job.sites, "width_bytes": job.width_bytes, "rows": rows}
+
+
+def _now() -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([time.process_time(), time.monotonic()])
 
 
 @dataclass
 class _Seconds:
-    """Processor seconds of each site, and of the aggregator."""
+    """Seconds of the processor and of the clock, float64[2]: of each site, and of the aggregator."""
 
-    sites: list[float]
-    aggregator: float = 0.0
-    _began_s: float = field(default_factory=time.process_time)
+    sites: list[Any]
+    aggregator: Any = field(default_factory=lambda: np.zeros(2))
+    _began_s: Any = field(default_factory=_now)
 
     def of_site(self, site: int, value: T) -> T:
-        """Note that `value` has just been made by a site; the clock begins anew."""
+        """Note that `value` has just been made by a site; the clocks begin anew."""
         self.sites[site] += self._lap()
         return value
 
@@ -67,37 +84,44 @@ class _Seconds:
         return value
 
     def skip(self) -> None:
-        """Let the clock begin anew: what was done belongs to nobody."""
+        """Let the clocks begin anew: what was done belongs to nobody."""
         self._lap()
 
-    def _lap(self) -> float:
-        now_s = time.process_time()
+    def _lap(self) -> Any:
+        now_s = _now()
         spent_s, self._began_s = now_s - self._began_s, now_s
         return spent_s
 
 
-def _row(job: SumBenchmark, size: int) -> dict[str, Any]:
+def _row(job: SumBenchmark, size: int, threads: int) -> dict[str, Any]:
     terms = SumTerms(job.sites, job.sites - 1, size, job.width_bytes)
+    spent, right = [], True
     with at_work(f"a secure sum of {size:,} integers"):
-        before_bytes, seconds = reset_peak(), _Seconds([0.0] * job.sites)
-        right = _sum(terms, seconds)
-    largest_s = max(seconds.sites[:-1])
-    share = None if not job.round_s else (largest_s + seconds.aggregator) / job.round_s
+        before_bytes = reset_peak()
+        for _ in range(job.repeats):
+            seconds = _Seconds([np.zeros(2) for _ in range(job.sites)])
+            right = _sum(terms, seconds, threads) and right
+            spent.append([np.max(seconds.sites[:-1], axis=0), seconds.aggregator])
+    (site_s, site_clock_s), (aggregator_s, aggregator_clock_s) = np.min(spent, axis=0).tolist()
+    clock_s = site_clock_s + aggregator_clock_s
     return {
         "size": size,
-        "site_s": largest_s,
-        "aggregator_s": seconds.aggregator,
+        "threads": threads,
+        "site_s": site_s,
+        "site_clock_s": site_clock_s,
+        "aggregator_s": aggregator_s,
+        "aggregator_clock_s": aggregator_clock_s,
         "up_bytes": size * job.width_bytes,
         "peak_bytes": peak_bytes() - before_bytes,
         "right": right,
-        "share_of_round": share,
+        "share_of_round": None if not job.round_s else clock_s / job.round_s,
     }
 
 
-def _sum(terms: SumTerms, seconds: _Seconds) -> bool:
+def _sum(terms: SumTerms, seconds: _Seconds, threads: int) -> bool:
     """Do the protocol without the last site's masked vector; return whether the sum is right."""
-    sites = [MaskedSite(terms, one, 0) for one in _signing_sites(terms.sites)]
-    aggregator, everybody = SumAggregator(terms, 0), list(enumerate(sites))
+    sites = [MaskedSite(terms, one, 0, threads) for one in _signing_sites(terms.sites)]
+    aggregator, everybody = SumAggregator(terms, 0, threads), list(enumerate(sites))
     stayed, plain = everybody[:-1], np.zeros(terms.size, np.int64)
     seconds.skip()
     keys = [seconds.of_site(i, one.advertise()) for i, one in everybody]
@@ -110,14 +134,14 @@ def _sum(terms: SumTerms, seconds: _Seconds) -> bool:
         plain += vector
         seconds.skip()
         masked.append(seconds.of_site(i, one.mask(shares, vector)))
+        del vector
     survivors = seconds.of_aggregator(aggregator.answer(MASKED, [*masked, b""]))
-    del masked
     told = [seconds.of_site(i, one.confirm(survivors)) for i, one in stayed]
     confirmed = seconds.of_aggregator(aggregator.answer(CONFIRMED, [*told, b""]))
     revealed = [seconds.of_site(i, one.reveal(confirmed)) for i, one in stayed]
     aggregator.answer(REVEALED, [*revealed, b""])
     total = seconds.of_aggregator(aggregator.total())
-    return bool(np.array_equal(total, signed(plain.view(np.uint64), terms.width_bytes)))
+    return bool(np.array_equal(total, plain))
 
 
 def _vector(terms: SumTerms, site: int) -> I64:
@@ -136,12 +160,23 @@ def _signing_sites(count: int) -> list[SigningSite]:
 
 def text(found: Mapping[str, Any]) -> str:
     """For a person."""
-    head = ("integers", "site CPU s", "aggregator CPU s", "up MB a site", "peak MB, all in one", "sum", "of a round")
+    head = (
+        "integers",
+        "threads",
+        "site CPU s",
+        "clock s",
+        "aggregator CPU s",
+        "clock s",
+        "up MB a site",
+        "peak MB, all in one",
+        "sum",
+        "of a round",
+    )
     return fitted([head, *map(_line, found["rows"])])
 
 
 def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
     share = "-" if row["share_of_round"] is None else f"{row['share_of_round']:.2%}"
-    seconds = (f"{row['site_s']:.2f}", f"{row['aggregator_s']:.2f}")
+    seconds = [f"{row[f'{one}_s']:.3f}" for one in ("site", "site_clock", "aggregator", "aggregator_clock")]
     sizes = (f"{row['up_bytes'] / MB:.0f}", f"{row['peak_bytes'] / MB:.0f}")
-    return (f"{row['size']:,}", *seconds, *sizes, "right" if row["right"] else "WRONG", share)
+    return (f"{row['size']:,}", f"{row['threads']}", *seconds, *sizes, "right" if row["right"] else "WRONG", share)

@@ -23,7 +23,7 @@ GATHER = (
     "mpirun -n 2 {run} bench gather --sites 4 16 64 --densities 0.1 --json",
 )
 SECAGG = (
-    "{run} bench secagg --sizes 1000000",
+    "{run} bench secagg --sizes 7000000 --threads 1 2 --repeats 5",
     "{run} bench secagg --sizes 11000000 112500000 --width 3 --json",
 )
 
@@ -200,8 +200,10 @@ def _add_secagg(kinds: "_SubParsersAction[Parser]") -> None:
     secagg = kinds.add_parser("secagg", help="time and memory of a secure sum with one site that drops out")
     secagg.describe("Mask, sum and unmask integer vectors of several sites, of which one drops out.", SECAGG)
     secagg.add_argument("--sizes", nargs="+", type=positive, default=[11_000_000], metavar="N", help="of a vector")
+    secagg.add_argument("--threads", nargs="+", type=positive, default=[1], metavar="N", help="of each, a row each")
     secagg.add_argument("--sites", type=positive, default=4, metavar="M", help="at least 3")
     secagg.add_argument("--width", type=int, choices=range(1, 9), default=3, metavar="BYTES", help="of an integer")
+    secagg.add_argument("--repeats", type=positive, default=1, metavar="N", help="the least seconds are reported")
     secagg.add_argument("--round-s", type=float, metavar="S", help="seconds of a round of training, for the share")
     add_json(secagg)
     secagg.set_defaults(action=_secagg)
@@ -210,6 +212,7 @@ def _add_secagg(kinds: "_SubParsersAction[Parser]") -> None:
 def _secagg(options: argparse.Namespace) -> int:
     from fedhpc.bench.secure_sum import SumBenchmark, measure, text
 
-    found = measure(SumBenchmark(options.sizes, options.sites, options.width, options.round_s))
+    what = (options.sizes, options.threads, options.sites, options.width, options.repeats, options.round_s)
+    found = measure(SumBenchmark(*what))
     print_result(found, text(found), as_json=options.json)
     return 0

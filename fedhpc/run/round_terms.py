@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 from torch import nn
 
 from fedhpc.aggregation.mean import Mean
@@ -118,6 +119,7 @@ def secure_mean(session: Session) -> SecureMean | None:
         step=partial(_step_of_sum, session),
         tell=LOG.warning,
         identities=session.identities,
+        threads=torch.get_num_threads(),
     )
 
 

@@ -1,29 +1,20 @@
-"""Masks and sealed shares of a secure sum: key agreement, key derivation and the pseudorandom generator. No protocol.
+"""Keys of the masks and sealed shares of a secure sum: key agreement and key derivation. No protocol, no vectors.
 
-X25519, then HKDF-SHA-256 over what the key belongs to; AES-256 in counter mode expands 32 bytes to a vector. Every key
-is drawn or derived for one use in one round.
+X25519, then HKDF-SHA-256 over what the key belongs to. Every key is drawn or derived for one use in one round.
 """
 
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import CTR
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedhpc.compression.update import AGGREGATOR
 from fedhpc.errors import PayloadError
-from fedhpc.secagg.messages import SPARE_BYTES, low_bytes
-from fedhpc.util.arrays import U64
 
 KEY_BYTES = 32
-MASK_BLOCK = 1 << 15
-"""Entries of a vector that are masked at a time."""
 NO_NONCE = bytes(16)
 """Every key here is drawn or derived for one use in one round, so the nonce has nothing to tell apart."""
 
@@ -119,33 +110,3 @@ def pair_seed(own: MaskKey, peer: int, roster: Mapping[int, PublicKeys], round: 
     """Return s_ij of two sites, 32 bytes: the same from the key of either (secret)."""
     low, high = (SiteKey(site, roster[site].masking) for site in sorted((own.site, peer)))
     return agree(own.key, roster[peer].masking, context(b"mask", round, low, high))
-
-
-def expand(seed: bytes, terms: SumTerms) -> U64:
-    """PRG: 32 bytes -> uint64[size], uniform in [0, 2^(8 width_bytes)), by AES-256 in counter mode."""
-    total = np.zeros(terms.size, np.uint64)
-    add_mask(total, seed, terms.width_bytes)
-    total &= np.uint64(2 ** (8 * terms.width_bytes) - 1)
-    return total
-
-
-def add_mask(total: U64, seed: bytes, width_bytes: int) -> None:
-    """Add PRG(seed) to uint64[size] modulo 2^(8 width_bytes), in place; what is above that in each entry is undefined.
-
-    It is drawn and added a block at a time, which stays in the processor's cache and takes no memory of its own.
-    """
-    _each_block(total, seed, width_bytes, np.add)
-
-
-def subtract_mask(total: U64, seed: bytes, width_bytes: int) -> None:
-    """Subtract PRG(seed) from uint64[size]; see `add_mask`."""
-    _each_block(total, seed, width_bytes, np.subtract)
-
-
-def _each_block(total: U64, seed: bytes, width_bytes: int, ufunc: np.ufunc) -> None:
-    stream = Cipher(AES(seed), CTR(NO_NONCE)).encryptor()
-    zeros, drawn = bytes(MASK_BLOCK * width_bytes), bytearray(MASK_BLOCK * width_bytes + SPARE_BYTES)
-    for start in range(0, total.size, MASK_BLOCK):
-        block = total[start : start + MASK_BLOCK]
-        stream.update_into(zeros[: block.size * width_bytes], drawn)
-        ufunc(block, low_bytes(drawn, block.size, width_bytes), out=block)

@@ -32,28 +32,15 @@ A malicious aggregator can still end a round, leave out sites up to the threshol
 import hashlib
 import os
 import struct
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
-import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from fedhpc.errors import PayloadError
 from fedhpc.secagg import shamir
-from fedhpc.secagg.masks import (
-    KEY_BYTES,
-    NO_NONCE,
-    MaskKey,
-    PublicKeys,
-    SiteKey,
-    SumTerms,
-    add_mask,
-    agree,
-    context,
-    pair_seed,
-    subtract_mask,
-)
+from fedhpc.secagg.masks import KEY_BYTES, NO_NONCE, MaskKey, PublicKeys, SiteKey, SumTerms, agree, context, pair_seed
 from fedhpc.secagg.messages import (
     CONFIRMED,
     ENTRY,
@@ -62,16 +49,14 @@ from fedhpc.secagg.messages import (
     MASKED,
     REVEALED,
     SHARES,
-    add_bytes,
     bodies_of,
     broadcast_of,
     frame,
-    signed,
     split_broadcast,
-    to_bytes,
 )
 from fedhpc.secagg.signatures import SIGNATURE_BYTES, SignedMessage, SigningSite
-from fedhpc.util.arrays import I64, U64
+from fedhpc.secagg.vectors import Mask, packed, summed
+from fedhpc.util.arrays import I64
 
 TAG_BYTES = 16
 SEALED_BYTES = 2 * shamir.SHARE_BYTES + TAG_BYTES
@@ -79,10 +64,13 @@ ADVERTISED_BYTES = 2 * KEY_BYTES + SIGNATURE_BYTES
 
 
 class MaskedSite:
-    """One site in one round: its secrets, and the five messages that it sends, each once and in this order."""
+    """One site in one round: its secrets, and the five messages that it sends, each once and in this order.
 
-    def __init__(self, terms: SumTerms, identity: SigningSite, round: int) -> None:
-        self._terms, self._identity, self._round = terms, identity, round
+    `threads` of them mask its vector, which changes no bit.
+    """
+
+    def __init__(self, terms: SumTerms, identity: SigningSite, round: int, threads: int = 1) -> None:
+        self._terms, self._identity, self._round, self._threads = terms, identity, round, threads
         self._site, self._name = identity.site, identity.signatories.names[identity.site]
         self._sealing, self._masking = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         self._seed = os.urandom(shamir.SECRET_BYTES)
@@ -133,14 +121,11 @@ class MaskedSite:
         bodies = split_broadcast(SHARES, self._round, shares, SEALED_BYTES * (len(self._roster) - 1))
         self._check_members(bodies, self._roster, "shares")
         self._held |= {site: self._opened(site, body) for site, body in bodies.items() if site != self._site}
-        masked, width_bytes = vector.view(np.uint64).copy(), self._terms.width_bytes
-        add_mask(masked, self._seed, width_bytes)
-        own = MaskKey(self._site, self._masking)
+        own, masks = MaskKey(self._site, self._masking), [Mask(self._seed, added=True)]
         for peer in self._held:
             if peer != self._site:
-                apply = add_mask if self._site < peer else subtract_mask
-                apply(masked, pair_seed(own, peer, self._roster, self._round), width_bytes)
-        return frame(MASKED, self._site, self._round, to_bytes(masked, self._terms.width_bytes))
+                masks.append(Mask(pair_seed(own, peer, self._roster, self._round), added=self._site < peer))
+        return frame(MASKED, self._site, self._round, packed(vector, masks, self._terms, self._threads))
 
     def confirm(self, survivors: bytes) -> bytes:
         """Return the `confirmed` message, in answer to the list of those whose masked vector has arrived."""
@@ -224,11 +209,15 @@ class MaskedSite:
 
 
 class SumAggregator:
-    """The aggregator in one round: it hands the sites' messages on, and takes the masks off the sum."""
+    """The aggregator in one round: it hands the sites' messages on, and takes the masks off the sum.
 
-    def __init__(self, terms: SumTerms, round: int) -> None:
-        self.terms, self.round = terms, round
+    `threads` of them do that, which changes no bit.
+    """
+
+    def __init__(self, terms: SumTerms, round: int, threads: int = 1) -> None:
+        self.terms, self.round, self._threads = terms, round, threads
         self._got: dict[int, dict[int, bytes]] = {}
+        self._masked: dict[int, memoryview] = {}
 
     def answer(self, kind: int, payloads: Sequence[bytes]) -> bytes:
         """What all sites are to be sent when each has sent its message of this kind, or an empty payload for none.
@@ -245,8 +234,11 @@ class SumAggregator:
                 f"at least {self.terms.threshold} needed",
                 code="secagg",
             )
-        self._got[kind] = got
-        return broadcast_of(kind, self.round, dict.fromkeys(got, b"") if kind == MASKED else got)
+        if kind == MASKED:
+            self._masked = got
+            return broadcast_of(kind, self.round, dict.fromkeys(got, b""))
+        self._got[kind] = {site: bytes(body) for site, body in got.items()}
+        return broadcast_of(kind, self.round, self._got[kind])
 
     def _body_bytes(self, kind: int) -> int:
         return {
@@ -266,16 +258,14 @@ class SumAggregator:
         Raises:
             PayloadError: where what was revealed does not fit the keys.
         """
-        masked = self._got[MASKED]
-        total = np.zeros(self.terms.size, np.uint64)
+        masks: list[Mask] = []
         for place, site in enumerate(self._got[SHARES]):
             secret = self._secret(site, place)
-            if site in masked:
-                add_bytes(total, masked[site], self.terms.width_bytes)
-                subtract_mask(total, secret, self.terms.width_bytes)
+            if site in self._masked:
+                masks.append(Mask(secret, added=False))
             else:
-                self._take_off(total, site, secret, masked)
-        return signed(total, self.terms.width_bytes)
+                masks += self._left_over(site, secret)
+        return summed(list(self._masked.values()), masks, self.terms, self._threads)
 
     def _secret(self, site: int, place: int) -> bytes:
         """The self-mask seed of a survivor, the mask key of a site that dropped out."""
@@ -286,8 +276,8 @@ class SumAggregator:
         except ValueError as error:
             raise PayloadError(f"round {self.round + 1}: secret of site {site}: {error}", code="secagg") from None
 
-    def _take_off(self, total: U64, site: int, secret: bytes, survivors: Iterable[int]) -> None:
-        """Take off the pairwise masks that the survivors put on for a `site` which dropped out before it did."""
+    def _left_over(self, site: int, secret: bytes) -> list[Mask]:
+        """What takes off the pairwise masks that the survivors put on for a `site` which dropped out before it did."""
         roster = {one: PublicKeys.parse(body) for one, body in self._got[KEYS].items()}
         own = X25519PrivateKey.from_private_bytes(secret)
         if own.public_key().public_bytes_raw() != roster[site].masking:
@@ -295,10 +285,9 @@ class SumAggregator:
                 f"round {self.round + 1}: the shares of the mask key of site {site} do not fit its public key",
                 code="secagg",
             )
-        for peer in survivors:
-            seed = pair_seed(MaskKey(site, own), peer, roster, self.round)
-            # A survivor with a lower number has added it.
-            (subtract_mask if peer < site else add_mask)(total, seed, self.terms.width_bytes)
+        seeds = {peer: pair_seed(MaskKey(site, own), peer, roster, self.round) for peer in self._masked}
+        # A survivor with a lower number has added it.
+        return [Mask(seed, added=peer > site) for peer, seed in seeds.items()]
 
 
 def round_bytes(terms: SumTerms) -> tuple[int, int]:

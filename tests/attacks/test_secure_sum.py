@@ -19,7 +19,7 @@ from fedhpc.errors import PayloadError
 from fedhpc.run.evaluation.questions import sum_terms
 from fedhpc.run.sum_identities import check_identities
 from fedhpc.secagg import shamir
-from fedhpc.secagg.masks import MaskKey, PublicKeys, SumTerms, X25519PrivateKey, expand, pair_seed
+from fedhpc.secagg.masks import MaskKey, PublicKeys, SumTerms, X25519PrivateKey, pair_seed
 from fedhpc.secagg.messages import (
     CONFIRMED,
     HEADER,
@@ -27,8 +27,6 @@ from fedhpc.secagg.messages import (
     MASKED,
     SHARES,
     broadcast_of,
-    from_bytes,
-    signed,
     split_broadcast,
 )
 from fedhpc.secagg.protocol import ADVERTISED_BYTES, MaskedSite, SumAggregator
@@ -41,10 +39,11 @@ from fedhpc.secagg.signatures import (
     signatories_of,
     uncertified,
 )
+from fedhpc.secagg.vectors import signed
 from fedhpc.transport import pki
 from fedhpc.transport.tls import AGGREGATOR_NAME, Credentials, TlsError
 from fedhpc.util.arrays import I64
-from tests.secagg.test_protocol import Rehearsal, drawn_vectors, signing_sites
+from tests.secagg.test_protocol import Rehearsal, drawn_vectors, expand, signing_sites, unpacked
 
 ROUND = 7
 Lists = Mapping[int, Sequence[int]]
@@ -74,7 +73,7 @@ class Round:
         self.roster = self.aggregator.answer(KEYS, [site.advertise() for site in self.sites])
         shares = self.aggregator.answer(SHARES, [site.share(self.roster) for site in self.sites])
         masked = [site.mask(shares, vector) for site, vector in zip(self.sites, self.vectors, strict=True)]
-        self.masked = {i: from_bytes(payload[HEADER.size :], terms.width_bytes) for i, payload in enumerate(masked)}
+        self.masked = {i: unpacked(payload, terms) for i, payload in enumerate(masked)}
         self.colluding = terms.sites - 1
         # What the colluding site gives away: both of its shares of every other site's secrets.
         self.shares: dict[tuple[int, int], dict[int, bytes]] = {

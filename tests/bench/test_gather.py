@@ -30,10 +30,11 @@ def test_gather_has_a_row_for_each_number_and_density(capsys: pytest.CaptureFixt
 
 
 def test_secagg_sum_is_right_with_one_lost_site(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["bench", "secagg", "--sizes", "100", "70000", "--width", "3", "--round-s", "100"]
-    assert main([*words, "--sites", "3", "--json"]) == 0
+    words = ["bench", "secagg", "--sizes", "100", "70000", "--threads", "1", "2", "--width", "3", "--round-s", "100"]
+    assert main([*words, "--sites", "3", "--repeats", "2", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [(row["size"], row["right"], row["up_bytes"]) for row in rows] == [(100, True, 300), (70000, True, 210000)]
+    assert [(row["size"], row["threads"]) for row in rows] == [(100, 1), (100, 2), (70000, 1), (70000, 2)]
+    assert all(row["right"] and row["up_bytes"] == 3 * row["size"] for row in rows)
     assert all(0 < row["share_of_round"] < 1 for row in rows)
     assert main([*words, "--sites", "2"]) == 2
     assert "--sites 2" in capsys.readouterr().err

@@ -115,7 +115,7 @@ bench algorithms c.yaml -o out --images in --skew 0.3 1 --seeds 0 --folds 5 --al
 bench schedule c.yaml -o out --site a --factor 4 --epsilons none 1 --seeds 0 1 --set a=1 --json
 bench gather --sites 4 16 --densities 0.1 --size 10 --value-bits 4 --rounds 2 --predict 9 --json
 bench sparse --rounds 4 --seeds 0 1 --json
-bench secagg --sizes 10 20 --sites 4 --width 3 --round-s 10 --json
+bench secagg --sizes 10 20 --threads 1 2 --repeats 2 --sites 4 --width 3 --round-s 10 --json
 bench algorithms c.yaml -o out --also a b=1 --also c d=2 --first-only --target 0.9 --set a=1
 """
 

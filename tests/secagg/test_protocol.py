@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedhpc.errors import PayloadError
 from fedhpc.secagg import shamir
-from fedhpc.secagg.masks import SumTerms, expand, most_dropouts
+from fedhpc.secagg.masks import SumTerms, most_dropouts
 from fedhpc.secagg.messages import (
     CONFIRMED,
     HEADER,
@@ -18,13 +18,11 @@ from fedhpc.secagg.messages import (
     REVEALED,
     SHARES,
     broadcast_of,
-    from_bytes,
-    signed,
-    to_bytes,
 )
 from fedhpc.secagg.protocol import MaskedSite, SumAggregator, round_bytes
 from fedhpc.secagg.signatures import SigningSite, bare_key, signatories_of, uncertified
-from fedhpc.util.arrays import I64
+from fedhpc.secagg.vectors import Mask, packed, signed, summed
+from fedhpc.util.arrays import I64, U64
 
 
 def signing_sites(count: int, run: bytes = b"run") -> list[SigningSite]:
@@ -33,6 +31,16 @@ def signing_sites(count: int, run: bytes = b"run") -> list[SigningSite]:
     introductions = [identity.introduction for identity in made]
     signatories = signatories_of(run, introductions, [bare_key(one) for one in introductions])
     return [SigningSite(index, identity.key, signatories) for index, identity in enumerate(made)]
+
+
+def expand(seed: bytes, terms: SumTerms) -> U64:
+    """PRG(seed), uint64[size] modulo 2^(8 width_bytes)."""
+    return summed([], [Mask(seed, added=True)], terms).view(np.uint64)
+
+
+def unpacked(payload: bytes, terms: SumTerms) -> U64:
+    """The vector of a `masked` message, uint64[size] modulo 2^(8 width_bytes)."""
+    return summed([payload[HEADER.size :]], [], terms).view(np.uint64)
 
 
 class Rehearsal:
@@ -112,10 +120,10 @@ def test_what_the_aggregator_sees_of_a_site_is_uniform(lost: tuple[int, ...]) ->
     terms = SumTerms(4, 3, 20_000, 5)
     round = Rehearsal(terms, [np.zeros(20_000, np.int64)] * 4, lost=lost)
     for index in set(range(4)) - set(lost):
-        masked = from_bytes(round.masked[index][HEADER.size :], 5)
+        masked = unpacked(round.masked[index], terms)
         peeled = masked - expand(round.aggregator._secret(index, index), terms)
         for vector in (masked, peeled):
-            counts = np.bincount(np.frombuffer(to_bytes(vector, 5), np.uint8), minlength=256)
+            counts = np.bincount(np.frombuffer(packed(vector, [], terms), np.uint8), minlength=256)
             # 255 degrees of freedom: 400 has a chance of 1e-8.
             assert ((counts - 100_000 / 256) ** 2 / (100_000 / 256)).sum() < 400, index
     assert not round.aggregator.total().any()
