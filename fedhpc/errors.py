@@ -181,12 +181,13 @@ def printed(error: BaseException, *, private: bool = False) -> str:
     """Return an error as it is printed, with its code.
 
     Args:
-        error: of a type without a message, its type is printed.
+        error: of a type without a message, its type is printed; of one that is not fedhpc's own, type and place alone,
+            since its words may quote a site's data (numpy's MemoryError tells how many images did not fit).
         private: print the hospital's own part too, where it has one.
     """
     if isinstance(error, RankErrors):
         return "\n".join(with_code(text, code) for code, text in error.problems)
-    text = inside(error) if private else str(error)
+    text = inside(error) if private else public_cause(error)
     return with_code(text or type(error).__name__, code_of(error))
 
 
@@ -212,10 +213,10 @@ def site_failure(site: str, what: str, error: BaseException) -> SiteError:
     private = "".join(traceback.format_exception(error))
     if inside(error) != str(error):
         private += inside(error)
-    known = isinstance(error, FedhpcError)
+    known, coded = isinstance(error, FedhpcError), isinstance(error, FedhpcError | MemoryError)
     hint = "" if known else f" (details in sites/{site}/log.txt)"
     public = f"site {site}, {what}: {public_cause(error)}{hint}"
-    return SiteError(public, private=private, site=site, code=code_of(error) if known else "site")
+    return SiteError(public, private=private, site=site, code=code_of(error) if coded else "site")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedhpc import errors
@@ -165,3 +166,12 @@ def test_code_stands_after_the_message() -> None:
     assert printed(InputError("a")) == "a [input]"
     assert printed(ConfigError("two\nlines")) == "two\nlines\n[config]"
     assert printed(MemoryError()) == "MemoryError [memory]"
+
+
+def test_words_of_other_errors_stay_inside() -> None:
+    """numpy's MemoryError tells the number of images; a rank's stderr is no hospital's own."""
+    with pytest.raises(MemoryError, match="1234567") as raised:
+        np.empty((1_234_567, 2**20, 2**10))
+    assert "1234567" not in printed(raised.value)
+    failure = site_failure("site1", "opening its shard", raised.value)
+    assert failure.code == "memory" and "1234567" not in str(failure) and "1234567" in failure.private

@@ -167,5 +167,5 @@ def _fresh(folder: Path) -> Iterator[Path]:
     """Give an empty folder; what private runs spend is charged to site ledgers in it."""
     shutil.rmtree(folder, ignore_errors=True)
     make_folder(folder)
-    with charged_to(folder / "accounts"):
+    with charged_to(folder / "accounts", own_shards=True):
         yield folder

@@ -197,7 +197,7 @@ def _home(folder: Path, setting: Setting) -> Path:
 
 
 def _train(config: Path, directory: Path, sets: Sequence[str]) -> None:
-    with charged_to(directory.parent.parent / "accounts"):
+    with charged_to(directory.parent.parent / "accounts", own_shards=True):
         quietly(lambda: train(load_config(config, sets), directory))
 
 

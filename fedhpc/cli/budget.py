@@ -133,7 +133,7 @@ def _grant(options: argparse.Namespace) -> int:
         allow_off=(before.allow_off or options.allow_off) and not options.forbid_off,
     )
     if terms != before:
-        ledger.change(terms, options.reason)
+        ledger.change(terms, options.reason, seen=before)
     elif not options.accept_lost:
         raise InputError(
             "nothing to grant: give --cap, --delta, --allow-off, --forbid-off or --accept-lost",

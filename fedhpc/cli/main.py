@@ -22,6 +22,7 @@ from fedhpc.cli.status import (
     report_stop,
 )
 from fedhpc.errors import FileError, InputError, Stopped, printed
+from fedhpc.util.core_files import forbid_core_files
 from fedhpc.util.files import write_text
 from fedhpc.util.output import stop_printing
 
@@ -68,6 +69,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run the command, return the exit status."""
     options = argparse.Namespace()
+    forbid_core_files()
     try:
         options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
         _log()

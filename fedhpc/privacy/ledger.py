@@ -26,7 +26,7 @@ from fedhpc.privacy.accountant import Bounds, Charge, Population, bounds_of
 from fedhpc.privacy.hash_chain import REMEDY, Chain
 from fedhpc.privacy.ledger_folder import SEAL_DIGITS
 from fedhpc.privacy.site_ledger import SiteLedger, charge_of
-from fedhpc.privacy.site_terms import Owner, Request
+from fedhpc.privacy.site_terms import Answer, Owner, Request
 from fedhpc.privacy.unit_sets import Identities, UnitSet
 
 
@@ -191,19 +191,58 @@ class Ledger:
         """
         with ExitStack() as held:
             self._hold(held)
-            if target is not None and self.epsilon(self._terms.delta, charge) > target:
-                raise PrivacyError(
-                    f"{self._chain.path}: one more charge would pass the run's epsilon {target:g}",
-                    code="privacy.budget",
-                )
-            requests = [(account, self._request(account, charge)) for account in self.accounts]
-            for account, request in requests:
-                refused = account.ledger.refusal(request)
-                if refused:
-                    raise PrivacyError(f"site ledger of {account.site}: {refused}", code="privacy.site-budget")
-            for account, request in requests:
-                account.ledger.write(request)
-            self._append(charge)
+            self._charge(charge, target)
+
+    def _charge(self, charge: Charge, target: float | None) -> None:
+        """See `charge`; within `_hold`."""
+        if target is not None and self.epsilon(self._terms.delta, charge) > target:
+            raise PrivacyError(
+                f"{self._chain.path}: one more charge would pass the run's epsilon {target:g}", code="privacy.budget"
+            )
+        requests = [(account, self._request(account, charge)) for account in self.accounts]
+        for account, request in requests:
+            refused = account.ledger.refusal(request)
+            if refused:
+                raise PrivacyError(f"site ledger of {account.site}: {refused}", code="privacy.site-budget")
+        for account, request in requests:
+            account.ledger.write(request)
+        self._append(charge)
+
+    def has_paid_answer(self, stage: int, split: str) -> bool:
+        """Whether its site ledgers tell of a charge at the stage that no answer on this split was made for yet."""
+        for account in self.accounts:
+            account.ledger.refresh()
+        return self._has_paid_answer(stage, split)
+
+    def _has_paid_answer(self, stage: int, split: str) -> bool:
+        for account in self.accounts:
+            charges = account.ledger.charges(self.id, account.site)
+            paid = sum((charge.round, charge.population) == (stage, "evaluation") for charge in charges)
+            if account.ledger.answers(Answer(self.id, account.site, stage, split)) >= paid:
+                return False
+        return True
+
+    def begin_answer(self, charge: Charge, target: float, split: str, *, due: bool) -> None:
+        """Write down that an answer of validation or test patients is about to be made; charge it where that is due.
+
+        A charge covers one answer on each split. How many there were is in the site ledger, so that an older copy of
+        the run directory, or a second one, gets no further answer for the same charge.
+
+        Args:
+            charge: of its stage.
+            target: epsilon of all stages of the run.
+            split: "val" or "test".
+            due: whether it must be charged by what the caller knows; else the site ledgers decide.
+
+        Raises:
+            PrivacyError: as `charge`.
+        """
+        with ExitStack() as held:
+            self._hold(held)
+            if due or not self._has_paid_answer(charge.round, split):
+                self._charge(charge, target)
+            for account in self.accounts:
+                account.ledger.write_answer(Answer(self.id, account.site, charge.round, split))
 
     def _request(self, account: SiteAccount, charge: Charge) -> Request:
         owner = Owner(self.id, str(self._chain.entries[0]["run"]), account.site)

@@ -12,6 +12,9 @@ from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.unit_sets import Identities
 
 VARIABLE = "FEDHPC_SITE_LEDGER"
+SYNTHETIC_VARIABLE = "FEDHPC_SYNTHETIC_LEDGER"
+"""Where benchmarks keep the accounts of synthetic patients. It means nothing for a shard of any others, so that no
+benchmark, and no config that claims to be of the built-in cohort, leads away from a hospital's account."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +29,20 @@ class Whose:
 def site_ledger_folder(whose: Whose, configured: str | None) -> Path:
     """The folder of the site ledger, by the first of these that is set.
 
-    1. the environment variable FEDHPC_SITE_LEDGER, the hospital's own setting; {site} stands for the site's name
-    2. the config key privacy.site_ledger, `configured` here
-    3. beside the shard, for synthetic patients
-    4. fedhpc/ledgers/{site} in $XDG_STATE_HOME or ~/.local/state
+    1. for synthetic patients FEDHPC_SYNTHETIC_LEDGER, which benchmarks set for themselves
+    2. the environment variable FEDHPC_SITE_LEDGER, the hospital's own setting; {site} stands for the site's name
+    3. the config key privacy.site_ledger, `configured` here
+    4. beside the shard, for synthetic patients
+    5. fedhpc/ledgers/{site} in $XDG_STATE_HOME or ~/.local/state
 
     Raises:
         PrivacyError: `configured` would lead away from an account that the hospital has initialised at the default
             place: no config chooses which budget it is judged by.
     """
-    template = os.environ.get(VARIABLE)
-    if template:
-        return placed(VARIABLE, template, whose.site)
+    for variable in (SYNTHETIC_VARIABLE, VARIABLE) if whose.synthetic else (VARIABLE,):
+        template = os.environ.get(variable)
+        if template:
+            return placed(variable, template, whose.site)
     default = default_folder(whose.site)
     if configured is not None:
         chosen = placed("privacy.site_ledger", configured, whose.site)
@@ -89,8 +94,8 @@ def check_synthetic(site: str, identities: Identities) -> None:
     """See that no patient of a shard that says it is synthetic was charged to a hospital's account.
 
     What a shard says of its origin is not authenticated, and a synthetic one is charged to an account beside it. So no
-    account at the default places that a hospital has initialised may know these patients. Not noticed: a shard that was
-    changed before any of its patients was charged.
+    account at the default places, or where FEDHPC_SITE_LEDGER leads, that a hospital has initialised may know these
+    patients. Not noticed: a shard that was changed before any of its patients was charged.
 
     Args:
         site: its name in this run.
@@ -99,8 +104,10 @@ def check_synthetic(site: str, identities: Identities) -> None:
     Raises:
         PrivacyError: such an account has charged some of them.
     """
-    above = default_folder(site).parent
-    for folder in _accounts(sorted(above.iterdir()) if os.access(above, os.R_OK | os.X_OK) else []):
+    above, template = default_folder(site).parent, os.environ.get(VARIABLE)
+    places = sorted(above.iterdir()) if os.access(above, os.R_OK | os.X_OK) else []
+    hospitals = [placed(VARIABLE, template, site)] if template else []
+    for folder in _accounts([*places, *hospitals]):
         other = SiteLedger(folder)
         if other.terms.initialised and other.has_charged(identities):
             raise PrivacyError(

@@ -39,7 +39,7 @@ from fedhpc.privacy.anchored_chain import AnchoredChain
 from fedhpc.privacy.hash_chain import REMEDY
 from fedhpc.privacy.ledger_folder import CONTENT, SEAL_DIGITS, account_id, derived, exists, make, making, now, read_key
 from fedhpc.privacy.rdp_filter import in_larger_units
-from fedhpc.privacy.site_terms import Request, Terms
+from fedhpc.privacy.site_terms import Answer, Request, Terms
 from fedhpc.privacy.spending import Group, Limit, Paid, Spending
 from fedhpc.privacy.unit_sets import Identities, SetStore, UnitSet, keys_of
 
@@ -114,7 +114,7 @@ class SiteLedger:
         return any(one.startswith(seal) for one in self._chain.seals)
 
     def entries(self, kind: str) -> list[dict[str, Any]]:
-        """All entries of a kind: terms, charge, without_privacy, accept_lost."""
+        """All entries of a kind: terms, charge, answer, without_privacy, accept_lost."""
         return [entry for entry in self._entries() if entry["kind"] == kind]
 
     def charges(self, ledger: str, site: str) -> tuple[Charge, ...]:
@@ -187,14 +187,25 @@ class SiteLedger:
                 self._chain.append({"kind": "charge", "sole": None, **entry})
         return len(new)
 
-    def change(self, terms: Terms, reason: str) -> None:
+    def change(self, terms: Terms, reason: str, seen: Terms | None = None) -> None:
         """Set other terms, for a reason; the unit stays.
 
+        Args:
+            terms: all of the new ones.
+            reason: for the ledger.
+            seen: the terms that the new ones were made from, which nobody may have changed meanwhile; None: any.
+
         Raises:
-            InputError: another unit, or a lower cap.
+            InputError: another unit, a lower cap, or a change meanwhile.
         """
         with self.locked():
             before = self.terms
+            if seen is not None and before != seen:
+                raise InputError(
+                    f"{self.folder}: its terms were changed meanwhile; look at them with `run.py budget show`, and "
+                    "grant again",
+                    code="privacy.site-terms",
+                )
             if terms.unit != before.unit:
                 raise InputError(
                     f"unit={terms.unit}: this site ledger counts per {before.unit}, for good", code="privacy.site-terms"
@@ -204,6 +215,15 @@ class SiteLedger:
                     f"cap={terms.cap}: the cap is {before.cap:g}; a grant can only raise it", code="privacy.site-terms"
                 )
             self._chain.append({"kind": "terms", **asdict(terms), "reason": reason, "time": now()})
+
+    def answers(self, answer: Answer) -> int:
+        """How many answers of this kind were made, whether they are still kept or not."""
+        wanted = asdict(answer)
+        return sum(wanted.items() <= entry.items() for entry in self.entries("answer"))
+
+    def write_answer(self, answer: Answer) -> None:
+        """Write down, within `locked`, that an answer is about to be made; on disk when this returns."""
+        self._chain.append({"kind": "answer", **asdict(answer), "time": now()})
 
     def note(self, kind: Literal["without_privacy", "accept_lost"], content: Mapping[str, str]) -> None:
         """Write down what is no charge: a run without privacy, or that another account is known to be lost."""

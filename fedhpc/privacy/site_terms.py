@@ -53,6 +53,20 @@ class Owner:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One release of validation or test patients, without its content: run ledger, site, stage and split.
+
+    One charge covers a release of the validation split and one of the test split. So each is counted, in the site
+    ledger: whoever can put back an older copy of a run directory must not get another draw of the noise for it.
+    """
+
+    ledger: str
+    site: str
+    stage: int
+    split: str
+
+
+@dataclass(frozen=True)
 class Request:
     """One charge that is asked for.
 

@@ -47,22 +47,22 @@ def _of_run(path: Path, wanted: frozenset[str]) -> Iterator[Recorded]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         config: Any = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
-        shards = str(config["data"]["shards"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        shards = config["data"]["shards"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return  # of another program, of another user, or being written
     for line in lines:
         heads.update(_account_heads(line))
     for site, head in heads.items():
-        if site in wanted and head:
+        if site in wanted and head and isinstance(shards, str):
             yield Recorded(path.parent.name, site, head, shards)
 
 
 def _account_heads(line: str) -> Mapping[str, str]:
     try:
-        heads: Mapping[str, str] = json.loads(line).get("account_heads", {})
-    except (ValueError, AttributeError):
-        return {}  # a line that a crash has cut
-    return heads
+        heads = json.loads(line).get("account_heads", {})
+    except (ValueError, AttributeError, RecursionError):
+        return {}  # a line that a crash has cut, or of another program
+    return {site: head for site, head in heads.items() if isinstance(head, str)} if isinstance(heads, dict) else {}
 
 
 def check_recorded(config: RunConfig, accounts: Sequence[SiteAccount], recorded: Sequence[Recorded]) -> None:

@@ -30,7 +30,7 @@ from fedhpc.run.site_speeds import with_schedule
 from fedhpc.run.site_work import agreed_plans, measured_cost, place_of, run_plan
 from fedhpc.run.sum_identities import TrustModel, agreed_identities, trust_model
 from fedhpc.secagg.signatures import SigningSite
-from fedhpc.site.account import open_account, permit_without_privacy
+from fedhpc.site.account import open_account, permit_exact_evaluation, permit_without_privacy
 from fedhpc.site.context import SiteContext
 from fedhpc.site.data.open_site import OpenSite, open_site_of_run
 from fedhpc.site.data.pixel_blocks import image_blocks
@@ -107,6 +107,7 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
     bench = run_on_all_ranks(transport, lambda: prepare(config.runtime, transport.local_rank))
     facts = _gathered_facts(config, transport, shards, bench)
     common = broadcast_json(transport, lambda: _agreement(facts))
+    run_on_all_ranks(transport, lambda: _check_agreement(common, [_facts(config, s, transport, bench) for s in shards]))
     task = Task(tuple(common["classes"]), tuple(common["image_shape"]), config.task)
     backbone = run_on_all_ranks(
         transport, lambda: load_backbone(config.model.backbone) if config.model.backbone else None
@@ -234,11 +235,12 @@ def _accounts(
     Raises:
         PrivacyError: at every rank, where any is not as it must be, or its hospital demands privacy of a run without.
     """
+    run = directory.path.resolve().name
     if not config.private:
-        run = directory.path.resolve().name
         run_on_all_ranks(transport, lambda: permit_without_privacy(config, shards, run))
         return ()
     accounts = tuple(run_on_all_ranks(transport, lambda: [open_account(config, shard) for shard in shards]))
+    run_on_all_ranks(transport, lambda: permit_exact_evaluation(config, shards, accounts, run))
     found = broadcast_json(
         transport, lambda: [asdict(one) for one in recorded_heads(directory.path, config.site_names)]
     )
@@ -271,6 +273,24 @@ def _agreement(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 code="shard.differ",
             )
     return {"classes": first["classes"], "image_shape": first["image_shape"], "weights": [f["weight"] for f in facts]}
+
+
+def _check_agreement(common: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse another task than that of a site's own shard, whatever the aggregator says.
+
+    With fewer classes than a shard has, whether training fails would tell whether a patient is of a class.
+
+    Raises:
+        InputError: they differ.
+    """
+    for fact in own:
+        wrong = [key for key in ("classes", "image_shape") if list(common[key]) != list(fact[key])]
+        if wrong:
+            raise InputError(
+                f"site {fact['site']}: the aggregator's {' and '.join(wrong)} are not those of its shard. Do not train "
+                "with it before that is explained",
+                code="shard.differ",
+            )
 
 
 def _grid(config: RunConfig, place: SiteContext, weights: Sequence[int]) -> IntegerGrid | None:

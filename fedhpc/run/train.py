@@ -189,7 +189,7 @@ def _kept_inside(files: Sequence[LogFile]) -> Iterator[None]:
     """Turn an unforeseen exception at a rank with hospitals into a SiteError: its words go to their logs only."""
     try:
         yield
-    except (InputError, SiteError, PayloadError, Interrupted, MemoryError):
+    except (InputError, SiteError, PayloadError, Interrupted):
         raise
     except Exception as error:
         if not files:

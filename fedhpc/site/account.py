@@ -123,6 +123,33 @@ def permit_without_privacy(config: RunConfig, shards: Sequence[Shard], run: str)
         _permit(config, shard, run)
 
 
+def permit_exact_evaluation(
+    config: RunConfig, shards: Sequence[Shard], accounts: Sequence[SiteAccount], run: str
+) -> None:
+    """Let a private run with `evaluation.epsilon: null` begin where each hospital allows it, and note it there.
+
+    Its validation and test patients have no epsilon: to them, and to whoever was trained on before, it is a run without
+    privacy.
+
+    Raises:
+        PrivacyError: a hospital demands privacy.
+    """
+    if config.evaluation.epsilon is not None:
+        return
+    for shard, account in zip(shards, accounts, strict=True):
+        terms = account.ledger.terms
+        if terms.require_privacy and not terms.allow_off:
+            raise PrivacyError(
+                f"site {shard.site}: evaluation.epsilon=null releases exact counts of validation and test patients; "
+                "its site ledger demands privacy. Set evaluation.epsilon, or ask the hospital for an exception "
+                "(`run.py budget grant --allow-off`)",
+                code="privacy.required",
+            )
+        if terms.initialised:
+            units = account.units["evaluation"]
+            account.ledger.note("without_privacy", {"run": run, "site": shard.site, "units": units.digest})
+
+
 def _permit(config: RunConfig, shard: Shard, run: str) -> None:
     folder = site_ledger_folder(whose(config, shard), config.privacy.site_ledger)
     if not exists(folder):

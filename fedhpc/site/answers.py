@@ -3,8 +3,9 @@
 An answer is drawn once. A run that is started again and asks the same of the same model gets the same answer, which
 tells nothing new and costs nothing; another question, or another model, is another release and is charged again, as
 long as the budget lasts. The answer is on the disk before it is sent, in `sites/<site>/evaluation-<stage>-<split>.npz`
-(private where privacy.trust=sites: it carries a share of the noise only). The file of the validation split also counts
-the answers on the test split that it has paid for: one that is lost is charged when it is made again.
+(private where privacy.trust=sites: it carries a share of the noise only). How many answers a charge has paid for is in
+the site ledger, and in the file of the validation split for a run without one: one that is lost is charged when it is
+made again, and so is one that an older or a second copy of the run directory does not have.
 """
 
 import io
@@ -53,6 +54,11 @@ class Answers:
         planned = self._plan.charge(question.stage)
         return not self._due(question, asked) or self._ledger.affords(planned, self._plan.epsilon * ROUNDING)
 
+    def keeps(self, question: Question, asked: str) -> bool:
+        """Whether the answer is there already: then none is made."""
+        kept = self._kept(question)
+        return kept is not None and kept.asked == asked
+
     def answer(self, question: Question, asked: str, noised: Callable[[float], I64]) -> I64:
         """Return the kept answer, or charge the stage, make one by `noised(epsilon)` and keep it.
 
@@ -63,8 +69,8 @@ class Answers:
         kept = self._kept(question)
         if kept is not None and kept.asked == asked:
             return kept.released
-        if self._due(question, asked):
-            self._ledger.charge(self._plan.charge(question.stage), self._plan.epsilon * ROUNDING)
+        due, charge = self._due(question, asked), self._plan.charge(question.stage)
+        self._ledger.begin_answer(charge, self._plan.epsilon * ROUNDING, question.split, due=due)
         released = noised(self._plan.stage_epsilon(question.stage))
         uses, before = 1 + self._uses(question), self._validation(question)
         if question.split == "test" and before is not None:
@@ -75,13 +81,13 @@ class Answers:
 
     def _due(self, question: Question, asked: str) -> bool:
         """Whether a charge must be made: one covers a release of the validation split and the next of the test."""
-        kept = self._kept(question)
-        if kept is not None and kept.asked == asked:
+        if self.keeps(question, asked):
             return False
         if question.split == "val":
             return True
         before = self._validation(question)
-        return self._uses(question) >= (before.uses if before else 0)
+        known = self._uses(question) >= (before.uses if before else 0)
+        return known or not self._ledger.has_paid_answer(question.stage, question.split)
 
     def _uses(self, question: Question) -> int:
         """How many answers there were, whether the last is still there or not."""

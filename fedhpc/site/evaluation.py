@@ -88,7 +88,7 @@ class Evaluator:
 
     def may_answer(self, params: F32, question: Question) -> bool:
         """Whether the evaluation budget allows the answer to a question about a model."""
-        return self._answers is not None and self._answers.affords(question, question.digest(params))
+        return self._answers is not None and self._answers.affords(question, self._asked(params, question))
 
     def answer(self, params: F32, question: Question, weights: Weights) -> I64:
         """The private answer to a question, int64[tasks, groups, bins]; charged before the noise is drawn.
@@ -99,15 +99,27 @@ class Evaluator:
             raise ValueError("no privacy ledger is open; call keep_ledger first")
         config = self._place.config
         share = config.honest_sites if config.privacy.trust == "sites" else 1
-
-        def noised(epsilon: float) -> I64:
+        asked, counts = self._asked(params, question), np.empty(0, np.int64)
+        if not self._answers.keeps(question, asked):
+            # Before it is charged: a rank that is killed in these seconds has lost nothing.
             predictions = self._predictions(params, question.split)
             counts = weighted_counts(predictions, question, weights, config.privacy.unit)
+
+        def noised(epsilon: float) -> I64:
             purpose = f"evaluation {question.split}"
             stream = source(config.privacy.noise_seed, self._name, question.stage, purpose)
             return with_noise(counts, epsilon, weights, share, stream)
 
-        return self._answers.answer(question, question.digest(params), noised)
+        return self._answers.answer(question, asked, noised)
+
+    def _asked(self, params: F32, question: Question) -> str:
+        """What a kept answer is the answer to.
+
+        With privacy.trust=sites also for which sites' sum: an answer that is summed once with all sites and once
+        without one of them would give away that one's, which carries a share of the noise only.
+        """
+        asked, config = question.digest(params), self._place.config
+        return f"{asked} {','.join(config.site_names)}" if config.privacy.trust == "sites" else asked
 
     def _refuse_where_private(self, what: str) -> None:
         if self._place.config.private_evaluation:

@@ -15,6 +15,7 @@ from fedhpc.run.preemption import StopRequest
 from fedhpc.sweep.directory import Commands, Outcome, TrialDirectory, beginning
 from fedhpc.sweep.slurm_queue import is_running
 from fedhpc.sweep.trial_commands import job_id, run_commands, run_commands_alone
+from fedhpc.util.core_files import forbid_core_files
 from fedhpc.util.files import write_bytes
 from fedhpc.util.log import configure
 from fedhpc.util.startup import Startup
@@ -36,6 +37,7 @@ def run_trial(path: str, requeues: int) -> str:
     Raises:
         Exception: whatever went wrong at this rank, after it was written down; the other ranks are ended too.
     """
+    forbid_core_files()
     folder = TrialDirectory(Path(path))
     more = folder.read_commands()
     if not more.trains:

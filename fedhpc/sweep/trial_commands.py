@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedhpc.errors import InputError, Stopped, printed
-from fedhpc.privacy.places import VARIABLE
+from fedhpc.privacy.places import SYNTHETIC_VARIABLE
 from fedhpc.run.preemption import StopRequest
 from fedhpc.sweep.directory import TrialDirectory, beginning
 from fedhpc.sweep.environment import without_job
@@ -59,8 +59,8 @@ def run_commands(folder: TrialDirectory, commands: Sequence[Sequence[str]]) -> N
     environment = without_job(os.environ)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
     if folder.read_config().data.phantom is not None:
-        # Synthetic patients: what a benchmark or audit spends of them is kept in its own folder.
-        environment[VARIABLE] = str(folder.path.resolve() / "accounts" / "{site}")
+        # What a benchmark or audit spends of synthetic patients is kept in its own folder; for others it has no effect.
+        environment[SYNTHETIC_VARIABLE] = str(folder.path.resolve() / "accounts" / "{site}")
     for words in commands:
         status, out = _run(words, environment)
         _keep(folder, out)

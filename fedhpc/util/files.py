@@ -154,13 +154,19 @@ def sync_folder(path: Path) -> None:
 def append_line(path: Path, line: str, *, mode: int = READABLE, durable: bool = True) -> None:
     """Append one line, all of it or nothing; where it must be `durable`, it is on disk when this returns.
 
+    With `mode` PRIVATE also a file that was there before has that mode from here on.
+
     Raises:
         FileError: where it cannot be written; the file is then as it was.
     """
     with reported(path, "written"):
         new = not path.exists()
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode)
+        # Not through a link where it is private: somebody else's file may be at its other end.
+        follow = os.O_NOFOLLOW if mode == PRIVATE else 0
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | follow, mode)
         try:
+            if mode == PRIVATE and os.fstat(descriptor).st_mode & 0o077:
+                os.fchmod(descriptor, PRIVATE)
             append_whole(descriptor, line.encode() + b"\n")
             if durable:
                 os.fsync(descriptor)

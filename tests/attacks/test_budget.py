@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedhpc.bench.accounts import charged_to
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import Charge
@@ -29,7 +30,13 @@ from fedhpc.privacy.places import VARIABLE, Whose, default_folder, site_ledger_f
 from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.site_terms import Owner, Request, Terms
 from fedhpc.run.recorded_heads import check_recorded, recorded_heads
-from fedhpc.site.account import SYNTHETIC, identities_of, open_account, permit_without_privacy
+from fedhpc.site.account import (
+    SYNTHETIC,
+    identities_of,
+    open_account,
+    permit_exact_evaluation,
+    permit_without_privacy,
+)
 from fedhpc.site.data.shard import Shard
 from tests.support.accounts import ANYBODY, charge_run, write_patients
 
@@ -581,3 +588,77 @@ def test_sets_and_records_hold_no_pseudonym(hospital: Hospital) -> None:
     for name in PATIENTS:
         plain = hashlib.sha256(name.encode()).digest()
         assert not any(part in content for part in (name.encode(), plain[:8], plain.hex()[:16].encode()))
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_exact_evaluation_needs_the_hospital(hospital: Hospital, allowed: bool) -> None:
+    """A config alone cannot release exact counts of patients whose account demands privacy, in a private run either."""
+    tree = config_of(hospital.folder / "data").model_dump(mode="json")
+    config, ledger = RunConfig.model_validate(tree), SiteLedger(hospital.site_ledger)
+    exact = RunConfig.model_validate({**tree, "evaluation": {"epsilon": None}})
+    if allowed:
+        ledger.change(replace(ledger.terms, allow_off=True), "a baseline")
+    with Shard.open(hospital.shard, "site1") as shard:
+        account = open_account(exact, shard)
+        permit_exact_evaluation(config, [shard], [account], "noisy")
+        if not allowed:
+            assert "evaluation.epsilon=null" in refused(
+                lambda: permit_exact_evaluation(exact, [shard], [account], "exact")
+            )
+            return
+        permit_exact_evaluation(exact, [shard], [account], "exact")
+    (entry,) = SiteLedger(hospital.site_ledger).entries("without_privacy")
+    assert (entry["run"], entry["units"]) == ("exact", account.units["evaluation"].digest)
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_benchmark_leads_away_from_no_hospitals_account(hospital: Hospital, synthetic: bool) -> None:
+    """Whatever data.phantom says, only shards of synthetic patients are charged to a benchmark's own accounts."""
+    who = f"{SYNTHETIC} 1" if synthetic else "a test"
+    names = [f"new{name}" for name in PATIENTS]
+    data = write_patients(hospital.folder / "bench" / "site1.h5", names, SPLIT, created_by=who).parent
+    tree = config_of(data).model_dump(mode="json")
+    tree["data"]["phantom"] = {}
+    with charged_to(hospital.folder / "out"), Shard.open(data / "site1.h5", "site1") as shard:
+        account = open_account(RunConfig.model_validate(tree), shard)
+    assert account.ledger.folder == (hospital.folder / "out" / "site1" if synthetic else hospital.site_ledger)
+
+
+def test_benchmark_of_charged_patients_called_synthetic_is_refused(hospital: Hospital) -> None:
+    hospital.run("one")
+    forged = write_patients(hospital.folder / "forged" / "site1.h5", PATIENTS, SPLIT, created_by=f"{SYNTHETIC} 1")
+    with charged_to(hospital.folder / "out"):
+        assert "says that its patients are synthetic" in refused(lambda: hospital.account(forged.parent))
+
+
+def test_grant_over_a_grant_that_it_has_not_seen_is_refused(hospital: Hospital) -> None:
+    """Or a cap that is raised would bring back an exception that was just taken back."""
+    one, two = SiteLedger(hospital.site_ledger), SiteLedger(hospital.site_ledger)
+    one.change(replace(one.terms, allow_off=True), "an exception", seen=one.terms)
+    seen = SiteLedger(hospital.site_ledger).terms
+    two.change(replace(seen, allow_off=False), "taken back", seen=seen)
+    with pytest.raises(InputError, match="changed meanwhile"):
+        one.change(replace(seen, cap=9.0), "more", seen=seen)
+    assert not SiteLedger(hospital.site_ledger).terms.allow_off
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "[" * 100_000,
+        '{"account_heads": {"site1": 7}}',
+        '{"account_heads": ["site1"]}',
+        '{"account_heads": {"site1": null}}',
+        '{"account_heads": {"site1": "other:0123456789abcdef"}}',
+        '{"acc',
+    ],
+)
+def test_rubbish_beside_a_run_ends_no_run(hospital: Hospital, record: str) -> None:
+    """Whoever may write to the folder of all runs; of other shards it says nothing about this account."""
+    other = hospital.runs / "other"
+    other.mkdir(parents=True)
+    (other / "rounds.jsonl").write_text(f"{record}\n", encoding="utf-8")
+    (other / "config.yaml").write_text("data: {shards: '/elsewhere/{site}.h5'}\n", encoding="utf-8")
+    hospital.run("one")
+    (other / "config.yaml").write_text("data: {shards: [1, 2]}\n", encoding="utf-8")
+    hospital.run("one", rounds=0)

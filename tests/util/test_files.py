@@ -147,6 +147,21 @@ def test_torn_last_line_is_left_out(tmp_path: Path, content: bytes, lines: list[
     assert path.read_bytes() == content.rpartition(b"\n")[0] + (b"\n" if b"\n" in content else b"")
 
 
+def test_private_line_goes_to_a_private_file_only(tmp_path: Path) -> None:
+    """A log that was put there before with another mode, or a link to somebody else's file."""
+    path = tmp_path / "log.txt"
+    path.touch()
+    path.chmod(0o666)
+    files.append_line(path, "patient", mode=files.PRIVATE)
+    assert path.stat().st_mode & 0o777 == files.PRIVATE
+    (tmp_path / "theirs").touch()
+    path.unlink()
+    path.symlink_to(tmp_path / "theirs")
+    with pytest.raises(FileError, match="cannot be written"):
+        files.append_line(path, "patient", mode=files.PRIVATE)
+    assert not (tmp_path / "theirs").read_bytes()
+
+
 def test_left_temporary_file_lends_no_mode(tmp_path: Path) -> None:
     """Of a process with the same number that was killed; it may be readable by others, or lead elsewhere."""
     left = tmp_path / f".key.{os.getpid()}.tmp"
