@@ -37,9 +37,7 @@ MADE_BY_THE_READER = {
     "fedhpc/aggregation/server_nesterov.py",
     "data_prep/arrays.py",
     "tests/data_prep/test_arrays.py",
-    "configs/large.yaml",
     "configs/mine.yaml",
-    "configs/twice.yaml",
 }
 
 
