@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
         help="attack canaries alone (default: also patients, charged to the site's ledger)",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="(default: RUN/audit, pictures in RUN/sites/NAME/audit)"
+        "-o", "--out", type=Path, metavar="DIR", help="(default: RUN/audit, pictures in RUN/sites/NAME/audit)"
     )
     add_json(parser)
 

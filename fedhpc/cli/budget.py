@@ -197,7 +197,7 @@ def _finite(epsilon: float) -> float | None:
 
 def _text(facts: dict[str, Any]) -> str:
     """Within 80 columns, but for the folder's name and the reasons."""
-    from fedhpc.cli.privacy_spent import alone_cells
+    from fedhpc.cli.privacy_spent import alone_cells, without_bound_note
     from fedhpc.util.text import fitted, fixed
 
     unit = facts["unit"]
@@ -223,7 +223,7 @@ def _text(facts: dict[str, Any]) -> str:
     for one in facts["runs"][-SHOWN_RUNS:]:
         sole = "all of the cap" if one["ledger"] in facts["committed_to"] else ""
         runs.append((one["run"], str(one["charges"]), *alone_cells(one, unit), sole))
-    lines += ["", fitted(runs)] if facts["runs"] else []
+    lines += ["", f"{fitted(runs)}{without_bound_note(facts['runs'][-SHOWN_RUNS:])}"] if facts["runs"] else []
     if len(facts["runs"]) > SHOWN_RUNS:
         lines.append(f"and {len(facts['runs']) - SHOWN_RUNS} earlier runs (--json has all)")
     if facts["without_privacy"]:

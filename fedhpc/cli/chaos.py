@@ -22,8 +22,8 @@ def add_arguments(parser: Parser) -> None:
         "recorded once, the model is finite, egress logs are complete. Exit status 1 where that does not hold.",
         EXAMPLES,
     )
-    parser.add_argument("--minutes", type=_minutes, default=3.0, metavar="N", help="begin no run after N minutes (3)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the faults (0)")
+    parser.add_argument("--minutes", type=_minutes, default=3.0, metavar="N", help="begin no run after N minutes")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the faults")
     parser.add_argument("-o", "--out", type=Path, default=Path("runs/chaos"), metavar="DIR", help="folder of the runs")
     add_json(parser)
 

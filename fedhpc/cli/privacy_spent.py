@@ -106,7 +106,15 @@ def runs_table(runs: Sequence[Mapping[str, Any]], unit: str) -> str:
     """What each run costs by itself, within 80 columns; `unit` is the account's."""
     rows = [("run", "charges", "training", "evaluation")]
     rows += [(one["run"], str(one["charges"]), *alone_cells(one, unit)) for one in runs]
-    return fitted(rows)
+    return f"{fitted(rows)}{without_bound_note(runs)}"
+
+
+def without_bound_note(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Why an account has no bound, on lines of their own; empty where no run has voided it."""
+    if not any(one["insecure"] for one in runs):
+        return ""
+    text = "without bound: the run had privacy.noise_seed, so that its noise can be repeated and hides nothing"
+    return f"\n{wrapped(text)}"
 
 
 def alone_cells(run: Mapping[str, Any], unit: str) -> tuple[str, str]:

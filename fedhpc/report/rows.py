@@ -12,8 +12,10 @@ from fedhpc.errors import InputError
 from fedhpc.records.metrics import METRICS
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.summary import absent_rounds, data_digest, data_labels
+from fedhpc.report.unlike import settings_of
 
 SEED, EPSILON, DENSITY, DATA, PART = "seed", "privacy.epsilon", "exchange.density", "data", "part"
+SETTING = "setting"
 FINISHED = "finished"
 
 
@@ -162,7 +164,8 @@ def _measured(summary: Mapping[str, Any]) -> dict[str, Any]:
 def rows_of_runs(paths: Sequence[Path]) -> list[Row]:
     """Rows of run directories; those that are not federated are baselines.
 
-    Runs on different data are set apart by the key `data`: their figures do not compare.
+    Runs on different data are set apart by the key `data`: their figures do not compare. Runs whose configs differ in
+    anything else that a result may depend on are set apart by the key `setting`.
 
     Raises:
         InputError: a path that is no run directory.
@@ -170,7 +173,7 @@ def rows_of_runs(paths: Sequence[Path]) -> list[Row]:
     configs = [config_of(path) for path in paths]
     labels = data_labels(configs)
     rows = []
-    for path, config in zip(paths, configs, strict=True):
+    for path, config, setting in zip(paths, configs, settings_of(configs), strict=True):
         directory = RunDirectory(path)
         state = State(FINISHED if directory.summary.exists() else "unfinished")
         point: dict[str, Any] = {EPSILON: config.privacy.epsilon, DENSITY: config.exchange.density, SEED: config.seed}
@@ -179,6 +182,8 @@ def rows_of_runs(paths: Sequence[Path]) -> list[Row]:
             point = {SEED: config.seed}
         if labels:
             point[DATA] = labels[data_digest(config)]
+        if setting:
+            point[SETTING] = setting
         rows.append(row_of(config, directory, state, Label(path.name, baseline, point)))
     return rows
 

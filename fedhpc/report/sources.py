@@ -20,6 +20,7 @@ from fedhpc.report.rows import (
     EPSILON,
     PART,
     SEED,
+    SETTING,
     Label,
     Row,
     State,
@@ -46,7 +47,7 @@ def of_runs(paths: Sequence[Path]) -> Content:
     every = [*paths, *beside]
     rows = rows_of_runs(every)
     views = [view_of(path, config_of(path), row) for path, row in zip(every, rows, strict=True)]
-    keys = (EPSILON, DENSITY, SEED, *([DATA] if any(DATA in row.point for row in rows) else []))
+    keys = (EPSILON, DENSITY, SEED, *(key for key in (DATA, SETTING) if any(key in row.point for row in rows)))
     name = paths[0].resolve().name if len(paths) == 1 else f"{len(paths)} runs"
     return _content(name, keys, rows, views, paths)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fedhpc.cli.main import main
+from fedhpc.cli.privacy_spent import runs_table
 
 
 def budget(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -76,3 +77,9 @@ def test_ledger_is_not_made_twice_nor_shown_where_none_is(folder: Path, capsys: 
     for kind in (("show",), ("grant", "--reason", "x", "--cap", "3")):
         status, _, err = budget(capsys, kind[0], folder.with_name("none"), *kind[1:])
         assert (status, "no site ledger; make one" in err) == (2, True), err
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+def test_account_without_bound_says_why(insecure: bool) -> None:
+    run = {"run": "a", "charges": 3, "insecure": insecure, "epsilon_training": {}, "epsilon_evaluation": {}}
+    assert ("privacy.noise_seed" in runs_table([run], "patient")) == insecure

@@ -272,6 +272,44 @@ def test_runs_on_the_same_data_are_one_line(tmp_path: Path) -> None:
     assert "data" not in found.keys
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "settings"),
+    [
+        ({"algorithm": {"name": "fedprox"}}, {"algorithm": {"name": "scaffold"}}, ["fedprox", "scaffold"]),
+        ({"algorithm": {"name": "fedprox", "mu": 1}}, {"algorithm": {"name": "fedprox"}}, ["mu 1", "mu 0.01"]),
+        ({"server": {"optimizer": "fedadam"}}, {}, ["server fedadam", "server sgd"]),
+        ({"training": {"lr": 0.5}}, {"training": {"lr": 0.25}}, ["lr 0.5", "lr 0.25"]),
+        ({"aggregation": {"rule": "coordinate_median"}}, {}, ["coordinate_median", "mean"]),
+        ({"stress": {"case": "label_flip", "sites": ["b"]}}, {}, ["stress label_flip", ""]),
+        ({"model": {"name": "resnet18"}}, {}, ["model resnet18", "model densenet_small"]),
+        ({"mode": "local", "training": {"lr": 0.5}}, {"mode": "local"}, ["lr 0.5", "lr"]),
+        ({"training": {"lr": 0.5, "rounds": 2, "batch_size": 8, "momentum": 0.5}}, {}, ["0", "1"]),
+    ],
+)
+def test_unlike_settings_are_never_averaged(tmp_path: Path, one: Any, other: Any, settings: list[str]) -> None:
+    """Two runs that differ in more than the seed are two settings, each with a text of its own."""
+    sites = [{"name": name, "weight": 3} for name in "abc"]
+    for name, changes in zip("01", (one, other), strict=True):
+        data = {"shards": "x/{site}.h5", "sites": sites}
+        write_run(
+            tmp_path / name, 0.8, **{"privacy": {"off": True}, "exchange": {"density": 1.0}, "data": data} | changes
+        )
+    found = of_runs([tmp_path / "0", tmp_path / "1"])
+    assert [group.runs for group in found.groups] == [1, 1]
+    told = [str(group.point.get("setting", "")) for group in found.groups]
+    assert all(part in text for part, text in zip(settings, told, strict=True)) and told[0] != told[1]
+    write(report([found]), tmp_path / "out.html")
+    assert "setting" in report([found]).text(tmp_path / "out.html")
+
+
+def test_what_changes_no_result_sets_nothing_apart(tmp_path: Path) -> None:
+    changes = [{"runtime": {"threads": 1}}, {"contribution": {"store_updates": True}, "tracking": ["tensorboard"]}]
+    for seed, change in enumerate(changes):
+        write_run(tmp_path / str(seed), 0.8, seed=seed, privacy={"off": True}, **change)
+    found = of_runs([tmp_path / "0", tmp_path / "1"])
+    assert [group.runs for group in found.groups] == [2] and "setting" not in found.keys
+
+
 def test_where_only_seeds_differ_there_is_one_setting(tmp_path: Path) -> None:
     rows = [row("a", {"seed": 0}, 0.8), row("b", {"seed": 1}, 0.9), row("c", {"seed": 0}, 0.95, baseline="local")]
     found = on("seeds", ("seed",), rows)
