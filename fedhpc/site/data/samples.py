@@ -22,7 +22,7 @@ from fedhpc.util.memory import fits_in_memory
 from fedhpc.util.progress import progress_in_tenths
 
 READ_AT_ONCE = 32
-EXTRACTION = "2"
+EXTRACTION = "3"
 """Of the features' code: raise it where it gives other bits, so that features cached by the old code are left."""
 
 

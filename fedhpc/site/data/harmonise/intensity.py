@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, cat
 from torch import where as choose
 
 from fedhpc.util.arrays import F32
@@ -17,7 +17,15 @@ PERCENTILES = (1.0, *(10.0 * tenth for tenth in range(1, 10)), 99.0)
 
 
 def location_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each channel of each image, [b, C, 1, ...] both; 1 for a deviation of 0."""
+    """Return mean and standard deviation of each channel of each image, [b, C, 1, ...] both; 1 for a deviation of 0.
+
+    Both are a function of the image alone. PyTorch divides one large sum among its threads, and of several sums gives
+    each to one thread: without company an image would be rounded otherwise than in a block, so that one patient more or
+    less would move another's score.
+    """
+    if x.shape[:2].numel() == 1:
+        location, scale = location_and_scale(cat([x, x]))
+        return location[:1], scale[:1]
     pixels = tuple(range(2, x.ndim))
     location = x.mean(dim=pixels, keepdim=True)
     scale = (x - location).square().mean(dim=pixels, keepdim=True).sqrt()
