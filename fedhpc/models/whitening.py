@@ -35,6 +35,16 @@ class Whitening(nn.Module):
         """The leading whitened directions, scaled to the unit sphere."""
         return nn.functional.normalize((in_blocks(features, self.blocks) - self.mean) @ self.projection, dim=1)
 
+    def by_rows(self, features: Tensor) -> Tensor:
+        """The same, to within rounding; the bits of a row are a function of that row alone.
+
+        A matrix product rounds a row by the number of rows. With a map that was made to cancel, as a malicious
+        aggregator can send, rounding is all that is left, and its length is 1 like that of any image.
+        """
+        centred, turned = in_blocks(features, self.blocks) - self.mean, self.projection.t().contiguous()
+        rows = [torch.mv(turned, row) for row in centred]
+        return nn.functional.normalize(torch.stack(rows) if rows else centred @ self.projection, dim=1)
+
 
 def in_blocks(features: Tensor, blocks: Sequence[int]) -> Tensor:
     """Features f32[b, D] with each part of an image's features at mean 0 and deviation 1; no parts: as they are.

@@ -11,8 +11,8 @@ differentially private libraries"). What of the margin is proven, with n units d
   MARGIN / 4 up to `LARGEST_COUNT` units; more are refused.
 - A linear head at the end (`per_example.linear_head`): logits, norms, factors and sums are float64 too, and a unit's
   logits are computed row by row, so that its gradient is a function of its own features, whatever the parameters are.
-  The features themselves are taken to be a function of the image alone (the map of `model.features` is a float32 matrix
-  product: not so, in the last bits, for a map that was made to cancel).
+  So are its features through the map of `model.features`, whatever the map is (`Whitening.by_rows`). Layers of another
+  fixed body are taken to be functions of the image alone; their weights are the config's, and no aggregator sends them.
 - Any other network with `privacy.max_physical_batch: 1`: each unit is computed by itself, so all that it adds is a
   function of that unit alone. The norm of just that vector is taken in float64, and the vector scaled down if needed.
 - Padding (`multiple`): rows of zeros behind the images, each a unit of its own, whose factor is 0 where the others'
@@ -20,7 +20,9 @@ differentially private libraries"). What of the margin is proven, with n units d
   kernel adds the others, as any other batch size does. Where its gradient is not finite the batch is taken without it.
 - Any other network in larger batches: NOT proven. float32 kernels may round a unit's gradient differently in another
   batch, and norms by Gram matrices lose digits where a gradient cancels. Tests measure it: below MARGIN / 4 for the
-  networks that are shipped.
+  networks that are shipped, with parameters as training makes them. With parameters that were made for it, all below
+  `dp_sgd.LARGEST_PARAMETER`, one unit more moves the gradients of all others (tests/attacks/test_neighbours.py): so
+  this bound is against an aggregator that keeps to the protocol.
 """
 
 import contextlib

@@ -2,9 +2,8 @@
 
 The gradient of the loss at the logits of image i is its residual r_i = softmax(logits) - one-hot(label), or of K
 findings (sigmoid(logits) - labels) / K. The bias's is r_i too, and the weight's is the outer product of
-r_i and the features x_i; so the inner product of the gradients of two images is <r, r'> (<x, x'> + 1), and <r, r'>
-<x, x'> where the layer has no bias. All of it is computed in float64: see `fedhpc.site.per_example.clipped_sum` for
-why.
+r_i and the features x_i: its squared norm is |r_i|^2 (|x_i|^2 + 1), and |r_i|^2 |x_i|^2 where the layer has no bias.
+All of it is computed in float64: see `fedhpc.site.per_example.clipped_sum` for why.
 """
 
 from dataclasses import dataclass
@@ -12,12 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedhpc.models.whitening import Whitening
+
 
 @dataclass(frozen=True)
 class LinearHead:
     """A linear layer whose weight, and bias if any, are all that is trained, on what the fixed `body` gives."""
 
-    body: nn.Module
+    body: nn.Sequential
     linear: nn.Linear
 
     @classmethod
@@ -29,16 +30,18 @@ class LinearHead:
         if type(last) is not nn.Linear:
             return None
         trained = {p for p in model.parameters() if p.requires_grad}
-        return cls(model[:-1], last) if trained == set(last.parameters()) else None
+        return cls(nn.Sequential(*list(model)[:-1]), last) if trained == set(last.parameters()) else None
 
     @property
     def _offset(self) -> int:
-        """What the bias adds to the inner product of two images' features."""
+        """What the bias adds to the squared length of an image's features."""
         return int(self.linear.bias is not None)
 
     def features(self, images: Tensor) -> Tensor:
-        """x, float64 [n, d], of images [n, ...]."""
-        x: Tensor = self.body(images)
+        """x, float64 [n, d], of images [n, ...]; through a `Whitening` each image by itself."""
+        x = images
+        for layer in self.body:
+            x = layer.by_rows(x) if isinstance(layer, Whitening) else layer(x)
         return x.to(self.linear.weight.dtype).double()
 
     def residuals(self, x: Tensor, labels: Tensor, owner: Tensor) -> Tensor:
@@ -65,11 +68,18 @@ class LinearHead:
         if int(owner.max()) == len(owner) - 1:
             squares: Tensor = torch.linalg.vecdot(r, r) * (torch.linalg.vecdot(x, x) + self._offset)
             return squares
-        together = owner[:, None] == owner
-        # Not by a product with 0 or 1: what is not finite in one unit has to stay there.
-        products = torch.where(together, (r @ r.t()) * (x @ x.t() + self._offset), 0).sum(1)
-        of_units: Tensor = torch.where(together, products, 0).sum(1)
-        return of_units
+        # Made, class by class: inner products of images lose the digits of a gradient that cancels within its unit.
+        ones = x.new_ones((len(x), self._offset))
+        inputs, total = torch.cat([x, ones], dim=1), x.new_zeros(1 + int(owner.max()))
+        for one in r.unbind(1):
+            rows = x.new_zeros((len(total), inputs.shape[1])).index_add_(0, owner, one[:, None] * inputs)
+            total += torch.linalg.vecdot(rows, rows)
+        return total[owner]
+
+    def gradients(self, x: Tensor, r: Tensor) -> Tensor:
+        """Of each image, float64 [n, parameters]: the weight's, row by row, and the bias's if there is one."""
+        outer = (r[:, :, None] * x[:, None, :]).flatten(1)
+        return torch.cat([outer, r], dim=1) if self._offset else outer
 
     def weighted_sums(self, x: Tensor, r: Tensor, factor: Tensor) -> tuple[Tensor, ...]:
         """The sums over images of factor [n] times the gradient, of the weight and of the bias if there is one."""

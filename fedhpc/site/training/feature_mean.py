@@ -6,7 +6,7 @@ the sum by at most `IntegerGrid.l2`, whatever the order and the size of batches.
 adds Gaussian noise of standard deviation `feature_mean_noise l2`, rounded exactly (`fedhpc.privacy.gaussian`); with
 trust=sites its share of Skellam noise, so that the honest sites' shares together have at least that variance
 (`fedhpc.privacy.skellam`). It is charged before it is computed, and the plan makes the rounds' noise larger by as much.
-As in `secure_contribution`, an image's features are taken to be a function of that image alone.
+An image's features are a function of that image alone (`Whitening.by_rows`), whatever the map is.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def whitened_sum(features: Features, grid: IntegerGrid, weight: int) -> I64:
     for rows, owner, _ in physical_batches(list(features.units.rows), features.batch):
         if len(rows):
             with torch.no_grad():
-                images = whitening(features.samples.inputs(rows).to(features.device.device))
+                images = whitening.by_rows(features.samples.inputs(rows).to(features.device.device))
             units = mean_by_unit(images.double().cpu(), torch.from_numpy(owner))
             total += rounded_(units, LENGTH, grid).sum(dim=0).to(torch.int64)
     bound = grid.bound(weight)
