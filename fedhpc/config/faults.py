@@ -37,6 +37,11 @@ class Faults(Section):
         default=None,
         description="the same before the first round, from the start of a rank on; null: for ever",
     )
+    launcher_patience_s: Seconds | None = Field(
+        default=60.0,
+        description="seconds after which an `mpirun --with-ft ulfm` that lives on without a rank is ended where one "
+        "was lost (Open MPI's may wait for ever; Linux); null: never. Its exit status is then 143 or 137",
+    )
     absent: tuple[str, ...] = Field(
         default=(), description="hospitals that this start goes on without; weights are those of the others"
     )

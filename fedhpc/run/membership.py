@@ -21,6 +21,7 @@ from fedhpc.run.placement import place_sites
 from fedhpc.run.secure_channel import sites_by_rank
 from fedhpc.transport.base import Wire
 from fedhpc.transport.collectives import all_agree
+from fedhpc.transport.launcher_guard import start_guard
 from fedhpc.transport.mpi import MpiTransport
 from fedhpc.transport.mpi_library import is_fault_tolerant
 
@@ -74,6 +75,7 @@ def members_left(members: Membership, lost: RankLostError) -> Membership:
         SiteError: where `faults.on_death` is stop.
     """
     declared, wire, lost_s = members.declared, members.wire, time.monotonic()
+    guard_launcher(declared)
     if isinstance(lost, SilentRankError) or not (is_fault_tolerant() and isinstance(wire, MpiTransport)):
         raise _ended(declared, str(lost))
     shrunk, alive = wire.shrunk()
@@ -95,13 +97,20 @@ def members_left(members: Membership, lost: RankLostError) -> Membership:
     return Membership(declared, config, shrunk, news, lost_s)
 
 
-def leave_together(wire: Wire) -> None:
+def guard_launcher(declared: RunConfig) -> None:
+    """Have the launcher ended where it lives on after its ranks; a rank calls this that has learned of a lost one."""
+    if is_fault_tolerant():
+        start_guard(declared.faults.launcher_patience_s)
+
+
+def leave_together(members: Membership) -> None:
     """Wait for all ranks at the end of a run: one that left early would be taken for lost by those that finish it."""
-    if not is_fault_tolerant() or wire.size == 1:
+    if not is_fault_tolerant() or members.wire.size == 1:
         return
     try:
-        all_agree(wire, True)
+        all_agree(members.wire, True)
     except RankLostError as error:
+        guard_launcher(members.declared)
         LOG.warning("a rank ended after the run: %s", error)
 
 

@@ -15,7 +15,7 @@ from fedhpc.run.agreement import Source, agree_on_config, gathered_cores, join_t
 from fedhpc.run.display import Console
 from fedhpc.run.finish import GLOBAL
 from fedhpc.run.loop import Ended, run
-from fedhpc.run.membership import Membership, leave_together, members_left, start_membership
+from fedhpc.run.membership import Membership, guard_launcher, leave_together, members_left, start_membership
 from fedhpc.run.preemption import StopRequest
 from fedhpc.run.preflight.check import preflight
 from fedhpc.run.secure_channel import sites_by_rank
@@ -83,6 +83,9 @@ def train(work: Work, machine: Machine) -> str:
         Console(speaks=members.wire.rank == 0).say(wrapped(found))
         machine.startup.mark("config and preflight")
         return _train_with(members, directory, machine, work)
+    except RankLostError:
+        guard_launcher(declared)
+        raise
     finally:
         directory.lock.release()
 
@@ -92,7 +95,7 @@ def _train_with(members: Membership, directory: RunDirectory, machine: Machine, 
     while True:
         try:
             stopped = _train_in(members, directory, machine, work)
-            leave_together(members.wire)
+            leave_together(members)
             return "incomplete" if members.absent and stopped != "preempted" else stopped
         except RankLostError as lost:
             members = members_left(members, lost)

@@ -77,7 +77,7 @@ def _lacks_a_rank(launcher: int) -> bool:
         lists = [path.read_text(encoding="ascii") for path in Path(f"/proc/{launcher}/task").glob("*/children")]
     except OSError:
         return False
-    return sum(len(one.split()) for one in lists) < int(os.environ.get(LOCAL_RANKS, "0"))
+    return bool(lists) and sum(len(one.split()) for one in lists) < int(os.environ.get(LOCAL_RANKS, "0"))
 
 
 def _name(pid: int) -> str:

@@ -17,10 +17,32 @@ def born(pid: int) -> str:
     >>> born(os.getpid()).isdecimal(), born(2**22 + 1)
     (True, '')
     """
+    return _stat(pid)[19]
+
+
+def is_running(pid: int, since: str) -> bool:
+    """Whether a process of this machine that was started at `since` (see `born`) has not ended."""
+    fields = _stat(pid)
+    return fields[19] == since and fields[0] not in "ZX"
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process of this machine has started and that have not ended, without those below them."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        state, parent = _stat(int(folder.name))[:2]
+        if parent == str(pid) and state not in "ZX":
+            found.append(int(folder.name))
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on; empty ones where there is no such process."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
-        return ""
+        return [""] * 20
+    return text.rpartition(")")[2].split()
 
 
 def boot_id() -> str:
