@@ -3,7 +3,7 @@
 import difflib
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_origin
 
@@ -14,6 +14,7 @@ from fedhpc.config.reference import keys_of
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.strict_yaml import places_of
 from fedhpc.util.section import Section
+from fedhpc.util.text import as_written
 
 RENAMED = {
     "federation.aggregator": "write federation.aggregator_rank: shared (in the place of colocated) or dedicated instead"
@@ -78,7 +79,7 @@ def _problem(item: dict[str, Any], root: type[Section]) -> tuple[str, str]:
     keys, section = _user_keys(item["loc"], root)
     dotted = ".".join(keys)
     if item["type"] == "extra_forbidden" and dotted in RENAMED:
-        return f"{dotted}={reprlib.repr(item['input'])}", f"was renamed; {RENAMED[dotted]}"
+        return f"{dotted}={as_written(item['input'])}", f"was renamed; {RENAMED[dotted]}"
     if item["type"] == "extra_forbidden":
         return dotted, f"unknown key; {_suggestion(keys[-1], section)}"
     if item["type"] == "missing":
@@ -86,29 +87,55 @@ def _problem(item: dict[str, Any], root: type[Section]) -> tuple[str, str]:
     if item["type"] == "value_error" and not keys:
         return "", str(item["ctx"]["error"])
     chooser = item["type"].removesuffix(UNKNOWN_CHOICE)
-    if chooser != item["type"] and isinstance(item["input"], dict):
-        return f"{dotted}.{chooser}={reprlib.repr(item['input'].get(chooser))}", _plain_words(item)
-    if chooser != item["type"] and isinstance(item["input"], str):
-        example = f"{{{chooser}: {item['input']}}}"
-        return f"{dotted}={reprlib.repr(item['input'])}", f"is a single value; it must be a mapping, such as {example}"
-    return f"{dotted}={reprlib.repr(item['input'])}", _plain_words(item)
+    if chooser != item["type"]:
+        return _choice_problem(dotted, chooser, item)
+    return f"{dotted}={as_written(item['input'])}", _plain_words(item)
+
+
+def _choice_problem(dotted: str, chooser: str, item: dict[str, Any]) -> tuple[str, str]:
+    """The problem of a section of which `chooser` says which it is, where it says none of those that there are."""
+    given, allowed = item["input"], str(item["msg"])
+    if isinstance(given, dict):
+        return f"{dotted}.{chooser}={as_written(given.get(chooser))}", allowed
+    name = given if isinstance(given, str) else allowed.partition("allowed: ")[2].partition(",")[0]
+    return f"{dotted}={as_written(given)}", f"is {_kind(given)}; it must be a mapping, such as {{{chooser}: {name}}}"
+
+
+def _kind(value: object) -> str:
+    """What a value of a config is.
+
+    >>> [_kind(value) for value in (None, True, 3, "on", [], {})]
+    ['null', 'a truth value', 'a number', 'a single value', 'a list', 'a mapping']
+    """
+    if value is None:
+        return "null"
+    kinds = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
+    return next((name for kind, name in kinds.items() if isinstance(value, kind)), "a single value")
 
 
 def _plain_words(item: dict[str, Any]) -> str:
     """What is wrong with a value, without pydantic's own names."""
+    kind = _kind(item["input"])
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     if item["type"] in ("model_type", "dict_type"):
         site = item["loc"][:2] == ("data", "sites") and isinstance(item["input"], str)
         example = f", such as {{name: {reprlib.repr(item['input'])[1:-1]}, weight: 100}}" if site else ""
-        found = "a list" if isinstance(item["input"], list) else "a single value"
-        return f"is {found}; it must be a mapping of keys{example}"
+        return f"is {kind}; it must be a mapping of keys{example}"
     if item["type"] == "tuple_type":
-        return "is a single value; it must be a list"
+        return f"is {kind}; it must be a list"
+    if item["type"] == "string_type":
+        return f"is {kind}; it must be text" + (", in quotes" if kind in ("a number", "a truth value") else "")
+    if item["type"] == "int_parsing_size":
+        return "is too large"
+    if item["type"] == "int_from_float":
+        return "is no whole number; write one"
+    if item["type"] in ("int_type", "float_type", "bool_type", "bool_parsing"):
+        wanted = {"int": "a whole number", "float": "a number", "bool": "true or false"}[item["type"].partition("_")[0]]
+        return f"is {kind}; it must be {wanted}"
     if item["type"] == "too_short":
         return f"is empty; it must have at least {item['ctx']['min_length']} item"
-    message = str(item["msg"])
-    return message[0].lower() + message[1:]
+    return str(item["msg"]).replace("Input should", "must").replace("String should", "must").replace("Unable", "unable")
 
 
 def _user_keys(location: tuple[str | int, ...], root: type[Section]) -> tuple[list[str], type[Section]]:
@@ -116,7 +143,7 @@ def _user_keys(location: tuple[str | int, ...], root: type[Section]) -> tuple[li
     section = root
     choices: list[type[Section]] = []
     keys: list[str] = []
-    for part in location:
+    for at, part in enumerate(location):
         chosen = next((one for one in choices if _is_name_of(one, part)), None)
         if chosen is not None:
             section, choices = chosen, []
@@ -126,9 +153,22 @@ def _user_keys(location: tuple[str | int, ...], root: type[Section]) -> tuple[li
             continue
         choices = _section_types(section, part)
         if not choices:
+            keys += map(str, location[at + 1 : at + 2] if _holds_values(section, part) else ())
             break
         section = choices[0]
     return keys, section
+
+
+def _holds_values(section: type[Section], key: str) -> bool:
+    """Whether `key` in `section` holds plain values under numbers or names of the user's own."""
+    field = section.model_fields.get(key)
+    nested = [field.annotation] if field else []
+    while nested:
+        kind = nested.pop()
+        if get_origin(kind) in (tuple, list, Mapping):
+            return True
+        nested += list(getattr(kind, "__args__", ()))
+    return False
 
 
 def _is_name_of(section: type[Section], part: str | int) -> bool:

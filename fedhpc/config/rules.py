@@ -177,6 +177,12 @@ def _privacy_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             f"may be exposed in expectation; allowed: at most {1 / (10 * units):.2g}",
         ),
         (
+            config.private and p.sample_rate * units < 1,
+            f"privacy.sample_rate={p.sample_rate:g}: a step draws {p.sample_rate * units:.2g} of the {units} units of "
+            f"the largest site on average, and an epoch is {1 / p.sample_rate:.2g} steps; set it to {1 / units:.2g} or "
+            "more (0.05 to 1 is usual)",
+        ),
+        (
             config.private and config.training.local_epochs < 1,
             f"training.local_epochs={config.training.local_epochs:g}: with privacy on each step draws a part of the "
             "units, and an epoch is 1 / privacy.sample_rate steps; set local_epochs to 1 or more, and raise "
@@ -194,17 +200,18 @@ def _privacy_rules(config: "RunConfig") -> list[tuple[bool, str]]:
 def _frozen_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     """(is broken, message) for each rule of a network on a frozen backbone."""
     frozen = config.model.name == "frozen"
+    other = not frozen and any((config.model.name, config.model.build, config.model.monai))
     return [
         (
             frozen and config.model.backbone is None,
             "model.backbone: missing; model.name=frozen needs efficientnet_lite0, phantom or the model.pt of a run",
         ),
         (
-            not frozen and config.model.backbone is not None,
+            other and config.model.backbone is not None,
             f"model.backbone: only model.name=frozen has one, not {config.model.label}; remove one of the two",
         ),
         (
-            config.model.features is not None and not frozen,
+            config.model.features is not None and other,
             f"model.features: only model.name=frozen has features to whiten, not {config.model.label}; remove it",
         ),
         (

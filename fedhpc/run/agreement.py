@@ -18,7 +18,7 @@ from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import parsed
 from fedhpc.util.cores import Cores, cores_of_this_process, threads_for
-from fedhpc.util.text import WIDTH
+from fedhpc.util.text import WIDTH, as_written
 
 LOG = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ T = TypeVar("T")
 CORES = TypeAdapter(Cores)
 FREE: Any = {"data": {"sites": {"__all__": {"node"}}}, "runtime": {"patience_s"}, "faults": True, "tracking": True}
 """A hospital may have moved to another node since, or be missing. Each round records which sites it is made of."""
+CHOOSERS = {"aggregation.": "rule", "server.": "optimizer", "algorithm.": "name"}
+"""Sections of several kinds, and the key that says of which kind one is; each kind has keys of its own."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _refuse_changes(config: RunConfig, earlier: RunConfig, directory: RunDirecto
     """A run goes on under its own config; a finished one also with more rounds or, for them, a larger epsilon."""
     there, here = (one.identity(exclude=FREE) for one in (earlier, config))
     changed = _differences(there, here)
-    longer = [f"{key} ({a!r} there, {b!r} here)" for key, a, b in _growth(earlier, config) if a != b]
+    longer = [_difference(key, a, b) for key, a, b in _growth(earlier, config) if a != b]
     grows = all(b >= a for _, a, b in _growth(earlier, config))
     if directory.summary.exists() and grows:
         changed = [text for text in changed if text not in longer]
@@ -191,14 +193,21 @@ def check_ranks(config: RunConfig, ranks: int) -> None:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs, a text a key; of a section that is of another kind now, only keys that both kinds have."""
+    chooser = CHOOSERS.get(prefix)
+    is_other_kind = chooser is not None and old.get(chooser) != new.get(chooser)
     found = []
-    for key in sorted({*old, *new}):
+    for key in sorted({*old} & {*new} if is_other_kind else {*old, *new}):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key} ({a!r} there, {b!r} here)")
+            found.append(_difference(f"{prefix}{key}", a, b))
     return found
+
+
+def _difference(key: str, there: object, here: object) -> str:
+    return f"{key} ({as_written(there)} there, {as_written(here)} here)"
 
 
 def _listed(differences: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Text as wide as the terminal (80 columns where standard output is none): numbers, sizes, wrapped lines and tables."""
 
 import itertools
+import reprlib
 import shutil
 import sys
 import textwrap
@@ -34,6 +35,17 @@ def shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return "none" if value is None else str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def as_written(value: object) -> str:
+    """A value of a config in a message, in short: null, true and false as YAML has them.
+
+    >>> as_written(None), as_written(True), as_written("on"), as_written(3)
+    ('null', 'true', "'on'", '3')
+    """
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return reprlib.repr(value)
 
 
 def count_of(number: int, what: str) -> str:

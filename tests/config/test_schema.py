@@ -59,12 +59,12 @@ def test_all_errors_at_once_with_value_and_suggestion(tmp_path: Path) -> None:
     assert "8 problem(s)" in text
     for expected in (
         "traning: unknown key; did you mean training?",
-        "training.rounds=0: input should be greater than or equal to 1",
+        "training.rounds=0: must be greater than or equal to 1",
         "training.batchsize: unknown key; did you mean batch_size?",
         "privacy.epsilon=-1:",
-        "exchange.density=2: input should be less than or equal to 1",
-        "exchange.value_bits=9: input should be 32, 16, 8, 7, 6, 5, 4 or 3",
-        "exchange.rounding='up': input should be 'nearest' or 'stochastic'",
+        "exchange.density=2: must be less than or equal to 1",
+        "exchange.value_bits=9: must be 32, 16, 8, 7, 6, 5, 4 or 3",
+        "exchange.rounding='up': must be 'nearest' or 'stochastic'",
         "runtime.threads='many':",
     ):
         assert expected in text
@@ -124,6 +124,9 @@ def test_value_of_no_kind_names_all_kinds(tmp_path: Path, override: str, told: s
     [
         ("harmonise=[zscore]", "harmonise.0='zscore': is a single value; it must be a mapping, such as {step: zscore}"),
         ("privacy=[off]", "is a list; it must be a mapping of keys"),
+        ("aggregation=[mean]", "aggregation=['mean']: is a list; it must be a mapping, such as {rule: mean}"),
+        ("server=null", "server=null: is null; it must be a mapping, such as {optimizer: sgd}"),
+        ("faults=null", "faults=null: is null; it must be a mapping of keys"),
     ],
 )
 def test_value_in_the_place_of_a_mapping_is_named(tmp_path: Path, override: str, told: str) -> None:
@@ -215,6 +218,16 @@ def test_merge_keeps_the_upper_and_changes_nothing_else(base: dict[str, object],
 @pytest.mark.parametrize(
     ("line", "told"),
     [
+        ("aggregation.rule=null", "aggregation.rule=null: is none of those that fedhpc has; allowed: mean, "),
+        ("model.build=3", "model.build=3: is a number; it must be text, in quotes"),
+        ("training.batch_size=null", "training.batch_size=null: is null; it must be a whole number"),
+        ("evaluation.every=1.5", "evaluation.every=1.5: is no whole number; write one"),
+        ("data.sites={a: 1}", "data.sites={'a': 1}: is a mapping; it must be a list"),
+        ("data.sites=[{name: a, weight: 1e30}]", "data.sites.0.weight=1e+30: is too large"),
+        ("contribution.store_updates=maybe", "is a single value; it must be true or false"),
+        ("schedule.efforts={site1: 0}", "schedule.efforts.site1=0: must be greater than or equal to 0.01"),
+        ("faults.absent=[1]", "faults.absent.0=1: is a number; it must be text, in quotes"),
+        ("privacy.sample_rate=1e-6", "privacy.sample_rate=1e-06: a step draws 0.00017 of the 170 units"),
         ("server={optimizer: fedadam, lr: -1}", "server.lr=-1: "),
         ("server={optimizer: fedadam, lrr: 1}", "server.lrr: unknown key; did you mean lr?"),
         ("aggregation={rule: krum, byzantine: 1}", "aggregation.byzantine: unknown key; allowed: rule, faulty_sites"),

@@ -320,6 +320,14 @@ def test_finished_run_is_given_more_rounds(finished: Path, train: Here, tmp_path
     assert (run / "summary-0003.json").exists() and (run / "model-0003.pt").exists()
 
 
+def test_run_of_another_rule_names_only_what_was_set(finished: Path, train: Here, tmp_path: Path) -> None:
+    """Each rule has keys of its own, with defaults that nobody has written."""
+    shutil.copytree(finished, tmp_path / "run")
+    done = train(tmp_path / "run", "aggregation.rule=trimmed_mean")
+    refused(done, "different: aggregation.rule \\('mean' there, 'trimmed_mean' here\\)")
+    assert re.findall(r"aggregation\.\w+", done.stderr) == ["aggregation.rule"]
+
+
 def test_unfinished_run_keeps_its_rounds(train: Here, tmp_path: Path) -> None:
     assert train(tmp_path / "run", more=("--stop-after", "1")).returncode == 75
     refused(train(tmp_path / "run", "training.rounds=5"), "training.rounds .*Of a finished run")

@@ -135,7 +135,8 @@ def test_told_to_stop_it_is_queued_again_and_a_cancelled_sweep_leaves_no_job(
 ) -> None:
     folder = slurm.folder / how["mpi"]
     folder.mkdir()
-    more = {"training": {"rounds": 2000}, "grid": {"seed": [0, 1]}, "slurm": {"ranks": 2, "requeues": 1, **how}}
+    slurm_keys = {"ranks": 2, "requeues": 1, **how}
+    more = {"training": {"rounds": 2000}, "privacy": "off", "grid": {"seed": [0, 1]}, "slurm": slurm_keys}
     config, run = write_sweep(folder, cohort, **more), folder / "run"
     sweep(slurm, config, "--run-dir", run)
     jobs = last(run)

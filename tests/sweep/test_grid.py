@@ -95,7 +95,7 @@ def test_overrides_reach_the_runs_and_the_sweeps_own_sections(tmp_path: Path) ->
         ({"slurm": {"nodes": 3}}, "slurm.nodes=3: does not divide the 4 ranks of a trial"),
         ({"local": {"ranks": 5}}, "local.ranks=5: too many"),
         ({"slurm": {"signal_s": 60}}, "slurm.signal_s=60: a site may go on for runtime.patience_s=60"),
-        ({"baselines": {"local": {"mode": "alone"}}}, "mode='alone': input should be 'federated', 'local' or"),
+        ({"baselines": {"local": {"mode": "alone"}}}, "mode='alone': must be 'federated', 'local' or"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, more: dict[str, Any], expected: str) -> None:
@@ -110,8 +110,8 @@ def test_all_problems_of_all_trials_at_once_each_told_once(tmp_path: Path) -> No
         load_sweep(write_sweep(tmp_path, grid=grid, slurm={"ranks": 9}), [])
     text = str(error.value)
     assert "3 problem(s)" in text
-    assert "privacy.epsilon=-1.0: input should be greater than 0 (in grid 000, grid 001)" in text
-    assert "exchange.density=7: input should be less than or equal to 1 (in grid 001, grid 003)" in text
+    assert "privacy.epsilon=-1.0: must be greater than 0 (in grid 000, grid 001)" in text
+    assert "exchange.density=7: must be less than or equal to 1 (in grid 001, grid 003)" in text
     assert "slurm.ranks=9: too many" in text
 
 
