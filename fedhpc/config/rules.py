@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from fedhpc.config.model import Model
     from fedhpc.config.schema import RunConfig
 
+LEAST_DRAWN = 0.01
+"""Units of the largest site that a private step must draw on average: below it nearly every step is noise alone."""
+
 
 def _model_rules(model: "Model") -> list[tuple[bool, str]]:
     """(is broken, message) for each rule of the section on its own."""
@@ -177,7 +180,7 @@ def _privacy_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             f"may be exposed in expectation; allowed: at most {1 / (10 * units):.2g}",
         ),
         (
-            config.private and p.sample_rate * units < 1,
+            config.private and p.sample_rate * units < LEAST_DRAWN,
             f"privacy.sample_rate={p.sample_rate:g}: a step draws {p.sample_rate * units:.2g} of the {units} units of "
             f"the largest site on average, and an epoch is {1 / p.sample_rate:.2g} steps; set it to {1 / units:.2g} or "
             "more (0.05 to 1 is usual)",

@@ -207,6 +207,7 @@ OTHER_WRITERS = {
     "chaos/campaign.py": "the log of a child process",
     "records/checkpoint.py": "members of an archive, whose bytes go through `files.replacing`",
     "util/memory.py": "/proc",
+    "transport/launcher_guard.py": "the launcher's own stderr",
     "transport/channel.py": "opens no file: a message of a TLS session",
 }
 
