@@ -323,8 +323,8 @@ def test_finished_run_is_given_more_rounds(finished: Path, train: Here, tmp_path
 def test_run_of_another_rule_names_only_what_was_set(finished: Path, train: Here, tmp_path: Path) -> None:
     """Each rule has keys of its own, with defaults that nobody has written."""
     shutil.copytree(finished, tmp_path / "run")
-    done = train(tmp_path / "run", "aggregation.rule=coordinate_median")
-    refused(done, "different: aggregation.rule \\('mean' there, 'coordinate_median' here\\)")
+    done = train(tmp_path / "run", "aggregation={rule: geometric_median, faulty_sites: 0}")
+    refused(done, "different: aggregation.rule \\('mean' there, 'geometric_median' here\\)")
     assert re.findall(r"aggregation\.\w+", done.stderr) == ["aggregation.rule"]
 
 
