@@ -17,7 +17,7 @@ from fedhpc.errors import PayloadError
 from fedhpc.records.metrics import BINS
 from fedhpc.records.site_report import SiteReport
 from fedhpc.run.evaluation.exact import read_counts, read_influence
-from fedhpc.run.loop import read_model
+from fedhpc.run.final_models import read_model
 from fedhpc.run.preflight.facts import RANK_FACTS, token_name
 from fedhpc.run.preflight.facts import read_facts as read_rank_facts
 from fedhpc.run.resume import FOUND, read_found
