@@ -31,7 +31,8 @@ from fedhpc.run.resume import Resumed, resume_point
 from fedhpc.run.round_end import Closing, Progress, Ran, close_round
 from fedhpc.run.round_terms import round_terms
 from fedhpc.run.saved_state import fresh_average, loaded_state, save_run_state
-from fedhpc.run.session import POOLED, Session, open_ledgers
+from fedhpc.run.session import POOLED, Session
+from fedhpc.run.site_ledgers import open_ledgers
 from fedhpc.run.tracking import open_sinks, tell
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.util.arrays import F32

@@ -14,32 +14,13 @@ from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import blocks_of
 from fedhpc.models.whitening import PublicMap, fit_public_map, in_blocks
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.display import Console
+from fedhpc.run.built_in_cohort import write_phantoms
 from fedhpc.site.account import SYNTHETIC
 from fedhpc.site.data.open_site import open_site
 from fedhpc.site.data.shard import Shard
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.util.arrays import Array
-from fedhpc.util.files import make_folder
-
-REFERENCE_IMAGES = 1000
-
-
-def make_reference(config: RunConfig, console: Console) -> None:
-    """The public reference of a phantom study, at rank 0, where it is missing."""
-    wanted, path = config.data.phantom, config.data.public_reference
-    if wanted is None or path is None or path == PHANTOMS or Path(path).exists():
-        return
-    console.say(f"making a public reference of {REFERENCE_IMAGES} phantoms ...")
-    _write_phantoms(Path(path), REFERENCE_IMAGES, wanted.image_size)
-
-
-def _write_phantoms(path: Path, images: int, image_size: int) -> None:
-    from data_prep.phantom.public import write_reference
-
-    make_folder(path.parent)
-    write_reference(path, images, image_size)
 
 
 @dataclass(frozen=True)
@@ -84,7 +65,7 @@ def public_map(config: RunConfig, backbone: Backbone, image_size: int) -> Public
 def _fitted(config: RunConfig, backbone: Backbone, image_size: int) -> dict[str, Array]:
     path, kept = Path(str(config.data.reference_path(image_size))), config.model.features
     if config.data.public_reference == PHANTOMS and not path.exists():
-        _write_phantoms(path, REFERENCE_PHANTOMS, image_size)
+        write_phantoms(path, REFERENCE_PHANTOMS, image_size)
     with open_site(path, chain=config.harmonise) as site:
         raw = site.samples(reference_backbone(site.shard.created_by, backbone)).inputs(np.arange(site.shard.n))
         hashes = np.frombuffer(b"".join(sorted(site.shard.image_hashes)), np.uint8).reshape(-1, 32)

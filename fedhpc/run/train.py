@@ -16,10 +16,11 @@ from fedhpc.run.display import Console
 from fedhpc.run.finish import GLOBAL
 from fedhpc.run.loop import Ended, run
 from fedhpc.run.membership import Membership, guard_launcher, leave_together, members_left, start_membership
+from fedhpc.run.open_session import open_session
 from fedhpc.run.preemption import StopRequest
 from fedhpc.run.preflight.check import preflight
 from fedhpc.run.secure_channel import sites_by_rank
-from fedhpc.run.session import Session, open_session
+from fedhpc.run.session import Session
 from fedhpc.site.personal.personalise import MODEL, RECORD, Personal, check_network, personalise
 from fedhpc.transport.base import Wire
 from fedhpc.transport.collectives import run_on_all_ranks

@@ -179,9 +179,8 @@ def prepare(sweep: Sweep, cluster: Cluster, console: Console) -> None:
     built_in = [trial.config for trial in sweep.trials if trial.config.data.phantom is not None]
     if not built_in:
         return
-    from fedhpc.run.public_features import make_reference
+    from fedhpc.run.built_in_cohort import make_phantoms, make_reference
     from fedhpc.run.secure_channel import make_demo
-    from fedhpc.run.session import make_phantoms
 
     for config in built_in:
         make_phantoms(config, config.site_names, console)

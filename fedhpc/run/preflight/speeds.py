@@ -10,9 +10,9 @@ from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import load_backbone
 from fedhpc.models.task import Task
 from fedhpc.privacy.plan import without_noise
+from fedhpc.run.built_in_cohort import make_phantoms
 from fedhpc.run.display import Console
 from fedhpc.run.secure_channel import sites_by_rank
-from fedhpc.run.session import make_phantoms
 from fedhpc.run.site_speeds import measured_costs, speeds_from, usual_step_images
 from fedhpc.run.site_work import measured_cost
 from fedhpc.site.data.open_site import open_site_of_run

@@ -1,0 +1,171 @@
+"""Open a session: the secure channel, this rank's shards, the agreed network, the hospitals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from fedhpc.config.schema import RunConfig
+from fedhpc.errors import ShardError, inside
+from fedhpc.models.backbones import Backbone
+from fedhpc.models.device import Device, prepare
+from fedhpc.models.saved import load_backbone
+from fedhpc.models.task import Task
+from fedhpc.models.vector import parameter_count
+from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.built_in_cohort import make_missing
+from fedhpc.run.display import Console
+from fedhpc.run.initial_model import check_backbone, start_from
+from fedhpc.run.membership import Membership
+from fedhpc.run.network import agreed_network, check_local_layers
+from fedhpc.run.preemption import StopRequest
+from fedhpc.run.public_features import Place as MapPlace
+from fedhpc.run.public_features import agreed_map
+from fedhpc.run.secure_channel import open_secure_channel, sites_by_rank
+from fedhpc.run.session import POOLED, Session
+from fedhpc.run.site_facts import agreed_facts, check_agreed, facts_of, gathered_facts
+from fedhpc.run.site_ledgers import open_accounts
+from fedhpc.run.site_speeds import with_schedule
+from fedhpc.run.site_work import agreed_plans, measured_cost, place_of, run_plan
+from fedhpc.run.sum_identities import agreed_identities
+from fedhpc.site.context import SiteContext
+from fedhpc.site.data.open_site import OpenSite, open_site_of_run
+from fedhpc.site.data.pixel_blocks import image_blocks
+from fedhpc.site.data.resident import free_bytes, resident
+from fedhpc.site.data.samples import PooledSamples, Samples
+from fedhpc.site.data.shard import Shard
+from fedhpc.site.hospital import Hospital
+from fedhpc.site.training.local_sgd import OnStep
+from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
+from fedhpc.transport.base import Transport
+from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
+
+
+def open_session(members: Membership, directory: RunDirectory, console: Console, notice: StopRequest) -> Session:
+    """Open the secure channel and this rank's shards, agree on task and weights, and build the network.
+
+    Raises:
+        InputError: at every rank, with the problems of all.
+    """
+    config = members.config
+    transport = open_secure_channel(config, directory, members.wire, console)
+    indices = sites_by_rank(config, transport.size)[transport.rank]
+    make_missing(config, transport, indices, console)
+    opened = run_on_all_ranks(transport, lambda: _open_sites(config, indices, directory, transport.rank))
+    shards = [site.shard for site in opened]
+    accounts = open_accounts(config, directory, transport, shards)
+    for shard in shards if config.exchange.search else ():
+        transport.search_for(shard.site, image_blocks(shard))
+    bench = run_on_all_ranks(transport, lambda: prepare(config.runtime, transport.local_rank))
+    own = [facts_of(config, shard, transport, bench) for shard in shards]
+    facts = gathered_facts(config, transport, own)
+    common = broadcast_json(transport, lambda: agreed_facts(facts))
+    run_on_all_ranks(transport, lambda: check_agreed(common, own))
+    weights = tuple(common["weights"])
+    task = Task(tuple(common["classes"]), tuple(common["image_shape"]), config.task)
+    network = _network(config, task, transport, bench)
+    cost = partial(measured_cost, model=network.model, shape=network.input_shape, config=config, device=bench)
+    weighed = dict(zip(config.site_names, weights, strict=True))
+    members = with_schedule(members, directory, transport, weighed, cost)
+    config = members.config
+    plans = agreed_plans(config, transport)
+    place = SiteContext(config, network.model, bench, run_plan(plans), _on_step(config, console, notice))
+    if network.backbone is not None and config.model.features is not None:
+        where = MapPlace(shards, directory, transport, task.image_shape[-1])
+        agreed_map(config, network.backbone, where).load_into(network.model)
+    start_from(config, directory, task, network.model, transport)
+    run_on_all_ranks(transport, lambda: check_local_layers(config, network.model))
+    grid = run_on_all_ranks(transport, lambda: _grid(config, place, weights))
+    free = free_bytes(bench.device, transport.local_size)
+    samples = [resident(site.samples(network.backbone), bench.device, free // len(opened)) for site in opened]
+    sites = tuple(
+        Hospital(config.site_names[i], i, weights[i], mine, place_of(config.site_names[i], place, plans))
+        for i, mine in zip(indices, samples, strict=True)
+    )
+    learners = _learners(config, sites, samples, sum(weights), place)
+    for one in (*sites, *learners):
+        one.keep_log(directory.log(one.name, transport.rank))
+    return Session(
+        config=config,
+        declared=members.declared,
+        transport=transport,
+        directory=directory,
+        console=console,
+        place=place,
+        task=task,
+        sites=sites,
+        learners=learners,
+        weights=weights,
+        facts=facts,
+        grid=grid,
+        notice=notice,
+        identities={} if grid is None else agreed_identities(config, transport, indices),
+        shard_digests=_shard_digests(sites, learners, shards),
+        accounts=accounts,
+        absent=members.absent,
+        plans=plans,
+    )
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The agreed network, and the backbone whose features it takes (None: it takes images), on this rank's device."""
+
+    model: nn.Module
+    backbone: Backbone | None
+    input_shape: tuple[int, ...]
+
+
+def _network(config: RunConfig, task: Task, transport: Transport, bench: Device) -> _Network:
+    name = config.model.backbone
+    backbone = run_on_all_ranks(transport, lambda: load_backbone(name) if name else None)
+    run_on_all_ranks(transport, lambda: check_backbone(config))
+    model = agreed_network(config, task, backbone, transport).to(bench.device)
+    if backbone is None:
+        return _Network(model, None, task.image_shape)
+    return _Network(model, backbone.to(bench.device), (backbone.dim,))
+
+
+def _shard_digests(
+    sites: Sequence[Hospital], learners: Sequence[Hospital], shards: Sequence[Shard]
+) -> dict[str, tuple[str, ...]]:
+    """The digests of the shards that each learner trains on: its own, or of the pooled one those of all."""
+    alone = {site.name: (shard.digest,) for site, shard in zip(sites, shards, strict=True)}
+    pooled = {one.name: tuple(shard.digest for shard in shards) for one in learners if one.name == POOLED}
+    return {**alone, **pooled}
+
+
+def _on_step(config: RunConfig, console: Console, notice: StopRequest) -> OnStep:
+    """A secure sum is one step, which cannot be left in the middle; all other training can."""
+    return console.step if config.privacy.trust == "sites" else notice.watched(console.step, config.runtime.patience_s)
+
+
+def _open_sites(config: RunConfig, indices: Sequence[int], directory: RunDirectory, rank: int) -> list[OpenSite]:
+    """Open this rank's shards. What is wrong with one goes to its site's own log, its kind to all ranks."""
+    opened, problems = [], []
+    for i in indices:
+        name = config.site_names[i]
+        try:
+            opened.append(open_site_of_run(config, name))
+        except ShardError as error:
+            directory.log(name, rank).write("ERROR", inside(error))
+            problems.append(error)
+    if problems:
+        raise ShardError("\n".join(map(str, problems)), code=problems[0].code)
+    return opened
+
+
+def _grid(config: RunConfig, place: SiteContext, weights: Sequence[int]) -> IntegerGrid | None:
+    if config.privacy.trust != "sites" or place.plan is None:
+        return None
+    size, rounds = parameter_count(place.model), config.training.rounds
+    return plan_grid(place.plan.noise_multiplier, size, weights, config.honest_sites, rounds)
+
+
+def _learners(
+    config: RunConfig, sites: tuple[Hospital, ...], samples: Sequence[Samples], weight: int, place: SiteContext
+) -> tuple[Hospital, ...]:
+    if config.mode != "centralised" or not sites:
+        return sites
+    return (Hospital(POOLED, 0, weight, PooledSamples(samples), place),)
