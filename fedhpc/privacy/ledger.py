@@ -17,7 +17,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
@@ -28,6 +27,7 @@ from fedhpc.privacy.ledger_folder import SEAL_DIGITS
 from fedhpc.privacy.site_ledger import SiteLedger, charge_of
 from fedhpc.privacy.site_terms import Answer, Owner, Request
 from fedhpc.privacy.unit_sets import Identities, UnitSet
+from fedhpc.util.clock import now
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Ledger:
             self._hold(held)
             if not self._chain.entries:
                 self._chain.append(
-                    {"ledger_of": site, "ledger": secrets.token_hex(16), "run": owner.run, "time": _now()}
+                    {"ledger_of": site, "ledger": secrets.token_hex(16), "run": owner.run, "time": now()}
                 )
             found = self._chain.entries[0].get("ledger_of")
             if found != site:
@@ -253,7 +253,7 @@ class Ledger:
     def _append(self, charge: Charge) -> None:
         same = (charge.round, charge.population)
         attempt = sum((earlier.round, earlier.population) == same for earlier in self.charges)
-        self._chain.append({**asdict(charge), "time": _now(), "attempt": attempt})
+        self._chain.append({**asdict(charge), "time": now(), "attempt": attempt})
 
 
 def read_ledger(path: Path) -> tuple[str, tuple[Charge, ...]]:
@@ -266,7 +266,3 @@ def read_ledger(path: Path) -> tuple[str, tuple[Charge, ...]]:
     if not chain.entries:
         raise PrivacyError(f"{path}: no such ledger, or an empty one; {REMEDY}", code="privacy.ledger-missing")
     return chain.entries[0]["ledger_of"], tuple(charge_of(entry) for entry in chain.entries[1:])
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

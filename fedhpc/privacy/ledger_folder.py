@@ -8,13 +8,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.anchored_chain import AnchoredChain, replace_whole
 from fedhpc.privacy.hash_chain import REMEDY
 from fedhpc.privacy.site_terms import Terms
+from fedhpc.util.clock import now
 
 SEAL_DIGITS = 16
 """How much of a seal goes into a round's record."""
@@ -88,8 +88,3 @@ def read_key(folder: Path) -> bytes:
     if len(key) != KEY_BYTES:
         raise PrivacyError(f"{path}: has {len(key)} bytes; allowed: {KEY_BYTES}; {REMEDY}", code="privacy.ledger-key")
     return key
-
-
-def now() -> str:
-    """Return the time for a line of a ledger: ISO 8601, UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -37,11 +37,12 @@ from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.anchored_chain import AnchoredChain
 from fedhpc.privacy.hash_chain import REMEDY
-from fedhpc.privacy.ledger_folder import CONTENT, SEAL_DIGITS, account_id, derived, exists, make, making, now, read_key
+from fedhpc.privacy.ledger_folder import CONTENT, SEAL_DIGITS, account_id, derived, exists, make, making, read_key
 from fedhpc.privacy.rdp_filter import in_larger_units
 from fedhpc.privacy.site_terms import Answer, Request, Terms
 from fedhpc.privacy.spending import Group, Limit, Paid, Spending
 from fedhpc.privacy.unit_sets import Identities, SetStore, UnitSet, keys_of
+from fedhpc.util.clock import now
 
 
 class SiteLedger:

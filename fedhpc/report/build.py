@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from fedhpc.report.page import Content, page, parts_of
 from fedhpc.report.parts import Part, csv_files, facts_of_parts
 from fedhpc.report.rows import DATA, DENSITY, EPSILON, SEED, facts_of, groups_of
 from fedhpc.report.terminal import settings_text
+from fedhpc.util.clock import now
 from fedhpc.util.files import make_folder, write_text
 from fedhpc.util.text import wrapped
 
@@ -101,11 +101,6 @@ def is_report(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(facts, dict) and {"rows", "groups"} <= facts.keys()
-
-
-def now() -> str:
-    """UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def write(found: Report, out: Path, tables: Path | None = None) -> None:

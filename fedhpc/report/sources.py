@@ -12,7 +12,7 @@ from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.study import RESULT, Cell, StudyDirectory
 from fedhpc.records.summary import data_digest
-from fedhpc.report.build import Report, now, write
+from fedhpc.report.build import Report, write
 from fedhpc.report.page import Content
 from fedhpc.report.rows import (
     DATA,
@@ -31,6 +31,7 @@ from fedhpc.report.rows import (
 )
 from fedhpc.report.study_results import CellResult
 from fedhpc.report.view import RunView, view_of
+from fedhpc.util.clock import now
 
 LOG = logging.getLogger(__name__)
 

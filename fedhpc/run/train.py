@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from fedhpc.run.session import Session
 from fedhpc.site.personal.personalise import MODEL, RECORD, Personal, check_network, personalise
 from fedhpc.transport.base import Wire
 from fedhpc.transport.collectives import run_on_all_ranks
+from fedhpc.util.clock import now
 from fedhpc.util.cores import node_text
 from fedhpc.util.log import LogFile, configure, logged
 from fedhpc.util.startup import Startup
@@ -168,7 +168,7 @@ def _note_start(members: Membership, directory: RunDirectory, work: Work, first:
     After a lost rank `recovered_s` is the time from then until the others begin their next round.
     """
     start: dict[str, Any] = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": now(),
         "after_round": first,
         "ranks": members.wire.size,
         "absent": members.absent,

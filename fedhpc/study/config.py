@@ -10,7 +10,7 @@ from fedhpc.config.loader import apply_override, merged, read_tree
 from fedhpc.config.problems import problems_message, problems_of
 from fedhpc.errors import ConfigError
 from fedhpc.records.study import Size
-from fedhpc.sweep.config import Local, Slurm
+from fedhpc.sweep.resources import Local, Slurm
 from fedhpc.util.section import Section
 
 Tree = dict[str, Any]

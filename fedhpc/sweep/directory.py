@@ -17,30 +17,26 @@ On disk a trial is an `element`, as in earlier versions: a sweep is resumed acro
 the ledger heads of earlier trials (`fedhpc.run.recorded_heads`).
 """
 
-import json
 import os
 import socket
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.errors import ConfigError, InputError
-from fedhpc.records.run_directory import RunDirectory, config_text
-from fedhpc.sweep.config import Local, Slurm, Sweep, Trial
+from fedhpc.sweep.config import Sweep, Trial
+from fedhpc.sweep.resources import Local, Slurm
+from fedhpc.sweep.trial_directory import JOBS, RESTORE, Commands, TrialDirectory
+from fedhpc.util.clock import now
 from fedhpc.util.files import make_folder, read_json, read_text, write_json, write_text
 from fedhpc.util.processes import born
 from fedhpc.util.section import Section
 
-Ended = Literal["running", "finished", "failed", "stopped"]
 Cluster = Literal["slurm", "local"]
-RESTORE = "Restore it from a backup, or start the sweep in a new --run-dir"
-AGAIN = "Remove it: the trial then counts as not begun and goes on from its last round"
 
 
 class Listed(Section):
@@ -51,13 +47,6 @@ class Listed(Section):
     point: dict[str, Any]
 
 
-class Commands(Section):
-    """commands.json: of a trial that is more, or other, than a training run; `Trial` has the meanings."""
-
-    trains: bool
-    commands: tuple[tuple[str, ...], ...]
-
-
 class Stored(Section):
     """sweep.yaml."""
 
@@ -66,27 +55,6 @@ class Stored(Section):
     slurm: Slurm
     local: Local
     elements: tuple[Listed, ...]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial's last attempt stands.
-
-    Attributes:
-        state: `running` also of one that was killed before it could tell.
-        message: why it failed or was stopped; of a finished run "finished" or "budget".
-        job: SLURM's id; empty on one machine.
-        host, pid: of the process that wrote it.
-        seconds: from its start to its end.
-    """
-
-    state: Ended
-    message: str
-    job: str
-    host: str
-    pid: int
-    started: str
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -114,16 +82,12 @@ class SweepDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.plan, self.jobs, self.logs = path / "sweep.yaml", path / "jobs.json", path / "jobs"
+        self.plan, self.jobs, self.logs = path / "sweep.yaml", path / "jobs.json", path / JOBS
         self._calibration = path / "calibration.json"
 
     def trial(self, name: str) -> "TrialDirectory":
         """The directory of one trial."""
         return TrialDirectory(self.path / "elements" / name)
-
-    def again(self, job: str) -> Path:
-        """The file that asks the script of a job to queue it again, by SLURM's plain id."""
-        return self.logs / f"again-{job}"
 
     def check_free(self) -> None:
         """Raises InputError where there is a sweep already."""
@@ -234,91 +198,10 @@ class SweepDirectory:
         write_json(self.jobs, jobs)
 
 
-class TrialDirectory:
-    """One trial's run directory and the files of the sweep in it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.run = path, RunDirectory(path)
-        self.config, self.log = path / "element.yaml", path / "log.txt"
-        self.commands, self.result = path / "commands.json", path / "result.json"
-        self._outcome = path / "outcome.json"
-
-    @property
-    def sweep(self) -> SweepDirectory:
-        """Of which it is one."""
-        return SweepDirectory(self.path.parents[1])
-
-    def write_config(self, config: RunConfig) -> None:
-        """As submitted."""
-        write_text(self.config, config_text(config, self.path))
-
-    def read_config(self) -> RunConfig:
-        """As submitted."""
-        return load_config(self.config)
-
-    def write_commands(self, commands: Commands) -> None:
-        """As submitted."""
-        write_json(self.commands, commands.model_dump(mode="json"))
-
-    def read_commands(self) -> Commands:
-        """As submitted; of a trial that has none, that it trains and no more."""
-        if not self.commands.exists():
-            return Commands(trains=True, commands=())
-        try:
-            return Commands.model_validate(read_json(self.commands, RESTORE))
-        except ValidationError:
-            raise InputError(f"{self.commands}: is damaged. {RESTORE}.", code="file.damaged") from None
-
-    def outcome(self) -> Outcome | None:
-        """None where no attempt has begun."""
-        if not self._outcome.exists():
-            return None
-        try:
-            return Outcome(**read_json(self._outcome, AGAIN))
-        except TypeError:
-            raise InputError(
-                f"{self._outcome}: does not say how an attempt ended. {AGAIN}.", code="file.damaged"
-            ) from None
-
-    def write_outcome(self, outcome: Outcome) -> None:
-        """In place of the last one."""
-        write_json(self._outcome, asdict(outcome))
-
-    def ledgers(self) -> frozenset[str]:
-        """The ids of its privacy ledgers, by which the lifetime ledgers know what it has spent."""
-        found = set()
-        for path in self.path.glob("sites/*/ledger.jsonl"):
-            with path.open(encoding="utf-8") as lines:
-                found.add(str(json.loads(next(lines, "{}")).get("ledger")))
-        return frozenset(found)
-
-    def end(self, begun: Outcome, state: Ended, message: str) -> None:
-        """Write how the attempt that had `begun` ended."""
-        started = datetime.fromisoformat(begun.started)
-        seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
-        self.write_outcome(replace(begun, state=state, message=message, seconds=seconds))
-
-    def note_death(self, begun: Outcome, message: str) -> None:
-        """Say of an attempt whose processes have all ended that it failed, where none of them could."""
-        known = self.outcome()
-        if known is None or known.state == "running":
-            self.end(known or begun, "failed", message)
-
-
-def beginning(job: str) -> Outcome:
-    """An attempt of this process that starts now."""
-    return Outcome("running", "", job, socket.gethostname(), os.getpid(), now())
-
-
 def submission(cluster: Cluster, jobs: dict[str, str]) -> Submission:
     """One made by this process now."""
     pid = os.getpid()
     return Submission(cluster, jobs, "", socket.gethostname(), pid, born(pid), now())
-
-
-def now() -> str:
-    """UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def with_threads(config: RunConfig, cpus: int) -> RunConfig:

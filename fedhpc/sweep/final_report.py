@@ -6,13 +6,14 @@ from pathlib import Path
 
 from fedhpc.errors import InputError
 from fedhpc.records.study import CLAIMS, PLAN
-from fedhpc.report.build import Report, now, write
+from fedhpc.report.build import Report, write
 from fedhpc.report.page import Content
 from fedhpc.report.rows import Label, State, groups_of, row_of
 from fedhpc.report.sources import of_study
 from fedhpc.report.view import view_of
 from fedhpc.sweep.directory import SweepDirectory
 from fedhpc.sweep.slurm_queue import look
+from fedhpc.util.clock import now
 
 
 def content_of(path: Path) -> Content:

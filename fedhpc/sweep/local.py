@@ -14,10 +14,12 @@ from types import FrameType
 
 from fedhpc.errors import InputError
 from fedhpc.run.display import Console
-from fedhpc.sweep.config import Local, Sweep
-from fedhpc.sweep.directory import Outcome, SweepDirectory, beginning
+from fedhpc.sweep.config import Sweep
+from fedhpc.sweep.directory import SweepDirectory
 from fedhpc.sweep.pace import time_left
+from fedhpc.sweep.resources import Local
 from fedhpc.sweep.status import Line, line_of
+from fedhpc.sweep.trial_directory import Outcome, beginning
 from fedhpc.util.processes import available_memory_bytes, resident_bytes, session, total_memory_bytes
 from fedhpc.util.text import clock, fixed
 

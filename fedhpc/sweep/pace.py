@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from fedhpc.sweep.config import Sweep, Trial
-from fedhpc.sweep.directory import Outcome, SweepDirectory
+from fedhpc.sweep.directory import SweepDirectory
+from fedhpc.sweep.trial_directory import Outcome
 from fedhpc.util.text import clock, count_of
 
 Kind = tuple[object, ...]

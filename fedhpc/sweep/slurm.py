@@ -22,12 +22,14 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from fedhpc.errors import InputError
 from fedhpc.run.preemption import SIGNALS
-from fedhpc.sweep.config import Slurm, Sweep, ranks_of
-from fedhpc.sweep.directory import SweepDirectory, TrialDirectory, beginning
+from fedhpc.sweep.config import Sweep, ranks_of
+from fedhpc.sweep.directory import SweepDirectory
 from fedhpc.sweep.environment import outside_of_any_job
 from fedhpc.sweep.final_report import write_report
 from fedhpc.sweep.local import command_of
+from fedhpc.sweep.resources import Slurm
 from fedhpc.sweep.slurm_queue import requeue
+from fedhpc.sweep.trial_directory import TrialDirectory, again_file, beginning
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT_MIN = 15
@@ -152,7 +154,7 @@ def _requeueing(directory: SweepDirectory) -> list[str]:
     """Shell lines after the ranks have ended."""
     return [
         "status=$?",
-        f"again={shlex.quote(str(directory.again('').resolve()))}$SLURM_JOB_ID",
+        f"again={shlex.quote(str(again_file(directory.path, '').resolve()))}$SLURM_JOB_ID",
         # SLURM ends this script.
         'if [ -e "$again" ]; then rm "$again" && scontrol requeue "$SLURM_JOB_ID" && sleep 60; fi',
         "exit $status",
@@ -210,7 +212,7 @@ def run_by_mpirun(path: str, ranks: int, requeues: int) -> None:
         # mpirun passes it on to the ranks.
         signal.signal(number, lambda number, frame: process.send_signal(signal.SIGUSR1))
     status, folder = process.wait(), TrialDirectory(Path(path))
-    again = folder.sweep.again(os.environ["SLURM_JOB_ID"])
+    again = folder.again(os.environ["SLURM_JOB_ID"])
     if again.exists():
         again.unlink()
         requeue(os.environ["SLURM_JOB_ID"])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedhpc.sweep.config import Sweep, Trial
-from fedhpc.sweep.directory import Outcome, Submission, SweepDirectory, TrialDirectory
+from fedhpc.sweep.directory import Submission, SweepDirectory
+from fedhpc.sweep.trial_directory import Outcome, TrialDirectory
 from fedhpc.util.processes import born
 from fedhpc.util.text import clock, fitted, fixed, shown
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from fedhpc.errors import FileError, InputError, RankLostError, Stopped, printed
 from fedhpc.run.preemption import StopRequest
-from fedhpc.sweep.directory import Commands, Outcome, TrialDirectory, beginning
 from fedhpc.sweep.slurm_queue import is_running
 from fedhpc.sweep.trial_commands import job_id, run_commands, run_commands_alone
+from fedhpc.sweep.trial_directory import Commands, Outcome, TrialDirectory, beginning
 from fedhpc.util.core_files import forbid_core_files
 from fedhpc.util.files import write_bytes
 from fedhpc.util.log import configure
@@ -102,7 +102,7 @@ def _end(folder: TrialDirectory, begun: Outcome, stopped: str, requeues: int) ->
     folder.end(begun, "stopped", why)
     if restarts < requeues and is_running(os.environ["SLURM_JOB_ID"]):
         # By now every rank has saved its round. The job is queued again when all have ended (`fedhpc.sweep.slurm`).
-        write_bytes(folder.sweep.again(os.environ["SLURM_JOB_ID"]), b"")
+        write_bytes(folder.again(os.environ["SLURM_JOB_ID"]), b"")
 
 
 def _run_commands(rank: int, commands: Sequence[Sequence[str]], folder: TrialDirectory, notice: StopRequest) -> None:

@@ -21,11 +21,11 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from fedhpc.errors import FileError, InputError
+from fedhpc.util.clock import now
 from fedhpc.util.files import make_folder, read_json, reported, write_all, write_json
 from fedhpc.util.processes import boot_id, born
 
@@ -69,7 +69,7 @@ class Holder:
             job=env.get("SLURM_JOB_ID", ""),
             step=env.get("SLURM_STEP_ID", ""),
             restart=env.get("SLURM_RESTART_COUNT", "0") if "SLURM_JOB_ID" in env else "",
-            since=datetime.now(UTC).isoformat(timespec="seconds"),
+            since=now(),
         )
 
     def __str__(self) -> str:

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from fedhpc.errors import FedhpcError, FileError, printed, public_cause
+from fedhpc.util.clock import now
 from fedhpc.util.files import PRIVATE, append_line, make_folder
 from fedhpc.util.text import for_stderr
 
@@ -50,8 +50,7 @@ class LogFile:
 
     def append(self, level: str, text: str, *, durable: bool = False) -> None:
         """Append an entry in a folder that is there; lines after the first are indented. See `write`."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        entry = f"{now} {level} rank {self.rank} {self.site}: " + text.strip().replace("\n", "\n    ")
+        entry = f"{now()} {level} rank {self.rank} {self.site}: " + text.strip().replace("\n", "\n    ")
         append_line(self.path, entry, mode=PRIVATE, durable=durable)
 
 

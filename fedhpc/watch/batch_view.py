@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedhpc.records.study import StudyDirectory
-from fedhpc.sweep.directory import Outcome, SweepDirectory
+from fedhpc.sweep.directory import SweepDirectory
 from fedhpc.sweep.local import at_once
 from fedhpc.sweep.pace import TimeLeft, time_left
 from fedhpc.sweep.status import Line, line_of, runs_here
+from fedhpc.sweep.trial_directory import Outcome
 from fedhpc.util.processes import exists
 from fedhpc.util.text import clock, cut, fixed
 from fedhpc.watch.parts import progress_bar, sparkline

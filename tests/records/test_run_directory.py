@@ -287,7 +287,7 @@ def test_clock_that_was_set_back_changes_nothing(
     assert train(tmp_path / "run", more=("--stop-after", "1")).returncode == 75
     asked = [module for name, module in sys.modules.items() if name.startswith("fedhpc.")]
     asked = [module for module in asked if getattr(module, "datetime", None) is datetime]
-    assert {"fedhpc.util.log", "fedhpc.transport.egress_log"} <= {module.__name__ for module in asked}
+    assert {"fedhpc.util.clock", "fedhpc.transport.egress_log"} <= {module.__name__ for module in asked}
     for module in asked:
         monkeypatch.setattr(module, "datetime", TenYearsBack)
     done = train(tmp_path / "run")

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from fedhpc.sweep.directory import Outcome, submission
+from fedhpc.sweep.directory import submission
 from fedhpc.sweep.status import AT_REST, Known, judged, latest, runs_here
+from fedhpc.sweep.trial_directory import Outcome
 
 EARLIER, SINCE, LATER = "2026-01-01T10:00:00+00:00", "2026-01-01T10:00:05+00:00", "2026-01-01T10:00:09+00:00"
 RUNNING = Outcome("running", "", "7_0", "node1", 123, LATER)

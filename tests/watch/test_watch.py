@@ -13,7 +13,8 @@ import yaml
 from fedhpc.cli.main import main
 from fedhpc.records.run_directory import SUMMARY_KEYS
 from fedhpc.sweep.config import load_sweep
-from fedhpc.sweep.directory import SweepDirectory, beginning, submission
+from fedhpc.sweep.directory import SweepDirectory, submission
+from fedhpc.sweep.trial_directory import beginning
 from fedhpc.util.directory_lock import DirectoryLock, Holder
 from fedhpc.watch.parts import ASCII_BLOCKS
 from fedhpc.watch.run_lines import run_lines
