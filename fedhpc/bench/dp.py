@@ -7,39 +7,25 @@ less what was resident before them. On a GPU it is what PyTorch's allocator held
 made noisy as in a step, in turn with the steps, and beside it `torch.normal` alone, which is no secure source.
 """
 
-import ctypes
-import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
 
-from fedhpc.bench.opacus_modes import MODES, Step, opacus_step
-from fedhpc.bench.round_networks import conv4
-from fedhpc.config.schema import RunConfig
+from fedhpc.bench.dp_steps import FEATURES, IMAGES_A_PATIENT, Place, batch_of, network, noise_of, step_of
+from fedhpc.bench.opacus_modes import MODES
+from fedhpc.bench.step_memory import memory_mb
 from fedhpc.errors import InputError
-from fedhpc.models.backbones import Backbone
-from fedhpc.models.build import build_model
 from fedhpc.models.device import device_name
-from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count
-from fedhpc.privacy.gaussian import Noise, released
-from fedhpc.privacy.noise import KeyStream
-from fedhpc.site.training.dp_sgd import NoiseConfig, PrivateStep
 from fedhpc.util.progress import Beat, progress
 
 DEFAULT_MODELS = ("densenet_small", "conv4", "head")
 SHIPPED = ("densenet_small", "densenet121", "resnet18", "resnet50")
-FEATURES = 1280
-IMAGES_A_PATIENT = 3
 WAYS = ("plain", *MODES, "fedhpc", "fedhpc-patients")
 LABELS = {
     "plain": "plain SGD",
@@ -49,18 +35,7 @@ LABELS = {
     "fedhpc-patients": f"fedhpc, {IMAGES_A_PATIENT} images a patient",
 }
 NOISES = ("noise", "torch.normal")
-WARM_UP, MEMORY_STEPS, LEAST_STEPS = 2, 3, 3
-EW_LEAST = 32  # PyTorch's expanded weights fail on a densenet for fewer images
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and on what a step runs."""
-
-    device: str
-    threads: int
-    batch: int
-    image_size: int
+WARM_UP, LEAST_STEPS = 2, 3
 
 
 def run(models: Sequence[str], ways: Sequence[str], place: Place, seconds: float) -> dict[str, Any]:
@@ -95,7 +70,7 @@ def check_names(option: str, given: Sequence[str], allowed: Sequence[str]) -> No
 
 def _run_model(name: str, ways: Sequence[str], place: Place, seconds: float) -> dict[str, Any]:
     times, failed = _times(name, ways, place, seconds)
-    memory = {way: _memory_mb(name, way, place) for way in times if way not in NOISES}
+    memory = {way: memory_mb(name, way, place) for way in times if way not in NOISES}
     figures = {way: _figures(way, times, memory) for way in memory}
     noise = _noise_shares(times) if "fedhpc" in times else None
     return {"parameters": parameter_count(network(name, place)), "ways": figures, "failed": failed, "noise": noise}
@@ -121,78 +96,13 @@ def _minima(steps: Sequence[Seconds]) -> Seconds:
     return Seconds(min(step.wall for step in steps), min(step.cpu for step in steps))
 
 
-def network(name: str, place: Place) -> nn.Module:
-    """A network by name: one that is shipped, `head` (linear, on 1280 features) or `conv4`."""
-    torch.manual_seed(0)
-    task = Task(("no", "yes"), (1, place.image_size, place.image_size))
-    if name == "conv4":
-        return conv4(task)
-    tree: dict[str, Any] = {"name": name}
-    backbone = None
-    if name == "head":
-        tree, backbone = {"name": "frozen", "backbone": "efficientnet_lite0"}, Backbone(nn.Identity(), FEATURES, None)
-    shards = {"shards": "{site}.h5", "sites": [{"name": "a"}]}
-    config = RunConfig.model_validate({"name": "bench", "data": shards, "model": tree})
-    return build_model(config, task, backbone)
-
-
-def step_of(way: str, name: str, place: Place) -> Step:
-    """A fresh model with its optimiser, as a function that takes one step."""
-    model = network(name, place).to(place.device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    if way == "plain":
-        return _plain_step(model, optimizer)
-    terms = NoiseConfig(1.0, 1.0, place.batch, KeyStream.fresh())
-    if way in MODES:
-        return opacus_step(way, model, optimizer, terms)
-    private, images_a_unit = PrivateStep.wrap(model, optimizer, terms), IMAGES_A_PATIENT if "patients" in way else 1
-
-    def step(images: Tensor, labels: Tensor) -> None:
-        owner = torch.arange(len(images), device=images.device) // images_a_unit
-        private(images, labels, owner, last=True)
-
-    return step
-
-
-def noise_of(kind: str, name: str, place: Place) -> Step:
-    """The noise of one step of a model, by itself; the batch that it is given is not looked at."""
-    model = network(name, place)
-    size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    out = torch.zeros(size, device=place.device)
-    noise = Noise(1.0, float(place.batch), KeyStream.fresh())
-
-    def make(images: Tensor, labels: Tensor) -> None:
-        if kind == "torch.normal":
-            out.normal_()
-        else:
-            released(out, noise, place.batch, out)
-
-    return make
-
-
-def _plain_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Step:
-    def step(images: Tensor, labels: Tensor) -> None:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    return step
-
-
-def _batch(name: str, place: Place, images: int) -> tuple[Tensor, Tensor]:
-    shape = (images, FEATURES) if name == "head" else (images, 1, place.image_size, place.image_size)
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 2, (images,), generator=generator)
-    return torch.randn(shape, generator=generator).to(place.device), labels.to(place.device)
-
-
 Times = dict[str, list[Seconds]]
 """What each step took, by way."""
 
 
 def _times(name: str, ways: Sequence[str], place: Place, seconds: float) -> tuple[Times, dict[str, str]]:
     """Of all ways that work, and why a way failed where one did."""
-    batch = _batch(name, place, place.batch)
+    batch = batch_of(name, place, place.batch)
     steps, failed = {}, {}
     for way in ways:
         try:
@@ -222,50 +132,6 @@ def _seconds(work: Callable[[], None], device: str) -> Seconds:
     if device == "cuda":
         torch.cuda.synchronize()
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def _memory_mb(name: str, way: str, place: Place) -> float | None:
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as fresh:
-        return fresh.submit(extra_memory_mb, name, way, place).result()
-
-
-def extra_memory_mb(name: str, way: str, place: Place) -> float | None:
-    """The most memory that steps need above what is there before them; None where the system does not tell.
-
-    Only in a process of its own: memory that was freed earlier would be used again unseen.
-    """
-    torch.set_num_threads(place.threads)
-    step, batch = step_of(way, name, place), _batch(name, place, place.batch)
-    step(*_batch(name, place, EW_LEAST if way == "ew" else 2))
-    gc.collect()
-    if place.device == "cuda":
-        return _extra_cuda_mb(partial(step, *batch))
-    clear = Path("/proc/self/clear_refs")
-    try:
-        clear.write_text("5", encoding="ascii")
-    except OSError:
-        return None
-    # Freed memory that the C library has kept would be used again unseen.
-    ctypes.CDLL(None).malloc_trim(0)
-    before = _status_mb("VmRSS")
-    for _ in range(MEMORY_STEPS):
-        step(*batch)
-    return _status_mb("VmHWM") - before
-
-
-def _extra_cuda_mb(work: Callable[[], None]) -> float:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    for _ in range(MEMORY_STEPS):
-        work()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 1e6
-
-
-def _status_mb(key: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{key}:"))
 
 
 def _figures(way: str, times: Times, memory: dict[str, float | None]) -> dict[str, float | None]:

@@ -50,8 +50,9 @@ def _add_dp(kinds: "_SubParsersAction[Parser]") -> None:
 
 def _dp(options: argparse.Namespace) -> int:
     from fedhpc.bench import dp
+    from fedhpc.bench.dp_steps import Place
 
-    place = dp.Place(options.device, options.threads, options.batch, options.image_size)
+    place = Place(options.device, options.threads, options.batch, options.image_size)
     models, ways = options.models or dp.DEFAULT_MODELS, options.ways or dp.WAYS
     return print_table(dp.run(models, ways, place, options.seconds), dp.table, options.json)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedhpc.bench.dp import Place, network
+from fedhpc.bench.dp_steps import Place, network
 from fedhpc.bench.opacus_modes import MODES, OurSamplers, opacus_step
 from fedhpc.site.training.dp_sgd import NoiseConfig, PrivateStep
 

@@ -198,7 +198,7 @@ OTHER_WRITERS = {
     "transport/egress_log.py": "holds its file open over a run, and appends by append_whole",
     "run/preflight/facts.py": "a probe that it removes",
     "sweep/local.py": "the log of a child process",
-    "bench/dp.py": "/proc",
+    "bench/step_memory.py": "/proc",
     "bench/harmonising.py": "a cohort in a folder of its own",
     "bench/importing.py": "a cohort in a folder of its own",
     "bench/round.py": "the log of a child process",

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from fedhpc.bench.dp import Place, network
+from fedhpc.bench.dp_steps import Place, network
 from fedhpc.errors import PrivacyError
 from fedhpc.models.input_layer import with_input_layer
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum, squared_norms

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedhpc.bench.dp import Place, network
+from fedhpc.bench.dp_steps import Place, network
 from fedhpc.site.per_example import kernels as grad_samplers
 from fedhpc.site.per_example.clipped_sum import ClippedSum
 from fedhpc.site.per_example.kernels import (

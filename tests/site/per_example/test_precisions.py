@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedhpc.bench.dp import Place, network
+from fedhpc.bench.dp_steps import Place, network
 from fedhpc.models.device import Device
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
 from tests.support.devices import DEVICES
