@@ -28,7 +28,16 @@ Opened = Shard | ShardError
 
 
 def check(paths: Sequence[Path], png: Path | None = None) -> bool:
-    """Print the table of `paths`, write the contact sheet where asked for, and tell whether every shard is good."""
+    """Print a table of the shards at `paths`, and tell whether every one is good.
+
+    Args:
+        paths: of the shards.
+        png: where to write a contact sheet: images of every good shard, spread over its classes. It is as private as
+            the shards. Equal shards give equal bytes.
+
+    Raises:
+        ShardError: a sheet is asked for, and not one shard is good.
+    """
     with ExitStack() as stack:
         with at_work("prepare check") as begins:
             shards = _open(paths, stack, begins)
@@ -37,21 +46,6 @@ def check(paths: Sequence[Path], png: Path | None = None) -> bool:
         if png is not None:
             _sheet(shards, png)
         return not any(isinstance(shard, ShardError) for shard in shards)
-
-
-def check_table(paths: Sequence[Path]) -> str:
-    """One line per shard with its verdict and its counts, then the errors of the bad ones in full."""
-    with ExitStack() as stack:
-        return _table(paths, _open(paths, stack, lambda _: None))
-
-
-def contact_sheet(paths: Sequence[Path], png: Path) -> None:
-    """Write a PNG that shows images of every good shard, spread over its classes; equal shards give equal bytes.
-
-    The picture shows patients' images: it is as private as the shards.
-    """
-    with ExitStack() as stack:
-        _sheet(_open(paths, stack, lambda _: None), png)
 
 
 def _open(paths: Sequence[Path], stack: ExitStack, begins: Callable[[str], None]) -> list[Opened]:

@@ -25,10 +25,11 @@ from data_prep.discovery import (
 )
 from data_prep.image_job import ImageImport, refuse
 from data_prep.inventory import LeftOut, reasons
-from data_prep.names import first_names, shown
+from data_prep.names import shown
 from data_prep.patients import Patients, by_regex, by_table, each_its_own, pseudonym
 from data_prep.target import CREATED_BY
 from fedhpc.util.arrays import I64
+from fedhpc.util.text import first_names
 
 LOG = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from data_prep.names import first_names, shown
-from fedhpc.util.text import count_of
+from data_prep.names import shown
+from fedhpc.util.text import count_of, first_names
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,8 @@
 
 import os
 import unicodedata
-from collections.abc import Sequence
 from pathlib import PurePath
 
-NAMES_SHOWN = 3
 MOST_LETTERS = 100
 """Of the name of a class."""
 
@@ -32,16 +30,6 @@ def is_class_name(name: str) -> bool:
     (True, False, False)
     """
     return name.isprintable() and 0 < len(name) <= MOST_LETTERS
-
-
-def first_names(names: Sequence[str], count: int | None = None) -> str:
-    """Return the first names of a list and how many more there are.
-
-    >>> first_names(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    more = (len(names) if count is None else count) - len(names[:NAMES_SHOWN])
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def patient_key(name: str) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from data_prep.names import first_names, lookup_key, patient_key, shown
+from data_prep.names import lookup_key, patient_key, shown
+from fedhpc.util.text import first_names
 
 DELIMITERS = ",;\t"
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from data_prep.names import first_names, shown
+from data_prep.names import shown
 from fedhpc.errors import ShardError
 from fedhpc.site.data.shard import created_by
 from fedhpc.util.files import PRIVATE
+from fedhpc.util.text import first_names
 
 CREATED_BY = "fedhpc prepare images"
 CANNOT_WRITE = (

@@ -19,11 +19,12 @@ from data_prep.importers.job import ArchiveImport
 from data_prep.importers.nifti import SUFFIXES
 from data_prep.importers.recipe import Recipe
 from data_prep.importers.tree import files_below, refusal
-from data_prep.importers.volume import Found, Frame, Series
-from data_prep.names import first_names, shown
+from data_prep.importers.volume import Found, Frame
+from data_prep.names import shown
 from fedhpc.errors import ShardError
 from fedhpc.site.data.shard import Shard
 from fedhpc.util.arrays import Images
+from fedhpc.util.text import first_names
 
 BATCH = 64
 NO_MASK = "\0"
@@ -184,10 +185,10 @@ def _series(
         frames = [one.frames[row] for row in made.frames.tolist()]
         for first in range(0, len(frames), BATCH):
             part = frames[first : first + BATCH]
-            yield _named(one, part, given, made.images[first : first + BATCH])
+            yield _named(part, given, made.images[first : first + BATCH])
 
 
-def _named(series: Series, frames: Sequence[Frame], given: dict[str, Path], images: Images) -> Batch:
+def _named(frames: Sequence[Frame], given: dict[str, Path], images: Images) -> Batch:
     return Batch(tuple(str(given[frame.file]) for frame in frames), tuple(frame.index for frame in frames), images)
 
 

@@ -7,7 +7,7 @@ whole local rounds by the functions of a real run (`train_plain`, `train_private
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from fedhpc.util.arrays import I64, Images
 
 CLASSES = ("no", "yes")
 WARM_UP_STEPS = 4
-LEAST_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -202,8 +201,3 @@ def private_work(local: LocalRound, work: Work) -> PrivateWork:
     units = Units.of(local.samples, "image", 1)
     plan = PrivacyPlan(1.0, work.batch / work.images, WARM_UP_STEPS + work.steps)
     return PrivateWork(units, plan, Entropy(KeyStream.fresh(), KeyStream.fresh()), work.images)
-
-
-def shorter(work: Work, steps: int) -> Work:
-    """The same with fewer steps."""
-    return replace(work, steps=max(LEAST_STEPS, steps))

@@ -35,8 +35,7 @@ CASES: tuple[str, ...] = (CLEAN, *DATA_CASES, *UPDATE_CASES, f"{LATE}sign_flip",
 RULES = (REFERENCE, "coordinate_median", "geometric_median", "mda", "centred_clipping", "screened_mean")
 """With four sites the trimmed mean of one is the coordinate median, and Krum is refused."""
 NONE = "none"
-NOISE_SEED = 1
-TOLERANCE, CLEAN_TOLERANCE = 0.02, 0.005
+TOLERANCE = 0.02
 
 
 class Column(NamedTuple):

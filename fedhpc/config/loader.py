@@ -27,17 +27,17 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     Raises:
         ConfigError: with every problem found, one a line.
     """
-    return config_of(path, read_merged(path, overrides))
+    return config_of(path, read_merged(path, overrides or []))
 
 
-def read_merged(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
+def read_merged(path: Path, overrides: list[str]) -> dict[str, Any]:
     """Return what a file says, laid on what it extends, with overrides; not validated yet.
 
     Raises:
         ConfigError: a file that cannot be read, or an override that cannot be applied.
     """
     tree = read_tree(path)
-    for override in overrides or []:
+    for override in overrides:
         apply_override(tree, override)
     return tree
 

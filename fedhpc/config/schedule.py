@@ -73,7 +73,7 @@ class Schedule(Section):
     )
 
 
-def planned_efforts(sites: Sequence[Site], speeds: Mapping[str, float], step_units: float = 0.0) -> dict[str, float]:
+def planned_efforts(sites: Sequence[Site], speeds: Mapping[str, float], step_units: float) -> dict[str, float]:
     """Return the effort of each site by name: that of the class's docstring, rounded, and at least LEAST_EFFORT.
 
     Where some site declares no weight, all count as equally large.

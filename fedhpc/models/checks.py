@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedhpc.models.probe import IMAGES, Probe, gradient_of, some
+from fedhpc.models.probe import IMAGES, Probe, gradient_of
+from fedhpc.util.text import first_names
 
 LARGEST_BATCH = 2**18
 """Values of the images of the largest batch that is tried: 64 images of 64 x 64 pixels."""
@@ -49,7 +50,7 @@ def _check_parameters(probe: Probe) -> None:
     other = [f"{name} ({p.dtype})" for name, p in trained.items() if p.dtype != torch.float32]
     if other:
         raise probe.refused(
-            f"parameter {some(other)}: is not float32. Convert the network with .float()", "model.parameters"
+            f"parameter {first_names(other)}: is not float32. Convert the network with .float()", "model.parameters"
         )
 
 
@@ -60,13 +61,13 @@ def _check_norms(probe: Probe, remedy: str) -> None:
     found = [name for name, module in named if isinstance(module, batch)]
     if found:
         raise probe.refused(
-            f"layer {some(found)}: batch norm keeps statistics of the batch, so of patients. {remedy}",
+            f"layer {first_names(found)}: batch norm keeps statistics of the batch, so of patients. {remedy}",
             "model.statistics",
         )
     found = [name for name, module in named if isinstance(module, tracking) and module.track_running_stats]
     if found:
         raise probe.refused(
-            f"layer {some(found)}: keeps running statistics of patients. Set track_running_stats=False there",
+            f"layer {first_names(found)}: keeps running statistics of patients. Set track_running_stats=False there",
             "model.statistics",
         )
 
@@ -96,7 +97,7 @@ def _check_buffers(probe: Probe) -> None:
     added = [name for name in after if name not in before]
     if changed or added:
         raise probe.refused(
-            f"buffer {some([*changed, *added])}: changes with the images that pass, so it keeps a statistic of "
+            f"buffer {first_names([*changed, *added])}: changes with the images that pass, so it keeps a statistic of "
             "patients. Remove it, or compute it of each image alone",
             "model.statistics",
         )
@@ -206,7 +207,7 @@ def _check_gradients(probe: Probe) -> None:
     still = [name for (name, _), part in zip(trained, parts, strict=True) if not part.any()]
     if still:
         raise probe.refused(
-            f"parameter {some(still)}: gets no gradient, so it would never move. Use it in forward (nothing detached, "
-            "no torch.no_grad), or set requires_grad_(False) if it is meant to stay",
+            f"parameter {first_names(still)}: gets no gradient, so it would never move. Use it in forward (nothing "
+            "detached, no torch.no_grad), or set requires_grad_(False) if it is meant to stay",
             "model.gradients",
         )

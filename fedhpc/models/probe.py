@@ -13,6 +13,7 @@ from fedhpc.config.model import Model
 from fedhpc.errors import InputError
 from fedhpc.models.loss import loss
 from fedhpc.models.task import Task
+from fedhpc.util.text import first_names
 
 IMAGES = 4
 """More than a batch needs to show that its images are mixed; few enough for a large network."""
@@ -70,7 +71,7 @@ def probe_of(network: nn.Module, model: Model, task: Task) -> Probe:
     lazy = [name for name, p in network.named_parameters() if isinstance(p, nn.UninitializedParameter)]
     if lazy:
         raise InputError(
-            f"{model.key}: parameter {some(lazy)}: has no size yet. Use no Lazy layer", code="model.parameters"
+            f"{model.key}: parameter {first_names(lazy)}: has no size yet. Use no Lazy layer", code="model.parameters"
         )
     fixed = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -128,9 +129,3 @@ def backward_problem(error: Exception) -> str:
 def first_line(error: Exception) -> str:
     """The first line of an error's message."""
     return str(error).strip().partition("\n")[0]
-
-
-def some(names: list[str], shown: int = 3) -> str:
-    """The first few names."""
-    more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")

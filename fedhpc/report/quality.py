@@ -86,7 +86,7 @@ def curves_part(view: RunView) -> Part:
         return Part("curves", "ROC and calibration")
     figures = [_roc(view, names[:MOST_LINES])]
     if found.get(ALL_SITES, {}).get("calibration"):
-        figures.append(_calibration(view, found[ALL_SITES]["calibration"]))
+        figures.append(_calibration(found[ALL_SITES]["calibration"]))
     noise = view.curves.get("evaluation_epsilon")
     exact = "From exact score histograms of the test patients" + (OUTSIDE if view.config.private else ".")
     noisy = f"From counts that were released with the noise of evaluation epsilon {noise or 0:g}: they contain it."
@@ -133,7 +133,7 @@ def _at(points: Sequence[Point], rate: float) -> float:
     return next((point.y for point in points if math.isclose(point.x, rate, abs_tol=1e-6)), float("nan"))
 
 
-def _calibration(view: RunView, bins: Sequence[Mapping[str, Any]]) -> Figure:
+def _calibration(bins: Sequence[Mapping[str, Any]]) -> Figure:
     points, rows = [], []
     for one in sorted(bins, key=lambda b: (b["low"] + b["high"]) / 2):
         x = one["predicted"] if one["predicted"] is not None else (one["low"] + one["high"]) / 2

@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,6 @@ class Console:
         self._speaks = speaks
         self._live = speaks and seen_by_a_person(self._out)
         self._bar: Any = None
-        self._round_started = time.monotonic()
         self._title = ""
 
     def say(self, text: str) -> None:

@@ -14,6 +14,7 @@ from fedhpc.study.cells import Draft, drafts_of
 from fedhpc.study.config import StudyConfig
 from fedhpc.sweep.config import Sweep, Trial, most_ranks
 from fedhpc.sweep.directory import SweepDirectory
+from fedhpc.util.text import first_names
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ def plan_study(config: StudyConfig, path: Path, out: Path, *, size: Size) -> Pla
         )
     problems |= _misfits(config, trials) | _twice(cells)
     if problems:
-        raise ConfigError(problems_message(path, [f"{text} (in {_some(names)})" for text, names in problems.items()]))
+        raise ConfigError(
+            problems_message(path, [f"{text} (in {first_names(names, 4)})" for text, names in problems.items()])
+        )
     study = Study(config.name, size, tuple(cells))
     return Planned(study, Sweep(config.name, _grid_of(cells), config.slurm, config.local, tuple(trials)))
 
@@ -95,10 +98,6 @@ def _twice(cells: Sequence[Cell]) -> dict[str, list[str]]:
     counts = Counter(cell.name for cell in cells)
     double = [name for name, count in counts.items() if count > 1]
     return {"a value is listed twice, so that cells have one name; name each value once": double} if double else {}
-
-
-def _some(names: Sequence[str], shown: int = 4) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _filled(word: str, files: dict[str, str]) -> str:

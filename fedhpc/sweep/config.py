@@ -18,6 +18,7 @@ from fedhpc.errors import ConfigError
 from fedhpc.sweep.grid import Point, Tree, flattened, grid_problems, nested, points
 from fedhpc.sweep.resources import Local, Slurm
 from fedhpc.util.section import Section
+from fedhpc.util.text import first_names
 
 SEED, EPSILON = "seed", "privacy.epsilon"
 BaselineName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$")]
@@ -111,18 +112,6 @@ def expand(path: Path, overrides: list[str]) -> Expansion:
     return Expansion(Sweep(name, grid, sections.slurm, sections.local, trials), tuple(problems))
 
 
-def load_sweep(path: Path, overrides: list[str]) -> Sweep:
-    """The sweep of a config without problems.
-
-    Raises:
-        ConfigError: with every problem of every trial, one a line.
-    """
-    expansion = expand(path, overrides)
-    if expansion.problems:
-        raise ConfigError(problems_message(path, expansion.problems))
-    return expansion.sweep
-
-
 def _sections(tree: Tree, path: Path) -> Sections:
     try:
         return Sections.model_validate(tree)
@@ -182,13 +171,8 @@ def _validated(sweep: str, drafts: list[Draft], problems: list[str]) -> list[Tri
             found.setdefault(problem, []).append(f"{draft.baseline or 'grid'} {number:03d}")
     for problem, where in found.items():
         everywhere = len(where) == len(drafts)
-        problems.append(problem if everywhere else f"{problem} (in {_some(where)})")
+        problems.append(problem if everywhere else f"{problem} (in {first_names(where, 4)})")
     return trials
-
-
-def _some(names: list[str], shown: int = 4) -> str:
-    more = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def _misfits(trials: Sequence[Trial], slurm: Slurm, local: Local) -> list[str]:
@@ -211,8 +195,8 @@ def _misfits(trials: Sequence[Trial], slurm: Slurm, local: Local) -> list[str]:
         over = [name for name, most in limits.items() if ranks != "auto" and ranks > most]
         if over:
             problems.append(
-                f"{key}={ranks}: too many for {_some(over)}, which can use {min(limits.values())}; all trials get "
-                "the same"
+                f"{key}={ranks}: too many for {first_names(over, 4)}, which can use {min(limits.values())}; all trials "
+                "get the same"
             )
     if slurm.ranks == "auto" and trials and min(limits.values()) % slurm.nodes:
         problems.append(

@@ -24,20 +24,19 @@ Text = Annotated[str, Field(max_length=2000)]
 Count = Annotated[int, Field(ge=0, le=2**48)]
 
 
-def parsed(payload: bytes, adapter: TypeAdapter[T], what: str, limit_bytes: int = JSON_BYTES) -> T:
+def parsed(payload: bytes, adapter: TypeAdapter[T], what: str) -> T:
     """Return the value that a JSON payload stands for.
 
     Args:
         payload: from another rank.
         adapter: of the strict type that it must have.
         what: sender and kind, for the error.
-        limit_bytes: a longer payload is refused unread.
 
     Raises:
         PayloadError: a payload that is too long, no JSON, or not of the type. It repeats nothing of the payload.
     """
-    if len(payload) > limit_bytes:
-        raise PayloadError(f"{what}: {len(payload)} bytes, at most {limit_bytes} are allowed; refused unread")
+    if len(payload) > JSON_BYTES:
+        raise PayloadError(f"{what}: {len(payload)} bytes, at most {JSON_BYTES} are allowed; refused unread")
     try:
         return adapter.validate_json(payload, strict=True)
     except ValidationError as error:

@@ -16,21 +16,18 @@ CLEAR_LINE = "\r\x1b[K"
 Item = TypeVar("Item")
 
 
-def progress(
-    items: Iterable[Item], total: int, what: str, stream: TextIO | None = None, unit: str = "image"
-) -> Iterator[Item]:
-    """Yield `items`, saying on `stream` (standard error by default) how many of `total` are done and what is left.
+def progress(items: Iterable[Item], total: int, what: str, unit: str = "image") -> Iterator[Item]:
+    """Yield `items`, saying on standard error how many of `total` are done and what is left.
 
     For counts that may be seen; `progress_in_tenths` is for those of a hospital's shard.
     """
-    out = sys.stderr if stream is None else stream
-    if out.isatty():
+    if sys.stderr.isatty():
         # mpirun may give its ranks a terminal without a size, where tqdm would draw nothing.
         size = shutil.get_terminal_size()
         shape = {"ncols": min(100, size.columns), "nrows": size.lines}
-        yield from tqdm(items, what, total, unit=unit, leave=False, delay=FIRST_S, file=out, **shape)
+        yield from tqdm(items, what, total, unit=unit, leave=False, delay=FIRST_S, file=sys.stderr, **shape)
         return
-    beat = Beat(what, out)
+    beat = Beat(what)
     for done, item in enumerate(items, 1):
         yield item
         beat.at(done, total)

@@ -107,6 +107,16 @@ def for_stderr(text: str) -> str:
     return wrapped(text, min(WIDTH, terminal_width())) if sys.stderr.isatty() else text
 
 
+def first_names(names: Sequence[str], shown: int = 3) -> str:
+    """Return the first `shown` names of a list, and how many more there are.
+
+    >>> first_names(["a", "b", "c", "d"], 2), first_names(["a", "b"], 2)
+    ('a, b and 2 more', 'a, b')
+    """
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
 def table(rows: Sequence[Row]) -> str:
     """Left-aligned columns, two spaces apart, however wide.
 

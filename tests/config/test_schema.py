@@ -11,7 +11,7 @@ from fedhpc.config.loader import load_config, merged
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError
 from fedhpc.study.config import load_study
-from fedhpc.sweep.config import load_sweep
+from tests.support.tiny_sweeps import load_sweep
 
 REPO = Path(__file__).resolve().parents[2]
 GOOD = {

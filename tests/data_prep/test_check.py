@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.check import check, check_table, contact_sheet
+from data_prep.check import check
 from data_prep.shard_writer import write_shard
 from fedhpc.errors import ShardError
 
@@ -44,9 +44,10 @@ def bad(tmp_path: Path) -> Path:
     return path
 
 
-def test_table_counts(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_counts(good: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "400")
-    head, row = check_table([good]).splitlines()
+    assert check([good])
+    head, row = capsys.readouterr().out.splitlines()
     counts = ["images", "patients", "train", "val", "test", "benign", "malignant"]
     assert head.split() == ["shard", "verdict", "site", *counts, "modality", "early", "size", "dtype", "digest"]
     cells = row.split()
@@ -71,10 +72,14 @@ def test_a_shard_only_for_testing_is_good(tmp_path: Path) -> None:
     assert check([make(tmp_path / "west.h5", split=np.full(30, 2), stage=None)])
 
 
-def test_shards_that_cannot_train_together_are_noted(good: Path, tmp_path: Path) -> None:
+def test_shards_that_cannot_train_together_are_noted(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = make(tmp_path / "east.h5", classes=("malignant", "benign"))
-    assert "different classes and cannot train together" in check_table([good, other])
-    assert "note" not in check_table([good, good])
+    check([good, other])
+    assert "different classes and cannot train together" in capsys.readouterr().out
+    check([good, good])
+    assert "note" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -91,8 +96,8 @@ def test_shards_that_cannot_train_together_are_noted(good: Path, tmp_path: Path)
 )
 def test_contact_sheet_shows_images_and_is_reproducible(tmp_path: Path, change: dict[str, Any]) -> None:
     path = make(tmp_path / "north.h5", **change)
-    contact_sheet([path, path], tmp_path / "new" / "a.png")
-    contact_sheet([path, path], tmp_path / "b.png")
+    check([path, path], tmp_path / "new" / "a.png")
+    check([path, path], tmp_path / "b.png")
     assert (tmp_path / "new" / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with Image.open(tmp_path / "b.png") as sheet:
         pixels = np.asarray(sheet.convert("L")).astype(float)
@@ -103,4 +108,4 @@ def test_contact_sheet_shows_images_and_is_reproducible(tmp_path: Path, change: 
 
 def test_no_sheet_of_nothing(bad: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="not one shard is good"):
-        contact_sheet([bad], tmp_path / "a.png")
+        check([bad], tmp_path / "a.png")

@@ -5,6 +5,10 @@ from typing import Any
 
 import yaml
 
+from fedhpc.config.problems import problems_message
+from fedhpc.errors import ConfigError
+from fedhpc.sweep.config import Sweep, expand
+
 SITES = {"site1": 17, "site2": 13, "site3": 8, "site4": 6}
 
 
@@ -35,3 +39,15 @@ def write_sweep(folder: Path, **more: Any) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(tree_of(folder, **more), sort_keys=False), encoding="utf-8")
     return path
+
+
+def load_sweep(path: Path, overrides: list[str]) -> Sweep:
+    """The sweep of a config without problems.
+
+    Raises:
+        ConfigError: with every problem of every trial, one a line.
+    """
+    expansion = expand(path, overrides)
+    if expansion.problems:
+        raise ConfigError(problems_message(path, expansion.problems))
+    return expansion.sweep

@@ -13,9 +13,9 @@ from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.site_terms import Owner, Request, Terms
 from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.sweep.budget import budget_of
-from fedhpc.sweep.config import Trial, load_sweep
+from fedhpc.sweep.config import Trial
 from tests.support.accounts import ANYBODY, spend
-from tests.support.tiny_sweeps import write_sweep
+from tests.support.tiny_sweeps import load_sweep, write_sweep
 
 BEFORE = "spent before, by the site ledgers seen from here"
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from fedhpc.config.loader import load_config
 from fedhpc.errors import ConfigError
-from fedhpc.sweep.config import load_sweep, ranks_of
+from fedhpc.sweep.config import ranks_of
 from fedhpc.sweep.grid import flattened, nested, points
-from tests.support.tiny_sweeps import tree_of, write_sweep
+from tests.support.tiny_sweeps import load_sweep, tree_of, write_sweep
 
 KEYS = ("seed", "privacy.epsilon", "exchange.density", "training.lr")
 grids = st.dictionaries(st.sampled_from(KEYS), st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True))

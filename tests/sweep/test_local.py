@@ -15,14 +15,13 @@ import pytest
 from fedhpc.cli.main import main
 from fedhpc.config.loader import load_config
 from fedhpc.site.account import found_ledger
-from fedhpc.sweep.config import load_sweep
 from fedhpc.sweep.directory import SweepDirectory
 from fedhpc.sweep.local import at_once
 from fedhpc.sweep.resources import Local
 from fedhpc.sweep.slurm_queue import look
 from fedhpc.sweep.status import Line
 from fedhpc.sweep.trial_directory import beginning
-from tests.support.tiny_sweeps import SITES, write_sweep
+from tests.support.tiny_sweeps import SITES, load_sweep, write_sweep
 from tests.sweep.conftest import Ran
 
 Run = Callable[..., tuple[int, str, str]]

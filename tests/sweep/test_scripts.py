@@ -11,10 +11,9 @@ import pytest
 
 from fedhpc.cli.main import main
 from fedhpc.sweep import slurm
-from fedhpc.sweep.config import load_sweep
 from fedhpc.sweep.directory import SweepDirectory
 from fedhpc.sweep.environment import outside_of_any_job
-from tests.support.tiny_sweeps import write_sweep
+from tests.support.tiny_sweeps import load_sweep, write_sweep
 
 
 def scripts_of(folder: Path, run: Path | None = None, **settings: Any) -> tuple[str, str]:

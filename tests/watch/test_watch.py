@@ -12,14 +12,13 @@ import yaml
 
 from fedhpc.cli.main import main
 from fedhpc.records.run_directory import SUMMARY_KEYS
-from fedhpc.sweep.config import load_sweep
 from fedhpc.sweep.directory import SweepDirectory, submission
 from fedhpc.sweep.trial_directory import beginning
 from fedhpc.util.directory_lock import DirectoryLock, Holder
 from fedhpc.watch.parts import ASCII_BLOCKS
 from fedhpc.watch.run_lines import run_lines
 from fedhpc.watch.run_view import view_run
-from tests.support.tiny_sweeps import tree_of, write_sweep
+from tests.support.tiny_sweeps import load_sweep, tree_of, write_sweep
 
 PHASES = {"train": 1.5, "exchange": 0.2, "total": 2.0}
 

@@ -94,7 +94,7 @@ def reads_files(samples: "Samples") -> bool:
     return isinstance(samples, ImageSamples) and samples.streamed
 
 
-def feature_path(shard: Rows, backbone: Backbone, cache: Path, chain: Chain = DEFAULT) -> Path:
+def feature_path(shard: Rows, backbone: Backbone, cache: Path, chain: Chain) -> Path:
     """The file in the folder `cache` that keeps the features of a shard; another for any other image, weight or chain.
 
     Args:

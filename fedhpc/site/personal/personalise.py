@@ -89,9 +89,7 @@ class Made:
     facts: Mapping[str, Any]
 
 
-def personalise(
-    work: Personal, samples: Samples, place: SiteContext, at_home: Callable[[F32], F32] = lambda params: params
-) -> None:
+def personalise(work: Personal, samples: Samples, place: SiteContext, at_home: Callable[[F32], F32]) -> None:
     """Make the personal model of a hospital; write it, and what it is worth beside the final model.
 
     It gives nothing back: the model was trained without noise, and the number of epochs, the strength of the ridge and
