@@ -190,15 +190,7 @@ class LateMean:
         up_bytes: list[int] = []
         with watch.phase("aggregate"):
             folded = mean_update(received(payloads, up_bytes, watch), state, terms)
-        return Collected(
-            mean=folded.mean,
-            sites=after,
-            up_bytes=tuple(up_bytes),
-            kept=folded.kept,
-            more=folded.more,
-            rule=folded.rule,
-            arrivals=arrivals,
-        )
+        return replace(Collected.of(folded, after, up_bytes), arrivals=arrivals)
 
     def close(self) -> None:
         """Give up what is under way: it ends after its step."""

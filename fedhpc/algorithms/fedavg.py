@@ -27,12 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedhpc.aggregation.base import Arrays, RuleRound
-from fedhpc.algorithms.base import (
-    Folded,
-    Trained,
-    of_algorithm,
-    with_algorithm,
-)
+from fedhpc.algorithms.base import Folded, Trained, of_algorithm, with_algorithm
 from fedhpc.algorithms.round_types import Collected, Collector, Participant, RoundConfig, RoundResult
 from fedhpc.algorithms.run_state import OPTIMIZER, RECEIVED, RESIDUAL, RULE, RunState, of, residual_of, under
 from fedhpc.compression.codec import decode, encode
@@ -264,15 +259,7 @@ def in_the_open(terms: RoundConfig) -> "Collector":
             messages = terms.store(messages, state) if terms.store else messages
             messages = terms.rewards.observed(messages) if terms.rewards else messages
             folded = mean_update(messages, state, terms)
-        return Collected(
-            mean=folded.mean,
-            sites=after,
-            up_bytes=tuple(up_bytes),
-            kept=folded.kept,
-            more=folded.more,
-            rule=folded.rule,
-            flags=folded.flags,
-        )
+        return Collected.of(folded, after, up_bytes)
 
     return collect
 

@@ -9,12 +9,7 @@ import numpy as np
 from fedhpc.aggregation.base import AggregationRule, Arrays, Flag, ServerStep, UpdateScale
 from fedhpc.aggregation.mean import Mean
 from fedhpc.aggregation.server_sgd import ServerSgd
-from fedhpc.algorithms.base import (
-    Algorithm,
-    Sender,
-    joined,
-    parted,
-)
+from fedhpc.algorithms.base import Algorithm, Folded, Sender, joined, parted
 from fedhpc.algorithms.local_layers import LocalLayers
 from fedhpc.algorithms.rewards import Rewards
 from fedhpc.algorithms.run_state import RunState
@@ -71,6 +66,19 @@ class Collected:
     rule: Arrays = field(default_factory=dict)
     flags: tuple[Flag, ...] = ()
     arrivals: Arrivals = NONE_LATE
+
+    @classmethod
+    def of(cls, folded: Folded, sites: Mapping[str, Arrays], up_bytes: Sequence[int]) -> "Collected":
+        """Return what a round gave at the aggregator whose updates it has seen one by one."""
+        return cls(
+            mean=folded.mean,
+            sites=sites,
+            up_bytes=tuple(up_bytes),
+            kept=folded.kept,
+            more=folded.more,
+            rule=folded.rule,
+            flags=folded.flags,
+        )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhpc.cli.common import Parser, add_json, add_set, epsilon_or_none, positive, print_table
+from fedhpc.cli.common import Parser, add_json, add_kept_runs, add_set, epsilon_or_none, positive, print_table
 from fedhpc.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,9 +44,7 @@ def _add_legacy(kinds: "_SubParsersAction[Parser]") -> None:
         "Train a config on several synthetic cohorts; test every hospital's models on new patients.", LEGACY
     )
     legacy.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml) with personalisation")
-    legacy.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
-    )
+    add_kept_runs(legacy)
     legacy.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one cohort for each")
     legacy.add_argument("--held-out", type=positive, default=2000, metavar="N", help="new test images of each site")
     add_set(legacy)
@@ -65,9 +63,7 @@ def _add_stress(kinds: "_SubParsersAction[Parser]") -> None:
     stress = kinds.add_parser("stress", help="AUC by corrupted or hostile site and aggregation rule: many whole runs")
     stress.describe("Train a config with each stress case under each aggregation rule, and compare the AUC.", STRESS)
     stress.add_argument("config", type=Path, metavar="CONFIG", help="a config of a federated run (.yaml)")
-    stress.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
-    )
+    add_kept_runs(stress)
     stress.add_argument(
         "--cases",
         nargs="+",
@@ -123,9 +119,7 @@ def _add_schedule(kinds: "_SubParsersAction[Parser]") -> None:
     slow = kinds.add_parser("schedule", help="pace and AUC with a slow hospital, waited or planned for")
     slow.describe("Time and train a config with no slow hospital, and with one, waited or planned for.", SCHEDULE)
     slow.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml) that declares weights")
-    slow.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
-    )
+    add_kept_runs(slow)
     slow.add_argument("--site", default="site3", metavar="SITE", help="which is slow")
     slow.add_argument("--factor", type=float, default=10.0, metavar="X", help="how many times")
     slow.add_argument(
@@ -160,9 +154,7 @@ def _add_algorithms(kinds: "_SubParsersAction[Parser]") -> None:
     algorithms = kinds.add_parser("algorithms", help="federated algorithms on hospitals that differ: many whole runs")
     algorithms.describe("Train by each algorithm on skewed hospitals; AUC, worst site, rounds, MB, time.", ALGORITHMS)
     algorithms.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="configs (.yaml) without privacy")
-    algorithms.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
-    )
+    add_kept_runs(algorithms)
     algorithms.add_argument(
         "--images", type=Path, metavar="DIR", help="class folders, for configs without data.phantom"
     )

@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhpc.cli.common import Parser, add_json, add_set, epsilon_or_none, positive, print_result, print_table
+from fedhpc.cli.common import (
+    Parser,
+    add_json,
+    add_kept_runs,
+    add_set,
+    epsilon_or_none,
+    positive,
+    print_result,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -38,9 +47,7 @@ def _add_wire(kinds: "_SubParsersAction[Parser]") -> None:
     wire = kinds.add_parser("wire", help="AUC by density and value bits, less that of dense float32: many whole runs")
     wire.describe("Train a config at each density and number of value bits, and compare the AUC.", WIRE)
     wire.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml)")
-    wire.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
-    )
+    add_kept_runs(wire)
     wire.add_argument(
         "--densities", nargs="+", type=float, default=[1.0, 0.1, 0.01], metavar="SHARE", help="up, and down too"
     )
@@ -85,9 +92,7 @@ def _add_splits(kinds: "_SubParsersAction[Parser]") -> None:
         "configs", type=Path, nargs="+", metavar="CONFIG", help="one or more configs (.yaml) with model.features"
     )
     splits.add_argument("images", type=Path, metavar="IMAGES", help="class folders, as for `prepare images`")
-    splits.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
-    )
+    add_kept_runs(splits)
     splits.add_argument("--splits", type=int, default=20, metavar="N", help="random splits")
     splits.add_argument("--draws", type=int, default=3, metavar="N", help="private runs on each split")
     splits.add_argument("--reference", type=int, default=200, metavar="N", help="public images")
@@ -122,9 +127,7 @@ def _add_early(kinds: "_SubParsersAction[Parser]") -> None:
         "Train a config federated and centralised; compare both on new synthetic patients, paired by patient.", EARLY
     )
     early.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml) of federated runs")
-    early.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
-    )
+    add_kept_runs(early)
     early.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run of each kind each")
     early.add_argument("--held-out", type=positive, default=8000, metavar="N", help="new images, of all sites together")
     early.add_argument(
@@ -149,9 +152,7 @@ def _add_harmonise(kinds: "_SubParsersAction[Parser]") -> None:
         HARMONISE,
     )
     chains.add_argument("config", type=Path, metavar="CONFIG", help="a config (.yaml) with data.phantom")
-    chains.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
-    )
+    add_kept_runs(chains)
     chains.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one cohort for each")
     chains.add_argument(
         "--epsilons",

@@ -74,6 +74,13 @@ def add_run_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="the run directory (default: runs/<name>)")
 
 
+def add_kept_runs(parser: argparse.ArgumentParser) -> None:
+    """Add `-o DIR`, where a benchmark keeps its runs."""
+    parser.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="DIR", help="where runs are kept; finished ones are reused"
+    )
+
+
 def check_output(path: Path, suffix: str) -> None:
     """Refuse an output file of another kind before anything is computed: one letter off, it would replace an input.
 
