@@ -575,8 +575,9 @@ def test_cap_of_one_run_is_committed_to_it(hospital: Hospital) -> None:
 def test_grant_only_raises(hospital: Hospital) -> None:
     ledger = SiteLedger(hospital.site_ledger)
     for terms in (Terms("patient", cap=1.0), Terms("patient"), Terms("image", cap=5.0)):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError) as refused:
             ledger.change(terms, "less")
+        assert refused.value.code == "privacy.site-terms"
     with pytest.raises(InputError, match="initialised"):
         SiteLedger.create(hospital.site_ledger, Terms("patient", cap=9.0, initialised=True))
 

@@ -174,9 +174,10 @@ def test_damaged_arrays_are_read_or_refused_and_nothing_else(block: bytes, at: i
     payload[at : at + len(block)] = block
     for one in (bytes(payload), block):
         try:
-            unpack_arrays(one, {"counts": ArraySpec("<i8", (20,))}, 160)
+            read = unpack_arrays(one, {"counts": ArraySpec("<i8", (20,))}, 160)
         except PayloadError:
             continue
+        assert {name: (array.dtype.str, array.shape) for name, array in read.items()} == {"counts": ("<i8", (20,))}
 
 
 @pytest.mark.parametrize("forged", [b"", bytes(7), bytes(16), np.float64(np.nan).tobytes(), np.float64(-1).tobytes(),

@@ -15,7 +15,7 @@ import yaml
 
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import PayloadError
+from fedhpc.errors import ConfigError, PayloadError
 from fedhpc.run.evaluation.questions import sum_terms
 from fedhpc.run.sum_identities import check_identities
 from fedhpc.secagg import shamir
@@ -162,7 +162,7 @@ def test_that_threshold_is_refused_by_protocol_and_config(tmp_path: Path) -> Non
         SumTerms(10, 4, 16, 8, colluding=1)
     names = [f"s{index}" for index in range(10)]
     with pytest.raises(
-        Exception, match=r"tolerated_dropouts=6, privacy.colluding_sites=1.*set tolerated_dropouts to 4"
+        ConfigError, match=r"tolerated_dropouts=6, privacy.colluding_sites=1.*set tolerated_dropouts to 4"
     ):
         config_of(tmp_path, names, "privacy.tolerated_dropouts=6")
 

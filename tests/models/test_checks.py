@@ -8,6 +8,7 @@ import torch
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
+from fedhpc.models.build import build_model
 from fedhpc.models.task import Task
 from fedhpc.run.network import checked_network
 
@@ -90,8 +91,9 @@ def test_bad_network_is_refused(sections: dict[str, Any], function: str, message
 
 @pytest.mark.parametrize("sections", [PLAIN, PRIVATE, SECURE])
 def test_good_network_is_accepted_unchanged(sections: dict[str, Any]) -> None:
-    network, again = own("good", sections), own("good", sections)
-    for one, other in zip(network.state_dict().values(), again.state_dict().values(), strict=True):
+    network = own("good", sections)
+    unchecked = build_model(config({"build": f"{BAD}:good"}, sections), TASK)
+    for one, other in zip(network.state_dict().values(), unchecked.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     assert all(p.grad is None for p in network.parameters())
 

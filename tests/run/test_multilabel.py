@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 
 from data_prep.shard_writer import write_shard
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import ShardError
+from fedhpc.errors import PrivacyError, ShardError
 from fedhpc.models.loss import loss
 from fedhpc.models.task import Task
 from fedhpc.records.metrics import Predictions, bin_of, metrics, score_histogram
@@ -171,7 +171,7 @@ def test_multiclass_weights_do_not_cover_findings() -> None:
     p = random_predictions(6)
     everything = Predictions(p.logits, np.ones_like(p.labels), p.early, p.patient)
     question = Question(stage=1, split="val", groups=2, edges=((0.0,),) * 3)
-    with pytest.raises(Exception, match="a unit weighs more than the evaluation's noise covers"):
+    with pytest.raises(PrivacyError, match="a unit weighs more than the evaluation's noise covers"):
         weighted_counts(everything, question, Weights(3, 2), "patient")
 
 

@@ -20,16 +20,18 @@ def test_items_come_in_order() -> None:
 
 
 def test_few_items_are_made_ahead() -> None:
-    made: list[int] = []
+    begun = [threading.Event() for _ in range(50)]
 
     def items() -> Iterator[int]:
-        for n in range(50):
-            made.append(n)
+        for n, event in enumerate(begun):
+            event.set()
             yield n
 
     with closing(read_ahead(items(), depth=2)) as ahead:
-        for used, _ in zip(range(1, 4), ahead, strict=False):
-            assert len(made) <= used + 3
+        for used in range(1, 4):
+            assert next(ahead) == used - 1
+            assert begun[used + 2].wait(5), "two wait and one is in the making"
+            assert not begun[used + 3].wait(0.05)
 
 
 def test_failure_comes_in_its_place_and_ends_the_thread() -> None:
