@@ -21,11 +21,12 @@ def progress(items: Iterable[Item], total: int, what: str, unit: str = "image") 
 
     For counts that may be seen; `progress_in_tenths` is for those of a hospital's shard.
     """
-    if sys.stderr.isatty():
+    out = sys.stderr
+    if out.isatty():
         # mpirun may give its ranks a terminal without a size, where tqdm would draw nothing.
         size = shutil.get_terminal_size()
         shape = {"ncols": min(100, size.columns), "nrows": size.lines}
-        yield from tqdm(items, what, total, unit=unit, leave=False, delay=FIRST_S, file=sys.stderr, **shape)
+        yield from tqdm(items, what, total, unit=unit, leave=False, delay=FIRST_S, file=out, **shape)
         return
     beat = Beat(what)
     for done, item in enumerate(items, 1):
