@@ -181,20 +181,29 @@ stage_shards() {
     [ "$#" = "$SLURM_NTASKS" ] || fail "stage_shards: $# sites for $SLURM_NTASKS tasks" "name one site for each task"
     export FEDHPC_SHARDS=${TMPDIR:-/tmp}/fedhpc-$SLURM_JOB_ID
     trap unstage EXIT
-    # shellcheck disable=SC2016  # The tasks' shell expands it.
-    srun --ntasks="$SLURM_NTASKS" bash -c '
-        set -eu
-        from=$1 to=$2
-        shift $((2 + SLURM_PROCID))
-        umask 077
-        mkdir -p "$to"
-        for path in "$from"/*; do
-            case $path in *.h5) ;; *) ln -sfn "$path" "$to/" ;; esac
-        done
-        [ "$1" = - ] || { cp "$from/$1.h5" "$to/.$1.tmp" && mv -f "$to/.$1.tmp" "$to/$1.h5"; }
-    ' stage "$from" "$FEDHPC_SHARDS" "$@" || fail "the shards in $from could not be copied to $FEDHPC_SHARDS" \
-        "see above: is every site.h5 there, and is there room on the nodes' disks?"
+    srun --ntasks="$SLURM_NTASKS" bash -c "$(declare -f stage_own); stage_own \"\$@\"" stage "$from" "$FEDHPC_SHARDS" "$@" ||
+        fail "the shards in $from could not be copied to $FEDHPC_SHARDS" \
+            "see above: is every site.h5 there, and is there room on the nodes' disks?"
     say "each node has copies of its own shards in $FEDHPC_SHARDS"
+}
+
+# What one task copies: `stage_own FROM TO SITE...`, a site for each task. Job numbers are easily guessed, and /tmp is
+# everybody's: a folder that somebody else has put there would let them read or exchange the shards.
+stage_own() {
+    set -eu
+    local from=$1 to=$2 path
+    shift $((2 + SLURM_PROCID))
+    umask 077
+    mkdir -p "$(dirname "$to")"
+    mkdir "$to" 2>/dev/null || true # another task of this node may have made it
+    if [ -L "$to" ] || [ ! -O "$to" ] || [ "$(stat -c %a "$to")" != 700 ]; then
+        echo "$to: was there before, and is not a folder of this account alone" >&2
+        exit 1
+    fi
+    for path in "$from"/*; do
+        case $path in *.h5) ;; *) ln -sfn "$path" "$to/" ;; esac
+    done
+    [ "$1" = - ] || { cp "$from/$1.h5" "$to/.$1.tmp" && mv -f "$to/.$1.tmp" "$to/$1.h5"; }
 }
 
 unstage() {
