@@ -15,6 +15,16 @@ LEAST_DRAWN = 0.01
 """Units of the largest site that a private step must draw on average: below it nearly every step is noise alone."""
 
 
+RESERVED = {
+    "aggregator": "rank 0",
+    "ca": "the certificate authority's files",
+    "crl": "the certificate authority's files",
+    "pooled": "the learner of mode=centralised",
+    "global": "the model of all sites",
+}
+"""What a site may not be called: its files and keys would be those of something else."""
+
+
 def _model_rules(model: "Model") -> list[tuple[bool, str]]:
     """(is broken, message) for each rule of the section on its own."""
     named = [f"model.{key}={value}" for key in ("name", "build", "monai") if (value := getattr(model, key)) is not None]
@@ -241,7 +251,10 @@ def cross_field_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     return [
         *_model_rules(config.model),
         (bool(twice), f"data.sites: {', '.join(twice)} named twice; give each hospital its own name"),
-        ("aggregator" in names, "data.sites: aggregator is the name of rank 0; give the hospital another"),
+        *(
+            (name in names, f"data.sites: {name} is the name of {whose}; give the hospital another")
+            for name, whose in RESERVED.items()
+        ),
         *_privacy_rules(config),
         *_frozen_rules(config),
         *_feature_mean_rules(config),

@@ -1,7 +1,10 @@
 """The machine under a rank: its GPU, its threads and its precision."""
 
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +51,34 @@ def prepare(runtime: Runtime, local_rank: int) -> Device:
         local_rank: the rank's place on its node: the GPU that it takes where it sees several.
     """
     keep_freed_memory()
+    if runtime.compile:
+        _keep_compiled_code_private()
     if isinstance(runtime.threads, int):
         torch.set_num_threads(runtime.threads)
     torch.set_float32_matmul_precision("high" if runtime.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = runtime.precision == "tf32"
     device = torch.device(device_name(runtime.device, local_rank, torch.cuda.device_count()))
     return Device(device, _is_bf16(runtime), runtime.compile)
+
+
+COMPILED_CODE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def _keep_compiled_code_private() -> None:
+    """Let PyTorch keep compiled code in this account's own cache.
+
+    Its default is a folder of the account's name in /tmp: another user of the node may have put one there, with code
+    in it that this process would load. The variable, where the user has set it, holds.
+    """
+    if COMPILED_CODE in os.environ:
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedhpc" / "compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        usable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        usable = False
+    os.environ[COMPILED_CODE] = str(folder) if usable else tempfile.mkdtemp(prefix="fedhpc-compiled-")
 
 
 def _is_bf16(runtime: Runtime) -> bool:

@@ -134,6 +134,8 @@ class MLflow:
     def __init__(self, folder: Path, config: RunConfig, records: Sequence[Record]) -> None:
         # MLflow says of its file store that it gets no new features, and refuses it unless asked in this way.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        # From 3.2 on it tells its vendor of every run, unless this is set before it is imported.
+        os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
         from mlflow.tracking import MlflowClient
 
         place = folder / "mlruns"

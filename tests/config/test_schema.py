@@ -74,6 +74,10 @@ def test_all_errors_at_once_with_value_and_suggestion(tmp_path: Path) -> None:
     ("change", "told"),
     [
         ({"data": {**GOOD["data"], "sites": [{"name": "a"}, {"name": "a"}]}}, "data.sites: a named twice"),
+        *(
+            ({"data": {**GOOD["data"], "sites": [{"name": name}, {"name": "b"}]}}, f"data.sites: {name} is the name of")
+            for name in ("aggregator", "ca", "crl", "pooled", "global")
+        ),
         ({"privacy": {"epsilon": 1}, "data": {**GOOD["data"], "sites": [{"name": "a"}]}}, "no weight for a"),
         ({"privacy": {"noise_seed": 1}}, "privacy.noise_seed: set without"),
         (

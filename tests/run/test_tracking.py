@@ -1,7 +1,10 @@
 """`tracking`: what TensorBoard and MLflow get is what rounds.jsonl has, each point once, also after a resume."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -96,3 +99,36 @@ def test_missing_package_is_named_with_its_command(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(tracking.PACKAGES, "mlflow", "no_such_package_of_any_kind")
     (problem,) = tracking_problems(config)
     assert problem.startswith("tracking=mlflow: ") and "pip install 'fedhpc[tracking]'" in problem
+
+
+TELLS_NOBODY = """
+import sys, time
+from pathlib import Path
+from fedhpc.config.schema import RunConfig
+asked = []
+sys.addaudithook(lambda event, args: asked.append(args) if event in ("socket.getaddrinfo", "socket.connect") else None)
+from fedhpc.run.tracking import MLflow
+tree = {"name": "x", "data": {"shards": "{site}.h5", "sites": [{"name": "a"}, {"name": "b"}]}, "privacy": {"off": True}}
+sink = MLflow(Path(sys.argv[1]), RunConfig.model_validate(tree), [])
+sink.finish({"rounds": 1, "auc": 0.5})
+import mlflow
+from mlflow.telemetry.utils import is_telemetry_disabled
+time.sleep(1)
+print("disabled", is_telemetry_disabled(), asked)
+"""
+
+
+def test_mlflow_tells_its_vendor_of_no_run(tmp_path: Path) -> None:
+    """Rank 0 may be a hospital's, and no egress log would show it."""
+    pytest.importorskip("mlflow", reason="needs pip install 'fedhpc[tracking]'")
+    # Where it takes itself to be tested it is silent anyway.
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-c", TELLS_NOBODY, str(tmp_path)],
+        env=kept,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout == "disabled True []\n"

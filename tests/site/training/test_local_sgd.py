@@ -239,7 +239,31 @@ def test_learning_rate_schedules() -> None:
     assert 0 < learning_rate(cosine, 9) < 0.02
 
 
-def test_compile_is_of_plain_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    return tmp_path / "cache"
+
+
+def test_compiled_code_is_kept_in_the_accounts_own_cache(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in /tmp under the account's name, where anybody may have put code before."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    runtime = Runtime(device="cpu", threads=1, compile=True)
+    prepare(runtime, 0)
+    assert Path(cache_dir()) == own_cache / "fedhpc" / "compiled"
+    assert (own_cache / "fedhpc" / "compiled").stat().st_mode & 0o777 == 0o700
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    prepare(runtime, 0)
+    other = Path(cache_dir())
+    assert other.stat().st_mode & 0o777 == 0o700 and other.owner() not in other.name
+    other.rmdir()
+
+
+def test_compile_is_of_plain_training_alone(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[torch.nn.Module] = []
     monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
     model = build_model(config(), Task(("no", "yes"), (1, 32, 32)))
