@@ -249,10 +249,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_compiled_code_is_kept_in_the_accounts_own_cache(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in /tmp under the account's name, where anybody may have put code before."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
     runtime = Runtime(device="cpu", threads=1, compile=True)
     prepare(runtime, 0)
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
     assert Path(cache_dir()) == own_cache / "fedhpc" / "compiled"
     assert (own_cache / "fedhpc" / "compiled").stat().st_mode & 0o777 == 0o700
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
