@@ -4,6 +4,7 @@ Also what other members of a secure sum get for an answer that is kept.
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.models.device import Device
 from fedhpc.models.vector import to_vector
+from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.ledger import Ledger, LedgerOwner, SiteAccount
 from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.site_terms import Terms
@@ -27,6 +29,8 @@ from fedhpc.util.arrays import I64
 from tests.site.test_answers import TEST, VAL, plan
 from tests.site.test_private_round import INPUTS, UNITS, Measured
 from tests.support.accounts import ANYBODY
+
+ROUND = Charge(0, 8.0, 1.0, 1)
 
 
 class Copy:
@@ -111,6 +115,19 @@ def test_forged_count_in_a_kept_answer_pays_for_nothing(tmp_path: Path) -> None:
     (tmp_path / "run" / "evaluation-0004-test.npz").unlink()
     with pytest.raises(PrivacyError):
         run.ask(TEST, 3)
+
+
+def test_copy_that_trains_on_is_charged_and_one_that_is_behind_is_refused(tmp_path: Path) -> None:
+    """Both branches of a run release updates of the same patients."""
+    first = Copy(tmp_path / "first", tmp_path / "account")
+    first.ledger.charge(ROUND, 2.0)
+    second, behind = first.copied("second"), first.copied("behind")
+    for copy in (first, second):
+        copy.ledger.charge(replace(ROUND, round=1), 2.0)
+    assert spent(first) == 3
+    with pytest.raises(PrivacyError, match="it was cut or swapped"):
+        Copy(behind.path, tmp_path / "account")
+    assert spent(first) == 3
 
 
 def evaluator(folder: Path, config: RunConfig, answers: Answers) -> Evaluator:
