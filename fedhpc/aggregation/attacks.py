@@ -37,53 +37,56 @@ class Scene:
 
 
 def sign_flip(scene: Scene) -> F32:
-    """Minus the update."""
+    """Return minus the update, f32[d]."""
     return -scene.own
 
 
 def scaled(scene: Scene) -> F32:
-    """The update, `strength` times as long."""
+    """Return the update f32[d], `strength` times as long."""
     return np.float32(scene.strength) * scene.own
 
 
 def gaussian(scene: Scene) -> F32:
-    """Random numbers; about `strength` times as long as the update."""
+    """Return Gaussian numbers f32[d], about `strength` times as long as the update."""
     size = scene.strength * float(np.linalg.norm(scene.own)) / np.sqrt(scene.own.size)
     out: F32 = (size * scene.rng.standard_normal(scene.own.size)).astype(np.float32)
     return out
 
 
 def not_a_number(scene: Scene) -> F32:
-    """NaN in every entry."""
+    """Return f32[d] with NaN in every entry."""
     return np.full_like(scene.own, np.nan)
 
 
 def wrong_length(scene: Scene) -> F32:
-    """One entry too many."""
+    """Return the update with one entry too many, f32[d + 1]."""
     return np.append(scene.own, np.float32(1))
 
 
 def inner_product(scene: Scene) -> F32:
-    """Against the mean of the honest (Xie et al. 2020, "Fall of Empires")."""
+    """Return -`strength` times the mean of the honest, f32[d] (Xie et al. 2020, "Fall of Empires")."""
     mean: F64 = scene.honest.mean(axis=0, dtype=np.float64)
     return (-scene.strength * mean).astype(np.float32)
 
 
 def alie(scene: Scene) -> F32:
-    """A little is enough: the mean of the honest less `strength` of their deviations (Baruch et al. 2019)."""
+    """Return the mean of the honest less `strength` of their standard deviations, f32[d].
+
+    Baruch et al. 2019, "A little is enough".
+    """
     mean: F64 = scene.honest.mean(axis=0, dtype=np.float64)
     deviation: F64 = scene.honest.std(axis=0, ddof=1, dtype=np.float64)
     return (mean - scene.strength * deviation).astype(np.float32)
 
 
 def mimic(scene: Scene) -> F32:
-    """A copy of the first honest update (Karimireddy et al. 2022)."""
+    """Return a copy of the first honest update, f32[d] (Karimireddy et al. 2022)."""
     first: F32 = scene.honest[0]
     return first
 
 
 def optimal(attack: Callable[[Scene], F32]) -> Callable[[Scene], F32]:
-    """Return an attack with the strength that moves the rule's result farthest from the mean of the honest."""
+    """Return an attack f32[d] with the one of STRENGTHS that moves the rule's result farthest from the honest mean."""
 
     def strongest(scene: Scene) -> F32:
         mean: F64 = scene.honest.mean(axis=0, dtype=np.float64)
@@ -94,7 +97,7 @@ def optimal(attack: Callable[[Scene], F32]) -> Callable[[Scene], F32]:
 
 
 def _harm(scene: Scene, update: F32, mean: F64) -> float:
-    """How far the result would be from the mean; an update that stops the run does no harm to the model."""
+    """Return how far the result would be from the mean; an update that stops the run does no harm to the model."""
     try:
         return float(np.linalg.norm(scene.result(update) - mean))
     except (FedhpcError, ValueError):

@@ -211,12 +211,12 @@ class Uncertain:
     noise: F64
 
     def interval(self, site: int) -> tuple[float, float]:
-        """The 95 % interval of a site's value."""
+        """Return the 95 % interval of a site's value."""
         half = SURE * math.sqrt(self.covariance[site, site])
         return float(self.values[site] - half), float(self.values[site] + half)
 
     def apart(self, one: int, other: int) -> bool:
-        """Whether the 95 % interval of the difference of two sites' values is on one side of 0."""
+        """Return whether the 95 % interval of the difference of two sites' values is on one side of 0."""
         c = self.covariance
         variance = c[one, one] + c[other, other] - 2 * c[one, other]
         return bool(abs(self.values[one] - self.values[other]) > SURE * math.sqrt(max(variance, 0.0)))

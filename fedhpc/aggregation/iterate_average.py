@@ -67,7 +67,7 @@ class IterateAverage:
         return replace(self, total=total, count=self.count + 1)
 
     def released(self, params: F32) -> F32:
-        """What the run would release now: the mean, or before its first round the current model f32[d]."""
+        """Return what the run would release now: the mean, or before its first round the current model f32[d]."""
         if not self.count:
             return params
         if self._is_last_alone:

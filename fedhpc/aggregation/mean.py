@@ -60,7 +60,7 @@ class WeightedMean(Aggregator):
         self.total_weight += weight
 
     def result(self) -> F32:
-        """The mean, f32[size]; raises ValueError before the first update."""
+        """Return the mean, f32[size]; raises ValueError before the first update."""
         if not self.total_weight:
             raise ValueError("the mean of no update; add at least one")
         return self._sum / np.float32(self.total_weight)

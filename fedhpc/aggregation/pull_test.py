@@ -54,26 +54,27 @@ class Sums:
     weights: F64
 
     def shares(self, sites: Sequence[int]) -> F64:
-        """The weights of these sites, of sum 1."""
+        """Return the weights of these sites, of sum 1, float64[len(sites)]."""
         chosen = self.weights[list(sites)]
         out: F64 = chosen / chosen.sum()
         return out
 
     def mean(self, sites: Sequence[int]) -> F64:
-        """M of these sites, float64[d]."""
+        """Return M of these sites, float64[d]."""
         out: F64 = self.shares(sites) @ self.sent[list(sites)]
         return out
 
     def signal(self, site: int) -> float:
-        """The length of a sum without its noise; 0 where it is no longer than noise."""
+        """Return the length of a sum without its noise; 0 where it is no longer than noise."""
         return math.sqrt(max(_square(self.sent[site]) - self._noise(site), 0.0))
 
     def noise_part(self, sites: Sequence[int]) -> float:
-        """The part of noise in the squared length of the median one of these sums; above 1 where it is shorter."""
+        """Return the share of noise in the squared length of the median one of these sums; above 1 where it is
+        shorter than its noise is expected to be."""
         return float(np.median([self._noise(k) / max(_square(self.sent[k]), TINY) for k in sites]))
 
     def alignment(self, site: int, others: Sequence[int]) -> float:
-        """S of a site."""
+        """Return S of a site, in squared lengths of an update."""
         return float(self.sent[site] @ self.mean(others))
 
     def deviation(self, site: int, others: Sequence[int]) -> float:

@@ -186,14 +186,14 @@ class Screen(Aggregator):
         return [Sums(kept[name], kept[name + VARIANCE], self._weights) for name in names]
 
     def _is_first(self) -> bool:
-        """Whether strengths are measured in this round."""
+        """Return whether strengths are measured in this round."""
         return self._round.round < (1 if self._round.scales is None else FIRST_ROUNDS)
 
     def _noise(self, site: int) -> float:
         return 0.0 if self._round.scales is None else self._round.scales[site].noise
 
     def _shortened(self, site: int) -> F64:
-        """The update of a site, no longer than an honest one can be."""
+        """Return the update of a site, no longer than an honest one can be."""
         update = self._updates[site]
         length, allowed = float(np.linalg.norm(update)), self._allowed(site)
         if length <= allowed.longest:
@@ -227,7 +227,7 @@ class Screen(Aggregator):
             staying.remove(worst)
 
     def _pulls(self, tested: list[Sums], site: int, staying: list[int], kept: dict[str, F64]) -> Pull:
-        """The test of a site by which it pulls against the others that stay most."""
+        """Return the test of a site by which it pulls against the others that stay most."""
         others = [other for other in staying if other != site]
         round = self._round.round + 1
         least = least_alignment(round)
@@ -246,7 +246,7 @@ class Screen(Aggregator):
         return sums.alignment(site, others) / max(sums.deviation(site, others), TINY)
 
     def _strengths(self, sums: Sums, staying: list[int], before: F64) -> F64:
-        """What each site's weight is multiplied by, float64[n]; as before where a site's update did not come."""
+        """Return what each site's weight is multiplied by, float64[n]; as before where a site's update did not come."""
         out = before.copy()
         for site in staying:
             others = [other for other in staying if other != site]

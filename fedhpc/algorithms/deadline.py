@@ -53,17 +53,20 @@ class LateParticipant(Participant, Protocol):
     def begin(
         self, params: F32, round: int, regularizer: Regularizer = NOTHING, is_given_up: Callable[[], bool] = ...
     ) -> Work:
-        """Charge a round; what is returned trains it, in any thread, and raises Interrupted where it is given up."""
+        """Charge a round; what is returned trains it from params f32[d], in any thread, and gives the update f32[d].
+
+        It raises Interrupted where it is given up.
+        """
 
 
 class Timing(Protocol):
     """When updates are ready: by the clock, or as recorded."""
 
     def begins(self, site: str, round: int) -> bool:
-        """Whether a site with nothing under way begins to train in a round; the same answer at every rank."""
+        """Return whether a site with nothing under way begins to train in a round; the same answer at every rank."""
 
     def start(self, work: Work) -> "Future[F32]":
-        """Begin to train."""
+        """Begin to train; the future gives the update, f32[d]."""
 
     def start_timer(self) -> None:
         """Wait for the full time from now on."""

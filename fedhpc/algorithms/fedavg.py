@@ -44,7 +44,14 @@ from fedhpc.util.stopwatch import Stopwatch
 
 
 def site_round(site: Participant, state: RunState, kept: Arrays, terms: RoundConfig) -> tuple[bytes, Arrays]:
-    """One hospital's part: (message to send, what it keeps)."""
+    """Make one hospital's part of a round: train, and send the top k of what it gave.
+
+    Returns:
+        (the message for the aggregator, what the site keeps).
+
+    Raises:
+        SiteError: training failed.
+    """
     own, public = of_algorithm(kept), of_algorithm(state.public)
     start = start_of(state, kept, terms)
     update = site.train(start, state.round, terms.algorithm.regularizer(own, public))
@@ -75,7 +82,7 @@ class Training:
 
 
 def sent_by_site(site: Participant, training: Training, state: RunState, terms: RoundConfig) -> tuple[bytes, Arrays]:
-    """(message to send of what was trained, what the site keeps): the top k of the update and the residual."""
+    """Return (message for the aggregator, what the site keeps): the top k of the update, and the residual f32[d]."""
     kept = training.kept
     own, public = of_algorithm(kept), of_algorithm(state.public)
     update, at_home = terms.local.parted(training.start, training.update)
@@ -89,7 +96,7 @@ def sent_by_site(site: Participant, training: Training, state: RunState, terms: 
 
 
 def rule_round(state: RunState, terms: RoundConfig) -> RuleRound:
-    """What the aggregation rule knows of a round."""
+    """Return what the aggregation rule knows of a round."""
     kept = of(RULE, state.server)
     if terms.aggregation.keeps_rows and terms.rows is not None:
         kept = {name: array[list(terms.rows)] for name, array in kept.items()}
@@ -97,7 +104,7 @@ def rule_round(state: RunState, terms: RoundConfig) -> RuleRound:
 
 
 def rule_kept(found: Arrays, state: RunState, terms: RoundConfig) -> Arrays:
-    """What the rule keeps after a round; of absent sites as it was, so that a site is the same when it is back."""
+    """Return what the rule keeps after a round; of absent sites as it was, so that they are as before when back."""
     if not terms.aggregation.keeps_rows or terms.rows is None:
         return found
     kept = {name: array.copy() for name, array in of(RULE, state.server).items()}
@@ -107,7 +114,7 @@ def rule_kept(found: Arrays, state: RunState, terms: RoundConfig) -> Arrays:
 
 
 def mean_update(messages: Iterable[bytes], state: RunState, terms: RoundConfig) -> Folded:
-    """The aggregator's view of the sites: one update of all, by the rule.
+    """Fold the sites' messages into one update of all, f32[d], by the aggregation rule.
 
     Messages come in site order; each is added before the next is taken, so that memory need not grow with the sites. A
     site of weight 0 sends nothing in this round.
@@ -158,13 +165,13 @@ def check_plausible(update: Update, layers: Layers) -> None:
 
 
 def server_step(mean: F32, state: RunState, terms: RoundConfig) -> tuple[F32, Arrays]:
-    """The server optimiser's part: (the step of the global parameters f32[d], what it keeps)."""
+    """Return (the server optimiser's step of the parameters f32[d], what it keeps), from the mean update f32[d]."""
     step, kept = terms.server.step(mean, of(OPTIMIZER, state.server), state.round)
     return step, under(OPTIMIZER, kept)
 
 
 def server_round(step: F32, state: RunState, residual: F32, terms: RoundConfig) -> tuple[bytes, F32]:
-    """The aggregator's part: (payload for all, new residual)."""
+    """Return (payload for all, new residual f32[d]): the top k of step f32[d] + residual f32[d]."""
     with at(f"aggregator, round {state.round + 1}"):
         draws = terms.draws(state.round, AGGREGATOR)
         sent, residual = with_feedback(step, residual, terms.down.of_round(state.round), draws)
@@ -172,7 +179,11 @@ def server_round(step: F32, state: RunState, residual: F32, terms: RoundConfig) 
 
 
 def next_state(state: RunState, message: bytes, terms: RoundConfig) -> RunState:
-    """Everybody's part: the global parameters, and what else all know, after what the aggregator sent."""
+    """Return the state after the round: the global parameters, and what else all know, with what the aggregator sent.
+
+    Raises:
+        PayloadError: the message is none of this round.
+    """
     payload, more = terms.parts(message)
     update = decode(payload, sender=AGGREGATOR, round=state.round, size=state.params.size)
     params = state.params.copy()
@@ -189,7 +200,7 @@ def federate(
     transport: Transport,
     on_round: Callable[[RoundResult], bool],
 ) -> tuple[RunState, str]:
-    """Algorithm 1, from `start` to its end, for the sites that this rank plays.
+    """Run Algorithm 1 from `start` to its end, for the sites that this rank plays.
 
     Args:
         sites: this rank's hospitals, in site order; those of a rank need not follow each other.
@@ -240,7 +251,7 @@ def _one_round(sites: Sequence[Participant], state: RunState, terms: RoundConfig
 
 
 def in_the_open(terms: RoundConfig) -> "Collector":
-    """Every site's update comes to the aggregator as it is."""
+    """Return the collector by which every site's update comes to the aggregator as it is."""
 
     def collect(sites: Sequence[Participant], state: RunState, transport: Transport, watch: Stopwatch) -> Collected:
         kept = state.sites

@@ -72,7 +72,7 @@ class _Normalised(Fold):
 
 
 def _number(more: bytes, sender: Sender) -> float:
-    """The positive number that a site must have sent beside its update."""
+    """Return the positive number that a site must have sent beside its update."""
     value: float = NUMBER.unpack(more)[0] if len(more) == NUMBER.size else float("nan")
     if not 0 < value < float("inf"):
         raise PayloadError(f"round {sender.round + 1}: its number of steps is no number above 0")

@@ -63,7 +63,7 @@ class HostileSites:
             yield terms.message(payload, terms.parts(message)[1])
 
     def _result(self, vectors: list[F32], state: RunState, terms: RoundConfig) -> Callable[[F32], F32]:
-        """What the run's rule makes of an update in the place of each hostile one."""
+        """Return what the run's rule makes of an update in the place of each hostile one."""
         about: RuleRound = rule_round(state, terms)
 
         def result(update: F32) -> F32:

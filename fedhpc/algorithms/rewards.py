@@ -141,7 +141,7 @@ def shares(contributions: F64, altruism: float) -> F64:
 
 
 def _payload(step: SparseVector, share: float, round: int) -> bytes:
-    """The largest entries of a step, so many as the share is; none of them for a share of 0."""
+    """Return the largest entries of a step, so many as the share is; none of them for a share of 0."""
     if share >= 1:
         return encode(Update(AGGREGATOR, round, step))
     kept = count_to_send(step.indices.size, share) if share > 0 and step.indices.size else 0

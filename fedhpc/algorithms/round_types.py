@@ -33,10 +33,10 @@ class Participant(Protocol):
         """Local - global, f32[d], of a round with a term added to the loss."""
 
     def gradient_weight(self, round: int) -> float:
-        """By how much the mean gradient of a round's steps enters its update (public with privacy on)."""
+        """Return by how much the mean gradient of a round's steps enters its update (public with privacy on)."""
 
     def can_afford(self, round: int) -> bool:
-        """Whether the privacy budget allows one more round."""
+        """Return whether the privacy budget allows one more round."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class RoundConfig:
             self.late.close()
 
     def draws(self, round: int, sender: int, purpose: str = "rounding") -> np.random.Generator | None:
-        """What a sender's stochastic rounding of a round draws from."""
+        """Return what a sender's stochastic rounding of a round draws from."""
         return None if self.rounding_seed is None else generator(self.rounding_seed, round, sender, purpose)
 
     def sender(self, index: int, round: int) -> Sender:
@@ -136,11 +136,11 @@ class RoundConfig:
         return Sender(index, round, coding, self.draws(round, index, "rounding beside"))
 
     def message(self, update: bytes, more: bytes) -> bytes:
-        """What is sent of an update's payload and of what the algorithm sends beside it."""
+        """Return what is sent of an update's payload and of what the algorithm sends beside it."""
         return joined(update, more) if self.algorithm.sends_more else update
 
     def parts(self, message: bytes) -> tuple[bytes, bytes]:
-        """The payload of the update and what came beside it; raises PayloadError where it is no such message."""
+        """Return the payload of the update and what came beside it; raises PayloadError where it is no such message."""
         return parted(message) if self.algorithm.sends_more else (message, b"")
 
 

@@ -40,7 +40,7 @@ class SecureParticipant(Participant, Protocol):
         """Charge the ledger for the round; raises SiteError where it cannot."""
 
     def contribute(self, params: F32, round: int, grid: IntegerGrid) -> I64:
-        """The clipped sum with the share of the noise, int64[d]; raises SiteError where training fails."""
+        """Return the clipped sum with the share of the noise, int64[d]; raises SiteError where training fails."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class SecureMean:
         return Collected(mean, state.sites, tuple(relay.up_bytes), relay.down_bytes, dropped)
 
     def _attempt(self, participants: Mapping[int, "_Masked"], work: Callable[["_Masked"], T]) -> dict[int, T]:
-        """What `work` gives for each site; where dropouts are tolerated, without the sites that fail."""
+        """Return what `work` gives for each site; where dropouts are tolerated, without the sites that fail."""
         done = {}
         for index, one in participants.items():
             try:
@@ -174,7 +174,7 @@ class SumGroup:
 
 
 def masked_sum(group: SumGroup, terms: SumTerms, number: int, vectors: Mapping[int, I64]) -> I64 | None:
-    """The sum over all sites of one int64[terms.size] each, by one secure sum: at rank 0, None elsewhere.
+    """Return the sum over all sites of one int64[terms.size] each, by one secure sum: at rank 0, None elsewhere.
 
     Args:
         group: the sites, as seen from this rank.

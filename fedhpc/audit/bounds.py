@@ -35,7 +35,7 @@ HINT = "install what `run.py audit` needs: pip install 'fedhpc[audit]' && pip in
 
 @lru_cache(maxsize=1)
 def auditing() -> Any:
-    """The module `jax_privacy.auditing`.
+    """Return the module `jax_privacy.auditing`.
 
     Raises:
         InputError: where it, or what it needs, is not installed; says how to install it.
@@ -83,7 +83,7 @@ class Scores:
 
 
 def guess_count(canaries: int) -> int:
-    """How many of the highest scores are guessed to have taken part: fixed before any score is seen.
+    """Return how many of the highest scores are guessed to have taken part: fixed before any score is seen.
 
     1 % of many; of few as much as leaves a bound room: with n guesses, all right, it cannot pass about log(n / 3).
 
@@ -113,7 +113,7 @@ class Bound:
 
 
 def lower_bound(scores: Scores, delta: float) -> Bound:
-    """What the scores prove.
+    """Return what the scores prove.
 
     The `guess_count` highest scores are guessed to have taken part. The threshold depends on the scores and not on the
     truth, as the theorem allows, so there is nothing to correct for.
@@ -139,7 +139,7 @@ def provable(canaries: int, delta: float) -> float:
 
 
 def gaussian_lower_bound(scores: Scores, delta: float) -> float:
-    """The bound of Mahloujifar, Melis & Chaudhuri 2024 from the same guesses.
+    """Return the bound of Mahloujifar, Melis & Chaudhuri 2024 from the same guesses.
 
     Sharper, but what it bounds is the epsilon of a Gaussian mechanism: it tests the whole curve of one, not a point.
     """
@@ -199,7 +199,7 @@ def membership(scores: Scores) -> Membership:
 
 
 def _lower_end(auc: float, n: int) -> float:
-    """The score interval of a share (Wilson 1927), which stays below 1 where every member is above every other.
+    """Return the score interval of a share (Wilson 1927), which stays below 1 where every member is above every other.
 
     The variance of an AUC is auc (1 - auc) / n at most, with n the number of the fewer (Birnbaum & Klose 1957).
 
@@ -239,7 +239,7 @@ class Ceilings:
 
 
 def claimed_epsilon(history: History, delta: float, mechanism: Mechanism = "gaussian") -> float:
-    """What the ledger's accountant says of a history."""
+    """Return what the ledger's accountant says of a history."""
     if mechanism == "skellam":
         return epsilon_by_rdp(history, delta)
     # Opacus takes log(1 - sample_rate), harmlessly where every unit takes part.

@@ -21,7 +21,7 @@ LONGEST_BIAS = 1.0
 
 
 def canary_norm(clip_norm: float, head: bool) -> float:
-    """The norm of a canary's gradient before it is clipped: OVER_CLIP clip norms.
+    """Return the norm of a canary's gradient before it is clipped: OVER_CLIP clip norms.
 
     In a `head` it is also OVER_CLIP times what the bias may have in it, or little of it would be the canary's own.
     """
@@ -42,7 +42,7 @@ class Canaries:
 
 
 def _number(inputs: Tensor) -> Tensor:
-    """The canary number of each row, int64 [b]."""
+    """Return the canary number of each row, int64 [b]."""
     flat = inputs[:, -1].flatten(1)[:, 0] if inputs.ndim > 2 else inputs[:, -1]
     return flat.round().long()
 

@@ -21,7 +21,7 @@ MARGIN = 0.1
 
 
 def feature_row(subject: Subject, victim: I64) -> Row:
-    """The exact attack on a frozen backbone's head: it gives features, not pixels."""
+    """Return the exact attack on a frozen backbone's head: it gives features, not pixels."""
     features, label = subject.samples.inputs(victim), int(subject.samples.labels[victim[0]])
     from_vector(subject.model, subject.params)
     updates = one_step_releases(subject, subject.model, features, label)
@@ -57,7 +57,7 @@ def _by_chance(wanted: Tensor) -> float:
 
 
 def _seen(subject: Subject, features: Tensor) -> Tensor:
-    """What the head's linear layer sees of features [n, D]: [n, kept]."""
+    """Return what the head's linear layer sees of features [n, D]: [n, kept]."""
     front, _ = parts_of_head(subject.model)
     seen: Tensor = front(features.to(subject.bench.device)).cpu()
     return seen

@@ -195,7 +195,7 @@ class Law:
 
 
 def cells_to_tell(result: Result) -> tuple[str, ...]:
-    """The line of a result outside of the site's folder: without figures that no epsilon bounds."""
+    """Return the line of a result outside of the site's folder: without figures that no epsilon bounds."""
     attack, setting, measured, limit, verdict = result.cells
     return (attack, setting, *((KEPT, "") if result.unnoised else (measured, limit)), verdict)
 

@@ -87,12 +87,12 @@ def _captioned(guess: Tensor, alike: Likeness) -> Guess:
 
 
 def _seen(subject: Subject, rows: I64) -> Tensor:
-    """The images of `rows` as the network sees them: float32 [n, C, H, W] (private)."""
+    """Return the images of `rows` as the network sees them: float32 [n, C, H, W] (private)."""
     return harmonise(subject.shard.read(rows), subject.config.chain_of(subject.site))
 
 
 def linear_row(subject: Subject, victim: I64, effort: Effort) -> Row:
-    """The exact attack on a linear layer on pixels."""
+    """Return the exact attack on a linear layer on pixels."""
     image, label = (
         _seen(subject, victim),
         int(subject.samples.labels[victim[0]]),
@@ -109,7 +109,7 @@ def linear_row(subject: Subject, victim: I64, effort: Effort) -> Row:
 
 
 def convolutional_row(subject: Subject, victim: I64, effort: Effort) -> Row:
-    """The search on a convolutional network that can be inverted."""
+    """Return the search on a convolutional network that can be inverted."""
     image, label = (
         small(_seen(subject, victim)),
         int(subject.samples.labels[victim[0]]),

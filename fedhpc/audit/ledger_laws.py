@@ -53,7 +53,7 @@ class Books:
 
 
 def steps_of(charges: tuple[Charge, ...]) -> int:
-    """How many steps were charged."""
+    """Return how many steps were charged."""
     return sum(charge.steps for charge in charges)
 
 

@@ -20,7 +20,7 @@ CLASSES = 2
 
 
 def mechanism_config(config: RunConfig, *, rounds: int, local_epochs: int, sample_rate: float) -> RunConfig:
-    """The run's clip norm and unit, and SGD whose update is the plain sum of clipped gradients and noise.
+    """Return the run's clip norm and unit, and SGD whose update is the plain sum of clipped gradients and noise.
 
     DP bounds what any adversary learns, so the audit may choose all of the training but what the ledger counts.
     """
@@ -42,7 +42,7 @@ def mechanism_config(config: RunConfig, *, rounds: int, local_epochs: int, sampl
 
 
 def coins(seed: int, count: int, *where: str | int) -> NDArray[np.bool_]:
-    """Which canaries take part: each with chance 1/2, by itself."""
+    """Return which canaries take part: each with chance 1/2, by itself."""
     return generator(seed, "canary coins", *where).random(count) < 0.5
 
 
@@ -80,7 +80,7 @@ class Mechanism:
         return scores * (self.plan.sample_rate * count / (self.config.training.lr * self.clip_norm))
 
     def one_round(self, included: NDArray[np.bool_], name: str = "audited") -> F64:
-        """The scores f64[canaries] of one round of a hospital of that name which has the `included` canaries."""
+        """Return the scores f64[canaries] of one round of a hospital of that name which has the `included` canaries."""
         count = len(included)
         canaries = self.canaries(count)
         model = canaries.module.to(self.bench.device)

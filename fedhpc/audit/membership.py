@@ -42,7 +42,7 @@ class WholeRun:
 
 
 def history_of(plan: PrivacyPlan, rounds: int) -> History:
-    """What `rounds` rounds of a plan are to the accountant."""
+    """Return what `rounds` rounds of a plan are to the accountant."""
     return (Steps(plan.noise_multiplier, plan.sample_rate, plan.steps_per_round * rounds),)
 
 
@@ -122,7 +122,7 @@ def _one_whole_run(
 
 
 def ledger_epsilon(hospital: Hospital) -> float:
-    """What a private hospital's ledger says that it has spent."""
+    """Return what a private hospital's ledger says that it has spent."""
     return hospital.budget.epsilon() or 0.0
 
 
@@ -157,7 +157,7 @@ def real_training(subject: Subject, count: int, seed: int) -> Iterator[Finding]:
 
 
 def _with_canaries(subject: Subject, count: int) -> Canaries:
-    """The run's network at the released parameters, and canaries that start at zero."""
+    """Return the run's network at the released parameters, and canaries that start at zero."""
     from_vector(subject.model, subject.params)
     classes, norm = len(subject.task.classes), canary_norm(subject.config.privacy.clip_norm, subject.frozen)
     network = copy.deepcopy(subject.model)
@@ -167,7 +167,7 @@ def _with_canaries(subject: Subject, count: int) -> Canaries:
 
 
 def released_model(subject: Subject) -> list[Finding]:
-    """Whether the released model gives away its site's training patients by a lower loss (Yeom et al. 2018).
+    """Return whether the released model gives away its site's training patients by a lower loss (Yeom et al. 2018).
 
     Members are the site's training patients, others those of its validation and test splits. The weakest attack here
     but the one that needs the model alone. An initial model knows nobody: no finding.
@@ -183,7 +183,7 @@ def released_model(subject: Subject) -> list[Finding]:
 
 
 def _loss_by_patient(subject: Subject, split: str) -> F64:
-    """The mean cross entropy of each patient's images, f64[patients] (private)."""
+    """Return the mean cross entropy of each patient's images, f64[patients] (private)."""
     found = predict(subject.model, subject.samples, split, subject.bench)
     logits, labels = torch.from_numpy(found.logits), torch.from_numpy(found.labels)
     loss = nn.functional.cross_entropy(logits, labels, reduction="none").numpy()

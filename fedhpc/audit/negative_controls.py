@@ -56,7 +56,7 @@ class Game:
     play: Callable[[NDArray[np.bool_]], F64]
 
     def finding(self, trials: Trials) -> Finding:
-        """The bound from all trials."""
+        """Return the bound from all trials."""
         return confirmed(partial(self._attempt, trials))
 
     def _attempt(self, trials: Trials, attempt: int) -> Finding:
@@ -69,7 +69,7 @@ class Game:
         return replace(found, details={**found.details, **self._measured(scores)})
 
     def _measured(self, scores: Scores) -> dict[str, float]:
-        """The noise and the mean contribution of a canary, in clip norms, as they were sent."""
+        """Return the noise and the mean contribution of a canary, in clip norms, as they were sent."""
         without = scores.values[~scores.included]
         contribution = scores.values[scores.included].mean() - without.mean()
         return {"noise_planned": self.noise, "noise": float(without.std()), "contribution": float(contribution)}
@@ -99,7 +99,7 @@ def one_step(subject: Subject, trials: Trials) -> Iterator[Finding]:
 
 
 def mutilated(sound: Mechanism) -> dict[str, Mechanism]:
-    """What a broken implementation would do, by its name; the noise without a clip is as large as with it."""
+    """Return what a broken implementation would do, by its name; the noise without a clip is as large as with it."""
     sigma, clip_norm = sound.plan.noise_multiplier, sound.clip_norm
     unbounded = sound.config.replace({"privacy.clip_norm": clip_norm * FAR})
     return {

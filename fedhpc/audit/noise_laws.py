@@ -103,7 +103,7 @@ def canary_laws(claim: Claim, observed: list[Observed], noise_multiplier: float)
 
 
 def noise_by_step(observed: list[Observed], noise_multiplier: float, setting: str, kind: Kind) -> Law:
-    """The standard deviation of the noise of each step of a round by itself, over what was planned."""
+    """Return the standard deviation of the noise of each step of a round by itself, over what was planned."""
     steps = observed[0].scores.shape[1]
     laws = []
     for step in range(steps):
@@ -244,7 +244,7 @@ def _rounds_needed(claim: Claim, layers: Layers, entries: I64) -> int:
 
 
 def is_bias(name: str) -> bool:
-    """Whether a parameter is an offset, by its name in the module."""
+    """Return whether a parameter is an offset, by its name in the module."""
     return name.rsplit(".", 1)[-1] == "bias"
 
 

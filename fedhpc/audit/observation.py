@@ -122,7 +122,7 @@ class Steps:
 
 
 def private_gradients(work: Work, rounds: int, entries: I64 | None = None) -> F32:
-    """The negative gradient that the optimiser was given, f32[rounds, steps, entries], in clip norms.
+    """Return the negative gradient that the optimiser was given, f32[rounds, steps, entries], in clip norms.
 
     In these units the sum of the clipped gradients of a batch is a sum of vectors of length 1 at most, and the noise
     has the noise multiplier. Every round starts from the same parameters.

@@ -213,7 +213,7 @@ def _write(target: Target, options: Options, made: Outcome) -> None:
 
 
 def _conclusion(subject: Subject, real_patients: bool) -> str:
-    """What the audit cost the site's patients, and what it kept back."""
+    """Return what the audit cost the site's patients, and what it kept back."""
     if not real_patients:
         return "canaries alone: no patient was trained on, nothing was charged"
     kept = "figures measured on patients without noise are in the site's folder only: no epsilon bounds them"

@@ -21,7 +21,7 @@ WARM_UP = 3
 
 
 def linear_on_pixels(shape: tuple[int, ...], classes: int) -> nn.Sequential:
-    """The network that hides least: logits are a linear function of the pixels."""
+    """Return the network that hides least: logits are a linear function of the pixels."""
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
 
 

@@ -39,7 +39,7 @@ class OneUnit:
 
 
 def one_step_releases(subject: Subject, model: nn.Module, inputs: Tensor, label: int) -> dict[str, F32]:
-    """What is sent after one step on one unit, in each of SETTINGS: `model` keeps its parameters.
+    """Return what is sent after one step on one unit, in each of SETTINGS: `model` keeps its parameters.
 
     With a learning rate of 1, no momentum and all entries sent, the update is minus the gradient.
     """
@@ -58,7 +58,7 @@ def _plans(plan: PrivacyPlan) -> dict[str, PrivacyPlan | None]:
 
 
 def real_releases(subject: Subject) -> dict[str, F32]:
-    """What is sent after one round as the config has it, in each of SETTINGS, from the released parameters.
+    """Return what is sent after one round as the config has it, in each of SETTINGS, from the released parameters.
 
     Raises:
         PrivacyError: the site ledger refuses the round with noise.

@@ -113,21 +113,21 @@ PUBLIC_RESULT_KEYS = ("attack", "setting", "kind", "verdict")
 
 
 def public_part(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What may lie outside of the site's folder: claims and verdicts, no figure that was measured."""
+    """Return what may lie outside of the site's folder: claims and verdicts, no figure that was measured."""
     results = [{key: finding[key] for key in PUBLIC_RESULT_KEYS} for finding in content["findings"]]
     kept = {key: content[key] for key in (*PUBLIC_KEYS, "config_digest", "git")}
     return {**kept, "real_patients": content["settings"]["real_patients"], "findings": results}
 
 
 def told_part(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What `--json` prints: all but the figures that were measured on patients without noise."""
+    """Return what `--json` prints: all but the figures that were measured on patients without noise."""
     found = content["findings"]
     told = [{key: one[key] for key in PUBLIC_RESULT_KEYS} if one["unnoised"] else one for one in found]
     return {**content, "findings": told}
 
 
 def inversion_sheet(rows: Sequence[Row]) -> Image.Image:
-    """The contact sheet of all inversions (private)."""
+    """Return the contact sheet of all inversions (private)."""
     strips = [
         Strip(
             row.attack,
@@ -157,7 +157,7 @@ def page(content: Mapping[str, Any], findings: Sequence[Result], sheet: Image.Im
 
 
 def png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
+    """Return the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

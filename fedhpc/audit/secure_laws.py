@@ -68,7 +68,7 @@ def _given(claim: Claim, one: Contributor, canaries: Canaries, grid: IntegerGrid
 
 
 def run_grid(claim: Claim, size: int) -> IntegerGrid:
-    """The grid that the run itself would plan for a model of this size."""
+    """Return the grid that the run itself would plan for a model of this size."""
     weights = [site.weight or 1 for site in claim.config.data.sites]
     rounds = claim.config.training.rounds
     return plan_grid(claim.plan.noise_multiplier, size, weights, claim.config.honest_sites, rounds)

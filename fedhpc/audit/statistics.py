@@ -31,7 +31,7 @@ def spread_interval(values: F64, risk: float) -> Interval:
 
 
 def mean_interval(values: F64, deviation: float, risk: float) -> Interval:
-    """The mean of values whose standard deviation is known to be at most `deviation`."""
+    """Return the mean of values whose standard deviation is known to be at most `deviation`."""
     half = float(norm.isf(risk / 2)) * deviation / math.sqrt(values.size)
     centre = float(np.mean(values))
     return centre - half, centre + half
@@ -68,7 +68,7 @@ def correlation_limit(length: int, pairs: int, risk: float) -> float:
 
 
 def largest_correlation(rows: F64) -> float:
-    """The largest absolute correlation, about mean 0, of two different rows [k, n]."""
+    """Return the largest absolute correlation, about mean 0, of two different rows [k, n]."""
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
     found = np.abs(unit @ unit.T)
     np.fill_diagonal(found, 0.0)
@@ -83,12 +83,12 @@ def gaussian_distance(values: F64, deviation: float) -> float:
 
 
 def distance_limit(count: int, risk: float) -> float:
-    """What `gaussian_distance` of `count` Gaussian values does not pass, but with chance `risk`."""
+    """Return what `gaussian_distance` of `count` Gaussian values does not pass, but with chance `risk`."""
     return float(kstwo.isf(risk, count))
 
 
 def draws_for_collision(bits: int, risk: float) -> int:
-    """How many draws of so many bits hold an equal pair but for the chance `risk`: the birthday bound.
+    """Return how many draws of so many bits hold an equal pair but for the chance `risk`: the birthday bound.
 
     >>> draws_for_collision(8, 1e-7), draws_for_collision(32, 1e-7) < 400_000
     (92, True)
@@ -97,5 +97,5 @@ def draws_for_collision(bits: int, risk: float) -> int:
 
 
 def at_least(found: int, trials: int, share: float) -> float:
-    """The chance of `found` or more of `trials` at probability `share`."""
+    """Return the chance of `found` or more of `trials` at probability `share`."""
     return float(binom.sf(found - 1, trials, share))

@@ -68,7 +68,7 @@ class Drawn:
 
 
 def unit_count(sample_rate: float) -> int:
-    """How many units are observed."""
+    """Return how many units are observed."""
     return max(UNITS, math.ceil(COUNT / sample_rate))
 
 
@@ -88,7 +88,7 @@ def observe_units(claim: Claim) -> Drawn:
 
 
 def sizes_of_units(privacy: Privacy, units: int) -> I64:
-    """How many images each of so many observed units has."""
+    """Return how many images each of so many observed units has."""
     most = min(privacy.max_images_per_patient, 8) + 2 if privacy.unit == "patient" else 1
     sizes: I64 = 1 + np.arange(units) % most
     return sizes
@@ -139,7 +139,7 @@ def sampling_laws(drawn: NDArray[np.bool_], sample_rate: float) -> Iterator[Law]
 
 
 def rate_law(drawn: NDArray[np.bool_], sample_rate: float, setting: str, kind: Kind) -> Law:
-    """The share of units that take part in a step."""
+    """Return the share of units that take part in a step."""
     found, trials = int(drawn.sum()), drawn.size
     rate = found / trials
     low, high = share_interval(found, trials, LAW_RISK) if sample_rate < 1 else (rate, rate)
@@ -190,7 +190,7 @@ def real_patients(subject: Subject, seed: int) -> Law:
 
 
 def _one_sum(subject: Subject, rows: I64) -> NDArray[np.float64]:
-    """The clipped sum of one step on these rows, in clip norms, f64[d] (private)."""
+    """Return the clipped sum of one step on these rows, in clip norms, f64[d] (private)."""
     config = mechanism_config(subject.config, rounds=1, local_epochs=1, sample_rate=1.0)
     # A rate so large that what the parameters were does not round the difference.
     config = config.replace({"training.lr": 1000.0})

@@ -130,7 +130,7 @@ class Subject:
 
 
 def _run(subject: Subject, division: Division, settings: Settings) -> dict[str, Any]:
-    """What one run came to."""
+    """Return what one run came to."""
     shards = subject.data.shards(division)
     sites = json.dumps([{"name": f"site{number}"} for number in range(1, 5)])
     more = ("evaluation.bootstrap=100", "runtime.threads=1", "data.phantom=null", f"data.sites={sites}")

@@ -64,7 +64,7 @@ def bench(job: Job) -> dict[str, Any]:
 
 
 def payload(job: Job) -> dict[str, Any]:
-    """The bytes of the Gaussian update alone, which is selected and encoded once and not timed."""
+    """Return the bytes of the Gaussian update alone, which is selected and encoded once and not timed."""
     sent = quantised(select(_gaussian(job), CompressionConfig(job.density, job.value_bits)), job.value_bits, None)
     return {
         "size": job.size,
@@ -92,7 +92,7 @@ def _gaussian(job: Job) -> F32:
 
 
 def measured(update: F32, coding: CompressionConfig) -> dict[str, Any]:
-    """The figures of one update f32[d]."""
+    """Return the figures of one update f32[d]."""
     sent = quantised(select(update, coding), coding.value_bits, None)
     encoded = encode(Update(0, 0, sent))
     index, value = entropy_bytes(sent)
@@ -143,7 +143,7 @@ def _timed(update: F32, coding: CompressionConfig, payload: bytes) -> dict[str, 
 
 
 def least_seconds(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """The processor's seconds of each work: the least of REPEATS rounds in which they take turns."""
+    """Return the processor's seconds of each work: the least of REPEATS rounds in which they take turns."""
     least = dict.fromkeys(works, math.inf)
     for _ in progress(range(REPEATS), REPEATS, "timing", unit="turn"):
         for name, work in works.items():
@@ -170,7 +170,7 @@ def _entropy_bits(counts: np.ndarray) -> float:
 
 
 def _site_step(update: F32, coding: CompressionConfig) -> bytes:
-    """What a hospital does after training, but for making the residual that it starts from."""
+    """Return what a hospital does after training, but for making the residual that it starts from."""
     sent, _ = with_feedback(update, np.broadcast_to(np.float32(0), update.shape), coding)
     return encode(Update(0, 0, sent))
 
@@ -241,7 +241,7 @@ def densenet121_update() -> F32:
 
 
 def report(figures: Mapping[str, Any]) -> str:
-    """The figures of `bench` as text."""
+    """Return the figures of `bench` as text."""
     parts = [
         f"density {figures['density']}, value_bits {figures['value_bits']}, {figures['threads']} thread(s)",
         _part(f"Gaussian update of {figures['size']:,} entries", figures),

@@ -39,7 +39,7 @@ WARM_UP, LEAST_STEPS = 2, 3
 
 
 def run(models: Sequence[str], ways: Sequence[str], place: Place, seconds: float) -> dict[str, Any]:
-    """The whole benchmark as a JSON object: for each model, the figures of each way.
+    """Return the whole benchmark as a JSON object: for each model, the figures of each way.
 
     Raises:
         InputError: for a model, way or device that there is not.
@@ -77,7 +77,7 @@ def _run_model(name: str, ways: Sequence[str], place: Place, seconds: float) -> 
 
 
 def _noise_shares(times: "Times") -> dict[str, dict[str, float]]:
-    """What noise takes of a fedhpc step, by wall and by CPU time, both as ratios of minima."""
+    """Return what noise takes of a fedhpc step, by wall and by CPU time, both as ratios of minima."""
     (step_s, step_cpu_s), shares = _minima(times["fedhpc"]), {}
     for name in NOISES:
         wall_s, cpu_s = _minima(times[name])
@@ -151,7 +151,7 @@ def _figures(way: str, times: Times, memory: dict[str, float | None]) -> dict[st
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result of `run` for people."""
+    """Return the result of `run` for people."""
     lines = [f"batch {result['batch']}, {result['device']}, {result['threads']} thread(s), torch {result['torch']}"]
     for name, model in result["models"].items():
         size = f"{FEATURES} features" if name == "head" else f"{result['image_size']}x{result['image_size']} pixels"

@@ -64,7 +64,7 @@ def step_of(way: str, name: str, place: Place) -> Step:
 
 
 def noise_of(kind: str, name: str, place: Place) -> Step:
-    """The noise of one step of a model, by itself; the batch that it is given is not looked at."""
+    """Return the noise of one step of a model, by itself; the batch that it is given is not looked at."""
     model = network(name, place)
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     out = torch.zeros(size, device=place.device)

@@ -60,7 +60,7 @@ class Experiment:
     held_out: int
 
     def overrides(self, way: str, seed: int) -> list[str]:
-        """What to set for one run. Its evaluation is exact: it is of synthetic patients, and not read here."""
+        """Return what to set for one run. Its evaluation is exact: it is of synthetic patients, and not read here."""
         own = ["privacy=off", "mode=centralised", *self.centralised] if way == CENTRALISED else []
         return [*self.sets, *own, f"seed={seed}", "evaluation.epsilon=null"]
 

@@ -61,6 +61,6 @@ def _hashes(shard: Shard) -> Iterator[bytes]:
 
 
 def quietly(work: Callable[[], T]) -> T:
-    """What `work` gives, without what it prints to standard output, which belongs to `--json`."""
+    """Return what `work` gives, without what it prints to standard output, which belongs to `--json`."""
     with contextlib.redirect_stdout(io.StringIO()):
         return work()

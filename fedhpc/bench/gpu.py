@@ -88,7 +88,7 @@ class Result:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """The whole benchmark as a JSON object.
+    """Return the whole benchmark as a JSON object.
 
     Raises:
         InputError: for a part, model or device that there is not.
@@ -227,7 +227,7 @@ def _device_coder(parameters: int, device: torch.device) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result of `run` for people."""
+    """Return the result of `run` for people."""
     lines = [
         f"{result['device']}, torch {result['torch']}, batch {result['batch']}, {result['image_size']} pixels a side, "
         f"{result['seconds']:.0f} s"

@@ -40,12 +40,12 @@ def with_feedback_on_device(update: Tensor, residual: Tensor, coding: Compressio
 
 
 def _bits(values: Tensor) -> Tensor:
-    """The bits of |values|, int32, which grow with them."""
+    """Return the bits of |values|, int32, which grow with them."""
     return values.view(torch.int32) & MAGNITUDE
 
 
 def _largest(vector: Tensor, k: int) -> Tensor:
-    """The indices of the k largest magnitudes that are not zero, int64, ascending; of equal ones the first."""
+    """Return the indices of the k largest magnitudes that are not zero, int64, ascending; of equal ones the first."""
     bits = _bits(vector)
     if int(bits.max()) >= LIMIT_BITS:
         raise PayloadError("an entry is not finite or not below 2**127 in magnitude", code="payload.not-finite")

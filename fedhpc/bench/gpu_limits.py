@@ -47,7 +47,7 @@ class StepTimer:
 
 
 def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
-    """The median of so many runs, by the device's own clock, after WARM_UP runs."""
+    """Return the median of so many runs, by the device's own clock, after WARM_UP runs."""
     for _ in range(WARM_UP):
         work()
     timer = StepTimer(device)

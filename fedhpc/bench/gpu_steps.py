@@ -60,7 +60,7 @@ class Work:
         return Device(self.device, self.precision == "bf16", compiled=self.compiled)
 
     def network(self) -> nn.Module:
-        """The network as a run makes it, on the device."""
+        """Return the network as a run makes it, on the device."""
         model = build_model(self.config(), self.task).to(self.device)
         return model.to(memory_format=torch.channels_last) if self.channels_last else model  # type: ignore[call-overload]
 
@@ -99,7 +99,7 @@ class RandomRows:
         return np.arange(self.n if split == "train" else 0)
 
     def read(self, rows: ArrayLike) -> Images:
-        """The images of the rows."""
+        """Return the images of the rows."""
         images: Images = self._images[np.asarray(rows)]
         return images
 

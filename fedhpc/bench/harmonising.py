@@ -74,7 +74,7 @@ def run(experiment: Experiment, out: Path) -> dict[str, Any]:
 
 
 def _cohort(config: RunConfig, seed: int, out: Path) -> RunConfig:
-    """The config of one cohort, whose shards are made where they are not there."""
+    """Return the config of one cohort, whose shards are made where they are not there."""
     phantom = config.data.phantom
     assert phantom is not None  # `run` has refused the others
     folder = out / f"cohort{seed}"
@@ -108,7 +108,7 @@ def _harmonise(chain: Chain) -> dict[str, Any]:
 
 
 def _figures(experiment: Experiment, config: RunConfig, name: str, out: Path) -> dict[str, Any]:
-    """What one chain gives on one cohort; kept, so that a benchmark goes on where it was stopped."""
+    """Return what one chain gives on one cohort; kept, so that a benchmark goes on where it was stopped."""
     key = f"{name.replace(', ', '-').replace(' ', '-')}-{config.digest()[:8]}"
     folder = out / f"cohort{config.seed}" / key
     kept = folder / "shift.json"

@@ -85,7 +85,7 @@ class Case:
         return np.asarray(values[:, ONE] if self.by_class else values)
 
     def right(self, values: F64) -> bool:
-        """Whether the values of all sites, as `compared` takes them, rank them as planted."""
+        """Return whether the values of all sites, as `compared` takes them, rank them as planted."""
         found = self.compared(values)
         alike = all(np.isclose(found[i], found[j], rtol=1e-4, atol=1e-6) for i, j in self.equal)
         return alike and all(found[i] > found[j] for i, j in self.order)

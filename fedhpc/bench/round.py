@@ -104,7 +104,7 @@ def _side_by_side(work: Workload, ways: Sequence[str], ranks: int, folder: Path)
 
 
 def _command(work: Workload, way: str, ranks: int, place: Path) -> list[str]:
-    """The command of a run in the directory `place`, which is not there yet."""
+    """Return the command of a run in the directory `place`, which is not there yet."""
     if way == FLOOR:
         return [sys.executable, "-m", "fedhpc.bench.round_floor", str(write_job(work, ranks, place))]
     train = [str(CHECKOUT / "run.py"), "train", str(place.parents[1] / f"{way}.yaml"), "--run-dir", str(place)]
@@ -127,7 +127,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 
 def _told(way: str, directory: Path) -> dict[str, Any]:
-    """What a run says of itself: AUC, and the median of its seconds a round, by phase.
+    """Return what a run says of itself: AUC, and the median of its seconds a round, by phase.
 
     Not of training: the clock that measures that goes on while the run is stopped.
     """

@@ -157,7 +157,7 @@ def _load(model: nn.Module, vector: NDArray[np.float32]) -> None:
 
 @torch.no_grad()
 def _auc(model: nn.Module, test: Sequence[Images]) -> float:
-    """The share of pairs of a positive and a negative test image that the logits order rightly."""
+    """Return the share of pairs of a positive and a negative test image that the logits order rightly."""
     model.eval()
     logits = [model(part) for one in test for part in torch.split(one.pixels, 256)]
     scores = torch.cat([one[:, 1] - one[:, 0] for one in logits]).numpy()

@@ -50,7 +50,7 @@ class Key:
     ranks: int
 
     def __str__(self) -> str:
-        """The key in the file of recorded ratios."""
+        """Return the key in the file of recorded ratios."""
         return f"{self.workload}/{self.way}/{self.ranks}"
 
 
@@ -172,7 +172,7 @@ def read_recorded(path: Path = RECORDED) -> dict[str, Any]:
 
 
 def text(result: Mapping[str, Any]) -> str:
-    """The tables for a terminal."""
+    """Return the tables for a terminal."""
     return "\n\n".join(
         part for name, rows in _by_workload(result) for part in (name, fitted([HEAD, *map(_cells, rows)]))
     )

@@ -90,7 +90,7 @@ class Learner:
         return to_vector(self.model) - params
 
     def gradient_weight(self, round: int) -> float:
-        """By how much the mean gradient enters an update: FedAvg does not ask."""
+        """Return by how much the mean gradient enters an update: FedAvg does not ask."""
         return LR
 
     def can_afford(self, round: int) -> bool:

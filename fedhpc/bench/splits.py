@@ -128,7 +128,7 @@ def _setting(experiment: Experiment, path: Path, reference: str, noise: str, eps
 
 
 def _common_backbone(experiment: Experiment) -> str:
-    """The backbone of all configs: the features of one are computed once for all splits."""
+    """Return the backbone of all configs: the features of one are computed once for all splits."""
     models = [load_config(path, list(experiment.sets)).model for path in experiment.configs]
     unfit = [path for path, model in zip(experiment.configs, models, strict=True) if model.features is None]
     if unfit:
@@ -161,7 +161,7 @@ def _import(experiment: Experiment, out: Path, **more: Any) -> ImageImport:
 
 
 def _split(experiment: Experiment, features: FeatureStore, split: int, out: Path) -> Path:
-    """The folder with the shards of one random split, each with its features."""
+    """Return the folder with the shards of one random split, each with its features."""
     folder = out / f"split{split:03}"
     if not (folder / "ready").exists():
         job = _import(
@@ -202,7 +202,7 @@ def _train(config: Path, directory: Path, sets: Sequence[str]) -> None:
 
 
 def _row(setting: Setting, aucs: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """The spread over splits of the mean over draws, and the spread over draws on the same split."""
+    """Return the spread over splits of the mean over draws, and the spread over draws on the same split."""
     by_split = [statistics.fmean(draws) for draws in aucs]
     within = [statistics.variance(draws) for draws in aucs if len(draws) > 1]
     return {

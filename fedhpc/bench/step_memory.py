@@ -23,7 +23,7 @@ def memory_mb(name: str, way: str, place: Place) -> float | None:
 
 
 def extra_memory_mb(name: str, way: str, place: Place) -> float | None:
-    """The most memory that steps need above what is there before them; None where the system does not tell.
+    """Return the most memory that steps need above what is there before them; None where the system does not tell.
 
     Only in a process of its own: memory that was freed earlier would be used again unseen.
     """

@@ -67,11 +67,11 @@ class Matrix:
     seeds: Sequence[int]
 
     def columns(self) -> list[Column]:
-        """The columns of the table, by epsilon."""
+        """Return the columns of the table, by epsilon."""
         return [Column(epsilon, rule) for epsilon in self.epsilons for rule in self.rules]
 
     def load(self, cell: "Cell") -> RunConfig:
-        """The config of one run."""
+        """Return the config of one run."""
         privacy = "privacy=off" if cell.epsilon == NONE else f"privacy.epsilon={cell.epsilon}"
         seed = [] if cell.epsilon == NONE else [f"privacy.noise_seed={cell.seed}"]
         case = cell.case.removeprefix(LATE)
@@ -175,7 +175,7 @@ def _case_row(matrix: Matrix, found: Mapping[Cell, Mapping[str, Any]], case: str
 
 
 def _less_clean(matrix: Matrix, found: Mapping[Cell, Mapping[str, Any]], case: str, column: Column) -> float | None:
-    """The mean over seeds of the AUC less that of the clean run of the mean; None where a run was stopped."""
+    """Return the mean over seeds of the AUC less that of the clean run of the mean; None where a run was stopped."""
     epsilon, rule = column
     seeds = matrix.seeds if epsilon != NONE else matrix.seeds[:1]
     pairs = [

@@ -59,7 +59,7 @@ class BenchmarkGrid:
         return [DENSE, *(cell for cell in others if cell != DENSE)]
 
     def overrides(self, cell: Cell, seed: int) -> list[str]:
-        """What to set for one run."""
+        """Return what to set for one run."""
         down = "null" if cell.density_down is None else cell.density_down
         own = (
             f"exchange.density={cell.density}",
@@ -87,7 +87,7 @@ def run(grid: BenchmarkGrid, out: Path) -> dict[str, Any]:
 
 
 def _trained(grid: BenchmarkGrid, cell: Cell, seed: int, out: Path) -> dict[str, Any]:
-    """What one run came to: AUC, and the bytes of its egress logs as shares of dense float32."""
+    """Return what one run came to: AUC, and the bytes of its egress logs as shares of dense float32."""
     directory = out / f"{cell.name}-seed{seed}"
     summary = summary_of_run(grid.config, directory, grid.overrides(cell, seed))
     rounds = exchanged(directory)

@@ -79,7 +79,7 @@ def _dotted(keys: tuple[str | int, ...]) -> str:
 
 
 def _lines(tree: Any, found: dict[tuple[str | int, ...], str], keys: tuple[str | int, ...] = ()) -> list[str]:
-    """The lines of YAML of what lies at `keys`, each value with its origin."""
+    """Return the lines of YAML of what lies at `keys`, each value with its origin."""
     indent = "  " * len(keys)
     lines = []
     for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):

@@ -25,7 +25,7 @@ OTHER_ROUNDS, OTHER_RATES = (1, 20, 100), (0.05, 0.2, 1.0)
 
 
 def report_configs(configs: Sequence[RunConfig]) -> Report:
-    """The plan of each config, and what those on the same data would have spent together, as a sweep would."""
+    """Return the plan of each config, and what those on the same data would have spent together, as a sweep would."""
     with at_work("planning the noise") as begins:
         parts = [_report_config(config, begins) for config in configs]
         if len(configs) == 1:
@@ -81,7 +81,7 @@ def _shared_accounts(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
 
 
 def _spent_after(config: RunConfig, site: str, configs: Sequence[RunConfig], *, moving: bool = False) -> str:
-    """What the patient who has spent most would have spent after all `configs`, on the site ledger of a site.
+    """Return what the patient who has spent most would have spent after all `configs`, on the site ledger of a site.
 
     `moving`: their data differ, so that a patient may be in another split in each.
     """
@@ -94,7 +94,7 @@ def _spent_after(config: RunConfig, site: str, configs: Sequence[RunConfig], *, 
 
 
 def planned_charges(config: RunConfig, plan: PrivacyPlan, rounds: int | None = None) -> list[Charge]:
-    """The charges of a whole run, or of so many rounds of it."""
+    """Return the charges of a whole run, or of so many rounds of it."""
     count = config.training.rounds if rounds is None else rounds
     return [replace(charge, unit=config.privacy.unit) for charge in plan.charges(count)]
 
@@ -139,7 +139,7 @@ def _report_config(config: RunConfig, begins: Callable[[str], None]) -> Report:
 
 
 def _schedule_note(config: RunConfig) -> str | None:
-    """What of unequal work the plan of the sites depends on; None where all do the same."""
+    """Return what of unequal work the plan of the sites depends on; None where all do the same."""
     if config.schedule.policy == "wait":
         return None
     if config.schedule.policy == "deadline":
@@ -179,7 +179,7 @@ def _site_facts(config: RunConfig, site: str) -> dict[str, Any]:
 
 
 def _whole(config: RunConfig, plan: PrivacyPlan) -> dict[str, Any]:
-    """What the run costs by itself at a site."""
+    """Return what the run costs by itself at a site."""
     bounds, evaluation = bounds_of(planned_charges(config, plan), config.privacy.delta), plan_evaluation(config)
     released = None if evaluation is None else bounds_of(evaluation.charges, config.privacy.delta).epsilon
     return {

@@ -19,7 +19,7 @@ from fedhpc.util.text import fitted, fixed, wrapped
 
 
 def report_run(directory: RunDirectory) -> Report:
-    """What a run has spent at each site, by its ledgers.
+    """Return what a run has spent at each site, by its ledgers.
 
     Raises:
         PrivacyError: no privacy, or a ledger that is not intact.
@@ -67,7 +67,7 @@ def _spent_row(s: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def report_shard(shard: Path) -> Report:
-    """What all runs have spent on a shard's patients, by the site ledger: the one who has spent most counts.
+    """Return what all runs have spent on a shard's patients, by the site ledger: the one who has spent most counts.
 
     Raises:
         ShardError: the shard cannot be read.
@@ -103,14 +103,14 @@ def report_shard(shard: Path) -> Report:
 
 
 def runs_table(runs: Sequence[Mapping[str, Any]], unit: str) -> str:
-    """What each run costs by itself, within 80 columns; `unit` is the account's."""
+    """Return what each run costs by itself, within 80 columns; `unit` is the account's."""
     rows = [("run", "charges", "training", "evaluation")]
     rows += [(one["run"], str(one["charges"]), *alone_cells(one, unit)) for one in runs]
     return f"{fitted(rows)}{without_bound_note(runs)}"
 
 
 def without_bound_note(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Why an account has no bound, on lines of their own; empty where no run has voided it."""
+    """Return why an account has no bound, on lines of their own; empty where no run has voided it."""
     if not any(one["insecure"] for one in runs):
         return ""
     text = "without bound: the run had privacy.noise_seed, so that its noise can be repeated and hides nothing"

@@ -23,7 +23,7 @@ MAX_PLANES = 4
 
 
 def width_of(largest: int) -> int:
-    """How many planes numbers up to `largest` need.
+    """Return how many planes numbers up to `largest` need.
 
     >>> [width_of(n) for n in (0, 255, 256, 2**32 - 1)]
     [1, 1, 2, 4]
@@ -32,18 +32,18 @@ def width_of(largest: int) -> int:
 
 
 def container(width: int) -> np.dtype[np.unsignedinteger]:
-    """The smallest little-endian type of at least `width` bytes."""
+    """Return the smallest little-endian type of at least `width` bytes."""
     return np.dtype({1: "<u1", 2: "<u2", 3: "<u4", 4: "<u4"}[width])
 
 
 def split(numbers: Whole, width: int) -> list[bytes]:
-    """The deflated planes of numbers[n] of type `container(width)`."""
+    """Return the deflated planes of numbers[n] of type `container(width)`."""
     columns = numbers.view(np.uint8).reshape(numbers.size, numbers.itemsize)
     return [deflated(np.ascontiguousarray(columns[:, plane])) for plane in range(width)]
 
 
 def join(planes: list[memoryview], count: int) -> Whole:
-    """The inverse of `split`: numbers[count]; of one plane they are its bytes, which cannot be written to.
+    """Return numbers[count], the inverse of `split`; of one plane they are its bytes, which cannot be written to.
 
     Raises:
         PayloadError: where a plane is not `count` bytes, deflated.
@@ -73,7 +73,7 @@ def _deflate(plane: U8, strategy: int, level: int) -> bytes:
 
 
 def inflated(block: memoryview, size: int) -> U8:
-    """The plane of exactly `size` bytes; never more memory than that is asked for, whatever the block says.
+    """Return the plane of exactly `size` bytes; never more memory than that is asked for, whatever the block says.
 
     Raises:
         PayloadError: where the block is anything else.

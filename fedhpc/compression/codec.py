@@ -57,7 +57,7 @@ class Header(NamedTuple):
 
 
 def encode(update: Update) -> bytes:
-    """The payload of `update`; its length is what the round is charged.
+    """Return the payload of `update`; its length is what the round is charged.
 
     Guarantee: `decode` gives the same update, bit for bit, if the magnitudes of its values are on its grid.
 
@@ -84,7 +84,7 @@ def _bytes_of(values: F32) -> memoryview:
 
 
 def _packed(header: Header, planes: Sequence[bytes | memoryview]) -> bytes:
-    """The payload of a header and its planes."""
+    """Return the payload of a header and its planes."""
     parts = [FIXED.pack(MAGIC, VERSION, *header), struct.pack(f"<{len(planes)}Q", *map(len, planes)), *planes]
     crc = 0
     for part in parts:
@@ -121,7 +121,7 @@ def _gap_planes(entries: SparseVector) -> list[bytes]:
 
 
 def _skipped(indices: I64, block: slice) -> I64:
-    """How many entries lie between each index of the block and the one before it."""
+    """Return how many entries lie between each index of the block and the one before it."""
     before = indices[block.start - 1] if block.start else -1
     return np.diff(indices[block], prepend=before) - 1
 
@@ -137,7 +137,7 @@ def _level_planes(entries: SparseVector) -> list[bytes]:
 
 
 def decode(payload: bytes, *, sender: int, round: int, size: int) -> Update:
-    """The update that `payload` claims to be.
+    """Return the update that `payload` claims to be.
 
     Nothing that it says is trusted: its lengths must add up to its own, and before a plane is inflated it is known how
     long it must be. So no payload makes this take more memory than an honest one of the same size and density 1.
@@ -164,7 +164,7 @@ def decode(payload: bytes, *, sender: int, round: int, size: int) -> Update:
 
 
 def _checked_header(payload: bytes, sender: int, round: int, size: int) -> Header:
-    """The header, after all has been checked that can be without inflating a plane."""
+    """Return the header, after all has been checked that can be without inflating a plane."""
     if len(payload) < FIXED.size + CRC.size:
         raise PayloadError(f"{len(payload)} bytes are fewer than a header")
     magic, version, *fields = FIXED.unpack_from(payload)
@@ -203,7 +203,7 @@ def _raw(header: Header, planes: list[memoryview]) -> DenseVector:
 
 
 def deflated_planes(payload: bytes) -> list[memoryview]:
-    """The planes of a payload of `encode`, still deflated, for whoever must look into it without decoding it.
+    """Return the planes of a payload of `encode`, still deflated, for whoever must look into it without decoding it.
 
     Of raw values there are none: they are in the payload as they are.
 
@@ -217,7 +217,7 @@ def deflated_planes(payload: bytes) -> list[memoryview]:
 
 
 def _planes(payload: bytes, header: Header) -> list[memoryview]:
-    """The blocks after the header, whose lengths must be all there is."""
+    """Return the blocks after the header, whose lengths must be all there is."""
     count = header.index_planes + 1 + header.level_planes
     first, last = FIXED.size + 8 * count, len(payload) - CRC.size
     lengths = struct.unpack_from(f"<{count}Q", payload, FIXED.size) if first <= last else ()

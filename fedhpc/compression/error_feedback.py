@@ -53,7 +53,7 @@ class CompressionConfig:
 
 
 def count_to_send(size: int, density: float) -> int:
-    """How many of `size` entries a density in (0, 1] stands for: at least one.
+    """Return how many of `size` entries a density in (0, 1] stands for: at least one.
 
     >>> count_to_send(1000, 0.1), count_to_send(5, 0.01), count_to_send(7, 1)
     (100, 1, 7)
@@ -62,7 +62,7 @@ def count_to_send(size: int, density: float) -> int:
 
 
 def select(vector: F32, coding: CompressionConfig) -> SparseVector:
-    """What `coding` chooses of f32[d], the values as they are: `top_k` of the whole, or of each tensor.
+    """Return what `coding` chooses of f32[d], the values as they are: `top_k` of the whole, or of each tensor.
 
     Raises:
         PayloadError: as `top_k`.
@@ -82,7 +82,7 @@ def select(vector: F32, coding: CompressionConfig) -> SparseVector:
 
 
 def quantised(entries: SparseVector, value_bits: int, draws: np.random.Generator | None) -> SparseVector:
-    """The entries with their values rounded to a grid for `value_bits`, by `quantization.rounded`."""
+    """Return the entries with their values rounded to a grid for `value_bits`, by `quantization.rounded`."""
     grid = grid_for(entries.values, value_bits)
     return SparseVector(entries.size, entries.indices, rounded(entries.values, grid, draws), grid)
 

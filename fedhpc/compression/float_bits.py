@@ -24,12 +24,12 @@ def blocks(size: int, length: int = BLOCK) -> list[slice]:
 
 
 def magnitude_bits(values: F32) -> U32:
-    """The bits of |values|, u32[n]."""
+    """Return the bits of |values|, u32[n]."""
     return values.view(np.uint32) & MAGNITUDE
 
 
 def smallest_bits(values: F32) -> int:
-    """The bits of the smallest magnitude of values f32[n], n > 0."""
+    """Return the bits of the smallest magnitude of values f32[n], n > 0."""
     return min(int(magnitude_bits(values[block]).min()) for block in blocks(values.size))
 
 
@@ -43,7 +43,7 @@ def first_at_least(values: F32, bits: int) -> int | None:
 
 
 def histogram(values: F32) -> I64:
-    """How many magnitudes there are of each pattern of the upper bits: int64[2**15], ascending."""
+    """Return how many magnitudes there are of each pattern of the upper bits: int64[2**15], ascending."""
     bits, counts = values.view(np.uint32), np.zeros(1 << LOWER, np.int64)
     for block in blocks(values.size, LONG_BLOCK):
         counts += np.bincount(bits[block] >> LOWER, minlength=1 << LOWER)

@@ -52,11 +52,11 @@ class QuantizationGrid:
     step: int
 
     def levels(self, bits: U32) -> U32:
-        """The level at or below each of the bits of magnitudes, u32[n]; all at least `lowest`."""
+        """Return the level at or below each of the bits of magnitudes, u32[n]; all at least `lowest`."""
         return (bits - np.uint32(self.lowest)) // np.uint32(self.step)
 
     def magnitudes(self, levels: U32) -> F32:
-        """The magnitude of each level, f32[n]."""
+        """Return the magnitude of each level, f32[n]."""
         return (levels * np.uint32(self.step) + np.uint32(self.lowest)).view(np.float32)
 
 
@@ -88,7 +88,7 @@ def log_grid(counts: I64, smallest: int, value_bits: int) -> QuantizationGrid:
 
 
 def _first_that_counts(counts: I64, intervals: int) -> int:
-    """The bin of `histogram` from which `intervals` steps to the top make the squared error least.
+    """Return the bin of `histogram` from which `intervals` steps to the top make the squared error least.
 
     More reach downwards takes wider steps for all; without it, what lies below the bin is taken for lost here.
     """

@@ -42,7 +42,7 @@ class Threshold(NamedTuple):
 
 
 def top_k(vector: F32, k: int, layers: Layers = ()) -> SparseVector:
-    """The k entries of largest magnitude; of equal ones those with the lowest index, so that it is reproducible.
+    """Return the k entries of largest magnitude; of equal ones those with the lowest index, so that it is reproducible.
 
     Zeros are never chosen, they say nothing: where fewer than k entries are not zero, it is only those.
 
@@ -132,7 +132,7 @@ def _cut_down(candidates: SparseVector, k: int, threshold: Threshold) -> SparseV
 
 
 def refusal(vector: F32, layers: Layers, largest: float | None = None) -> str | None:
-    """What is wrong with the first entry that may not be sent, and in which layer; None where all may be.
+    """Return what is wrong with the first entry that may not be sent, and in which layer; None where all may be.
 
     Args:
         vector: f32[d].
@@ -151,7 +151,7 @@ def refusal(vector: F32, layers: Layers, largest: float | None = None) -> str | 
 
 
 def entry_name(index: int, layers: Layers) -> str:
-    """The entry, by its layer where the layers are known.
+    """Return the entry, by its layer where the layers are known.
 
     >>> entry_name(5, [Layer("conv.weight", 4), Layer("conv.bias", 2)]), entry_name(5, [])
     ('entry 1 of layer conv.bias', 'entry 5')

@@ -41,7 +41,7 @@ class SparseVector:
     grid: QuantizationGrid = EXACT
 
     def dense(self) -> F32:
-        """The vector with its zeros, f32[size]."""
+        """Return the vector with its zeros, f32[size]."""
         out = np.zeros(self.size, np.float32)
         out[self.indices] = self.values
         return out
@@ -103,7 +103,7 @@ class ArraySpec:
     shape: tuple[int | None, ...]
 
     def fits(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
-        """Whether an array is such a one."""
+        """Return whether an array is such a one."""
         same = len(shape) == len(self.shape) and all(
             want in (None, is_) for want, is_ in zip(self.shape, shape, strict=True)
         )
@@ -114,7 +114,7 @@ Layout = Mapping[str, ArraySpec]
 
 
 def pack_arrays(arrays: Mapping[str, Array]) -> bytes:
-    """Named numeric arrays -> bytes (an .npz; no pickle), compressed up to COMPRESSED_BYTES.
+    """Pack named numeric arrays into bytes (an .npz; no pickle), compressed up to COMPRESSED_BYTES.
 
     Small arrays are counts, of which most are zero; large ones are parameters, of which deflate saves 8 % at 70 times
     the price of a copy, while every other rank waits for it.

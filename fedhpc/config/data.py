@@ -16,7 +16,7 @@ SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
 
 
 def placed(key: str, template: str, site: str) -> Path:
-    """The path that `template`, the value of `key`, stands for at this rank.
+    """Return the path that `template`, the value of `key`, stands for at this rank.
 
     Raises:
         ConfigError: an environment variable that is not set here.
@@ -111,7 +111,7 @@ class Data(Section):
     )
 
     def reference_path(self, image_size: int) -> Path | None:
-        """The shard of public images, as rank 0 sees it; of phantoms there is one for each size of image.
+        """Return the shard of public images, as rank 0 sees it; of phantoms there is one for each size of image.
 
         Args:
             image_size: rows and columns of the sites' images.
@@ -121,5 +121,5 @@ class Data(Section):
         return self.shard_path("aggregator").parent / f"public_phantoms_{REFERENCE_PHANTOMS}_{image_size}.h5"
 
     def shard_path(self, site: str) -> Path:
-        """The shard of `site`."""
+        """Return the shard of `site`."""
         return placed("data.shards", self.shards, site)

@@ -85,7 +85,7 @@ def pinned(config: RunConfig) -> RunConfig:
 
 
 def _unnamed_privacy(section: object) -> list[str]:
-    """The problem of a config that asks neither for a guarantee nor, by name, for none."""
+    """Return the problem of a config that asks neither for a guarantee nor, by name, for none."""
     if not isinstance(section, dict) or section.get("epsilon") is not None or section.get("off"):
         return []
     return [
@@ -135,7 +135,7 @@ def with_privacy_named(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_off(value: object) -> bool:
-    """Whether a config's `privacy` asks for no privacy by name."""
+    """Return whether a config's `privacy` asks for no privacy by name."""
     return value is False or value == "off"
 
 
@@ -184,7 +184,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _overridden(value: Any) -> Any:
-    """The value of a `--set`: its line there is no place in a file."""
+    """Return the value of a `--set`: its line there is no place in a file."""
     if isinstance(value, dict):
         return Located({key: _overridden(below) for key, below in value.items()}, dict.fromkeys(value, "--set"))
     return [_overridden(below) for below in value] if isinstance(value, list) else value

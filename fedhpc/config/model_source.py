@@ -29,7 +29,7 @@ def place_of(build: str) -> tuple[str, str]:
 
 
 def is_file(build: str) -> bool:
-    """Whether a `model.build` names a file, not a module of an installed package."""
+    """Return whether a `model.build` names a file, not a module of an installed package."""
     return place_of(build)[0].endswith(".py")
 
 

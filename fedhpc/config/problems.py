@@ -25,7 +25,7 @@ MOST_PROBLEMS = 50
 
 
 def only_renamed(error: ValidationError) -> bool:
-    """Whether all that is wrong with a config is that keys of it have another name now."""
+    """Return whether all that is wrong with a config is that keys of it have another name now."""
     return all(
         item["type"] == "extra_forbidden" and ".".join(map(str, item["loc"])) in RENAMED for item in error.errors()
     )
@@ -44,7 +44,7 @@ def problems_of(error: ValidationError, root: type[Section] = RunConfig, tree: o
 
 
 def _one_text(key: str, texts: Sequence[str], root: type[Section]) -> str:
-    """What is wrong with a key's value: where it may be of several kinds and is none, what is allowed."""
+    """Return what is wrong with a key's value: where it may be of several kinds and is none, what is allowed."""
     if len(texts) == 1:
         return texts[0]
     name = re.sub(r"\.\d+", "[]", key.partition("=")[0])
@@ -102,7 +102,7 @@ def _choice_problem(dotted: str, chooser: str, item: dict[str, Any]) -> tuple[st
 
 
 def _kind(value: object) -> str:
-    """What a value of a config is.
+    """Return what a value of a config is.
 
     >>> [_kind(value) for value in (None, True, 3, "on", [], {})]
     ['null', 'a truth value', 'a number', 'a single value', 'a list', 'a mapping']
@@ -114,7 +114,7 @@ def _kind(value: object) -> str:
 
 
 def _plain_words(item: dict[str, Any]) -> str:
-    """What is wrong with a value, without pydantic's own names."""
+    """Return what is wrong with a value, without pydantic's own names."""
     kind = _kind(item["input"])
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
@@ -160,7 +160,7 @@ def _user_keys(location: tuple[str | int, ...], root: type[Section]) -> tuple[li
 
 
 def _holds_values(section: type[Section], key: str) -> bool:
-    """Whether `key` in `section` holds plain values under numbers or names of the user's own."""
+    """Return whether `key` in `section` holds plain values under numbers or names of the user's own."""
     field = section.model_fields.get(key)
     nested = [field.annotation] if field else []
     while nested:
@@ -172,13 +172,13 @@ def _holds_values(section: type[Section], key: str) -> bool:
 
 
 def _is_name_of(section: type[Section], part: str | int) -> bool:
-    """Whether a section is chosen by this name, as `fedadam` chooses one of `server`."""
+    """Return whether a section is chosen by this name, as `fedadam` chooses one of `server`."""
     fields = section.model_fields.values()
     return any(get_origin(field.annotation) is Literal and field.default == part for field in fields)
 
 
 def _section_types(section: type[Section], key: str) -> list[type[Section]]:
-    """The `Section` classes behind `key` in `section`; none where `key` is unknown or holds a plain value."""
+    """Return the `Section` classes behind `key` in `section`; none where `key` is unknown or holds a plain value."""
     field = section.model_fields.get(key)
     nested, found = [field.annotation] if field else [], []
     while nested:

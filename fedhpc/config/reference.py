@@ -84,13 +84,13 @@ def _key(name: str, schema: Schema, defs: Schema, *, required: bool) -> Key:
 
 
 def _variant(schema: Schema) -> str:
-    """Which variant of a section it is, by the keys that can have one value only."""
+    """Return which variant of a section it is, by the keys that can have one value only."""
     fixed = [f"{name}: {one['const']}" for name, one in schema["properties"].items() if "const" in one]
     return f" ({', '.join(fixed)})" if fixed else ""
 
 
 def _or(texts: Sequence[str]) -> str:
-    """The last of several texts after an "or", the others before commas."""
+    """Return the last of several texts after an "or", the others before commas."""
     *others, last = texts
     comma = "," if any("," in text for text in others) else ""
     return f"{', '.join(others)}{comma} or {last}" if others else last
@@ -102,12 +102,12 @@ def _resolved(schema: Schema, defs: Schema) -> Schema:
 
 
 def _items(schema: Schema, defs: Schema) -> list[Schema]:
-    """What the items of a list may be; nothing of what is no list."""
+    """Return what the items of a list may be; nothing of what is no list."""
     return _variants(schema["items"], defs) if "items" in schema else []
 
 
 def _variants(schema: Schema, defs: Schema) -> list[Schema]:
-    """The alternatives that a value may be; one where there is no choice."""
+    """Return the alternatives that a value may be; one where there is no choice."""
     for union in ("anyOf", "oneOf"):
         if union in schema:
             return [inner for one in schema[union] for inner in _variants(one, defs)]

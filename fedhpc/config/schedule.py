@@ -128,7 +128,7 @@ def declared_speeds(config: "RunConfig") -> dict[str, float]:
 
 
 def is_measured(config: "RunConfig") -> bool:
-    """Whether the speeds are to be measured before the plan is known."""
+    """Return whether the speeds are to be measured before the plan is known."""
     return config.schedule.policy == "plan" and config.schedule.efforts is None and not declared_speeds(config)
 
 

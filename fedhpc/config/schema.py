@@ -229,7 +229,7 @@ class RunConfig(Section):
         return RunConfig.model_validate(tree)
 
     def effort(self, site: str) -> float:
-        """The share of its images that a site trains on in a round (`schedule`)."""
+        """Return the share of its images that a site trains on in a round (`schedule`)."""
         return efforts_of(self)[site]
 
     @property
@@ -243,7 +243,7 @@ class RunConfig(Section):
         return self.private and self.evaluation.epsilon is not None
 
     def validates(self, round: int) -> bool:
-        """Whether the validation split is released after this round, counted from 1."""
+        """Return whether the validation split is released after this round, counted from 1."""
         every = self.evaluation.every or (0 if self.private_evaluation else 1)
         last = self.private_evaluation and round >= self.training.rounds
         return bool(every) and round % every == 0 and not last

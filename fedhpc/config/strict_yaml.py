@@ -155,14 +155,14 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        """The tag of an untagged node."""
+        """Return the tag of an untagged node."""
         if kind is not yaml.ScalarNode:
             return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         return _tag(value) if implicit[0] else f"{TAG}str"
 
 
 def _tag(text: str) -> str:
-    """The tag of a plain scalar."""
+    """Return the tag of a plain scalar."""
     if not text:
         return f"{TAG}null"
     if text in WORDS:
@@ -182,7 +182,7 @@ class _Builder:
         self._open: list[yaml.Node] = []
 
     def value(self, node: yaml.Node, key: str = "") -> Any:
-        """The value of a node; `key` is what a message calls it."""
+        """Return the value of a node; `key` is what a message calls it."""
         self._count += 1
         if self._count > MOST_VALUES:
             raise _RefusedError(f"holds more than {MOST_VALUES} values, an alias counted at every use", _line(node))
@@ -223,7 +223,7 @@ def _line(node: Any) -> int:
 
 
 def _name(node: yaml.Node) -> str:
-    """The key that a node is."""
+    """Return the key that a node is."""
     if isinstance(node, yaml.ScalarNode) and node.value == "<<" and node.tag == f"{TAG}str":
         raise _RefusedError("<<: merge keys are not read here. Write the keys, or use `extends`", _line(node))
     if not isinstance(node, yaml.ScalarNode) or node.tag != f"{TAG}str":

@@ -58,7 +58,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """The features of the images, each by itself."""
+        """Return the features of the images, each by itself."""
         if self.image_size is not None:
             images = resized_colour(images, self.image_size)
         views = [images, images.flip(-1), images.flip(-2)]
@@ -104,7 +104,7 @@ class StageStatistics(nn.Module):
         self._found.append(torch.cat([output.mean(dim=(2, 3)), output.std(dim=(2, 3))], dim=1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """The statistics, in the order in which the network passes its stages."""
+        """Return the statistics, in the order in which the network passes its stages."""
         self._found.clear()
         self.network(images)
         return torch.cat(self._found, dim=1)
@@ -118,7 +118,7 @@ class Grey(nn.Module):
         self.network, self.pixels = network, pixels
 
     def forward(self, images: Tensor) -> Tensor:
-        """The features of the images, each by itself."""
+        """Return the features of the images, each by itself."""
         grey = images.mean(dim=1, keepdim=True)
         found: Tensor = self.network(standardised(resized(grey, self.pixels)))
         return found
@@ -132,7 +132,7 @@ class Colour(nn.Module):
         self.network, self.pixels = network, pixels
 
     def forward(self, images: Tensor) -> Tensor:
-        """The features of the images, each by itself."""
+        """Return the features of the images, each by itself."""
         found: Tensor = self.network(resized_colour(images, self.pixels))
         return found
 
@@ -145,7 +145,7 @@ class Joined(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The features of the images, each by itself."""
+        """Return the features of the images, each by itself."""
         return torch.cat([network(images) for network in self.networks], dim=1)
 
 
@@ -156,7 +156,7 @@ def resized_colour(images: Tensor, pixels: int) -> Tensor:
 
 
 def public_backbone(name: str) -> Backbone:
-    """The extractor of this name.
+    """Return the extractor of this name.
 
     Args:
         name: `efficientnet_lite0` (ImageNet weights, package extra `weights`) or `phantom` (a small network that
@@ -198,12 +198,12 @@ def _efficientnet_lite0() -> Backbone:
 
 
 def _twice(channels: Iterable[int]) -> list[int]:
-    """The parts of `StageStatistics`: of each stage the means, then the deviations of its channels."""
+    """Return the parts of `StageStatistics`: of each stage the means, then the deviations of its channels."""
     return [size for count in channels for size in (count, count)]
 
 
 def phantom_network(outputs: int) -> nn.Module:
-    """The network of the backbone `phantom`, untrained: grey images [b, 1, H, W] -> f32[b, outputs]."""
+    """Return the network of the backbone `phantom`, untrained: grey images [b, 1, H, W] -> f32[b, outputs]."""
     return DenseNet(1, outputs, SMALL)
 
 

@@ -98,5 +98,5 @@ def _head(backbone: Backbone, model: Model, classes: int) -> nn.Module:
 
 
 def blocks_of(backbone: Backbone, model: Model) -> tuple[int, ...]:
-    """The parts of the features that each image standardises by itself; none with `model.feature_norm: none`."""
+    """Return the parts of the features that each image standardises by itself; none with `model.feature_norm: none`."""
     return backbone.blocks if model.feature_norm == "stages" else ()

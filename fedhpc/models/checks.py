@@ -133,7 +133,7 @@ def _check_randomness(probe: Probe, private: bool) -> bool:
 
 
 def _other_generators() -> tuple[object, ...]:
-    """The state of the generators of Python and of numpy."""
+    """Return the state of the generators of Python and of numpy."""
     _, keys, *rest = np.random.get_state()
     return random.getstate(), np.asarray(keys).tobytes(), *rest
 

@@ -54,7 +54,7 @@ class _DenseLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input with `growth_rate` more channels."""
+        """Return the input with `growth_rate` more channels."""
         return torch.cat([x, self.layers(x)], 1)
 
 
@@ -127,7 +127,7 @@ class DenseNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The classes' logits."""
+        """Return the classes' logits."""
         logits: Tensor = self.class_layers(self.features(x))
         return logits
 

@@ -23,7 +23,7 @@ class Device:
     compiled: bool = False
 
     def autocast(self) -> torch.autocast:
-        """The precision context of forward and loss."""
+        """Return the precision context of forward and loss."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def sendable(self, t: Tensor) -> Tensor:

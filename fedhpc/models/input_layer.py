@@ -30,7 +30,7 @@ class InputLayer(nn.Module):
         self.low_pass = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The images, changed."""
+        """Return the images, changed."""
         return transformed(x, self.log_gain, self.log_gamma, self.low_pass)
 
 

@@ -66,7 +66,7 @@ def _makes_network(value: object) -> bool:
 
 
 def _class_of(function: Callable[..., Any]) -> type | None:
-    """The network class that a function says it returns."""
+    """Return the network class that a function says it returns."""
     try:
         kind = typing.get_type_hints(function).get("return")
     except NameError:
@@ -75,7 +75,7 @@ def _class_of(function: Callable[..., Any]) -> type | None:
 
 
 def _parameters(factory: Callable[..., Any]) -> set[str]:
-    """The keyword arguments of a network, also those that it passes on to the class it is made of."""
+    """Return the keyword arguments of a network, also those that it passes on to the class it is made of."""
     return {name for one in _initialisers(factory) for name in inspect.signature(one).parameters}
 
 
@@ -93,7 +93,7 @@ def _initialisers(factory: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
 
 
 def _of_task(known: set[str], task: Task) -> dict[str, Any]:
-    """What the task says, of the arguments that a network knows; and no weights from elsewhere."""
+    """Return what the task says, of the arguments that a network knows; and no weights from elsewhere."""
     channels, *size = task.image_shape
     classes = len(task.classes)
     values = {

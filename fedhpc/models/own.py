@@ -55,7 +55,7 @@ def _is_own_function(value: object, module: ModuleType) -> bool:
 
 
 def _executed(source: bytes, path: Path, package_module: str | None) -> ModuleType:
-    """The module of a source; of a package's module with the package that its relative imports start from."""
+    """Return the module of a source; of a package's module with the package that its relative imports start from."""
     module = ModuleType(f"fedhpc_model_{hashlib.sha256(source).hexdigest()[:16]}")
     module.__file__ = str(path)
     module.__package__ = package_module.rpartition(".")[0] if package_module else ""
@@ -85,7 +85,7 @@ def _called(function: Any, task: Task, args: dict[str, Any], key: str, path: Pat
 
 
 def _told(error: BaseException, path: Path) -> str:
-    """The kind of an error, its message and its line in the user's file."""
+    """Return the kind of an error, its message and its line in the user's file."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     line = lines[-1] if lines else error.lineno if isinstance(error, SyntaxError) else None
     return f"{type(error).__name__}: {error}" + (f" (line {line})" if line else "")

@@ -31,9 +31,9 @@ class OwnFeatures(nn.Module):
         self.scale.copy_(torch.where(varies, 1 / deviation, 0.0) / features.shape[1] ** 0.5)
 
     def standardised(self, features: Tensor) -> Tensor:
-        """What the correction sees of features f32[b, D]."""
+        """Return what the correction sees of features f32[b, D]."""
         return (features - self.mean) * self.scale
 
     def forward(self, features: Tensor) -> Tensor:
-        """The logits [b, K]."""
+        """Return the logits [b, K]."""
         return torch.as_tensor(self.network(features) + self.correction(self.standardised(features)))

@@ -31,7 +31,7 @@ class Probe:
     labels: Tensor
 
     def output(self, images: Tensor, seed: int = 0) -> Tensor:
-        """The logits, with PyTorch's generator at `seed`.
+        """Return the logits, with PyTorch's generator at `seed`.
 
         Raises:
             InputError: the forward pass fails.
@@ -58,7 +58,7 @@ class Probe:
             return not torch.equal(before, torch.get_rng_state())
 
     def refused(self, problem: str, code: str) -> InputError:
-        """The error that names the model; `code` is one of the family `model`."""
+        """Return the error that names the model; `code` is one of the family `model`."""
         return InputError(f"{self.key}: {problem}", code=code)
 
 
@@ -127,5 +127,5 @@ def backward_problem(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
+    """Return the first line of an error's message."""
     return str(error).strip().partition("\n")[0]

@@ -20,7 +20,7 @@ class Copy(nn.Module):
     """Its input, copied: a block adds in place, which a backward hook on the layer before forbids."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The copy."""
+        """Return the copy."""
         return x.clone()
 
 
@@ -40,7 +40,7 @@ class ResNetBlock(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum, rectified."""
+        """Return the sum, rectified."""
         out: Tensor = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
         out += x if self.downsample is None else self.downsample(x)
         summed: Tensor = self.act(out)
@@ -65,7 +65,7 @@ class ResNetBottleneck(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum, rectified."""
+        """Return the sum, rectified."""
         out: Tensor = self.act(self.bn2(self.conv2(self.act(self.bn1(self.conv1(x))))))
         out = self.bn3(self.conv3(out))
         out += x if self.downsample is None else self.downsample(x)
@@ -115,7 +115,7 @@ class ResNet(nn.Module):
         return nn.Sequential(first, *(block(out, width, 1, None, self._dims) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The classes' logits."""
+        """Return the classes' logits."""
         x = self.maxpool(self.act(self.bn1(self.conv1(x))))
         for number in range(1, len(WIDTHS) + 1):
             x = self.get_submodule(f"layer{number}")(x)

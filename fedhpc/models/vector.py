@@ -33,7 +33,7 @@ def local_entries(model: nn.Module, layers: str) -> I64:
 
 
 def to_vector(model: nn.Module) -> F32:
-    """The trained parameters as one f32[d], in the module's own order."""
+    """Return the trained parameters as one f32[d], in the module's own order."""
     parts = [p.detach().reshape(-1).cpu() for p in model.parameters() if p.requires_grad]
     return torch.cat(parts).numpy().astype(np.float32, copy=False)
 

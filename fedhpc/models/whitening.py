@@ -32,7 +32,7 @@ class Whitening(nn.Module):
         self.register_buffer("projection", torch.zeros(size, kept))
 
     def forward(self, features: Tensor) -> Tensor:
-        """The leading whitened directions, scaled to the unit sphere."""
+        """Return the leading whitened directions, scaled to the unit sphere."""
         return nn.functional.normalize((in_blocks(features, self.blocks) - self.mean) @ self.projection, dim=1)
 
     def by_rows(self, features: Tensor) -> Tensor:

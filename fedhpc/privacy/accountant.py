@@ -65,7 +65,7 @@ class Bounds:
 
 
 def bounds_of(charges: Iterable[Charge], delta: float) -> Bounds:
-    """What `charges` cost together at `delta`; nothing costs nothing.
+    """Return what `charges` cost together at `delta`; nothing costs nothing.
 
     >>> bounds_of([], 1e-5).epsilon
     0.0
@@ -120,7 +120,7 @@ class Total:
 
 
 def total_of(charges: Iterable[Charge], delta: float) -> Total:
-    """The `Total` of charges of any units at `delta`."""
+    """Return the `Total` of charges of any units at `delta`."""
     listed = list(charges)
     return Total(
         _by_unit([c for c in listed if c.population == "train"], delta),
@@ -162,7 +162,7 @@ def _by_rdp(history: History, delta: float) -> float:
 
 
 def epsilon_of(history: History, delta: float) -> float:
-    """The tighter bound of `gaussian_bounds`."""
+    """Return the tighter bound of `gaussian_bounds`."""
     return gaussian_bounds(history, delta).epsilon
 
 
@@ -230,7 +230,7 @@ def _guess(epsilon: float, delta: float, sample_rate: float, steps: int) -> floa
 
 
 def _subsampled_noise(epsilon: float, spent: Callable[[float], float], guess: float, enough: float) -> float:
-    """The noise multiplier by false position on logarithmic scales; `enough` is known to suffice."""
+    """Return the noise multiplier by false position on logarithmic scales; `enough` is known to suffice."""
     low, high = Tried(0.0, math.inf), Tried(enough, epsilon)
     trial = min(max(guess, LEAST_NOISE), enough)
     for _ in range(MOST_TRIALS):

@@ -51,7 +51,7 @@ class EvaluationPlan:
         return self.epsilon / 2 / len(self.curve) if stage <= self.rounds else self.final_epsilon
 
     def final_stage(self, model: int) -> int:
-        """The number of the stage that measures a final model."""
+        """Return the number of the stage that measures a final model."""
         return self.rounds + 1 + model
 
     @property
@@ -61,7 +61,7 @@ class EvaluationPlan:
         return tuple(self.charge(stage) for stage in (*self.curve, *final))
 
     def charge(self, stage: int) -> Charge:
-        """What a stage costs every validation and test patient."""
+        """Return what a stage costs every validation and test patient."""
         return Charge(
             round=stage,
             noise_multiplier=1 / self.stage_epsilon(stage),

@@ -57,13 +57,19 @@ class Noise:
 
 
 def released(total: Tensor, noise: Noise, divisor: float = 1.0, out: Tensor | None = None) -> Tensor:
-    """(total + N(0, std^2) I), rounded exactly to the nearest multiples of `grid_of(std)`, then divided by `divisor`.
+    """Return total + N(0, std^2 I), rounded exactly to the nearest multiples of `grid_of(std)`, over `divisor`.
 
     Args:
         total: float32 or float64 [d], contiguous, finite, on any device (private).
         noise: what to add.
         divisor: of what is private already, as is the conversion to the type of `out` (public).
         out: [d], where to write the result, `total` itself for one; a new float64 where there is none.
+
+    Returns:
+        `out`: private by the Gaussian mechanism.
+
+    Raises:
+        ValueError: another type or layout, or a `noise.largest` whose sums float64 cannot round exactly.
     """
     if total.dtype not in (torch.float32, torch.float64) or not total.is_contiguous():
         raise ValueError(f"total: {total.dtype}, contiguous: {total.is_contiguous()}; give contiguous floats")
@@ -88,7 +94,7 @@ def released(total: Tensor, noise: Noise, divisor: float = 1.0, out: Tensor | No
 
 
 def _within(values: Tensor, low: float, high: float) -> bool:
-    """Whether all lie between; none is NaN. numpy is the quickest at it on a CPU."""
+    """Return whether all lie between; none is NaN. numpy is the quickest at it on a CPU."""
     if values.is_cpu:
         array = values.numpy()
         return bool(low < array.min() and array.max() < high)

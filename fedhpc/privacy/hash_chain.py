@@ -158,7 +158,7 @@ class Chain:
 
 
 def sealed(entry: Mapping[str, Any], key: bytes = b"") -> str:
-    """The seal of a line, 64 hex digits: SHA-256 of its canonical JSON, or HMAC-SHA256 with a `key`."""
+    """Return the seal of a line, 64 hex digits: SHA-256 of its canonical JSON, or HMAC-SHA256 with a `key`."""
     text = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
     return hmac.new(key, text, hashlib.sha256).hexdigest() if key else hashlib.sha256(text).hexdigest()
 

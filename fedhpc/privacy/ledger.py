@@ -146,7 +146,7 @@ class Ledger:
         return self._chain.head[:SEAL_DIGITS]
 
     def account_head(self, site: str) -> str:
-        """The head of the site ledger that this site's charges go to; empty where there is none."""
+        """Return the head of the site ledger that this site's charges go to; empty where there is none."""
         return next((account.ledger.head for account in self.accounts if account.site == site), "")
 
     def check_head(self, head: str) -> None:
@@ -165,7 +165,7 @@ class Ledger:
         return bounds_of([charge for charge in charges if charge.population == whose], delta)
 
     def epsilon(self, delta: float, planned: Charge | None = None, population: Population = "train") -> float:
-        """The tighter of `bounds`."""
+        """Return the tighter of `bounds`."""
         return self.bounds(delta, planned, population).epsilon
 
     def affords(self, planned: Charge, target: float) -> bool:

@@ -23,7 +23,7 @@ CONTENT = ("ledger.jsonl", "anchor.json", "sets")
 
 
 def exists(folder: Path) -> bool:
-    """Whether there is an account, or what is left of one."""
+    """Return whether there is an account, or what is left of one."""
     return any((folder / name).exists() for name in ("key", *CONTENT))
 
 
@@ -39,7 +39,11 @@ def account_id(key: bytes) -> str:
 
 @contextmanager
 def making(folder: Path) -> Iterator[None]:
-    """Alone among all processes that would make an account in `folder`."""
+    """Keep all other processes from making an account in `folder` meanwhile.
+
+    Raises:
+        PrivacyError: the folder cannot be written.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / "making.lock", os.O_RDWR | os.O_CREAT, 0o600)

@@ -13,7 +13,7 @@ from fedhpc.privacy.unit_sets import UnitSet
 
 
 def lifetime_path(shard: Path) -> Path:
-    """The older ledger of a shard.
+    """Return the older ledger of a shard.
 
     >>> str(lifetime_path(Path("data/site1.h5")))
     'data/site1.ledger.jsonl'

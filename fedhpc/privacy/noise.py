@@ -88,15 +88,15 @@ class KeyStream:
         return cls(hashlib.sha256(repr((noise_seed, *where)).encode()).digest())
 
     def bytes(self, n: int) -> Bytes:
-        """The next `n` bytes."""
+        """Return the next `n` bytes."""
         return self._filled(n).tobytes()
 
     def words(self, n: int) -> U64:
-        """The next `n` uniform words, uint64[n]."""
+        """Return the next `n` uniform words, uint64[n]."""
         return self._filled(WORD_BYTES * n).view(np.uint64)
 
     def uniform(self, n: int) -> F64:
-        """The next `n` multiples of 2^-53 that are uniform in [0, 1), float64[n]."""
+        """Return the next `n` multiples of 2^-53 that are uniform in [0, 1), float64[n]."""
         return (self.words(n) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def chosen(self, n: int, k: int) -> I64:
@@ -129,7 +129,7 @@ class KeyStream:
 
 
 def source(noise_seed: int | None, site: str, round: int, purpose: str) -> KeyStream:
-    """The stream of one site, round and purpose: fresh from the operating system, at every call another one.
+    """Return the stream of one site, round and purpose: fresh from the operating system, at every call another one.
 
     With a `noise_seed` it is a function of the arguments: for tests, and without any guarantee.
     """
@@ -181,7 +181,7 @@ def check_std(std: float) -> None:
 
 
 def tolerance(std: float, largest: float) -> float:
-    """How near to a half-integer x = v + std Z must not lie to be rounded as it is, where |v| <= `largest`."""
+    """Return how near to a half-integer x = v + std Z must not lie to be rounded as it is, where |v| <= `largest`."""
     return std * ERROR + (largest + 10 * std) * 2.0**-51
 
 

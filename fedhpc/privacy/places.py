@@ -27,7 +27,7 @@ class Whose:
 
 
 def site_ledger_folder(whose: Whose, configured: str | None) -> Path:
-    """The folder of the site ledger, by the first of these that is set.
+    """Return the folder of the site ledger, by the first of these that is set.
 
     1. for synthetic patients FEDHPC_SYNTHETIC_LEDGER, which benchmarks set for themselves
     2. the environment variable FEDHPC_SITE_LEDGER, the hospital's own setting; {site} stands for the site's name

@@ -34,7 +34,7 @@ class PrivacyPlan:
     feature_mean_noise: float | None = None
 
     def charge(self, round: int) -> Charge:
-        """What one round costs."""
+        """Return what one round costs."""
         return Charge(round, self.noise_multiplier, self.sample_rate, self.steps_per_round, self.mechanism)
 
     @property
@@ -49,7 +49,7 @@ class PrivacyPlan:
         return (*self.before_rounds, *map(self.charge, range(rounds)))
 
     def bounds(self, rounds: int, delta: float) -> Bounds:
-        """What so many rounds will have cost, with what comes before them."""
+        """Return what so many rounds will have cost, with what comes before them."""
         return bounds_of(self.charges(rounds), delta)
 
 
@@ -77,7 +77,7 @@ def plan_privacy(config: RunConfig, site: str | None = None) -> PrivacyPlan:
 
 
 def site_plans(config: RunConfig) -> dict[str, PrivacyPlan]:
-    """The plan of each site, by name. Sites of one effort have the same."""
+    """Return the plan of each site, by name. Sites of one effort have the same."""
     return {name: plan_privacy(config, name) for name in config.site_names}
 
 

@@ -85,7 +85,7 @@ def _domain_half_width(history: Sequence[Steps], eps_error: float, delta_error: 
 
 
 def _mesh_points(prv: Any, error: float, delta: float) -> float:
-    """How many points PRV would discretise at this error, over all kinds of steps; computes its domain only."""
+    """Return how many points PRV would discretise at this error, over all kinds of steps; computes its domain only."""
     domain = prv._get_domain(
         prvs=[_prv_of(steps) for steps in prv.history],
         num_self_compositions=[steps.number for steps in prv.history],

@@ -85,7 +85,7 @@ def in_larger_units(charge: Charge, group: int) -> Charge:
 
 
 def curve_of(charge: Charge) -> F64:
-    """The RDP of a charge at each of ORDERS, f64[orders]; infinity for noise from a known seed.
+    """Return the RDP of a charge at each of ORDERS, f64[orders]; infinity for noise from a known seed.
 
     >>> once, twice = Charge(0, 2.0, 1.0, 1), Charge(0, 2.0, 1.0, 2)
     >>> bool(np.allclose(curve_of(once), [order / 8 for order in ORDERS]))
@@ -106,7 +106,7 @@ def curve_of(charge: Charge) -> F64:
 
 
 def total_curve(charges: Iterable[Charge]) -> F64:
-    """The sum of the curves, f64[orders]."""
+    """Return the sum of the curves, f64[orders]."""
     total = np.zeros(len(ORDERS))
     for charge in charges:
         total += curve_of(charge)

@@ -87,7 +87,7 @@ class SiteLedger:
 
     @classmethod
     def open_or_create(cls, folder: Path, terms: Terms) -> Self:
-        """The account in `folder`; made with these `terms` where there is none."""
+        """Return the account in `folder`; made with these `terms` where there is none."""
         if not (folder / "ledger.jsonl").exists():
             with making(folder):
                 if not exists(folder):
@@ -110,7 +110,7 @@ class SiteLedger:
         self._chain.refresh()
 
     def has_head(self, head: str) -> bool:
-        """Whether a `head` that was recorded of this account is one of its lines."""
+        """Return whether a `head` that was recorded of this account is one of its lines."""
         seal = head.partition(":")[2]
         return any(one.startswith(seal) for one in self._chain.seals)
 
@@ -119,7 +119,7 @@ class SiteLedger:
         return [entry for entry in self._entries() if entry["kind"] == kind]
 
     def charges(self, ledger: str, site: str) -> tuple[Charge, ...]:
-        """The charges of one run's ledger for one site, as the run made them."""
+        """Return the charges of one run's ledger for one site, as the run made them."""
         mine = (e for e in self.entries("charge") if (e["ledger"], e["site"]) == (ledger, site))
         return tuple(charge_of(entry) for entry in mine)
 
@@ -143,7 +143,7 @@ class SiteLedger:
             yield
 
     def refusal(self, request: Request) -> str:
-        """Why a charge would be refused; empty where it is not. Public: it names no patient and no amount."""
+        """Return why a charge would be refused; empty where it is not. Public: it names no patient and no amount."""
         limit = self.limit(request.lower_cap)
         if limit.cap is None:
             return ""
@@ -218,7 +218,7 @@ class SiteLedger:
             self._chain.append({"kind": "terms", **asdict(terms), "reason": reason, "time": now()})
 
     def answers(self, answer: Answer) -> int:
-        """How many answers of this kind were made, whether they are still kept or not."""
+        """Return how many answers of this kind were made, whether they are still kept or not."""
         wanted = asdict(answer)
         return sum(wanted.items() <= entry.items() for entry in self.entries("answer"))
 
@@ -232,13 +232,13 @@ class SiteLedger:
             self._chain.append({"kind": kind, **content, "time": now()})
 
     def limit(self, lower_cap: float | None = None) -> Limit:
-        """The lower of the account's cap and `lower_cap`, at the account's delta."""
+        """Return the lower of the account's cap and `lower_cap`, at the account's delta."""
         terms = self.terms
         caps = [cap for cap in (terms.cap, lower_cap) if cap is not None]
         return Limit(min(caps, default=None), terms.cap if terms.cap is not None else lower_cap, terms.delta)
 
     def groups(self) -> list[Group]:
-        """What was spent, by groups of units with the same charges; those that have spent most first."""
+        """Return what was spent, by groups of units with the same charges; those that have spent most first."""
         return self._caught_up().groups(self.limit())
 
     def largest_with(
@@ -259,18 +259,18 @@ class SiteLedger:
         return spending.largest_with(converted, self.limit(), moving=moving)
 
     def spent_by(self, identities: Identities) -> float:
-        """What the one of these units that has spent most has spent."""
+        """Return what the one of these units that has spent most has spent."""
         groups = self._caught_up().groups(self.limit(), keys_of(identities, self._secret))
         return groups[0].epsilon if groups else 0.0
 
     def has_charged(self, identities: Identities) -> bool:
-        """Whether any of these units was charged here, by its pseudonym or by its pixels."""
+        """Return whether any of these units was charged here, by its pseudonym or by its pixels."""
         keys = keys_of(identities, self._secret)
         digests = {entry["units"] for entry in self.entries("charge")}
         return any(bool(np.isin(keys, self._sets.get(digest)).any()) for digest in digests)
 
     def _group(self, charge: Charge, largest: int) -> int:
-        """How many units of the charge one unit of the account can hold.
+        """Return how many units of the charge one unit of the account can hold.
 
         To change one image of a patient is to take the patient away and put another in its place: 2.
         """
@@ -284,7 +284,7 @@ class SiteLedger:
         return replace(one, sole=self._sole_cap(request, group))
 
     def _sole_cap(self, request: Request, group: int) -> float | None:
-        """The cap that is committed to this run alone; see the module's text."""
+        """Return the cap that is committed to this run alone; see the module's text."""
         whose = (request.owner.ledger, request.units.digest)
         mine = [entry for entry in self.entries("charge") if (entry["ledger"], entry["units"]) == whose]
         if mine:
@@ -320,5 +320,5 @@ class SiteLedger:
 
 
 def charge_of(entry: Mapping[str, Any]) -> Charge:
-    """The charge of an entry; a field that it was written without has its default."""
+    """Return the charge of an entry; a field that it was written without has its default."""
     return Charge(**{field.name: entry[field.name] for field in fields(Charge) if field.name in entry})

@@ -39,10 +39,18 @@ BESIDE = " (with the release of model.feature_mean=sites, which costs less with 
 
 
 def rdp(variance: float, l1: float, l2: float, order: int) -> float:
-    """Epsilon of one release at an integer order >= 2: Theorem 3.5, in the units of the integers (all public).
+    """Return the Renyi divergence of one release at an integer order from 2 on, by Theorem 3.5 (all public).
 
     >>> rdp(variance=100, l1=1, l2=1, order=2)
     0.010225
+
+    Args:
+        variance: of the noise, in squared units of the integers.
+        l1, l2: sensitivities, in units of the integers.
+        order: of the divergence.
+
+    Raises:
+        ValueError: another order.
     """
     if order != int(order) or order < 2:
         raise ValueError(f"order={order}: the bound holds at integer orders from 2 on")
@@ -51,7 +59,7 @@ def rdp(variance: float, l1: float, l2: float, order: int) -> float:
 
 
 def variance_for(noise_multiplier: float, l2: float) -> float:
-    """The variance that costs no more than a Gaussian of this noise multiplier, at every order of ORDERS."""
+    """Return the variance that costs no more than a Gaussian of this noise multiplier, at every order of ORDERS."""
     return noise_multiplier**2 * l2**2 + 9 / 4
 
 
@@ -101,7 +109,7 @@ def calibrate(epsilon: float, delta: float, releases: int, beside: History = ())
 
 
 def draw(variance: float, size: int, stream: KeyStream) -> I64:
-    """`size` independent Skellam variables of mean 0, int64[size].
+    """Draw `size` independent Skellam variables of mean 0, int64[size].
 
     The difference of two numpy Poissons would do for small variances only: their sampler accepts a proposal by a
     difference of numbers near m log(m), so at a mean m of 2^40 its density is wrong by some 0.3 %, and from 2^50 on the
@@ -143,7 +151,7 @@ def _accepted(variance: float, proposals: int, stream: KeyStream) -> I64:
 
 
 def scale_of(variance: float) -> int:
-    """The scale of the proposals: the power of two next to a standard deviation."""
+    """Return the scale of the proposals: the power of two next to a standard deviation."""
     return 1 << round(math.log2(variance) / 2)
 
 

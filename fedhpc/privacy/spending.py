@@ -45,7 +45,7 @@ class Limit:
 
 
 def no_set(digest: str) -> U64:
-    """Of an account that nothing was paid on: no set is asked for."""
+    """Give no set, by KeyError: of an account that nothing was paid on none is asked for."""
     raise KeyError(digest)
 
 
@@ -98,7 +98,7 @@ class Spending:
         return sorted(found, key=lambda group: -group.epsilon)
 
     def would_pass(self, one: Paid, limit: Limit) -> bool:
-        """Whether one more charge brings any unit that it concerns above the cap of `limit`."""
+        """Return whether one more charge brings any unit that it concerns above the cap of `limit`."""
         if limit.cap is None:
             return False
         members, rows = self._concerned(one.units)
@@ -114,7 +114,7 @@ class Spending:
         return bounds_of([*(other.charge for other in paid), one.charge], limit.delta).epsilon > limit.cap
 
     def plan_passes(self, units: str, plan: Sequence[Charge], limit: Limit) -> bool:
-        """Whether a whole plan, already in the account's unit, brings any unit of a set above the cap."""
+        """Return whether a whole plan, already in the account's unit, brings any unit of a set above the cap."""
         if limit.cap is None:
             return False
         members, rows = self._concerned(units)
@@ -122,7 +122,7 @@ class Spending:
         return bool((filter_epsilon(curves, limit.delta, limit.shares_cap) > limit.cap).any())
 
     def others(self, units: str, ledger: str) -> list[Paid]:
-        """The charges of other runs that concern any unit of a set."""
+        """Return the charges of other runs that concern any unit of a set."""
         members, rows = self._concerned(units)
         paid = {one for row in rows for one in self._paid_by(members, row)}
         return [one for one in paid if one.ledger != ledger]

@@ -77,7 +77,7 @@ class SetStore:
         return digest
 
     def get(self, digest: str) -> U64:
-        """The set of a digest, uint64[k].
+        """Return the set of a digest, uint64[k].
 
         Raises:
             PrivacyError: it is missing or not what was stored.

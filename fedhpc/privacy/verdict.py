@@ -81,7 +81,7 @@ def verdict(noise_per_signal: float, directions: int) -> Verdict:
 
 
 def directions_of(name: str | None, features: int | None, backbone: str | None) -> int | None:
-    """How many directions a config's model learns; None where its size is not known before it is built.
+    """Return how many directions a config's model learns; None where its size is not known before it is built.
 
     Args:
         name, features, backbone: `model.name`, `model.features` and `model.backbone`.
@@ -106,6 +106,6 @@ def noise_per_signal(config: RunConfig, plan: PrivacyPlan) -> float:
 
 
 def judged(config: RunConfig, plan: PrivacyPlan) -> Verdict | None:
-    """The verdict on a private config; None where the size of its model is not known before it is built."""
+    """Return the verdict on a private config; None where the size of its model is not known before it is built."""
     directions = directions_of(config.model.name, config.model.features, config.model.backbone)
     return None if directions is None else verdict(noise_per_signal(config, plan), directions)

@@ -133,7 +133,7 @@ def digest_of(arrays: Arrays) -> np.ndarray:
 
 
 def saved_rounds(folder: Path, kind: str) -> list[int]:
-    """The rounds of which a state of this kind is there, whole or not, ascending."""
+    """Return the rounds of which a state of this kind is there, whole or not, ascending."""
     pattern = re.compile(rf"{kind}-(\d+)\.npz")
     with reported(folder, "read"):
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []

@@ -54,7 +54,7 @@ class ModelCurves:
 
 
 def false_positive_rates(specificity: float) -> F64:
-    """The rates at which ROC curves are written, f64[51 or 52] from 0 to 1; that of `specificity` is among them.
+    """Return the rates at which ROC curves are written, f64[51 or 52] from 0 to 1; that of `specificity` is among them.
 
     >>> bool(0.07 in false_positive_rates(0.93)), len(false_positive_rates(0.9))
     (True, 51)

@@ -33,7 +33,7 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of the code, with `-dirty` where files differ; None outside a git checkout."""
+    """Return the commit of the code, with `-dirty` where files differ; None outside a git checkout."""
     here = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
     try:

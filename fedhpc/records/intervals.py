@@ -45,7 +45,7 @@ def _thousandths(shares: F64) -> NDArray[np.uint16]:
 
 
 def squared_influence(predictions: Predictions, placed: Placements) -> float:
-    """The sum over this site's patients of their squared influence on the macro AUC of all sites.
+    """Return the sum over this site's patients of their squared influence on the macro AUC of all sites.
 
     An image's influence is the share of the other class that it beats or that beats it, less its mean, over the number
     of its class (DeLong, DeLong and Clarke-Pearson 1988); a patient's is the sum over the images (Obuchowski 1997,

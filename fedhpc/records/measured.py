@@ -48,6 +48,6 @@ def _total(histograms: Sequence[I64]) -> I64:
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """The mean; None as soon as one value is, or there is none."""
+    """Return the mean; None as soon as one value is, or there is none."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined and len(defined) == len(values) else None

@@ -91,12 +91,12 @@ def one_vs_rest(logits: NDArray[np.float32], labels: I64) -> tuple[F64, NDArray[
 
 
 def bin_of(score: float) -> int:
-    """The bin of `score_histogram` that a score of any size falls into."""
+    """Return the bin of `score_histogram` that a score of any size falls into."""
     return int(cell_of(np.array(score)))
 
 
 def lower_edge(bin: int) -> float:
-    """The score at which a bin of `score_histogram` begins, in log odds.
+    """Return the score at which a bin of `score_histogram` begins, in log odds.
 
     >>> lower_edge(BINS // 2), lower_edge(bin_of(-0.25))
     (0.0, -0.25)
@@ -127,7 +127,7 @@ def auc(histogram: I64) -> float | None:
 
 
 def _macro(numerator: F64 | I64, denominator: F64 | I64) -> float | None:
-    """The mean ratio over the tasks; None as soon as one task has no denominator."""
+    """Return the mean ratio over the tasks; None as soon as one task has no denominator."""
     if not denominator.all():
         return None
     return float((numerator / denominator).mean())

@@ -79,7 +79,7 @@ class Traffic:
     down_by_site: tuple[int, ...] = ()
 
     def down_to(self, site: int) -> int:
-        """What the aggregator sent to a site, in bytes."""
+        """Return what the aggregator sent to a site, in bytes."""
         return self.down_by_site[site] if self.down_by_site else self.down_bytes
 
     @property
@@ -147,5 +147,5 @@ def round_seconds(value: float) -> float:
 
 
 def largest(spent: Sequence[float | None]) -> float | None:
-    """The epsilon of the site that has spent most; None without privacy."""
+    """Return the epsilon of the site that has spent most; None without privacy."""
     return max((epsilon for epsilon in spent if epsilon is not None), default=None)

@@ -85,23 +85,23 @@ class RunDirectory:
         self._torn_line_reported = False
 
     def site(self, name: str) -> Path:
-        """The folder of one site."""
+        """Return the folder of one site."""
         return self.path / "sites" / name
 
     def ledger(self, site: str) -> Path:
-        """The site's privacy ledger."""
+        """Return the site's privacy ledger."""
         return self.site(site) / "ledger.jsonl"
 
     def egress(self, site: str) -> Path:
-        """The log of all that has left the site."""
+        """Return the log of all that has left the site."""
         return self.site(site) / "egress.jsonl"
 
     def log(self, site: str, rank: int) -> LogFile:
-        """The site's own log, for what may be said inside the hospital only, too; `rank` writes it."""
+        """Return the site's own log, for what may be said inside the hospital only, too; `rank` writes it."""
         return LogFile(self.site(site) / "log.txt", rank, site)
 
     def aggregator_log(self) -> LogFile:
-        """The log of rank 0, which holds nothing that is private to a site."""
+        """Return the log of rank 0, which holds nothing that is private to a site."""
         return LogFile(self.path / "aggregator-log.txt", 0, AGGREGATOR)
 
     def write_config(self, config: RunConfig) -> None:
@@ -130,7 +130,7 @@ class RunDirectory:
         return sorted(int(path.stem.rpartition("-")[2]) for path in self.path.glob("summary-[0-9]*.json"))
 
     def has_rounds(self) -> bool:
-        """Whether a round was finished here, by the records or, where those are gone, by the checkpoints."""
+        """Return whether a round was finished here, by the records or, where those are gone, by the checkpoints."""
         if self.rounds.exists():
             return bool(self.read_rounds())
         return any(self.path.glob("sites/*/model-*.npz")) or any(self.path.glob("state/round-*.npz"))

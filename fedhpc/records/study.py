@@ -125,7 +125,7 @@ class StudyDirectory:
         return self.path / CLAIMS
 
     def exists(self) -> bool:
-        """Whether there is a study here."""
+        """Return whether there is a study here."""
         return self.plan.exists()
 
     def write(self, study: Study) -> None:

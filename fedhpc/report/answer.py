@@ -28,7 +28,7 @@ def answer_part(rows: Sequence[Row], groups: Sequence[Group]) -> Part:
 
 
 def _row_of(rows: Sequence[Row], group: Group | None) -> Row | None:
-    """The first run of a setting."""
+    """Return the first run of a setting."""
     if group is None:
         return None
     same = (row for row in rows if row.baseline == group.baseline and group.point.items() <= dict(row.point).items())

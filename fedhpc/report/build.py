@@ -91,7 +91,7 @@ def report(sources: Sequence[Content]) -> Report:
 
 
 def is_report(text: str) -> bool:
-    """Whether a text is the report.json of a report.
+    """Return whether a text is the report.json of a report.
 
     >>> is_report('{"rows": [], "groups": []}'), is_report('{"auc": 0.9}'), is_report("[")
     (True, False, False)

@@ -17,7 +17,7 @@ CHECKOUT_COMMAND = "python run.py"
 
 
 def runs_part(keys: Sequence[str], rows: Sequence[Row], groups: Sequence[Group]) -> Part:
-    """The settings, the runs, and what failed."""
+    """Return the settings, the runs, and what failed."""
     tables = [_settings(keys, groups)] if len(groups) < len(rows) else []
     tables.append(_runs(keys, rows))
     failed = [row for row in rows if row.message]
@@ -29,7 +29,7 @@ def runs_part(keys: Sequence[str], rows: Sequence[Row], groups: Sequence[Group])
 
 
 def settings(keys: Sequence[str]) -> list[str]:
-    """The keys that distinguish a setting; where only seeds differ, a column for the names of baselines."""
+    """Return the keys that distinguish a setting; where only seeds differ, a column for the names of baselines."""
     return [key for key in keys if key != SEED] or ["setting"]
 
 
@@ -77,7 +77,7 @@ def _state(row: Row) -> str:
 
 
 def point_cells(keys: Sequence[str], baseline: str, point: Mapping[str, Any]) -> list[Value]:
-    """The values of the keys; a baseline's name stands in the first column that is not its own."""
+    """Return the values of the keys; a baseline's name stands in the first column that is not its own."""
     cells: list[Value] = [shown(point[key]) if key in point else None for key in keys]
     if baseline and cells:
         place = next((at for at, key in enumerate(keys) if key not in point), 0)
@@ -86,7 +86,7 @@ def point_cells(keys: Sequence[str], baseline: str, point: Mapping[str, Any]) ->
 
 
 def audit_part(view: RunView) -> Part:
-    """The public verdicts of `run.py audit`; its figures and pictures stay at the hospital."""
+    """Return the public verdicts of `run.py audit`; its figures and pictures stay at the hospital."""
     rows: list[list[Value]] = [
         [one.get("site"), found.get("attack"), found.get("setting"), found.get("kind"), found.get("verdict")]
         for one in view.audits

@@ -38,7 +38,7 @@ class Report:
 
 
 def report(run: Path) -> Report:
-    """What left in a run directory.
+    """Return what left in a run directory.
 
     Raises:
         InputError: no run directory, or a log of it that is missing or damaged.
@@ -213,7 +213,7 @@ def _rounds_line(rounds: Sequence[Mapping[str, int]], directory: RunDirectory) -
 
 
 def _dense_bytes(directory: RunDirectory) -> int | None:
-    """What a round's updates would be as dense float32; None before the run has ended."""
+    """Return what a round's updates would be as dense float32; None before the run has ended."""
     if not directory.summary.exists():
         return None
     return int(directory.read_summary()["dense_bytes_per_round"])

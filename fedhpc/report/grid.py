@@ -77,7 +77,7 @@ def _points(label: str, groups: Sequence[Group], axis: str, places: Mapping[floa
 
 
 def _level(group: Group) -> str:
-    """The label of a baseline: with its data and its part of a study, where there are several."""
+    """Return the label of a baseline: with its data and its part of a study, where there are several."""
     return ", ".join([group.baseline, *(f"{key} {group.point[key]}" for key in (PART, DATA) if key in group.point)])
 
 
@@ -89,7 +89,7 @@ def _is_axis(key: str, groups: Sequence[Group]) -> bool:
 
 
 def title_of(key: str) -> str:
-    """The last word of a dotted key, in words."""
+    """Return the last word of a dotted key, in words."""
     return key.rpartition(".")[2].replace("_", " ")
 
 

@@ -14,13 +14,13 @@ PROTECTION = {
 
 
 def warnings_of(rows: Sequence[Row]) -> list[str]:
-    """What voids or limits a result, the gravest first."""
+    """Return what voids or limits a result, the gravest first."""
     every = bool(rows) and all(row.stress for row in rows)
     return [*insecure_notes(rows), *exact_notes(rows), *absent_notes(rows), *(stress_notes(rows) if every else ())]
 
 
 def notes_of(rows: Sequence[Row]) -> list[str]:
-    """What the numbers of the tables mean."""
+    """Return what the numbers of the tables mean."""
     notes = [
         "Early: the sensitivity for early lesions, at the config's specificity. 95 % interval: over the test patients "
         "of one run, and over the noise of a private evaluation; it says nothing of other seeds. Up, down: bytes sent "
@@ -36,7 +36,7 @@ def notes_of(rows: Sequence[Row]) -> list[str]:
 
 
 def released_notes(rows: Sequence[Row]) -> list[str]:
-    """What private runs have released of validation and test patients, with noise."""
+    """Return what private runs have released of validation and test patients, with noise."""
     asked = sorted({row.evaluation_epsilon for row in rows if row.evaluation_epsilon is not None})
     if not asked:
         return []
@@ -47,13 +47,13 @@ def released_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def exact_notes(rows: Sequence[Row]) -> list[str]:
-    """Which private runs have released exact metrics."""
+    """Return which private runs have released exact metrics."""
     exact = [row for row in rows if row.released_exactly]
     return [f"NOT PRIVATE in {_named(exact)}: {GIVEN_AWAY}."] if exact else []
 
 
 def insecure_notes(rows: Sequence[Row]) -> list[str]:
-    """Which runs have no guarantee though an epsilon was asked for."""
+    """Return which runs have no guarantee though an epsilon was asked for."""
     seeded = [row for row in rows if row.insecure]
     if not seeded:
         return []
@@ -61,12 +61,12 @@ def insecure_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def absent_notes(rows: Sequence[Row]) -> list[str]:
-    """Which runs have rounds without a declared hospital, a note a run."""
+    """Return which runs have rounds without a declared hospital, a note a run."""
     return [f"INCOMPLETE: {row.name} has rounds without {row.absent}." for row in rows if row.absent]
 
 
 def stress_notes(rows: Sequence[Row]) -> list[str]:
-    """Which runs are stress tests."""
+    """Return which runs are stress tests."""
     stressed = [row for row in rows if row.stress]
     if len(stressed) == 1:
         return [f"STRESS TEST: {stressed[0].name}: {stressed[0].stress}, on purpose. Its model is not for use."]
@@ -87,7 +87,7 @@ def _trust_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _named(rows: Sequence[Row]) -> str:
-    """The names of some runs; of many the first ones and how many more."""
+    """Return the names of some runs; of many the first ones and how many more."""
     names = [row.name for row in rows]
     if len(names) <= MOST_NAMES + 1:
         return ", ".join(names)

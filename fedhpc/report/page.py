@@ -75,7 +75,7 @@ def parts_of(content: Content) -> list[Part]:
 
 
 def _detailed(content: Content) -> list[Part]:
-    """The parts about one run, and about the rounds of all."""
+    """Return the parts about one run, and about the rounds of all."""
     views, detail = content.views, detail_of(content.views)
     if detail is None:
         return []

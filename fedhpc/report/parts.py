@@ -63,7 +63,7 @@ class Table:
         return self.folded or len(self.rows) > MOST_OPEN_ROWS
 
     def used(self) -> list[int]:
-        """Which columns the page shows: the first, and those with a value in any row that are not hidden."""
+        """Return which columns the page shows: the first, and those with a value in any row that are not hidden."""
         there = [not column.hidden for column in self.columns]
         return [
             k for k in range(len(there)) if not k or (there[k] and any(row[k] not in (None, "") for row in self.rows))

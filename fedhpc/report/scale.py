@@ -47,7 +47,7 @@ class Scale:
         return math.log10(value) if self.logarithmic else value
 
     def ticks(self) -> list[float]:
-        """The values with a label."""
+        """Return the values with a label."""
         if not self.logarithmic:
             first = math.ceil(self.low / self.step - 1e-9)
             return [round(k * self.step, 12) for k in range(first, math.floor(self.high / self.step + 1e-9) + 1)]

@@ -171,7 +171,7 @@ def contribution_part(view: RunView) -> Part:
 
 
 def contribution_of(contribution: Mapping[str, Any]) -> Part:
-    """The part of what `run.py contribution --json` prints."""
+    """Return the part of what `run.py contribution --json` prints."""
     values = _values(contribution)
     if not values:
         return Part("contribution", "Contribution")

@@ -60,7 +60,7 @@ def _content(
 
 
 def _beside(path: Path) -> list[Path]:
-    """The newest finished run of each other mode on the same data, in the folder that a run lies in."""
+    """Return the newest finished run of each other mode on the same data, in the folder that a run lies in."""
     mine = config_of(path)
     found: dict[str, tuple[float, Path]] = {}
     for summary in sorted(path.resolve().parent.glob("*/summary.json")):

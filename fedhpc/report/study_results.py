@@ -110,7 +110,7 @@ def _early(one: CellResult) -> Part:
 
 
 def _planted(one: CellResult) -> Part:
-    """How often hospitals whose contribution is known beforehand are ranked right."""
+    """Return how often hospitals whose contribution is known beforehand are ranked right."""
     body: list[list[Value]] = [
         [
             row["case"],
@@ -151,7 +151,7 @@ def _ends() -> tuple[Column, Column]:
 
 
 def _schedule(cells: Sequence[CellResult]) -> Part:
-    """What a slow hospital costs under each policy, with and without privacy."""
+    """Return what a slow hospital costs under each policy, with and without privacy."""
     site, factor = cells[0].found.get("site"), cells[0].found.get("factor")
     body: list[list[Value]] = [
         [row.get("case"), _privacy(row.get("epsilon")), row.get("rounds_per_minute"), row.get("pace"), row.get("auc"),
@@ -184,7 +184,7 @@ def _codec(one: CellResult) -> Part:
 
 
 def _audit(one: CellResult) -> Part:
-    """The verdict, the lower bounds of epsilon against what is claimed, and all findings.
+    """Return the verdict, the lower bounds of epsilon against what is claimed, and all findings.
 
     A finding without figures was measured on patients without noise: its figures stay at the hospital.
     """

@@ -49,7 +49,7 @@ def settings_of(configs: Sequence[RunConfig]) -> list[str]:
 
 
 def _differing(flat: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that have two values, or that some lack though the kind of their section is the same."""
+    """Return the keys that have two values, or that some lack though the kind of their section is the same."""
     every = dict.fromkeys(key for one in flat for key in one)
     unlike = [key for key in every if len({repr(one[key]) for one in flat if key in one}) > 1]
     kinds = {key.rpartition(".")[0] for key in unlike if key.rpartition(".")[2] in KINDS}
@@ -58,7 +58,7 @@ def _differing(flat: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _compared(config: RunConfig) -> dict[str, Any]:
-    """The config by dotted key, without what is not compared and without what is not set (null)."""
+    """Return the config by dotted key, without what is not compared and without what is not set (null)."""
     sections = set(NOT_COMPARED) | (set() if config.mode == "federated" else set(OF_A_FEDERATION))
     tree = {key: value for key, value in config.model_dump(mode="json").items() if key not in sections}
     tree["stress"] = None if config.stress is None else config.stress.label

@@ -112,7 +112,7 @@ def _refuse_other(own: RunConfig, agreed: RunConfig, rank: int) -> None:
 
 
 def _settled_by_rank_0(own: RunConfig) -> dict[str, Any]:
-    """What of the config stands for something that rank 0 settles."""
+    """Return what of the config stands for something that rank 0 settles."""
     planned = {"schedule": {"efforts"}} if own.schedule.efforts is None else {}
     return {"runtime": {"threads"}, **planned}
 
@@ -193,7 +193,7 @@ def check_ranks(config: RunConfig, ranks: int) -> None:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs, a text a key; of a section that is of another kind now, only keys that both kinds have."""
+    """Return what differs, a text a key; of a section that is of another kind now, only keys that both kinds have."""
     chooser = CHOOSERS.get(prefix)
     is_other_kind = chooser is not None and old.get(chooser) != new.get(chooser)
     found = []

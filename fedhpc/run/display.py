@@ -85,7 +85,7 @@ def seen_by_a_person(out: TextIO) -> bool:
 
 
 def _launcher() -> int | None:
-    """The nearest ancestor that is an MPI launcher; None outside one."""
+    """Return the nearest ancestor that is an MPI launcher; None outside one."""
     pid = os.getppid()
     while pid > 1:
         try:
@@ -118,7 +118,7 @@ def round_line(record: Mapping[str, Any], rounds: int) -> str:
 
 
 def flag_lines(record: Mapping[str, Any]) -> list[str]:
-    """The sites that the aggregation rule found far out in a round, a line each.
+    """Return the sites that the aggregation rule found far out in a round, a line each.
 
     >>> flag_lines({"flags": [{"site": "a", "reason": "norm", "detail": "norm 9, at most 3", "excluded": False}]})
     ['  a counts less (norm: norm 9, at most 3)']
@@ -127,7 +127,7 @@ def flag_lines(record: Mapping[str, Any]) -> list[str]:
 
 
 def header(config: RunConfig, sites: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
-    """What is about to run: sites, devices, model, bytes a round, planned epsilon."""
+    """Return what is about to run: sites, devices, model, bytes a round, planned epsilon."""
     columns = ("site", "rank", "host", "device", "weight")
     rows = [columns, *(tuple(str(site[key]) for key in columns) for site in sites)]
     lines = [
@@ -174,7 +174,7 @@ def _privacy_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
 
 
 def schedule_line(config: RunConfig, plans: Mapping[str, PrivacyPlan]) -> str:
-    """Which sites do less than all of their work, with what noise (public)."""
+    """Return which sites do less than all of their work, with what noise (public)."""
     parts = []
     for site, effort in efforts_of(config).items():
         plan = plans.get(site)
@@ -219,7 +219,7 @@ def _trust_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
 
 
 def evaluation_line(config: RunConfig) -> str:
-    """What is released of validation and test patients, for the header; without privacy nothing is promised."""
+    """Return what is released of validation and test patients, for the header; without privacy nothing is promised."""
     e = config.evaluation
     if not config.private:
         return "evaluation: exact score histograms; validation as the rounds go, the test split once, at the end"
@@ -233,7 +233,7 @@ def evaluation_line(config: RunConfig) -> str:
 
 
 def evaluation_lines(config: RunConfig, summary: Mapping[str, Any]) -> list[str]:
-    """What must be known beside the closing table: what the metrics cost, what is missing and why."""
+    """Return what must be known beside the closing table: what the metrics cost, what is missing and why."""
     lines = []
     if config.privacy.noise_seed is not None:
         lines.append(INSECURE)
@@ -271,7 +271,7 @@ class NamedSummary:
 
 
 def closing(runs: Sequence[NamedSummary]) -> str:
-    """The result beside the baselines on the same data that lie next to it."""
+    """Return the result beside the baselines on the same data that lie next to it."""
     rows = [("run", "mode", "AUC", "95 % CI", *(metric.head for metric in shown_metrics()), "epsilon", "up/round")]
     for run in runs:
         s = run.summary

@@ -82,6 +82,11 @@ def evaluate(run: Path, tested: Tested) -> dict[str, Any]:
 
 
 def model_path(run: Path, tested: Tested) -> Path:
+    """Return the file of the model that is meant: `run` itself where it is one, else one in that run directory.
+
+    Raises:
+        InputError: there is no such file.
+    """
     if run.suffix == ".pt":
         path = run
     else:
@@ -109,7 +114,7 @@ def _shard_path(saved: SavedModel, site: str) -> Path:
 
 
 def evaluation_text(found: Mapping[str, Any]) -> str:
-    """What `evaluate` has found, for a terminal.
+    """Return what `evaluate` has found, for a terminal.
 
     >>> found = {"site": "a", "split": "test", "n_images": 9, "auc": 0.98, "auc_ci95": (0.9, 1.0), "f1": None}
     >>> found |= {"sensitivity": 0.5, "sensitivity_early": None, "specificity": 0.9, "thresholds": {"ill": -0.25}}

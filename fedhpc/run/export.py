@@ -85,7 +85,7 @@ def export(run: Path, path: Path) -> Exported:
 
 
 def _onnx(network: nn.Module, saved: SavedModel) -> bytes:
-    """The bytes of the model, for any number of images."""
+    """Return the bytes of the model, for any number of images."""
     import onnx
 
     try:

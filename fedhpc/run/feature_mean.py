@@ -58,14 +58,14 @@ def centre_features(session: Session, resumed: Resumed) -> None:
 
 
 def feature_grid(config: RunConfig, plan: PrivacyPlan | None, weights: Sequence[int]) -> IntegerGrid:
-    """The integers of the release, and each site's share of the planned noise where they share it."""
+    """Return the integers of the release, and each site's share of the planned noise where they share it."""
     honest = config.honest_sites if config.privacy.trust == "sites" else 1
     noise = config.privacy.feature_mean_noise if plan is None else plan.feature_mean_noise or 0.0
     return plan_grid(noise, int(config.model.features or 0), weights, honest, 1)
 
 
 def _kept(session: Session, first: int, owner: Owner | None) -> F32 | None:
-    """The mean of an earlier start of this run; None where there is none and no round was recorded."""
+    """Return the mean of an earlier start of this run; None where there is none and no round was recorded."""
     folder = session.directory.state
     if saved_rounds(folder, STATE):
         try:

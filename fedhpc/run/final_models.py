@@ -13,7 +13,18 @@ from fedhpc.util.arrays import F32
 
 
 def shared_models(session: Session, models: Mapping[str, F32]) -> dict[str, F32]:
-    """Every learner's final model at every rank, dense: the baselines are measured on all sites' test splits."""
+    """Send every learner's final model to every rank, dense: the baselines are measured on all sites' test splits.
+
+    Args:
+        session: this rank's.
+        models: those of this rank's learners by name, f32[d].
+
+    Returns:
+        all learners' models by name, f32[d].
+
+    Raises:
+        PayloadError: at rank 0, naming a site whose message is no model.
+    """
     packed = session.transport.gather([pack_arrays({name: params}) for name, params in models.items()], "update")
     size = parameter_count(session.place.model)
     names = list(session.config.site_names) if session.config.mode == "local" else [POOLED]

@@ -81,7 +81,7 @@ class Models:
     own: Mapping[str, F32] = field(default_factory=dict)
 
     def of(self, name: str) -> Callable[[str], F32]:
-        """Return what gives each site its model of this name."""
+        """Return what gives each site, by its name, its model f32[d] of this name."""
         return lambda site: self.own.get(site, self.by_name[name])
 
 
@@ -124,7 +124,7 @@ def _curves(session: Session, finals: Sequence[Final]) -> CurvesFile:
 
 
 def _facts(session: Session, thresholds: Sequence[int]) -> dict[str, Any]:
-    """What it takes to build a model again."""
+    """Return what it takes to build a model again."""
     config = session.declared.model_dump(mode="json")
     return {"config": config, **asdict(session.task), "f1_thresholds": list(thresholds)}
 

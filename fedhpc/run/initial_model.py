@@ -62,7 +62,7 @@ def _parameters(config: RunConfig, directory: RunDirectory, task: Task, model: n
 
 
 def model_path(source: str) -> Path:
-    """The `model.pt` that `model.init_from` stands for.
+    """Return the `model.pt` that `model.init_from` stands for.
 
     Raises:
         InputError: where there is none.

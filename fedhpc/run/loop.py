@@ -171,5 +171,5 @@ def _separate(session: Session, resumed: Resumed, progress: Progress) -> tuple[M
 
 
 def _chooser(session: Session, models: Mapping[str, F32]) -> Callable[[str], F32]:
-    """Which model belongs to a site: its own, or the pooled one."""
+    """Return which model belongs to a site: its own, or the pooled one."""
     return (lambda _: models[POOLED]) if session.config.mode == "centralised" else (lambda name: models[name])

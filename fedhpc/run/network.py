@@ -88,7 +88,7 @@ def _check_private(probe: Probe, *, secure: bool) -> None:
 
 
 def _secure_sum(model: nn.Module, images: Tensor, labels: Tensor, owner: Tensor, clip_norm: float) -> Sums:
-    """The sum of clipped unit gradients by the way of privacy.trust=sites."""
+    """Return the sum of clipped unit gradients by the way of privacy.trust=sites."""
     with per_image_gradients(model, Device(torch.device("cpu"), bf16=False)) as gradients:
         units = mean_by_unit(gradients(images, labels), owner)
     factor = (clip_norm / torch.linalg.vector_norm(units, dim=1)).clamp(max=1)

@@ -130,7 +130,7 @@ def _network(config: RunConfig, task: Task, transport: Transport, bench: Device)
 def _shard_digests(
     sites: Sequence[Hospital], learners: Sequence[Hospital], shards: Sequence[Shard]
 ) -> dict[str, tuple[str, ...]]:
-    """The digests of the shards that each learner trains on: its own, or of the pooled one those of all."""
+    """Return the digests of the shards that each learner trains on: its own, or of the pooled one those of all."""
     alone = {site.name: (shard.digest,) for site, shard in zip(sites, shards, strict=True)}
     pooled = {one.name: tuple(shard.digest for shard in shards) for one in learners if one.name == POOLED}
     return {**alone, **pooled}

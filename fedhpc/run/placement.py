@@ -42,7 +42,7 @@ def place_sites(config: RunConfig, transport: Wire) -> Wire:
 
 
 def rank_order(hosts: Sequence[str], pins: Sequence[str | None]) -> list[int]:
-    """Which of the present ranks comes first, second ..., so that place i is on the node `pins[i]`.
+    """Return which of the present ranks comes first, second ..., so that place i is on the node `pins[i]`.
 
     Args:
         hosts: of each present rank.

@@ -115,7 +115,7 @@ class _Harmonised:
 
 
 def _recipe(task: Task, given: Recipe) -> Recipe:
-    """The recipe with the model's size, and of 3-D patches its number of planes."""
+    """Return the recipe with the model's size, and of 3-D patches its number of planes."""
     *planes, size = task.image_shape[1:-1]
     slice_mm = given.depth.slice_mm if given.depth else None
     depth = Depth(planes[0], slice_mm) if planes else None

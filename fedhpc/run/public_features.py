@@ -57,7 +57,7 @@ def agreed_map(config: RunConfig, backbone: Backbone, place: Place) -> PublicMap
 
 
 def public_map(config: RunConfig, backbone: Backbone, image_size: int) -> PublicMap:
-    """The map alone, for a process by itself."""
+    """Return the map alone, for a process by itself."""
     arrays = _fitted(config, backbone, image_size)
     return PublicMap(arrays["mean"].astype(np.float32), arrays["projection"].astype(np.float32))
 

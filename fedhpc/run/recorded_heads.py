@@ -30,7 +30,7 @@ class Recorded:
 
 
 def recorded_heads(run: Path, sites: Iterable[str]) -> list[Recorded]:
-    """The last heads of `sites` in the records of the run at `run` and of all runs that can be read beside it.
+    """Return the last heads of `sites` in the records of the run at `run` and of all runs that can be read beside it.
 
     Beside it means: in the same folder, in the sweeps there, and for a trial of a sweep also beside the sweep.
     """
@@ -94,7 +94,7 @@ def check_recorded(config: RunConfig, accounts: Sequence[SiteAccount], recorded:
 
 
 def _same_shard(recorded: Recorded, config: RunConfig) -> bool:
-    """Whether both mean one file for the site, however they spell it."""
+    """Return whether both mean one file for the site, however they spell it."""
     try:
         there = placed("data.shards", recorded.shards, recorded.site)
     except ConfigError:  # of another node, whose variables are not set here

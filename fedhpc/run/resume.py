@@ -96,7 +96,7 @@ def read_found(config: RunConfig, ranks: int, rank: int, payload: bytes) -> Foun
 
 
 def _owners(session: Session, run: str, *, started: bool) -> dict[str, Owner]:
-    """What the checkpoints of this rank carry. Only a site's own hold the mark of its shard."""
+    """Return what the checkpoints of this rank carry. Only a site's own hold the mark of its shard."""
     config = f"{lasting_digest(session.declared)} {run}"
     owners = {AGGREGATOR_NAME: Owner(AGGREGATOR_NAME, config)}
     for name, digests in session.shard_digests.items():
@@ -121,7 +121,7 @@ def _places(session: Session) -> list[tuple[str, Path, str]]:
 
 
 def _found(session: Session, owners: Mapping[str, Owner]) -> Found:
-    """The rounds that each owner at this rank has whole, and what is wrong with others.
+    """Return the rounds that each owner at this rank has whole, and what is wrong with others.
 
     A site of which nothing of the run is here is left out: it can join any round.
     """
@@ -194,7 +194,7 @@ def carried(name: str, rounds: Sequence[int], absences: Sequence[Collection[str]
 
 
 def last_common(found: Sequence[Sequence[int]], recorded: int) -> int | None:
-    """The last recorded round that all owners have whole; None where there should be one and is none.
+    """Return the last recorded round that all owners have whole; None where there should be one and is none.
 
     A crash can fall between a round's files and its record, so its files may be there without it, or at some ranks
     only; and a damaged one costs a round more.

@@ -84,7 +84,7 @@ def _rewards(session: Session) -> Rewards | None:
 
 
 def _hostile_sites(config: RunConfig) -> HostileSites | None:
-    """The hostile sites of a stress test; None where updates are not replaced."""
+    """Return the hostile sites of a stress test; None where updates are not replaced."""
     stress = config.stress
     if stress is None or not stress.of_updates:
         return None
@@ -124,7 +124,7 @@ def secure_mean(session: Session) -> SecureMean | None:
 
 
 def _step_of_sum(session: Session, state: RunState, gradient: F32) -> F32:
-    """The mean update f32[d] of a private mean gradient f32[d]; bounded where the config asks for that."""
+    """Return the mean update f32[d] of a private mean gradient f32[d]; bounded where the config asks for that."""
     config, place = session.config, session.place
     update = one_step(place.model, config.training, state.round, state.params, gradient)
     if not isinstance(config.aggregation, Mean) or not config.aggregation.bounded or place.plan is None:

@@ -22,7 +22,7 @@ from fedhpc.util.text import wrapped
 
 
 def sites_by_rank(config: RunConfig, ranks: int) -> list[tuple[int, ...]]:
-    """The indices of the sites that each rank plays; a centralised run is rank 0's alone.
+    """Return the indices of the sites that each rank plays; a centralised run is rank 0's alone.
 
     Under a secure sum they are dealt by number, whatever they weigh: by weight the aggregator's process could get more
     sites than `privacy.colluding_sites`, which nothing protects from it.
@@ -60,7 +60,7 @@ def rank_of_each(blocks: Sequence[Sequence[int]]) -> list[int]:
 
 
 def wire_line(config: RunConfig, ranks: int) -> str:
-    """What the header says about the way between the hospitals and rank 0."""
+    """Return what the header says about the way between the hospitals and rank 0."""
     if not any(sites_by_rank(config, ranks)[1:]):
         return "wire: all hospitals are in rank 0's process, nothing of theirs crosses a wire"
     if config.exchange.tls:
@@ -149,7 +149,7 @@ def _shake_hands(by_site: Mapping[str, TlsSession], everybody: Sequence[str], pl
 
 
 def _advanced(by_site: Mapping[str, TlsSession], received: Sequence[bytes]) -> list[bytes]:
-    """What each session answers to what its other end said."""
+    """Return what each session answers to what its other end said."""
     answers, problems = [], []
     for (name, session), said in zip(by_site.items(), received, strict=True):
         try:

@@ -73,7 +73,7 @@ def with_schedule(
 
 
 def _weighed(sites: Sequence[Site], weights: Mapping[str, int]) -> list[Site]:
-    """The sites with the weights that they count with, where they declare none."""
+    """Return the sites with the weights that they count with, where they declare none."""
     return [site.model_copy(update={"weight": site.weight or weights.get(site.name)}) for site in sites]
 
 
@@ -112,7 +112,7 @@ def usual_step_images(costs: Mapping[str, StepCost]) -> float:
 def _settled(
     directory: RunDirectory, declared: RunConfig, sites: Sequence[Site], costs: Mapping[str, StepCost] | None
 ) -> dict[str, float]:
-    """The efforts by site, at rank 0: those that are kept, or a plan that is kept from now on."""
+    """Return the efforts by site, at rank 0: those that are kept, or a plan that is kept from now on."""
     kept = _kept(directory, declared)
     if kept is not None:
         return kept
@@ -130,7 +130,7 @@ def _settled(
 
 
 def _kept(directory: RunDirectory, declared: RunConfig) -> dict[str, float] | None:
-    """The efforts that an earlier start has planned from the same declared sites; None where there are none."""
+    """Return the efforts that an earlier start has planned from the same declared sites; None where there are none."""
     if not directory.schedule.exists():
         return None
     content = read_json(directory.schedule, RESTORE)
@@ -146,7 +146,7 @@ def _kept(directory: RunDirectory, declared: RunConfig) -> dict[str, float] | No
 
 
 def _declared(config: RunConfig) -> dict[str, Any]:
-    """What a plan depends on, of the config."""
+    """Return what a plan depends on, of the config."""
     return {site.name: [site.weight, site.speed] for site in config.data.sites}
 
 

@@ -29,13 +29,13 @@ def measured_cost(site: str, model: nn.Module, shape: Sequence[int], config: Run
 
 
 def place_of(site: str, place: SiteContext, plans: Mapping[str, PrivacyPlan]) -> SiteContext:
-    """What a site's own work is done with."""
+    """Return what a site's own work is done with."""
     config = place.config
     return replace(place, plan=plans.get(site), effort=config.effort(site), slowdown=slowdown(config, site))
 
 
 def run_plan(plans: Mapping[str, PrivacyPlan]) -> PrivacyPlan | None:
-    """The noise of the site with the most work: what stands for the run; None without privacy."""
+    """Return the noise of the site with the most work: what stands for the run; None without privacy."""
     return max(plans.values(), key=lambda plan: plan.sample_rate, default=None)
 
 

@@ -36,7 +36,7 @@ LEVELS = ("none", "honest-but-curious", "malicious")
 
 
 def certificates_needed(config: RunConfig, ranks: int) -> bool:
-    """Whether the sites sign with their certificates: TLS is on and some hospital is not in rank 0's process."""
+    """Return whether the sites sign with their certificates: TLS is on and some hospital is not in rank 0's process."""
     return config.exchange.tls and any(sites_by_rank(config, ranks)[1:])
 
 

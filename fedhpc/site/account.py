@@ -34,7 +34,7 @@ def whose(config: RunConfig, shard: Shard) -> Whose:
 
 
 def found_ledger(config: RunConfig, site: str) -> SiteLedger | None:
-    """The site ledger of a site on this node, whether its shard is here or not; None where there is none."""
+    """Return the site ledger of a site on this node, whether its shard is here or not; None where there is none."""
     folder = folder_on_this_node(config, site)
     return SiteLedger(folder) if exists(folder) else None
 
@@ -50,7 +50,7 @@ def folder_on_this_node(config: RunConfig, site: str) -> Path:
 
 
 def identities_of(shard: Shard, splits: tuple[str, ...]) -> Identities:
-    """The patients and images of some splits (private)."""
+    """Return the patients and images of some splits (private)."""
     rows = np.concatenate([shard.indices(split) for split in splits])
     names, images = np.unique(shard.patient[rows], return_counts=True)
     hashes = tuple(shard.row_hashes[row] for row in rows.tolist())
@@ -58,7 +58,7 @@ def identities_of(shard: Shard, splits: tuple[str, ...]) -> Identities:
 
 
 def largest_delta(units: int) -> float:
-    """The largest delta for so many declared units: a tenth of a unit may be exposed, in expectation."""
+    """Return the largest delta for so many declared units: a tenth of a unit may be exposed, in expectation."""
     return 1 / (10 * units)
 
 

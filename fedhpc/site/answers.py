@@ -50,12 +50,12 @@ class Answers:
         return self._ledger.epsilon(0.5, population="evaluation")
 
     def affords(self, question: Question, asked: str) -> bool:
-        """Whether an answer stays within evaluation.epsilon and the hospital's own cap."""
+        """Return whether an answer stays within evaluation.epsilon and the hospital's own cap."""
         planned = self._plan.charge(question.stage)
         return not self._due(question, asked) or self._ledger.affords(planned, self._plan.epsilon * ROUNDING)
 
     def keeps(self, question: Question, asked: str) -> bool:
-        """Whether the answer is there already: then none is made."""
+        """Return whether the answer is there already: then none is made."""
         kept = self._kept(question)
         return kept is not None and kept.asked == asked
 
@@ -90,7 +90,7 @@ class Answers:
         return known or not self._ledger.has_paid_answer(question.stage, question.split)
 
     def _uses(self, question: Question) -> int:
-        """How many answers there were, whether the last is still there or not."""
+        """Return how many answers there were, whether the last is still there or not."""
         kept, before = self._kept(question), self._validation(question)
         known = kept.uses if kept else 0
         return max(known, before.tested) if question.split == "test" and before else known

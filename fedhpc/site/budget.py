@@ -83,7 +83,7 @@ class Budget:
         return f"  {self._site}: {numbers}; privacy.epsilon={p.epsilon:g}{cap}" + (f"; {refused}" if refused else "")
 
     def forecast(self) -> list[str]:
-        """What the user must know before the first step of a private run, a line for each site ledger.
+        """Return what the user must know before the first step of a private run, a line for each site ledger.
 
         Where it lies, its cap, what its patients have spent, and what they will have spent at most after this run.
         """
@@ -92,7 +92,7 @@ class Budget:
         return [forecast(account, self.ledger.id, self._planned()) for account in self.ledger.accounts]
 
     def epsilon(self) -> float | None:
-        """What this site has spent in the run's directory, by its ledger; None without privacy."""
+        """Return what this site has spent in the run's directory, by its ledger; None without privacy."""
         return None if self._ledger is None else self._ledger.epsilon(self._config.privacy.delta)
 
     def _round(self, round: int) -> Charge:

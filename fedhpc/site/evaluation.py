@@ -25,7 +25,7 @@ BATCH = 64
 
 @torch.no_grad()
 def predict(model: nn.Module, samples: Samples, split: str, bench: Device, alone: bool = False) -> Predictions:
-    """The model's logits on one split (private).
+    """Return the model's logits on one split (private).
 
     With `alone` each image goes through the network by itself, so that its logits are a function of the image and of
     nothing else. In a batch they are rounded by the batch's size: one patient more would move the last bits of others,
@@ -69,7 +69,7 @@ class Evaluator:
         return None if self._answers is None else self._answers.spent()
 
     def exact_counts(self, params: F32, split: str) -> I64:
-        """The exact score histogram of a model on "val" or "test".
+        """Return the exact score histogram of a model on "val" or "test".
 
         Raises:
             PrivacyError: in a run whose evaluation is private.
@@ -87,11 +87,11 @@ class Evaluator:
         return squared_influence(self._predictions(params, "test"), placed)
 
     def may_answer(self, params: F32, question: Question) -> bool:
-        """Whether the evaluation budget allows the answer to a question about a model."""
+        """Return whether the evaluation budget allows the answer to a question about a model."""
         return self._answers is not None and self._answers.affords(question, self._asked(params, question))
 
     def answer(self, params: F32, question: Question, weights: Weights) -> I64:
-        """The private answer to a question, int64[tasks, groups, bins]; charged before the noise is drawn.
+        """Return the private answer to a question, int64[tasks, groups, bins]; charged before the noise is drawn.
 
         With privacy.trust=sites it carries this site's share of the noise only, and must be masked before it leaves.
         """
@@ -113,7 +113,7 @@ class Evaluator:
         return self._answers.answer(question, asked, noised)
 
     def _asked(self, params: F32, question: Question) -> str:
-        """What a kept answer is the answer to.
+        """Return what a kept answer is the answer to.
 
         With privacy.trust=sites also for which sites' sum: an answer that is summed once with all sites and once
         without one of them would give away that one's, which carries a share of the noise only.

@@ -219,7 +219,7 @@ class Hospital:
             return contribution(self._local(round), work, grid, noise)
 
     def feature_sum(self, grid: IntegerGrid) -> F64:
-        """The sum of the whitened features of all training units, f64[d], with all of the noise: charged first.
+        """Return the sum of the whitened features of all training units, f64[d], with all of the noise: charged first.
 
         Without privacy it is exact.
         """

@@ -123,7 +123,7 @@ class Weights:
 
 
 def weighted_counts(predictions: Predictions, question: Question, weights: Weights, unit: str) -> I64:
-    """The counts without noise, int64[tasks, groups, bins] (private).
+    """Return the counts without noise, int64[tasks, groups, bins] (private).
 
     Raises:
         PrivacyError: where a unit weighs more than the noise is for, which the weights rule out.
@@ -151,7 +151,7 @@ def weighted_counts(predictions: Predictions, question: Question, weights: Weigh
 
 
 def divided(whole: I64, scores: F64, edges: F64, width: float) -> I64:
-    """What each image adds to each bin, int64[n, bins]: never negative, and its whole weight in all.
+    """Return what each image adds to each bin, int64[n, bins]: never negative, and its whole weight in all.
 
     Args:
         whole: int64[n], the weights.
@@ -173,6 +173,6 @@ def divided(whole: I64, scores: F64, edges: F64, width: float) -> I64:
 
 
 def with_noise(counts: I64, epsilon: float, weights: Weights, share: int, stream: KeyStream) -> I64:
-    """The release: `counts` and this site's share of the noise that makes it `epsilon`-private."""
+    """Return the release: `counts` and this site's share of the noise that makes it `epsilon`-private."""
     noise = laplace_integers(weights.l1 / epsilon, share, counts.size, stream)
     return counts + noise.reshape(counts.shape)

@@ -92,7 +92,7 @@ def _slow(records: StudyDirectory, study: Study) -> Iterator[Claim]:
 
 
 def _keeps_up(row: Mapping[str, Any]) -> bool:
-    """Whether a policy keeps pace and AUC.
+    """Return whether a policy keeps pace and AUC.
 
     >>> _keeps_up({"pace": 0.95, "less_even": -0.006})
     False

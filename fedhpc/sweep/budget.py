@@ -28,14 +28,14 @@ class Account:
     plans: list[list[Charge]] = field(default_factory=list)
 
     def after(self, more: Sequence[list[Charge]], cap: float | None = None) -> float:
-        """What the patient who has spent most will have spent after all plans so far, and `more`."""
+        """Return what the patient who has spent most will have spent after all plans so far, and `more`."""
         plans = [*self.plans, *more]
         if self.ledger is not None:
             return self.ledger.largest_with(plans, self.own)
         return Spending((), no_set).largest_with(plans, Limit(cap, cap, self.delta))
 
     def cap(self, config: RunConfig) -> float | None:
-        """The lower of the site ledger's cap and the config's."""
+        """Return the lower of the site ledger's cap and the config's."""
         return self.limit(config).cap
 
     def limit(self, config: RunConfig) -> Limit:
@@ -94,7 +94,7 @@ def _account(accounts: dict[ShardKey, Account], config: RunConfig, site: str, ow
 
 
 def _seen(config: RunConfig, site: str) -> SiteLedger | None:
-    """The site ledger; None where there is none yet, or only the hospital's own node knows where it is.
+    """Return the site ledger; None where there is none yet, or only the hospital's own node knows where it is.
 
     The run itself looks again, at its own node, and stops where a cap would be passed.
     """

@@ -143,7 +143,7 @@ def affordable(trials: Sequence[Trial], own: Collection[str], console: Console) 
 
 
 def _has_own_account(trial: Trial) -> bool:
-    """Whether its patients are synthetic and it is charged to an account that no other trial is charged to."""
+    """Return whether its patients are synthetic and it is charged to an account that no other trial is charged to."""
     account = trial.config.privacy.site_ledger
     return trial.config.data.phantom is not None and account is not None and f"/{trial.name}/" in account
 

@@ -159,7 +159,7 @@ def _baseline_drafts(base: Tree, sections: Sections, grid: Point, folder: Path) 
 
 
 def _validated(sweep: str, drafts: list[Draft], problems: list[str]) -> list[Trial]:
-    """The trials of the drafts that hold; of the others, each problem once with those that have it."""
+    """Return the trials of the drafts that hold; of the others, each problem once with those that have it."""
     trials: list[Trial] = []
     found: dict[str, list[str]] = {}
     for number, draft in enumerate(drafts):
@@ -176,7 +176,7 @@ def _validated(sweep: str, drafts: list[Draft], problems: list[str]) -> list[Tri
 
 
 def _misfits(trials: Sequence[Trial], slurm: Slurm, local: Local) -> list[str]:
-    """What does not go together between trials, or between them and the resources that all of them get."""
+    """Return what does not go together between trials, or between them and the resources that all of them get."""
     problems = []
     for key in ("shards", "phantom"):
         different = dict.fromkeys(repr(getattr(trial.config.data, key)) for trial in trials)
@@ -207,11 +207,11 @@ def _misfits(trials: Sequence[Trial], slurm: Slurm, local: Local) -> list[str]:
 
 
 def most_ranks(config: RunConfig) -> int:
-    """How many ranks a run can use: of a centralised one all but rank 0 sleep, so that it fits any number."""
+    """Return how many ranks a run can use: of a centralised one all but rank 0 sleep, so that it fits any number."""
     return len(config.data.sites) + (config.federation.aggregator_rank == "dedicated")
 
 
 def ranks_of(sweep: Sweep) -> int:
-    """The ranks that SLURM starts for each trial."""
+    """Return the ranks that SLURM starts for each trial."""
     limits = [most_ranks(trial.config) for trial in sweep.trials]
     return min(limits) if sweep.slurm.ranks == "auto" else sweep.slurm.ranks

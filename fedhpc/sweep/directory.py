@@ -86,7 +86,7 @@ class SweepDirectory:
         self._calibration = path / "calibration.json"
 
     def trial(self, name: str) -> "TrialDirectory":
-        """The directory of one trial."""
+        """Return the directory of one trial."""
         return TrialDirectory(self.path / "elements" / name)
 
     def check_free(self) -> None:
@@ -116,7 +116,7 @@ class SweepDirectory:
         self.plan.unlink()
 
     def read(self) -> Sweep:
-        """The sweep as it was started.
+        """Return the sweep as it was started.
 
         Raises:
             InputError: where there is none.
@@ -159,7 +159,7 @@ class SweepDirectory:
             raise self._changed() from None
 
     def cancelled(self) -> frozenset[str]:
-        """The trials that were cancelled and not submitted again since."""
+        """Return the trials that were cancelled and not submitted again since."""
         return frozenset(self._jobs()["cancelled"])
 
     def add(self, submission: Submission) -> None:

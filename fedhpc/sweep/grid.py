@@ -38,7 +38,7 @@ def nested(point: Mapping[str, Any]) -> Tree:
 
 
 def grid_problems(grid: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a flat grid, a line each."""
+    """Return what is wrong with a flat grid, a line each."""
     problems = []
     for key, values in grid.items():
         if not isinstance(values, list) or not values:

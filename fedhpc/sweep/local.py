@@ -43,7 +43,7 @@ class Running:
 
 
 def command_of(path: Path, ranks: int, requeues: int = 0) -> list[str]:
-    """The command that trains the trial in `path` on so many ranks; `requeues` is of SLURM only."""
+    """Return the command that trains the trial in `path` on so many ranks; `requeues` is of SLURM only."""
     alone = [sys.executable, "-m", "fedhpc.sweep.trial", str(path), str(requeues)]
     return alone if ranks == 1 else [_mpirun(), "-n", str(ranks), *alone]
 
@@ -60,7 +60,7 @@ def _mpirun() -> str:
 
 
 def at_once(local: Local) -> int:
-    """How many trials the cores allow at a time, or the config does."""
+    """Return how many trials the cores allow at a time, or the config does."""
     if local.at_once != "auto":
         return local.at_once
     return max(1, len(os.sched_getaffinity(0)) // (local.ranks * local.cpus_per_rank))
@@ -181,6 +181,6 @@ def _wait_or_kill(one: Running) -> None:
 
 
 def _fits(running: Sequence[Running], need: int) -> bool:
-    """Whether there is memory for one more, when those that run have taken what they will."""
+    """Return whether there is memory for one more, when those that run have taken what they will."""
     yet_to_come = sum(max(0, need - resident_bytes(session(one.process.pid))) for one in running)
     return available_memory_bytes() - yet_to_come >= need

@@ -51,14 +51,14 @@ class _Executor(submitit.SlurmExecutor):
         return 2
 
     def script(self, jobs: int) -> str:
-        """What sbatch would be given for so many jobs."""
+        """Return what sbatch would be given for so many jobs."""
         if jobs > 1:
             self.parameters["map_count"] = jobs
         return self._make_submission_file_text(self._submitit_command_str, "")
 
 
 def scripts(directory: SweepDirectory, sweep: Sweep, count: int) -> dict[str, str]:
-    """The scripts of `count` trials and of the report, as they would be given to sbatch."""
+    """Return the scripts of `count` trials and of the report, as they would be given to sbatch."""
     after = f"afterany:{{job id of {sweep.name}}}"
     return {
         sweep.name: _executor(directory, trial_parameters(directory, sweep)).script(count),

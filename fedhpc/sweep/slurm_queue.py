@@ -47,7 +47,7 @@ def cancel(ids: Sequence[str]) -> None:
 
 
 def is_running(job: str) -> bool:
-    """Whether nobody has ended it: SIGTERM comes from preemption and from scancel alike."""
+    """Return whether nobody has ended it: SIGTERM comes from preemption and from scancel alike."""
     command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
     return (
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=ASK_S).stdout.strip() == "RUNNING"

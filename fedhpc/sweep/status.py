@@ -44,7 +44,7 @@ class Known:
 
 
 def judged(outcome: Outcome | None, known: Known) -> State:
-    """The state of a trial.
+    """Return the state of a trial.
 
     A job that is in the queue again counts more than what an earlier attempt left behind; what a cancelled one said of
     its end is no failure; a `running` that nothing runs any more was killed before it could tell.
@@ -72,7 +72,7 @@ def judged(outcome: Outcome | None, known: Known) -> State:
 
 
 def _is_of(outcome: Outcome, known: Known) -> bool:
-    """Whether it is of the last submission; on one machine there is one clock and no job id."""
+    """Return whether it is of the last submission; on one machine there is one clock and no job id."""
     return outcome.job == known.job if known.job else outcome.started >= known.since
 
 
@@ -100,7 +100,7 @@ class Line:
 
 
 def line_of(trial: Trial, folder: TrialDirectory, known: Known | None) -> Line:
-    """The line of a trial; without `known` its outcome is taken at its word."""
+    """Return the line of a trial; without `known` its outcome is taken at its word."""
     outcome, records = folder.outcome(), folder.run.read_rounds()
     last = records[-1] if records else {}
     if folder.run.summary.exists():
@@ -179,7 +179,7 @@ def runs_here(submission: Submission) -> bool:
 
 
 def status_text(sweep: Sweep, found: Sequence[Line]) -> str:
-    """The table, what failed and why, and how many are where."""
+    """Return the table, what failed and why, and how many are where."""
     keys = list(sweep.grid)
     rows = [("trial", *(key.rpartition(".")[2] for key in keys), "state", "job", "rounds", "AUC", "epsilon", "time")]
     rows += [_row(line, keys) for line in found]

@@ -63,7 +63,7 @@ class TrialDirectory:
         self._outcome = path / "outcome.json"
 
     def again(self, job: str) -> Path:
-        """The file that asks the script of this trial's job to queue it again; see `again_file`."""
+        """Return the file that asks the script of this trial's job to queue it again; see `again_file`."""
         return again_file(self.path.parents[1], job)
 
     def write_config(self, config: RunConfig) -> None:
@@ -103,7 +103,7 @@ class TrialDirectory:
         write_json(self._outcome, asdict(outcome))
 
     def ledgers(self) -> frozenset[str]:
-        """The ids of its privacy ledgers, by which the lifetime ledgers know what it has spent."""
+        """Return the ids of its privacy ledgers, by which the lifetime ledgers know what it has spent."""
         found = set()
         for path in self.path.glob("sites/*/ledger.jsonl"):
             with path.open(encoding="utf-8") as lines:

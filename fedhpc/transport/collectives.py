@@ -47,21 +47,21 @@ def _code_and_text(problem: str) -> CodedText:
 
 
 def broadcast_json(transport: Transport, make: Callable[[], T]) -> T:
-    """What `make` gives at rank 0, as JSON to all."""
+    """Return what `make` gives at rank 0, as JSON to all."""
     text = run_on_all_ranks(transport, lambda: json.dumps(make()) if transport.rank == 0 else "")
     value: T = json.loads(transport.broadcast(text.encode() if transport.rank == 0 else None, "control"))
     return value
 
 
 def all_agree(transport: Transport, vote: bool, round: int | None = None) -> bool:
-    """Whether every rank votes yes; all learn the same answer. `round`: the one that the vote is about."""
+    """Return whether every rank votes yes; all learn the same answer. `round`: the one that the vote is about."""
     votes = transport.gather([bytes([vote])], "control", round)
     answer = bytes([all(v == b"\x01" for v in votes)]) if transport.rank == 0 else None
     return transport.broadcast(answer, "control", round) == b"\x01"
 
 
 def unless_interrupted(train: Callable[[], T]) -> T | None:
-    """What `train` gives; None where this rank was told to stop and left it."""
+    """Return what `train` gives; None where this rank was told to stop and left it."""
     try:
         return train()
     except Interrupted:

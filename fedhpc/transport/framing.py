@@ -26,7 +26,7 @@ class Pieces:
         self.size = int(self._ends[-1])
 
     def between(self, low: int, high: int) -> Bytes:
-        """The bytes from `low` to before `high`; of one part, without a copy."""
+        """Return the bytes from `low` to before `high`; of one part, without a copy."""
         inside = []
         for part, end in zip(self._parts, self._ends.tolist(), strict=True):
             start = end - len(part)
@@ -36,7 +36,7 @@ class Pieces:
 
 
 def frame_header(payloads: Sequence[bytes]) -> bytes:
-    """What goes before a rank's payloads in the stream: how many there are, and the length of each."""
+    """Return what goes before a rank's payloads in the stream: how many there are, and the length of each."""
     return COUNT.pack(len(payloads)) + struct.pack(f"<{len(payloads)}Q", *map(len, payloads))
 
 

@@ -42,11 +42,11 @@ class Launcher:
     job: str
 
     def is_there(self) -> bool:
-        """Whether it has not ended; its process id may be another's by now."""
+        """Return whether it has not ended; its process id may be another's by now."""
         return is_running(self.pid, self.born)
 
     def has_rank(self) -> bool:
-        """Whether a rank that it has started here is alive."""
+        """Return whether a rank that it has started here is alive."""
         return any(_is_of(self.job, pid) for pid in children(self.pid))
 
     def send(self, number: signal.Signals) -> None:

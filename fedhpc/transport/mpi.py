@@ -144,7 +144,7 @@ class MpiTransport:
             return None
 
     def _all_hosts(self) -> tuple[list[str], list[int]]:
-        """The host of each rank, in short, and its process id there."""
+        """Return the host of each rank, in short, and its process id there."""
         own = np.zeros(HOST_BYTES, np.uint8)
         name = socket.gethostname().partition(".")[0].encode()[:HOST_BYTES]
         own[: len(name)] = np.frombuffer(name, np.uint8)
@@ -288,7 +288,7 @@ class MpiTransport:
 
 
 def connect() -> Wire:
-    """The transport of this process: MPI's world where a launcher started it, else one process alone.
+    """Return the transport of this process: MPI's world where a launcher started it, else one process alone.
 
     Raises:
         InputError: where SLURM started several tasks and MPI sees one (the wrong `srun --mpi`).

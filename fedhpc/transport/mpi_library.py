@@ -12,12 +12,12 @@ FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"
 
 
 def is_launched() -> bool:
-    """Whether a launcher has started this process as one of several ranks."""
+    """Return whether a launcher has started this process as one of several ranks."""
     return any(int(os.environ.get(name, "1")) > 1 for name in LAUNCHER_SIZE_VARIABLES)
 
 
 def is_fault_tolerant() -> bool:
-    """Whether ranks can go on after one has ended: under `mpirun --with-ft ulfm`."""
+    """Return whether ranks can go on after one has ended: under `mpirun --with-ft ulfm`."""
     return os.environ.get(FAULT_TOLERANT, "") in ("1", "true")
 
 

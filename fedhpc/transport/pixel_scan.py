@@ -74,7 +74,7 @@ class ImageSearch:
         return None
 
     def _find_at(self, window: bytes, start: int) -> int | None:
-        """The first block in the window at `start` plus a multiple of 8 bytes."""
+        """Return the first block in the window at `start` plus a multiple of 8 bytes."""
         words: U64 = np.frombuffer(window, "<u8", (len(window) - start) // WORD_BYTES, start)
         keys = _keys(words[:-1], words[1:])
         # Below 2**63, so that as int64, which indices must be, they are the same numbers; none is outside of the table.
@@ -95,7 +95,7 @@ def _keys(first: U64, second: U64) -> U64:
 
 
 def _telling(blocks: U64) -> NDArray[np.bool_]:
-    """Which blocks have at least DISTINCT different bytes, bool[m]."""
+    """Return which blocks have at least DISTINCT different bytes, bool[m]."""
     ordered = np.sort(np.ascontiguousarray(blocks).view(np.uint8).reshape(-1, BLOCK_BYTES), axis=1)
     distinct: NDArray[np.bool_] = 1 + np.count_nonzero(np.diff(ordered, axis=1), axis=1) >= DISTINCT
     return distinct

@@ -127,7 +127,7 @@ def show(folder: Path) -> list[Issued]:
 
 
 def credentials(folder: Path, name: str) -> Credentials:
-    """The files of `name`, after a look at what TLS would not tell clearly.
+    """Return the files of `name`, after a look at what TLS would not tell clearly.
 
     Raises:
         TlsError: naming `name`: a file is missing, the key is readable by others, the certificate has expired.

@@ -40,7 +40,7 @@ def seal(payload: bytes, kind: Kind, sessions: Mapping[str, TlsSession]) -> byte
 
 
 def open_sealed(message: bytes, kind: Kind, sessions: Mapping[int, TlsSession]) -> bytes:
-    """The payload that rank 0 has sealed.
+    """Return the payload that rank 0 has sealed.
 
     `sessions` are those of this rank's sites, by their place among all that it was sealed for.
 

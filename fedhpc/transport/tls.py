@@ -40,7 +40,7 @@ class Credentials:
     key: Path
 
     def context(self, *, server: bool) -> ssl.SSLContext:
-        """What a session of this end is made by.
+        """Return what a session of this end is made by.
 
         Raises:
             TlsError: files that are missing or do not fit each other.
@@ -103,7 +103,7 @@ class TlsSession:
         self.established = True
 
     def seal(self, payload: bytes, kind: Kind) -> bytes:
-        """The records to send for a payload.
+        """Return the records to send for a payload.
 
         Raises:
             ValueError: before the handshake is done.
@@ -119,7 +119,7 @@ class TlsSession:
         return b"".join(records)
 
     def open(self, sealed: bytes, kind: Kind) -> bytes:
-        """The payload of the next message, of which `sealed` must be all records.
+        """Return the payload of the next message, of which `sealed` must be all records.
 
         Raises:
             PayloadError: naming the peer, where it is not that peer's next message, whole, unchanged and of this kind.
@@ -146,7 +146,7 @@ class TlsSession:
         return payload
 
     def _records(self, sealed: memoryview) -> list[bytes]:
-        """The plaintext of each record."""
+        """Return the plaintext of each record."""
         found = []
         for at in range(0, len(sealed), CHUNK_BYTES):
             self._in.write(sealed[at : at + CHUNK_BYTES])
@@ -155,7 +155,7 @@ class TlsSession:
         return found
 
     def _next(self) -> bytes:
-        """The plaintext of the next record; empty where no whole one is there."""
+        """Return the plaintext of the next record; empty where no whole one is there."""
         try:
             return self._tls.read(CHUNK_BYTES)
         except ssl.SSLWantReadError:
@@ -163,7 +163,7 @@ class TlsSession:
 
 
 def _whole_records(sealed: bytes) -> bool:
-    """Whether the bytes end where a record ends: OpenSSL would keep the beginning of another one to itself."""
+    """Return whether the bytes end where a record ends: OpenSSL would keep the beginning of another one to itself."""
     at = 0
     while at + RECORD.size <= len(sealed):
         at += RECORD.size + RECORD.unpack_from(sealed, at)[1]

@@ -72,7 +72,7 @@ class Waiting:
 
 
 def notice(missing: Sequence[str], waited_s: float) -> str:
-    """The text of a notice.
+    """Return the text of a notice.
 
     >>> print(notice(["site3 (rank 2 on node7)"], 61.2))
     waiting for 61 s: site3 (rank 2 on node7); the run goes on when it answers. Look there: is it training, or stopped?

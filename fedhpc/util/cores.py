@@ -64,7 +64,7 @@ def node_text(ranks: Sequence[Cores]) -> str:
 
 
 def _cpu_limit(cgroups: Path, own: Path) -> float | None:
-    """The tightest limit of this process's groups and of all above them."""
+    """Return the tightest limit of this process's groups and of all above them."""
     found = []
     for line in _lines(own):
         _, controllers, place = line.split(":", 2)

@@ -10,7 +10,7 @@ LARGEST_MMAP_THRESHOLD_BYTES = 32 * 2**20
 
 
 def fits_in_memory(size_bytes: int) -> bool:
-    """Whether so much fills less than a quarter of the memory that this process may still take."""
+    """Return whether so much fills less than a quarter of the memory that this process may still take."""
     return size_bytes < available_bytes() / 4
 
 
@@ -35,7 +35,7 @@ def reset_peak() -> int:
 
 
 def peak_bytes() -> int:
-    """The most resident memory of this process since its start, or since `reset_peak`, in bytes (Linux)."""
+    """Return the most resident memory of this process since its start, or since `reset_peak`, in bytes (Linux)."""
     (peak,) = (line for line in _lines(Path("/proc/self/status")) if line.startswith("VmHWM:"))
     return int(peak.split()[1]) * 1024
 

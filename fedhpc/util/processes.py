@@ -21,7 +21,7 @@ def born(pid: int) -> str:
 
 
 def is_running(pid: int, since: str) -> bool:
-    """Whether a process of this machine that was started at `since` (see `born`) has not ended."""
+    """Return whether a process of this machine that was started at `since` (see `born`) has not ended."""
     fields = _stat(pid)
     return fields[19] == since and fields[0] not in "ZX"
 
@@ -37,7 +37,7 @@ def children(pid: int) -> list[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on; empty ones where there is no such process."""
+    """Return the fields of /proc/PID/stat from the state on; empty ones where there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -46,7 +46,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def boot_id() -> str:
-    """What tells this start of this machine's kernel from every other; empty where the kernel does not say."""
+    """Return what tells this start of this machine's kernel from every other; empty where the kernel does not say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -54,14 +54,14 @@ def boot_id() -> str:
 
 
 def exists(pid: int) -> bool:
-    """Whether a process is there, one that has ended and was not waited for included."""
+    """Return whether a process is there, one that has ended and was not waited for included."""
     import psutil
 
     return psutil.pid_exists(pid)
 
 
 def session(leader: int) -> list[int]:
-    """The processes of a session that have not ended.
+    """Return the processes of a session that have not ended.
 
     Args:
         leader: the process that began it; it may have ended.
@@ -92,14 +92,14 @@ def resident_bytes(pids: Sequence[int]) -> int:
 
 
 def total_memory_bytes() -> int:
-    """The memory of this machine."""
+    """Return the memory of this machine."""
     import psutil
 
     return psutil.virtual_memory().total
 
 
 def available_memory_bytes() -> int:
-    """The memory of this machine that can be had without swapping."""
+    """Return the memory of this machine that can be had without swapping."""
     import psutil
 
     return psutil.virtual_memory().available

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 def _leaves(annotation: Any) -> set[Any]:
-    """The plain types, and the values of literals, that an annotation is made of.
+    """Return the plain types, and the values of literals, that an annotation is made of.
 
     >>> from typing import Literal
     >>> _leaves(int | Literal["auto"]) == {int, "auto"}

@@ -166,7 +166,7 @@ def _total(rows: Sequence[Row]) -> int:
 
 
 def _broken(rows: Sequence[Row], most: int) -> Sequence[Row]:
-    """The rows with text broken at words, the widest columns first; as they are where that is not enough."""
+    """Return the rows with text broken at words, the widest columns first; as they are where that is not enough."""
     widths = _widths(rows)
     words = [
         max((len(word) for cell in column for word in cell.split()), default=0) for column in zip(*rows, strict=True)
@@ -202,7 +202,7 @@ def cut(name: str, most: int) -> str:
 
 
 def _parts(rows: Sequence[Row], most: int, names: int) -> list[list[Row]]:
-    """The columns in several tables, as many in each as fit, each with the first columns."""
+    """Return the columns in several tables, as many in each as fit, each with the first columns."""
     widths, groups = _widths(rows), [list(range(names))]
     for column in range(names, len(widths)):
         last = groups[-1]

@@ -30,9 +30,17 @@ from fedhpc.util.arrays import F32
 
 
 def validate(session: Session, params_of: Callable[[str], F32], round: int) -> Validation:
-    """The AUC on the validation splits, at rank 0; nothing elsewhere and in rounds that release nothing.
+    """Return the AUC on the validation splits, at rank 0; nothing elsewhere and in rounds that release nothing.
 
     Several models (mode=local): the mean over the sites, each with its own.
+
+    Args:
+        session: this rank's.
+        params_of: gives each site's model by its name, f32[d].
+        round: the one just done, from 1 on.
+
+    Raises:
+        PayloadError: at rank 0, naming a site whose answer is none.
     """
     config = session.config
     if not config.validates(round):
@@ -57,7 +65,13 @@ def validate(session: Session, params_of: Callable[[str], F32], round: int) -> V
 def measure(session: Session, params_of: Callable[[str], F32], model: int) -> Measured | None:
     """Measure one final model (the number `model` of the run's) on all sites; at rank 0, None elsewhere.
 
-    With rewards `params_of` gives another model for each site.
+    Args:
+        session: this rank's.
+        params_of: gives each site's model by its name, f32[d]; with rewards another one for each site.
+        model: its number.
+
+    Raises:
+        PayloadError: at rank 0, naming a site whose answer is none.
     """
     plan = plan_evaluation(session.config)
     if plan is None:

@@ -9,7 +9,7 @@ from fedhpc.util.arrays import I64
 
 
 def tasks_of(session: Session) -> int:
-    """How many one-vs-rest tasks there are."""
+    """Return how many one-vs-rest tasks there are."""
     return len(session.task.measured)
 
 

@@ -89,7 +89,7 @@ class Curve:
 
 
 def fit(counts: Counts) -> Curve:
-    """The curves of R histograms, by damped Gauss-Newton steps on all of them at once.
+    """Return the curves of R histograms, by damped Gauss-Newton steps on all of them at once.
 
     Minimises, over a, log b, the edges and both totals, the squared differences between counts and curve in units of
     the noise, plus (a / 2.5)^2 + (log b / 0.15)^2.
@@ -149,7 +149,7 @@ def shares(latent: F64, width: F64 | float = 0.0) -> F64:
 
 
 def _below(latent: F64, width: F64 | float) -> F64:
-    """The share below edges: the mean of Phi over the width, whose integral is x Phi(x) + phi(x)."""
+    """Return the share below edges: the mean of Phi over the width, whose integral is x Phi(x) + phi(x)."""
     if np.all(np.asarray(width) < LEAST_WIDTH):
         return ndtr(latent)
     whole = np.maximum(width, LEAST_WIDTH)
@@ -183,7 +183,7 @@ def _jacobian(theta: F64, residual: F64, counts: Counts) -> F64:
 
 
 def _area(curve: Curve, counts: Counts) -> F64:
-    """The area under the curve, and so much of the counts' deviation from it as is no noise.
+    """Return the area under the curve, and so much of the counts' deviation from it as is no noise.
 
     Both areas by trapezoids over the bins; of their difference a share 1 - (its noise / itself)^2 is kept, none where
     that is negative (James and Stein's positive part): all of it where there is little noise. A fit to counts of noise

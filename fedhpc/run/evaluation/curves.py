@@ -70,7 +70,7 @@ class Law:
 
 
 def law_of(config: RunConfig, plan: EvaluationPlan, tasks: int, stage: int) -> Law:
-    """The noise of a stage of a run."""
+    """Return the noise of a stage of a run."""
     weights = Weights(tasks, plan.counted, config.task)
     sites = 1 if config.mode == "centralised" else len(config.data.sites)
     share = config.honest_sites if config.privacy.trust == "sites" else 1
@@ -83,7 +83,7 @@ def latent_width(question: Question) -> float:
 
 
 def curves_of(law: Law, released: I64, noises: float, width: float = 0.0) -> list[Curve] | None:
-    """The curves of R releases int64[R, tasks, groups, bins], one a task; None where a class has too few."""
+    """Return the curves of R releases int64[R, tasks, groups, bins], one a task; None where a class has too few."""
     counts = [law.counts(released, task, noises, width) for task in range(released.shape[1])]
     for one in counts:
         few = one.negative.sum(axis=1) < LEAST_SIGNAL * one.deviations[0]
@@ -94,12 +94,14 @@ def curves_of(law: Law, released: I64, noises: float, width: float = 0.0) -> lis
 
 
 def macro(values: Sequence[F64]) -> float:
-    """The mean over the tasks of the first release's values."""
+    """Return the mean over the tasks of the first release's values; of each task f64[R]."""
     return float(np.mean([value[0] for value in values]))
 
 
 def interpolated(x: F64, known: F64, values: F64) -> F64:
-    """Linear between the points, and beyond them by the slope at the end; one point: slope 1.
+    """Interpolate linearly at x f64[...] between known f64[k] -> values f64[k]; beyond them by the slope at the end.
+
+    With one point the slope is 1.
 
     >>> interpolated(np.array([-1.0, 1.5, 3.0]), np.array([0.0, 1.0, 2.0]), np.array([0.0, 2.0, 3.0])).tolist()
     [-2.0, 2.5, 4.0]
@@ -129,24 +131,24 @@ class Thresholds:
 
     @classmethod
     def of(cls, curve: Curve, edges: Sequence[float]) -> "Thresholds":
-        """From the first release of a curve."""
+        """Return what the first release of a curve says, whose bins have these `edges`, in log odds."""
         best = LATENT[curve.f1(np.broadcast_to(LATENT, (len(curve.a), len(LATENT))))[0].argmax()]
         equal = curve.a[0] / (1 + curve.b[0])
         return cls(float(best), float(equal), np.array(edges), curve.edges[0])
 
     def score(self, latent: F64) -> F64:
-        """Log odds at latent positions."""
+        """Return scores, in log odds, at latent positions f64[...], in their shape."""
         return interpolated(latent, self.latent, self.edges)
 
     def cuts(self, count: int) -> tuple[float, ...]:
-        """Rising scores about the point of equal error rates, `count` of them."""
+        """Return `count` rising scores, in log odds, about the point of equal error rates."""
         spread = CUT_SPACING * 6 / max(count, 6) * (np.arange(count) - (count - 1) / 2)
         latent = np.asarray(self.equal + spread, np.float64)
         scores = np.clip(self.score(latent), -1e5, 1e5)
         return tuple(float(score) for score in np.maximum.accumulate(scores) + 1e-6 * np.arange(count))
 
     def soft_cut(self) -> tuple[float, float]:
-        """Middle and width, in scores, of the threshold at the point of equal error rates."""
+        """Return middle and width, in log odds, of the threshold at the point of equal error rates."""
         low, high = np.clip(self.score(self.equal + SOFT_WIDTH * np.array([-0.5, 0.5])), -1e5, 1e5)
         return float(low + high) / 2, max(0.0, float(high - low))
 
@@ -160,14 +162,14 @@ class Thresholds:
 
 
 def cut_count(law: Law, counts: Sequence[Curve]) -> int:
-    """How many thresholds of the test split are asked for: see CUTS."""
+    """Return how many thresholds of the test split are asked for: see CUTS."""
     rarer = min(min(curve.negatives[0], curve.positives[0]) for curve in counts)
     noise = law.deviations(law.noises)[1] / max(rarer, 1.0)
     return next(number for least, number in CUTS if noise >= least)
 
 
 def final_question(stage: int, thresholds: Sequence[Thresholds], count: int) -> Question:
-    """What is asked of the test split: `count` thresholds; one alone has a width."""
+    """Return what is asked of the test split: `count` thresholds; one alone has a width."""
     if count > 1:
         return Question(stage=stage, split="test", groups=2, edges=tuple(one.cuts(count) for one in thresholds))
     middles, widths = zip(*(one.soft_cut() for one in thresholds), strict=True)

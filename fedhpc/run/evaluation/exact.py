@@ -20,7 +20,7 @@ LARGEST_COUNT = 2**40
 
 
 def exact_counts(session: Session, params_of: Callable[[str], F32], split: str, round: int | None) -> list[I64]:
-    """Every site's exact histogram of a split, in site order, at rank 0; empty elsewhere.
+    """Return every site's exact histogram int64[T, 3, BINS] of a split, in site order, at rank 0; empty elsewhere.
 
     Raises:
         PayloadError: at rank 0, naming a site whose histogram is none.
@@ -72,7 +72,15 @@ def _variance(session: Session, params_of: Callable[[str], F32], pooled: I64 | N
 
 
 def measure_exactly(session: Session, params_of: Callable[[str], F32]) -> Measured | None:
-    """Measure a final model by all sites' exact histograms; at rank 0, None elsewhere."""
+    """Measure a final model by all sites' exact histograms; at rank 0, None elsewhere.
+
+    Args:
+        session: this rank's.
+        params_of: gives each site's model by its name, f32[d].
+
+    Raises:
+        PayloadError: at rank 0, naming a site whose message is none.
+    """
     val, test = (exact_counts(session, params_of, split, None) for split in ("val", "test"))
     pooled = np.sum(test, axis=0) if test else None
     variance = _variance(session, params_of, pooled)

@@ -42,7 +42,17 @@ POOLED_ONLY = "mode=centralised: the pooled patients are released as one site"
 
 
 def measure_privately(session: Session, params_of: Callable[[str], F32], stage: int) -> Measured | None:
-    """One final model: validation release, thresholds, test release, metrics; at rank 0."""
+    """Measure one final model: validation release, thresholds, test release, metrics; at rank 0, None elsewhere.
+
+    Args:
+        session: this rank's.
+        params_of: gives each site's model by its name, f32[d].
+        stage: of the evaluation plan, that of this model.
+
+    Raises:
+        PayloadError: at rank 0, naming a site whose answer is none.
+        ValueError: the evaluation is not private.
+    """
     config, plan = session.config, plan_evaluation(session.config)
     if plan is None:
         raise ValueError("evaluation.epsilon=null")
@@ -77,7 +87,7 @@ def measure_privately(session: Session, params_of: Callable[[str], F32], stage: 
 
 
 def early_alone(early: float | None) -> Metrics:
-    """The one metric that the validation release gives."""
+    """Return the one metric that the validation release gives."""
     nothing = unknown()
     return replace(nothing, values={**nothing.values, EARLY_KEY: early})
 
@@ -118,6 +128,6 @@ def _with_test(known: Measured, test: Answer, law: Law, points: OperatingPoints,
 
 
 def validation_auc(law: Law, released: I64, noises: float) -> float | None:
-    """Of one release of a validation split; None where a class has too few."""
+    """Return the AUC of one release int64[tasks, groups, bins] of a validation split; None where one class has few."""
     curves = curves_of(law, released[None], noises)
     return None if curves is None else macro([curve.auc for curve in curves])

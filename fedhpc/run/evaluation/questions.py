@@ -43,6 +43,12 @@ def sum_terms(config: RunConfig, size: int) -> SumTerms:
 def ask(session: Session, params_of: Callable[[str], F32], question: Question, round: int | None) -> Answer | None:
     """Ask all sites; at rank 0 the answer, else None. None everywhere where a site's budget does not allow it.
 
+    Args:
+        session: this rank's.
+        params_of: gives each site's model by its name, f32[d].
+        question: the same at every rank.
+        round: the one just done; None after the last.
+
     Raises:
         PayloadError: at rank 0, naming a site whose answer is none.
     """

@@ -158,7 +158,7 @@ def _device(config: RunConfig, local_rank: int) -> str:
 
 
 def gpu_of(device: str, given: str) -> str:
-    """Which of the node's GPUs a device is, by what CUDA_VISIBLE_DEVICES lists.
+    """Return which of the node's GPUs a device is, by what CUDA_VISIBLE_DEVICES lists.
 
     >>> gpu_of("cuda:1", "4,6"), gpu_of("cuda:0", ""), gpu_of("cpu", "4")
     ('6', '0', '')
@@ -171,7 +171,7 @@ def gpu_of(device: str, given: str) -> str:
 
 
 def launcher_of(env: Mapping[str, str]) -> str:
-    """What started this process, by the variables that it left.
+    """Return what started this process, by the variables that it left.
 
     >>> launcher_of({"SLURM_STEP_NUM_TASKS": "4", "SLURM_MPI_TYPE": "pmix"})
     'srun --mpi=pmix'

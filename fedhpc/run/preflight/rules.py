@@ -102,7 +102,7 @@ def _device_problems(facts: Facts) -> list[str]:
 
 
 def notes(facts: Facts, allocated: int) -> list[str]:
-    """What is legal and worth knowing. `allocated`: the tasks of the SLURM allocation, 0 outside one."""
+    """Return what is legal and worth knowing. `allocated`: the tasks of the SLURM allocation, 0 outside one."""
     return [
         *_shared_gpus(facts),
         *_unused_gpus(facts),
@@ -154,7 +154,7 @@ def rank_table(facts: Facts) -> str:
 
 
 def one_line(facts: Facts) -> str:
-    """What was found, in short."""
+    """Return what was found, in short."""
     hosts, first = {rank.host for rank in facts}, facts[0]
     by = f"{first.launcher}, {first.mpi}" if first.mpi else first.launcher
     where = f"{len(facts)} rank(s) on {len(hosts)} node(s) by {by}"

@@ -90,7 +90,7 @@ def noise_images(image: F64, strength: float, rng: np.random.Generator) -> F64:
 
 
 def swapped_modality(image: F64, strength: float, rng: np.random.Generator) -> F64:
-    """The order of brightness turned round above air, as T2 shows fluid bright that T1 shows dark."""
+    """Return the order of brightness turned round above air, as T2 shows fluid bright that T1 shows dark."""
     return np.where(image < AIR, image, 1 + AIR - image)
 
 

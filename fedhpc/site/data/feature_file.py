@@ -44,7 +44,7 @@ class FeatureFile:
             raise self._damaged(str(error)) from error
 
     def _checked_header(self, file: BinaryIO) -> int:
-        """The offset of the first row."""
+        """Return the offset of the first row."""
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
             raise ValueError(f"format {version}")
@@ -70,7 +70,7 @@ class FeatureFile:
         return hashes, kept
 
     def read(self, rows: NDArray[np.int64]) -> F32:
-        """The features of `rows` (int[k]), f32[k, dim].
+        """Return the features of `rows` (int[k]), f32[k, dim].
 
         Raises:
             ShardError: where a row is not the one that was there when the file was opened.

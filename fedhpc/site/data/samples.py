@@ -34,7 +34,7 @@ class Samples(Protocol):
     early: NDArray[np.bool_]
 
     def indices(self, split: str) -> I64:
-        """The rows of a split, ascending."""
+        """Return the rows of a split, ascending."""
 
     def inputs(self, rows: I64) -> Tensor:
         """float32 [k, ...], ready for the network."""

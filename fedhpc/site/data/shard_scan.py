@@ -100,7 +100,7 @@ def column_problems(columns: dict[str, Images], identity: Identity, need_train: 
 
 
 def leaks(split: U8, patient: Images, hashes: list[bytes]) -> list[Problem]:
-    """What is shared by two splits: patients, and images with the same bytes."""
+    """Return what is shared by two splits: patients, and images with the same bytes."""
     problems = []
     for what, keys in (("/patient: patient", patient.tolist()), ("/images: duplicate image", hashes)):
         first_row: dict[bytes, int] = {}

@@ -82,11 +82,11 @@ class ClippedSum:
         self._units, self._batches = 0, 0
 
     def close(self) -> None:
-        """Leave the model as it was."""
+        """Detach from the model, and leave it as it was."""
         self._recorder.detach()
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
-        """One part of [d] for each of `trained`, flat."""
+        """Return one flat part of vector [d] for each of `trained`."""
         return torch.split(vector, [p.numel() for p in self.trained])
 
     @property
@@ -191,7 +191,7 @@ class ClippedSum:
         return finite
 
     def _shrink(self, parts: Iterable[Tensor]) -> float:
-        """What the vector of these parts must be multiplied by to be no longer than the bound, in float64."""
+        """Return what the vector of these parts must be multiplied by to be no longer than the bound, in float64."""
         norm = math.sqrt(sum(float(torch.linalg.vector_norm(part, dtype=torch.float64)) ** 2 for part in parts))
         return min(1.0, self._clip_norm / norm) if norm else 1.0
 
@@ -254,7 +254,10 @@ class _Batch:
 
 
 def squared_norms(rows: Tensor) -> Tensor:
-    """[k, entries] -> [k], in pieces: over 3e6 entries at once, float32 loses all digits of a norm but four."""
+    """Return the squared norms [k] of rows [k, entries].
+
+    They are made in pieces: over 3e6 entries at once, float32 loses all digits of a norm but four.
+    """
     piece = 1024
     whole = rows.shape[1] - rows.shape[1] % piece
     pieces = rows[:, :whole].view(len(rows), -1, piece)

@@ -22,7 +22,7 @@ class Use:
     by_gram: bool = False
 
     def pop(self) -> Tensor:
-        """The input; only once, so that its memory is free afterwards.
+        """Return the input [n, ...] (private); only once, so that its memory is free afterwards.
 
         Raises:
             PrivacyError: where it has been changed in place since.
@@ -75,7 +75,7 @@ class ForwardRecord:
     by_gram: list[GramUse] = field(default_factory=list)
 
     def plan(self, workspace: Callable[[int, int], Tensor]) -> None:
-        """Between the two passes: decide what is kept, and where in `workspace(n, entries)`."""
+        """Decide between the two passes what is kept, and where in `workspace(n, entries)`, a tensor [n, entries]."""
         times = Counter[Tensor](p for use in self.uses for p in use.layer.parameters() if p.requires_grad)
         times.update(p for p, _ in self.affine)
         self.shared = {p for p, count in times.items() if count > 1}
@@ -96,7 +96,10 @@ class ForwardRecord:
         self.written.add(p)
 
     def keep_weight(self, layer: Layer, x: Tensor, g: Tensor) -> None:
-        """The same for the weight of a layer, written in place where one use is all there is."""
+        """Take the images' weight gradients from input x [n, ...] and output gradient g [n, ...] of one use of a layer.
+
+        They are written in place where one use is all there is.
+        """
         kernel, slot = kernel_of(layer, x, g), self.slots[layer.weight]
         if layer.weight in self.shared or g.dtype != slot.dtype:
             out = torch.empty_like(slot, dtype=g.dtype)
@@ -108,7 +111,7 @@ class ForwardRecord:
             self.written.add(layer.weight)
 
     def finish(self) -> None:
-        """After the backward pass: collect from the leaves for scales and shifts; zero what nothing came to."""
+        """Collect, after the backward pass, from the leaves for scales and shifts; zero what nothing came to."""
         for p, leaf in self.affine:
             if leaf.grad is not None:
                 self.keep(p, leaf.grad)

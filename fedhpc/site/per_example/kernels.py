@@ -51,7 +51,7 @@ COSTS = {
 
 
 def costs_of(t: Tensor) -> Costs:
-    """Those of the device that a tensor lies on; of a GPU for any that is not the CPU."""
+    """Return the costs on the device that a tensor lies on; those of a GPU for any that is not the CPU."""
     return COSTS["cpu" if t.device.type == "cpu" else "cuda"]
 
 
@@ -77,7 +77,7 @@ def handles(layer: nn.Module) -> bool:
 
 
 def is_pointwise(layer: Convolution) -> bool:
-    """Whether each output position sees one input pixel, of all channels."""
+    """Return whether each output position sees one input pixel, of all channels."""
     return layer.groups == 1 and all((k, p) == (1, 0) for k, _, p, _ in _axes(layer))
 
 
@@ -87,7 +87,7 @@ def can_unfold_gradient(layer: Convolution) -> bool:
 
 
 def kernel_of(layer: Layer, x: Tensor, g: Tensor) -> GradKernel:
-    """The cheapest way for these shapes."""
+    """Return the cheapest kernel for input x [n, ...] and output gradient g [n, ...], by their shapes alone."""
     if isinstance(layer, nn.Linear):
         return LINEAR
     if is_pointwise(layer):
@@ -128,11 +128,17 @@ def prefers_gram(layer: Layer, x: Tensor, g: Tensor, pairs: int) -> bool:
 
 
 def inner_products(layer: Layer, x: Tensor, g: Tensor, pairs: Sequence[RowPair]) -> Tensor:
-    """Of the weight gradients of images: row by row for each pair of equally long slices of the batch, end to end.
+    """Return inner products of the weight gradients of pairs of images, [k] (private).
 
     A gradient is a sum of outer products over output positions, so it is the sum, over pairs of positions, of
     <g, g'> <patch, patch'> (Goodfellow 2015 for one position; Li et al. 2021, section 4, for several). Where a gradient
     cancels to a small part of |x| |g|, its norm is less exact than its entries, by that ratio.
+
+    Args:
+        layer: the layer.
+        x: its input, [n, ...] (private).
+        g: the gradient at its output, [n, ...] (private).
+        pairs: equally long slices of the batch; image meets image row by row, and the results lie end to end.
     """
     if isinstance(layer, nn.Linear):
         x, g = _rows(x).transpose(1, 2), _rows(g).transpose(1, 2)
@@ -147,7 +153,7 @@ def inner_products(layer: Layer, x: Tensor, g: Tensor, pairs: Sequence[RowPair])
 
 
 def weighted_sum(layer: Layer, x: Tensor, g: Tensor, factor: Tensor) -> Tensor:
-    """The sum over images of factor [n] times the image's weight gradient, in the weight's shape."""
+    """Return the sum over images of factor [n] times the image's weight gradient, in the weight's shape."""
     g = g * factor.view(-1, *[1] * (g.ndim - 1))
     if isinstance(layer, nn.Linear):
         return g.reshape(-1, layer.out_features).t() @ x.reshape(-1, layer.in_features)
@@ -155,7 +161,7 @@ def weighted_sum(layer: Layer, x: Tensor, g: Tensor, factor: Tensor) -> Tensor:
 
 
 def bias_by_image(layer: Layer, g: Tensor) -> Tensor:
-    """The bias's gradient of each image [n, outputs]."""
+    """Return the bias's gradient of each image [n, outputs]."""
     return _rows(g).sum(1) if isinstance(layer, nn.Linear) else g.flatten(2).sum(2)
 
 
@@ -237,7 +243,7 @@ def _patches(layer: Convolution, t: Tensor, padding: list[int], size: torch.Size
 
 
 def _around(padding: Sequence[int]) -> list[int]:
-    """The padding of each axis as `F.pad` takes it: before and behind, from the last axis on."""
+    """Return the padding of each axis as `F.pad` takes it: before and behind, from the last axis on."""
     return [p for along in reversed(padding) for p in (along, along)]
 
 

@@ -23,7 +23,7 @@ class LinearHead:
 
     @classmethod
     def of(cls, model: nn.Module) -> "LinearHead | None":
-        """The head of a Sequential that ends in it; None for any other model."""
+        """Return the head of a Sequential that ends in it; None for any other model."""
         if type(model) is not nn.Sequential or not len(model):
             return None
         last = model[-1]
@@ -64,7 +64,7 @@ class LinearHead:
         return logits + self.linear.bias.double() if self._offset else logits
 
     def squared_norms(self, x: Tensor, r: Tensor, owner: Tensor) -> Tensor:
-        """For each image [n], that of its unit's gradient."""
+        """Return, for each image [n], the squared norm of its unit's gradient (private)."""
         if int(owner.max()) == len(owner) - 1:
             squares: Tensor = torch.linalg.vecdot(r, r) * (torch.linalg.vecdot(x, x) + self._offset)
             return squares

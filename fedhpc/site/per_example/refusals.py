@@ -7,7 +7,7 @@ from fedhpc.site.per_example.kernels import handles
 
 
 def own_trained(module: nn.Module) -> list[nn.Parameter]:
-    """The trained parameters that are the module's own, not its children's."""
+    """Return the trained parameters that are the module's own, not its children's."""
     return [p for p in module.parameters(recurse=False) if p.requires_grad]
 
 
@@ -22,7 +22,7 @@ def _opacus_refusals(module: nn.Module) -> list[str]:
 
 
 def refusals(module: nn.Module) -> list[str]:
-    """Why a module, by itself, cannot be part of a network that is trained with privacy."""
+    """Return why a module, by itself, cannot be part of a network that is trained with privacy."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
         return ["batch norm mixes the images of a batch; use group norm"]
     if not own_trained(module):

@@ -49,7 +49,7 @@ class UnitOrder:
         return cls(order, tuple(torch.bincount(turn).tolist()), sizes[large_first])
 
     def arrange(self, rows: Tensor) -> Tensor:
-        """The batch's rows [n, ...] in this order."""
+        """Return the batch's rows [n, ...] in this order."""
         return rows if self.order is None else rows[self.order]
 
     def of_images(self, values: Tensor) -> Tensor:

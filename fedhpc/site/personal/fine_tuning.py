@@ -58,7 +58,7 @@ def fine_tune(local: LocalRound) -> FineTuned:
 
 
 def _one_epoch(config: RunConfig) -> RunConfig:
-    """The run's local training, an epoch at a time at a constant rate."""
+    """Return the run's local training, an epoch at a time at a constant rate."""
     lr = config.personalisation.lr or config.training.lr
     training = config.training.model_copy(update={"local_epochs": 1, "lr": lr, "lr_schedule": "constant"})
     return config.model_copy(update={"training": training})

@@ -60,7 +60,7 @@ class Fit:
     correction: Tensor
 
     def matrix(self, shared: Tensor) -> Tensor:
-        """The head f64[K, p], from the global one."""
+        """Return the head f64[K, p], from the global one."""
         return self.scale * shared + self.correction
 
 

@@ -183,7 +183,7 @@ def make_head(samples: Samples, place: SiteContext) -> Made:
 
 
 def _unprotected(config: RunConfig) -> dict[str, Any]:
-    """The run's config as that of a model without privacy, which a personal one is, whatever the run was."""
+    """Return the run's config as that of a model without privacy, which a personal one is, whatever the run was."""
     return {**config.model_dump(mode="json"), "privacy": {"off": True}}
 
 
@@ -211,7 +211,7 @@ def _told(tested: Tested) -> dict[str, Any]:
 
 
 def _gain(shared: Tested, own: Tested) -> dict[str, Any]:
-    """What the personal model has more than the final one; its interval is over the same patients of both."""
+    """Return what the personal model has more than the final one; its interval is over the same patients of both."""
     found: dict[str, Any] = {}
     for k, metric in enumerate(METRICS):
         before, after = shared.values[metric.key], own.values[metric.key]

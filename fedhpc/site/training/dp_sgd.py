@@ -45,7 +45,7 @@ class Entropy:
 
 
 def entropy(noise_seed: int | None, site: str, round: int) -> Entropy:
-    """Two keys of the operating system, independent for each site, round and restart.
+    """Return two streams keyed by the operating system, independent for each site, round and restart.
 
     A `noise_seed` makes them reproducible, though different at each site and round; it is for tests: no guarantee.
     """
@@ -61,7 +61,7 @@ class Units:
 
     @classmethod
     def of(cls, samples: Samples, unit: str, max_images: int) -> "Units":
-        """Patients with all their training images, or single images."""
+        """Return the units of the training split: patients with all their images, or single images (unit="image")."""
         train = samples.indices("train")
         if unit == "image":
             return cls(tuple(train[:, None]), 1)
@@ -70,7 +70,11 @@ class Units:
         return cls(tuple(np.split(train[order], np.cumsum(np.bincount(owner))[:-1])), max_images)
 
     def draw(self, sample_rate: float, stream: KeyStream) -> list[I64]:
-        """Poisson sampling: each unit with probability `sample_rate`; of a unit, at most `max_images` random images."""
+        """Draw each unit with probability `sample_rate` (Poisson sampling).
+
+        Returns:
+            of each unit that was drawn, int64[k]: its images, or `max_images` of them at random (private).
+        """
         chosen = np.flatnonzero(stream.uniform(len(self.rows)) < sample_rate)
         return [self._some_images(self.rows[u], stream) for u in chosen]
 
@@ -79,7 +83,9 @@ class Units:
 
 
 def physical_batches(drawn: list[I64], limit: int) -> Iterator[tuple[I64, I64, bool]]:
-    """(rows, unit number of each row, is the last) of a drawn batch in parts of at most `limit` images.
+    """Yield (rows int64[k], unit of each row int64[k], whether it is the last part) of a drawn batch (private).
+
+    A part has at most `limit` images, but for a unit that has more.
 
     A unit is never cut. There is always one part: an empty draw is a step too, of noise alone.
     """

@@ -56,7 +56,7 @@ def whitened_sum(features: Features, grid: IntegerGrid, weight: int) -> I64:
 
 
 def noisy_sum(total: I64, grid: IntegerGrid, noise_multiplier: float, stream: KeyStream) -> F64:
-    """The sum with all of the noise, f64[d] in lengths of a unit: private by itself.
+    """Return the sum with all of the noise, f64[d] in lengths of a unit: private by itself.
 
     Args:
         total: int64[d] (private).
@@ -70,5 +70,5 @@ def noisy_sum(total: I64, grid: IntegerGrid, noise_multiplier: float, stream: Ke
 
 
 def shared_sum(total: I64, grid: IntegerGrid, stream: KeyStream) -> I64:
-    """The sum with this site's share of the noise, int64[d]: private only under the masks of a secure sum."""
+    """Return the sum with this site's share of the noise, int64[d]: private only under the masks of a secure sum."""
     return total + draw(grid.site_variance, total.size, stream)

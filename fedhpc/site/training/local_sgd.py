@@ -46,12 +46,12 @@ def learning_rate(training: Training, round: int) -> float:
 
 
 def steps_per_epoch(images: int, training: Training) -> int:
-    """How many mini-batches an epoch over so many images has, without privacy."""
+    """Return how many mini-batches an epoch over so many images has, without privacy."""
     return math.ceil(images / training.batch_size)
 
 
 def local_steps(images: int, training: Training, effort: float = 1.0) -> int:
-    """How many steps a round over so many images has, without privacy; `effort`: the share of them that is made.
+    """Return how many steps a round over so many images has, without privacy; `effort`: the share of them that is made.
 
     >>> local_steps(640, Training(batch_size=64, local_epochs=3)), local_steps(640, Training(local_epochs=3), 0.1)
     (30, 3)
@@ -84,7 +84,7 @@ def gradient_weight(training: Training, round: int, steps: int) -> float:
 
 
 def make_optimizer(model: nn.Module, training: Training, round: int) -> Optimizer:
-    """A fresh optimiser for one round: momenta do not cross rounds, since the parameters they belong to have moved."""
+    """Return a fresh optimiser for one round: momenta do not cross rounds, whose parameters have moved."""
     lr = learning_rate(training, round)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if training.optimizer == "adam":
@@ -144,11 +144,11 @@ class LocalRound:
     effort: float = 1.0
 
     def optimizer(self) -> Optimizer:
-        """A fresh optimiser for the round, while the model is set to the global parameters."""
+        """Return a fresh optimiser for the round, while the model is set to the global parameters."""
         return regularized(make_optimizer(self.model, self.config.training, self.round), self.model, self.regularizer)
 
     def read(self, rows: I64, uniform: Callable[[int], NDArray[np.float64]]) -> Batch:
-        """Return these rows as a batch; `uniform` draws n numbers in [0, 1), for what is mirrored."""
+        """Return rows int64[b] as a batch (private); `uniform` draws f64[n] in [0, 1), for what is mirrored."""
         images = self.samples.inputs(rows)
         if self.config.training.random_flip:
             images = mirrored(images, uniform(len(images)))
@@ -210,7 +210,7 @@ def _plain_batches(local: LocalRound) -> Iterator[Batch]:
 
 
 def one_step(model: nn.Module, training: Training, round: int, params: F32, gradient: F32) -> F32:
-    """What one step of the round's fresh optimiser along a mean gradient f32[d] adds to the parameters, f32[d].
+    """Return what one step of the round's fresh optimiser along a mean gradient f32[d] adds to the parameters, f32[d].
 
     Args:
         model: whose parameters are used for the arithmetic, and left changed.

@@ -74,6 +74,6 @@ class _Regularized:
 
 
 def _like(vector: F32, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """The parts of f32[d] in the shapes and on the devices of the parameters."""
+    """Return the parts of f32[d] in the shapes and on the devices of the parameters."""
     parts = torch.split(torch.from_numpy(vector), [p.numel() for p in parameters])
     return [part.view_as(p).to(p.device) for part, p in zip(parts, parameters, strict=True)]

@@ -58,11 +58,11 @@ class IntegerGrid:
     width_bytes: int
 
     def bound(self, weight: int) -> int:
-        """The largest entry of the sum of a site of this declared weight."""
+        """Return the largest entry of the sum of a site of this declared weight."""
         return weight * math.ceil(self.l2)
 
     def mean_gradient(self, total: I64, weight: int, privacy: Privacy) -> NDArray[np.float32]:
-        """The private mean gradient f32[d] that an integer sum over sites of this total weight stands for."""
+        """Return the private mean gradient f32[d] that an integer sum over sites of this total weight stands for."""
         units = weight * privacy.sample_rate
         return (total.astype(np.float64) * (privacy.clip_norm / (self.clip_units * units))).astype(np.float32)
 
@@ -70,7 +70,7 @@ class IntegerGrid:
 def plan_grid(
     noise_multiplier: float, size: int, weights: Sequence[int], honest_sites: int, rounds: int
 ) -> IntegerGrid:
-    """The grid on which `honest_sites` shares of the noise make the noise multiplier (all public).
+    """Return the grid on which `honest_sites` shares of the noise make the noise multiplier (all public).
 
     It is so fine that rounding adds less than 1 / (2 FINENESS) to the sensitivity. A true sum cannot wrap round, since
     each site keeps its own within `IntegerGrid.bound`; with the noise any entry in the whole run does with a chance
@@ -206,7 +206,7 @@ def _head_gradients(head: LinearHead, bench: Device, inputs: Tensor, labels: Ten
 
 
 def mean_by_unit(per_image: Tensor, owner: Tensor) -> Tensor:
-    """The mean gradient of each unit's images: float64[b, d] -> float64[u, d]."""
+    """Return the mean gradient of each unit's images: float64[b, d] -> float64[u, d]."""
     counts = torch.bincount(owner)
     if len(counts) == len(owner):
         return per_image
