@@ -20,8 +20,7 @@ from fedhpc.run.initial_model import check_backbone, start_from
 from fedhpc.run.membership import Membership
 from fedhpc.run.network import agreed_network, check_local_layers
 from fedhpc.run.preemption import StopRequest
-from fedhpc.run.public_features import Place as MapPlace
-from fedhpc.run.public_features import agreed_map
+from fedhpc.run.public_features import MapPlace, agreed_map
 from fedhpc.run.secure_channel import open_secure_channel, sites_by_rank
 from fedhpc.run.session import POOLED, Session
 from fedhpc.run.site_facts import agreed_facts, check_agreed, facts_of, gathered_facts

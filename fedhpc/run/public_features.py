@@ -24,7 +24,7 @@ from fedhpc.util.arrays import Array
 
 
 @dataclass(frozen=True)
-class Place:
+class MapPlace:
     """Where a rank agrees on the map: its open shards, its run directory, and the way to the other ranks.
 
     `image_size`: rows and columns of all sites' images.
@@ -36,7 +36,7 @@ class Place:
     image_size: int
 
 
-def agreed_map(config: RunConfig, backbone: Backbone, place: Place) -> PublicMap:
+def agreed_map(config: RunConfig, backbone: Backbone, place: MapPlace) -> PublicMap:
     """Fitted at rank 0 to the public reference, sent to all; no image of it stays among a hospital's own.
 
     With privacy such images are left out, each by itself, and only the site's own log says so: whether an image is in a
@@ -79,7 +79,7 @@ def reference_backbone(created_by: str, backbone: Backbone) -> Backbone:
     return backbone.without_crops() if created_by.startswith(SYNTHETIC) else backbone
 
 
-def _leave_out(config: RunConfig, place: Place, public: Set[bytes]) -> None:
+def _leave_out(config: RunConfig, place: MapPlace, public: Set[bytes]) -> None:
     for shard in place.shards:
         count = shard.leave_out(public)
         if count:
@@ -90,7 +90,7 @@ def _leave_out(config: RunConfig, place: Place, public: Set[bytes]) -> None:
             )
 
 
-def _refuse_private_reference(config: RunConfig, place: Place, public: Set[bytes]) -> None:
+def _refuse_private_reference(config: RunConfig, place: MapPlace, public: Set[bytes]) -> None:
     for shard in place.shards:
         if public & shard.image_hashes:
             raise PrivacyError(

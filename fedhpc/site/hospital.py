@@ -186,8 +186,17 @@ class Hospital:
 
     def _local(self, round: int, regularizer: Regularizer = NOTHING, place: SiteContext | None = None) -> LocalRound:
         place = place or self._place
-        where = (self.name, round, place.bench, slowed(place.on_step, place.slowdown))
-        return LocalRound(place.model, self._samples, place.config, *where, regularizer, place.effort)
+        return LocalRound(
+            model=place.model,
+            samples=self._samples,
+            config=place.config,
+            site=self.name,
+            round=round,
+            device=place.bench,
+            on_step=slowed(place.on_step, place.slowdown),
+            regularizer=regularizer,
+            effort=place.effort,
+        )
 
     def _private_work(self, round: int) -> PrivateWork:
         if self._units is None:

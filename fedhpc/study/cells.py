@@ -130,7 +130,7 @@ def _legacy(name: str, legacy: Legacy, folder: Path) -> Draft:
     words = ("bench", "legacy", "{config}", "-o", "{dir}/runs", "--held-out", str(legacy.held_out), "--json", "--seeds")
     seeds = tuple(map(str, legacy.seeds))
     cell = Cell(name, "legacy", legacy.part or "legacy", epsilon, None, legacy.seeds[0], "", case=legacy.site)
-    return Draft(cell, tree, False, ((*words, *seeds),))
+    return Draft(cell, tree, trains=False, commands=((*words, *seeds),))
 
 
 def _early(part: Part, early: EarlyStage, folder: Path) -> Draft:
@@ -139,7 +139,7 @@ def _early(part: Part, early: EarlyStage, folder: Path) -> Draft:
     keys = tuple(_overrides(part.centralised or {}))
     own = ("--centralised", *keys) if keys else ()
     cell = Cell("early", "early", early.part, early.epsilon, part.paper.density, early.seeds[0], "")
-    return Draft(cell, tree, False, ((*words, *map(str, early.seeds), *own),))
+    return Draft(cell, tree, trains=False, commands=((*words, *map(str, early.seeds), *own),))
 
 
 def _overrides(tree: Tree, above: str = "") -> Iterator[str]:
@@ -162,7 +162,7 @@ def _schedule(part: Part, slow: SlowHospital, folder: Path) -> Iterator[Draft]:
         more = ("--factor", f"{slow.factor:g}", "--epsilons", "none" if epsilon is None else f"{epsilon:g}", "--seeds")
         name = f"schedule-{_eps(epsilon)}"
         cell = Cell(name, "schedule", slow.part, epsilon, part.paper.density, slow.seeds[0], "", case=slow.site)
-        yield Draft(cell, tree, False, ((*words, *more, *map(str, slow.seeds)),))
+        yield Draft(cell, tree, trains=False, commands=((*words, *more, *map(str, slow.seeds)),))
 
 
 def _contribution(part: Part, wanted: Contributions, folder: Path) -> Iterator[Draft]:
@@ -170,7 +170,7 @@ def _contribution(part: Part, wanted: Contributions, folder: Path) -> Iterator[D
         tree = merged(_at(part, folder, epsilon), _exchange(wanted.density))
         tree = merged(tree, {"contribution": {"store_updates": True}})
         cell = Cell(f"contribution-{_eps(epsilon)}", "contribution", wanted.part, epsilon, wanted.density, 0, "")
-        yield Draft(cell, tree, True, (("contribution", "{dir}", *_judges(tree), "--json"),))
+        yield Draft(cell, tree, commands=(("contribution", "{dir}", *_judges(tree), "--json"),))
 
 
 def _planted(part: Part, wanted: Contributions, folder: Path) -> Iterator[Draft]:
@@ -179,7 +179,12 @@ def _planted(part: Part, wanted: Contributions, folder: Path) -> Iterator[Draft]
     if wanted.planted_draws is None or not epsilons:
         return
     words = ("bench", "contribution", "--draws", str(wanted.planted_draws), "--json", "--epsilons", *epsilons)
-    yield Draft(Cell("planted", "planted", wanted.part, None, None, 0, ""), _at(part, folder, None), False, (words,))
+    yield Draft(
+        Cell("planted", "planted", wanted.part, None, None, 0, ""),
+        _at(part, folder, None),
+        trains=False,
+        commands=(words,),
+    )
 
 
 def _judges(tree: Tree) -> tuple[str, ...]:
@@ -195,7 +200,7 @@ def _audit(part: Part, name: str, epsilon: float, folder: Path) -> Draft:
     synthetic = (tree.get("data") or {}).get("phantom") is not None
     own = () if synthetic else ("--no-real-patients",)
     words = ("audit", "{config}", "--quick", "--out", "{dir}/audit", *own, "--json")
-    return Draft(Cell("audit", "audit", name, epsilon, None, 0, ""), tree, False, (words,))
+    return Draft(Cell("audit", "audit", name, epsilon, None, 0, ""), tree, trains=False, commands=(words,))
 
 
 def _codec(config: StudyConfig, codec: Codec, folder: Path) -> Draft:
@@ -203,7 +208,10 @@ def _codec(config: StudyConfig, codec: Codec, folder: Path) -> Draft:
     words = ("bench", "codec", "--size", str(codec.size), "--density", f"{codec.density:g}")
     more = ("--value-bits", str(codec.value_bits), "--bytes-only", "--json")
     return Draft(
-        Cell("codec", "codec", name, None, codec.density, 0, ""), _at(part, folder, None), False, ((*words, *more),)
+        Cell("codec", "codec", name, None, codec.density, 0, ""),
+        _at(part, folder, None),
+        trains=False,
+        commands=((*words, *more),),
     )
 
 
