@@ -84,7 +84,7 @@ def planned_efforts(sites: Sequence[Site], speeds: Mapping[str, float], step_uni
         step_units: what a step costs whatever its batch, in units of weight.
 
     >>> sites = [Site(name="a", weight=400), Site(name="b", weight=100), Site(name="c", weight=400)]
-    >>> planned_efforts(sites, {"b": 0.5, "c": 0.1})
+    >>> planned_efforts(sites, {"b": 0.5, "c": 0.1}, step_units=0)
     {'a': 1.0, 'b': 1.0, 'c': 0.1}
     >>> planned_efforts(sites, {"b": 0.5, "c": 0.1}, step_units=20)
     {'a': 1.0, 'b': 1.0, 'c': 0.055}
