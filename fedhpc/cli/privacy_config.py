@@ -12,7 +12,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy.accountant import Charge, bounds_of
 from fedhpc.privacy.evaluation_plan import charges_of_run, plan_evaluation
-from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked, plan_privacy, without_noise
+from fedhpc.privacy.plan import PrivacyPlan, bound_note, epsilon_if_unmasked, plan_privacy, without_noise
 from fedhpc.privacy.spending import Limit, Spending, no_set
 from fedhpc.privacy.verdict import judged, noise_per_signal
 from fedhpc.records.summary import data_digest, data_labels
@@ -125,6 +125,7 @@ def _report_config(config: RunConfig, begins: Callable[[str], None]) -> Report:
         "rounds": config.training.rounds,
         "steps": plan.steps_per_round * config.training.rounds,
         "noise_per_signal": noise_per_signal(config, plan),
+        "bound_note": bound_note(config),
         "verdict": None if (found := judged(config, plan)) is None else found.text,
         "lifetime_epsilon": p.lifetime_epsilon,
         "schedule": _schedule_note(config),

@@ -23,6 +23,7 @@ def config_text(facts: Mapping[str, Any]) -> str:
         f"privacy.lifetime_epsilon {cap}",
         *_feature_mean(facts),
         *_unmasked(facts),
+        *([facts["bound_note"]] if facts["bound_note"] else []),
         *([facts["schedule"]] if facts["schedule"] else []),
     ]
     tail = [

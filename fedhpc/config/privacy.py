@@ -58,7 +58,7 @@ class Privacy(Section):
     max_physical_batch: Annotated[int, Field(ge=1)] = Field(
         default=128,
         description="images that are in memory at once in a private step: bounds memory, changes no result beyond "
-        "rounding",
+        "rounding; 1: the bound on a unit is proven for any network and against any aggregator",
     )
     pad_batches: bool | Literal["auto"] = Field(
         default="auto",

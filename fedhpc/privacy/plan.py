@@ -111,6 +111,22 @@ def check_plan(config: RunConfig, plan: PrivacyPlan, site: str | None = None) ->
         )
 
 
+def bound_note(config: RunConfig) -> str | None:
+    """Return what the bound on one unit of a private run rests on beyond arithmetic (public); None where on nothing.
+
+    It is proven for a linear head on a frozen backbone, and for units that are computed one by one. For a network in
+    batches it is measured; see `fedhpc.site.per_example.clipped_sum`.
+    """
+    p = config.privacy
+    if not config.private or config.model.backbone is not None or p.max_physical_batch == 1:
+        return None
+    coarse = "" if config.runtime.precision == "fp32" else f", and is wider by 1 % with {config.runtime.precision}"
+    return (
+        f"the bound on one {p.unit} is measured, not proven, for a network in batches: it holds for an aggregator that "
+        f"keeps to the protocol{coarse}. privacy.max_physical_batch: 1 proves it for any, and is slower"
+    )
+
+
 def epsilon_if_unmasked(config: RunConfig, plan: PrivacyPlan) -> float:
     """Return the epsilon of all of one site's own vectors, seen without masks (privacy.trust=sites; public).
 

@@ -15,7 +15,7 @@ from fedhpc.aggregation.base import Flag
 from fedhpc.config.schedule import efforts_of
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import FileError
-from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.privacy.plan import PrivacyPlan, bound_note
 from fedhpc.records.metrics import shown_metrics
 from fedhpc.records.summary import GIVEN_AWAY
 from fedhpc.util.log import AGGREGATOR
@@ -170,6 +170,7 @@ def _privacy_line(config: RunConfig, facts: Mapping[str, Any]) -> str:
         f"noise multiplier {facts['noise_multiplier']:.3f}, sample rate {p.sample_rate:g}"
         f"{_feature_mean_line(facts)}"
         f"{_trust_line(config, facts) if p.trust == 'sites' else ''}"
+        f"{'' if (note := bound_note(config)) is None else chr(10) + note}"
     )
 
 

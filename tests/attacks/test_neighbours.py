@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedhpc.config.schema import RunConfig
 from fedhpc.models.densenet import SMALL, DenseNet
 from fedhpc.models.device import Device
 from fedhpc.models.whitening import Whitening
+from fedhpc.privacy.plan import bound_note
 from fedhpc.site.data.samples import ImageSamples
 from fedhpc.site.evaluation import predict
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
@@ -101,6 +103,28 @@ def test_poisoned_network_is_bounded_by_single_units_only() -> None:
         pytest.skip("this processor's matrix products do not round by 15 or 16 rows")
     assert moved(network, images, labels, physical=1) <= 1 + MARGIN
     assert moved(network, images, labels, physical=16) > 10, "the attack's control: it works where nothing is proven"
+
+
+@pytest.mark.parametrize(
+    ("model", "physical", "told"),
+    [
+        ({"name": "densenet_small"}, 128, True),
+        ({"name": "densenet_small"}, 1, False),
+        ({"name": "frozen", "backbone": "phantom"}, 128, False),
+    ],
+)
+def test_limit_of_networks_in_batches_is_told(model: dict[str, str], physical: int, told: bool) -> None:
+    config = RunConfig.model_validate(
+        {
+            "name": "x",
+            "data": {"shards": "{site}.h5", "sites": [{"name": name, "weight": 10} for name in "ab"]},
+            "model": model,
+            "privacy": {"epsilon": 1.0, "max_physical_batch": physical},
+            "runtime": {"precision": "bf16"},
+        }
+    )
+    note = bound_note(config)
+    assert (note is not None and "bf16" in note) if told else note is None
 
 
 def false_map(size: int, kept: int) -> Whitening:
