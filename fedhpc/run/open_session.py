@@ -1,8 +1,9 @@
 """Open a session: the secure channel, this rank's shards, the agreed network, the hospitals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import load_backbone
 from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count
+from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.built_in_cohort import make_missing
 from fedhpc.run.display import Console
@@ -47,22 +49,9 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
     Raises:
         InputError: at every rank, with the problems of all.
     """
-    config = members.config
-    transport = open_secure_channel(config, directory, members.wire, console)
-    indices = sites_by_rank(config, transport.size)[transport.rank]
-    make_missing(config, transport, indices, console)
-    opened = run_on_all_ranks(transport, lambda: _open_sites(config, indices, directory, transport.rank))
-    shards = [site.shard for site in opened]
-    accounts = open_accounts(config, directory, transport, shards)
-    for shard in shards if config.exchange.search else ():
-        transport.search_for(shard.site, image_blocks(shard))
-    bench = run_on_all_ranks(transport, lambda: prepare(config.runtime, transport.local_rank))
-    own = [facts_of(config, shard, transport, bench) for shard in shards]
-    facts = gathered_facts(config, transport, own)
-    common = broadcast_json(transport, lambda: agreed_facts(facts))
-    run_on_all_ranks(transport, lambda: check_agreed(common, own))
-    weights = tuple(common["weights"])
-    task = Task(tuple(common["classes"]), tuple(common["image_shape"]), config.task)
+    opened = _opened(members, directory, console)
+    transport, bench, task, weights = opened.transport, opened.device, opened.task, opened.weights
+    config, shards = members.config, [site.shard for site in opened.sites]
     network = _network(config, task, transport, bench)
     cost = partial(measured_cost, model=network.model, shape=network.input_shape, config=config, device=bench)
     weighed = dict(zip(config.site_names, weights, strict=True))
@@ -77,10 +66,12 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
     run_on_all_ranks(transport, lambda: check_local_layers(config, network.model))
     grid = run_on_all_ranks(transport, lambda: _grid(config, place, weights))
     free = free_bytes(bench.device, transport.local_size)
-    samples = [resident(site.samples(network.backbone), bench.device, free // len(opened)) for site in opened]
+    samples = [
+        resident(site.samples(network.backbone), bench.device, free // len(opened.sites)) for site in opened.sites
+    ]
     sites = tuple(
         Hospital(config.site_names[i], i, weights[i], mine, place_of(config.site_names[i], place, plans))
-        for i, mine in zip(indices, samples, strict=True)
+        for i, mine in zip(opened.indices, samples, strict=True)
     )
     learners = _learners(config, sites, samples, sum(weights), place)
     for one in (*sites, *learners):
@@ -96,15 +87,57 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
         sites=sites,
         learners=learners,
         weights=weights,
-        facts=facts,
+        facts=opened.facts,
         grid=grid,
         notice=notice,
-        identities={} if grid is None else agreed_identities(config, transport, indices),
+        identities={} if grid is None else agreed_identities(config, transport, opened.indices),
         shard_digests=_shard_digests(sites, learners, shards),
-        accounts=accounts,
+        accounts=opened.accounts,
         absent=members.absent,
         plans=plans,
     )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What this rank has opened, and what all ranks have agreed on by it.
+
+    Attributes:
+        transport: between the ranks, encrypted where the config says so.
+        indices, sites: of this rank, in site order; their shards are private.
+        accounts: on the site ledgers of these sites; none without privacy.
+        device: that this rank computes on.
+        facts: of every site; only at rank 0.
+        task, weights: of the run: the same at every rank.
+    """
+
+    transport: Transport
+    indices: Sequence[int]
+    sites: Sequence[OpenSite]
+    accounts: tuple[SiteAccount, ...]
+    device: Device
+    facts: tuple[Mapping[str, Any], ...]
+    task: Task
+    weights: tuple[int, ...]
+
+
+def _opened(members: Membership, directory: RunDirectory, console: Console) -> _Opened:
+    config = members.config
+    transport = open_secure_channel(config, directory, members.wire, console)
+    indices = sites_by_rank(config, transport.size)[transport.rank]
+    make_missing(config, transport, indices, console)
+    sites = run_on_all_ranks(transport, lambda: _open_sites(config, indices, directory, transport.rank))
+    shards = [site.shard for site in sites]
+    accounts = open_accounts(config, directory, transport, shards)
+    for shard in shards if config.exchange.search else ():
+        transport.search_for(shard.site, image_blocks(shard))
+    device = run_on_all_ranks(transport, lambda: prepare(config.runtime, transport.local_rank))
+    own = [facts_of(config, shard, transport, device) for shard in shards]
+    facts = gathered_facts(config, transport, own)
+    common = broadcast_json(transport, lambda: agreed_facts(facts))
+    run_on_all_ranks(transport, lambda: check_agreed(common, own))
+    task = Task(tuple(common["classes"]), tuple(common["image_shape"]), config.task)
+    return _Opened(transport, indices, sites, accounts, device, facts, task, tuple(common["weights"]))
 
 
 @dataclass(frozen=True)
