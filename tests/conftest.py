@@ -196,15 +196,6 @@ def repo_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def brain_mri() -> Path:
-    """The real brain MRI images: they lie beside the checkout, on machines that have them."""
-    path = REPO.parent / "shared" / "data" / "brain_mri"
-    if not path.is_dir():
-        pytest.skip(f"no real images at {path}")
-    return path
-
-
-@pytest.fixture(scope="session")
 def run_python(preloaded: list[str]) -> Callable[..., Outcome]:
     """`run_python(args, timeout=120, env=None, fresh=False)`: the real command line, `python run.py *args`.
 

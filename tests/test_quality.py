@@ -1,4 +1,4 @@
-"""The rules of the house, each checked by a tool or by reading the files themselves."""
+"""The rules of this code base, each checked by a tool or by reading the files themselves."""
 
 import ast
 import re

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, ExplicitVRLittleEndian
@@ -114,8 +113,3 @@ def _contour(points: Sequence[float]) -> Dataset:
     contour.NumberOfContourPoints = len(points) // 3
     contour.ContourData = list(points)
     return contour
-
-
-def reread(path: Path) -> Dataset:
-    """Return a file as pydicom reads it."""
-    return pydicom.dcmread(path)
