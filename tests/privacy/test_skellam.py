@@ -15,7 +15,7 @@ from scipy.special import ive, logsumexp
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy import skellam
 from fedhpc.privacy.accountant import epsilon_of
-from fedhpc.privacy.noise import KeyStream, source
+from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.rdp import Steps
 from fedhpc.privacy.skellam import ORDERS, calibrate, draw, epsilon_by_rdp, rdp, scale_of, variance_for
 
@@ -139,16 +139,6 @@ def test_honest_shares_have_the_calibrated_variance_and_distribution(sites: int,
     assert stats.kstest(together / variance**0.5, "norm").pvalue > 1e-4
     assert stats.ks_2samp(together, draw(variance, size, stream)).pvalue > 1e-4
     assert sum(shares[: sites - dropouts]).var() >= 0.97 * variance
-
-
-def test_noise_differs_between_sites_rounds_and_starts() -> None:
-    def noise(seed: int | None, site: str, round: int) -> list[int]:
-        return draw(2.0**40, 4, source(seed, site, round, "skellam")).tolist()
-
-    drawn = [noise(3, "site1", 0), noise(3, "site2", 0), noise(3, "site1", 1), noise(4, "site1", 0)]
-    assert len({tuple(values) for values in drawn}) == 4
-    assert noise(3, "site1", 0) == noise(3, "site1", 0)
-    assert noise(None, "site1", 0) != noise(None, "site1", 0)
 
 
 @pytest.mark.parametrize("variance", [0.0, 2.0**25, 2.0**101, float("nan")])
