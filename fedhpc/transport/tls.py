@@ -21,7 +21,10 @@ AGGREGATOR_NAME = "aggregator"
 """The subject of rank 0's certificate; no site may have this name."""
 HEADER = struct.Struct("<BQ")
 RECORD = struct.Struct(">3sH")
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**16
+"""What OpenSSL gets at a time. A session keeps buffers of that size to its end, and rank 0 has one for every site."""
+RECORD_BYTES = 2**14
+"""The most plaintext of one record (RFC 8446, section 5.1)."""
 
 
 class TlsError(InputError):
@@ -157,7 +160,7 @@ class TlsSession:
     def _next(self) -> bytes:
         """Return the plaintext of the next record; empty where no whole one is there."""
         try:
-            return self._tls.read(CHUNK_BYTES)
+            return self._tls.read(RECORD_BYTES)
         except ssl.SSLWantReadError:
             return b""
 

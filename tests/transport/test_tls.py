@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,6 +56,16 @@ def test_payloads_come_out_as_they_went_in_both_ways(folder: Path, size: int) ->
         assert len(sealed) < 100 + 1.003 * size
         assert ends.aggregator.open(sealed, "update") == payload
         assert ends.site.open(ends.aggregator.seal(payload, "control"), "control") == payload
+
+
+def test_sessions_keep_no_memory_of_what_passed(folder: Path) -> None:
+    """Rank 0 has one for every site: a megabyte each would be a gigabyte in a round of a thousand."""
+    many, payload = [connected(folder) for _ in range(24)], bytes(2**21)
+    process = psutil.Process()
+    before_bytes = process.memory_info().rss
+    for ends in many:
+        assert ends.aggregator.open(ends.site.seal(payload, "update"), "update") == payload
+    assert process.memory_info().rss - before_bytes < len(many) * 2**19
 
 
 def flipped(sealed: bytes, at: int) -> bytes:
