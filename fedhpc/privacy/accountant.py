@@ -3,7 +3,7 @@
 PRV: Gopi, Lee and Wutschitz 2021, "Numerical composition of differential privacy" (tight; Gaussian noise only). RDP:
 Mironov 2017, with the conversion of Balle et al. 2020. All of this is public: no function here sees data.
 
-Opacus is imported where it is called: it takes as long as PyTorch, and a run without subsampling does not need it.
+What is used of Opacus is imported where it is called, and alone: see `fedhpc.privacy.opacus_accountants`.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Epsilon of Poisson-subsampled Gaussian steps by PRV, with Opacus; all of it is public.
 
-Source: Gopi, Lee and Wutschitz 2021, "Numerical composition of differential privacy". Opacus is imported where it is
-called: it takes as long as PyTorch, and a run without subsampling does not need it.
+Source: Gopi, Lee and Wutschitz 2021, "Numerical composition of differential privacy". What is used of Opacus is
+imported where it is called, and alone (`fedhpc.privacy.opacus_accountants`): all of it takes as long as PyTorch.
 """
 
 import math
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedhpc.privacy.opacus_accountants import opacus_accountants
 from fedhpc.privacy.rdp import History, Steps, composed_rdp, epsilon_from_rdp
 
 PRV_ERROR = 0.005
@@ -57,10 +58,10 @@ def prv_accountant_class() -> Any:
     Opacus computes the RDP of every kind of step four times an epsilon, which is nine tenths of the time. The domain
     is the same to the last bit: tests/privacy/test_accountant.py compares them.
     """
-    from opacus.accountants import PRVAccountant
-    from opacus.accountants.analysis.prv import Domain
+    opacus = opacus_accountants()
+    base: Any = opacus.prv_accountant
 
-    class MemoisedDomain(PRVAccountant):  # type: ignore[misc]  # Opacus ships no types
+    class MemoisedDomain(base):  # type: ignore[misc]  # Opacus ships no types
         def _get_domain(self, prvs: Any, num_self_compositions: list[int], eps_error: float, delta_error: float) -> Any:
             history = [
                 Steps(prv.noise_multiplier, prv.sample_rate, steps)
@@ -69,7 +70,7 @@ def prv_accountant_class() -> Any:
             total = sum(num_self_compositions)
             mesh_size = eps_error / np.sqrt(total * np.log(12 / delta_error) / 2)
             half = _domain_half_width(history, eps_error, delta_error)
-            return Domain.create_aligned(-half, half, mesh_size)
+            return opacus.domain.create_aligned(-half, half, mesh_size)
 
     return MemoisedDomain
 
@@ -96,9 +97,7 @@ def _mesh_points(prv: Any, error: float, delta: float) -> float:
 
 
 def _prv_of(steps: Steps) -> Any:
-    from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV
-
-    return PoissonSubsampledGaussianPRV(steps.sample_rate, steps.noise_multiplier)
+    return opacus_accountants().subsampled_prv(steps.sample_rate, steps.noise_multiplier)
 
 
 @contextmanager

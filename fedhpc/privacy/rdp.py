@@ -1,7 +1,7 @@
 """Renyi DP of Gaussian steps, and its conversion to epsilon; all of it is public.
 
-A full batch has a closed form. Opacus computes the others: it is imported for them only, since it takes as long as
-PyTorch. tests/privacy/test_accountant.py compares both to Opacus, bit for bit.
+A full batch has a closed form. Opacus computes the others: it is imported for them only.
+tests/privacy/test_accountant.py compares both to Opacus, bit for bit.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedhpc.privacy.opacus_accountants import opacus_accountants
 from fedhpc.util.arrays import F64
 
 
@@ -43,8 +44,7 @@ def gaussian_rdp(noise_multiplier: float, sample_rate: float, steps: int, orders
 def _subsampled_rdp(noise_multiplier: float, sample_rate: float, orders: tuple[float, ...]) -> F64:
     """Return the RDP of one step, read-only: Opacus takes .3 s for it, and the same one is needed at each number of
     steps, and twice by PRV."""
-    from opacus.accountants.analysis.rdp import compute_rdp
-
+    compute_rdp = opacus_accountants().compute_rdp
     found: F64 = compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(orders))
     found.flags.writeable = False
     return found

@@ -24,10 +24,26 @@ compiled = torch.compile(network, backend="aot_eager")
 assert torch.equal(compiled(image), network(image))
 assert torch.nn.Conv2d(3, 4, 3, device="meta")(image.to("meta")).shape == (2, 4, 6, 6)
 """
+ACCOUNT = """
+from fedhpc.privacy.accountant import Charge, bounds_of
+
+alone = bounds_of([Charge(1, 1.0, 0.01, 100)], 1e-5)
+assert not {"opacus", *left_out} & set(sys.modules), "an epsilon needs neither"
+"""
 TRANSFORM = """
 x = torch.ones(2, 3)
 assert torch.equal(torch.func.vmap(torch.func.grad(lambda row: (row**2).sum()))(x), 2 * x)
 assert torch.equal(torch.func.jvp(torch.sin, (x,), (x,))[1], torch.cos(x))
+"""
+WHOLE_OPACUS = """
+import opacus
+from opacus.accountants import PRVAccountant
+from opacus.optimizers import DPOptimizer
+
+whole = PRVAccountant()
+whole.history = [(1.0, 0.01, 100)]
+assert abs(whole.get_epsilon(1e-5) / alone.prv - 1) < 0.02 and issubclass(DPOptimizer, torch.optim.Optimizer)
+assert opacus.accountants.PRVAccountant is PRVAccountant and opacus.PrivacyEngine
 """
 END = """
 assert left_out < set(sys.modules)
@@ -41,7 +57,11 @@ assert not any(type(finder).__module__ == "fedhpc.models.lean_torch" for finder 
 
 
 @pytest.mark.parametrize(
-    "use", [pytest.param(COMPILE, marks=pytest.mark.slow, id="compile"), pytest.param(TRANSFORM, id="transform")]
+    "use",
+    [
+        pytest.param(COMPILE, marks=pytest.mark.slow, id="compile"),
+        pytest.param(ACCOUNT + TRANSFORM + WHOLE_OPACUS, id="account, transform"),
+    ],
 )
 def test_lean_torch_completes_itself(use: str) -> None:
     """Generators work before and after; what needs the part that was left out brings it, once."""
