@@ -6,7 +6,7 @@ from fedhpc.report.block_charts import ValueRow, intervals
 from fedhpc.report.notes import warnings_of
 from fedhpc.report.paper import AUC, NAMES, best
 from fedhpc.report.parts import Column, Figure, Part, Table, Tile, Value
-from fedhpc.report.rows import FINISHED, Group, Row
+from fedhpc.report.rows import FINISHED, SETTING, Group, Row
 from fedhpc.util.text import clock, data_size, fixed, percent
 
 NOTHING_YET = "No run has finished yet."
@@ -40,7 +40,8 @@ def _sentence(chosen: dict[str, Group], row: Row) -> str:
     if main is None or main.auc is None:
         return f"{NAMES.get(row.mode, row.mode)} training reaches an AUC of {fixed(row.auc)}."
     over = f" (mean of {main.finished} runs)" if main.finished > 1 else ""
-    told = [f"Federated training reaches an AUC of {main.auc:.3f}{over}"]
+    of_several = f" ({setting})" if (setting := main.point.get(SETTING)) else ""
+    told = [f"Federated training{of_several} reaches an AUC of {main.auc:.3f}{over}"]
     if row.epsilon is not None and not row.insecure:
         told.append(f"at epsilon {row.epsilon:.2f} for every training {row.unit or 'unit'}")
     elif row.epsilon_target is None:

@@ -33,7 +33,7 @@ from fedhpc.site.training.local_sgd import (
     train_private,
 )
 from fedhpc.site.training.pace import slowed
-from fedhpc.site.training.regularizers import NOTHING, Regularizer
+from fedhpc.site.training.regularizers import NOTHING, Regularizer, what_to_lower
 from fedhpc.site.training.secure_contribution import IntegerGrid, contribution
 from fedhpc.util.arrays import F32, F64, I64
 from fedhpc.util.log import LogFile
@@ -162,7 +162,10 @@ class Hospital:
             refused = refusal(update, layers_of(place.model), LARGEST_ENTRY)
             if refused is not None:
                 place_of_it = f"site {self.name}, round {round + 1}"
-                raise SiteError(f"{place_of_it}: {refused}; lower training.lr", code="site.diverged")
+                raise SiteError(
+                    f"{place_of_it}: {refused}; {what_to_lower(local.config.training.lr, local.regularizer)}",
+                    code="site.diverged",
+                )
             return update
 
         return trained

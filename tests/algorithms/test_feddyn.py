@@ -5,6 +5,7 @@ import pytest
 
 from fedhpc.algorithms.base import PREFIX
 from fedhpc.algorithms.feddyn import GRADIENT, SUM
+from fedhpc.site.training.regularizers import Regularizer, what_to_lower
 from tests.support.logistic import F64, D, Settings, descended, learners, run
 
 WEIGHTS, ALPHA = np.array([1, 2, 3]) / 6, 0.5
@@ -33,3 +34,11 @@ def test_aggregator_keeps_the_mean_of_what_sites_keep(density: float, value_bits
     state, _ = run(learners((2, 3, 5)), settings)
     own = np.array([state.sites[name][PREFIX + GRADIENT] for name in "abc"])
     np.testing.assert_allclose(-ALPHA * state.server[PREFIX + SUM], WEIGHTS @ own, atol=1e-5)
+
+
+@pytest.mark.parametrize(("lr", "proximal"), [(32.0, 0.1), (32.0, 0.01), (4.0, 0.1), (1.0, 2.5), (4.0, 0.0)])
+def test_remedy_names_the_weight_where_its_steps_diverge(lr: float, proximal: float) -> None:
+    distance = 1.0
+    for _ in range(50):
+        distance -= lr * proximal * distance
+    assert ("proximal" in what_to_lower(lr, Regularizer(proximal=proximal))) == (abs(distance) > 1)

@@ -300,6 +300,10 @@ def test_unlike_settings_are_never_averaged(tmp_path: Path, one: Any, other: Any
     assert all(part in text for part, text in zip(settings, told, strict=True)) and told[0] != told[1]
     write(report([found]), tmp_path / "out.html")
     assert "setting" in report([found]).text(tmp_path / "out.html")
+    if told[0] and one.get("mode") != "local":
+        assert f"Federated training ({told[0]}) reaches" in words_of(
+            (tmp_path / "out.html").read_text(encoding="utf-8")
+        )
 
 
 def test_what_changes_no_result_sets_nothing_apart(tmp_path: Path) -> None:

@@ -34,6 +34,21 @@ class Regularizer:
 
 
 NOTHING = Regularizer()
+STABLE_BELOW = 2.0
+
+
+def what_to_lower(lr: float, regularizer: Regularizer) -> str:
+    """Return the remedy for local training that has diverged.
+
+    >>> what_to_lower(32.0, NOTHING)
+    'lower training.lr'
+    """
+    if lr * regularizer.proximal < STABLE_BELOW:
+        return "lower training.lr"
+    return (
+        f"lower training.lr={lr:g} or the proximal weight {regularizer.proximal:g} (algorithm.mu, alpha): a step "
+        f"multiplies the distance from the global model by 1 less their product, which must be below {STABLE_BELOW:g}"
+    )
 
 
 def regularized(optimizer: Optimizer, model: nn.Module, regularizer: Regularizer) -> Optimizer:
