@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedhpc.compression.update import ArraySpec, pack_arrays, unpack_arrays
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import PayloadError
+from fedhpc.errors import InputError, PayloadError
 from fedhpc.records.metrics import BINS
 from fedhpc.records.site_report import SiteReport
 from fedhpc.run.evaluation.exact import read_counts, read_influence
@@ -21,7 +21,7 @@ from fedhpc.run.final_models import read_model
 from fedhpc.run.preflight.facts import RANK_FACTS, token_name
 from fedhpc.run.preflight.facts import read_facts as read_rank_facts
 from fedhpc.run.resume import FOUND, read_found
-from fedhpc.run.site_facts import read_facts
+from fedhpc.run.site_facts import check_agreed, read_facts
 from fedhpc.transport.messages import of_each, parsed, said
 
 SHAPE = (1, 3, BINS)
@@ -247,3 +247,13 @@ def test_a_site_makes_and_removes_no_file_of_another_name_for_rank_0(told: bytes
     with pytest.raises(PayloadError, match="names no token"):
         token_name(told)
     assert token_name(b".preflight-0123456789abcdef") == ".preflight-0123456789abcdef"
+
+
+@pytest.mark.parametrize(("key", "told"), [("classes", ["a"]), ("image_shape", [1, 8, 9])])
+def test_a_site_refuses_a_task_that_is_not_its_shards(key: str, told: list[object]) -> None:
+    """With a class fewer, whether training fails at a site would tell whether it has a patient of the last one."""
+    own = [{"site": "site3", "classes": ("a", "b"), "image_shape": (1, 8, 8)}]
+    honest = {"classes": ["a", "b"], "image_shape": [1, 8, 8]}
+    check_agreed(honest, own)
+    with pytest.raises(InputError, match=f"site site3: the aggregator's {key}"):
+        check_agreed({**honest, key: told}, own)
