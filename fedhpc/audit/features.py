@@ -29,7 +29,16 @@ def feature_row(subject: Subject, victim: I64) -> Row:
     guesses = {setting: _feature_guess(subject, update, wanted)[0] for setting, update in updates.items()}
     note = "one image, one step, the run's own head: features"
     limit = _by_chance(wanted)
-    return Row("inversion, own head", note, "cosine", True, _tile(wanted[0]), VICTIM, guesses, limit=limit)
+    return Row(
+        "inversion, own head",
+        note,
+        "cosine",
+        must_work=True,
+        original=_tile(wanted[0]),
+        original_caption=VICTIM,
+        guesses=guesses,
+        limit=limit,
+    )
 
 
 def real_feature_row(subject: Subject) -> Row:
@@ -47,7 +56,17 @@ def real_feature_row(subject: Subject) -> Row:
     note = f"a real round of the site ({len(train)} images), the run's own head: features"
     original = _tile(wanted[found[NO_PRIVACY][1]])
     details = {"images": len(train), "nearest_of_other_patients": by_chance}
-    return Row("inversion, real round", note, "cosine", False, original, NEAREST, guesses, details, limit)
+    return Row(
+        "inversion, real round",
+        note,
+        "cosine",
+        must_work=False,
+        original=original,
+        original_caption=NEAREST,
+        guesses=guesses,
+        details=details,
+        limit=limit,
+    )
 
 
 def _by_chance(wanted: Tensor) -> float:

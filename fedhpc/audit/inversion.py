@@ -105,7 +105,15 @@ def linear_row(subject: Subject, victim: I64, effort: Effort) -> Row:
         for setting, update in updates.items()
     }
     note = "one image, one step, linear layer on pixels; division"
-    return Row("inversion, linear layer", note, "SSIM", True, image[0].numpy(), VICTIM, guesses)
+    return Row(
+        "inversion, linear layer",
+        note,
+        "SSIM",
+        must_work=True,
+        original=image[0].numpy(),
+        original_caption=VICTIM,
+        guesses=guesses,
+    )
 
 
 def convolutional_row(subject: Subject, victim: I64, effort: Effort) -> Row:
@@ -118,7 +126,9 @@ def convolutional_row(subject: Subject, victim: I64, effort: Effort) -> Row:
     model = _seeded(lambda: smooth_convolutional(shape, classes), effort.seed, subject)
     note = "one image, one step, smooth convolutional network; search"
     enough = replace(effort, iterations=INVERTIBLE[0], budget_s=INVERTIBLE[1])
-    return _searched(subject, model, Victim(image, label), enough, Attack("inversion, convolutions", note, True))
+    return _searched(
+        subject, model, Victim(image, label), enough, Attack("inversion, convolutions", note, must_work=True)
+    )
 
 
 def own_network_row(subject: Subject, victim: I64, effort: Effort) -> Row:
@@ -129,7 +139,7 @@ def own_network_row(subject: Subject, victim: I64, effort: Effort) -> Row:
     )
     from_vector(subject.model, subject.params)
     note = f"one image, one step, {subject.config.model.label}; search"
-    attack = Attack("inversion, own network", note, False)
+    attack = Attack("inversion, own network", note, must_work=False)
     return _searched(subject, subject.model, Victim(image, label), effort, attack)
 
 
@@ -182,7 +192,16 @@ def real_row(subject: Subject, effort: Effort) -> Row:
     note = f"a real round of the site ({len(train)} images), {subject.config.model.label}; search"
     details = {"iterations": iterations, "images": len(train)}
     original = originals[nearest[NO_PRIVACY]].numpy()
-    return Row("inversion, real round", note, "SSIM", False, original, NEAREST, guesses, details)
+    return Row(
+        "inversion, real round",
+        note,
+        "SSIM",
+        must_work=False,
+        original=original,
+        original_caption=NEAREST,
+        guesses=guesses,
+        details=details,
+    )
 
 
 def _best(found: Tensor, originals: Tensor) -> tuple[Guess, int]:
