@@ -134,7 +134,8 @@ class Chain:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            # Who may open it may hold it for ever, and with it every charge.
+            descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise PrivacyError(
                 f"{self.path}: cannot be written ({error.strerror}); a private run must charge it: make its folder "

@@ -142,7 +142,7 @@ class DirectoryLock:
 
     def _flocked(self) -> int:
         with reported(self._flock, "opened for locking"):
-            descriptor = os.open(self._flock, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self._flock, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -591,6 +591,14 @@ def test_sets_and_records_hold_no_pseudonym(hospital: Hospital) -> None:
         assert not any(part in content for part in (name.encode(), plain[:8], plain.hex()[:16].encode()))
 
 
+def test_nobody_else_can_hold_the_locks(hospital: Hospital) -> None:
+    """To hold a lock for ever it is enough to open its file, for reading."""
+    hospital.run("one", rounds=1)
+    locks = sorted(hospital.folder.rglob("*.lock"))
+    assert {path.name for path in locks} == {"ledger.jsonl.lock", "making.lock"}
+    assert not any(path.stat().st_mode & 0o077 for path in locks)
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_exact_evaluation_needs_the_hospital(hospital: Hospital, allowed: bool) -> None:
     """A config alone cannot release exact counts of patients whose account demands privacy, in a private run either."""
