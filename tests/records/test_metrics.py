@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score, roc_curve
 
-from fedhpc.records.intervals import bootstrap_aucs, bootstrap_histograms, interval95
+from fedhpc.records.intervals import (
+    Placements,
+    bootstrap_aucs,
+    bootstrap_histograms,
+    delong_interval,
+    interval95,
+    squared_influence,
+)
 from fedhpc.records.metrics import (
     BINS,
     LOGIT_RANGE,
@@ -100,3 +107,33 @@ def test_bootstrap_standard_error_is_hanley_mcneils() -> None:
     se = np.sqrt((a * (1 - a) + (n1 - 1) * (q1 - a * a) + (n0 - 1) * (q2 - a * a)) / (n1 * n0))
     values = bootstrap_aucs([bootstrap_histograms(p, 500, np.random.default_rng(0))])
     assert values.std() == pytest.approx(se, rel=0.2)
+
+
+def two_sites(images_each: int) -> list[Predictions]:
+    return [predictions(n, seed=n, images_each=images_each) for n in (480, 240)]
+
+
+@pytest.mark.parametrize("images_each", [1, 4])
+def test_influence_over_sites_is_delongs_variance(images_each: int) -> None:
+    """By all pairs of images (DeLong et al. 1988), summed within patients (Obuchowski 1997), early ones among them."""
+    sites = two_sites(images_each)
+    placed = Placements.of(np.sum([score_histogram(p) for p in sites], axis=0))
+    odds = np.concatenate([p.logits[:, 1].astype(np.float64) - p.logits[:, 0] for p in sites])
+    positive = np.concatenate([p.labels == 1 for p in sites])
+    wins = (odds[positive, None] > odds[~positive]).astype(float)
+    influence = np.empty(len(odds))
+    influence[positive] = (wins.mean(axis=1) - wins.mean()) / positive.sum()
+    influence[~positive] = (wins.mean(axis=0) - wins.mean()) / (~positive).sum()
+    _, owner = np.unique(np.concatenate([p.patient for p in sites]), return_inverse=True)
+    expected = (np.bincount(owner, influence) ** 2).sum()
+    assert sum(squared_influence(p, placed) for p in sites) == pytest.approx(expected, rel=0.01)
+
+
+def test_delong_interval_is_the_bootstraps() -> None:
+    sites = two_sites(4)
+    pooled = np.sum([score_histogram(p) for p in sites], axis=0)
+    variance = sum(squared_influence(p, Placements.of(pooled)) for p in sites)
+    stacks = [bootstrap_histograms(p, 300, np.random.default_rng(seed)) for seed, p in enumerate(sites)]
+    exact, drawn = delong_interval(auc(pooled), variance), interval95(bootstrap_aucs(stacks))
+    assert exact is not None and drawn is not None
+    assert exact == pytest.approx(drawn, abs=0.15 * (drawn[1] - drawn[0]))
