@@ -20,6 +20,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.plan import plan_privacy
 from fedhpc.privacy.verdict import judged
 from fedhpc.util.progress import at_work
+from fedhpc.util.text import wrapped
 
 NAME = "train.yaml"
 EPSILON, DELTA = 1.0, 1e-5
@@ -66,6 +67,14 @@ class Counts:
     unit: str
 
 
+@dataclass(frozen=True)
+class Starter:
+    """The text of train.yaml, and what to expect of it in a line (empty: nothing is known)."""
+
+    text: str
+    verdict: str = ""
+
+
 def write_starter(job: ImageImport) -> str:
     """Write OUT/train.yaml where the shards can be trained on, and return what to do next.
 
@@ -74,8 +83,8 @@ def write_starter(job: ImageImport) -> str:
     if job.one_file or job.all_test:
         return next_steps(job, None)
     counts = count(job)
-    text = starter(job, counts)
-    if text is None:
+    made = starter(job, counts)
+    if made is None:
         why = f"no {NAME}: no config can name shards in {shown(job.folder)} ($, braces, signs outside UTF-8) or a site "
         return f"{why}has nothing to train on\n{next_steps(job, None)}"
     path = job.folder / NAME
@@ -87,9 +96,13 @@ def write_starter(job: ImageImport) -> str:
                 write_reference(job.folder / PHANTOMS_NAME, PHANTOMS, int(np.clip(job.size, *PHANTOM_SIZES)))
                 written.append(f"{shown(job.folder / PHANTOMS_NAME)}\n")
             temporary = path.with_name(f".{NAME}.tmp")
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(made.text, encoding="utf-8")
             temporary.replace(path)
-    note = f"{shown(path)} was edited and is kept as it is\n" if kept else "".join([*written, f"{shown(path)}\n"])
+    note = (
+        f"{shown(path)} was edited and is kept as it is\n"
+        if kept
+        else "".join([*written, f"{shown(path)}\n", made.verdict])
+    )
     return note + next_steps(job, path)
 
 
@@ -107,7 +120,7 @@ def count(job: ImageImport) -> Counts:
         return Counts(tuple(units), len(file["patient"]), unit)
 
 
-def starter(job: ImageImport, counts: Counts) -> str | None:
+def starter(job: ImageImport, counts: Counts) -> Starter | None:
     """Return the config; None where no config can name the folder, or its shards hold nothing to train on."""
     folder = str(job.folder)
     if shown(folder) != folder or any(sign in folder for sign in "${}") or not all(n for _, n in counts.units):
@@ -133,7 +146,9 @@ def starter(job: ImageImport, counts: Counts) -> str | None:
     config = RunConfig.model_validate(yaml.safe_load(body))
     with at_work("planning the noise"):
         found = judged(config, plan_privacy(config))
-    return _signed(f"{found.comment}\n{body}" if found else body)
+    if found is None:
+        return Starter(_signed(body))
+    return Starter(_signed(f"{found.comment}\n{body}"), f"{wrapped(f'privacy and accuracy: {found.text}')}\n")
 
 
 def rounded(units: int) -> int:

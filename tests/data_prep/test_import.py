@@ -509,6 +509,7 @@ def test_starter_config_trains(tmp_path: Path, run_here: Callable[..., Outcome])
             assert set(shard.modality) == {b"MR"}
     text = (out / "train.yaml").read_text()
     assert "unit: image" in text and "hopeless" in text and "features: 2" in text
+    assert "privacy and accuracy: hopeless" in " ".join(done.stdout.split())
     # The public backbone takes 10 s to load.
     changes = ["--set", "training.rounds=1", "--set", "model.backbone=phantom"]
     trained = run_here(["train", out / "train.yaml", *changes, "--run-dir", run])

@@ -34,7 +34,7 @@ SPENT = (
     "evaluation.epsilon is spent, since this split was released before for another model or question, or the site "
     "ledger of a hospital allows no release"
 )
-TOO_FEW = "too few patients of a class beside the noise of evaluation.epsilon"
+TOO_FEW = "too few patients of a class beside the noise of evaluation.epsilon: raise it, or pool more patients"
 SUM_ONLY = "privacy.trust=sites: only the sum over the sites is seen"
 EARLY_KEY = "sensitivity_early"
 NOT_PRIVATE = "no private release of it exists; evaluation.epsilon=null measures it, without privacy"
