@@ -90,14 +90,15 @@ def check_other_names(ledger: SiteLedger, site: str, identities: Identities) -> 
             )
 
 
-def check_synthetic(site: str, identities: Identities) -> None:
+def check_synthetic(ledger: SiteLedger, site: str, identities: Identities) -> None:
     """See that no patient of a shard that says it is synthetic was charged to a hospital's account.
 
     What a shard says of its origin is not authenticated, and a synthetic one is charged to an account beside it. So no
-    account at the default places, or where FEDHPC_SITE_LEDGER leads, that a hospital has initialised may know these
-    patients. Not noticed: a shard that was changed before any of its patients was charged.
+    other account at the default places, or where FEDHPC_SITE_LEDGER leads, that a hospital has initialised may know
+    these patients. Not noticed: a shard that was changed before any of its patients was charged.
 
     Args:
+        ledger: the account that is charged now.
         site: its name in this run.
         identities: of all of its patients (private).
 
@@ -107,7 +108,8 @@ def check_synthetic(site: str, identities: Identities) -> None:
     above, template = default_folder(site).parent, os.environ.get(VARIABLE)
     places = sorted(above.iterdir()) if os.access(above, os.R_OK | os.X_OK) else []
     hospitals = [placed(VARIABLE, template, site)] if template else []
-    for folder in _accounts([*places, *hospitals]):
+    own = ledger.folder.resolve()
+    for folder in (one for one in _accounts([*places, *hospitals]) if one.resolve() != own):
         other = SiteLedger(folder)
         if other.terms.initialised and other.has_charged(identities):
             raise PrivacyError(

@@ -84,7 +84,7 @@ def open_account(config: RunConfig, shard: Shard) -> SiteAccount:
     identities = {who: identities_of(shard, splits) for who, splits in SPLITS.items()}
     everybody = identities_of(shard, ("train", "val", "test"))
     if asked.synthetic:
-        check_synthetic(shard.site, everybody)
+        check_synthetic(ledger, shard.site, everybody)
     else:
         check_other_names(ledger, shard.site, everybody)
     account = SiteAccount.of(ledger, shard.site, identities, asked.synthetic)

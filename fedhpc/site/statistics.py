@@ -73,7 +73,7 @@ def release(shard: Shard, path: Path, epsilon: float, ledger: str | None = None)
     account = SiteLedger.open_or_create(site_ledger_folder(whose, ledger), Terms("patient", DELTA))
     everybody = identities_of(shard, SPLITS)
     if whose.synthetic:
-        check_synthetic(shard.site, everybody)
+        check_synthetic(account, shard.site, everybody)
     else:
         check_other_names(account, shard.site, everybody)
     owner = Owner(f"{RUN} {shard.digest[:16]}", RUN, shard.site)
