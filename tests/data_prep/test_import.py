@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from data_prep import decoding
-from data_prep.check import contact_sheet
+from data_prep.check import check
 from data_prep.image_job import ImageImport
 from data_prep.images import import_images
 from data_prep.spool import Spool
@@ -489,7 +489,7 @@ def test_contact_sheet_of_a_reference_names_no_class(job: ImageImport, tmp_path:
     *sites, reference = import_images(replace(job, reference=5))
     colours = []
     for path in (sites[0], reference):
-        contact_sheet([path], tmp_path / "sheet.png")
+        check([path], tmp_path / "sheet.png")
         with Image.open(tmp_path / "sheet.png") as sheet:
             colours.append({colour for _, colour in sheet.getcolors(2**24) or []})
     assert (86, 180, 233) in colours[0] and not {(86, 180, 233), (230, 159, 0)} & colours[1]
