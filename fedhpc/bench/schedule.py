@@ -3,10 +3,11 @@
 Four cases for each epsilon: no slow site (`even`), one that is waited for (`wait`), one that is planned for (`plan`),
 and one whose updates are late (`deadline`). A round takes as long as its slowest site, or as the timer: the CPU seconds
 of each site's own training on the built-in cohort, times the factor of the slow one, as if each site had a core of its
-own; the exchange is left out. AUC and epsilon are
-those of whole runs in one process, for each seed: of `even`, which `wait` gives bit by bit, of `plan`, and of
-`deadline` by the rounds that the seconds make each update enter (schedule.replay). A run that is finished in the output
-folder is not done again, and what was timed there is not timed again.
+own; the exchange is left out. Rounds of all sites and of both cases take turns, so that a machine whose speed drifts is
+as fast for all; the pace is the median over these turns, beside its quartiles. AUC and epsilon are those of whole runs
+in one process, for each seed: of `even`, which `wait` gives bit by bit, of `plan`, and of `deadline` by the rounds that
+the seconds make each update enter (schedule.replay). A run that is finished in the output folder is not done again, and
+what was timed there is not timed again.
 """
 
 import itertools
@@ -15,10 +16,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from fedhpc.bench.one_run import summary_of_run
 from fedhpc.config.loader import load_config
@@ -34,10 +37,11 @@ from fedhpc.privacy.plan import plan_privacy
 from fedhpc.run.built_in_cohort import make_phantoms, make_reference
 from fedhpc.run.display import Console
 from fedhpc.run.public_features import public_map
+from fedhpc.run.site_work import measured_cost
 from fedhpc.site.data.open_site import open_site_of_run
 from fedhpc.site.training.dp_sgd import Units, entropy
 from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, train_plain, train_private
-from fedhpc.site.training.pace import step_cost
+from fedhpc.site.training.pace import Bench
 from fedhpc.util.files import make_folder, read_json, write_json, write_text
 from fedhpc.util.text import fitted
 
@@ -45,8 +49,8 @@ Trained = Literal["even", "plan", "deadline"]
 Run = Mapping[str, Any]
 SLACK = 1.1
 """Of the timer over what the largest site takes."""
-TIMED, TIMED_S = 3, 1.0
-"""So many rounds of each site, and so many CPU seconds, are timed at least, after one round that is not."""
+TURNS = 40
+"""So many rounds of each site are timed, after one that is not."""
 
 
 class Cell(NamedTuple):
@@ -124,20 +128,16 @@ def _rows_at(experiment: Experiment, epsilon: float | None, config: RunConfig, o
     """The rows of one epsilon."""
     name = f"epsilon{epsilon or 'none'}"
     make_folder(out)
-    step = _kept(out / f"{name}-step.json", lambda: {"step_images": step_images(config)})["step_images"]
-    planned = [f"schedule.step_images={step}"] if config.private else []
+    work = _kept(out / f"{name}-fixed.json", lambda: fixed_work(config))
+    planned = [f"schedule.{key}={value}" for key, value in work.items()]
     even, plan, late = (Cell(epsilon, case) for case in ("even", "plan", "deadline"))
     first = experiment.seeds[0]
     plan_config = load_config(experiment.config, [*experiment.overrides(plan, first), *planned])
-    timed = {
-        cell: _kept(out / f"{name}-{cell.case}-seconds.json", partial(site_seconds, one))
-        for cell, one in ((even, config), (plan, plan_config))
-    }
-    # Sites that do the same work in both are timed once: the machine's speed drifts.
-    same = {name: s for name, s in timed[even].items() if plan_config.effort(name) == 1}
-    seconds = {even: timed[even], plan: {**timed[plan], **same}, late: timed[even]}
-    slowed = {one: s * (experiment.factor if one == experiment.site else 1) for one, s in timed[even].items()}
-    pace = late_rounds(slowed, SLACK * max(timed[even].values()), config.training.rounds)
+    kept = _kept(out / f"{name}-turns.json", lambda: {"turns": timed_turns(config, plan_config)})
+    turns = [{even: one["even"], plan: {**one["even"], **one["plan"]}, late: one["even"]} for one in kept["turns"]]
+    usual = medians([turn[even] for turn in turns])
+    slowed = {one: s * (experiment.factor if one == experiment.site else 1) for one, s in usual.items()}
+    pace = late_rounds(slowed, SLACK * max(usual.values()), config.training.rounds)
     record = (out / f"{name}-late.jsonl").resolve()
     write_text(record, "".join(json.dumps(one) + "\n" for one in pace.records))
     more = {even: [], plan: planned, late: experiment.replayed(record)}
@@ -145,27 +145,28 @@ def _rows_at(experiment: Experiment, epsilon: float | None, config: RunConfig, o
         cell: [_trained(experiment, cell, seed, out, more[cell]) for seed in experiment.seeds]
         for cell in (even, plan, late)
     }
-    return rows_of(Slow(experiment.site, experiment.factor, pace.mean_s), seconds, runs)
+    return rows_of(Slow(experiment.site, experiment.factor, pace.mean_s), turns, runs)
 
 
-def _kept(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+def _kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What was measured, now or by an earlier call."""
     if not path.exists():
         write_json(path, measure())
-    found: dict[str, float] = read_json(path, "Remove it")
-    return found
+    return read_json(path, "Remove it")
 
 
-def step_images(config: RunConfig) -> float:
-    """What a private step costs whatever its batch on this machine, in images; 0 without privacy."""
-    if not config.private:
-        return 0.0
+def fixed_work(config: RunConfig) -> dict[str, float]:
+    """What is done on this machine whatever the effort, at the first site, as keys of `schedule`."""
     _make_cohort(config)
     backbone, device = _machine(config)
     with open_site_of_run(config, config.site_names[0]) as opened:
         model = build_model(config, Task(opened.shard.classes, opened.shard.image_shape), backbone)
         shape = opened.shard.image_shape if backbone is None else (backbone.dim,)
-        return float(f"{step_cost(model, shape, config, device).step_images:.2g}")
+        images = {opened.shard.site: len(opened.shard.indices("train"))}
+        cost = measured_cost(config.site_names[0], images, Bench(model, shape, config, device))
+    if config.private:
+        return {"step_images": float(f"{cost.step_images:.2g}")}
+    return {"round_units": cost.round_units}
 
 
 @dataclass(frozen=True)
@@ -209,39 +210,56 @@ def _machine(config: RunConfig) -> tuple[Backbone | None, Device]:
     return load_backbone(config.model.backbone) if config.model.backbone else None, device
 
 
-def site_seconds(config: RunConfig) -> dict[str, float]:
-    """CPU seconds of one round of each site's own training, by name: the median of several, on the built-in cohort."""
-    _make_cohort(config)
+def timed_turns(even: RunConfig, plan: RunConfig) -> list[dict[str, dict[str, float]]]:
+    """CPU seconds of each site's own training in a round, by case and site, of rounds that take turns.
+
+    Sites that do the same work in both cases are in `even` only.
+    """
+    _make_cohort(even)
+    with ExitStack() as stack:
+        rounds = [("even", name, _work(even, name, stack)) for name in even.site_names]
+        rounds += [("plan", name, _work(plan, name, stack)) for name in plan.site_names if plan.effort(name) < 1]
+        turns: list[dict[str, dict[str, float]]] = []
+        for _ in range(TURNS + 1):
+            turns.append({"even": {}, "plan": {}})
+            for case, name, train in rounds:
+                turns[-1][case][name] = train()
+    return turns[1:]
+
+
+def _work(config: RunConfig, name: str, stack: ExitStack) -> Callable[[], float]:
+    """What trains a round at a site, from the same parameters each time, and returns the CPU seconds that it took."""
     backbone, device = _machine(config)
-    found = {}
-    for name in config.site_names:
-        with open_site_of_run(config, name) as opened:
-            model = build_model(config, Task(opened.shard.classes, opened.shard.image_shape), backbone)
-            if backbone is not None and config.model.features is not None:
-                public_map(config, backbone, opened.shard.image_shape[-1]).load_into(model)
-            local = LocalRound(
-                model, opened.samples(backbone), config, name, 0, device, lambda *_: None, effort=config.effort(name)
-            )
-            found[name] = _timed(local)
-    return found
-
-
-def _timed(local: LocalRound) -> float:
-    """CPU seconds of a round from the same parameters; what it trains is thrown away."""
-    start, p = to_vector(local.model), local.config.privacy
-    weight = {site.name: site.weight for site in local.config.data.sites}[local.site] or 1
-    plan = plan_privacy(local.config, local.site) if local.config.private else None
+    opened = stack.enter_context(open_site_of_run(config, name))
+    model = build_model(config, Task(opened.shard.classes, opened.shard.image_shape), backbone)
+    if backbone is not None and config.model.features is not None:
+        public_map(config, backbone, opened.shard.image_shape[-1]).load_into(model)
+    where = (name, 0, device, lambda *_: None)
+    local = LocalRound(model, opened.samples(backbone), config, *where, effort=config.effort(name))
+    start, p = to_vector(model), config.privacy
+    weight = {site.name: site.weight for site in config.data.sites}[name] or 1
+    plan = plan_privacy(config, name) if config.private else None
     units = Units.of(local.samples, p.unit, p.max_images_per_patient)
-    took: list[float] = []
-    while len(took) <= TIMED or sum(took) < TIMED_S:
-        from_vector(local.model, start)
+
+    def trained_s() -> float:
         begun_s = time.process_time()
+        from_vector(model, start)
         if plan is None:
             train_plain(local)
         else:
-            train_private(local, PrivateWork(units, plan, entropy(None, local.site, 0), weight))
-        took.append(time.process_time() - begun_s)
-    return statistics.median(took[1:])
+            train_private(local, PrivateWork(units, plan, entropy(None, name, 0), weight))
+        return time.process_time() - begun_s
+
+    return trained_s
+
+
+def medians(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median of each key over some mappings with the same keys.
+
+    >>> medians([{"a": 1.0}, {"a": 9.0}, {"a": 2.0}])
+    {'a': 2.0}
+    """
+    return {key: statistics.median(one[key] for one in turns) for key in turns[0]}
 
 
 def _trained(experiment: Experiment, cell: Cell, seed: int, out: Path, more: Sequence[str]) -> dict[str, Any]:
@@ -261,29 +279,31 @@ class Slow:
 
 
 def rows_of(
-    slow: Slow, seconds: Mapping[Cell, Mapping[str, float]], runs: Mapping[Cell, Sequence[Run]]
+    slow: Slow, turns: Sequence[Mapping[Cell, Mapping[str, float]]], runs: Mapping[Cell, Sequence[Run]]
 ) -> list[dict[str, Any]]:
     """Return the four cases of one epsilon.
 
     Args:
         slow: the slow site.
-        seconds: of a round by site, as if none were slow, for `even`, `plan` and `deadline` in this order.
+        turns: seconds of a round by site, as if none were slow, for `even`, `plan` and `deadline` in this order, in
+            each of several turns.
         runs: of each of them, by seed.
     """
-    even, plan, late = seconds
-    usual = max(seconds[even].values())
+    even, plan, late = turns[0]
     rows = []
     for case, cell in (("even", even), ("wait", even), ("plan", plan), ("deadline", late)):
-        times = {slow.site: 1.0 if case == "even" else slow.factor}
-        took = {name: s * times.get(name, 1.0) for name, s in seconds[cell].items()}
-        round_s = slow.late_s if cell is late else max(took.values())
+        factors = {} if case == "even" else {slow.site: slow.factor}
+        took = [{name: s * factors.get(name, 1.0) for name, s in turn[cell].items()} for turn in turns]
+        round_s = [slow.late_s if cell is late else max(one.values()) for one in took]
+        paces = [max(turn[even].values()) / one_s for turn, one_s in zip(turns, round_s, strict=True)]
         less = [one["auc"] - other["auc"] for one, other in zip(runs[cell], runs[even], strict=True)]
         row = {
             "epsilon": even.epsilon,
             "case": case,
-            "site_seconds": took,
-            "rounds_per_minute": 60 / round_s,
-            "pace": usual / round_s,
+            "site_seconds": medians(took),
+            "rounds_per_minute": 60 / statistics.median(round_s),
+            "pace": statistics.median(paces),
+            "pace_quartiles": [float(one) for one in np.quantile(paces, (0.25, 0.75))],
             "auc": statistics.fmean(one["auc"] for one in runs[cell]),
             "less_even": statistics.fmean(less),
             "each_less_even": less,
@@ -295,7 +315,16 @@ def rows_of(
 
 def text(result: Mapping[str, Any]) -> str:
     """For a person."""
-    head = ("epsilon", "case", "rounds a minute", "pace", "AUC", "less even", "epsilon spent: least and most")
+    head = (
+        "epsilon",
+        "case",
+        "rounds a minute",
+        "pace",
+        "quartiles",
+        "AUC",
+        "less even",
+        "epsilon spent: least and most",
+    )
     lines = fitted([head, *(_line(row) for row in result["rows"])])
     return f"{result['site']} is slowed {result['factor']:g} times; pace: share of the run without a slow site\n{lines}"
 
@@ -307,6 +336,7 @@ def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
         row["case"],
         f"{row['rounds_per_minute']:.1f}",
         f"{row['pace']:.2f}",
+        " ".join(f"{one:.2f}" for one in row["pace_quartiles"]),
         f"{row['auc']:.4f}",
         f"{row['less_even']:+.4f}",
         "-" if epsilon is None else f"{min(spent):.4f} {max(spent):.4f}",

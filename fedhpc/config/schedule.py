@@ -1,6 +1,7 @@
 """The section `schedule`: whether a slow hospital is waited for, has less work planned for it, or may be late."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -27,8 +28,9 @@ class Schedule(Section):
     - `wait`: every site does the same work for its size. A round takes as long as the slowest site.
     - `plan`: a site that would take longer than the largest site takes at normal speed does less. Its *effort* is the
       share of its images that it trains on in a round: min(1, ((c + largest weight) x its speed - c) / its weight),
-      where c is what a step costs whatever its batch: step_images / sample_rate with privacy, else 0; but at least half
-      of what it would be with c = 0, since c is measured without the reading of images. The efforts are public, fixed
+      where c is the work that does not shrink with the effort: with privacy what a step costs whatever its batch,
+      step_images / sample_rate; without what a round costs whatever its steps, round_units; but at least half of what
+      it would be with c = 0, since c is measured without the reading of images. The efforts are public, fixed
       before the first round, and the same at every later start. With privacy on a slow site draws its units with
       sample_rate x effort, in as many steps as the others, with the noise multiplier that costs the same epsilon; its
       mean gradient is over the expected batch that is left. Without privacy it makes fewer steps, and its update is
@@ -57,6 +59,11 @@ class Schedule(Section):
         description="what a private step costs whatever its batch (noise, optimiser), in images, with policy=plan; "
         "null: measured where speeds are, else 0",
     )
+    round_units: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="what a round without privacy costs whatever its steps, in units of `data.sites: weight`, with "
+        "policy=plan; null: measured where speeds are, else 0",
+    )
     deadline_s: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = Field(
         default=None,
         description="seconds of local training after which a round ends, with policy=deadline; a little more than a "
@@ -73,7 +80,7 @@ class Schedule(Section):
     )
 
 
-def planned_efforts(sites: Sequence[Site], speeds: Mapping[str, float], step_units: float) -> dict[str, float]:
+def planned_efforts(sites: Sequence[Site], speeds: Mapping[str, float], fixed_units: float) -> dict[str, float]:
     """Return the effort of each site by name: that of the class's docstring, rounded, and at least LEAST_EFFORT.
 
     Where some site declares no weight, all count as equally large.
@@ -81,32 +88,51 @@ def planned_efforts(sites: Sequence[Site], speeds: Mapping[str, float], step_uni
     Args:
         sites: all that are declared.
         speeds: of the sites, 1 where none is known.
-        step_units: what a step costs whatever its batch, in units of weight.
+        fixed_units: the work that does not shrink with the effort, in units of weight.
 
     >>> sites = [Site(name="a", weight=400), Site(name="b", weight=100), Site(name="c", weight=400)]
-    >>> planned_efforts(sites, {"b": 0.5, "c": 0.1}, step_units=0)
+    >>> planned_efforts(sites, {"b": 0.5, "c": 0.1}, fixed_units=0)
     {'a': 1.0, 'b': 1.0, 'c': 0.1}
-    >>> planned_efforts(sites, {"b": 0.5, "c": 0.1}, step_units=20)
+    >>> planned_efforts(sites, {"b": 0.5, "c": 0.1}, fixed_units=20)
     {'a': 1.0, 'b': 1.0, 'c': 0.055}
-    >>> planned_efforts(sites, {"b": 0.5, "c": 0.1}, step_units=400)
+    >>> planned_efforts(sites, {"b": 0.5, "c": 0.1}, fixed_units=400)
     {'a': 1.0, 'b': 1.0, 'c': 0.05}
     """
     known = all(site.weight is not None for site in sites)
     weights = {site.name: (site.weight or 1) if known else 1 for site in sites}
-    whole = step_units + max(weights.values())
+    whole = fixed_units + max(weights.values())
     least = {name: LEAST_SHARE * max(weights.values()) * speeds.get(name, 1.0) for name in weights}
     found = {
-        name: max(least[name], whole * speeds.get(name, 1.0) - step_units) / weight for name, weight in weights.items()
+        name: max(least[name], whole * speeds.get(name, 1.0) - fixed_units) / weight for name, weight in weights.items()
     }
     return {name: float(f"{min(1.0, max(LEAST_EFFORT, effort)):.{DIGITS}g}") for name, effort in found.items()}
 
 
-def step_units(config: "RunConfig", step_images: float | None) -> float:
-    """Return what a step costs whatever its batch, in units of weight: a private step is over sample_rate of them.
+@dataclass(frozen=True)
+class FixedWork:
+    """What a site does whatever its effort, as the config declares it or as it was measured; None: not known.
 
-    Without privacy a slow site makes fewer steps, whose number divides all that they cost.
+    Attributes:
+        step_images: of a private step, in images.
+        round_units: of a round without privacy, in units of weight.
     """
-    return (step_images or 0.0) / config.privacy.sample_rate if config.private else 0.0
+
+    step_images: float | None
+    round_units: float | None
+
+    def units(self, config: "RunConfig") -> float:
+        """Return it in units of weight: a private step is over sample_rate of them.
+
+        Without privacy a slow site makes fewer steps, whose number divides all that they cost.
+        """
+        if config.private:
+            return (self.step_images or 0.0) / config.privacy.sample_rate
+        return self.round_units or 0.0
+
+
+def declared_work(config: "RunConfig") -> FixedWork:
+    """Return what the config declares of it."""
+    return FixedWork(config.schedule.step_images, config.schedule.round_units)
 
 
 def efforts_of(config: "RunConfig") -> dict[str, float]:
@@ -119,7 +145,7 @@ def efforts_of(config: "RunConfig") -> dict[str, float]:
         return {site.name: 1.0 for site in sites}
     if schedule.efforts is not None:
         return dict(schedule.efforts)
-    return planned_efforts(sites, declared_speeds(config), step_units(config, schedule.step_images))
+    return planned_efforts(sites, declared_speeds(config), declared_work(config).units(config))
 
 
 def declared_speeds(config: "RunConfig") -> dict[str, float]:
@@ -165,6 +191,11 @@ def schedule_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         (
             schedule.step_images is not None and not plan,
             "schedule.step_images: belongs to schedule.policy=plan; remove it, or set it",
+        ),
+        (
+            schedule.round_units is not None and (not plan or config.private),
+            "schedule.round_units: belongs to schedule.policy=plan without privacy; remove it, or set "
+            "schedule.policy=plan and privacy=off",
         ),
         *_deadline_rules(config),
         (

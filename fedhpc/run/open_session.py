@@ -38,6 +38,7 @@ from fedhpc.site.data.samples import PooledSamples, Samples
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.hospital import Hospital
 from fedhpc.site.training.local_sgd import OnStep
+from fedhpc.site.training.pace import Bench
 from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
@@ -53,7 +54,8 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
     transport, bench, task, weights = opened.transport, opened.device, opened.task, opened.weights
     config, shards = members.config, [site.shard for site in opened.sites]
     network = _network(config, task, transport, bench)
-    cost = partial(measured_cost, model=network.model, shape=network.input_shape, config=config, device=bench)
+    images = {shard.site: len(shard.indices("train")) for shard in shards}
+    cost = partial(measured_cost, images=images, bench=Bench(network.model, network.input_shape, config, bench))
     weighed = dict(zip(config.site_names, weights, strict=True))
     members = with_schedule(members, directory, transport, weighed, cost)
     config = members.config

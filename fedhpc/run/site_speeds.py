@@ -1,7 +1,7 @@
 """The plan of unequal work: settled once, kept in `schedule.json` of the run directory, the same at every start.
 
-All that leaves a site for it are two numbers of two significant digits: its seconds an image and a step, on random
-numbers.
+All that leaves a site for it are numbers of two significant digits: its seconds an image and a step, and without
+privacy what a round costs whatever its steps, all on random numbers.
 """
 
 import json
@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from fedhpc.config.data import Site
-from fedhpc.config.schedule import Effort, declared_speeds, is_measured, planned_efforts, step_units
+from fedhpc.config.schedule import Effort, FixedWork, declared_speeds, declared_work, is_measured, planned_efforts
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.records.run_directory import RESTORE, RunDirectory
@@ -33,6 +33,7 @@ class SiteSpeed(TypedDict):
     site: Name
     seconds_per_step: Annotated[float, Field(ge=0, lt=1e6, allow_inf_nan=False)]
     seconds_per_image: Annotated[float, Field(gt=0, lt=1e6, allow_inf_nan=False)]
+    round_units: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 SITE_SPEED = TypeAdapter(SiteSpeed)
@@ -91,7 +92,7 @@ def _read(site: str, payload: bytes) -> tuple[str, StepCost]:
     speed = parsed(payload, SITE_SPEED, f"site {site}, hello")
     if speed["site"] != site:
         raise PayloadError(f"site {site}, hello: it speaks for another site")
-    return site, StepCost(speed["seconds_per_step"], speed["seconds_per_image"])
+    return site, StepCost(speed["seconds_per_step"], speed["seconds_per_image"], speed["round_units"])
 
 
 def speeds_from(seconds: Mapping[str, float]) -> dict[str, float]:
@@ -104,9 +105,10 @@ def speeds_from(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: min(1.0, normal / took) for name, took in seconds.items()}
 
 
-def usual_step_images(costs: Mapping[str, StepCost]) -> float:
-    """Return what a step costs whatever its batch, in images, at the median site (the lower of two)."""
-    return statistics.median_low(cost.step_images for cost in costs.values())
+def usual_work(costs: Mapping[str, StepCost]) -> FixedWork:
+    """Return what is done whatever the effort at the median site (the lower of two)."""
+    step_images = statistics.median_low(cost.step_images for cost in costs.values())
+    return FixedWork(step_images, statistics.median_low(cost.round_units for cost in costs.values()))
 
 
 def _settled(
@@ -119,11 +121,15 @@ def _settled(
     seconds = None if costs is None else {name: cost.seconds_per_image for name, cost in costs.items()}
     usual_s = {name: cost.usual_step_s for name, cost in (costs or {}).items()}
     speeds = speeds_from(usual_s) if usual_s else declared_speeds(declared)
-    step_images = declared.schedule.step_images
-    if step_images is None and costs:
-        step_images = usual_step_images(costs)
-    efforts = planned_efforts(sites, speeds, step_units(declared, step_images))
-    measured = {"seconds_per_image": seconds, "step_images": step_images}
+    work = declared_work(declared)
+    if costs:
+        usual = usual_work(costs)
+        work = FixedWork(
+            usual.step_images if work.step_images is None else work.step_images,
+            usual.round_units if work.round_units is None else work.round_units,
+        )
+    efforts = planned_efforts(sites, speeds, work.units(declared))
+    measured = {"seconds_per_image": seconds, **asdict(work)}
     content = {"declared": _declared(declared), **measured, "efforts": efforts}
     write_json(directory.schedule, content)
     return efforts
@@ -156,8 +162,7 @@ def _check(declared: RunConfig, sites: Sequence[Site], efforts: Mapping[str, flo
     Raises:
         InputError: other sites, or another plan than the declared speeds give.
     """
-    fixed = step_units(declared, declared.schedule.step_images)
-    wanted = planned_efforts(sites, declared_speeds(declared), fixed)
+    wanted = planned_efforts(sites, declared_speeds(declared), declared_work(declared).units(declared))
     # Of an absent site that declares no weight none is known, where an earlier start may have known it.
     known = declared_speeds(declared) and all(site.weight is not None for site in declared.data.sites)
     same = efforts == wanted if known else set(efforts) == set(wanted)

@@ -1,17 +1,14 @@
 """What each site's own work is: its share of the images, its noise, and in a stress test how slow it is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from torch import nn
-
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.stress import SLOW
-from fedhpc.models.device import Device
 from fedhpc.privacy.plan import PrivacyPlan, check_plan, site_plans
 from fedhpc.site.context import SiteContext
-from fedhpc.site.training.pace import StepCost, step_cost
+from fedhpc.site.training.pace import Bench, StepCost, round_cost_s, step_cost
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.util.progress import at_work
@@ -23,9 +20,19 @@ def slowdown(config: RunConfig, site: str) -> float:
     return stress.amount if stress is not None and stress.case == SLOW and site in stress.sites else 1.0
 
 
-def measured_cost(site: str, model: nn.Module, shape: Sequence[int], config: RunConfig, device: Device) -> StepCost:
-    """Return what a step takes at a site, on random numbers (`fedhpc.site.training.pace`)."""
-    return step_cost(model, shape, config, device).times(slowdown(config, site))
+def measured_cost(site: str, images: Mapping[str, int], bench: Bench) -> StepCost:
+    """Return what training takes at a site, on random numbers (`fedhpc.site.training.pace`).
+
+    Args:
+        site: its name.
+        images: how many sites train on, by name. With privacy on nothing depends on it.
+        bench: the network and the device.
+    """
+    cost = step_cost(bench).times(slowdown(bench.config, site))
+    if bench.config.private:
+        return cost
+    weight = {one.name: one.weight for one in bench.config.data.sites}[site] or images[site]
+    return cost.with_round(round_cost_s(bench), images * bench.config.training.local_epochs, weight)
 
 
 def place_of(site: str, place: SiteContext, plans: Mapping[str, PrivacyPlan]) -> SiteContext:

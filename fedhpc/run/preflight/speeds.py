@@ -13,11 +13,11 @@ from fedhpc.privacy.plan import without_noise
 from fedhpc.run.built_in_cohort import make_phantoms
 from fedhpc.run.display import Console
 from fedhpc.run.secure_channel import sites_by_rank
-from fedhpc.run.site_speeds import measured_costs, speeds_from, usual_step_images
+from fedhpc.run.site_speeds import measured_costs, speeds_from, usual_work
 from fedhpc.run.site_work import measured_cost
 from fedhpc.site.data.open_site import open_site_of_run
 from fedhpc.site.training.local_sgd import local_steps
-from fedhpc.site.training.pace import StepCost
+from fedhpc.site.training.pace import Bench, StepCost
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.util.text import fitted
@@ -46,16 +46,18 @@ def _cost(config: RunConfig, device: Device, site: str) -> StepCost:
         shard = opened.shard
         model = build_model(config, Task(shard.classes, shard.image_shape, config.task), backbone).to(device.device)
         shape: Sequence[int] = shard.image_shape if backbone is None else (backbone.dim,)
-    return measured_cost(site, model, shape, config, device)
+        images = {site: len(shard.indices("train"))}
+    return measured_cost(site, images, Bench(model, shape, config, device))
 
 
 def sections(config: RunConfig, costs: Mapping[str, StepCost]) -> str:
     """Return what to write into the config for schedule.policy=plan and deadline, and what was measured."""
     speeds = speeds_from({name: cost.usual_step_s for name, cost in costs.items()})
-    step_images = float(f"{usual_step_images(costs):.2g}")
+    work = usual_work(costs)
     declared = [site.model_dump(mode="json", exclude_none=True) for site in config.data.sites]
     sites = [{**site, "speed": float(f"{speeds[site['name']]:.2g}")} for site in declared]
-    fixed = {"step_images": step_images} if config.private else {}
+    known = {"step_images": work.step_images} if config.private else {"round_units": work.round_units}
+    fixed = {name: float(f"{value or 0:.2g}") for name, value in known.items()}
     lines = ["for the config, with schedule.policy=plan:", "data:", "  sites:"]
     lines += [f"    - {json.dumps(site)}" for site in sites]
     lines += [f"schedule: {json.dumps({'policy': 'plan', **fixed})}"]

@@ -3,17 +3,20 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.device import Device
 from fedhpc.models.loss import loss
+from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.noise import source
 from fedhpc.site.training.dp_sgd import NoiseConfig, PrivateStep
-from fedhpc.site.training.local_sgd import make_optimizer
+from fedhpc.site.training.local_sgd import LocalRound, make_optimizer, train_plain
+from fedhpc.util.arrays import F32, I64
 
 OnStep = Callable[[int, int], None]
 USUAL_BATCH = 64
@@ -21,6 +24,8 @@ REPEATS, MOST_IMAGES, MOST_ROWS = 5, 32, 256
 """Steps that are timed, and how large their batches are at most, of images and of rows of features."""
 SMALLER, LEAST_SHARE = 4, 0.05
 """The second batch is so many times smaller; an image costs at least this share of a step over its images."""
+MORE_STEPS, SLOW_STEP_S = 8, 0.02
+"""Steps of the longer round that is timed; a step of more seconds outweighs what a round costs whatever its steps."""
 DIGITS = 2
 """Significant digits of what a site says of its speed."""
 
@@ -47,14 +52,27 @@ class StepCost:
     Attributes:
         seconds_per_step: whatever its batch: noise and optimiser; 0 without privacy.
         seconds_per_image: for each image of its batch.
+        round_units: what a round costs whatever its steps, in units of the site's weight; 0 with privacy.
     """
 
     seconds_per_step: float
     seconds_per_image: float
+    round_units: float = 0.0
 
     def times(self, factor: float) -> "StepCost":
         """Return the cost on a machine that is slower by a factor."""
-        return StepCost(_rounded(factor * self.seconds_per_step), _rounded(factor * self.seconds_per_image))
+        step_s, image_s = _rounded(factor * self.seconds_per_step), _rounded(factor * self.seconds_per_image)
+        return StepCost(step_s, image_s, self.round_units)
+
+    def with_round(self, round_s: float, images: float, weight: int) -> "StepCost":
+        """Return the cost with what a round costs whatever its steps.
+
+        Args:
+            round_s: that, as measured on this machine.
+            images: of the steps of a whole round, one that comes twice counted twice.
+            weight: of the site, all of which a whole round stands for.
+        """
+        return replace(self, round_units=_rounded(weight * round_s / (images * self.seconds_per_image)))
 
     @property
     def usual_step_s(self) -> float:
@@ -67,36 +85,97 @@ class StepCost:
         return self.seconds_per_step / self.seconds_per_image
 
 
-def step_cost(model: nn.Module, shape: Sequence[int], config: RunConfig, device: Device) -> StepCost:
-    """Measure a step at this machine, rounded to two significant digits (public).
+@dataclass(frozen=True)
+class Bench:
+    """What is timed, and where.
 
-    Each time is the shortest of five steps, since others may use the machine, of a copy of `model` on random numbers:
-    no image and no label of the site is used, so it tells of its machine only. With privacy on batches of two sizes
-    tell what a step costs whatever its batch.
-
-    Args:
+    Attributes:
         model: on the device; left as it is.
         shape: of an input, without the batch.
         config: the run's: says whether gradients are clipped by unit.
         device: where to compute.
     """
-    most = MOST_ROWS if len(shape) == 1 and config.private else min(MOST_IMAGES, config.training.batch_size)
-    whole_s = _shortest_s(most, model, shape, config, device)
-    if not config.private or most < SMALLER:
+
+    model: nn.Module
+    shape: Sequence[int]
+    config: RunConfig
+    device: Device
+
+    @property
+    def batch(self) -> int:
+        """Images, or rows of features, of the largest batch that is timed."""
+        is_rows = len(self.shape) == 1 and self.config.private
+        return MOST_ROWS if is_rows else min(MOST_IMAGES, self.config.training.batch_size)
+
+
+def step_cost(bench: Bench) -> StepCost:
+    """Measure a step at this machine, rounded to two significant digits (public).
+
+    Each time is the shortest of five steps, since others may use the machine, of a copy of the model on random numbers:
+    no image and no label of the site is used, so it tells of its machine only. With privacy on batches of two sizes
+    tell what a step costs whatever its batch.
+    """
+    most, whole_s = bench.batch, _shortest_s(bench.batch, bench)
+    if not bench.config.private or most < SMALLER:
         return StepCost(0.0, _rounded(whole_s / most))
     few = most // SMALLER
-    slope_s = (whole_s - _shortest_s(few, model, shape, config, device)) / (most - few)
+    slope_s = (whole_s - _shortest_s(few, bench)) / (most - few)
     per_image_s = max(slope_s, LEAST_SHARE * whole_s / most)
     return StepCost(_rounded(max(0.0, whole_s - per_image_s * most)), _rounded(per_image_s))
+
+
+def round_cost_s(bench: Bench) -> float:
+    """Measure what a round without privacy costs whatever its steps, in seconds at this machine (public).
+
+    Rounds of one and of several steps on random numbers, the shortest of five each; 0 for a network a step of which
+    takes so long that it does not count.
+    """
+    if _shortest_s(bench.batch, bench) > SLOW_STEP_S:
+        return 0.0
+    training = bench.config.training.model_copy(update={"batch_size": bench.batch, "local_epochs": 1})
+    config = bench.config.model_copy(update={"training": training})
+    images = torch.rand((MORE_STEPS * bench.batch, *bench.shape), generator=torch.Generator())
+    model = copy.deepcopy(bench.model)
+    rows, start = _RandomRows(images, _no_labels(model, images.to(bench.device.device), config)), to_vector(model)
+
+    def shortest_s(effort: float) -> float:
+        local = LocalRound(model, rows, config, config.site_names[0], 0, bench.device, lambda *_: None, effort=effort)
+        return min([_timed(lambda: _round(local, start)) for _ in range(REPEATS + 1)][1:])
+
+    one_s, more_s = shortest_s(1 / MORE_STEPS), shortest_s(1.0)
+    return max(0.0, one_s - (more_s - one_s) / (MORE_STEPS - 1))
+
+
+def _round(local: LocalRound, start: F32) -> float:
+    from_vector(local.model, start)
+    train_plain(local)
+    return float(to_vector(local.model)[0])
+
+
+class _RandomRows:
+    """Training images of random numbers, one a patient (public)."""
+
+    def __init__(self, images: Tensor, labels: I64) -> None:
+        self._images, self.labels, count = images, labels, len(images)
+        self.patient = np.array([f"p{number}".encode() for number in range(count)], "S16")
+        self.early = np.zeros(count, np.bool_)
+
+    def indices(self, split: str) -> I64:
+        """All of them."""
+        return np.arange(len(self._images))
+
+    def inputs(self, rows: I64) -> Tensor:
+        """Those of some rows."""
+        return self._images[torch.from_numpy(rows)]
 
 
 def _rounded(seconds: float) -> float:
     return float(f"{seconds:.{DIGITS}g}")
 
 
-def _shortest_s(count: int, model: nn.Module, shape: Sequence[int], config: RunConfig, device: Device) -> float:
-    images = torch.rand((count, *shape), generator=torch.Generator())
-    step = _step(copy.deepcopy(model), images.to(device.device), config, device)
+def _shortest_s(count: int, bench: Bench) -> float:
+    images = torch.rand((count, *bench.shape), generator=torch.Generator())
+    step = _step(copy.deepcopy(bench.model), images.to(bench.device.device), bench.config, bench.device)
     return min([_timed(step) for _ in range(REPEATS + 1)][1:])
 
 
@@ -107,13 +186,17 @@ def _timed(step: Callable[[], float]) -> float:
     return time.perf_counter() - start_s
 
 
+def _no_labels(model: nn.Module, images: Tensor, config: RunConfig) -> I64:
+    """Labels 0, of the shape that the task asks for."""
+    if config.task == "multiclass":
+        return np.zeros(len(images), np.int64)
+    with torch.no_grad():
+        return np.zeros((len(images), model(images[:2]).shape[1]), np.int64)
+
+
 def _step(model: nn.Module, images: Tensor, config: RunConfig, device: Device) -> Callable[[], float]:
     model.train()
-    with torch.no_grad():
-        logits = model(images)
-    labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    if config.task == "multilabel":
-        labels = torch.zeros(logits.shape, dtype=torch.int64, device=images.device)
+    labels = torch.from_numpy(_no_labels(model, images, config)).to(images.device)
     if config.private:
         owner = torch.arange(len(images), device=images.device)
         terms = NoiseConfig(config.privacy.clip_norm, 1.0, float(len(images)), source(None, "pace", 0, "noise"))
