@@ -39,6 +39,16 @@ class Parser(argparse.ArgumentParser):
         """Leave with a message, which is wrapped on a terminal."""
         super().exit(status, message and for_stderr(message.rstrip("\n")) + "\n")
 
+    def error(self, message: str) -> NoReturn:
+        """Leave with the usage and a message that ends with its code."""
+        super().error(f"{message} [command-line]")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Refuse an empty path, which would stand for the folder that one is in."""
+        if action.type is Path and not arg_string.strip():
+            raise argparse.ArgumentError(action, "is empty (a shell variable that is not set?)")
+        return super()._get_value(action, arg_string)
+
     def describe(self, text: str, examples: Iterable[str]) -> None:
         """Set the description and the examples of the help.
 

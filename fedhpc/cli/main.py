@@ -150,7 +150,9 @@ def _unknown(word: str) -> str:
 
     shown = [name for name, command in COMMANDS.items() if command.help]
     near = difflib.get_close_matches(word, shown, n=1)
-    return f"{word}: no such command. " + (f"Did you mean {near[0]}?" if near else f"Give one of: {', '.join(shown)}")
+    return f"{word or repr(word)}: no such command. " + (
+        f"Did you mean {near[0]}?" if near else f"Give one of: {', '.join(shown)}"
+    )
 
 
 def _clear_status(options: argparse.Namespace) -> None:

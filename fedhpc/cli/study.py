@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
             raise InputError(
                 f"study {options.target}: is a folder, which takes no -o. Give a config", code="command-line"
             )
-        return show_claims(options.target, Console(speaks=True))
+        return show_claims(options.target, Console(speaks=True, is_all=True))
     if options.out is None:
         raise InputError("study: say where it goes: -o DIR", code="command-line")
     asked = Asked(

@@ -28,10 +28,14 @@ INSECURE = "INSECURE: privacy.noise_seed is set, the guarantee is void"
 
 
 class Console:
-    """Prints at rank 0; at other ranks it says nothing. The bar appears only where a person looks at a terminal."""
+    """Prints at rank 0; at other ranks it says nothing. The bar appears only where a person looks at a terminal.
 
-    def __init__(self, speaks: bool, out: TextIO | None = None) -> None:
-        self._out = out or sys.stdout
+    Where standard output cannot be written, a run goes on without it. With `is_all`, as in a dry run, what is printed
+    is all that is done, and that is a FileError.
+    """
+
+    def __init__(self, speaks: bool, out: TextIO | None = None, *, is_all: bool = False) -> None:
+        self._out, self._is_all = out or sys.stdout, is_all
         self._speaks = speaks
         self._live = speaks and seen_by_a_person(self._out)
         self._bar: Any = None
@@ -51,6 +55,8 @@ class Console:
             except FileError as error:
                 # A full disk under the output of a batch job: every line is in the log of the aggregator, too.
                 self._speaks = self._live = False
+                if self._is_all:
+                    raise
                 LOG.warning("%s The run goes on; what it would print is in its logs", error)
 
     def start_round(self, round: int, rounds: int, round_s: float | None) -> None:

@@ -21,6 +21,17 @@ from fedhpc.util.arrays import F32
 from fedhpc.util.files import read_bytes
 
 
+def check_initial(config: RunConfig, directory: RunDirectory, transport: Transport) -> None:
+    """Check that what `model.init_from` names is there, before all that takes minutes.
+
+    Raises:
+        InputError: at every rank, where it is not.
+    """
+    if config.model.init_from is not None:
+        source = str(config.model.init_from)
+        run_on_all_ranks(transport, lambda: transport.rank or directory.has_rounds() or model_path(source))
+
+
 def start_from(config: RunConfig, directory: RunDirectory, task: Task, model: nn.Module, transport: Transport) -> None:
     """Set `model` at every rank to the parameters of the run that `model.init_from` names; nothing without one.
 

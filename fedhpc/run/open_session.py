@@ -18,7 +18,7 @@ from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.built_in_cohort import make_missing
 from fedhpc.run.display import Console
-from fedhpc.run.initial_model import check_backbone, start_from
+from fedhpc.run.initial_model import check_backbone, check_initial, start_from
 from fedhpc.run.membership import Membership
 from fedhpc.run.network import agreed_network, check_local_layers
 from fedhpc.run.preemption import StopRequest
@@ -127,6 +127,7 @@ def _opened(members: Membership, directory: RunDirectory, console: Console) -> _
     config = members.config
     transport = open_secure_channel(config, directory, members.wire, console)
     indices = sites_by_rank(config, transport.size)[transport.rank]
+    check_initial(config, directory, transport)
     make_missing(config, transport, indices, console)
     sites = run_on_all_ranks(transport, lambda: _open_sites(config, indices, directory, transport.rank))
     shards = [site.shard for site in sites]

@@ -8,7 +8,8 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.config.stress import SLOW
 from fedhpc.privacy.plan import PrivacyPlan, check_plan, site_plans
 from fedhpc.site.context import SiteContext
-from fedhpc.site.training.pace import Bench, StepCost, round_cost_s, step_cost
+from fedhpc.site.training.local_sgd import local_steps
+from fedhpc.site.training.pace import Bench, StepCost, round_cost_steps, step_cost
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.util.progress import at_work
@@ -32,17 +33,17 @@ def measured_cost(site: str, images: Mapping[str, int], bench: Bench) -> StepCos
     if bench.config.private:
         return cost
     weight = {one.name: one.weight for one in bench.config.data.sites}[site] or images[site]
-    return cost.with_round(round_cost_s(bench), images * bench.config.training.local_epochs, weight)
+    return cost.with_round(weight * round_cost_steps(bench) / local_steps(images[site], bench.config.training))
 
 
 def place_of(site: str, place: SiteContext, plans: Mapping[str, PrivacyPlan]) -> SiteContext:
-    """Return what a site's own work is done with."""
+    """What a site's own work is done with."""
     config = place.config
     return replace(place, plan=plans.get(site), effort=config.effort(site), slowdown=slowdown(config, site))
 
 
 def run_plan(plans: Mapping[str, PrivacyPlan]) -> PrivacyPlan | None:
-    """Return the noise of the site with the most work: what stands for the run; None without privacy."""
+    """The noise of the site with the most work: what stands for the run; None without privacy."""
     return max(plans.values(), key=lambda plan: plan.sample_rate, default=None)
 
 

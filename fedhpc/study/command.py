@@ -53,7 +53,7 @@ class Asked:
 
 def start(asked: Asked) -> int:
     """Start a study, or go on with it where its folder has one; return the exit status."""
-    console = Console(speaks=True)
+    console = Console(speaks=True, is_all=asked.dry_run)
     if asked.out.exists() and not asked.out.is_dir():
         raise InputError(f"-o {asked.out}: is a file. Give the study's folder, or a new one", code="command-line")
     config = load_study(asked.config, asked.overrides, size=asked.size, parts=asked.parts)

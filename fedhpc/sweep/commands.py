@@ -41,7 +41,7 @@ class Asked:
 
 def start(asked: Asked, *, dry_run: bool) -> int:
     """Check everything, tell what it costs, then hand all trials over (SLURM) or run them (one machine)."""
-    console = Console(speaks=True)
+    console = Console(speaks=True, is_all=dry_run)
     expansion, cluster = expand(asked.config, asked.overrides), asked.cluster
     directory = SweepDirectory(asked.run_dir or Path("runs") / expansion.sweep.name)
     if not dry_run:

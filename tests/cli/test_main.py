@@ -52,6 +52,22 @@ def test_option_before_the_command_is_refused(capsys: pytest.CaptureFixture[str]
     assert "--json: a command must come first" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "c.yaml", "--run-dir", ""],
+        ["report", ""],
+        ["evaluate", "run", "--shard", " "],
+        ["study", "c", "-o", ""],
+    ],
+)
+def test_empty_path_is_not_the_folder_one_is_in(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert "is empty (a shell variable that is not set?) [command-line]" in " ".join(capsys.readouterr().err.split())
+
+
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])

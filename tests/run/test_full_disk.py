@@ -116,6 +116,8 @@ def test_full_disk_under_the_output_is_one_message(config: Path, tmp_path: Path,
         ["config", "show", str(config)],
         ["config", "reference"],
         ["errors"],
+        ["study", "configs/study.yaml", "-o", str(tmp_path / "study"), "--quick", "--dry-run"],
+        ["sweep", "configs/sweep_epsilon_density.yaml", "--run-dir", str(tmp_path / "sweep"), "--dry-run"],
         ["train", "--help"],
         ["--help"],
     ):

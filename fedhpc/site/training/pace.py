@@ -1,9 +1,11 @@
 """How fast a site trains: measured before the first round on public random numbers, and slowed down in stress tests."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,8 +26,8 @@ REPEATS, MOST_IMAGES, MOST_ROWS = 5, 32, 256
 """Steps that are timed, and how large their batches are at most, of images and of rows of features."""
 SMALLER, LEAST_SHARE = 4, 0.05
 """The second batch is so many times smaller; an image costs at least this share of a step over its images."""
-MORE_STEPS, SLOW_STEP_S = 8, 0.02
-"""Steps of the longer round that is timed; a step of more seconds outweighs what a round costs whatever its steps."""
+MORE_STEPS, ROUNDS, SLOW_STEP_S = 8, 20, 0.02
+"""Steps of the longer round that is timed, and how many of both; beside a step of more seconds the rest is nothing."""
 DIGITS = 2
 """Significant digits of what a site says of its speed."""
 
@@ -64,15 +66,9 @@ class StepCost:
         step_s, image_s = _rounded(factor * self.seconds_per_step), _rounded(factor * self.seconds_per_image)
         return StepCost(step_s, image_s, self.round_units)
 
-    def with_round(self, round_s: float, images: float, weight: int) -> "StepCost":
-        """Return the cost with what a round costs whatever its steps.
-
-        Args:
-            round_s: that, as measured on this machine.
-            images: of the steps of a whole round, one that comes twice counted twice.
-            weight: of the site, all of which a whole round stands for.
-        """
-        return replace(self, round_units=_rounded(weight * round_s / (images * self.seconds_per_image)))
+    def with_round(self, round_units: float) -> "StepCost":
+        """Return the cost with what a round costs whatever its steps, in units of the site's weight."""
+        return replace(self, round_units=_rounded(round_units))
 
     @property
     def usual_step_s(self) -> float:
@@ -124,26 +120,30 @@ def step_cost(bench: Bench) -> StepCost:
     return StepCost(_rounded(max(0.0, whole_s - per_image_s * most)), _rounded(per_image_s))
 
 
-def round_cost_s(bench: Bench) -> float:
-    """Measure what a round without privacy costs whatever its steps, in seconds at this machine (public).
+def round_cost_steps(bench: Bench) -> float:
+    """Measure what a round without privacy costs whatever its steps, in steps of it (public).
 
-    Rounds of one and of several steps on random numbers, the shortest of five each; 0 for a network a step of which
-    takes so long that it does not count.
+    Rounds of one and of several steps on random numbers take turns, and the shortest of each counts: by the time of
+    this thread on a CPU, which others that use it do not lengthen. 0 for a network a step of which takes so long that
+    this does not count.
     """
     if _shortest_s(bench.batch, bench) > SLOW_STEP_S:
         return 0.0
-    training = bench.config.training.model_copy(update={"batch_size": bench.batch, "local_epochs": 1})
+    usual = bench.config.training.batch_size
+    batch = min(usual, MOST_ROWS if len(bench.shape) == 1 else MOST_IMAGES)
+    training = bench.config.training.model_copy(update={"batch_size": batch, "local_epochs": 1})
     config = bench.config.model_copy(update={"training": training})
-    images = torch.rand((MORE_STEPS * bench.batch, *bench.shape), generator=torch.Generator())
+    images = torch.rand((MORE_STEPS * batch, *bench.shape), generator=torch.Generator())
     model = copy.deepcopy(bench.model)
     rows, start = _RandomRows(images, _no_labels(model, images.to(bench.device.device), config)), to_vector(model)
-
-    def shortest_s(effort: float) -> float:
-        local = LocalRound(model, rows, config, config.site_names[0], 0, bench.device, lambda *_: None, effort=effort)
-        return min([_timed(lambda: _round(local, start)) for _ in range(REPEATS + 1)][1:])
-
-    one_s, more_s = shortest_s(1 / MORE_STEPS), shortest_s(1.0)
-    return max(0.0, one_s - (more_s - one_s) / (MORE_STEPS - 1))
+    clock = time.thread_time if bench.device.device.type == "cpu" else time.perf_counter
+    one_s, more_s = math.inf, math.inf
+    local = LocalRound(model, rows, config, config.site_names[0], 0, bench.device, lambda *_: None)
+    for _ in range(ROUNDS):
+        one_s = min(one_s, _timed(partial(_round, replace(local, effort=1 / MORE_STEPS), start), clock))
+        more_s = min(more_s, _timed(partial(_round, local, start), clock))
+    step_s = (more_s - one_s) / (MORE_STEPS - 1)
+    return max(0.0, one_s / step_s - 1) * batch / usual if step_s > 0 else 0.0
 
 
 def _round(local: LocalRound, start: F32) -> float:
@@ -179,11 +179,11 @@ def _shortest_s(count: int, bench: Bench) -> float:
     return min([_timed(step) for _ in range(REPEATS + 1)][1:])
 
 
-def _timed(step: Callable[[], float]) -> float:
+def _timed(step: Callable[[], float], clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of a step, whose last act waits for the device."""
-    start_s = time.perf_counter()
+    start_s = clock()
     step()
-    return time.perf_counter() - start_s
+    return clock() - start_s
 
 
 def _no_labels(model: nn.Module, images: Tensor, config: RunConfig) -> I64:

@@ -13,7 +13,7 @@ from fedhpc.models.vector import to_vector
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.site.training.dp_sgd import Units, entropy
 from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, train_plain, train_private
-from fedhpc.site.training.pace import Bench, round_cost_s, slowed, step_cost
+from fedhpc.site.training.pace import Bench, round_cost_steps, slowed, step_cost
 
 CPU = Device(torch.device("cpu"), bf16=False)
 UNITS, CLIP_NORM, RATE = 64, 0.5, 0.125
@@ -102,12 +102,9 @@ def test_cost_is_two_rounded_numbers_and_leaves_the_network() -> None:
 
 
 def test_cost_of_a_round_is_measured_without_privacy() -> None:
-    """It is of random numbers, leaves the network, and counts by what a whole round stands for."""
+    """Opening a round costs some steps of a network this small; it is of random numbers and leaves the network."""
     model = nn.Linear(2, 2)
     before = to_vector(model).copy()
     settings = config(local_epochs=2).replace({"privacy": {"off": True}})
-    bench = Bench(model, (2,), settings, CPU)
-    assert 0 <= round_cost_s(bench) < 1
-    cost = step_cost(bench).with_round(3.0, images=100, weight=50)
-    assert cost.round_units == float(f"{1.5 / cost.seconds_per_image:.2g}")
+    assert 0 < round_cost_steps(Bench(model, (2,), settings, CPU)) < 1000
     np.testing.assert_array_equal(to_vector(model), before)
