@@ -18,3 +18,8 @@ def __getattr__(name: str) -> object:
     if name in ("Run", "load_config", "open_run", "train"):
         return getattr(importlib.import_module("fedhpc.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Names for a notebook's completion, though what they name is not imported yet."""
+    return sorted([*globals(), *set(__all__).difference(globals())])

@@ -32,6 +32,12 @@ def test_stop_after_no_round_is_refused(config: Path, tmp_path: Path, rounds: in
     assert not (tmp_path / "run").exists()
 
 
+def test_interface_is_offered_before_its_import() -> None:
+    """A notebook completes names by `dir`."""
+    assert set(fedhpc.__all__) <= set(dir(fedhpc))
+    assert all(hasattr(fedhpc, name) for name in fedhpc.__all__)
+
+
 def test_single_override_may_be_a_string(config: Path) -> None:
     assert fedhpc.load_config(config, "training.rounds=3").training.rounds == 3
 
