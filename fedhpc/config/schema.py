@@ -40,6 +40,9 @@ else:
     Rule = rules.one_of(rules.RULES, "rule")
     ServerOptimizer = rules.one_of(rules.SERVER_OPTIMIZERS, "optimizer")
 
+YOUNG_KEYS = (("schedule", "round_units"),)
+"""Keys that are younger than runs which are still going on: at their default, such a run is of the same config."""
+
 
 class Federation(Section):
     """Where the aggregator runs: always at rank 0, which is one of the hospitals or a rank of its own."""
@@ -267,9 +270,17 @@ class RunConfig(Section):
         return self
 
     def identity(self, exclude: Any = None) -> dict[str, Any]:
-        """The config as plain values that say whether two are the same; `exclude` as in pydantic's `model_dump`."""
-        plain = self.model_dump(mode="json", exclude=exclude)
-        return {**plain, "model": self.model.identity()}
+        """Return the config as plain values that say whether two are the same.
+
+        Args:
+            exclude: as in pydantic's `model_dump`; keys of YOUNG_KEYS are left out where they are at their default.
+        """
+        plain = {**self.model_dump(mode="json", exclude=exclude), "model": self.model.identity()}
+        for section, key in YOUNG_KEYS:
+            own: Section = getattr(self, section)
+            if getattr(own, key) == type(own).model_fields[key].default:
+                plain.get(section, {}).pop(key, None)
+        return plain
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON form, 16 hex digits."""

@@ -94,8 +94,9 @@ def check_synthetic(ledger: SiteLedger, site: str, identities: Identities) -> No
     """See that no patient of a shard that says it is synthetic was charged to a hospital's account.
 
     What a shard says of its origin is not authenticated, and a synthetic one is charged to an account beside it. So no
-    other account at the default places, or where FEDHPC_SITE_LEDGER leads, that a hospital has initialised may know
-    these patients. Not noticed: a shard that was changed before any of its patients was charged.
+    other account at the default places, or where FEDHPC_SITE_LEDGER leads for this or another site name, that a
+    hospital has initialised may know these patients. Not noticed: a shard that was changed before any of its patients
+    was charged.
 
     Args:
         ledger: the account that is charged now.
@@ -107,7 +108,8 @@ def check_synthetic(ledger: SiteLedger, site: str, identities: Identities) -> No
     """
     above, template = default_folder(site).parent, os.environ.get(VARIABLE)
     places = sorted(above.iterdir()) if os.access(above, os.R_OK | os.X_OK) else []
-    hospitals = [placed(VARIABLE, template, site)] if template else []
+    named = placed(VARIABLE, template, site) if template else None
+    hospitals = [named, *_beside(named, site)] if named else []
     own = ledger.folder.resolve()
     for folder in (one for one in _accounts([*places, *hospitals]) if one.resolve() != own):
         other = SiteLedger(folder)

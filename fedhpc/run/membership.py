@@ -75,7 +75,7 @@ def members_left(members: Membership, lost: RankLostError) -> Membership:
         SiteError: where `faults.on_death` is stop.
     """
     declared, wire, lost_s = members.declared, members.wire, time.monotonic()
-    guard_launcher(declared)
+    guard_launcher(declared, wire)
     if isinstance(lost, SilentRankError) or not (is_fault_tolerant() and isinstance(wire, MpiTransport)):
         raise _ended(declared, str(lost))
     shrunk, alive = wire.shrunk()
@@ -97,9 +97,12 @@ def members_left(members: Membership, lost: RankLostError) -> Membership:
     return Membership(declared, config, shrunk, news, lost_s)
 
 
-def guard_launcher(declared: RunConfig) -> None:
-    """Have the launcher ended where it lives on after its ranks; a rank calls this that has learned of a lost one."""
-    if is_fault_tolerant():
+def guard_launcher(declared: RunConfig, wire: Wire) -> None:
+    """Have the launcher ended where it lives on after its ranks; a rank calls this that has learned of a lost one.
+
+    Nothing is done on a host without rank 0: there ranks on other hosts may go on after all of this one's.
+    """
+    if is_fault_tolerant() and isinstance(wire, MpiTransport) and wire.shares_host(0):
         start_guard(declared.faults.launcher_patience_s)
 
 
@@ -110,7 +113,7 @@ def leave_together(members: Membership) -> None:
     try:
         all_agree(members.wire, True)
     except RankLostError as error:
-        guard_launcher(members.declared)
+        guard_launcher(members.declared, members.wire)
         LOG.warning("a rank ended after the run: %s", error)
 
 

@@ -85,7 +85,7 @@ def train(work: Work, machine: Machine) -> str:
         machine.startup.mark("config and preflight")
         return _train_with(members, directory, machine, work)
     except RankLostError:
-        guard_launcher(declared)
+        guard_launcher(declared, machine.wire)
         raise
     finally:
         directory.lock.release()

@@ -4,6 +4,8 @@ Open MPI's `mpirun --with-ft ulfm` (its process is `prterun`) may wait for ever 
 5.0.11). A rank that learns of a lost rank starts a guard, `python -m fedhpc.transport.launcher_guard PID BORN NAMESPACE
 PATIENCE_S`, in a session of its own and without MPI. It ends with the launcher; where that has had no living rank on
 this host for some seconds, it is sent SIGTERM, then SIGKILL, and the guard reports so on the launcher's stderr.
+Ranks on other hosts have nothing left to do by then: a guard is started on the host of rank 0 only, without which none
+goes on (`fedhpc.run.membership.guard_launcher`).
 
 A process is signalled only if it is of this user, its executable is `prterun`, it has started a rank of this very job,
 and it still is the process that it was then (process id and start time). So a daemon that serves several jobs (`prte`,
@@ -12,6 +14,7 @@ a system without /proc (macOS), where it has to be ended by hand. Any living ran
 whatever program, keeps the launcher.
 """
 
+import logging
 import os
 import re
 import signal
@@ -24,6 +27,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from fedhpc.util.processes import born, children, is_running
+
+LOG = logging.getLogger(__name__)
 
 LAUNCHER = "prterun"
 """What mpirun and mpiexec of Open MPI 5 become; it serves one job."""
@@ -77,15 +82,19 @@ def start_guard(patience_s: float | None) -> None:
     command = [sys.executable, "-S", "-m", "fedhpc.transport.launcher_guard", *map(str, astuple(launcher))]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PMIX_", "OMPI_"))}
     # Its standard streams are not the rank's: a launcher waits until those are closed.
-    starter = subprocess.Popen(
-        [*command, str(patience_s)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-        env={**inherited, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-        start_new_session=True,
-    )
+    try:
+        starter = subprocess.Popen(
+            [*command, str(patience_s)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env={**inherited, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+            start_new_session=True,
+        )
+    except OSError as error:  # no more processes are allowed: the ranks that are left go on nevertheless
+        LOG.warning("the launcher has no guard (%s); end it by hand should it live on without ranks", error.strerror)
+        return
     starter.wait()  # it leaves the guard behind at once
 
 

@@ -143,6 +143,10 @@ class MpiTransport:
         except self._mpi.Exception:
             return None
 
+    def shares_host(self, rank: int) -> bool:
+        """Return whether a rank was started on the host of this one."""
+        return self._hosts[rank] == self._hosts[self.rank]
+
     def _all_hosts(self) -> tuple[list[str], list[int]]:
         """Return the host of each rank, in short, and its process id there."""
         own = np.zeros(HOST_BYTES, np.uint8)
@@ -159,7 +163,7 @@ class MpiTransport:
         Raises:
             SilentRankError: where a rank cannot be ended from here, or the others cannot go on without it.
         """
-        here = [rank for rank in missing if self._hosts[rank] == self._hosts[self.rank]]
+        here = [rank for rank in missing if self.shares_host(rank)]
         names = ", ".join(self._names[rank] for rank in missing) or self._names[0]
         if not missing or len(here) < len(missing) or not is_fault_tolerant():
             raise SilentRankError(

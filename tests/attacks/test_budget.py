@@ -640,6 +640,19 @@ def test_benchmark_of_charged_patients_called_synthetic_is_refused(hospital: Hos
         assert "says that its patients are synthetic" in refused(lambda: hospital.account(forged.parent))
 
 
+@pytest.mark.parametrize("benchmark", [False, True])
+def test_charged_patients_called_synthetic_under_another_name_are_refused(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, benchmark: bool
+) -> None:
+    """Where the hospital's own setting holds {site}, another name of the site leads beside its account."""
+    hospital.run("one")
+    monkeypatch.setenv(VARIABLE, str(hospital.site_ledger.parent / "{site}"))
+    shutil.move(hospital.site_ledger, hospital.site_ledger.parent / "site9")
+    forged = write_patients(hospital.folder / "forged" / "site1.h5", PATIENTS, SPLIT, created_by=f"{SYNTHETIC} 1")
+    with charged_to(hospital.folder / "out") if benchmark else contextlib.nullcontext():
+        assert "says that its patients are synthetic" in refused(lambda: hospital.account(forged.parent))
+
+
 def test_grant_over_a_grant_that_it_has_not_seen_is_refused(hospital: Hospital) -> None:
     """Or a cap that is raised would bring back an exception that was just taken back."""
     one, two = SiteLedger(hospital.site_ledger), SiteLedger(hospital.site_ledger)

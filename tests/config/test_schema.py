@@ -7,9 +7,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhpc.config.loader import load_config, merged
+from fedhpc.config.loader import config_of, load_config, merged
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError
+from fedhpc.run.resume import lasting_digest
 from fedhpc.study.config import load_study
 from tests.support.tiny_sweeps import load_sweep
 
@@ -42,6 +43,18 @@ def test_fedavg_is_the_papers_set_up() -> None:
     network = load_config(REPO / "configs" / "network.yaml")
     assert network.data.sites == config.data.sites
     assert (network.training.local_epochs, network.private) == (3, False)
+
+
+def test_new_key_at_its_default_leaves_runs_resumable() -> None:
+    """Else no run that is going on could go on; a key that was set is another config.
+
+    Where this fails after a key was added to the schema, add that key to YOUNG_KEYS.
+    """
+    config = RunConfig.model_validate({**GOOD, "privacy": {"off": True}})
+    assert lasting_digest(config) == "9fbc052e4c32c9f9"
+    schedules = ({"policy": "plan"}, {"policy": "plan", "round_units": 9.0})
+    trees = [{**GOOD, "algorithm": {"name": "fednova"}, "schedule": one} for one in schedules]
+    assert len({lasting_digest(config_of(Path("a.yaml"), tree)) for tree in trees}) == 2
 
 
 def test_all_errors_at_once_with_value_and_suggestion(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ for name, how in {"flat": {}, "waves": {"wave_bytes": 999}, "tree": tree, "both"
     got = [transport.gather(payloads, "update"), transport.gather([b"x"], "control")]
     transport.deliver_by_site(SITES)
     got.append(transport.gather(payloads, "update"))
+    assert all(map(transport.shares_host, range(7)))
     told[name] = hashlib.sha256(repr(got).encode()).hexdigest() if rank == 0 else [len(part) for part in got]
 Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(told))
 """
