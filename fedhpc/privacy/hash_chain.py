@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fedhpc.errors import PrivacyError
+from fedhpc.util.files import keep_from_others
 
 FIRST = "0" * 64
 REMEDY = (
@@ -143,6 +144,7 @@ class Chain:
                 code="privacy.ledger-unwritable",
             ) from None
         try:
+            keep_from_others(descriptor)  # one that an earlier version has made
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             self.refresh()
             self._held = True

@@ -26,7 +26,7 @@ from typing import Literal
 
 from fedhpc.errors import FileError, InputError
 from fedhpc.util.clock import now
-from fedhpc.util.files import make_folder, read_json, reported, write_all, write_json
+from fedhpc.util.files import keep_from_others, make_folder, read_json, reported, write_all, write_json
 from fedhpc.util.processes import boot_id, born
 
 ASK_S = 30
@@ -144,6 +144,7 @@ class DirectoryLock:
         with reported(self._flock, "opened for locking"):
             descriptor = os.open(self._flock, os.O_RDWR | os.O_CREAT, 0o600)
             try:
+                keep_from_others(descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(descriptor)

@@ -176,6 +176,13 @@ def append_line(path: Path, line: str, *, mode: int = READABLE, durable: bool = 
             sync_folder(path.parent)
 
 
+def keep_from_others(descriptor: int) -> None:
+    """Take an open file from all other accounts; it stays as it is where it is another's."""
+    if os.fstat(descriptor).st_mode & 0o077:
+        with contextlib.suppress(PermissionError):
+            os.fchmod(descriptor, PRIVATE)
+
+
 def append_whole(descriptor: int, content: bytes) -> None:
     """Append to a file that only this process appends to; cut off what a failed write has left. Raises OSError."""
     size = os.fstat(descriptor).st_size

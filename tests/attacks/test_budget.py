@@ -597,6 +597,11 @@ def test_nobody_else_can_hold_the_locks(hospital: Hospital) -> None:
     locks = sorted(hospital.folder.rglob("*.lock"))
     assert {path.name for path in locks} == {"ledger.jsonl.lock", "making.lock"}
     assert not any(path.stat().st_mode & 0o077 for path in locks)
+    held = [path for path in locks if path.name == "ledger.jsonl.lock"]
+    for path in held:
+        path.chmod(0o644)  # as an earlier version has made it
+    hospital.run("one", rounds=1)
+    assert not any(path.stat().st_mode & 0o077 for path in held)
 
 
 @pytest.mark.parametrize("allowed", [False, True])
