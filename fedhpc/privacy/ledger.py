@@ -84,7 +84,7 @@ class Ledger:
     def __init__(
         self, path: Path, owner: LedgerOwner, accounts: Sequence[SiteAccount] = (), terms: RunTerms | None = None
     ) -> None:
-        self._chain, self.accounts, self._terms = Chain(path), tuple(accounts), terms or RunTerms()
+        self._chain, self.accounts, self._terms = Chain(path), _each_once(accounts), terms or RunTerms()
         site = owner.site
         with ExitStack() as held:
             self._hold(held)
@@ -254,6 +254,15 @@ class Ledger:
         same = (charge.round, charge.population)
         attempt = sum((earlier.round, earlier.population) == same for earlier in self.charges)
         self._chain.append({**asdict(charge), "time": now(), "attempt": attempt})
+
+
+def _each_once(accounts: Sequence[SiteAccount]) -> tuple[SiteAccount, ...]:
+    """Let the accounts of sites that are charged to one folder (FEDHPC_SITE_LEDGER without {site}) have one ledger.
+
+    What has the lock of a folder is one object, and only that can write.
+    """
+    ledgers: dict[Path, SiteLedger] = {}
+    return tuple(replace(one, ledger=ledgers.setdefault(one.ledger.folder.resolve(), one.ledger)) for one in accounts)
 
 
 def read_ledger(path: Path) -> tuple[str, tuple[Charge, ...]]:

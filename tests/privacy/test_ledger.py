@@ -15,7 +15,7 @@ from fedhpc.privacy.accountant import Charge, Population, bounds_of, total_of
 from fedhpc.privacy.hash_chain import Chain
 from fedhpc.privacy.ledger import Ledger, LedgerOwner, RunTerms, SiteAccount, read_ledger
 from fedhpc.privacy.site_ledger import SiteLedger
-from fedhpc.privacy.site_terms import Terms
+from fedhpc.privacy.site_terms import Answer, Terms
 from fedhpc.privacy.unit_sets import Identities
 
 DELTA = 1e-5
@@ -67,6 +67,19 @@ def test_what_was_charged_is_there_after_a_restart(place: Place) -> None:
     assert read_ledger(place.run_file()) == ("a", again.charges)
     attempts = [json.loads(line).get("attempt") for line in place.run_file().read_text().splitlines()]
     assert attempts == [None, 0, 0, 1]
+
+
+def test_pooled_run_charges_every_site_of_one_account(place: Place) -> None:
+    """Where the hospital's setting names one folder for all sites, each opens it for itself."""
+    opened = [SiteAccount.of(place.account(), site, WHO) for site in ("a", "b")]
+    for start in range(2):
+        ledger = Ledger(place.run_file(), LedgerOwner("pooled", "run"), opened)
+        ledger.charge(charge(start))
+        ledger.begin_answer(charge(9, population="evaluation"), 1e9, "val", due=not start)
+    for site in ("a", "b"):
+        assert place.account().charges(ledger.id, site) == ledger.charges
+        assert place.account().answers(Answer(ledger.id, site, 9, "val")) == 2
+        assert place.account().has_head(ledger.account_head(site))
 
 
 @settings(max_examples=40)
