@@ -48,8 +48,10 @@ class Stream(io.StringIO):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-@pytest.mark.parametrize("way", ["error", "command line"])
-def test_long_message_is_wrapped_on_terminals_only(way: str, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("way", "code"), [("error", ""), ("command line", " [command-line]")])
+def test_long_message_is_wrapped_on_terminals_only(
+    way: str, code: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stream = Stream(terminal)
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("COLUMNS", "80")
@@ -61,7 +63,7 @@ def test_long_message_is_wrapped_on_terminals_only(way: str, terminal: bool, mon
         with pytest.raises(SystemExit, match="2"):
             Parser(prog="run.py").error(words)
     lines = [line for line in stream.getvalue().splitlines() if "usage" not in line]
-    assert " ".join(" ".join(lines).split()).endswith(f"error: {words}")
+    assert " ".join(" ".join(lines).split()).endswith(f"error: {words}{code}")
     assert (max(map(len, lines)) <= 80) == terminal and (len(lines) > 1) == terminal
 
 
