@@ -129,11 +129,14 @@ def alone_cells(run: Mapping[str, Any], unit: str) -> tuple[str, str]:
 
 
 def runs_of(ledger: SiteLedger) -> list[dict[str, Any]]:
-    """Each run on a site ledger, oldest first: its name, the number of its charges, and what it costs alone."""
+    """Return each run on a site ledger, oldest first: its name, the number of its charges, and what it costs alone.
+
+    A run of pooled sites that have one account is there once for each of them: their patients are not the same.
+    """
     entries = ledger.entries("charge")
     found = []
-    for key in dict.fromkeys(entry["ledger"] for entry in entries):
-        mine = [entry for entry in entries if entry["ledger"] == key]
+    for key, site in dict.fromkeys((entry["ledger"], entry["site"]) for entry in entries):
+        mine = [entry for entry in entries if (entry["ledger"], entry["site"]) == (key, site)]
         charges = [charge_of(entry) for entry in mine]
         total = total_of(charges, ledger.terms.delta)
         found.append(

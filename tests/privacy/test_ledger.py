@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedhpc.cli.privacy_spent import runs_of
 from fedhpc.errors import PrivacyError
 from fedhpc.privacy import anchored_chain
 from fedhpc.privacy.accountant import Charge, Population, bounds_of, total_of
@@ -80,6 +81,8 @@ def test_pooled_run_charges_every_site_of_one_account(place: Place) -> None:
         assert place.account().charges(ledger.id, site) == ledger.charges
         assert place.account().answers(Answer(ledger.id, site, 9, "val")) == 2
         assert place.account().has_head(ledger.account_head(site))
+    alone = [one["epsilon_training"]["patient"] for one in runs_of(place.account())]
+    assert alone == [ledger.epsilon(DELTA)] * 2, "no patient is of both sites"
 
 
 @settings(max_examples=40)
