@@ -196,7 +196,8 @@ stage_own() {
     umask 077
     mkdir -p "$(dirname "$to")"
     mkdir "$to" 2>/dev/null || true # another task of this node may have made it
-    if [ -L "$to" ] || [ ! -O "$to" ] || [ "$(stat -c %a "$to")" != 700 ]; then
+    # Not all of the mode: in a folder with the setgid bit, as group scratch has it, it is 2700.
+    if [ -L "$to" ] || [ ! -O "$to" ] || [ $((0$(stat -c %a "$to") & 077)) != 0 ]; then
         echo "$to: was there before, and is not a folder of this account alone" >&2
         exit 1
     fi

@@ -47,6 +47,14 @@ def test_each_task_copies_its_own_shard_for_this_account_alone(folder: Path) -> 
     assert (to / "ca.pem").is_symlink()
 
 
+def test_disk_of_a_group_can_be_staged_to(folder: Path) -> None:
+    """New folders there have the setgid bit."""
+    (folder / "node").mkdir()
+    (folder / "node").chmod(0o2770)
+    assert staged(folder).returncode == 0
+    assert (folder / "node" / "fedhpc-7" / "site1.h5").exists()
+
+
 def open_folder(to: Path) -> None:
     to.mkdir(parents=True, mode=0o777)
     to.chmod(0o777)
