@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from fedhpc.aggregation import rules
 from fedhpc.aggregation.base import AggregationRule, ServerStep
@@ -23,7 +23,7 @@ from fedhpc.config.faults import Faults, fault_rules
 from fedhpc.config.model import Model, TaskKind
 from fedhpc.config.personalisation import Personalisation
 from fedhpc.config.privacy import Privacy
-from fedhpc.config.rules import cross_field_rules
+from fedhpc.config.rules import cross_field_rules, new_run_rules
 from fedhpc.config.schedule import Schedule, efforts_of, schedule_rules
 from fedhpc.config.secure_sum_rules import secure_sum_rules
 from fedhpc.config.stress import Stress
@@ -40,6 +40,8 @@ else:
     Rule = rules.one_of(rules.RULES, "rule")
     ServerOptimizer = rules.one_of(rules.SERVER_OPTIMIZERS, "optimizer")
 
+RECORDED = "recorded"
+"""The context in which the config of a run directory is validated: see `new_run_rules`."""
 YOUNG_KEYS = (("schedule", "round_units"),)
 """Keys that are younger than runs which are still going on: at their default, such a run is of the same config."""
 
@@ -257,9 +259,10 @@ class RunConfig(Section):
         return len(self.data.sites) - (self.privacy.colluding_sites or 0) - self.privacy.tolerated_dropouts
 
     @model_validator(mode="after")
-    def _rules(self) -> "RunConfig":
+    def _rules(self, info: ValidationInfo) -> "RunConfig":
         rules = [
             *cross_field_rules(self),
+            *([] if info.context == RECORDED else new_run_rules(self)),
             *fault_rules(self),
             *schedule_rules(self),
             *(secure_sum_rules(self) if self.privacy.trust == "sites" else []),

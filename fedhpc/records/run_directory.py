@@ -36,7 +36,7 @@ from pydantic import ValidationError
 
 from fedhpc.config.model_source import COPY, check_source, located, place_of, read_source
 from fedhpc.config.problems import only_renamed, problems_message, problems_of
-from fedhpc.config.schema import RunConfig
+from fedhpc.config.schema import RECORDED, RunConfig
 from fedhpc.config.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.util.directory_lock import DirectoryLock
@@ -147,7 +147,7 @@ class RunDirectory:
             tree = parse_yaml(read_text(self.config, RESTORE), str(self.config))
             if isinstance(tree, dict):
                 located(tree, self.path)
-            return RunConfig.model_validate(tree)
+            return RunConfig.model_validate(tree, context=RECORDED)
         except ConfigError as error:
             raise InputError(f"{error}. The file was cut or changed. {RESTORE}.", code="file.damaged") from None
         except ValidationError as error:

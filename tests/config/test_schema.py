@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fedhpc.config.loader import config_of, load_config, merged
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError
+from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.resume import lasting_digest
 from fedhpc.study.config import load_study
 from tests.support.tiny_sweeps import load_sweep
@@ -55,6 +56,24 @@ def test_new_key_at_its_default_leaves_runs_resumable() -> None:
     schedules = ({"policy": "plan"}, {"policy": "plan", "round_units": 9.0})
     trees = [{**GOOD, "algorithm": {"name": "fednova"}, "schedule": one} for one in schedules]
     assert len({lasting_digest(config_of(Path("a.yaml"), tree)) for tree in trees}) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "tree"),
+    [
+        (
+            "data.sites",
+            {"data": {**GOOD["data"], "sites": [{"name": "global"}, {"name": "b"}]}, "privacy": {"off": True}},
+        ),
+        ("privacy.sample_rate", {"privacy": {"epsilon": 8.0, "sample_rate": 1e-5}}),
+    ],
+)
+def test_run_that_could_not_be_started_now_can_be_read(tmp_path: Path, key: str, tree: dict[str, object]) -> None:
+    """A rule that is younger than a finished run keeps nobody from its report and its model."""
+    path = write(tmp_path / "config.yaml", {**GOOD, **tree})
+    assert RunDirectory(tmp_path).read_config() is not None
+    with pytest.raises(ConfigError, match=key):
+        load_config(path)
 
 
 def test_all_errors_at_once_with_value_and_suggestion(tmp_path: Path) -> None:
