@@ -6,7 +6,7 @@ from typing import Any
 from fedhpc.config.schema import RunConfig
 from fedhpc.util.text import shown
 
-# A result does not depend on these, or a report tells them elsewhere.
+# A result does not depend on these, or a report shows them elsewhere.
 NOT_COMPARED = ("name", "seed", "mode", "data", "contribution", "faults", "runtime", "tracking")
 NOT_COMPARED_KEYS = (
     "exchange.density", "exchange.pki", "exchange.search", "exchange.tls",
@@ -31,7 +31,7 @@ MOST_KEYS = 3
 def settings_of(configs: Sequence[RunConfig]) -> list[str]:
     """For each config, what sets it apart from the others of its mode, with or without privacy; empty for nothing.
 
-    Up to three keys are told; where more differ, the name of the first run of the same setting stands for all.
+    Up to three keys are named; where more differ, the name of the first run of the same setting stands for all.
     """
     compared = [_compared(config) for config in configs]
     kinds = [(config.mode, config.private) for config in configs]

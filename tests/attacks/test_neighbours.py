@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.densenet import SMALL, DenseNet
 from fedhpc.models.device import Device
-from fedhpc.models.whitening import Whitening
+from fedhpc.models.whitening import StageNorm, Whitening
 from fedhpc.privacy.plan import bound_note
 from fedhpc.site.data.samples import ImageSamples
 from fedhpc.site.evaluation import predict
@@ -162,6 +162,16 @@ def test_control_false_map_in_a_batch_moves_others() -> None:
     sizes = range(2, 41)
     assert any(not torch.equal(whitening(features[:n])[1:], whitening(features[1:n])) for n in sizes)
     assert all(torch.equal(whitening.by_rows(features[:n])[1:], whitening.by_rows(features[1:n])) for n in sizes)
+
+
+@pytest.mark.parametrize("blocks", [(32, 32, 48, 48, 56, 56), (7, 513)])
+def test_stage_norm_of_an_image_does_not_depend_on_others(blocks: tuple[int, ...]) -> None:
+    norm, rng = StageNorm(blocks), torch.Generator().manual_seed(0)
+    features = torch.randn(140, sum(blocks), generator=rng) * torch.logspace(-4, 4, 140)[:, None]
+    together = norm(features)
+    assert not torch.equal(together, features)
+    assert all(torch.equal(norm(features[row : row + 1])[0], together[row]) for row in range(140))
+    assert all(torch.equal(norm(features[:n])[1:], norm(features[1:n])) for n in range(2, 34))
 
 
 @pytest.mark.parametrize("bias", [True, False])
