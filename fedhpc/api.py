@@ -114,8 +114,8 @@ def train(config: RunConfig | str | Path, run_dir: str | Path | None = None, *, 
     Raises:
         InputError: bad config, bad shard, a run directory of another config. At every rank, with the same message.
     """
-    from fedhpc.run.agreement import Source, check_start
-    from fedhpc.run.preemption import StopRequest
+    from fedhpc.run.rounds.preemption import StopRequest
+    from fedhpc.run.start.agreement import Source, check_start
     from fedhpc.run.train import Machine, Work
     from fedhpc.run.train import train as train_here
     from fedhpc.transport.mpi import connect

@@ -140,7 +140,7 @@ class Stopped(BaseException):
 
 
 class Interrupted(Exception):
-    """Told to stop (`fedhpc.run.preemption`): the round that was begun is left, and will be done again."""
+    """Told to stop (`fedhpc.run.rounds.preemption`): the round that was begun is left, and will be done again."""
 
 
 @contextmanager

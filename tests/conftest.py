@@ -222,7 +222,7 @@ def run_here() -> Callable[..., Outcome]:
     import torch
 
     from fedhpc.cli.main import main
-    from fedhpc.run.preemption import SIGNALS
+    from fedhpc.run.rounds.preemption import SIGNALS
 
     def run(args: Sequence[str | Path]) -> Outcome:
         threads, handlers = torch.get_num_threads(), [signal.getsignal(number) for number in SIGNALS]

@@ -21,9 +21,9 @@ OWNERS = {
     "opacus": ["fedhpc.bench.opacus_modes", "fedhpc.privacy", "fedhpc.site"],
     "psutil": ["fedhpc.util.processes"],
     "submitit": ["fedhpc.sweep"],
-    "mlflow": ["fedhpc.run.tracking"],
+    "mlflow": ["fedhpc.run.rounds.tracking"],
     "rich": ["fedhpc.watch"],
-    "tensorboardX": ["fedhpc.run.tracking"],
+    "tensorboardX": ["fedhpc.run.rounds.tracking"],
 }
 # All that the code of a hospital imports from outside of fedhpc: what is not named here could be a way out.
 SITE_IMPORTS = {

@@ -184,7 +184,7 @@ class Replacement(Protocol):
 
 
 class Store(Protocol):
-    """What keeps all sites' messages (see `fedhpc.run.stored_updates`)."""
+    """What keeps all sites' messages (see `fedhpc.run.rounds.stored_updates`)."""
 
     def __call__(self, messages: Iterable[bytes], state: RunState) -> Iterator[bytes]:
         """The same messages of a round, in site order."""

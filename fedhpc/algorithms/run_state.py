@@ -17,7 +17,7 @@ RECEIVED = "received"
 
 @dataclass(frozen=True)
 class RunState:
-    """The state before a round, as one rank has it; saved and resumed by name (`fedhpc.run.saved_state`).
+    """The state before a round, as one rank has it; saved and resumed by name (`fedhpc.run.rounds.saved_state`).
 
     Attributes:
         round: the number of rounds done.

@@ -14,7 +14,7 @@ from fedhpc.audit.observation import Claim, Work, hospital_at_work
 from fedhpc.audit.statistics import LAW_RISK, spread_interval
 from fedhpc.models.whitening import Centring, Whitening
 from fedhpc.privacy.plan import BEFORE_ROUNDS
-from fedhpc.run.feature_mean import feature_grid
+from fedhpc.run.rounds.feature_mean import feature_grid
 from fedhpc.site.hospital import Hospital
 from fedhpc.site.training.secure_contribution import IntegerGrid
 from fedhpc.util.arrays import F64, I64

@@ -22,11 +22,11 @@ from fedhpc.models.whitening import centre
 from fedhpc.privacy.plan import PrivacyPlan, plan_privacy
 from fedhpc.records.checkpoint import load_state, saved_rounds
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.built_in_cohort import make_phantoms, make_reference
 from fedhpc.run.display import Console
-from fedhpc.run.feature_mean import STATE
-from fedhpc.run.network import checked_network
-from fedhpc.run.public_features import public_map
+from fedhpc.run.rounds.feature_mean import STATE
+from fedhpc.run.start.built_in_cohort import make_phantoms, make_reference
+from fedhpc.run.start.network import checked_network
+from fedhpc.run.start.public_features import public_map
 from fedhpc.site.data.open_site import open_site_of_run
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.data.shard import Shard

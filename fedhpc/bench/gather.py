@@ -32,7 +32,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.records.rounds import FLOAT32_BYTES
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
-from fedhpc.run.secure_channel import open_secure_channel, sites_by_rank
+from fedhpc.run.start.secure_channel import open_secure_channel, sites_by_rank
 from fedhpc.transport import pki
 from fedhpc.transport.base import Wire
 from fedhpc.transport.channel import Channel

@@ -34,10 +34,10 @@ from fedhpc.models.saved import load_backbone
 from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, to_vector
 from fedhpc.privacy.plan import plan_privacy
-from fedhpc.run.built_in_cohort import make_phantoms, make_reference
 from fedhpc.run.display import Console
-from fedhpc.run.public_features import public_map
-from fedhpc.run.site_work import measured_cost
+from fedhpc.run.start.built_in_cohort import make_phantoms, make_reference
+from fedhpc.run.start.public_features import public_map
+from fedhpc.run.start.site_work import measured_cost
 from fedhpc.site.data.open_site import open_site_of_run
 from fedhpc.site.training.dp_sgd import Units, entropy
 from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, train_plain, train_private

@@ -42,8 +42,8 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compute and print."""
     from fedhpc.records.run_directory import RunDirectory
-    from fedhpc.run.contribution import Judged, contribution
-    from fedhpc.run.contribution_table import table_text
+    from fedhpc.run.finished.contribution import Judged, contribution
+    from fedhpc.run.finished.contribution_table import table_text
     from fedhpc.util.progress import at_work
 
     with at_work("contribution"):

@@ -25,7 +25,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate and print."""
-    from fedhpc.run.evaluate import Tested, evaluate, evaluation_text
+    from fedhpc.run.finished.evaluate import Tested, evaluate, evaluation_text
     from fedhpc.util.progress import at_work
     from fedhpc.util.text import wrapped
 

@@ -27,7 +27,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Export and say what was written."""
-    from fedhpc.run.export import export, export_text
+    from fedhpc.run.finished.export import export, export_text
     from fedhpc.util.progress import at_work
     from fedhpc.util.text import wrapped
 

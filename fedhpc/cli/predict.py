@@ -47,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
     from data_prep.importers.recipe import Depth, Recipe
     from data_prep.importers.resample import Square
     from data_prep.unlabelled import Inputs
-    from fedhpc.run.evaluate import Tested
-    from fedhpc.run.predict import predict, prediction_text, scores_csv
+    from fedhpc.run.finished.evaluate import Tested
+    from fedhpc.run.finished.predict import predict, prediction_text, scores_csv
     from fedhpc.util.files import PRIVATE, write_text
     from fedhpc.util.progress import at_work
     from fedhpc.util.text import wrapped

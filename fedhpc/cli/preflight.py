@@ -57,10 +57,10 @@ def _check(options: argparse.Namespace, transport: "Wire") -> int:
     from fedhpc.config.loader import load_config
     from fedhpc.errors import InputError
     from fedhpc.records.run_directory import RunDirectory
-    from fedhpc.run.agreement import check_ranks
-    from fedhpc.run.placement import place_sites
     from fedhpc.run.preflight.check import preflight
     from fedhpc.run.preflight.report import report
+    from fedhpc.run.start.agreement import check_ranks
+    from fedhpc.run.start.placement import place_sites
     from fedhpc.transport.collectives import run_on_all_ranks
     from fedhpc.util.text import wrapped
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from fedhpc.cli.common import Parser, add_run_dir, add_set, positive
 from fedhpc.cli.status import BAD_INPUT, FAILED, FINISHED, INCOMPLETE, RESUMABLE, report_stop
 from fedhpc.errors import FileError, InputError, RankLostError, Stopped
-from fedhpc.run.preemption import StopRequest
+from fedhpc.run.rounds.preemption import StopRequest
 from fedhpc.util.files import write_text
 from fedhpc.util.startup import Startup
 
 if TYPE_CHECKING:
-    from fedhpc.run.agreement import Source
+    from fedhpc.run.start.agreement import Source
 
 HELP = "train as the config says; under mpirun or srun one hospital a rank"
 EXAMPLES = (
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     notice = StopRequest()
     notice.listen()
     startup = Startup()
-    from fedhpc.run.agreement import Source, join_timeout_s
+    from fedhpc.run.start.agreement import Source, join_timeout_s
     from fedhpc.transport.mpi import connect
     from fedhpc.transport.mpi_library import abort_at_exit
     from fedhpc.transport.start_watch import watched_start
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _train(source: "Source", transport: Any, notice: StopRequest, startup: Startup, options: argparse.Namespace) -> int:
-    from fedhpc.run.agreement import check_start
+    from fedhpc.run.start.agreement import check_start
 
     check_start(transport, source)
     from fedhpc.models.lean_torch import import_lean

@@ -26,7 +26,7 @@ class RoundRecord:
         dropped: the sites whose update is not in the round's mean.
         flags: of the sites whose update the aggregation rule found far out (`fedhpc.aggregation.base.Flag`).
         stress: the case of a stress test.
-        protects_from_aggregator: the level of a secure sum (`fedhpc.run.sum_identities.TrustModel`).
+        protects_from_aggregator: the level of a secure sum (`fedhpc.run.start.sum_identities.TrustModel`).
         account_heads: as `ledger_heads`, of the site ledgers (`fedhpc.privacy.site_ledger`).
         absent: the sites that took no part in this start of the run.
         late: those whose update was not ready when the timer ended the round (schedule.policy=deadline).

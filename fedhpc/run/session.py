@@ -1,4 +1,4 @@
-"""A session: one run at one rank, ready to train (`fedhpc.run.open_session` opens it)."""
+"""A session: one run at one rank, ready to train (`fedhpc.run.start.open_session` opens it)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
-from fedhpc.run.preemption import StopRequest
-from fedhpc.run.sum_identities import TrustModel, trust_model
+from fedhpc.run.rounds.preemption import StopRequest
+from fedhpc.run.start.sum_identities import TrustModel, trust_model
 from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.context import SiteContext
 from fedhpc.site.hospital import Hospital

@@ -10,16 +10,16 @@ from typing import Any
 
 from fedhpc.errors import InputError, Interrupted, PayloadError, RankLostError, SiteError, site_failure
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.agreement import Source, agree_on_config, gathered_cores, join_timeout_s
 from fedhpc.run.display import Console
-from fedhpc.run.finish import GLOBAL
-from fedhpc.run.loop import Ended, run
-from fedhpc.run.membership import Membership, guard_launcher, leave_together, members_left, start_membership
-from fedhpc.run.open_session import open_session
-from fedhpc.run.preemption import StopRequest
+from fedhpc.run.finished.finish import GLOBAL
 from fedhpc.run.preflight.check import preflight
-from fedhpc.run.secure_channel import sites_by_rank
+from fedhpc.run.rounds.loop import Ended, run
+from fedhpc.run.rounds.preemption import StopRequest
 from fedhpc.run.session import Session
+from fedhpc.run.start.agreement import Source, agree_on_config, gathered_cores, join_timeout_s
+from fedhpc.run.start.membership import Membership, guard_launcher, leave_together, members_left, start_membership
+from fedhpc.run.start.open_session import open_session
+from fedhpc.run.start.secure_channel import sites_by_rank
 from fedhpc.site.personal.personalise import MODEL, RECORD, Personal, check_network, personalise
 from fedhpc.transport.base import Wire
 from fedhpc.transport.collectives import run_on_all_ranks
@@ -147,7 +147,7 @@ def _report(session: Session, ended: Ended) -> None:
     directory = session.directory
     try:
         from fedhpc.report.sources import write_run_report
-        from fedhpc.run.examples import write_examples
+        from fedhpc.run.finished.examples import write_examples
 
         write_examples(session.declared, directory)
         write_run_report(directory.path)

@@ -179,8 +179,8 @@ def prepare(sweep: Sweep, cluster: Cluster, console: Console) -> None:
     built_in = [trial.config for trial in sweep.trials if trial.config.data.phantom is not None]
     if not built_in:
         return
-    from fedhpc.run.built_in_cohort import make_phantoms, make_reference
-    from fedhpc.run.secure_channel import make_demo
+    from fedhpc.run.start.built_in_cohort import make_phantoms, make_reference
+    from fedhpc.run.start.secure_channel import make_demo
 
     for config in built_in:
         make_phantoms(config, config.site_names, console)

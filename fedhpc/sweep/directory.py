@@ -14,7 +14,7 @@ runs/<sweep>/
     report.html, .json, .csv      when all have ended
 
 On disk a trial is an `element`, as in earlier versions: a sweep is resumed across versions, and a later run looks for
-the ledger heads of earlier trials (`fedhpc.run.recorded_heads`).
+the ledger heads of earlier trials (`fedhpc.run.start.recorded_heads`).
 """
 
 import os

@@ -21,7 +21,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from fedhpc.errors import InputError
-from fedhpc.run.preemption import SIGNALS
+from fedhpc.run.rounds.preemption import SIGNALS
 from fedhpc.sweep.config import Sweep, ranks_of
 from fedhpc.sweep.directory import SweepDirectory
 from fedhpc.sweep.environment import outside_of_any_job

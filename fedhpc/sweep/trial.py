@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedhpc.errors import FileError, InputError, RankLostError, Stopped, printed
-from fedhpc.run.preemption import StopRequest
+from fedhpc.run.rounds.preemption import StopRequest
 from fedhpc.sweep.slurm_queue import is_running
 from fedhpc.sweep.trial_commands import job_id, run_commands, run_commands_alone
 from fedhpc.sweep.trial_directory import Commands, Outcome, TrialDirectory, beginning
@@ -51,7 +51,7 @@ def _train(folder: TrialDirectory, more: Commands, requeues: int) -> str:
     notice = StopRequest()
     notice.listen()
     startup = Startup()
-    from fedhpc.run.agreement import Source
+    from fedhpc.run.start.agreement import Source
     from fedhpc.run.train import Machine, Work, train
     from fedhpc.transport.base import Wire
     from fedhpc.transport.mpi import connect

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedhpc.errors import InputError, Stopped, printed
 from fedhpc.privacy.places import SYNTHETIC_VARIABLE
-from fedhpc.run.preemption import StopRequest
+from fedhpc.run.rounds.preemption import StopRequest
 from fedhpc.sweep.environment import without_job
 from fedhpc.sweep.trial_directory import TrialDirectory, beginning
 from fedhpc.util.files import write_json

@@ -5,7 +5,7 @@ Open MPI's `mpirun --with-ft ulfm` (its process is `prterun`) may wait for ever 
 PATIENCE_S`, in a session of its own and without MPI. It ends with the launcher; where that has had no living rank on
 this host for some seconds, it is sent SIGTERM, then SIGKILL, and the guard reports so on the launcher's stderr.
 Ranks on other hosts have nothing left to do by then: a guard is started on the host of rank 0 only, without which none
-goes on (`fedhpc.run.membership.guard_launcher`).
+goes on (`fedhpc.run.start.membership.guard_launcher`).
 
 A process is signalled only if it is of this user, its executable is `prterun`, it has started a rank of this very job,
 and it still is the process that it was then (process id and start time). So a daemon that serves several jobs (`prte`,

@@ -29,7 +29,7 @@ from fedhpc.privacy.ledger import Ledger, LedgerOwner, RunTerms, SiteAccount
 from fedhpc.privacy.places import VARIABLE, Whose, default_folder, site_ledger_folder
 from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.site_terms import Owner, Request, Terms
-from fedhpc.run.recorded_heads import check_recorded, recorded_heads
+from fedhpc.run.start.recorded_heads import check_recorded, recorded_heads
 from fedhpc.site.account import (
     SYNTHETIC,
     identities_of,

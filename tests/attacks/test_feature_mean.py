@@ -17,8 +17,8 @@ from fedhpc.errors import InputError, PayloadError, PrivacyError
 from fedhpc.privacy.accountant import bounds_of
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.privacy.plan import BEFORE_ROUNDS, check_plan, plan_privacy
-from fedhpc.run import public_features
-from fedhpc.run.feature_mean import read_sum
+from fedhpc.run.rounds.feature_mean import read_sum
+from fedhpc.run.start import public_features
 
 N, SIZE, SITES = 30, 32, ("site1", "site2", "site3")
 SHARED = {"trust": "sites", "colluding_sites": 1}

@@ -17,11 +17,11 @@ from fedhpc.errors import InputError, PayloadError
 from fedhpc.records.metrics import BINS
 from fedhpc.records.site_report import SiteReport
 from fedhpc.run.evaluation.exact import read_counts, read_influence
-from fedhpc.run.final_models import read_model
+from fedhpc.run.finished.final_models import read_model
 from fedhpc.run.preflight.facts import RANK_FACTS, token_name
 from fedhpc.run.preflight.facts import read_facts as read_rank_facts
-from fedhpc.run.resume import FOUND, read_found
-from fedhpc.run.site_facts import check_agreed, read_facts
+from fedhpc.run.rounds.resume import FOUND, read_found
+from fedhpc.run.start.site_facts import check_agreed, read_facts
 from fedhpc.transport.messages import of_each, parsed, said
 
 SHAPE = (1, 3, BINS)

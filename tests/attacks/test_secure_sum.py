@@ -17,7 +17,7 @@ from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError, PayloadError
 from fedhpc.run.evaluation.questions import sum_terms
-from fedhpc.run.sum_identities import check_identities
+from fedhpc.run.start.sum_identities import check_identities
 from fedhpc.secagg import shamir
 from fedhpc.secagg.masks import MaskKey, PublicKeys, SumTerms, X25519PrivateKey, pair_seed
 from fedhpc.secagg.messages import (

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
-from fedhpc.run.membership import without
+from fedhpc.run.start.membership import without
 
 SITES = ("a", "b", "c", "d")
 

@@ -11,7 +11,7 @@ from fedhpc.config.loader import config_of, load_config, merged
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.resume import lasting_digest
+from fedhpc.run.rounds.resume import lasting_digest
 from fedhpc.study.config import load_study
 from tests.support.tiny_sweeps import load_sweep
 

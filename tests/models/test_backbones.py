@@ -13,7 +13,7 @@ from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count, to_vector
 from fedhpc.models.views import cropped, resized, triangle_weights
 from fedhpc.models.whitening import PublicMap, Whitening, fit_public_map, in_blocks
-from fedhpc.run.public_features import reference_backbone
+from fedhpc.run.start.public_features import reference_backbone
 
 DIMENSIONS = {
     "efficientnet_lite0": 1024,

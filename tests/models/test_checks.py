@@ -10,7 +10,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.build import build_model
 from fedhpc.models.task import Task
-from fedhpc.run.network import checked_network
+from fedhpc.run.start.network import checked_network
 
 BAD = Path(__file__).with_name("bad_models.py")
 TASK = Task(("benign", "malignant"), (1, 16, 16))

@@ -23,7 +23,7 @@ from fedhpc.config.loader import load_config
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
-from fedhpc.run.secure_channel import open_secure_channel
+from fedhpc.run.start.secure_channel import open_secure_channel
 from fedhpc.transport.base import Transport
 from fedhpc.transport.channel import Channel
 from fedhpc.transport.egress_log import Kind

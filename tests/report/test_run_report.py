@@ -27,7 +27,7 @@ from fedhpc.report.page import detail_of
 from fedhpc.report.sites import contribution_part, events_part
 from fedhpc.report.sources import of_runs, of_study, write_run_report
 from fedhpc.report.view import site_work
-from fedhpc.run.examples import write_examples
+from fedhpc.run.finished.examples import write_examples
 from tests.conftest import Outcome
 from tests.mpi.test_federated import make_shard
 from tests.report.test_report import Page, row

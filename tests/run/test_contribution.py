@@ -22,7 +22,7 @@ from fedhpc.errors import ConfigError, InputError
 from fedhpc.models.saved import load_model
 from fedhpc.models.vector import to_vector
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.stored_updates import UpdateStore, read_history
+from fedhpc.run.rounds.stored_updates import UpdateStore, read_history
 from tests.mpi.test_federated import make_shard
 
 SITES = ("a", "b", "c")

@@ -15,7 +15,7 @@ from fedhpc.models.saved import SavedModel, load_backbone, save_model
 from fedhpc.models.task import Task
 from fedhpc.models.views import cropped, resized, standardised
 from fedhpc.models.whitening import Centring, Whitening
-from fedhpc.run import export
+from fedhpc.run.finished import export
 
 SLICE, PATCH = (1, 24, 40), (2, 16, 20, 24)
 

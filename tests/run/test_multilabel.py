@@ -18,7 +18,7 @@ from fedhpc.errors import PrivacyError, ShardError
 from fedhpc.models.loss import loss
 from fedhpc.models.task import Task
 from fedhpc.records.metrics import Predictions, bin_of, metrics, score_histogram
-from fedhpc.run.network import checked_network
+from fedhpc.run.start.network import checked_network
 from fedhpc.site.data.shard import Shard
 from fedhpc.site.per_example.clipped_sum import ClippedSum
 from fedhpc.site.per_example.oracle import check_unit_gradients

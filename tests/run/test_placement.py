@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedhpc.config.schema import RunConfig
-from fedhpc.run.placement import deal_sites
-from fedhpc.run.secure_channel import sites_by_rank
+from fedhpc.run.start.placement import deal_sites
+from fedhpc.run.start.secure_channel import sites_by_rank
 
 WEIGHTS = st.lists(st.integers(1, 1000), min_size=1, max_size=40)
 

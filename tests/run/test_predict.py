@@ -19,10 +19,10 @@ from fedhpc.models.saved import load_model
 from fedhpc.models.task import Task
 from fedhpc.records.calibration import exact_calibrations, sigmoid
 from fedhpc.records.metrics import BINS, LATE, NEGATIVE, cell_of
-from fedhpc.run import export
 from fedhpc.run.evaluation.curves import Law, Thresholds, curves_of
 from fedhpc.run.evaluation.noisy_curves import noisy_calibration
-from fedhpc.run.model_card import model_card
+from fedhpc.run.finished import export
+from fedhpc.run.finished.model_card import model_card
 from fedhpc.site.release import WHOLE, Weights
 from fedhpc.util.normal import ndtr
 from tests.conftest import Outcome

@@ -21,7 +21,7 @@ from fedhpc.cli.train import _report_failure
 from fedhpc.errors import InputError, Interrupted
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.records.checkpoint import DIGEST, OWNER, forget_after, intact_rounds, load_state, save_state, saved_rounds
-from fedhpc.run.preemption import StopRequest
+from fedhpc.run.rounds.preemption import StopRequest
 from fedhpc.transport import pki
 from tests.conftest import REPO, run_limited
 from tests.mpi.test_federated import make_shard

@@ -10,9 +10,9 @@ from fedhpc.cli.main import main
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.models.device import device_name
-from fedhpc.run.placement import rank_order
 from fedhpc.run.preflight.facts import RankFacts
 from fedhpc.run.preflight.rules import notes, problems, rank_table
+from fedhpc.run.start.placement import rank_order
 
 CONFIG = RunConfig.model_validate(
     {"name": "tiny", "data": {"shards": "{site}.h5", "sites": [{"name": "site0"}, {"name": "site1"}]}}

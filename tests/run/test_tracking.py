@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from fedhpc.config import tracking
 from fedhpc.config.loader import checked
-from fedhpc.run.tracking import _result, points, tell, tracking_problems
+from fedhpc.run.rounds.tracking import _result, points, tell, tracking_problems
 from tests.support.tiny_sweeps import tree_of
 
 Run = Callable[..., tuple[int, str, str]]
@@ -107,7 +107,7 @@ from pathlib import Path
 from fedhpc.config.schema import RunConfig
 asked = []
 sys.addaudithook(lambda event, args: asked.append(args) if event in ("socket.getaddrinfo", "socket.connect") else None)
-from fedhpc.run.tracking import MLflow
+from fedhpc.run.rounds.tracking import MLflow
 tree = {"name": "x", "data": {"shards": "{site}.h5", "sites": [{"name": "a"}, {"name": "b"}]}, "privacy": {"off": True}}
 sink = MLflow(Path(sys.argv[1]), RunConfig.model_validate(tree), [])
 sink.finish({"rounds": 1, "auc": 0.5})

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import fedhpc.run.loop
-import fedhpc.run.preflight.check  # noqa: F401  (before the first fork, so that each child has it)
+import fedhpc.run.preflight.check
+import fedhpc.run.rounds.loop  # noqa: F401  (before the first fork, so that each child has it)
 from fedhpc.cli.main import main
 from fedhpc.util.stopwatch import Stopwatch
 

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import fedhpc.run.finish
-import fedhpc.run.loop
-import fedhpc.run.preflight.check  # noqa: F401  (before the first fork, so that each child has it)
+import fedhpc.run.finished.finish
+import fedhpc.run.preflight.check
+import fedhpc.run.rounds.loop  # noqa: F401  (before the first fork, so that each child has it)
 from fedhpc.cli.main import main
 from fedhpc.run.preflight import rules
 

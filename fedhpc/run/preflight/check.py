@@ -5,10 +5,10 @@ import os
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.late_updates import replay_problems
 from fedhpc.run.preflight.facts import collect
 from fedhpc.run.preflight.rules import notes, one_line, problems, rank_table
-from fedhpc.run.tracking import tracking_problems
+from fedhpc.run.rounds.late_updates import replay_problems
+from fedhpc.run.rounds.tracking import tracking_problems
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json
 

@@ -24,7 +24,7 @@ from fedhpc.errors import InputError, PayloadError
 from fedhpc.models.device import device_name
 from fedhpc.records.environment import git_commit
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.secure_channel import sites_by_rank
+from fedhpc.run.start.secure_channel import sites_by_rank
 from fedhpc.site.data.shard import shard_problem
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks

@@ -10,11 +10,11 @@ from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import load_backbone
 from fedhpc.models.task import Task
 from fedhpc.privacy.plan import without_noise
-from fedhpc.run.built_in_cohort import make_phantoms
 from fedhpc.run.display import Console
-from fedhpc.run.secure_channel import sites_by_rank
-from fedhpc.run.site_speeds import measured_costs, speeds_from, usual_work
-from fedhpc.run.site_work import measured_cost
+from fedhpc.run.start.built_in_cohort import make_phantoms
+from fedhpc.run.start.secure_channel import sites_by_rank
+from fedhpc.run.start.site_speeds import measured_costs, speeds_from, usual_work
+from fedhpc.run.start.site_work import measured_cost
 from fedhpc.site.data.open_site import open_site_of_run
 from fedhpc.site.training.local_sgd import local_steps
 from fedhpc.site.training.pace import Bench, StepCost

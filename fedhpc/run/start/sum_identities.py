@@ -14,7 +14,7 @@ from typing import Any
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.privacy.plan import PrivacyPlan, epsilon_if_unmasked
-from fedhpc.run.secure_channel import sites_by_rank
+from fedhpc.run.start.secure_channel import sites_by_rank
 from fedhpc.secagg.signatures import (
     Introduction,
     OwnIdentity,

@@ -21,8 +21,8 @@ from fedhpc.algorithms.secure_fedavg import SecureMean
 from fedhpc.compression.error_feedback import CompressionConfig
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.vector import layers_of, local_entries, parameter_count
+from fedhpc.run.rounds.stored_updates import UpdateStore
 from fedhpc.run.session import Session
-from fedhpc.run.stored_updates import UpdateStore
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.site.training.local_sgd import one_step
 from fedhpc.site.training.update_scale import sum_scale, update_scales

@@ -22,7 +22,7 @@ from fedhpc.models.saved import SavedModel, load_model
 from fedhpc.models.task import Task
 from fedhpc.records.calibration import sigmoid
 from fedhpc.records.metrics import one_vs_rest
-from fedhpc.run.evaluate import Tested, model_path
+from fedhpc.run.finished.evaluate import Tested, model_path
 from fedhpc.site.data.harmonise import harmonise
 from fedhpc.site.data.shard import Shard
 from fedhpc.util.arrays import F64

@@ -21,19 +21,19 @@ from fedhpc.errors import InputError
 from fedhpc.models.vector import to_vector
 from fedhpc.records.checkpoint import load_state, save_state
 from fedhpc.records.rounds import Traffic
-from fedhpc.run.continuation import begin
-from fedhpc.run.feature_mean import centre_features
-from fedhpc.run.final_models import shared_models
-from fedhpc.run.finish import GLOBAL, Models, finish
-from fedhpc.run.header import introduce
-from fedhpc.run.late_updates import agreed_timing
-from fedhpc.run.resume import Resumed, resume_point
-from fedhpc.run.round_end import Closing, Progress, Ran, close_round
-from fedhpc.run.round_terms import round_terms
-from fedhpc.run.saved_state import fresh_average, loaded_state, save_run_state
+from fedhpc.run.finished.final_models import shared_models
+from fedhpc.run.finished.finish import GLOBAL, Models, finish
+from fedhpc.run.rounds.continuation import begin
+from fedhpc.run.rounds.feature_mean import centre_features
+from fedhpc.run.rounds.late_updates import agreed_timing
+from fedhpc.run.rounds.resume import Resumed, resume_point
+from fedhpc.run.rounds.round_end import Closing, Progress, Ran, close_round
+from fedhpc.run.rounds.round_terms import round_terms
+from fedhpc.run.rounds.saved_state import fresh_average, loaded_state, save_run_state
+from fedhpc.run.rounds.tracking import open_sinks, tell
 from fedhpc.run.session import POOLED, Session
-from fedhpc.run.site_ledgers import open_ledgers
-from fedhpc.run.tracking import open_sinks, tell
+from fedhpc.run.start.header import introduce
+from fedhpc.run.start.site_ledgers import open_ledgers
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.util.arrays import F32
 from fedhpc.util.memory import give_back_freed_memory

@@ -16,20 +16,20 @@ from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.built_in_cohort import make_missing
 from fedhpc.run.display import Console
-from fedhpc.run.initial_model import check_backbone, check_initial, start_from
-from fedhpc.run.membership import Membership
-from fedhpc.run.network import agreed_network, check_local_layers
-from fedhpc.run.preemption import StopRequest
-from fedhpc.run.public_features import MapPlace, agreed_map
-from fedhpc.run.secure_channel import open_secure_channel, sites_by_rank
+from fedhpc.run.rounds.preemption import StopRequest
 from fedhpc.run.session import POOLED, Session
-from fedhpc.run.site_facts import agreed_facts, check_agreed, facts_of, gathered_facts
-from fedhpc.run.site_ledgers import open_accounts
-from fedhpc.run.site_speeds import with_schedule
-from fedhpc.run.site_work import agreed_plans, measured_cost, place_of, run_plan
-from fedhpc.run.sum_identities import agreed_identities
+from fedhpc.run.start.built_in_cohort import make_missing
+from fedhpc.run.start.initial_model import check_backbone, check_initial, start_from
+from fedhpc.run.start.membership import Membership
+from fedhpc.run.start.network import agreed_network, check_local_layers
+from fedhpc.run.start.public_features import MapPlace, agreed_map
+from fedhpc.run.start.secure_channel import open_secure_channel, sites_by_rank
+from fedhpc.run.start.site_facts import agreed_facts, check_agreed, facts_of, gathered_facts
+from fedhpc.run.start.site_ledgers import open_accounts
+from fedhpc.run.start.site_speeds import with_schedule
+from fedhpc.run.start.site_work import agreed_plans, measured_cost, place_of, run_plan
+from fedhpc.run.start.sum_identities import agreed_identities
 from fedhpc.site.context import SiteContext
 from fedhpc.site.data.open_site import OpenSite, open_site_of_run
 from fedhpc.site.data.pixel_blocks import image_blocks

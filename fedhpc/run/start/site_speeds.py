@@ -18,8 +18,8 @@ from fedhpc.config.schedule import Effort, FixedWork, declared_speeds, declared_
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.records.run_directory import RESTORE, RunDirectory
-from fedhpc.run.membership import Membership
-from fedhpc.run.secure_channel import sites_by_rank
+from fedhpc.run.start.membership import Membership
+from fedhpc.run.start.secure_channel import sites_by_rank
 from fedhpc.site.training.pace import StepCost
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, RankLostError, SilentRankError, SiteError
-from fedhpc.run.placement import place_sites
-from fedhpc.run.secure_channel import sites_by_rank
+from fedhpc.run.start.placement import place_sites
+from fedhpc.run.start.secure_channel import sites_by_rank
 from fedhpc.transport.base import Wire
 from fedhpc.transport.collectives import all_agree
 from fedhpc.transport.launcher_guard import start_guard

@@ -16,9 +16,9 @@ from fedhpc.errors import InputError, PayloadError
 from fedhpc.records.checkpoint import KEPT, ForeignCheckpointError, Owner, forget_after, intact_rounds, saved_rounds
 from fedhpc.records.environment import environment
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.agreement import FREE
-from fedhpc.run.secure_channel import sites_by_rank
 from fedhpc.run.session import POOLED, Session
+from fedhpc.run.start.agreement import FREE
+from fedhpc.run.start.secure_channel import sites_by_rank
 from fedhpc.site.data.shard_record import shard_mark
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import Count, Text, parsed

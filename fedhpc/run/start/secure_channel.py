@@ -10,7 +10,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
-from fedhpc.run.placement import deal_sites
+from fedhpc.run.start.placement import deal_sites
 from fedhpc.transport import pki
 from fedhpc.transport.base import Transport
 from fedhpc.transport.channel import Channel, Sessions

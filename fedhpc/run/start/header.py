@@ -11,9 +11,9 @@ from fedhpc.compression.update import AGGREGATOR, Update
 from fedhpc.models.vector import parameter_count
 from fedhpc.records.rounds import FLOAT32_BYTES
 from fedhpc.run.display import header
-from fedhpc.run.round_terms import round_terms, secure_mean
-from fedhpc.run.secure_channel import wire_line
+from fedhpc.run.rounds.round_terms import round_terms, secure_mean
 from fedhpc.run.session import Session, session_trust
+from fedhpc.run.start.secure_channel import wire_line
 from fedhpc.secagg.protocol import round_bytes
 from fedhpc.util.rng import generator
 from fedhpc.util.text import wrapped

@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.models.device import Device
-from fedhpc.run.secure_channel import sites_by_rank
+from fedhpc.run.start.secure_channel import sites_by_rank
 from fedhpc.site.data.shard import Shard
 from fedhpc.transport.base import Transport
 from fedhpc.transport.messages import Count, Name, of_each, parsed

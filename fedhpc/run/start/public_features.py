@@ -14,7 +14,7 @@ from fedhpc.models.backbones import Backbone
 from fedhpc.models.build import blocks_of
 from fedhpc.models.whitening import PublicMap, fit_public_map, in_blocks
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.built_in_cohort import write_phantoms
+from fedhpc.run.start.built_in_cohort import write_phantoms
 from fedhpc.site.account import SYNTHETIC
 from fedhpc.site.data.open_site import open_site
 from fedhpc.site.data.shard import Shard

@@ -14,9 +14,9 @@ from fedhpc.errors import in_round
 from fedhpc.records.rounds import NONE_LATE, Arrivals, RoundEnd, Traffic, record_of
 from fedhpc.run.display import flag_lines, round_line
 from fedhpc.run.evaluation import validate
-from fedhpc.run.finish import reports_of
+from fedhpc.run.finished.finish import reports_of
+from fedhpc.run.rounds.tracking import Sink, tell
 from fedhpc.run.session import Session, session_trust
-from fedhpc.run.tracking import Sink, tell
 from fedhpc.transport.collectives import all_agree, run_on_all_ranks
 from fedhpc.util.arrays import F32
 from fedhpc.util.stopwatch import Stopwatch

@@ -22,7 +22,7 @@ from fedhpc.records.site_report import SiteReport
 from fedhpc.records.summary import data_digest, summary_of
 from fedhpc.run.display import NamedSummary, closing, evaluation_lines
 from fedhpc.run.evaluation import measure
-from fedhpc.run.model_card import model_card
+from fedhpc.run.finished.model_card import model_card
 from fedhpc.run.session import POOLED, Session, session_trust
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.messages import of_each

@@ -21,8 +21,8 @@ from fedhpc.compression.update import pack_arrays, unpack_arrays
 from fedhpc.errors import InputError
 from fedhpc.models.vector import to_vector
 from fedhpc.records.checkpoint import Owner, load_state, save_state, saved_rounds
-from fedhpc.run.resume import Resumed
-from fedhpc.run.round_terms import local_layers
+from fedhpc.run.rounds.resume import Resumed
+from fedhpc.run.rounds.round_terms import local_layers
 from fedhpc.run.session import Session
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.tls import AGGREGATOR_NAME

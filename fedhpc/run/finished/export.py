@@ -19,7 +19,7 @@ from torch import nn
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.saved import SavedModel, load_model
 from fedhpc.records.calibration import plain
-from fedhpc.run.evaluate import Tested, model_path
+from fedhpc.run.finished.evaluate import Tested, model_path
 from fedhpc.util.arrays import F32
 from fedhpc.util.files import write_bytes
 from fedhpc.util.output import nothing_printed

@@ -31,8 +31,8 @@ from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.records.metrics import one_vs_rest
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.weighted_auc import patient_resamples, weighted_aucs
-from fedhpc.run.contribution_table import Draws, Judge, table_of
-from fedhpc.run.stored_updates import read_history
+from fedhpc.run.finished.contribution_table import Draws, Judge, table_of
+from fedhpc.run.rounds.stored_updates import read_history
 from fedhpc.site.account import folder_on_this_node, identities_of
 from fedhpc.site.data.open_site import open_site
 from fedhpc.site.data.samples import Samples

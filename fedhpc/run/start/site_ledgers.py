@@ -8,8 +8,8 @@ from fedhpc.errors import PrivacyError
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.records.checkpoint import saved_rounds
 from fedhpc.records.run_directory import RunDirectory
-from fedhpc.run.recorded_heads import Recorded, check_recorded, recorded_heads
 from fedhpc.run.session import POOLED, Session
+from fedhpc.run.start.recorded_heads import Recorded, check_recorded, recorded_heads
 from fedhpc.site.account import open_account, permit_exact_evaluation, permit_without_privacy
 from fedhpc.site.data.shard import Shard
 from fedhpc.transport.base import Transport

@@ -21,7 +21,7 @@ from fedhpc.errors import InputError, PayloadError
 from fedhpc.models.whitening import centre
 from fedhpc.privacy.plan import PrivacyPlan
 from fedhpc.records.checkpoint import ForeignCheckpointError, Owner, load_state, save_state, saved_rounds
-from fedhpc.run.resume import Resumed
+from fedhpc.run.rounds.resume import Resumed
 from fedhpc.run.session import Session
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid

@@ -1,0 +1,1 @@
+"""The end of a run and what comes after it: summary, model card, and the commands that use a finished model."""
