@@ -49,9 +49,9 @@ def entropy_law(claim: Claim) -> Law:
     """On how many of the first 256 bits of the operating system's entropy the noise of `Hospital.train` depends."""
     config = observed_config(claim, KEY_BITS + 2, LEARNING_RATE)
     plan = claim.plan
-    model = network_canaries(Blank(claim.classes), UNITS, claim.classes, 10.0).module.to(claim.bench.device)
+    model = network_canaries(Blank(claim.classes), UNITS, claim.classes, 10.0).module.to(claim.device.device)
     samples = CanarySamples(np.zeros(UNITS, np.bool_) | (np.arange(UNITS) == 0))
-    work = Work(claim.config.site_names[0], config, plan, model, samples, UNITS, claim.bench)
+    work = Work(claim.config.site_names[0], config, plan, model, samples, UNITS, claim.device)
     start = to_vector(model)
     with hospital_at_work(work, lambda done, total: None) as hospital:
 

@@ -90,7 +90,7 @@ def _released(claim: Claim) -> tuple[F64, float]:
     model = nn.Sequential(whitening, Centring(size), nn.Linear(size, claim.classes, bias=False))
     first, weights = config.site_names[0], [site.weight or 1 for site in config.data.sites]
     grid = feature_grid(config, claim.plan, weights)
-    work = Work(first, config, claim.plan, model, OneUnit.of(size, 3), weights[0], claim.bench)
+    work = Work(first, config, claim.plan, model, OneUnit.of(size, 3), weights[0], claim.device)
     with hospital_at_work(work, lambda done, total: None) as hospital:
         sums = np.stack([_one(hospital, grid, config.privacy.trust) for _ in range(RELEASES)])
         count = sum(charge.round == BEFORE_ROUNDS for charge in hospital.budget.ledger.charges)

@@ -78,7 +78,7 @@ def _by_chance(wanted: Tensor) -> float:
 def _seen(subject: Subject, features: Tensor) -> Tensor:
     """Return what the head's linear layer sees of features [n, D]: [n, kept]."""
     front, _ = parts_of_head(subject.model)
-    seen: Tensor = front(features.to(subject.bench.device)).cpu()
+    seen: Tensor = front(features.to(subject.device.device)).cpu()
     return seen
 
 

@@ -71,7 +71,7 @@ def small(images: Tensor) -> Tensor:
 def _seeded(make: Callable[[], nn.Module], seed: int, subject: Subject) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "attacked network"))
-        return make().to(subject.bench.device)
+        return make().to(subject.device.device)
 
 
 def _image_guess(guess: Tensor, original: Tensor) -> Guess:
@@ -161,7 +161,7 @@ class Attack:
 
 
 def _searched(subject: Subject, model: nn.Module, victim: Victim, effort: Effort, attack: Attack) -> Row:
-    image, device = victim.image, subject.bench.device
+    image, device = victim.image, subject.device.device
     labels = torch.tensor([victim.label], device=device)
     updates = one_step_releases(subject, model, image, victim.label)
     shape = tuple(image.shape[1:])
@@ -180,7 +180,7 @@ def real_row(subject: Subject, effort: Effort) -> Row:
     train = subject.samples.indices("train")
     blocks = np.array_split(train, -(-len(train) // BLOCK))
     originals = torch.cat([small(_seen(subject, block)) for block in blocks])
-    shape, device = tuple(originals.shape[1:]), subject.bench.device
+    shape, device = tuple(originals.shape[1:]), subject.device.device
     labels = torch.arange(SOUGHT, device=device) % len(subject.task.classes)
     updates = real_releases(subject)
     iterations = affordable_iterations(subject.model, labels, shape, effort.iterations, effort.budget_s)

@@ -96,13 +96,13 @@ def _trained(claim: Claim, scratch: Path, cap: float | None) -> tuple[Books, tup
     """Train ROUNDS rounds, or as many as the site takes part in; (what the ledgers said, all charges at the end)."""
     site = claim.config.site_names[0]
     config = observed_config(claim, ROUNDS, LEARNING_RATE)
-    model = network_canaries(Blank(claim.classes), UNITS, claim.classes, 10.0).module.to(claim.bench.device)
+    model = network_canaries(Blank(claim.classes), UNITS, claim.classes, 10.0).module.to(claim.device.device)
     ledger = scratch / "ledger.jsonl"
     books = Books(ledger, scratch / "account", site)
     units = Identities(tuple(b"canary %d" % number for number in range(UNITS)), ())
     made = SiteLedger.create(books.account, Terms(config.privacy.unit, min(config.privacy.delta, LARGEST_DELTA), cap))
     account = SiteAccount.of(made, site, {"train": units, "evaluation": Identities((), ())})
-    place = SiteContext(config, model, claim.bench, claim.plan, books)
+    place = SiteContext(config, model, claim.device, claim.plan, books)
     hospital = Hospital(site, 0, UNITS, CanarySamples(np.ones(UNITS, np.bool_)), place)
     hospital.keep_ledger(ledger, "audit", [account])
     start = to_vector(model)

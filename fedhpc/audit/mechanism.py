@@ -56,14 +56,14 @@ class Mechanism:
         clip_norm: the claimed one, in which canaries and scores are measured.
         head: through the linear head of a frozen backbone, or through a network's layers: the product clips the two
             in ways of their own.
-        bench: where to compute.
+        device: where to compute.
     """
 
     config: RunConfig
     plan: PrivacyPlan
     clip_norm: float
     head: bool
-    bench: Device
+    device: Device
 
     def canaries(self, count: int) -> Canaries:
         """Canaries alone."""
@@ -83,7 +83,7 @@ class Mechanism:
         """Return the scores f64[canaries] of one round of a hospital of that name which has the `included` canaries."""
         count = len(included)
         canaries = self.canaries(count)
-        model = canaries.module.to(self.bench.device)
-        site = AuditedSite(name, 0, model, CanarySamples(included), self.config, self.plan, count, self.bench)
+        model = canaries.module.to(self.device.device)
+        site = AuditedSite(name, 0, model, CanarySamples(included), self.config, self.plan, count, self.device)
         update = released(site, to_vector(model), 0, WORST_CASE)
         return self.in_clip_norms(canaries.scores(update), count)

@@ -63,7 +63,7 @@ def hospital_with(
 ) -> Iterator[tuple[Hospital, StepCount]]:
     """The product's own hospital, at the run's plan, with a ledger to throw away: what it trains is not released."""
     count = StepCount()
-    work = Work(subject.site, config, subject.plan, model, samples, weight, subject.bench, subject.index)
+    work = Work(subject.site, config, subject.plan, model, samples, weight, subject.device, subject.index)
     with hospital_at_work(work, count) as hospital:
         yield hospital, count
 
@@ -107,9 +107,9 @@ def _one_whole_run(
     """(scores f64[canaries], (epsilon by the ledger, steps taken)) after so many rounds."""
     t, sample_rate = subject.config.training, subject.plan.sample_rate
     config = mechanism_config(subject.config, rounds=t.rounds, local_epochs=t.epochs_begun, sample_rate=sample_rate)
-    mechanism = Mechanism(config, subject.plan, config.privacy.clip_norm, subject.frozen, subject.bench)
+    mechanism = Mechanism(config, subject.plan, config.privacy.clip_norm, subject.frozen, subject.device)
     canaries = mechanism.canaries(len(included))
-    model = canaries.module.to(subject.bench.device)
+    model = canaries.module.to(subject.device.device)
     start = to_vector(model)
     params, residual = start, np.zeros_like(start)
     with hospital_with(subject, config, model, CanarySamples(included), len(included)) as (hospital, count):
@@ -134,7 +134,7 @@ def real_training(subject: Subject, count: int, seed: int) -> Iterator[Finding]:
     """
     config = subject.config.replace({"privacy.noise_seed": None})
     canaries = _with_canaries(subject, count)
-    model = canaries.module.to(subject.bench.device)
+    model = canaries.module.to(subject.device.device)
     start = to_vector(model)
 
     def attempt(number: int) -> Finding:
@@ -150,7 +150,7 @@ def real_training(subject: Subject, count: int, seed: int) -> Iterator[Finding]:
     yield sound
     included = coins(seed, count, REAL_TRAINING, NO_NOISE)
     samples, quiet = CanarySamples(included, subject.samples), replace(subject.plan, noise_multiplier=0.0)
-    site = AuditedSite(subject.site, subject.index, model, samples, config, quiet, subject.weight, subject.bench)
+    site = AuditedSite(subject.site, subject.index, model, samples, config, quiet, subject.weight, subject.device)
     scores = Scores(canaries.scores(released(site, start, subject.round, WORST_CASE)), included)
     unnoised = epsilon_finding(REAL_TRAINING, NO_NOISE, scores, Guarantee(sound.limit, config.privacy.delta))
     yield replace(unnoised, unnoised=True)
@@ -184,7 +184,7 @@ def released_model(subject: Subject) -> list[Finding]:
 
 def _loss_by_patient(subject: Subject, split: str) -> F64:
     """Return the mean cross entropy of each patient's images, f64[patients] (private)."""
-    found = predict(subject.model, subject.samples, split, subject.bench)
+    found = predict(subject.model, subject.samples, split, subject.device)
     logits, labels = torch.from_numpy(found.logits), torch.from_numpy(found.labels)
     loss = nn.functional.cross_entropy(logits, labels, reduction="none").numpy()
     _, owner = np.unique(found.patient, return_inverse=True)

@@ -81,7 +81,7 @@ def reference(subject: Subject) -> tuple[Mechanism, Guarantee]:
     config = mechanism_config(config, rounds=1, local_epochs=1, sample_rate=1.0)
     with np.errstate(divide="ignore"):  # see claimed_epsilon
         plan = plan_privacy(config)
-    mechanism = Mechanism(config, plan, config.privacy.clip_norm, subject.frozen, subject.bench)
+    mechanism = Mechanism(config, plan, config.privacy.clip_norm, subject.frozen, subject.device)
     return mechanism, _claim(mechanism)
 
 
@@ -139,6 +139,6 @@ def sampling(subject: Subject, trials: Trials) -> Iterator[Finding]:
         local_epochs=subject.config.training.epochs_begun,
         sample_rate=plan.sample_rate,
     )
-    sound = Mechanism(config, plan, config.privacy.clip_norm, subject.frozen, subject.bench)
+    sound = Mechanism(config, plan, config.privacy.clip_norm, subject.frozen, subject.device)
     noise = plan.noise_multiplier * math.sqrt(plan.steps_per_round)
     yield Game(ONE_ROUND, WITH_DP, _claim(sound), noise, sound.one_round).finding(trials)

@@ -72,8 +72,8 @@ def observe_canaries(claim: Claim, sites: tuple[str, ...], rounds: int) -> list[
     found = []
     for site in sites:
         canaries = canaries_alone(claim, CANARIES)
-        model = canaries.module.to(claim.bench.device)
-        work = Work(site, config, claim.plan, model, CanarySamples(included), CANARIES, claim.bench)
+        model = canaries.module.to(claim.device.device)
+        work = Work(site, config, claim.plan, model, CanarySamples(included), CANARIES, claim.device)
         gradients = private_gradients(work, each)
         scores = np.stack([[canaries.scores(step) for step in round] for round in gradients])
         found.append(Observed(site, scores, included))
@@ -220,8 +220,8 @@ def observe_own_network(claim: Claim) -> OwnNetwork:
     lr = NOISE_MOVE * claim.plan.sample_rate * FEW / (claim.plan.noise_multiplier * claim.config.privacy.clip_norm)
     config = observed_config(claim, rounds, lr)
     samples = NumberedBlanks(np.ones(FEW, np.bool_), claim.input_shape)
-    model = model.to(claim.bench.device)
-    work = Work(claim.config.site_names[0], config, claim.plan, model, samples, FEW, claim.bench)
+    model = model.to(claim.device.device)
+    work = Work(claim.config.site_names[0], config, claim.plan, model, samples, FEW, claim.device)
     with torch.random.fork_rng(devices=[]):
         values = private_gradients(work, rounds, entries).astype(np.float64)
     return OwnNetwork(values, tensor, tuple(layer.name for layer in layers))

@@ -44,7 +44,7 @@ class Claim:
         input_shape: of one input of the model, without the batch.
         classes: how many.
         head: whether the model is a linear head on fixed features.
-        bench: where to compute.
+        device: where to compute.
         seed: of the audit's own coins; never of noise.
     """
 
@@ -54,7 +54,7 @@ class Claim:
     input_shape: tuple[int, ...]
     classes: int
     head: bool
-    bench: Device
+    device: Device
     seed: int
 
     @classmethod
@@ -68,7 +68,7 @@ class Claim:
             input_shape=tuple(one.shape[1:]),
             classes=len(subject.task.classes),
             head=subject.frozen,
-            bench=subject.bench,
+            device=subject.device,
             seed=seed,
         )
 
@@ -87,7 +87,7 @@ class Work:
     model: nn.Module
     samples: Samples
     weight: int
-    bench: Device
+    device: Device
     index: int = 0
 
 
@@ -102,7 +102,7 @@ def hospital_at_work(work: Work, on_step: OnStep) -> Iterator[Hospital]:
         # A secure sum must have one.
         target = NO_TARGET if work.config.privacy.trust == "sites" else None
         config = work.config.replace({"data.shards": f"{scratch}/{{site}}.h5", "privacy.epsilon": target})
-        place = SiteContext(config, work.model, work.bench, work.plan, on_step)
+        place = SiteContext(config, work.model, work.device, work.plan, on_step)
         hospital = Hospital(work.site, work.index, work.weight, work.samples, place)
         hospital.keep_ledger(Path(scratch) / "ledger.jsonl", "audit")
         yield hospital

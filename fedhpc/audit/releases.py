@@ -47,7 +47,7 @@ def one_step_releases(subject: Subject, model: nn.Module, inputs: Tensor, label:
     config = config.replace({"training.lr": 1.0, "training.batch_size": 1})
     params, samples, found = to_vector(model), OneUnit(inputs, label), {}
     for setting, plan in _plans(replace(subject.plan, sample_rate=1.0, steps_per_round=1)).items():
-        site = AuditedSite(subject.site, subject.index, model, samples, config, plan, 1, subject.bench)
+        site = AuditedSite(subject.site, subject.index, model, samples, config, plan, 1, subject.device)
         found[setting] = released(site, params, 0, WORST_CASE)
     from_vector(model, params)
     return found
@@ -68,7 +68,7 @@ def real_releases(subject: Subject) -> dict[str, F32]:
     found = {}
     for setting, plan in _plans(subject.plan).items():
         site = AuditedSite(
-            subject.site, subject.index, subject.model, subject.samples, config, plan, subject.weight, subject.bench
+            subject.site, subject.index, subject.model, subject.samples, config, plan, subject.weight, subject.device
         )
         found[setting] = released(site, subject.params, subject.round, config.exchange)
     from_vector(subject.model, subject.params)

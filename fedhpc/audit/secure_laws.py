@@ -54,9 +54,9 @@ class Contributor:
 
 def _given(claim: Claim, one: Contributor, canaries: Canaries, grid: IntegerGrid, rounds: int) -> F64:
     """Return the scores of a site's vectors over so many rounds, [rounds, canaries]."""
-    model = canaries.module.to(claim.bench.device)
+    model = canaries.module.to(claim.device.device)
     start = to_vector(model)
-    work = Work(one.site, claim.config, claim.plan, model, one.samples, one.weight, claim.bench)
+    work = Work(one.site, claim.config, claim.plan, model, one.samples, one.weight, claim.device)
     found = []
     with hospital_at_work(work, lambda done, total: None) as hospital:
         for round in range(rounds):

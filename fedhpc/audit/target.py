@@ -100,7 +100,7 @@ class Subject:
         params: f32[d], the global parameters that were released last, or the initial ones.
         rounds_done: how many rounds made them.
         plan: the noise that the run claims.
-        bench: where to compute.
+        device: where to compute.
         charges: what trainings with noise on all of its patients are charged to.
     """
 
@@ -115,7 +115,7 @@ class Subject:
     params: F32
     rounds_done: int
     plan: PrivacyPlan
-    bench: Device
+    device: Device
     charges: PatientCharges
 
     @property
@@ -144,15 +144,15 @@ def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
     make_phantoms(config, [name], console)
     make_reference(config, console)
     # An audit may run on another machine than the run did.
-    bench = prepare(config.runtime.model_copy(update={"device": "auto"}), 0)
+    device = prepare(config.runtime.model_copy(update={"device": "auto"}), 0)
     with open_site_of_run(config, name) as opened:
         shard = opened.shard
         backbone = load_backbone(config.model.backbone) if config.model.backbone else None
         task = Task(shard.classes, shard.image_shape)
         model = checked_network(config, task) if config.model.checked else build_model(config, task, backbone)
-        model = model.to(bench.device)
+        model = model.to(device.device)
         if backbone is not None and config.model.features is not None:
-            public_map(config, backbone.to(bench.device), task.image_shape[-1]).load_into(model)
+            public_map(config, backbone.to(device.device), task.image_shape[-1]).load_into(model)
             _centre(target, model)
         params, rounds_done = _params(target, model)
         index = config.site_names.index(name)
@@ -162,13 +162,13 @@ def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
             index=index,
             weight=config.data.sites[index].weight or 1,
             shard=shard,
-            samples=opened.samples(None if backbone is None else backbone.to(bench.device)),
+            samples=opened.samples(None if backbone is None else backbone.to(device.device)),
             task=task,
             model=model,
             params=params,
             rounds_done=rounds_done,
             plan=plan_privacy(config, name),
-            bench=bench,
+            device=device,
             charges=PatientCharges(config, shard),
         )
 

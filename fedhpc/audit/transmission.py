@@ -43,7 +43,7 @@ class AuditedSite:
         config: how it trains; `privacy.noise_seed` is for the control of one seed at all sites.
         plan: the noise really added, in a control less than the plan that is claimed; None trains without privacy.
         weight: the declared number of units.
-        bench: where to compute.
+        device: where to compute.
     """
 
     name: str
@@ -53,12 +53,12 @@ class AuditedSite:
     config: RunConfig
     plan: PrivacyPlan | None
     weight: int
-    bench: Device
+    device: Device
 
     def train(self, params: F32, round: int, regularizer: Regularizer = NOTHING) -> F32:
         """Local - global, f32[d], as `Hospital.train` makes it."""
         from_vector(self.model, params)
-        local = LocalRound(self.model, self.samples, self.config, self.name, round, self.bench, _ignore, regularizer)
+        local = LocalRound(self.model, self.samples, self.config, self.name, round, self.device, _ignore, regularizer)
         if self.plan is None:
             train_plain(local)
         else:

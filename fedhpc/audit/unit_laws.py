@@ -81,8 +81,8 @@ def observe_units(claim: Claim) -> Drawn:
     wanted = max(STEPS, math.ceil(COUNT / quiet.sample_rate)) if quiet.sample_rate < 1 else 2
     rounds = -(-wanted // quiet.steps_per_round)
     config = observed_config(claim, rounds, LEARNING_RATE)
-    model, declared = canaries.module.to(claim.bench.device), round(DECLARED_SHARE * units)
-    work = Work(claim.config.site_names[0], config, quiet, model, samples, declared, claim.bench)
+    model, declared = canaries.module.to(claim.device.device), round(DECLARED_SHARE * units)
+    work = Work(claim.config.site_names[0], config, quiet, model, samples, declared, claim.device)
     steps = private_gradients(work, rounds).reshape(rounds * quiet.steps_per_round, -1)
     return Drawn(np.stack([canaries.scores(step) for step in steps]), samples.owner)
 
@@ -197,7 +197,7 @@ def _one_sum(subject: Subject, rows: I64) -> NDArray[np.float64]:
     plan = replace(subject.plan, noise_multiplier=0.0, sample_rate=1.0, steps_per_round=1)
     model: nn.Module = subject.model
     from_vector(model, subject.params)
-    work = Work(subject.site, config, plan, model, Cohort(subject.samples, rows), len(rows), subject.bench)
+    work = Work(subject.site, config, plan, model, Cohort(subject.samples, rows), len(rows), subject.device)
     found: F64 = private_gradients(replace(work, weight=COHORT), 1)[0, 0].astype(np.float64)
     from_vector(model, subject.params)
     return found

@@ -20,7 +20,7 @@ class SiteContext:
 
     config: RunConfig
     model: nn.Module
-    bench: Device
+    device: Device
     plan: PrivacyPlan | None
     on_step: OnStep
     effort: float = 1.0

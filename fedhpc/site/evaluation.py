@@ -24,7 +24,7 @@ BATCH = 64
 
 
 @torch.no_grad()
-def predict(model: nn.Module, samples: Samples, split: str, bench: Device, alone: bool = False) -> Predictions:
+def predict(model: nn.Module, samples: Samples, split: str, device: Device, alone: bool = False) -> Predictions:
     """Return the model's logits on one split (private).
 
     With `alone` each image goes through the network by itself, so that its logits are a function of the image and of
@@ -38,8 +38,8 @@ def predict(model: nn.Module, samples: Samples, split: str, bench: Device, alone
     # Any image tells how many classes there are. Many networks fail on a batch of none.
     shown, blocks = rows if len(rows) else np.zeros(1, np.int64), []
     for start in range(0, len(shown), BATCH):
-        images = samples.inputs(shown[start : start + BATCH]).to(bench.device)
-        with bench.autocast():
+        images = samples.inputs(shown[start : start + BATCH]).to(device.device)
+        with device.autocast():
             parts = torch.split(images, 1 if alone else BATCH)
             blocks += [model(part).float().cpu().numpy() for part in parts]
     model.train()
@@ -131,4 +131,4 @@ class Evaluator:
         with self._failures.failing("evaluation failed"):
             from_vector(self._place.model, self.at_home(params))
             alone = self._place.config.private_evaluation
-            return predict(self._place.model, self._samples, split, self._place.bench, alone)
+            return predict(self._place.model, self._samples, split, self._place.device, alone)

@@ -195,7 +195,7 @@ class Hospital:
             config=place.config,
             site=self.name,
             round=round,
-            device=place.bench,
+            device=place.device,
             on_step=slowed(place.on_step, place.slowdown),
             regularizer=regularizer,
             effort=place.effort,
@@ -252,7 +252,7 @@ class Hospital:
     def _features(self) -> Features:
         place, p = self._place, self._place.config.privacy
         units = self._units or Units.of(self._samples, p.unit, p.max_images_per_patient)
-        return Features(place.model, self._samples, units, place.bench, p.max_physical_batch)
+        return Features(place.model, self._samples, units, place.device, p.max_physical_batch)
 
     def can_afford(self, round: int) -> bool:
         """Whether one more round stays within the target epsilon and the lifetime cap; always without privacy."""

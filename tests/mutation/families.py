@@ -33,8 +33,8 @@ def claim_of(privacy: dict[str, object], plan: PrivacyPlan | None = None, **sect
     }
     config = RunConfig.model_validate(tree)
     model = nn.Sequential(nn.LayerNorm(INPUTS, elementwise_affine=False), nn.Linear(INPUTS, CLASSES))
-    bench = Device(torch.device("cpu"), bf16=False)
-    return Claim(config, plan or plan_privacy(config), model, (INPUTS,), CLASSES, True, bench, 0)
+    device = Device(torch.device("cpu"), bf16=False)
+    return Claim(config, plan or plan_privacy(config), model, (INPUTS,), CLASSES, True, device, 0)
 
 
 def at_aggregator() -> Claim:

@@ -222,8 +222,8 @@ def test_a_share_of_a_secure_sum_has_the_planned_variance(tmp_path: Path) -> Non
     settings = config(tmp_path, local_epochs=1, trust="sites", colluding_sites=1)
     plan, model = PrivacyPlan(12.8, 1.0, 1, "skellam"), nn.Linear(INPUTS, 2)
     grid = plan_grid(plan.noise_multiplier, parameter_count(model), (UNITS,) * 4, 3, 10)
-    bench = Device(torch.device("cpu"), bf16=False)
-    place = SiteContext(settings, model, bench, plan, lambda *_: None)
+    device = Device(torch.device("cpu"), bf16=False)
+    place = SiteContext(settings, model, device, plan, lambda *_: None)
     site = Hospital("a", 0, UNITS, Patients(0), place)
     site.keep_ledger(tmp_path / "ledger.jsonl", "run")
     shares = [site.contribute(to_vector(model), round, grid) for round in range(40)]

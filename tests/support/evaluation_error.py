@@ -36,14 +36,14 @@ from fedhpc.site.release import Question, Weights, weighted_counts, with_noise
 def predictions(run: Path) -> tuple[list[Predictions], list[Predictions]]:
     """Of the validation and the test split of every site."""
     saved = load_model(run / "model.pt")
-    bench = prepare(saved.config.runtime.model_copy(update={"device": "cpu"}), 0)
+    device = prepare(saved.config.runtime.model_copy(update={"device": "cpu"}), 0)
     val, test = [], []
     for site in saved.config.site_names:
         path = saved.config.data.shard_path(site)
         with open_site(path, site) as opened:
             samples = opened.samples(saved.backbone)
-            val.append(predict(saved.network, samples, "val", bench))
-            test.append(predict(saved.network, samples, "test", bench))
+            val.append(predict(saved.network, samples, "val", device))
+            test.append(predict(saved.network, samples, "test", device))
     return val, test
 
 

@@ -59,10 +59,10 @@ def evaluate(run: Path, tested: Tested) -> dict[str, Any]:
         shard = opened.shard
         site = replace(opened, chain=saved.config.chain_of(shard.site))
         _check_fit(saved, shard, shard_path)
-        bench = prepare(saved.config.runtime.model_copy(update={"device": "auto"}), 0)
+        device = prepare(saved.config.runtime.model_copy(update={"device": "auto"}), 0)
         # What a network of the user's prints is not for standard output, which belongs to `--json`.
         with contextlib.redirect_stdout(sys.stderr):
-            predictions = predict(saved.network.to(bench.device), site.samples(saved.backbone), "test", bench)
+            predictions = predict(saved.network.to(device.device), site.samples(saved.backbone), "test", device)
     config = saved.config.evaluation
     stack = bootstrap_histograms(predictions, config.bootstrap, generator(saved.config.seed, "evaluate"))
     thresholds = np.array(saved.f1_thresholds, np.int64)

@@ -90,10 +90,10 @@ def predict(run: Path, tested: Tested, inputs: Inputs, note: Callable[[str], Non
     saved = load_model(model_path(run, tested))
     _check_place(saved, tested, inputs)
     wanted = replace(inputs, recipe=_recipe(saved.task, inputs.recipe))
-    bench = prepare(saved.config.runtime.model_copy(update={"device": "auto"}), 0)
-    network = nn.Sequential(*([] if saved.backbone is None else [saved.backbone]), saved.network).to(bench.device)
+    device = prepare(saved.config.runtime.model_copy(update={"device": "auto"}), 0)
+    network = nn.Sequential(*([] if saved.backbone is None else [saved.backbone]), saved.network).to(device.device)
     chain = _chain(saved, tested, inputs, note)
-    scored = tuple(_scored(saved, network.eval(), bench, _Harmonised(chain, batch)) for batch in batches(wanted, note))
+    scored = tuple(_scored(saved, network.eval(), device, _Harmonised(chain, batch)) for batch in batches(wanted, note))
     if not saved.calibrations:
         note(UNCALIBRATED)
     found = saved.calibrations
@@ -160,7 +160,7 @@ def _check_place(saved: SavedModel, tested: Tested, inputs: Inputs) -> None:
 
 
 @torch.no_grad()
-def _scored(saved: SavedModel, network: nn.Module, bench: Device, wanted: _Harmonised) -> Scored:
+def _scored(saved: SavedModel, network: nn.Module, device: Device, wanted: _Harmonised) -> Scored:
     batch = wanted.batch
     shape = tuple(batch.images.shape[1:])
     if shape != saved.task.image_shape:
@@ -169,8 +169,8 @@ def _scored(saved: SavedModel, network: nn.Module, bench: Device, wanted: _Harmo
             "the options of the import that made its shards (--window, --stack; 3-D: volumes), or a shard made alike",
             code="shard.differ",
         )
-    images = harmonise(batch.images, wanted.chain).to(bench.device)
-    with bench.autocast():
+    images = harmonise(batch.images, wanted.chain).to(device.device)
+    with device.autocast():
         logits = network(images).float().cpu().numpy()
     labels = np.zeros(len(logits) if saved.task.kind == "multiclass" else logits.shape, np.int64)
     scores, _ = one_vs_rest(logits, labels)

@@ -51,25 +51,25 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
         InputError: at every rank, with the problems of all.
     """
     opened = _opened(members, directory, console)
-    transport, bench, task, weights = opened.transport, opened.device, opened.task, opened.weights
+    transport, device, task, weights = opened.transport, opened.device, opened.task, opened.weights
     config, shards = members.config, [site.shard for site in opened.sites]
-    network = _network(config, task, transport, bench)
+    network = _network(config, task, transport, device)
     images = {shard.site: len(shard.indices("train")) for shard in shards}
-    cost = partial(measured_cost, images=images, bench=Bench(network.model, network.input_shape, config, bench))
+    cost = partial(measured_cost, images=images, bench=Bench(network.model, network.input_shape, config, device))
     weighed = dict(zip(config.site_names, weights, strict=True))
     members = with_schedule(members, directory, transport, weighed, cost)
     config = members.config
     plans = agreed_plans(config, transport)
-    place = SiteContext(config, network.model, bench, run_plan(plans), _on_step(config, console, notice))
+    place = SiteContext(config, network.model, device, run_plan(plans), _on_step(config, console, notice))
     if network.backbone is not None and config.model.features is not None:
         where = MapPlace(shards, directory, transport, task.image_shape[-1])
         agreed_map(config, network.backbone, where).load_into(network.model)
     start_from(config, directory, task, network.model, transport)
     run_on_all_ranks(transport, lambda: check_local_layers(config, network.model))
     grid = run_on_all_ranks(transport, lambda: _grid(config, place, weights))
-    free = free_bytes(bench.device, transport.local_size)
+    free = free_bytes(device.device, transport.local_size)
     samples = [
-        resident(site.samples(network.backbone), bench.device, free // len(opened.sites)) for site in opened.sites
+        resident(site.samples(network.backbone), device.device, free // len(opened.sites)) for site in opened.sites
     ]
     sites = tuple(
         Hospital(config.site_names[i], i, weights[i], mine, place_of(config.site_names[i], place, plans))
@@ -152,14 +152,14 @@ class _Network:
     input_shape: tuple[int, ...]
 
 
-def _network(config: RunConfig, task: Task, transport: Transport, bench: Device) -> _Network:
+def _network(config: RunConfig, task: Task, transport: Transport, device: Device) -> _Network:
     name = config.model.backbone
     backbone = run_on_all_ranks(transport, lambda: load_backbone(name) if name else None)
     run_on_all_ranks(transport, lambda: check_backbone(config))
-    model = agreed_network(config, task, backbone, transport).to(bench.device)
+    model = agreed_network(config, task, backbone, transport).to(device.device)
     if backbone is None:
         return _Network(model, None, task.image_shape)
-    return _Network(model, backbone.to(bench.device), (backbone.dim,))
+    return _Network(model, backbone.to(device.device), (backbone.dim,))
 
 
 def _shard_digests(

@@ -58,7 +58,7 @@ def gathered_facts(
     return tuple(read_facts(config, transport.size, gathered)) if gathered else ()
 
 
-def facts_of(config: RunConfig, shard: Shard, transport: Transport, bench: Device) -> dict[str, Any]:
+def facts_of(config: RunConfig, shard: Shard, transport: Transport, device: Device) -> dict[str, Any]:
     """Return what a site of this rank says of itself (public)."""
     declared = {site.name: site.weight for site in config.data.sites}[shard.site]
     # With privacy on the config has declared a weight, so the true count is never put into a message.
@@ -70,7 +70,7 @@ def facts_of(config: RunConfig, shard: Shard, transport: Transport, bench: Devic
         "weight": weight,
         "rank": transport.rank,
         "host": socket.gethostname(),
-        "device": str(bench.device),
+        "device": str(device.device),
     }
 
 

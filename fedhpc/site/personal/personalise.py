@@ -149,7 +149,7 @@ def keep_earlier(folder: Path, rounds: int) -> None:
 
 
 def _fine_tuned(work: Personal, samples: Samples, place: SiteContext) -> Made:
-    local = LocalRound(place.model, samples, place.config, work.site, 0, place.bench, lambda done, all: None)
+    local = LocalRound(place.model, samples, place.config, work.site, 0, place.device, lambda done, all: None)
     tuned = fine_tune(local)
     return Made(place.model, tuned.chosen, tuned.candidates, None, {})
 
@@ -165,10 +165,10 @@ def make_head(samples: Samples, place: SiteContext) -> Made:
     network, facts = place.model, {}
     if config.model.features is not None and config.personalisation.features == "all":
         whole = samples.inputs(samples.indices("train"))
-        network = OwnFeatures(place.model, whole.shape[1], last_layer(place.model).out_features).to(place.bench.device)
-        network.standardise(whole.to(place.bench.device))
+        network = OwnFeatures(place.model, whole.shape[1], last_layer(place.model).out_features).to(place.device.device)
+        network.standardise(whole.to(place.device.device))
         facts = {"own_features": whole.shape[1]}
-    train, val = (head_inputs(network, samples, split, place.bench) for split in ("train", "val"))
+    train, val = (head_inputs(network, samples, split, place.device) for split in ("train", "val"))
     shared, strengths = global_head(network), config.personalisation.strengths
 
     def fitted(start: Tensor) -> PersonalHead:
@@ -189,7 +189,7 @@ def _unprotected(config: RunConfig) -> dict[str, Any]:
 
 def _tested(network: nn.Module, samples: Samples, place: SiteContext) -> Tested:
     config = place.config
-    val, test = (predict(network, samples, split, place.bench) for split in ("val", "test"))
+    val, test = (predict(network, samples, split, place.device) for split in ("val", "test"))
     thresholds = f1_thresholds(score_histogram(val))
     values = dict(metrics(score_histogram(test), thresholds, config.evaluation.specificity).values)
     return Tested(values, _resampled(test, thresholds, config), thresholds)

@@ -163,14 +163,14 @@ def contribution(local: LocalRound, work: PrivateWork, grid: IntegerGrid, noise:
 
 
 @contextmanager
-def per_image_gradients(model: nn.Module, bench: Device) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
+def per_image_gradients(model: nn.Module, device: Device) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
     """A function (inputs [b, ...], labels int64[b]) -> each image's own gradient, float64[b, d] (private).
 
     The hooks are off the model again at the end, also where a site fails and the round goes on without it.
     """
     head = LinearHead.of(model)
     if head is not None:
-        yield partial(_head_gradients, head, bench)
+        yield partial(_head_gradients, head, device)
         return
     from opacus import GradSampleModule
 
@@ -178,9 +178,9 @@ def per_image_gradients(model: nn.Module, bench: Device) -> Iterator[Callable[[T
     trained = [p for p in module.parameters() if p.requires_grad]
 
     def gradients(inputs: Tensor, labels: Tensor) -> Tensor:
-        with bench.autocast():
-            outputs = module(inputs.to(bench.device))
-            value = loss(outputs, labels.to(bench.device), "sum")
+        with device.autocast():
+            outputs = module(inputs.to(device.device))
+            value = loss(outputs, labels.to(device.device), "sum")
         # torch tells that images need no gradient of their own; Opacus's hooks don't use it.
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         value.backward()  # type: ignore[no-untyped-call]
@@ -199,9 +199,9 @@ def per_image_gradients(model: nn.Module, bench: Device) -> Iterator[Callable[[T
 
 
 @torch.no_grad()
-def _head_gradients(head: LinearHead, bench: Device, inputs: Tensor, labels: Tensor) -> Tensor:
+def _head_gradients(head: LinearHead, device: Device, inputs: Tensor, labels: Tensor) -> Tensor:
     """In closed form: each row is a function of its own image alone, bit for bit, whatever the weights are."""
-    x, labels = head.features(inputs.to(bench.device)), labels.to(bench.device)
+    x, labels = head.features(inputs.to(device.device)), labels.to(device.device)
     return head.gradients(x, head.residuals(x, labels, torch.arange(len(x), device=x.device)))
 
 

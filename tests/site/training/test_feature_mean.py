@@ -37,8 +37,8 @@ class Samples:
 def features(unit: str = "image", batch: int = 7) -> Features:
     whitening, samples = Whitening(D, D), Samples()
     whitening.projection.copy_(torch.eye(D))
-    bench = Device(torch.device("cpu"), bf16=False)
-    return Features(torch.nn.Sequential(whitening), samples, Units.of(samples, unit, 1), bench, batch)
+    device = Device(torch.device("cpu"), bf16=False)
+    return Features(torch.nn.Sequential(whitening), samples, Units.of(samples, unit, 1), device, batch)
 
 
 @pytest.mark.parametrize("unit", ["image", "patient"])

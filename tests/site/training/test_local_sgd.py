@@ -139,8 +139,8 @@ def test_tf32_is_asked_of_torch() -> None:
     before = torch.get_num_threads()
     try:
         for precision, expected in (("tf32", "high"), ("fp32", "highest"), ("bf16", "highest")):
-            bench = prepare(Runtime(device="cpu", threads=1, precision=precision), 0)
-            assert (torch.get_float32_matmul_precision(), bench.bf16) == (expected, precision == "bf16")
+            device = prepare(Runtime(device="cpu", threads=1, precision=precision), 0)
+            assert (torch.get_float32_matmul_precision(), device.bf16) == (expected, precision == "bf16")
     finally:
         prepare(Runtime(device="cpu", threads=before), 0)
 
