@@ -22,6 +22,8 @@ from fedhpc.util.progress import at_work
 from fedhpc.util.text import clock
 
 ROUNDS = 2
+RUNS_OF_SCHEDULE, ROUNDS_OF_SCHEDULE = 3, 80
+"""What `bench schedule` trains: runs for each seed, and rounds that it times beside them."""
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -82,17 +84,18 @@ def _expected(trial: Trial, found: Mapping[Kind, Measured]) -> float | None:
     if trial.trains:
         return own.of(trial.rounds)
     if trial.commands[0][:2] == ("bench", "schedule"):
-        return _runs_of_schedule(trial.commands[0]) * own.of(trial.config.training.rounds)
+        runs = RUNS_OF_SCHEDULE * _seeds_of(trial.commands[0])
+        return runs * own.of(trial.config.training.rounds) + ROUNDS_OF_SCHEDULE * own.round_s
     return None
 
 
-def _runs_of_schedule(words: Sequence[str]) -> int:
-    """Return how many runs `bench schedule` trains: with and without a plan, for each seed.
+def _seeds_of(words: Sequence[str]) -> int:
+    """Return how many seeds a benchmark has; they are its last words.
 
-    >>> _runs_of_schedule(("bench", "schedule", "c.yaml", "--seeds", "0", "1"))
-    4
+    >>> _seeds_of(("bench", "schedule", "c.yaml", "--seeds", "0", "1"))
+    2
     """
-    return 2 * (len(words) - 1 - words.index("--seeds"))
+    return len(words) - 1 - words.index("--seeds")
 
 
 def _timed(directory: SweepDirectory, trial: Trial, cpus: int) -> Measured:

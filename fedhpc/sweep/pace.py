@@ -1,8 +1,9 @@
 """How long the rest of a sweep takes: from trials of the same kind that have ended, or from a calibration before it."""
 
 import heapq
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -31,18 +32,34 @@ def expected_s(sweep: Sweep, ended: Mapping[str, float], calibrated: Mapping[str
     Args:
         sweep: all its trials.
         ended: seconds of the trials that have finished; their mean counts for others of their kind.
-        calibrated: seconds by a calibration, for trials of whose kind none has finished; corrected by what those that
-            have finished took of theirs.
+        calibrated: seconds by a calibration, for trials of whose kind none has finished, corrected (`_correction`).
     """
     by_kind: dict[Kind, list[float]] = {}
     for trial in sweep.trials:
         if trial.name in ended:
             by_kind.setdefault(kind_of(trial), []).append(ended[trial.name])
     means = {kind: statistics.fmean(seconds) for kind, seconds in by_kind.items()}
-    ratios = [ended[name] / seconds for name, seconds in calibrated.items() if name in ended and seconds]
-    ratio = statistics.median(ratios) if ratios else 1.0
+    untimed = {trial.name for trial in sweep.trials if kind_of(trial) not in means}
+    ratio = _correction(ended, calibrated, untimed)
     guessed = {name: ratio * seconds for name, seconds in calibrated.items()}
     return {trial.name: means.get(kind_of(trial), guessed.get(trial.name)) for trial in sweep.trials}
+
+
+def _correction(ended: Mapping[str, float], calibrated: Mapping[str, float], untimed: Collection[str]) -> float:
+    """Return by how much the calibration of the untimed trials is corrected, after what the ended ones took of theirs.
+
+    What is still to come counts as evidence that the calibration was right: all untimed trials together become longer
+    by no more than the ended ones were, so that a cell of seconds says little about a cell of hours.
+
+    >>> round(_correction({"short": 60.0}, {"short": 20.0, "long": 7200.0}, {"long"}), 3)
+    1.006
+    >>> round(_correction({"long": 7200.0}, {"long": 3600.0, "short": 20.0}, {"short"}), 3)
+    1.994
+    """
+    compared = [name for name in calibrated if name in ended]
+    took_s, planned_s = (math.fsum(one[name] for name in compared) for one in (ended, calibrated))
+    to_come_s = math.fsum(seconds for name, seconds in calibrated.items() if name in untimed)
+    return (took_s + to_come_s) / (planned_s + to_come_s) if planned_s + to_come_s else 1.0
 
 
 @dataclass(frozen=True)

@@ -78,15 +78,24 @@ def test_time_left_follows_what_cells_took(tmp_path: Path) -> None:
     dense, sparse = "network-off-d1-s0", "network-off-d0.1-s0"
     calibrated = dict.fromkeys(names, 100.0)
     assert {expected_s(sweep, {}, calibrated)[name] for name in names} == {100.0}
-    # Twice what was expected: the other density by its own kind, the baselines by the ratio.
+    # Twice what was expected: the other densities by their own kind; the six baselines by as much, together.
     found = expected_s(sweep, {dense: 200.0}, calibrated)
-    assert {found[name] for name in names} == {200.0}
+    baselines = [name for name in names if "-off-" not in name]
+    assert {found[name] for name in names if name not in baselines} == {200.0}
+    assert [found[name] for name in baselines] == pytest.approx([100.0 * (200 + 600) / (100 + 600)] * 6)
     assert found["codec"] is None
     directory = SweepDirectory(tmp_path)
     assert time_left(directory, sweep, [dense, sparse, "codec"], 2).text() == "time left not known yet"
     directory.write_calibration(calibrated)
     left = time_left(directory, sweep, [dense, sparse, "codec"], 2)
     assert (left.seconds, left.unknown) == (100.0, 1)
+
+
+def test_calibration_counts_what_the_schedule_trains() -> None:
+    from fedhpc.bench.schedule import TURNS
+    from fedhpc.study.calibration import ROUNDS_OF_SCHEDULE
+
+    assert ROUNDS_OF_SCHEDULE == 2 * TURNS
 
 
 @pytest.mark.slow
