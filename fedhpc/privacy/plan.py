@@ -1,6 +1,7 @@
 """The noise that makes a whole run meet its target epsilon, found before any training. All of it is public."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fedhpc.config.schema import RunConfig
@@ -107,6 +108,25 @@ def check_plan(config: RunConfig, plan: PrivacyPlan, site: str | None = None) ->
             f"privacy plan from the aggregator: {plan}; the config asks for {wanted} with a noise "
             f"multiplier from {LEAST_NOISE:g} to {MOST_NOISE:g}. The aggregator does not keep to the protocol: do not "
             "train with it",
+            code="privacy.plan",
+        )
+
+
+def check_plans(config: RunConfig, plans: Mapping[str, PrivacyPlan]) -> None:
+    """Check the plans of all sites that came from the aggregator.
+
+    With privacy.trust=sites a site adds a share of the run's noise, and is charged for its own plan: they must be one.
+
+    Raises:
+        PrivacyError: as `check_plan`; or plans that differ where all sites share the noise.
+    """
+    for name in config.site_names:
+        check_plan(config, plans[name], name)
+    if config.privacy.trust == "sites" and len({plans[name] for name in config.site_names}) > 1:
+        raise PrivacyError(
+            "privacy plan from the aggregator: sites that share the noise were given different noise multipliers, so "
+            "that less noise would be added than some are charged for. The aggregator does not keep to the protocol: "
+            "do not train with it",
             code="privacy.plan",
         )
 

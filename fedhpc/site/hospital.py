@@ -226,6 +226,7 @@ class Hospital:
         self._check_bound(params, round)
         from_vector(place.model, params)
         work = self._private_work(round)
+        grid.check_noise(work.plan.noise_multiplier, place.config.honest_sites)
         noise = source(place.config.privacy.noise_seed, self.name, round, "skellam")
         with self.failing(f"round {round + 1}: training failed"):
             return contribution(self._local(round), work, grid, noise)
@@ -244,7 +245,8 @@ class Hospital:
 
     def feature_share(self, grid: IntegerGrid) -> I64:
         """The same as integers, int64[d], with this site's share of the noise: private until it is masked."""
-        self.budget.charge_feature_mean()
+        charged = self.budget.charge_feature_mean()
+        grid.check_noise(charged, self._place.config.honest_sites)
         stream = source(self._place.config.privacy.noise_seed, self.name, 0, "feature mean")
         with self.failing("the mean of the features failed"):
             return shared_sum(whitened_sum(self._features(), grid, self.weight), grid, stream)

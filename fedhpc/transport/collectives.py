@@ -22,7 +22,8 @@ def run_on_all_ranks(transport: Transport, work: Callable[[], T]) -> T:
     """Do `work` at every rank; if it raises InputError at any, raise one at all, with every distinct message and code.
 
     A rank that failed alone would leave the others waiting for ever. What passes is the message for all ranks and the
-    code, never an error's private part.
+    code, never an error's private part. A rank whose own work failed ends whatever rank 0 says: what it has checked may
+    be what rank 0 has sent.
 
     Raises:
         RankErrors: at every rank, the same.
@@ -37,6 +38,8 @@ def run_on_all_ranks(transport: Transport, work: Callable[[], T]) -> T:
     problems = transport.broadcast(distinct if transport.rank == 0 else None, "control")
     if problems:
         raise RankErrors([_code_and_text(one) for one in json.loads(problems)])
+    if problem:
+        raise RankErrors([_code_and_text(problem)])
     return result  # type: ignore[return-value]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.stress import SLOW
-from fedhpc.privacy.plan import PrivacyPlan, check_plan, site_plans
+from fedhpc.privacy.plan import PrivacyPlan, check_plans, site_plans
 from fedhpc.site.context import SiteContext
 from fedhpc.site.training.local_sgd import local_steps
 from fedhpc.site.training.pace import Bench, StepCost, round_cost_steps, step_cost
@@ -60,10 +60,5 @@ def agreed_plans(config: RunConfig, transport: Transport) -> dict[str, PrivacyPl
             return {name: asdict(plan) for name, plan in site_plans(config).items()}
 
     plans = {name: PrivacyPlan(**plan) for name, plan in broadcast_json(transport, planned).items()}
-
-    def check() -> None:
-        for name in config.site_names:
-            check_plan(config, plans[name], name)
-
-    run_on_all_ranks(transport, check)
+    run_on_all_ranks(transport, lambda: check_plans(config, plans))
     return plans

@@ -57,6 +57,20 @@ class IntegerGrid:
     site_variance: float
     width_bytes: int
 
+    def check_noise(self, noise_multiplier: float, honest_sites: int) -> None:
+        """Check that shares of `honest_sites` sites on this grid are at least the noise that a site is charged for.
+
+        Raises:
+            PrivacyError: they are less.
+        """
+        if not self.site_variance >= variance_for(noise_multiplier, self.l2) / honest_sites:
+            raise PrivacyError(
+                f"secure sum: shares of variance {self.site_variance:g} are less than the noise multiplier "
+                f"{noise_multiplier:g} of {honest_sites} honest sites, which this site is charged for. Nothing was "
+                "released",
+                code="privacy.plan",
+            )
+
     def bound(self, weight: int) -> int:
         """Return the largest entry of the sum of a site of this declared weight."""
         return weight * math.ceil(self.l2)
