@@ -110,7 +110,6 @@ def _sheet(shards: Sequence[Opened], png: Path) -> None:
     for strip in strips:
         sheet.paste(strip, (0, top))
         top += strip.height
-    png.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(png, lambda file: sheet.save(file, format="PNG"), mode=PRIVATE)
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhpc.cli.common import Parser, add_json, positive, print_result, print_table
+from fedhpc.cli.common import Parser, add_json, add_output_file, positive, print_result, print_table
 from fedhpc.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def _add_gpu(kinds: "_SubParsersAction[Parser]") -> None:
         "--parts", nargs="+", metavar="PART", help="of limits steps data coder hospitals compile (default: all)"
     )
     gpu.add_argument("--minutes", type=float, default=7.0, metavar="M", help="no row begins later")
-    gpu.add_argument("-o", "--out", type=Path, metavar="FILE", help="also write the result there, after every row")
+    also = "also write the result there (.json), after every row"
+    add_output_file(gpu, "-o", "--out", suffix=".json", text=also, metavar="FILE")
     add_json(gpu)
     gpu.set_defaults(action=_gpu)
 

@@ -1,7 +1,8 @@
-"""What the commands share: help of 80 columns, the options `--set`, `--json` and `--run-dir`, printed results."""
+"""What the commands share: help of 80 columns, the options that several have, printed results."""
 
 import argparse
 import json
+import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from fedhpc.util.text import for_stderr
 
 WIDTH = 80
 HELP_COLUMN = 26
+OUTPUTS = """outputs: a FILE is written into a folder that exists. A DIR is made where it is
+missing, with the folders above it."""
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -45,7 +48,8 @@ class Parser(argparse.ArgumentParser):
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         """Refuse an empty path, which would stand for the folder that one is in."""
-        if action.type is Path and not arg_string.strip():
+        is_path = action.type is Path or isinstance(action.type, OutputFile)
+        if is_path and not arg_string.strip():
             raise argparse.ArgumentError(action, "is empty (a shell variable that is not set?)")
         return super()._get_value(action, arg_string)
 
@@ -79,9 +83,9 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output and nothing else")
 
 
-def add_run_dir(parser: argparse.ArgumentParser) -> None:
-    """Add `--run-dir DIR`."""
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="the run directory (default: runs/<name>)")
+def add_run_dir(parser: argparse.ArgumentParser, text: str = "the run directory (default: runs/<name>)") -> None:
+    """Add `-o`, `--out` and `--run-dir`: three spellings of the folder that a run, a sweep or a study is in."""
+    parser.add_argument("-o", "--out", "--run-dir", dest="run_dir", type=Path, metavar="DIR", help=text)
 
 
 def add_kept_runs(parser: argparse.ArgumentParser) -> None:
@@ -91,18 +95,49 @@ def add_kept_runs(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_output(path: Path, suffix: str) -> None:
-    """Refuse an output file of another kind before anything is computed: one letter off, it would replace an input.
+class OutputFile(NamedTuple):
+    """The type of an argument that names a file to write: refused before anything is computed where it cannot be.
 
-    Raises:
-        InputError: it has another suffix, or its folder is not there.
+    A file of another kind is refused too: one letter off, its name would be that of an input. The folder is not made:
+    a misspelled one would be made as readily. Folders that commands write into are made.
+
+    Attributes:
+        suffix: that the name must have; empty: any.
     """
-    if path.suffix.lower() != suffix:
-        raise InputError(
-            f"{path}: what is written there is a {suffix} file. Give a name that ends in {suffix}", code="command-line"
-        )
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: its folder does not exist. Give a file in one that does", code="command-line")
+
+    suffix: str
+
+    def __call__(self, text: str) -> Path:
+        """Return the path.
+
+        Raises:
+            InputError: it has another suffix, is a folder, or is in one that is not there or may not be written to.
+        """
+        path = Path(text)
+        if self.suffix and path.suffix.lower() != self.suffix:
+            problem = f"what is written there is a {self.suffix} file. Give a name that ends in {self.suffix}"
+        elif not path.parent.is_dir():
+            problem = "its folder does not exist. Give a file in one that does"
+        elif not os.access(path.parent, os.W_OK | os.X_OK):
+            problem = "cannot be written there. Give a file in a folder that you may write to"
+        elif path.is_dir():
+            problem = "is a folder. Give the name of a file"
+        else:
+            return path
+        raise InputError(f"{path}: {problem}", code="command-line")
+
+
+def add_output_file(parser: Any, *flags: str, suffix: str, text: str, **options: Any) -> None:
+    """Add an option that names a file to write.
+
+    Args:
+        parser: or a group of its arguments.
+        flags: as of `add_argument`.
+        suffix: that the name must have; empty: any.
+        text: the help.
+        options: more of `add_argument`.
+    """
+    parser.add_argument(*flags, type=OutputFile(suffix), help=text, **options)
 
 
 def positive(text: str) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fedhpc.cli.common import Parser, check_output
+from fedhpc.cli.common import Parser, add_output_file
 
 HELP = "a finished model as ONNX, checked against PyTorch"
 EXAMPLES = (
@@ -22,7 +22,7 @@ def add_arguments(parser: Parser) -> None:
     """Add the arguments of the command."""
     parser.describe(TEXT, EXAMPLES)
     parser.add_argument("run_or_model", type=Path, metavar="RUN", help="a run directory, or a model.pt")
-    parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="the file to write")
+    add_output_file(parser, "--onnx", suffix=".onnx", text="the file to write", required=True, metavar="FILE")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -31,7 +31,6 @@ def run(options: argparse.Namespace) -> int:
     from fedhpc.util.progress import at_work
     from fedhpc.util.text import wrapped
 
-    check_output(options.onnx, ".onnx")
     with at_work("export"):
         done = export(options.run_or_model, options.onnx)
     print(wrapped(export_text(done)))

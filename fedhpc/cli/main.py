@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedhpc import __version__
-from fedhpc.cli.common import Parser
+from fedhpc.cli.common import OUTPUTS, Parser
 from fedhpc.cli.status import (
     BAD_INPUT,
     FAILED,
@@ -108,7 +108,7 @@ def parser(chosen: str | None = None) -> Parser:
         "Federated learning for diagnostic imaging as a batch job.",
         ["mpirun -n 4 {run} train configs/smoke.yaml", "{run} train --help"],
     )
-    top.epilog = f"{top.epilog}\n\n{STATUSES}"
+    top.epilog = f"{top.epilog}\n\n{OUTPUTS}\n\n{STATUSES}"
     top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands")
     for name, command in COMMANDS.items():

@@ -5,7 +5,7 @@ import math
 import sys
 from pathlib import Path
 
-from fedhpc.cli.common import Parser, check_output
+from fedhpc.cli.common import Parser, add_output_file
 from fedhpc.errors import InputError
 
 HELP = "calibrated scores of a finished model for new images"
@@ -29,7 +29,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--input", type=Path, nargs="+", required=True, metavar="FILE", help="files, folders or a shard"
     )
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="CSV", help="the table to write")
+    add_output_file(parser, "-o", "--out", suffix=".csv", text="the table to write", required=True, metavar="CSV")
     parser.add_argument("--site", metavar="NAME", help="the hospital where this is, for --personal")
     parser.add_argument("--personal", action="store_true", help="the personal model of --site, at that hospital")
     series = parser.add_argument_group("as at the import")
@@ -60,7 +60,6 @@ def run(options: argparse.Namespace) -> int:
     for name, value in (("pixel", options.pixel_mm), ("slice", options.slice_mm)):
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"--{name}-mm={value}: must be above 0", code="command-line")
-    check_output(options.out, ".csv")
     windows(tuple(options.window))
     # Size and number of planes are the model's.
     depth = Depth(1, options.slice_mm)

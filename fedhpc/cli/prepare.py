@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhpc.cli.common import Parser, add_kinds
+from fedhpc.cli.common import Parser, add_kinds, add_output_file
 from fedhpc.cli.prepare_archive import add_dicom, add_nifti, add_npz
 from fedhpc.cli.prepare_compare import add_compare
 from fedhpc.cli.prepare_statistics import add_statistics
@@ -53,7 +53,8 @@ def add_arguments(parser: Parser) -> None:
     check = kinds.add_parser("check", help="what is in each shard, and whether it can be used")
     check.describe("Print what is in each shard. Exit status 2 where one cannot be used.", CHECK)
     check.add_argument("shards", type=Path, nargs="+", metavar="SHARD", help="shards (.h5)")
-    check.add_argument("--png", type=Path, metavar="FILE", help="write a contact sheet: as private as the images")
+    sheet = "write a contact sheet: as private as the images"
+    add_output_file(check, "--png", suffix=".png", text=sheet, metavar="FILE")
     check.set_defaults(action=_check)
 
 

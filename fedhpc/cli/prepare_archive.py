@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedhpc.cli.common import Parser
+from fedhpc.cli.common import Parser, add_output_file
 from fedhpc.cli.status import FINISHED, INTERRUPTED, TERMINATED
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def add_dicom(kinds: "_SubParsersAction[Parser]") -> None:
     )
     series.add_argument("--blank", type=Path, metavar="FILE", help="device rules beside data_prep/assets/blanking.yaml")
     series.add_argument("--ocr", action="store_true", help="leave out images in which tesseract finds text")
-    series.add_argument("--quarantine", type=Path, metavar="PNG", help="contact sheet of images that may show text")
+    sheet = "contact sheet of images that may show text"
+    add_output_file(series, "--quarantine", suffix=".png", text=sheet, metavar="PNG")
     parser.set_defaults(action=_dicom)
 
 

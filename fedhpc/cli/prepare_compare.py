@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhpc.cli.common import Parser, positive
+from fedhpc.cli.common import Parser, add_output_file, positive
 from fedhpc.cli.status import FINISHED
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def add_compare(kinds: "_SubParsersAction[Parser]") -> None:
     compare = kinds.add_parser("compare", help="hospitals before and after harmonisation")
     compare.describe(COMPARE_TEXT, COMPARE)
     compare.add_argument("shards", type=Path, nargs="+", metavar="SHARD", help="of two or more sites")
-    compare.add_argument("-o", "--out", type=Path, metavar="HTML", help="write a page: as private as the shards")
+    page = "write a page: as private as the shards"
+    add_output_file(compare, "-o", "--out", suffix=".html", text=page, metavar="HTML")
     compare.add_argument("--images", type=positive, default=400, metavar="N", help="at most, of each shard")
     compare.add_argument(
         "--backbone", default="phantom", choices=BACKBONES, metavar="NAME", help="phantom or efficientnet_lite0"

@@ -1,11 +1,10 @@
 """`run.py prepare statistics|distributions`: what a shard holds, released once, and hospitals side by side."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhpc.cli.common import Parser
+from fedhpc.cli.common import Parser, add_output_file
 from fedhpc.cli.status import FINISHED
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def add_statistics(kinds: "_SubParsersAction[Parser]") -> None:
     release = kinds.add_parser("statistics", help="release what a shard holds, once, with noise")
     release.describe(STATISTICS_TEXT, STATISTICS)
     release.add_argument("shard", type=Path, metavar="SHARD", help="of one hospital")
-    release.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="what is released (.json)")
+    add_output_file(release, "-o", "--out", suffix="", text="what is released (.json)", required=True, metavar="FILE")
     release.add_argument("--epsilon", type=float, default=0.5, metavar="EPS", help="what it costs every patient")
     release.add_argument("--ledger", metavar="DIR", help="the site ledger (default: where runs look for it)")
     release.set_defaults(action=_statistics)
@@ -49,9 +48,6 @@ def _statistics(options: argparse.Namespace) -> int:
 
     if options.out.exists():
         raise InputError(f"out={shown(options.out)}: exists. What was released is kept: name another", code="file")
-    if not os.access(options.out.absolute().parent, os.W_OK | os.X_OK):
-        # Before the charge: what cannot be written would be lost, and could not be released again.
-        raise InputError(f"out={shown(options.out)}: cannot be written there. Name a file in your folder", code="file")
     with Shard.open(options.shard, None, in_memory=False, need_train=False) as shard:
         found = release(shard, options.shard, options.epsilon, options.ledger)
     try:

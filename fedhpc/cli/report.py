@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhpc.cli.common import Parser, add_json, print_result
+from fedhpc.cli.common import Parser, add_json, add_output_file, print_result
 from fedhpc.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,13 +25,8 @@ def add_arguments(parser: Parser) -> None:
         EXAMPLES,
     )
     parser.add_argument("targets", type=Path, nargs="+", metavar="RUN|SWEEP|STUDY", help="any number of directories")
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        metavar="FILE.html",
-        help="required for several (default: report.html in the directory)",
-    )
+    text = "required for several (default: report.html in the directory)"
+    add_output_file(parser, "-o", "--out", suffix=".html", text=text, metavar="FILE.html")
     parser.add_argument("--csv", type=Path, metavar="DIR", help="write each table of the page as a CSV file, too")
     add_json(parser)
 
@@ -56,17 +51,11 @@ def _check_replaced(out: Path) -> None:
     """Refuse a page whose .json or .csv would replace a file of something else, as summary.html of a run would.
 
     Raises:
-        InputError: it would, or the page is no .html file.
+        InputError: it would.
     """
     from fedhpc.report.build import is_report
     from fedhpc.util.files import read_text
 
-    if out.suffix.lower() != ".html":
-        raise InputError(
-            f"{out}: the page is an .html file, and .json and .csv are written beside it. Give a name that ends in "
-            ".html",
-            code="command-line",
-        )
     if out.stem == "report":
         return
     facts = out.with_suffix(".json")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fedhpc.cli.common import Parser, add_set
+from fedhpc.cli.common import Parser, add_run_dir, add_set
 from fedhpc.errors import InputError
 
 HELP = "the whole evaluation as one batch, beside the paper's claims"
@@ -23,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
         EXAMPLES,
     )
     parser.add_argument("target", type=Path, metavar="CONFIG|DIR", help="a study's config (.yaml), or its folder")
-    parser.add_argument("-o", "--out", type=Path, metavar="DIR", help="the study's folder")
+    add_run_dir(parser, "the study's folder")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--quick", action="store_const", dest="size", const="quick", default="full",
@@ -53,17 +53,17 @@ def run(options: argparse.Namespace) -> int:
     from fedhpc.study.command import Asked, show_claims, start
 
     if options.target.is_dir():
-        if options.out is not None:
+        if options.run_dir is not None:
             raise InputError(
                 f"study {options.target}: is a folder, which takes no -o. Give a config", code="command-line"
             )
         return show_claims(options.target, Console(speaks=True, is_all=True))
-    if options.out is None:
+    if options.run_dir is None:
         raise InputError("study: say where it goes: -o DIR", code="command-line")
     asked = Asked(
         config=options.target,
         overrides=options.set,
-        out=options.out,
+        out=options.run_dir,
         cluster=options.cluster,
         size=options.size,
         parts=options.parts,

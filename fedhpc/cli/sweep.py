@@ -19,7 +19,7 @@ STATUS = (
 RESUME = ("{run} sweep resume runs/sweep_epsilon_density", "{run} sweep resume runs/mine --cluster local")
 CANCEL = ("{run} sweep cancel runs/sweep_epsilon_density", "{run} sweep cancel runs/mine")
 ACTIONS = ("start", "status", "resume", "cancel")
-WITH_VALUE = ("--cluster", "--set", "--run-dir")
+WITH_VALUE = ("--cluster", "--set", "--out", "--run-dir")
 CLUSTERS = ("slurm", "local")
 
 
@@ -39,7 +39,7 @@ def add_arguments(parser: Parser) -> None:
     )
     start.add_argument("--dry-run", action="store_true", help="show trials and scripts; submit and write nothing")
     add_set(start)
-    add_run_dir(start)
+    add_run_dir(start, "the sweep's directory (default: runs/<name>)")
     start.set_defaults(action=_start)
     status = actions.add_parser("status", help="how the trials of a started sweep stand")
     status.describe("Print how the trials of a started sweep stand.", STATUS)
@@ -61,8 +61,8 @@ def add_arguments(parser: Parser) -> None:
 def arrange(words: Sequence[str]) -> list[str]:
     """Return the words with the action first: `start` where there is none.
 
-    >>> arrange(["--dry-run", "a.yaml"]), arrange(["--watch", "status", "runs/a"])
-    (['start', '--dry-run', 'a.yaml'], ['status', '--watch', 'runs/a'])
+    >>> arrange(["-o", "status", "a.yaml"]), arrange(["--watch", "status", "runs/a"])
+    (['start', '-o', 'status', 'a.yaml'], ['status', '--watch', 'runs/a'])
     """
     is_value = False
     for at, word in enumerate(words):
@@ -70,7 +70,7 @@ def arrange(words: Sequence[str]) -> list[str]:
             is_value = False
         elif word.startswith("-"):
             # argparse takes abbreviations.
-            is_value = len(word) > 2 and any(option.startswith(word) for option in WITH_VALUE)
+            is_value = word == "-o" or (len(word) > 2 and any(option.startswith(word) for option in WITH_VALUE))
         elif word in ACTIONS:
             return [word, *words[:at], *words[at + 1 :]]
         else:

@@ -104,8 +104,10 @@ def is_report(text: str) -> bool:
 
 
 def write(found: Report, out: Path, tables: Path | None = None) -> None:
-    """Write the page at `out`, JSON and CSV beside it, and with `tables` a CSV file for each table into that folder."""
-    make_folder(out.parent)
+    """Write the page at `out`, JSON and CSV beside it, and with `tables` a CSV file for each table into that folder.
+
+    The folder of `out` must exist; that of the tables is made.
+    """
     write_text(out, found.html())
     write_text(out.with_suffix(".json"), json.dumps(found.facts(), indent=2, allow_nan=False) + "\n")
     write_text(out.with_suffix(".csv"), found.csv())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedhpc.cli.common import WIDTH, Parser
+from fedhpc.cli.common import WIDTH, OutputFile, Parser
 from fedhpc.cli.main import COMMANDS, main, parser
 from tests.conftest import run_limited
 
@@ -98,6 +98,11 @@ egress runs/a --json
 audit runs/a --set a=1 --site s --quick --seed 3 --no-real-patients --out d --json
 sweep c.yaml --cluster local --dry-run --set a=1 --run-dir d
 sweep --cluster local c.yaml
+sweep c.yaml -o d --dry-run
+sweep -o d c.yaml --cluster local
+study c.yaml -o d --quick
+study c.yaml --run-dir d
+train c.yaml -o d
 sweep status d --watch --json
 sweep --watch status d
 sweep resume d --cluster local
@@ -204,8 +209,50 @@ def test_command_lines_of_before_still_parse(line: str) -> None:
 def test_sweep_words_in_any_order() -> None:
     one = parsed(["sweep", "--watch", "status", "status"])
     assert (one.directory, one.watch) == (Path("status"), True)
+    for flag in ("-o", "--out", "--ou", "--run-dir"):
+        other = parsed(["sweep", flag, "status", "c.yaml"])
+        assert (other.config, other.run_dir) == (Path("c.yaml"), Path("status"))
     two = parsed(["sweep", "--run", "status", "--clus", "local", "c.yaml"])
     assert (two.config, two.run_dir, two.cluster) == (Path("c.yaml"), Path("status"), "local")
+
+
+OUTPUT_FILES = {
+    ("report", "-o", ".html"),
+    ("predict", "-o", ".csv"),
+    ("export", "--onnx", ".onnx"),
+    ("prepare check", "--png", ".png"),
+    ("prepare compare", "-o", ".html"),
+    ("prepare dicom", "--quarantine", ".png"),
+    ("prepare statistics", "-o", ""),
+    ("bench gpu", "-o", ".json"),
+}
+
+
+def test_output_files_are_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a folder that is missing, which is not made; in the place of a folder; with the suffix of another kind."""
+    found = {
+        (" ".join((name, *kinds)), action.option_strings[0], action.type.suffix)
+        for name, kinds in PLACES
+        for action in parser_of(name, kinds)._actions
+        if isinstance(action.type, OutputFile)
+    }
+    assert found == OUTPUT_FILES
+    (tmp_path / "folder").mkdir()
+    for place, flag, suffix in sorted(OUTPUT_FILES):
+        (taken := tmp_path / f"taken{suffix}").mkdir(exist_ok=True)
+        wrong = [tmp_path / "missing" / f"x{suffix}", taken, *([tmp_path / "shard.h5"] if suffix else [])]
+        for path, problem in zip(wrong, ("does not exist", "is a folder", f"a {suffix} file"), strict=False):
+            assert main([*place.split(), flag, str(path)]) == 2
+            told = capsys.readouterr().err
+            assert f"{path}: " in told and problem in told and "Traceback" not in told, told
+    assert not (tmp_path / "missing").exists()
+
+
+def test_folder_of_runs_has_one_spelling_for_all() -> None:
+    for name, kinds in PLACES:
+        spellings = [set(action.option_strings) for action in parser_of(name, kinds)._actions]
+        of_runs = next((one for one in spellings if "--run-dir" in one), {"-o", "--out", "--run-dir"})
+        assert of_runs == {"-o", "--out", "--run-dir"}, name
 
 
 @pytest.mark.parametrize(

@@ -96,14 +96,14 @@ def test_shards_that_cannot_train_together_are_noted(
 )
 def test_contact_sheet_shows_images_and_is_reproducible(tmp_path: Path, change: dict[str, Any]) -> None:
     path = make(tmp_path / "north.h5", **change)
-    check([path, path], tmp_path / "new" / "a.png")
+    check([path, path], tmp_path / "a.png")
     check([path, path], tmp_path / "b.png")
-    assert (tmp_path / "new" / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with Image.open(tmp_path / "b.png") as sheet:
         pixels = np.asarray(sheet.convert("L")).astype(float)
     half = pixels.shape[0] // 2
     assert pixels[:half].std() > 20 and pixels[half:].std() > 20
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["b.png", "new", "north.h5"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "b.png", "north.h5"]
 
 
 def test_no_sheet_of_nothing(bad: Path, tmp_path: Path) -> None:
