@@ -22,8 +22,9 @@ from fedhpc.util.arrays import F32, I64
 
 OnStep = Callable[[int, int], None]
 USUAL_BATCH = 64
-REPEATS, MOST_IMAGES, MOST_ROWS = 5, 32, 256
-"""Steps that are timed, and how large their batches are at most, of images and of rows of features."""
+TURNS, MORE_TURNS, MOST_IMAGES, MOST_ROWS = 5, 20, 32, 256
+"""Steps of each batch that are timed, how many more where these are no times of an undisturbed machine, and how large
+the batches are at most, of images and of rows of features."""
 SMALLER, LEAST_SHARE = 4, 0.05
 """The second batch is so many times smaller; an image costs at least this share of a step over its images."""
 MORE_STEPS, ROUNDS, SLOW_STEP_S = 8, 20, 0.02
@@ -107,17 +108,66 @@ class Bench:
 def step_cost(bench: Bench) -> StepCost:
     """Measure a step at this machine, rounded to two significant digits (public).
 
-    Each time is the shortest of five steps, since others may use the machine, of a copy of the model on random numbers:
-    no image and no label of the site is used, so it tells of its machine only. With privacy on batches of two sizes
-    tell what a step costs whatever its batch.
+    Each time is the shortest of five steps, on a CPU of the time of this thread, since others may use the machine. The
+    steps are of a copy of the model on random numbers: no image and no label of the site is used, so that they tell of
+    its machine only. With privacy on batches of two sizes tell what a step costs whatever its batch.
     """
-    most, whole_s = bench.batch, _shortest_s(bench.batch, bench)
+    most = bench.batch
+    step = _timed_step(most, bench)
     if not bench.config.private or most < SMALLER:
-        return StepCost(0.0, _rounded(whole_s / most))
+        return StepCost(0.0, _rounded(min(step() for _ in range(TURNS)) / most))
     few = most // SMALLER
-    slope_s = (whole_s - _shortest_s(few, bench)) / (most - few)
-    per_image_s = max(slope_s, LEAST_SHARE * whole_s / most)
-    return StepCost(_rounded(max(0.0, whole_s - per_image_s * most)), _rounded(per_image_s))
+    return shortest(StepTimes(few, most), _timed_step(few, bench), step).cost
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """The shortest times of private steps with two batches.
+
+    Attributes:
+        few, most: images of the batches.
+        few_s, most_s: seconds.
+    """
+
+    few: int
+    most: int
+    few_s: float = math.inf
+    most_s: float = math.inf
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether both the images and the step itself cost something: a disturbed machine gives other times."""
+        return self._slope_s > self._least_s and self._slope_s * self.most < self.most_s
+
+    @property
+    def cost(self) -> StepCost:
+        """The line through both times; neither an image nor the step itself costs less than nothing."""
+        per_image_s = max(self._slope_s, self._least_s)
+        return StepCost(_rounded(max(0.0, self.most_s - per_image_s * self.most)), _rounded(per_image_s))
+
+    @property
+    def _slope_s(self) -> float:
+        return (self.most_s - self.few_s) / (self.most - self.few)
+
+    @property
+    def _least_s(self) -> float:
+        return LEAST_SHARE * self.most_s / self.most
+
+
+def shortest(times: StepTimes, few: Callable[[], float], most: Callable[[], float]) -> StepTimes:
+    """Return the shortest times of steps that take turns, of more turns where the first give none that can be.
+
+    A step of more than SLOW_STEP_S is not repeated more often: beside its images the step itself is nothing there.
+
+    Args:
+        times: of no step yet.
+        few, most: make a step with each batch, and return its seconds.
+    """
+    for turn in range(TURNS + MORE_TURNS):
+        if turn >= TURNS and (times.is_plausible or times.most_s > SLOW_STEP_S):
+            break
+        times = replace(times, few_s=min(times.few_s, few()), most_s=min(times.most_s, most()))
+    return times
 
 
 def round_cost_steps(bench: Bench) -> float:
@@ -127,7 +177,8 @@ def round_cost_steps(bench: Bench) -> float:
     this thread on a CPU, which others that use it do not lengthen. 0 for a network a step of which takes so long that
     this does not count.
     """
-    if _shortest_s(bench.batch, bench) > SLOW_STEP_S:
+    step = _timed_step(bench.batch, bench)
+    if min(step() for _ in range(TURNS)) > SLOW_STEP_S:
         return 0.0
     usual = bench.config.training.batch_size
     batch = min(usual, MOST_ROWS if len(bench.shape) == 1 else MOST_IMAGES)
@@ -136,7 +187,7 @@ def round_cost_steps(bench: Bench) -> float:
     images = torch.rand((MORE_STEPS * batch, *bench.shape), generator=torch.Generator())
     model = copy.deepcopy(bench.model)
     rows, start = _RandomRows(images, _no_labels(model, images.to(bench.device.device), config)), to_vector(model)
-    clock = time.thread_time if bench.device.device.type == "cpu" else time.perf_counter
+    clock = _clock(bench.device)
     one_s, more_s = math.inf, math.inf
     local = LocalRound(model, rows, config, config.site_names[0], 0, bench.device, lambda *_: None)
     for _ in range(ROUNDS):
@@ -173,13 +224,20 @@ def _rounded(seconds: float) -> float:
     return float(f"{seconds:.{DIGITS}g}")
 
 
-def _shortest_s(count: int, bench: Bench) -> float:
+def _clock(device: Device) -> Callable[[], float]:
+    """Return a clock: of this thread on a CPU, which others that use the machine do not lengthen; else of the wall."""
+    return time.thread_time if device.device.type == "cpu" else time.perf_counter
+
+
+def _timed_step(count: int, bench: Bench) -> Callable[[], float]:
+    """Return what makes a step with so many images and returns its seconds; one that is not timed has been made."""
     images = torch.rand((count, *bench.shape), generator=torch.Generator())
     step = _step(copy.deepcopy(bench.model), images.to(bench.device.device), bench.config, bench.device)
-    return min([_timed(step) for _ in range(REPEATS + 1)][1:])
+    step()
+    return partial(_timed, step, _clock(bench.device))
 
 
-def _timed(step: Callable[[], float], clock: Callable[[], float] = time.perf_counter) -> float:
+def _timed(step: Callable[[], float], clock: Callable[[], float]) -> float:
     """Seconds of a step, whose last act waits for the device."""
     start_s = clock()
     step()
