@@ -25,7 +25,7 @@ from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
 from fedhpc.run.rounds.feature_mean import STATE
 from fedhpc.run.start.built_in_cohort import make_phantoms, make_reference
-from fedhpc.run.start.network import checked_network
+from fedhpc.run.start.network import check_before_cohort, checked_network
 from fedhpc.run.start.public_features import public_map
 from fedhpc.site.data.open_site import open_site_of_run
 from fedhpc.site.data.samples import Samples
@@ -141,6 +141,7 @@ def open_subject(target: Target, site: str | None) -> Iterator[Subject]:
     if name not in config.site_names:
         raise InputError(f"--site {name}: unknown; allowed: {', '.join(config.site_names)}", code="command-line")
     console = Console(speaks=True, out=sys.stderr)
+    check_before_cohort(config, [name])
     make_phantoms(config, [name], console)
     make_reference(config, console)
     # An audit may run on another machine than the run did.

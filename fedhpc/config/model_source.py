@@ -4,7 +4,10 @@ The digest is part of the config: two configs are the same where function and so
 Nothing here executes the file; `fedhpc.models.own` does.
 """
 
+import ast
 import hashlib
+import re
+import warnings
 from importlib import metadata
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -16,6 +19,8 @@ from fedhpc.errors import ConfigError
 COPY = "model_source.py"
 """The name of the copy in a run directory."""
 LARGEST_BYTES = 1_000_000
+BINDS_BY_TEXT = frozenset(("globals", "vars", "locals", "exec", "eval", "setattr", "__dict__", "__getattr__"))
+"""Words of a source that may bind a name which it does not hold as a word."""
 
 
 def place_of(build: str) -> tuple[str, str]:
@@ -131,13 +136,44 @@ def check_source(source: bytes, model: Model) -> None:
         )
 
 
+def check_text(source: bytes, build: str) -> None:
+    """Check what can be told of a source without executing it: that it compiles, and may have the function.
+
+    Raises:
+        ConfigError: it does not compile, or nothing in it can give the function its name.
+    """
+    place, name = place_of(build)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are shown where it is executed
+            tree = ast.parse(source, place)
+            compile(tree, place, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        line = f" (line {error.lineno})" if isinstance(error, SyntaxError) and error.lineno else ""
+        told = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}{line}"
+        raise ConfigError(
+            f"model.build={place}: cannot be loaded: {told}. Correct it there", code="model.source-fails"
+        ) from None
+    words = set(re.findall(r"\w+", source.decode(errors="replace")))
+    starred = any(isinstance(one, ast.ImportFrom) and one.names[0].name == "*" for one in ast.walk(tree))
+    if name not in words and not starred and not words & BINDS_BY_TEXT:
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        found = sorted(one.name for one in tree.body if isinstance(one, kinds))
+        raise ConfigError(
+            f"model.build={build}: {place} has no function {name}. Name one that it has: {', '.join(found) or 'none'}",
+            code="model.source-fails",
+        )
+
+
 def pins(build: str) -> dict[str, str]:
     """Return the keys of `model` that say which source a `model.build` is: digest, and of a package module and version.
 
     Raises:
-        ConfigError: there is no such source.
+        ConfigError: there is no such source, or `check_text` refuses it.
     """
-    found = {"source_sha256": digest_of(read_source(build))}
+    source = read_source(build)
+    check_text(source, build)
+    found = {"source_sha256": digest_of(source)}
     if is_file(build):
         return found
     module, _ = place_of(build)

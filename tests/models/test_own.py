@@ -125,17 +125,41 @@ def test_bad_model_section_is_refused(tmp_path: Path, model: dict[str, Any], mes
 def test_function_that_cannot_be_used_is_refused(
     tmp_path: Path, function: str, args: dict[str, Any], message: str
 ) -> None:
-    config = load_config(write_config(tmp_path, model={"build": f"nets/my.py:{function}", "args": args}))
+    path = write_config(tmp_path, model={"build": f"nets/my.py:{function}", "args": args})
     with pytest.raises(InputError, match=message):
-        build_model(config, TASK)
+        build_model(load_config(path), TASK)
 
 
-@pytest.mark.parametrize("source", ["def make(task:\n    pass", "import no_such_package", "1 / 0"])
+@pytest.mark.parametrize("source", ["def make(task:\n    pass", "import no_such_package, make", "1 / 0  # make"])
 def test_source_that_cannot_be_loaded_is_refused(tmp_path: Path, source: str) -> None:
     path = write_config(tmp_path)
     (tmp_path / "nets" / "my.py").write_text(source, encoding="utf-8")
     with pytest.raises(InputError, match=r"my\.py: cannot be loaded: \w+: .* \(line 1\)\. Correct it there"):
         build_model(load_config(path), TASK)
+
+
+@pytest.mark.parametrize("source", ["def make(task:\n    pass", "return 1", "def other(task):\n    1 / 0", "\0"])
+def test_text_that_cannot_be_a_source_is_refused_with_the_config(tmp_path: Path, source: str) -> None:
+    """What can be told without executing it is told before anything is made."""
+    path = write_config(tmp_path)
+    (tmp_path / "nets" / "my.py").write_text(source, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"model\.build=.*my\.py.*: (cannot be loaded: |.* has no function make\.)"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("source", ["from a import *", "for n in (1, 2):\n    globals()[f'm{n}'] = n", "import make"])
+def test_text_that_may_have_the_function_is_not_refused(tmp_path: Path, source: str) -> None:
+    path = write_config(tmp_path)
+    (tmp_path / "nets" / "my.py").write_text(source, encoding="utf-8")
+    assert load_config(path).model.build
+
+
+def test_function_that_fails_is_found_before_the_cohort_is_made(tmp_path: Path, run_here: Callable[..., Any]) -> None:
+    phantom = {"shards": f"{tmp_path}/{{site}}.h5", "sites": [{"name": "site1", "weight": 20}], "phantom": {}}
+    path = write_config(tmp_path, data=phantom, model={"build": "nets/my.py:make", "args": {"depth": 3}})
+    done = run_here(["train", path, "--run-dir", tmp_path / "run"])
+    assert done.returncode == 2 and "failed when called with (task, depth=3)" in done.stderr, done
+    assert "making the built-in cohort" not in done.stdout + done.stderr and not list(tmp_path.glob("*.h5"))
 
 
 def test_source_changed_after_the_config_was_read_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from fedhpc.models.task import Task
 from fedhpc.privacy.plan import without_noise
 from fedhpc.run.display import Console
 from fedhpc.run.start.built_in_cohort import make_phantoms
+from fedhpc.run.start.network import check_before_cohort
 from fedhpc.run.start.secure_channel import sites_by_rank
 from fedhpc.run.start.site_speeds import measured_costs, speeds_from, usual_work
 from fedhpc.run.start.site_work import measured_cost
@@ -34,6 +35,7 @@ def measured_speeds(config: RunConfig, transport: Transport) -> str:
     """
     mine = [config.site_names[i] for i in sites_by_rank(config, transport.size)[transport.rank]]
     console = Console(speaks=transport.rank == 0)
+    run_on_all_ranks(transport, lambda: check_before_cohort(config, mine))
     run_on_all_ranks(transport, lambda: make_phantoms(config, mine, console))
     device = run_on_all_ranks(transport, lambda: prepare(config.runtime, transport.local_rank))
     costs = measured_costs(config, transport, partial(_cost, config, device))

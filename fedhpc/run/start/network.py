@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,24 @@ def agreed_network(config: RunConfig, task: Task, backbone: Backbone | None, tra
     agreed = broadcast_json(transport, lambda: weights_digest(network))
     run_on_all_ranks(transport, lambda: _refuse_other(network, agreed, config, transport.rank))
     return network
+
+
+def check_before_cohort(config: RunConfig, sites: Sequence[str]) -> None:
+    """Check a network that is not built in before the built-in cohort is made for it, which may take minutes.
+
+    Of this cohort the task is known without a shard; `agreed_network` checks that of all others. It changes nothing:
+    where the shards of these sites are there nothing is done.
+
+    Raises:
+        InputError: the first problem that was found.
+    """
+    missing = [name for name in sites if not config.data.shard_path(name).exists()]
+    if config.data.phantom is None or not missing or not config.model.checked:
+        return
+    from data_prep.phantom import CLASSES
+
+    size = config.data.phantom.image_size
+    checked_network(config, Task(CLASSES, (1, size, size), config.task))
 
 
 def checked_network(config: RunConfig, task: Task) -> nn.Module:

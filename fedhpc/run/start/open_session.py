@@ -22,7 +22,7 @@ from fedhpc.run.session import POOLED, Session
 from fedhpc.run.start.built_in_cohort import make_missing
 from fedhpc.run.start.initial_model import check_backbone, check_initial, start_from
 from fedhpc.run.start.membership import Membership
-from fedhpc.run.start.network import agreed_network, check_local_layers
+from fedhpc.run.start.network import agreed_network, check_before_cohort, check_local_layers
 from fedhpc.run.start.public_features import MapPlace, agreed_map
 from fedhpc.run.start.secure_channel import open_secure_channel, sites_by_rank
 from fedhpc.run.start.site_facts import agreed_facts, check_agreed, facts_of, gathered_facts
@@ -128,6 +128,7 @@ def _opened(members: Membership, directory: RunDirectory, console: Console) -> _
     transport = open_secure_channel(config, directory, members.wire, console)
     indices = sites_by_rank(config, transport.size)[transport.rank]
     check_initial(config, directory, transport)
+    run_on_all_ranks(transport, lambda: check_before_cohort(config, [config.site_names[i] for i in indices]))
     make_missing(config, transport, indices, console)
     sites = run_on_all_ranks(transport, lambda: _open_sites(config, indices, directory, transport.rank))
     shards = [site.shard for site in sites]
