@@ -62,6 +62,26 @@ class Inputs:
     modality: str = "OT"
     plane: str | None = None
 
+    @property
+    def shard(self) -> Path | None:
+        """The one shard; None of files and folders.
+
+        Raises:
+            ShardError: a shard beside other inputs.
+        """
+        shards = [path for path in self.paths if path.suffix == ".h5"]
+        if not shards:
+            return None
+        if len(self.paths) == 1:
+            return shards[0]
+        others = [path for path in self.paths if path not in shards]
+        beside = f"{_names(others)} of files and folders" if others else "another shard"
+        raise ShardError(
+            f"input={_names(shards)}: is a shard (.h5), given beside {beside}. Give one shard alone, or files and "
+            "folders alone: one command and one table for each",
+            code="prepare",
+        )
+
 
 class Lost(NamedTuple):
     """An input that gives no image, and why (private)."""
@@ -90,8 +110,9 @@ def batches(inputs: Inputs, note: Callable[[str], None]) -> Iterator[Batch]:
     Raises:
         ShardError: a file that was named gives no image, or there is none at all; with the reason of each.
     """
-    if len(inputs.paths) == 1 and inputs.paths[0].suffix == ".h5":
-        yield from _rows(inputs.paths[0])
+    shard = inputs.shard
+    if shard is not None:
+        yield from _rows(shard)
         return
     files = _sorted(inputs.paths)
     lost: list[Lost] = []
@@ -190,6 +211,10 @@ def _series(
 
 def _named(frames: Sequence[Frame], given: dict[str, Path], images: Images) -> Batch:
     return Batch(tuple(str(given[frame.file]) for frame in frames), tuple(frame.index for frame in frames), images)
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return first_names([shown(path) for path in paths])
 
 
 def _each_once(lost: Sequence[Lost]) -> list[Lost]:

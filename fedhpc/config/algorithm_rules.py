@@ -14,6 +14,9 @@ def algorithm_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     FedProx needs none: its term is a function of the parameters alone, whatever optimiser, rule or privacy there is.
     The baselines exchange nothing and do not use the section, like `exchange`: one config is trained in all modes.
     """
+    if config.privacy.trust == "sites" and config.algorithm.name != "fedavg":
+        # `secure_sum_rules` refuses all others: what each of them lacks besides would only contradict it.
+        return _local_layers_rules(config)
     name, rule, server = config.algorithm.name, config.aggregation.rule, config.server
     counted, follows = name in ("scaffold", "fednova"), name in ("scaffold", "fednova", "feddyn")
     return [
@@ -51,12 +54,14 @@ def _whole_federation_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     """(is broken, message) for what takes a round for FedAvg's: without a site, replayed, or not the same for all."""
     name, faults, sites = config.algorithm.name, config.faults, len(config.data.sites)
     follows = name in ("scaffold", "fednova", "feddyn")
-    fewer = bool(faults.absent) or (faults.min_sites is not None and faults.min_sites < sites)
+    fewer = [f"faults.absent={', '.join(faults.absent)}"] if faults.absent else []
+    if faults.min_sites is not None and faults.min_sites < sites:
+        fewer.append(f"faults.min_sites={faults.min_sites}")
     return [
         (
-            name in ("scaffold", "feddyn") and fewer,
-            f"algorithm.name={name}, faults.min_sites={faults.min_sites}, faults.absent: what the sites keep adds up "
-            "only over all of them, so that rounds without one would shift the model for good; remove both, or set "
+            name in ("scaffold", "feddyn") and bool(fewer),
+            f"algorithm.name={name}, {', '.join(fewer)}: what the sites keep adds up only over all of them, so that "
+            f"rounds without one would shift the model for good; remove {'both' if len(fewer) > 1 else 'it'}, or set "
             "algorithm.name=fedprox",
         ),
         (

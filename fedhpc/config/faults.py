@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from fedhpc.util.section import Section
+from fedhpc.util.text import as_written
 
 if TYPE_CHECKING:
     from fedhpc.config.schema import RunConfig
@@ -70,7 +71,7 @@ def fault_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         ),
         (
             faults.on_death == "continue" and needed >= len(names),
-            f"faults.on_death=continue: faults.min_sites={faults.min_sites} allows no hospital to be missing: set it "
-            f"below {len(names)}, or on_death to requeue or stop",
+            f"faults.on_death=continue: faults.min_sites={as_written(faults.min_sites)} allows no hospital to be "
+            f"missing: set it below {len(names)}, or on_death to requeue or stop",
         ),
     ]

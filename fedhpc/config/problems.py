@@ -47,9 +47,13 @@ def _one_text(key: str, texts: Sequence[str], root: type[Section]) -> str:
     """Return what is wrong with a key's value: where it may be of several kinds and is none, what is allowed."""
     if len(texts) == 1:
         return texts[0]
-    name = re.sub(r"\.\d+", "[]", key.partition("=")[0])
+    name, _, value = key.partition("=")
+    name = re.sub(r"\.\d+", "[]", name)
     allowed = next((one for one in keys_of(root).all() if one.name == name and not one.sections), None)
-    return f"is not allowed; allowed: {allowed.values}" if allowed else " or ".join(texts)
+    if allowed is None:
+        return " or ".join(texts)
+    names = re.findall(r"`([^`]*)`", allowed.values)
+    return f"is not allowed; allowed: {allowed.values}{_nearest(value, names)}"
 
 
 def place_of(problem: str, tree: object) -> str:
@@ -96,7 +100,8 @@ def _choice_problem(dotted: str, chooser: str, item: dict[str, Any]) -> tuple[st
     """The problem of a section of which `chooser` says which it is, where it says none of those that there are."""
     given, allowed = item["input"], str(item["msg"])
     if isinstance(given, dict):
-        return f"{dotted}.{chooser}={as_written(given.get(chooser))}", allowed
+        value, names = as_written(given.get(chooser)), allowed.partition("allowed: ")[2].split(", ")
+        return f"{dotted}.{chooser}={value}", f"{allowed}{_nearest(value, names)}"
     name = given if isinstance(given, str) else allowed.partition("allowed: ")[2].partition(",")[0]
     return f"{dotted}={as_written(given)}", f"is {_kind(given)}; it must be a mapping, such as {{{chooser}: {name}}}"
 
@@ -126,6 +131,10 @@ def _plain_words(item: dict[str, Any]) -> str:
         return f"is {kind}; it must be a list"
     if item["type"] == "string_type":
         return f"is {kind}; it must be text" + (", in quotes" if kind in ("a number", "a truth value") else "")
+    if item["type"] == "literal_error":
+        expected = str(item["ctx"]["expected"])
+        names = re.findall(r"'([^']*)'", expected)
+        return f"must be {expected}{_nearest(as_written(item['input']), names)}"
     if item["type"] == "int_parsing_size":
         return "is too large"
     if item["type"] == "int_from_float":
@@ -187,6 +196,16 @@ def _section_types(section: type[Section], key: str) -> list[type[Section]]:
             found.append(kind)
         nested += list(getattr(kind, "__args__", ()))
     return found
+
+
+def _nearest(value: str, names: Sequence[str]) -> str:
+    """Return the name that a misspelled value, as it is written in a message, may stand for; empty where none is near.
+
+    >>> _nearest("'label_flop'", ["label_flip", "label_noise"]), _nearest("3", ["on", "off"])
+    ('. Did you mean label_flip?', '')
+    """
+    near = difflib.get_close_matches(value.strip("'"), names, n=1)
+    return f". Did you mean {near[0]}?" if near else ""
 
 
 def _suggestion(key: str, section: type[BaseModel]) -> str:

@@ -78,8 +78,10 @@ def _key(name: str, schema: Schema, defs: Schema, *, required: bool) -> Key:
     if inner and default not in (REQUIRED, "null"):
         # A default that is made by a factory is not in the schema.
         default = "the defaults of its keys"
-    phrases = dict.fromkeys(_phrase(one, defs) for one in variants if one != NULL)
-    values = _or([*phrases, *(["`null`"] if NULL in variants else [])])
+    named = [one for one in variants if "enum" in one or "const" in one]
+    names = [f"`{value}`" for one in named for value in one.get("enum", [one.get("const")])]
+    kinds = dict.fromkeys(_phrase(one, defs) for one in variants if one != NULL and one not in named)
+    values = _or([*kinds, *names, *(["`null`"] if NULL in variants else [])])
     return Key(name, values, default, str(schema.get("description", "")), tuple(sections))
 
 
@@ -116,8 +118,6 @@ def _variants(schema: Schema, defs: Schema) -> list[Schema]:
 
 def _phrase(schema: Schema, defs: Schema) -> str:
     """Type and allowed values of one alternative."""
-    if "enum" in schema or "const" in schema:
-        return _or([f"`{value}`" for value in schema.get("enum", [schema.get("const")])])
     kind = "section" if "properties" in schema else TYPES.get(str(schema.get("type")), "any value")
     if kind == "list":
         kind = f"list of {'sections' if any('properties' in one for one in _items(schema, defs)) else 'values'}"

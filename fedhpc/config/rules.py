@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 LEAST_DRAWN = 0.01
 """Units of the largest site that a private step must draw on average: below it nearly every step is noise alone."""
-
+LEAST_EPSILON = 0.01
+"""Of a run: below it the noise multiplier is in the thousands, for which the accountant takes minutes."""
 
 RESERVED = {
     "aggregator": "rank 0",
@@ -248,6 +249,11 @@ def new_run_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         *(
             (name in config.site_names, f"data.sites: {name} is the name of {whose}; give the hospital another")
             for name, whose in RESERVED.items()
+        ),
+        (
+            p.epsilon is not None and p.epsilon < LEAST_EPSILON,
+            f"privacy.epsilon={p.epsilon or 0:g}: below {LEAST_EPSILON:g} the noise hides all that could be learned; "
+            f"set {LEAST_EPSILON:g} or more (0.1 to 10 is usual), or write `privacy: off`",
         ),
         (
             config.private and p.sample_rate * units < LEAST_DRAWN,

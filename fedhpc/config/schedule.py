@@ -199,7 +199,7 @@ def schedule_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         ),
         *_deadline_rules(config),
         (
-            plan and not config.private and config.algorithm.name != "fednova",
+            plan and not config.private and config.privacy.trust != "sites" and config.algorithm.name != "fednova",
             f"schedule.policy=plan, algorithm.name={config.algorithm.name}: without privacy a slow site makes fewer "
             "steps, so that a plain mean follows the fast sites; set algorithm.name=fednova, which normalises by them",
         ),

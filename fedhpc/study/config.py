@@ -12,6 +12,7 @@ from fedhpc.errors import ConfigError
 from fedhpc.records.study import Size
 from fedhpc.sweep.resources import Local, Slurm
 from fedhpc.util.section import Section
+from fedhpc.util.text import as_written
 
 Tree = dict[str, Any]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,20}$")]
@@ -142,8 +143,9 @@ class StudyConfig(Section):
         keys = ("stress", "legacy", "legacy_network", "early", "schedule", "contribution", "audit")
         found = {key: getattr(self, key).part for key in keys if getattr(self, key) is not None}
         off_grid = [
-            f"parts.{name}.paper: epsilon={part.paper.epsilon}, density={part.paper.density:g} is no point of the "
-            "grid, so that nothing would stand beside the paper's claims; name values of its epsilons and densities"
+            f"parts.{name}.paper: epsilon={as_written(part.paper.epsilon)}, density={part.paper.density:g} is no point "
+            "of the grid, so that nothing would stand beside the paper's claims; name values of its epsilons and "
+            "densities"
             for name, part in self.parts.items()
             if part.paper.epsilon not in part.epsilons or part.paper.density not in part.densities
         ]

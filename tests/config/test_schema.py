@@ -1,5 +1,8 @@
 """Config: every error at once, with key, value and what is allowed; inheritance and overrides."""
 
+import copy
+import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedhpc.config.loader import config_of, load_config, merged
+from fedhpc.config.loader import apply_override, checked, config_of, load_config, merged, read_merged
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError
 from fedhpc.records.run_directory import RunDirectory
@@ -35,6 +38,56 @@ def test_every_config_loads_and_is_named_after_its_file(path: Path) -> None:
         return
     is_sweep = path.stem.startswith("sweep_")
     assert (load_sweep(path, []) if is_sweep else load_config(path)).name == path.stem
+
+
+WRONG = (
+    """
+mode=local|mode=centralised|data.sites=[{name: site1}, {name: site2}]|privacy=off|privacy.epsilon=null
+privacy.trust=sites|privacy.colluding_sites=0|privacy.colluding_sites=9|privacy.epsilon=0.001|privacy.noise_seed=1
+privacy.delta=0.5|privacy.sample_rate=0.5|algorithm.name=fednova|algorithm.name=scaffold|algorithm.name=feddyn
+algorithm.local_layers=norm|faults.on_death=continue|faults.absent=[site1, site2, site3]|faults.min_sites=9
+faults.min_sites=2|schedule.policy=plan|schedule.policy=deadline|schedule.deadline_s=3|aggregation.rule=krum
+aggregation.bounded=true|stress={case: slow, sites: [site1, site1, a], strength: 0.5}|model.backbone=null
+stress={case: alie, sites: [site1, site2, site3, site4]}|rewards.altruism=1|training.average_last=0.5|model.name=null
+contribution.store_updates=true|personalisation.method=head|model.feature_mean=sites|exchange.tls=false
+""".replace("\n", "|")
+    .strip("|")
+    .split("|")
+)
+
+
+def test_message_never_shows_a_value_as_python_has_it() -> None:
+    """Of any two wrong settings: a key that is not set is null, or is not there."""
+    base = read_merged(REPO / "configs" / "smoke.yaml", [])
+    told: set[str] = set()
+    for pair in itertools.combinations(WRONG, 2):
+        tree = copy.deepcopy(base)
+        for line in pair:
+            apply_override(tree, line)
+        told |= set(checked(tree)[1])
+    assert len(told) > 100
+    assert [line for line in told if re.search(r"\b(None|True|False|inf|NoneType)\b|Input should", line)] == []
+
+
+@pytest.mark.parametrize("name", ["fedprox", "scaffold", "fednova", "feddyn"])
+def test_secure_sum_has_one_message_about_the_algorithm(name: str) -> None:
+    """An algorithm that it refuses is not told what else it lacks, nor which others there are."""
+    lines = [
+        "privacy.trust=sites",
+        f"algorithm.name={name}",
+        "training.optimizer=adam",
+        "contribution.store_updates=true",
+    ]
+    for more in ([], ["exchange.density=0.1", "faults.min_sites=2"], ["privacy=off", "schedule.policy=plan"]):
+        with pytest.raises(ConfigError) as error:
+            load_config(REPO / "configs" / "smoke.yaml", [*more[:1], *lines, *more[1:]])
+        found = [line for line in str(error.value).splitlines() if "algorithm.name" in line]
+        assert len(found) == 1 and "set algorithm.name=fedavg" in found[0], found
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.1, 1.0, 10.0])
+def test_usual_epsilon_is_accepted(epsilon: float) -> None:
+    assert load_config(REPO / "configs" / "smoke.yaml", [f"privacy.epsilon={epsilon}"]).privacy.epsilon == epsilon
 
 
 def test_fedavg_is_the_papers_set_up() -> None:
@@ -254,6 +307,10 @@ def test_merge_keeps_the_upper_and_changes_nothing_else(base: dict[str, object],
 @pytest.mark.parametrize(
     ("line", "told"),
     [
+        ("stress={case: label_flop, sites: [site1]}", "`mimic` or `slow`. Did you mean label_flip? (--set)"),
+        ("algorithm.name=fedpox", "fednova, feddyn. Did you mean fedprox?"),
+        ("schedule.policy=plann", "must be 'wait', 'plan' or 'deadline'. Did you mean plan?"),
+        ("privacy.epsilon=1e-12", "privacy.epsilon=1e-12: below 0.01 the noise hides"),
         ("aggregation.rule=null", "aggregation.rule=null: is none of those that fedhpc has; allowed: mean, "),
         ("model.build=3", "model.build=3: is a number; it must be text, in quotes"),
         ("training.batch_size=null", "training.batch_size=null: is null; it must be a whole number"),

@@ -138,6 +138,8 @@ def test_predict_wrong_input_is_one_message(run: Path, run_here: RunHere, tmp_pa
         ([run, "--input", tmp_path / "good.png", tmp_path / "bad.png"], "unreadable"),
         ([run, "--input", tmp_path / "note.txt"], "no DICOM file"),
         ([run, "--input", tmp_path / "none.png"], "no such file"),
+        ([run, "--input", tmp_path / "good.png", run.parent / "south.h5"], "south.h5: is a shard (.h5), given beside "),
+        ([run, "--input", run.parent / "north.h5", run.parent / "south.h5"], "given beside another shard"),
         ([run, "--input", tmp_path / "empty"], "holds no file"),
         ([run, "--input", tmp_path / "ct", "--window", "lung", "soft"], "gives images of shape (2, 32, 32)"),
         ([run, "--input", tmp_path / "ct", "--window", "lunge"], "lunge"),

@@ -131,8 +131,8 @@ def _chain(saved: SavedModel, tested: Tested, inputs: Inputs, note: Callable[[st
             f"--site={name}: is no site of the run. Give one of: {', '.join(saved.config.site_names)}",
             code="command-line",
         )
-    if inputs.paths[0].suffix == ".h5" and own and not name:
-        with Shard.open(inputs.paths[0], None, in_memory=False, need_train=False) as shard:
+    if inputs.shard is not None and own and not name:
+        with Shard.open(inputs.shard, None, in_memory=False, need_train=False) as shard:
             name = shard.site
     elif own and not name:
         note(f"harmonised as at the sites without a chain of their own; of {', '.join(own)}: give --site")
@@ -144,16 +144,17 @@ def _check_place(saved: SavedModel, tested: Tested, inputs: Inputs) -> None:
     if saved.personal is None:
         return
     if saved.personal != tested.site:
+        given = "missing" if tested.site is None else f"is {tested.site}"
         raise PrivacyError(
-            f"site={tested.site}: this is the personal model of {saved.personal}, trained without noise on its "
+            f"--site: {given}, and this is the personal model of {saved.personal}, trained without noise on its "
             f"patients. It never leaves that hospital: give --site {saved.personal} there, or the run's model.pt",
             code="privacy.personal",
         )
-    if inputs.paths[0].suffix == ".h5":
-        with Shard.open(inputs.paths[0], None, in_memory=False, need_train=False) as shard:
+    if inputs.shard is not None:
+        with Shard.open(inputs.shard, None, in_memory=False, need_train=False) as shard:
             if shard.site != saved.personal:
                 raise PrivacyError(
-                    f"{inputs.paths[0]}: is of site {shard.site}, the model is {saved.personal}'s own, which never "
+                    f"{inputs.shard}: is of site {shard.site}, the model is {saved.personal}'s own, which never "
                     "leaves it. Give a shard of that hospital, or the run's model.pt",
                     code="privacy.personal",
                 )

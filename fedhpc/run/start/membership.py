@@ -24,6 +24,7 @@ from fedhpc.transport.collectives import all_agree
 from fedhpc.transport.launcher_guard import start_guard
 from fedhpc.transport.mpi import MpiTransport
 from fedhpc.transport.mpi_library import is_fault_tolerant
+from fedhpc.util.text import as_written
 
 LOG = logging.getLogger(__name__)
 
@@ -88,7 +89,9 @@ def members_left(members: Membership, lost: RankLostError) -> Membership:
     if declared.faults.on_death != "continue":
         raise _ended(declared, f"{what}, and faults.on_death={declared.faults.on_death}")
     if left < (declared.faults.min_sites or len(declared.site_names)):
-        raise _ended(declared, f"{what}: {left} sites are left, and faults.min_sites={declared.faults.min_sites}")
+        raise _ended(
+            declared, f"{what}: {left} sites are left, and faults.min_sites={as_written(declared.faults.min_sites)}"
+        )
     try:
         config = without(declared, absent)
     except InputError as error:
