@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedhpc.run.agreement import Source, agree_on_config
-from fedhpc.run.site_work import agreed_plans
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.privacy.plan import PrivacyPlan, check_plans, plan_privacy, site_plans
+from fedhpc.run.start.agreement import Source, agree_on_config
+from fedhpc.run.start.site_work import agreed_plans
 from fedhpc.site.training.secure_contribution import plan_grid
 from fedhpc.transport.base import AloneTransport
 from fedhpc.transport.collectives import run_on_all_ranks
