@@ -505,7 +505,8 @@ TABLE = (
     ),
     ErrorCode(
         "payload.image-found",
-        "A payload holds the bytes of an image of the site; it was not sent.",
+        "A payload holds the bytes of an image of the site; it was not sent. With privacy on this is refused only of "
+        "payloads that carry no noise.",
         "Find out how they came to be in it before any other run.",
     ),
     ErrorCode("payload.kind", "A payload of a kind that must not leave a site.", "This is a fault: report it."),

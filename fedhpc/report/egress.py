@@ -179,8 +179,10 @@ def _search(config: RunConfig, logs: Logs) -> Check:
     late = [entry for entry in blind if entry.kind not in ("control", "hello")]
     if late:
         return Check("search", False, f"{len(late)} payloads left without being searched for pixels")
+    noted = config.private and config.privacy.trust == "aggregator"
+    found = "what was found in those with noise is in each hospital's own log.txt" if noted else "none found"
     text = (
-        f"{len(entries) - len(blind)} payloads were searched for pixels of their site before they left: none found; "
+        f"{len(entries) - len(blind)} payloads were searched for pixels of their site before they left: {found}; "
         f"before the shards were open {len(blind)} left, of {sum(entry.bytes for entry in blind)} bytes in all"
     )
     return Check("search", True, text)

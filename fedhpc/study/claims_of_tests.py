@@ -256,8 +256,8 @@ def _residency(records: StudyDirectory, study: Study) -> Claim:
     text = f"{len(entries):,} payloads left, {searched:,} searched for pixels; {len(against)} findings against it"
     why = (
         f"by {len(logs)} egress logs of {len(cells)} runs: every payload of a kind that may leave, no update or metric "
-        "unsearched or in the clear, and the bytes those that rank 0 received; a hit of the search ends the run"
-        + "".join(f". {one}" for one in against[:MOST_SHOWN])
+        "unsearched or in the clear, and the bytes those that rank 0 received; a hit of the search ends a run without "
+        "privacy, and is in the hospital's own log with it" + "".join(f". {one}" for one in against[:MOST_SHOWN])
     )
     command = f"python run.py egress {records.path / cells[0].run}  (and {len(cells) - 1} more runs)"
     return Claim(name, told, text, None, None, None, verdict_of(bool(entries) and not against), why, command)

@@ -9,16 +9,25 @@ at the other end are the same bytes with and without TLS.
 
 import itertools
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedhpc.errors import PayloadError, at
 from fedhpc.transport.base import Transport
 from fedhpc.transport.egress_log import EgressLog, Kind, Via, checked_kind
-from fedhpc.transport.pixel_scan import ImageSearch
+from fedhpc.transport.pixel_scan import BLOCK_BYTES, ImageSearch
 from fedhpc.transport.sealed_broadcast import open_sealed, seal
 from fedhpc.transport.tls import TlsSession
 from fedhpc.util.arrays import U64
+
+Note = Callable[[str], None]
+NOISED: tuple[Kind, ...] = ("update", "features", "metrics")
+"""Kinds whose payloads of a private run are functions of private releases and of what is public."""
+SENT = (
+    "It was sent: all in it carries the noise of privacy.epsilon or comes from the aggregator, and to withhold it "
+    "would tell others whose image is here. By chance this does not happen. Ask who runs the aggregator, and look at "
+    "the parameters of this round, before any other run"
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,7 @@ class Channel:
     sessions: Sessions | None = None
     order: tuple[str, ...] = ()
     _searches: dict[str, ImageSearch] = field(default_factory=dict)
+    _notes: dict[str, Note] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rank, self.size = self.wire.rank, self.wire.size
@@ -61,9 +71,20 @@ class Channel:
         if not self.order:
             self.order = (*self.logs, *(self.sessions.names if self.sessions is not None else ()))
 
-    def search_for(self, site: str, blocks: U64) -> None:
-        """From now on search all payloads of `site` for these blocks of its images, uint64[m, 2] (private)."""
+    def search_for(self, site: str, blocks: U64, note: Note | None = None) -> None:
+        """From now on search all payloads of `site` for these blocks of its images, uint64[m, 2] (private).
+
+        Args:
+            site: of this rank.
+            blocks: what is searched for.
+            note: of a private run: writes a find in what carries noise (NOISED) where the hospital alone reads it. Such
+                a payload is sent all the same. Others can steer its bytes: by parameters that they choose, through
+                weight decay or a control variate. Were it withheld, they would learn whose image is in the shard, and
+                no noise covers that. None: a payload with a find is refused.
+        """
         self._searches[site] = ImageSearch(blocks)
+        if note is not None:
+            self._notes[site] = note
 
     def limit_waits(self, limit_s: float | None) -> None:
         """See `Transport`."""
@@ -152,12 +173,20 @@ class Channel:
         via: Via = "process" if self.rank == 0 else self._via()
         for names, payload in _senders(tuple(self.logs), payloads, kind):
             for name in names:
-                search = self._searches.get(name)
-                if search is not None:
-                    search.refuse(payload, f"site {name}, {kind} payload of {len(payload)} bytes")
-                # Rounded down to a power of two: the count would tell how many images the shard holds.
-                searched = None if search is None else 1 << search.count.bit_length() >> 1
+                searched = self._searched(name, payload, kind)
                 self.logs[name].write_down(payload, kind, round, via=via, searched=searched)
+
+    def _searched(self, name: str, payload: bytes, kind: Kind) -> int | None:
+        """What the log says of the search: 1 where there was one; no count of blocks, which depends on the images."""
+        search, note = self._searches.get(name), self._notes.get(name)
+        if search is None:
+            return None
+        place = f"site {name}, {kind} payload of {len(payload)} bytes"
+        if note is None or kind not in NOISED:
+            search.refuse(payload, place)
+        elif (at := search.found(payload)) is not None:
+            note(f"{place}: the {BLOCK_BYTES} bytes from {at} on are also those of an image of this site. {SENT}")
+        return 1
 
     def _sealed(self, payloads: Sequence[bytes], kind: Kind) -> list[bytes]:
         if self.sessions is None:

@@ -3,12 +3,12 @@
 One JSON object a line, appended, never rewritten:
 
     {"time": "2026-11-24T09:12:44.125Z", "round": 3, "kind": "update", "bytes": 58231, "sha256": "...",
-     "to": "aggregator", "via": "tls", "searched": 131072}
+     "to": "aggregator", "via": "tls", "searched": 1}
 
 `round` is numbered as in rounds.jsonl and null outside the rounds; `bytes` and `sha256` are of the payload before
-encryption; `via` is `tls`, `clear`, or `process` where sender and receiver are one process; `searched` says for about
-how many blocks of the site's images the payload was searched, as a power of two, so that it does not tell how many
-images there are (`fedhpc.transport.pixel_scan`); null where it was not.
+encryption; `via` is `tls`, `clear`, or `process` where sender and receiver are one process; `searched` is 1 where the
+payload was searched for blocks of the site's images (`fedhpc.transport.pixel_scan`), null where it was not. It does not
+say for how many, as earlier logs did rounded to a power of two: one image more could be seen in it.
 
 A line is with the operating system before its payload is with MPI, so the death of the process loses none. It is not
 fsynced: on a disk that is 5 ms a line, and only the machine's own crash would show the difference. A line that a crash

@@ -8,6 +8,9 @@ So a stretch of an image is found as soon as it holds one whole block: from twic
 What it does not find: pixels that were scaled, re-coded, encrypted or scattered, and blocks of fewer than DISTINCT
 different bytes, such as a black border, which any payload may hold. It is a net under the import contracts and the
 whitelist of kinds, not a proof by itself.
+
+Whether a payload is refused depends on all images of the site, without noise. So with privacy on it is not, where it
+holds noise: `fedhpc.transport.channel.Channel.search_for`.
 """
 
 import io
@@ -52,17 +55,21 @@ class ImageSearch:
         self._table = np.zeros(1 << int(64 - self._shift), np.bool_)
         self._table[self._keys >> self._shift] = True
 
+    def found(self, payload: bytes) -> int | None:
+        """Return where the payload, or what is inflated of it, holds a block of an image; None where it holds none."""
+        places = map(self._find, parts_of(payload))
+        return next((at for at in places if at is not None), None)
+
     def refuse(self, payload: bytes, place: str) -> None:
         """Raises PayloadError, naming `place`, where the payload holds a block of an image."""
-        for part in parts_of(payload):
-            at = self._find(part)
-            if at is not None:
-                raise PayloadError(
-                    f"{place}: {BLOCK_BYTES} bytes from {at} on are those of an image of this site; the payload was "
-                    "not sent. Find out how they came to be in it before any other run; exchange.search=off sends "
-                    "unsearched",
-                    code="payload.image-found",
-                )
+        at = self.found(payload)
+        if at is not None:
+            raise PayloadError(
+                f"{place}: {BLOCK_BYTES} bytes from {at} on are those of an image of this site; the payload was "
+                "not sent. Find out how they came to be in it before any other run; exchange.search=off sends "
+                "unsearched",
+                code="payload.image-found",
+            )
 
     def _find(self, part: bytes) -> int | None:
         for first in range(0, len(part) - BLOCK_BYTES + 1, STRIDE_BYTES):

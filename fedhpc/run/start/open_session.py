@@ -41,7 +41,9 @@ from fedhpc.site.training.local_sgd import OnStep
 from fedhpc.site.training.pace import Bench
 from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
 from fedhpc.transport.base import Transport
+from fedhpc.transport.channel import Note
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
+from fedhpc.util.log import LogFile
 
 
 def open_session(members: Membership, directory: RunDirectory, console: Console, notice: StopRequest) -> Session:
@@ -134,7 +136,9 @@ def _opened(members: Membership, directory: RunDirectory, console: Console) -> _
     shards = [site.shard for site in sites]
     accounts = open_accounts(config, directory, transport, shards)
     for shard in shards if config.exchange.search else ():
-        transport.search_for(shard.site, image_blocks(shard))
+        transport.search_for(
+            shard.site, image_blocks(shard), _note_of(config, directory.log(shard.site, transport.rank))
+        )
     device = run_on_all_ranks(transport, lambda: prepare(config.runtime, transport.local_rank))
     own = [facts_of(config, shard, transport, device) for shard in shards]
     facts = gathered_facts(config, transport, own)
@@ -142,6 +146,16 @@ def _opened(members: Membership, directory: RunDirectory, console: Console) -> _
     run_on_all_ranks(transport, lambda: check_agreed(common, own))
     task = Task(tuple(common["classes"]), tuple(common["image_shape"]), config.task)
     return _Opened(transport, indices, sites, accounts, device, facts, task, tuple(common["weights"]))
+
+
+def _note_of(config: RunConfig, log: LogFile) -> Note | None:
+    """Return what a find of the search is told to where it must change nothing that others see; None elsewhere.
+
+    Masked vectors of a secure sum can be steered by nobody.
+    """
+    if not config.private or config.privacy.trust == "sites":
+        return None
+    return partial(log.write, "WARNING")
 
 
 @dataclass(frozen=True)
