@@ -19,6 +19,8 @@ def algorithm_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         return _local_layers_rules(config)
     name, rule, server = config.algorithm.name, config.aggregation.rule, config.server
     counted, follows = name in ("scaffold", "fednova"), name in ("scaffold", "fednova", "feddyn")
+    densities = {"density": config.exchange.density, "density_down": config.exchange.density_down}
+    sparse = {f"exchange.{key}": value for key, value in densities.items() if value is not None and value < 1}
     return [
         (
             name == "fednova" and config.private,
@@ -41,9 +43,10 @@ def algorithm_rules(config: "RunConfig") -> list[tuple[bool, str]]:
             "the section server",
         ),
         (
-            name == "feddyn" and min(config.exchange.density, config.exchange.down) < 1,
-            f"algorithm.name=feddyn, exchange.density={config.exchange.density:g}: its server step adds up all updates "
-            "that have come; with entries that come rounds later it swings and can diverge. Set density=1",
+            name == "feddyn" and bool(sparse),
+            f"algorithm.name=feddyn, {', '.join(f'{key}={value:g}' for key, value in sparse.items())}: its server step "
+            "adds up all updates that have come; with entries that come rounds later it swings and can diverge. Set "
+            f"{', '.join(f'{key}=1' for key in sparse)}",
         ),
         *_whole_federation_rules(config),
         *_local_layers_rules(config),

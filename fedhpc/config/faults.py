@@ -66,8 +66,9 @@ def fault_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         ),
         (
             bool(faults.absent) and not unknown and present < min(needed, len(names)),
-            f"faults.absent={', '.join(faults.absent)}: leaves {present} of {len(names)} sites, and faults.min_sites "
-            f"asks for {needed}: {f'set faults.min_sites to {present} or less, or ' * (present > 0)}bring a site back",
+            f"faults.absent={', '.join(faults.absent)}: leaves {present} of {len(names)} sites, and "
+            f"faults.min_sites={as_written(faults.min_sites)} asks for {needed}: "
+            f"{f'set faults.min_sites to {present} or less, or ' * (present > 0)}bring a site back",
         ),
         (
             faults.on_death == "continue" and needed >= len(names),

@@ -102,7 +102,8 @@ def _choice_problem(dotted: str, chooser: str, item: dict[str, Any]) -> tuple[st
     if isinstance(given, dict):
         value, names = as_written(given.get(chooser)), allowed.partition("allowed: ")[2].split(", ")
         return f"{dotted}.{chooser}={value}", f"{allowed}{_nearest(value, names)}"
-    name = given if isinstance(given, str) else allowed.partition("allowed: ")[2].partition(",")[0]
+    names = allowed.partition("allowed: ")[2].split(", ")
+    name = next(iter(difflib.get_close_matches(str(given), names, n=1)), names[0])
     return f"{dotted}={as_written(given)}", f"is {_kind(given)}; it must be a mapping, such as {{{chooser}: {name}}}"
 
 

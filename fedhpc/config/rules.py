@@ -175,6 +175,8 @@ def _privacy_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     """(is broken, message) for each rule of the section `privacy` that holds for both kinds of trust."""
     p, units = config.privacy, max(site.weight or 1 for site in config.data.sites)
     undeclared = [site.name for site in config.data.sites if site.weight is None]
+    given = {"colluding_sites": p.colluding_sites, "tolerated_dropouts": p.tolerated_dropouts or None}
+    shared = [f"privacy.{key}={value}" for key, value in given.items() if value is not None]
     return [
         (
             config.private and bool(undeclared),
@@ -198,9 +200,9 @@ def _privacy_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         ),
         (p.noise_seed is not None and not config.private, "privacy.noise_seed: set without privacy.epsilon; remove it"),
         (
-            p.trust == "aggregator" and (p.colluding_sites is not None or p.tolerated_dropouts > 0),
-            "privacy.colluding_sites, privacy.tolerated_dropouts: belong to privacy.trust=sites; with trust=aggregator "
-            "each site carries its full noise and trusts no other: remove them",
+            p.trust == "aggregator" and bool(shared),
+            f"{', '.join(shared)}: only with privacy.trust=sites; with trust=aggregator each site carries its full "
+            "noise and trusts no other: remove it",
         ),
     ]
 

@@ -165,12 +165,12 @@ def schedule_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     return [
         (
             efforts is not None and not plan,
-            "schedule.efforts: belong to schedule.policy=plan; remove them, or set it",
+            "schedule.efforts: belong to schedule.policy=plan; remove them, or set schedule.policy=plan",
         ),
         (
             efforts is not None and set(efforts) != set(names),
-            f"schedule.efforts: name {', '.join(sorted(efforts or ()))}, and data.sites {', '.join(sorted(names))}; "
-            "give one effort a site, or null",
+            f"schedule.efforts: name {', '.join(sorted(efforts or ())) or 'no site'}, and data.sites "
+            f"{', '.join(sorted(names))}; give one effort a site, or null",
         ),
         (
             plan and config.mode != "federated",
@@ -190,7 +190,7 @@ def schedule_rules(config: "RunConfig") -> list[tuple[bool, str]]:
         ),
         (
             schedule.step_images is not None and not plan,
-            "schedule.step_images: belongs to schedule.policy=plan; remove it, or set it",
+            "schedule.step_images: belongs to schedule.policy=plan; remove it, or set schedule.policy=plan",
         ),
         (
             schedule.round_units is not None and (not plan or config.private),
@@ -212,10 +212,11 @@ def _deadline_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     key, timeout_s = "schedule.policy=deadline", config.faults.round_timeout_s
     unset = schedule.deadline_s is None and schedule.replay is None
     stress = config.stress
+    given = [f"schedule.{name}" for name in ("deadline_s", "replay") if getattr(schedule, name) is not None]
     return [
         (
-            not on and (schedule.deadline_s is not None or schedule.replay is not None),
-            "schedule.deadline_s, schedule.replay: belong to schedule.policy=deadline; remove them, or set it",
+            not on and bool(given),
+            f"{', '.join(given)}: only with schedule.policy=deadline; remove it, or set schedule.policy=deadline",
         ),
         (
             on and unset,

@@ -28,7 +28,7 @@ def tree(faults: dict[str, Any], **more: Any) -> dict[str, Any]:
     [
         ({"absent": ["e"]}, "no such site; allowed: a, b, c, d"),
         ({"min_sites": 5}, "faults.min_sites=5: more than the 4 sites"),
-        ({"absent": ["a"]}, "leaves 3 of 4 sites, and faults.min_sites asks for 4"),
+        ({"absent": ["a"]}, "leaves 3 of 4 sites, and faults.min_sites=null asks for 4"),
         ({"absent": ["a", "b"], "min_sites": 3}, "leaves 2 of 4 sites"),
         ({"absent": ["a", "b", "c", "d"], "min_sites": 1}, "asks for 1: bring a site back"),
         ({"on_death": "continue"}, "allows no hospital to be missing"),

@@ -46,7 +46,7 @@ def test_plan_is_the_same_without_a_site() -> None:
             },
             "schedule.policy=plan, privacy.trust=sites: the noise is complete only in the sum",
         ),
-        ({"schedule": {"deadline_s": 1}}, "belong to schedule.policy=deadline"),
+        ({"schedule": {"deadline_s": 1}}, "schedule.deadline_s: only with schedule.policy=deadline"),
         ({"schedule": {"policy": "deadline"}}, "schedule.deadline_s is missing"),
         ({"schedule": LATE, "mode": "local"}, "schedule.policy=deadline: mode=local"),
         ({"schedule": LATE, "faults": {"round_timeout_s": 2}}, "taken for dead after faults.round_timeout_s=2"),

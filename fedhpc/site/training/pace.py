@@ -22,9 +22,10 @@ from fedhpc.util.arrays import F32, I64
 
 OnStep = Callable[[int, int], None]
 USUAL_BATCH = 64
-TURNS, MORE_TURNS, MOST_IMAGES, MOST_ROWS = 5, 20, 32, 256
-"""Steps of each batch that are timed, how many more where these are no times of an undisturbed machine, and how large
-the batches are at most, of images and of rows of features."""
+TURNS, QUICK_TURNS, MOST_TURNS = 5, 25, 50
+"""Steps of each batch that are timed: at least, of quick steps, and where these give no times that can be."""
+MOST_IMAGES, MOST_ROWS = 32, 256
+"""How large the batches are at most, of images and of rows of features."""
 SMALLER, LEAST_SHARE = 4, 0.05
 """The second batch is so many times smaller; an image costs at least this share of a step over its images."""
 MORE_STEPS, ROUNDS, SLOW_STEP_S = 8, 20, 0.02
@@ -108,9 +109,9 @@ class Bench:
 def step_cost(bench: Bench) -> StepCost:
     """Measure a step at this machine, rounded to two significant digits (public).
 
-    Each time is the shortest of five steps, on a CPU of the time of this thread, since others may use the machine. The
-    steps are of a copy of the model on random numbers: no image and no label of the site is used, so that they tell of
-    its machine only. With privacy on batches of two sizes tell what a step costs whatever its batch.
+    Each time is the shortest of several steps, on a CPU of the time of this thread, since others may use the machine.
+    The steps are of a copy of the model on random numbers: no image and no label of the site is used, so that they
+    tell of its machine only. With privacy on batches of two sizes tell what a step costs whatever its batch.
     """
     most = bench.batch
     step = _timed_step(most, bench)
@@ -155,16 +156,18 @@ class StepTimes:
 
 
 def shortest(times: StepTimes, few: Callable[[], float], most: Callable[[], float]) -> StepTimes:
-    """Return the shortest times of steps that take turns, of more turns where the first give none that can be.
+    """Return the shortest times of steps that take turns.
 
-    A step of more than SLOW_STEP_S is not repeated more often: beside its images the step itself is nothing there.
+    There are QUICK_TURNS of them, and up to MOST_TURNS where their times cannot be. A step of more than SLOW_STEP_S is
+    timed TURNS times: beside its images the step itself is nothing there.
 
     Args:
         times: of no step yet.
         few, most: make a step with each batch, and return its seconds.
     """
-    for turn in range(TURNS + MORE_TURNS):
-        if turn >= TURNS and (times.is_plausible or times.most_s > SLOW_STEP_S):
+    for turn in range(MOST_TURNS):
+        is_slow, is_plausible = times.most_s > SLOW_STEP_S, times.is_plausible
+        if (turn >= TURNS and is_slow) or (turn >= QUICK_TURNS and is_plausible):
             break
         times = replace(times, few_s=min(times.few_s, few()), most_s=min(times.most_s, most()))
     return times
