@@ -115,7 +115,7 @@ class Chain:
         new = not self.path.exists()
         whole = {"previous": self.head, **entry}
         line = json.dumps({**whole, "seal": sealed(whole, self.key)}).encode()
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600 if self.key else 0o644)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600 if self.key else 0o644)
         try:
             os.ftruncate(descriptor, self._read_bytes)
             write_whole(descriptor, line + b"\n", self._read_bytes)
@@ -136,7 +136,7 @@ class Chain:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Who may open it may hold it for ever, and with it every charge.
-            descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise PrivacyError(
                 f"{self.path}: cannot be written ({error.strerror}); a private run must charge it: make its folder "

@@ -84,14 +84,14 @@ class EgressLog:
         """Open the log at `path`; all payloads of this sender go to `to`.
 
         Raises:
-            FileError: where it cannot be written.
+            FileError: where it cannot be written, or a link lies there.
         """
         make_folder(path.parent)
         if cut_torn_line(path):
             LOG.warning("%s: an incomplete last line was removed; its payload never left", path)
         self.path, self._to = path, to
         with reported(path, "written"):
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
 
     def write_down(
         self, payload: bytes, kind: str, round: int | None, *, via: Via = "process", searched: int | None = None

@@ -142,7 +142,7 @@ class DirectoryLock:
 
     def _flocked(self) -> int:
         with reported(self._flock, "opened for locking"):
-            descriptor = os.open(self._flock, os.O_RDWR | os.O_CREAT, 0o600)
+            descriptor = os.open(self._flock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
                 keep_from_others(descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -32,6 +32,7 @@ REMEDIES = {
     errno.ENOTDIR: "A file is in the place of a folder: give another folder",
     errno.EISDIR: "A folder is in the place of a file: remove it, or give another folder",
     errno.EEXIST: "A file is in the place of a folder: give another folder",
+    errno.ELOOP: "A link is in the place of the file, which nothing is written through: remove it",
     errno.EIO: "The disk or its network reports a fault: ask the administrators, or give a folder on another disk",
     errno.ESTALE: "It was removed or moved on its server: restore it, or give another folder",
 }
@@ -39,7 +40,7 @@ _CODES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "file.no-space"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "file.not-permitted"),
     **dict.fromkeys((errno.ENOENT, errno.ESTALE), "file.missing"),
-    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "file.in-the-way"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), "file.in-the-way"),
 }
 OTHERWISE = "See that the disk is there and can be written, then start the same command again"
 
@@ -154,16 +155,15 @@ def sync_folder(path: Path) -> None:
 def append_line(path: Path, line: str, *, mode: int = READABLE, durable: bool = True) -> None:
     """Append one line, all of it or nothing; where it must be `durable`, it is on disk when this returns.
 
-    With `mode` PRIVATE also a file that was there before has that mode from here on.
+    With `mode` PRIVATE also a file that was there before has that mode from here on. It is not written through a link:
+    somebody else's file may be at its other end.
 
     Raises:
         FileError: where it cannot be written; the file is then as it was.
     """
     with reported(path, "written"):
         new = not path.exists()
-        # Not through a link where it is private: somebody else's file may be at its other end.
-        follow = os.O_NOFOLLOW if mode == PRIVATE else 0
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | follow, mode)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, mode)
         try:
             if mode == PRIVATE and os.fstat(descriptor).st_mode & 0o077:
                 os.fchmod(descriptor, PRIVATE)
@@ -251,7 +251,7 @@ def read_lines(path: Path, remedy: str) -> tuple[list[str], bool]:
 
 
 def cut_torn_line(path: Path) -> int:
-    """Remove a last line without its end, if there is one, and return its length in bytes.
+    """Remove a last line without its end, if there is one, and return its length in bytes; not through a link.
 
     Raises:
         FileError: where the file cannot be read or written.
@@ -261,5 +261,9 @@ def cut_torn_line(path: Path) -> int:
     torn = read_bytes(path).rpartition(b"\n")[2]
     if torn:
         with reported(path, "written"):
-            os.truncate(path, path.stat().st_size - len(torn))
+            descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+            try:
+                os.ftruncate(descriptor, os.fstat(descriptor).st_size - len(torn))
+            finally:
+                os.close(descriptor)
     return len(torn)

@@ -30,6 +30,7 @@ from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.transport.messages import parsed
 from fedhpc.transport.mpi_library import library_version
+from fedhpc.util.files import PRIVATE
 
 TOKEN = re.compile(rb"\.preflight-[0-9a-f]{16}")
 COMPARED = ("torch", "numpy", "opacus", "monai", "h5py", "mpi4py")
@@ -212,10 +213,14 @@ def _run_dir_problem(token: Path, sites: Sequence[str], *, private: bool) -> str
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             probe = folder / token.name
-            with probe.open("wb") as file:
+            # Never a file or a link that is there: rank 0 chose the name, and may have put a link to the site's ledger.
+            descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
+            try:
                 if private:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            probe.unlink()
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(descriptor)
+                probe.unlink()
     except OSError as error:
         return f"cannot be written{' and locked' if private else ''} ({error.strerror})"
     return ""
