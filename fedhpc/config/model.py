@@ -18,8 +18,8 @@ class Model(Section):
 
     `build` runs Python code inside every hospital, with all rights of the user who starts the rank. So each rank reads
     its own file, and the run starts only where the digests of all are equal. A copy is kept in the run directory, and
-    `evaluate`, `audit` and `open_run(...).model()` execute that copy: of a run that somebody else has made, read
-    `model_source.py` first, or do not.
+    `evaluate`, `predict`, `export`, `audit`, `contribution --on` and `open_run(...).model()` execute that copy: of a
+    run that somebody else has made, read `model_source.py` first, or do not.
     """
 
     name: BuiltIn | None = Field(

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import struct
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.backbones import NAMES, Backbone, VolumeBackbone, public_backbone
 from fedhpc.models.build import build_model, replace_module
+from fedhpc.models.offline import offline
 from fedhpc.models.own_features import OwnFeatures
 from fedhpc.models.task import Task
 from fedhpc.records.calibration import Calibration
@@ -73,7 +75,7 @@ def load_model(path: Path) -> SavedModel:
     """Read a `model.pt`, without unpickling any code.
 
     Where the model is of `model.build`, the copy of its source in the run directory is executed; its SHA-256 is that in
-    `model.pt`. A `model.pt` alone executes nothing.
+    `model.pt`. A `model.pt` alone executes nothing, and nothing is asked of another host for a network of MONAI.
 
     Raises:
         InputError: it is none, its facts and its weights do not fit together, or the copy is missing or another.
@@ -83,7 +85,8 @@ def load_model(path: Path) -> SavedModel:
     backbone = load_backbone(config.model.backbone) if config.model.backbone else None
     own = config.model_copy(update={"model": _rebuilt(config.model, path)}) if config.model.checked else config
     try:
-        network = build_model(own, content.task, backbone)
+        with offline() if own.model.monai is not None else nullcontext():
+            network = build_model(own, content.task, backbone)
         if content.own_features is not None:
             network = OwnFeatures(network, content.own_features, len(content.task.classes))
         network.load_state_dict(content.weights)

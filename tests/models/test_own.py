@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from fedhpc.config.loader import load_config
 from fedhpc.config.model_source import COPY, digest_of
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.models.build import build_model
-from fedhpc.models.saved import load_backbone, load_model
+from fedhpc.models.saved import load_backbone, load_model, save_model
 from fedhpc.models.task import Task
 from tests.mpi.test_federated import make_shard
 
@@ -261,3 +263,40 @@ def test_start_from_another_source_executes_nothing(
 def test_own_model_is_no_backbone(finished: Path) -> None:
     with pytest.raises(InputError, match="whose last layer is not known"):
         load_backbone(str(finished / "run" / "model.pt"))
+
+
+def test_model_file_calls_no_address_in_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HoVerNet of MONAI takes `pretrained_url`: whoever scored images with such a file told its maker."""
+    from monai.networks import nets
+
+    asked: list[str] = []
+
+    class Calling(torch.nn.Linear):
+        def __init__(self, in_channels: int, num_classes: int, address: str) -> None:
+            super().__init__(in_channels, num_classes)
+            place = ("127.0.0.1", int(address[-5:]))
+            for call in (
+                lambda: urllib.request.urlopen(address, timeout=1),
+                lambda: socket.create_connection(place, 1),
+            ):
+                try:
+                    call()
+                except PermissionError:
+                    continue
+                except OSError:
+                    pass
+                asked.append(address)
+
+    monkeypatch.setattr(nets, "Calling", Calling, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]:05}"
+        model = {"monai": "Calling", "args": {"address": address}}
+        config = {"name": "x", "data": {"shards": "{site}.h5", "sites": [{"name": "a"}]}, "model": model}
+        facts = {"config": config, "classes": ["a", "b"], "image_shape": [1, 8, 8], "f1_thresholds": [1]}
+        save_model(tmp_path / "model.pt", torch.nn.Linear(1, 2), facts)
+        load_model(tmp_path / "model.pt")
+        assert asked == []
+        # Control: elsewhere the same call arrives.
+        socket.create_connection(server.getsockname(), 5).close()
+        server.settimeout(5)
+        server.accept()[0].close()
