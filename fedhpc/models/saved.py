@@ -32,7 +32,8 @@ class SavedModel:
     """A finished model: `network` takes harmonised images, or features of `backbone` where there is one.
 
     `personal` names the hospital whose own model it is, trained without noise; None: it is a run's model.
-    `calibrations` are those of each task; none where the run has released no validation counts.
+    `calibrations` are those of each task; none where the run has released no validation counts. `synthetic`: see
+    `Origin`.
     """
 
     network: nn.Module
@@ -42,10 +43,26 @@ class SavedModel:
     f1_thresholds: tuple[int, ...]
     personal: str | None = None
     calibrations: tuple[Calibration, ...] = ()
+    synthetic: bool = False
+
+    @property
+    def origin(self) -> "Origin":
+        """Whence it comes."""
+        return Origin(self.config, self.synthetic)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whence a model comes: the config of its run, and whether its patients do not exist (the built-in cohort)."""
+
+    config: RunConfig
+    synthetic: bool
 
 
 def save_model(path: Path, model: nn.Module, facts: dict[str, Any], *, mode: int = READABLE) -> None:
     """Write weights only, with the JSON `facts` (config, classes, image_shape, f1_thresholds) to rebuild the model.
+
+    `synthetic` among them says whether none of its patients exist, by what all shards say of their origin.
 
     `facts` of a personal model have `personal`, the name of its hospital, too, and `own_features` where it is an
     `OwnFeatures` of so many.
@@ -69,6 +86,7 @@ class _Content:
     personal: str | None
     own_features: int | None
     calibrations: tuple[Calibration, ...]
+    synthetic: bool
 
 
 def load_model(path: Path) -> SavedModel:
@@ -100,11 +118,17 @@ def load_model(path: Path) -> SavedModel:
         content.f1_thresholds,
         content.personal,
         content.calibrations,
+        content.synthetic,
     )
 
 
 def saved_config(path: Path) -> RunConfig:
-    """Return the config of a `model.pt` that a run may start from; builds and executes nothing.
+    """Return the config of a `model.pt`; see `saved_origin`."""
+    return saved_origin(path).config
+
+
+def saved_origin(path: Path) -> Origin:
+    """Return whence a `model.pt` comes that a run may start from; builds and executes nothing.
 
     Raises:
         InputError: it is none.
@@ -117,7 +141,7 @@ def saved_config(path: Path) -> RunConfig:
             "would carry it to other hospitals. Give the model.pt of the run",
             code="privacy.personal",
         )
-    return content.config
+    return Origin(content.config, content.synthetic)
 
 
 def _read(path: Path) -> _Content:
@@ -137,6 +161,8 @@ def _read(path: Path) -> _Content:
             personal=None if personal is None else str(personal),
             own_features=None if more is None else int(more),
             calibrations=tuple(map(Calibration.read, facts.get("calibration", ()))),
+            # What a config says is no evidence; models of earlier versions have nothing else.
+            synthetic=bool(facts.get("synthetic", config.data.phantom is not None)),
         )
     except (*UNREADABLE, ValidationError) as error:
         raise _no_model(path, error) from None

@@ -27,7 +27,7 @@ from fedhpc.transport.messages import of_each, parsed, said
 SHAPE = (1, 3, BINS)
 REPORT = {"site": "site3", "epsilon": 0.5, "evaluation_epsilon": None, "learner": "site3", "head": "0" * 16}
 FACTS = {"site": "site3", "classes": ["a", "b"], "image_shape": [1, 8, 8], "weight": 5, "rank": 0, "host": "n1",
-         "device": "cuda:0"}  # fmt: skip
+         "synthetic": False, "device": "cuda:0"}  # fmt: skip
 
 
 def config() -> RunConfig:

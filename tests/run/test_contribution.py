@@ -19,7 +19,7 @@ from fedhpc.compression.top_k import top_k
 from fedhpc.compression.update import Update
 from fedhpc.config.loader import load_config
 from fedhpc.errors import ConfigError, InputError
-from fedhpc.models.saved import load_model
+from fedhpc.models.saved import load_model, saved_origin
 from fedhpc.models.vector import to_vector
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.rounds.stored_updates import UpdateStore, read_history
@@ -101,6 +101,19 @@ def test_protected_patients_judge_no_model(run: Path, folder: Path, run_here: Ca
     """2^n exact utilities on them would be a release that the run has not charged."""
     done = run_here(["contribution", run, "--on", folder / "a.h5"])
     assert done.returncode == 2 and "[privacy.contribution]" in done.stderr
+
+
+def test_config_cannot_call_protected_patients_synthetic(
+    run: Path, folder: Path, run_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    """`data.phantom` beside the shards of hospitals: no way to judge by their patients, nor to start from them."""
+    shutil.copytree(run, tmp_path / "run")
+    tree = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    tree["data"]["phantom"] = {}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    done = run_here(["contribution", tmp_path / "run", "--on", folder / "a.h5"])
+    assert done.returncode == 2 and "[privacy.contribution]" in done.stderr
+    assert not saved_origin(run / "model.pt").synthetic
 
 
 def test_protected_patients_are_known_by_another_name(run: Path, folder: Path, run_here: Callable[..., Any]) -> None:

@@ -33,7 +33,7 @@ from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.weighted_auc import patient_resamples, weighted_aucs
 from fedhpc.run.finished.contribution_table import Draws, Judge, table_of
 from fedhpc.run.rounds.stored_updates import read_history
-from fedhpc.site.account import folder_on_this_node, identities_of
+from fedhpc.site.account import SYNTHETIC, folder_on_this_node, identities_of
 from fedhpc.site.data.open_site import open_site
 from fedhpc.site.data.samples import Samples
 from fedhpc.site.data.shard import Shard
@@ -207,14 +207,16 @@ def _check_no_patient(config: RunConfig, shard: Shard, path: Path) -> None:
 
 
 def _check(config: RunConfig, saved: SavedModel, shard: Shard, path: Path, split: str) -> None:
-    if config.private and config.data.phantom is None and shard.site in config.site_names:
+    # `data.phantom` of the config is no evidence: each shard says whether its patients exist.
+    protected = config.private and not shard.created_by.startswith(SYNTHETIC)
+    if protected and shard.site in config.site_names:
         raise PrivacyError(
             f"{path}: is a shard of site {shard.site}, whose patients this run protects: the utilities of "
             f"{2 ** len(config.data.sites)} models on them would be a release that no epsilon covers. Give labelled "
             "images that are public, or none: CGSV needs none",
             code="privacy.contribution",
         )
-    if config.private and config.data.phantom is None:
+    if protected:
         _check_no_patient(config, shard, path)
     for name, ours, theirs in (
         ("classes", saved.task.classes, tuple(shard.classes)),

@@ -126,7 +126,9 @@ def _curves(session: Session, finals: Sequence[Final]) -> CurvesFile:
 def _facts(session: Session, thresholds: Sequence[int]) -> dict[str, Any]:
     """Return what it takes to build a model again."""
     config = session.declared.model_dump(mode="json")
-    return {"config": config, **asdict(session.task), "f1_thresholds": list(thresholds)}
+    # Only rank 0 knows what all sites say; `data.phantom` in a config is no evidence.
+    synthetic = bool(session.facts) and all(site["synthetic"] for site in session.facts)
+    return {"config": config, **asdict(session.task), "f1_thresholds": list(thresholds), "synthetic": synthetic}
 
 
 def _save_own(session: Session, models: Models) -> None:

@@ -10,7 +10,7 @@ from fedhpc.config.model import Model
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.backbones import NAMES
-from fedhpc.models.saved import SavedModel, load_model, saved_config
+from fedhpc.models.saved import Origin, SavedModel, load_model, saved_config, saved_origin
 from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, layers_of, to_vector
 from fedhpc.records.run_directory import RunDirectory
@@ -118,7 +118,7 @@ def _differences(saved: SavedModel, config: RunConfig, task: Task, model: nn.Mod
 
 
 def _refuse_unprotected(saved: SavedModel, config: RunConfig) -> None:
-    _refuse_if_unprotected(f"model.init_from={config.model.init_from}", saved.config, config)
+    _refuse_if_unprotected(f"model.init_from={config.model.init_from}", saved.origin, config)
 
 
 def check_backbone(config: RunConfig) -> None:
@@ -129,14 +129,15 @@ def check_backbone(config: RunConfig) -> None:
     """
     source = config.model.backbone
     if source is not None and source not in NAMES and config.private:
-        _refuse_if_unprotected(f"model.backbone={source}", saved_config(Path(source)), config)
+        _refuse_if_unprotected(f"model.backbone={source}", saved_origin(Path(source)), config)
 
 
-def _refuse_if_unprotected(key: str, earlier: RunConfig, config: RunConfig) -> None:
+def _refuse_if_unprotected(key: str, origin: Origin, config: RunConfig) -> None:
     """Folds, copies and new imports of the same patients have another data section: sites of the same name count."""
+    earlier = origin.config
     seeded = earlier.privacy.noise_seed is not None and config.privacy.noise_seed is None
     unprotected = config.private and (not earlier.private or seeded)
-    common = set(earlier.site_names) & set(config.site_names) if earlier.data.phantom is None else set()
+    common = set() if origin.synthetic else set(earlier.site_names) & set(config.site_names)
     if unprotected and (common or data_digest(earlier) == data_digest(config)):
         raise PrivacyError(
             f"{key}: was trained on these hospitals without privacy, so it may hold what privacy.epsilon is to "

@@ -12,6 +12,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.models.device import Device
 from fedhpc.run.start.secure_channel import sites_by_rank
+from fedhpc.site.account import SYNTHETIC
 from fedhpc.site.data.shard import Shard
 from fedhpc.transport.base import Transport
 from fedhpc.transport.messages import Count, Name, of_each, parsed
@@ -26,6 +27,7 @@ class SiteFacts(TypedDict):
     weight: Annotated[int, Field(ge=0, le=2**48)]
     rank: Count
     host: Name
+    synthetic: bool
     device: Annotated[str, Field(pattern=r"^[a-z]{1,20}(:\d{1,4})?$")]
 
 
@@ -70,6 +72,7 @@ def facts_of(config: RunConfig, shard: Shard, transport: Transport, device: Devi
         "weight": weight,
         "rank": transport.rank,
         "host": socket.gethostname(),
+        "synthetic": shard.created_by.startswith(SYNTHETIC),
         "device": str(device.device),
     }
 

@@ -1,0 +1,31 @@
+"""`data.phantom` in a config is no evidence that patients do not exist: models are judged by what shards said."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from fedhpc.config.schema import RunConfig
+from fedhpc.errors import PrivacyError
+from fedhpc.models.saved import save_model
+from fedhpc.run.start.initial_model import check_backbone
+
+
+def config_of(folder: str, **sections: Any) -> RunConfig:
+    data = {"shards": f"{folder}/{{site}}.h5", "sites": [{"name": "site1", "weight": 8}], **sections.pop("data", {})}
+    return RunConfig.model_validate({"name": "x", "data": data, **sections})
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_claimed_phantoms_do_not_excuse_an_unprotected_start(tmp_path: Path, synthetic: bool) -> None:
+    """Train without privacy under `data.phantom: {}`, then with privacy on the same patients from that model."""
+    earlier = config_of("before", data={"phantom": {}}, privacy={"off": True})
+    facts = {"config": earlier.model_dump(mode="json"), "synthetic": synthetic}
+    facts |= {"classes": ("a", "b"), "image_shape": (1, 8, 8), "f1_thresholds": [1]}
+    save_model(tmp_path / "model.pt", nn.Linear(1, 1), facts)
+    model = {"name": "frozen", "backbone": str(tmp_path / "model.pt")}
+    wanted = config_of("now", model=model, privacy={"epsilon": 1.0, "sample_rate": 1.0})
+    with nullcontext() if synthetic else pytest.raises(PrivacyError, match="on these hospitals without privacy"):
+        check_backbone(wanted)
