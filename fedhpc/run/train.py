@@ -25,7 +25,7 @@ from fedhpc.transport.base import Wire
 from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.util.clock import now
 from fedhpc.util.cores import node_text
-from fedhpc.util.log import LogFile, configure, logged
+from fedhpc.util.log import LogFile, configure, logged, warnings_kept
 from fedhpc.util.startup import Startup
 from fedhpc.util.text import wrapped
 
@@ -190,9 +190,13 @@ def _note_start(members: Membership, directory: RunDirectory, work: Work, first:
 
 @contextmanager
 def _kept_inside(files: Sequence[LogFile]) -> Iterator[None]:
-    """Turn an unforeseen exception at a rank with hospitals into a SiteError: its words go to their logs only."""
+    """Turn an unforeseen exception at a rank with hospitals into a SiteError: its words go to their logs only.
+
+    So do Python's warnings.
+    """
     try:
-        yield
+        with warnings_kept(files):
+            yield
     except (InputError, SiteError, PayloadError, Interrupted):
         raise
     except Exception as error:

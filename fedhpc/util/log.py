@@ -5,11 +5,12 @@ form, and in a run all of level INFO and above to the logs of this rank's sites 
 aggregator. A record with `extra={"site": name}` goes to that site's log only, and to rank 0's.
 
 What concerns a site's data never becomes a record, since any program may add a handler that sees all records. It is
-written by `LogFile.write` to the site's own log.
+written by `LogFile.write` to the site's own log, and so are Python's warnings while a hospital works (`warnings_kept`).
 """
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -134,6 +135,29 @@ def logged(files: Sequence[LogFile], rank: int) -> Iterator[None]:
             for handler in handlers:
                 package.removeHandler(handler)
         _attach(packages, [], 0)
+
+
+@contextmanager
+def warnings_kept(files: Sequence[LogFile]) -> Iterator[None]:
+    """Write Python's warnings to the logs of this rank's sites, not to stderr, which ends at rank 0's console.
+
+    Whether NumPy or PyTorch warns may depend on one patient's image, and no noise covers that. Without `files`, at a
+    rank without hospitals, they stay on stderr.
+    """
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+        for file in files:
+            # What cannot be kept is dropped: a warning must not end training.
+            with suppress(FileError):
+                file.append("WARNING", f"{category.__name__} at {filename}:{lineno}: {message}")
+
+    if files:
+        warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _attach(packages: Sequence[logging.Logger], handlers: Sequence[_ToFile], rank: int) -> None:

@@ -6,6 +6,7 @@ mpirun -n 2 python -m tests.mpi.leak_cases FOLDER CONFIG raise=TEXT   an excepti
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,9 +28,10 @@ def keep_payloads(path: Path) -> None:
 
 
 def fail_with(text: str) -> None:
-    """Let reading an image fail as numpy does: with values in the message."""
+    """Let reading an image warn and then fail as numpy does: with values in the message."""
 
     def failing(*_: object) -> None:
+        warnings.warn(f"overflow encountered in {text}", RuntimeWarning, stacklevel=1)
         raise ValueError(f"could not convert string to float: {text}")
 
     ShippedSamples.inputs = failing  # type: ignore[method-assign, assignment]

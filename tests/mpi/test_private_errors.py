@@ -104,5 +104,7 @@ def test_unforeseen_exception_tells_its_type_only(cohort: Path, mpirun: Callable
     status, out, err = mpirun(2, ["-m", "tests.mpi.leak_cases", cohort, cohort / "leaks.yaml", case])
     assert status == 1
     assert "site site2, round 1: training failed: ValueError at tests/mpi/leak_cases.py:" in err
-    assert SECRET in (cohort / "raise" / "sites" / "site2" / "log.txt").read_text(encoding="utf-8")
+    log = (cohort / "raise" / "sites" / "site2" / "log.txt").read_text(encoding="utf-8")
+    assert f"could not convert string to float: {SECRET}" in log
+    assert re.search(f"RuntimeWarning at .*leak_cases.py:.*overflow encountered in {SECRET}", log)
     assert_kept(cohort, out + err)
