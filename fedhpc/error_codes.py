@@ -448,7 +448,7 @@ TABLE = (
     ),
     ErrorCode(
         "privacy.ledger-other",
-        "The charges of a run or its patients are in another site ledger.",
+        "The charges of a run or its patients are in another site ledger, or the file of a ledger is in two folders.",
         "Put that ledger back, or set FEDHPC_SITE_LEDGER to it.",
     ),
     ErrorCode(

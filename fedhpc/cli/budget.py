@@ -132,6 +132,13 @@ def _grant(options: argparse.Namespace) -> int:
         delta=before.delta if options.delta is None else options.delta,
         allow_off=(before.allow_off or options.allow_off) and not options.forbid_off,
     )
+    if terms != before and not before.initialised:
+        # A config may lead away from an account that a run has made, whatever its cap.
+        raise InputError(
+            f"{options.folder}: a run has made this site ledger, and the hospital has not initialised it. Set its "
+            f"terms by `run.py budget init {options.folder} --cap EPS`; what was spent stays",
+            code="privacy.site-terms",
+        )
     if terms != before:
         ledger.change(terms, options.reason, seen=before)
     elif not options.accept_lost:

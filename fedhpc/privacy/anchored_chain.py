@@ -79,10 +79,25 @@ class AnchoredChain(Chain):
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """See `Chain.locked`; first completes what a crash left unfinished."""
+        """See `Chain.locked`; first completes what a crash left unfinished.
+
+        Raises:
+            PrivacyError: also where the file has a second name.
+        """
         with super().locked():
+            self._refuse_other_names()
             self._recover()
             yield
+
+    def _refuse_other_names(self) -> None:
+        """Each folder has a lock of its own, so that of two charges to one file at once one would be lost."""
+        links = self.path.stat().st_nlink if self.path.exists() else 1
+        if links > 1:
+            raise PrivacyError(
+                f"{self.path}: has {links} names (hard links), and a second folder with the same file another lock. "
+                "Keep one account: copy the file, and move the copy over it",
+                code="privacy.ledger-other",
+            )
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """See `Chain.append`; where it raises after step 1, the entry counts nevertheless."""

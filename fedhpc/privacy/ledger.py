@@ -201,11 +201,14 @@ class Ledger:
             )
         requests = [(account, self._request(account, charge)) for account in self.accounts]
         for account, request in requests:
-            refused = account.ledger.refusal(request)
-            if refused:
-                raise PrivacyError(f"site ledger of {account.site}: {refused}", code="privacy.site-budget")
+            _refuse(account, request)
+        charged: list[SiteLedger] = []
         for account, request in requests:
+            if account.ledger in charged:
+                # A patient may be in two shards of one account: what was just written counts for the next.
+                _refuse(account, request)
             account.ledger.write(request)
+            charged.append(account.ledger)
         self._append(charge)
 
     def has_paid_answer(self, stage: int, split: str) -> bool:
@@ -254,6 +257,12 @@ class Ledger:
         same = (charge.round, charge.population)
         attempt = sum((earlier.round, earlier.population) == same for earlier in self.charges)
         self._chain.append({**asdict(charge), "time": now(), "attempt": attempt})
+
+
+def _refuse(account: SiteAccount, request: Request) -> None:
+    refused = account.ledger.refusal(request)
+    if refused:
+        raise PrivacyError(f"site ledger of {account.site}: {refused}", code="privacy.site-budget")
 
 
 def _each_once(accounts: Sequence[SiteAccount]) -> tuple[SiteAccount, ...]:

@@ -55,10 +55,22 @@ class Launcher:
         return any(_is_of(self.job, pid) for pid in children(self.pid))
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal, if it has not ended."""
-        with suppress(ProcessLookupError):
+        """Send it a signal, if it has not ended; never to a later process of the same id."""
+        try:
+            process = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        except OSError:  # before Linux 5.3: in the moment after this look the id may become another's
             if self.is_there():
-                os.kill(self.pid, number)
+                with suppress(ProcessLookupError):
+                    os.kill(self.pid, number)
+            return
+        try:
+            if self.is_there():
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(process, number)
+        finally:
+            os.close(process)
 
     def report(self, text: str) -> None:
         """Write a line to its stderr; none where that is closed or cannot be written to at once."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedhpc.errors import FedhpcError, FileError, printed, public_cause
 from fedhpc.util.clock import now
@@ -146,14 +147,15 @@ def warnings_kept(files: Sequence[LogFile]) -> Iterator[None]:
     """
     before = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
-        for file in files:
+    def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        filename, line, *_ = place
+        for log in files:
             # What cannot be kept is dropped: a warning must not end training.
             with suppress(FileError):
-                file.append("WARNING", f"{category.__name__} at {filename}:{lineno}: {message}")
+                log.append("WARNING", f"{category.__name__} at {filename}:{line}: {message}")
 
     if files:
-        warnings.showwarning = show
+        warnings.showwarning = show  # type: ignore[assignment]
     try:
         yield
     finally:

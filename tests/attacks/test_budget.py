@@ -582,6 +582,13 @@ def test_grant_only_raises(hospital: Hospital) -> None:
         SiteLedger.create(hospital.site_ledger, Terms("patient", cap=9.0, initialised=True))
 
 
+def test_account_with_a_second_name_is_refused(hospital: Hospital) -> None:
+    """`cp -al` of its folder: two jobs would charge one file under two locks."""
+    hospital.run("one", rounds=1)
+    shutil.copytree(hospital.site_ledger, hospital.folder / "other", copy_function=os.link)
+    assert "has 2 names (hard links)" in refused(lambda: hospital.run("one", rounds=1))
+
+
 def test_sets_and_records_hold_no_pseudonym(hospital: Hospital) -> None:
     """Nor its plain hash: without the site's key a candidate cannot be looked up."""
     hospital.run("one")

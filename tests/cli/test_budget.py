@@ -8,6 +8,8 @@ import pytest
 
 from fedhpc.cli.main import main
 from fedhpc.cli.privacy_spent import runs_table
+from fedhpc.privacy.site_ledger import SiteLedger
+from fedhpc.privacy.site_terms import Terms
 
 
 def budget(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -77,6 +79,18 @@ def test_ledger_is_not_made_twice_nor_shown_where_none_is(folder: Path, capsys: 
     for kind in (("show",), ("grant", "--reason", "x", "--cap", "3")):
         status, _, err = budget(capsys, kind[0], folder.with_name("none"), *kind[1:])
         assert (status, "no site ledger; make one" in err) == (2, True), err
+
+
+def test_grant_on_an_account_that_a_run_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its cap would bind no config that names another place: only an initialised account is found again there."""
+    folder = tmp_path / "made"
+    SiteLedger.open_or_create(folder, Terms("patient"))
+    status, _, err = budget(capsys, "grant", folder, "--reason", "board", "--cap", "3")
+    assert (status, "by `run.py budget init" in err) == (2, True), err
+    assert facts(folder, capsys)["cap"] is None
+    assert budget(capsys, "grant", folder, "--reason", "lost", "--accept-lost", "0123456789abcdef")[0] == 0
+    assert budget(capsys, "init", folder, "--cap", "3")[0] == 0
+    assert budget(capsys, "grant", folder, "--reason", "board", "--cap", "4")[0] == 0
 
 
 @pytest.mark.parametrize("insecure", [False, True])

@@ -85,6 +85,17 @@ def test_pooled_run_charges_every_site_of_one_account(place: Place) -> None:
     assert alone == [ledger.epsilon(DELTA)] * 2, "no patient is of both sites"
 
 
+def test_patient_in_two_shards_of_an_account_is_judged_for_both(place: Place) -> None:
+    """One charge a shard within the cap each, and together above it: the second is refused."""
+    opened = [SiteAccount.of(place.account(), site, WHO) for site in ("a", "b")]
+    once, twice = (place.account().largest_with([[charge(0)] * n, [charge(0)]]) for n in (0, 1))
+    place.account().change(Terms("patient", DELTA, cap=(once + twice) / 2), "between one and two")
+    ledger = Ledger(place.run_file(), LedgerOwner("pooled", "run"), opened)
+    with pytest.raises(PrivacyError, match="site ledger of b: one more charge would pass its cap"):
+        ledger.charge(charge(0))
+    assert place.account().groups()[0].epsilon <= (once + twice) / 2
+
+
 @settings(max_examples=40)
 @given(charges=st.integers(0, 2), stage=st.integers(0, 3), cut=st.floats(0, 1))
 def test_a_crash_at_any_byte_loses_no_charge(
