@@ -19,7 +19,8 @@ differentially private libraries"). What of the margin is proven, with n units d
   is their clip factor. Its gradient times 0 is 0, added to the sum at its end: what it moves is the order in which a
   kernel adds the others, as any other batch size does. Where its gradient is not finite the batch is taken without it.
 - Any other network in larger batches: NOT proven. float32 kernels may round a unit's gradient differently in another
-  batch, and norms by Gram matrices lose digits where a gradient cancels. Tests measure it: below MARGIN / 4 for the
+  batch. Norms by Gram matrices lose digits where a gradient cancels, as of a patient with one image in two classes:
+  what they may be off by is added to them (`ClippedSum._squares`). Tests measure the rest: below MARGIN / 4 for the
   networks that are shipped, with parameters as training makes them. With parameters that were made for it, all below
   `dp_sgd.LARGEST_PARAMETER`, one unit more moves the gradients of all others (tests/attacks/test_neighbours.py): so
   this bound is against an aggregator that keeps to the protocol.
@@ -36,13 +37,16 @@ from torch import Tensor, nn
 from fedhpc.errors import PrivacyError
 from fedhpc.models.loss import loss
 from fedhpc.site.per_example.forward_record import ForwardRecord
-from fedhpc.site.per_example.kernels import inner_products, weighted_sum
+from fedhpc.site.per_example.kernels import gross_norms, inner_products, weighted_sum
 from fedhpc.site.per_example.linear_head import LinearHead
 from fedhpc.site.per_example.recorder import Recorder
 from fedhpc.site.per_example.unit_order import UnitOrder
 
 MARGIN = 2.0**-10
 """What rounding may add to the sensitivity, as a share of `clip_norm`."""
+GRAM_ROUNDING = 16.0
+"""Spacings of the numbers at 1 (2^-23 in float32). By no more than a quarter of that share of the square of
+`kernels.gross_norms` is a squared norm by Gram matrices off (`tests/site/per_example/test_kernels.py`)."""
 LARGEST_COUNT = 2**20
 """Units of one drawn batch."""
 
@@ -176,10 +180,7 @@ class ClippedSum:
     def _add_recorded(self, record: ForwardRecord, turns: UnitOrder, padding: int) -> Tensor | None:
         """The same as `_add_if_finite`, but bool [units]."""
         units = turns.unit_sums(record.kept)
-        squares = squared_norms(units)
-        for use in record.by_gram:
-            # Where the terms cancel, rounding can leave less than nothing.
-            squares += turns.pair_sums(inner_products(use.layer, use.x, use.g, turns.pairs())).clamp_(min=0)
+        squares = self._squares(record, turns, units)
         # Units go by falling number of images, and equal ones as they come: padding is last.
         factor, finite = self._factors(squares, padding)
         if finite is None:
@@ -189,6 +190,21 @@ class ClippedSum:
             scale = self._shrink(sums.values()) if len(units) == padding + 1 else 1.0
             self._add(sums, scale)
         return finite
+
+    def _squares(self, record: ForwardRecord, turns: UnitOrder, units: Tensor) -> Tensor:
+        """The squared norms [units] that a unit is clipped by: never less than the truth by more than MARGIN allows.
+
+        Where a unit's gradient cancels, over its positions or its images, Gram matrices tell less of its norm than the
+        margin covers. Then what they may be off by is added: the unit counts less, not more.
+        """
+        squares = squared_norms(units)
+        rounding = torch.zeros_like(squares)
+        for use in record.by_gram:
+            # Where the terms cancel, rounding can leave less than nothing.
+            squares += turns.pair_sums(inner_products(use.layer, use.x, use.g, turns.pairs())).clamp_(min=0)
+            rounding += turns.unit_sums(gross_norms(use.layer, use.x, use.g)).square_()
+        rounding *= GRAM_ROUNDING * torch.finfo(squares.dtype).eps
+        return torch.maximum(squares, (squares + rounding) / (1 + MARGIN / 2))
 
     def _shrink(self, parts: Iterable[Tensor]) -> float:
         """Return what the vector of these parts must be multiplied by to be no longer than the bound, in float64."""

@@ -132,7 +132,7 @@ def inner_products(layer: Layer, x: Tensor, g: Tensor, pairs: Sequence[RowPair])
 
     A gradient is a sum of outer products over output positions, so it is the sum, over pairs of positions, of
     <g, g'> <patch, patch'> (Goodfellow 2015 for one position; Li et al. 2021, section 4, for several). Where a gradient
-    cancels to a small part of |x| |g|, its norm is less exact than its entries, by that ratio.
+    cancels to a small part of |x| |g|, its norm is less exact than its entries, by that ratio: `gross_norms` bounds it.
 
     Args:
         layer: the layer.
@@ -150,6 +150,27 @@ def inner_products(layer: Layer, x: Tensor, g: Tensor, pairs: Sequence[RowPair])
         for xa, xb, ga, gb in parts:
             products.append(torch.linalg.vecdot(gram_of_inputs(xa, xb).flatten(1), _gram(ga, gb).flatten(1)))
     return torch.cat(products)
+
+
+def gross_norms(layer: Layer, x: Tensor, g: Tensor) -> Tensor:
+    """Return the sum over output positions of |patch| |g| of each image, [n] (private).
+
+    The image's weight gradient is no longer, and what rounding adds to its square in `inner_products` is a share of the
+    square of this.
+
+    Args:
+        layer: the layer.
+        x: its input, [n, ...] (private).
+        g: the gradient at its output, [n, ...] (private).
+    """
+    if isinstance(layer, nn.Linear):
+        return (torch.linalg.vector_norm(_rows(x), dim=2) * torch.linalg.vector_norm(_rows(g), dim=2)).sum(1)
+    squares = torch.linalg.vecdot(x, x, dim=1).unsqueeze(1)
+    around = F.pad(squares, _around([p for *_, p, _ in _axes(layer)]))
+    total = torch.zeros_like(g[:, :1])
+    for tap in _taps(layer, g.shape[2:]):
+        total += around[(slice(None), slice(None), *tap)]
+    return (total.sqrt_().squeeze(1) * torch.linalg.vector_norm(g, dim=1)).flatten(1).sum(1)
 
 
 def weighted_sum(layer: Layer, x: Tensor, g: Tensor, factor: Tensor) -> Tensor:
@@ -279,18 +300,22 @@ def _patch_gram(layer: Convolution, size: torch.Size) -> Callable[[Tensor, Tenso
 
     Without the patches: the sum, over kernel taps, of shifted blocks of the pixels' Gram matrix.
     """
-    axes = _axes(layer)
-    taps = [
-        [slice(t * d, t * d + s * (extent - 1) + 1, s) for t in range(k)]
-        for (k, s, _, d), extent in zip(axes, size, strict=True)
-    ]
-    padding = _around([p for *_, p, _ in axes])
+    padding = _around([p for *_, p, _ in _axes(layer)])
 
     def gram(a: Tensor, b: Tensor) -> Tensor:
         pixels = F.pad(_gram(a, b).view(len(a), *a.shape[2:], *a.shape[2:]), padding * 2)
         total = pixels.new_zeros(len(a), *size, *size)
-        for tap in itertools.product(*taps):
+        for tap in _taps(layer, size):
             total += pixels[(slice(None), *tap, *tap)]
         return total
 
     return gram
+
+
+def _taps(layer: Convolution, size: torch.Size) -> list[tuple[slice, ...]]:
+    """Return, for each kernel tap, which pixels of a padded image it meets at the output positions of shape `size`."""
+    along = [
+        [slice(t * d, t * d + s * (extent - 1) + 1, s) for t in range(k)]
+        for (k, s, _, d), extent in zip(_axes(layer), size, strict=True)
+    ]
+    return list(itertools.product(*along))

@@ -1,5 +1,7 @@
 """Every way to a layer's per-image gradients, norms and weighted sums, against one image at a time."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,10 +10,11 @@ from torch import Tensor, nn
 
 from fedhpc.bench.dp_steps import Place, network
 from fedhpc.site.per_example import kernels as grad_samplers
-from fedhpc.site.per_example.clipped_sum import ClippedSum
+from fedhpc.site.per_example.clipped_sum import GRAM_ROUNDING, ClippedSum
 from fedhpc.site.per_example.kernels import (
     Convolution,
     Layer,
+    gross_norms,
     handles,
     inner_products,
     kernel_of,
@@ -79,6 +82,7 @@ def test_inner_products_and_weighted_sums_agree_with_the_gradients(case: tuple[C
         ends = [RowPair(slice(0, k), slice(len(x) - k, len(x))) for k in range(1, len(x) + 1)]
         expected = torch.cat([(grads[a] * grads[b]).sum(1) for a, b in ends])
         torch.testing.assert_close(inner_products(layer, x, g, ends), expected, rtol=1e-9, atol=1e-8)
+        assert (grads.norm(dim=1) <= gross_norms(layer, x, g) * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (5, 3, 6), (5, 2, 3, 6)], ids=str)
@@ -93,8 +97,35 @@ def test_linear_layers_on_vectors_and_on_sequences(shape: tuple[int, ...]) -> No
     torch.testing.assert_close(
         inner_products(layer, x, g, [RowPair(slice(0, 5), slice(0, 5))]), grads.flatten(1).square().sum(1)
     )
+    assert (grads.flatten(1).norm(dim=1) <= gross_norms(layer, x, g) * (1 + 1e-9)).all()
     factor = torch.rand(5, dtype=torch.float64)
     torch.testing.assert_close(weighted_sum(layer, x, g, factor), torch.einsum("n,n...->...", factor, grads))
+
+
+CANCELLING = [
+    (nn.Conv2d(256, 32, 3, padding=1), (256, 8, 8)),
+    (nn.Conv2d(512, 64, 1), (512, 8, 8)),
+    (nn.Conv2d(16, 32, 3, stride=2, padding=1), (16, 16, 16)),
+    (nn.Linear(1024, 4), (1024,)),
+    (nn.Linear(128, 64), (49, 128)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), CANCELLING, ids=str)
+def test_gram_rounding_is_within_a_quarter_of_its_bound(layer: Layer, shape: tuple[int, ...]) -> None:
+    """Of images that are nearly constant, whose output gradients add up to zero, and of pairs that cancel."""
+    torch.manual_seed(0)
+    twin = copy.deepcopy(layer).double()
+    x = (5 + torch.rand(1, *shape)).repeat(8, *[1] * len(shape))
+    g = torch.randn_like(layer(x).detach())
+    g -= g.flatten(2).mean(2).view(*g.shape[:2], *[1] * (g.ndim - 2)) if g.ndim > 3 else 0
+    g[1::2] = -g[::2] * (1 + 1e-4)
+    pairs = [RowPair(slice(0, 8), slice(0, 8)), RowPair(slice(0, 7), slice(1, 8))]
+    exact = inner_products(twin, x.double(), g.double(), pairs)
+    gross = gross_norms(layer, x, g).double()
+    share = GRAM_ROUNDING * torch.finfo(torch.float32).eps / 4
+    allowed = share * torch.cat([gross * gross, gross[:-1] * gross[1:]])
+    assert ((inner_products(layer, x, g, pairs).double() - exact).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize(
