@@ -164,13 +164,15 @@ def gross_norms(layer: Layer, x: Tensor, g: Tensor) -> Tensor:
         g: the gradient at its output, [n, ...] (private).
     """
     if isinstance(layer, nn.Linear):
-        return (torch.linalg.vector_norm(_rows(x), dim=2) * torch.linalg.vector_norm(_rows(g), dim=2)).sum(1)
+        products: Tensor = torch.linalg.vector_norm(_rows(x), dim=2) * torch.linalg.vector_norm(_rows(g), dim=2)
+        return products.sum(1)
     squares = torch.linalg.vecdot(x, x, dim=1).unsqueeze(1)
     around = F.pad(squares, _around([p for *_, p, _ in _axes(layer)]))
     total = torch.zeros_like(g[:, :1])
     for tap in _taps(layer, g.shape[2:]):
         total += around[(slice(None), slice(None), *tap)]
-    return (total.sqrt_().squeeze(1) * torch.linalg.vector_norm(g, dim=1)).flatten(1).sum(1)
+    products = total.sqrt_().squeeze(1) * torch.linalg.vector_norm(g, dim=1)
+    return products.flatten(1).sum(1)
 
 
 def weighted_sum(layer: Layer, x: Tensor, g: Tensor, factor: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ site's float sum instead would add the rounding errors of that sum, which depend
 the same integers: no real number is rounded after it. What remains float32 is each unit's own gradient, taken to be a
 function of that unit alone. It is so, whatever the parameters are, for a linear head (`per_example.linear_head`), and
 for any network with `privacy.max_physical_batch: 1`. Else float32 kernels round by the size of the batch: the tests
-bound what that adds, less than 10^-4 of `l2` for a small DenseNet, but for parameters that were made for it.
+bound what that adds, less than 10^-4 of `l2` for a small DenseNet, but for parameters that were made for it. `MARGIN`,
+which is part of `l2` as it is of the noise of `training.dp_sgd`, covers ten times as much.
 """
 
 import math
@@ -29,6 +30,7 @@ from fedhpc.models.loss import loss
 from fedhpc.models.vector import parameter_count
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.skellam import SMALLEST_VARIANCE, draw, variance_for
+from fedhpc.site.per_example.clipped_sum import MARGIN
 from fedhpc.site.per_example.linear_head import LinearHead
 from fedhpc.site.training.dp_sgd import physical_batches
 from fedhpc.site.training.local_sgd import LocalRound, PrivateWork, mirrored
@@ -47,7 +49,8 @@ class IntegerGrid:
 
     Attributes:
         clip_units: a gradient of norm `clip_norm` is `clip_units` long on the grid; a power of two.
-        l2: no unit's integer vector is longer; clip_units and the most that rounding to nearest can add.
+        l2: what the noise covers: clip_units, the most that rounding to nearest can add, and MARGIN of clip_units. No
+            unit's integer vector is longer.
         site_variance: of the Skellam noise that each site adds to every entry.
         width_bytes: sums are modulo 2^(8 width_bytes), wide enough for all sites' sums and noise.
     """
@@ -103,7 +106,7 @@ def plan_grid(
 
     >>> grid = plan_grid(12.7927, 5124, (840, 630, 370, 260), 3, 10)
     >>> grid.clip_units == 2**17, round(grid.l2 / grid.clip_units, 5), grid.width_bytes
-    (True, 1.00027, 4)
+    (True, 1.00125, 4)
     >>> round((3 * grid.site_variance) ** 0.5 / grid.l2, 4)
     12.7927
     """
@@ -116,8 +119,7 @@ def plan_grid(
     clip_units, l2, variance = 1, 0.0, 0.0
     while clip_units < FINENESS * math.sqrt(size) or variance < SMALLEST_VARIANCE:
         clip_units *= 2
-        # The tiny factor is for the float64 arithmetic of the clipping; `rounded_` checks the integers.
-        l2 = clip_units * (1 + 2**-40) + math.sqrt(size) / 2
+        l2 = clip_units * (1 + MARGIN) + math.sqrt(size) / 2
         variance = variance_for(noise_multiplier, l2) / honest_sites
     deviations = math.sqrt(2 * 1.001 * math.log(2 * size * rounds * 2**-WRAP_CHANCE_LOG2))
     largest = sum(weights) * math.ceil(l2) + math.ceil(deviations * math.sqrt(len(weights) * variance))
