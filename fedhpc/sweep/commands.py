@@ -21,7 +21,7 @@ from fedhpc.sweep.local import StoppedError, check_memory, run_all
 from fedhpc.sweep.status import AT_REST, latest, runs_here, status_text
 from fedhpc.util.processes import exists
 from fedhpc.util.progress import at_work
-from fedhpc.util.text import shown, wrapped
+from fedhpc.util.text import first_names, shown, wrapped
 
 FINISHED, FAILED, RESUMABLE = 0, 1, 75
 UNDER_WAY = ("pending", "running")
@@ -84,7 +84,7 @@ def resume(path: Path, cluster: Cluster | None) -> int:
     refused = affordable(again, own, console)
     if refused:
         raise ConfigError(problems_message(directory.plan, refused))
-    console.say(f"{sweep.name}: {len(names)} of {len(found)} trials run again: {', '.join(names)}")
+    console.say(f"{sweep.name}: {len(names)} of {len(found)} trials run again: {first_names(names, 4)}")
     before = [one.cluster for one in directory.submissions()]
     return hand_over(directory, sweep, names, cluster or (before[-1] if before else "slurm"), console)
 

@@ -68,7 +68,9 @@ def judged(outcome: Outcome | None, known: Known) -> State:
         return "unknown"
     if outcome is not None and outcome.state in ("failed", "stopped"):
         return outcome.state
-    return "missing" if known.job is None else "lost"
+    # On one machine a trial that has not begun leaves no outcome; the job of a SLURM array may die before its program.
+    never_begun = known.job is None or (outcome is None and not known.job)
+    return "missing" if never_begun else "lost"
 
 
 def _is_of(outcome: Outcome, known: Known) -> bool:

@@ -51,7 +51,7 @@ JOB, LOCAL = Known("7_0", SINCE), Known("", SINCE)
         (HERE, LOCAL, "lost"),
         (HERE, replace(LOCAL, cancelled=True), "cancelled"),
         (None, replace(LOCAL, alive=True), "pending"),
-        (None, LOCAL, "lost"),
+        (None, LOCAL, "missing"),  # what ran the trials was stopped before this one
         (replace(HERE, state="failed"), replace(LOCAL, alive=True), "failed"),
     ],
 )
