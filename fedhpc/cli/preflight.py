@@ -20,7 +20,9 @@ FIRST_CONFIG = Path("configs/fedavg.yaml")
 def add_arguments(parser: Parser) -> None:
     """Add the arguments of the command."""
     parser.describe(
-        "Check what every run checks before it starts: ranks, nodes, shards, disk, memory, certificates.", EXAMPLES
+        "Check what every run checks before it starts: ranks, nodes, GPUs, shards, run directory, disk, clocks, "
+        "versions. Certificates and privacy accounts are checked by `train`, before its first round.",
+        EXAMPLES,
     )
     parser.add_argument("config", type=Path, nargs="?", default=FIRST_CONFIG, metavar="CONFIG", help="a config (.yaml)")
     add_set(parser)
