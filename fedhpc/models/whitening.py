@@ -43,7 +43,23 @@ class Whitening(nn.Module):
         """
         centred, turned = in_blocks(features, self.blocks) - self.mean, self.projection.t().contiguous()
         rows = [torch.mv(turned, row) for row in centred]
-        return nn.functional.normalize(torch.stack(rows) if rows else centred @ self.projection, dim=1)
+        return unit_rows(torch.stack(rows) if rows else centred @ self.projection)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows f32[b, d] scaled to length 1; the bits of a row are a function of that row alone.
+
+    A CPU computes the length of each row in one way, whatever the number of rows (tests/attacks/test_neighbours.py). On
+    a GPU its sum may be divided by how many rows there are, so there each row is computed by itself.
+    """
+    if rows.is_cpu or not len(rows):
+        return nn.functional.normalize(rows, dim=1)
+    return rows_alone(rows)
+
+
+def rows_alone(rows: Tensor) -> Tensor:
+    """Rows f32[b, d], b at least 1, scaled to length 1 one after another."""
+    return torch.stack([nn.functional.normalize(row, dim=0) for row in rows])
 
 
 def in_blocks(features: Tensor, blocks: Sequence[int]) -> Tensor:
@@ -99,6 +115,13 @@ class Centring(nn.Module):
     def forward(self, whitened: Tensor) -> Tensor:
         """See the class."""
         return nn.functional.normalize(whitened - self.mean, dim=1)
+
+    def by_rows(self, whitened: Tensor) -> Tensor:
+        """The same, to within rounding; the bits of a row are a function of that row alone.
+
+        The mean comes from the aggregator. Where it is made to cancel, rounding is all that is left.
+        """
+        return unit_rows(whitened - self.mean)
 
 
 def centre(model: nn.Module, mean: F32) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.densenet import SMALL, DenseNet
 from fedhpc.models.device import Device
-from fedhpc.models.whitening import StageNorm, Whitening
+from fedhpc.models.whitening import Centring, StageNorm, Whitening, rows_alone
 from fedhpc.privacy.plan import bound_note
 from fedhpc.site.data.samples import ImageSamples
 from fedhpc.site.evaluation import predict
@@ -164,6 +164,18 @@ def test_control_false_map_in_a_batch_moves_others() -> None:
     sizes = range(2, 41)
     assert any(not torch.equal(whitening(features[:n])[1:], whitening(features[1:n])) for n in sizes)
     assert all(torch.equal(whitening.by_rows(features[:n])[1:], whitening.by_rows(features[1:n])) for n in sizes)
+
+
+@pytest.mark.parametrize("size", [1, 27, 48, 320, 1281])
+def test_false_mean_of_the_features_moves_no_other_patient(size: int) -> None:
+    """Subtracted from features that a false map made alike, it leaves their last bits alone, made as long as any."""
+    centring, base = Centring(size), F.normalize(torch.randn(1, size), dim=1)
+    centring.mean.copy_(base[0])
+    features = base * (1 + 1e-6 * torch.randn(40, size))
+    together = centring.by_rows(features)
+    assert torch.allclose(together, centring(features), atol=1e-6)
+    assert torch.allclose(together, rows_alone(features - centring.mean), atol=1e-6)
+    assert all(torch.equal(centring.by_rows(features[:n])[1:], centring.by_rows(features[1:n])) for n in range(2, 41))
 
 
 @pytest.mark.parametrize("blocks", [(32, 32, 48, 48, 56, 56), (7, 513)])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedhpc.models.whitening import Whitening
+from fedhpc.models.whitening import Centring, Whitening
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class LinearHead:
         return int(self.linear.bias is not None)
 
     def features(self, images: Tensor) -> Tensor:
-        """x, float64 [n, d], of images [n, ...]; through a `Whitening` each image by itself."""
+        """x, float64 [n, d], of images [n, ...]; through the map of `model.features` each image by itself."""
         x = images
         for layer in self.body:
-            x = layer.by_rows(x) if isinstance(layer, Whitening) else layer(x)
+            x = layer.by_rows(x) if isinstance(layer, Whitening | Centring) else layer(x)
         return x.to(self.linear.weight.dtype).double()
 
     def residuals(self, x: Tensor, labels: Tensor, owner: Tensor) -> Tensor:
