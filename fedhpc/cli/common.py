@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from fedhpc.errors import InputError
-from fedhpc.util.text import for_stderr
+from fedhpc.util.text import for_stderr, printable
 
 WIDTH = 80
 HELP_COLUMN = 26
@@ -162,7 +162,7 @@ class Report(NamedTuple):
 
 def print_result(facts: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """Print a result as one JSON object, or as text."""
-    print(json.dumps(facts, allow_nan=False) if as_json else text)
+    print(json.dumps(facts, allow_nan=False) if as_json else printable(text))
 
 
 def print_table(result: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> int:

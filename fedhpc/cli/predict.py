@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     from fedhpc.run.finished.predict import predict, prediction_text, scores_csv
     from fedhpc.util.files import PRIVATE, write_text
     from fedhpc.util.progress import at_work
-    from fedhpc.util.text import wrapped
+    from fedhpc.util.text import printable, wrapped
 
     if options.personal and options.site is None:
         raise InputError("--personal: whose? Give --site with the name of the hospital", code="command-line")
@@ -70,6 +70,6 @@ def run(options: argparse.Namespace) -> int:
         found = predict(options.run_or_model, Tested(None, options.site, options.personal), inputs, notes.append)
         write_text(options.out, scores_csv(found), mode=PRIVATE)
     for line in notes:
-        print(wrapped(f"note: {line}"), file=sys.stderr)
-    print(wrapped(prediction_text(found, options.out)))
+        print(printable(wrapped(f"note: {line}")), file=sys.stderr)
+    print(printable(wrapped(prediction_text(found, options.out))))
     return 0

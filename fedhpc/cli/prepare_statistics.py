@@ -63,6 +63,7 @@ def _statistics(options: argparse.Namespace) -> int:
 
 def _distributions(options: argparse.Namespace) -> int:
     from data_prep.distributions import distributions_text, read_statistics
+    from fedhpc.util.text import printable
 
-    print(distributions_text([read_statistics(path) for path in options.files]))
+    print(printable(distributions_text([read_statistics(path) for path in options.files])))
     return FINISHED

@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from fedhpc.errors import PayloadError
+from fedhpc.util.text import printable
 
 T = TypeVar("T")
 JSON_BYTES = 2**18
@@ -50,8 +51,7 @@ def said(payload: bytes) -> str:
     >>> said(b"no \x1b[31mshard"), said(b"\xff")
     ('no ?[31mshard', '\ufffd')
     """
-    text = payload[:TEXT_BYTES].decode(errors="replace")
-    return "".join(one if one == "\n" or one.isprintable() else "?" for one in text)
+    return printable(payload[:TEXT_BYTES].decode(errors="replace"))
 
 
 def of_each(payloads: Sequence[bytes], names: Sequence[str], what: str, read: Callable[[str, bytes], T]) -> list[T]:

@@ -20,7 +20,7 @@ from typing import Any
 from fedhpc.errors import FedhpcError, FileError, printed, public_cause
 from fedhpc.util.clock import now
 from fedhpc.util.files import PRIVATE, append_line, make_folder
-from fedhpc.util.text import for_stderr
+from fedhpc.util.text import for_stderr, printable
 
 PACKAGES = ("fedhpc", "data_prep")
 AGGREGATOR = "aggregator"
@@ -66,7 +66,7 @@ class _ToStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         rank = f"rank {self.rank}: " if self.rank and record.levelno == logging.WARNING else ""
         # Not `StreamHandler`: sys.stderr may be another one than at the start.
-        text = for_stderr(f"{PREFIXES.get(record.levelno, '')}{rank}{record.getMessage()}")
+        text = for_stderr(printable(f"{PREFIXES.get(record.levelno, '')}{rank}{record.getMessage()}"))
         # A reader that is gone (`| head`, a lost launcher) must not end a run, nor hide the failure that is reported.
         with suppress(BrokenPipeError):
             print(text, file=sys.stderr, flush=True)

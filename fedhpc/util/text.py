@@ -91,6 +91,15 @@ def terminal_width() -> int:
     return max(LEAST_WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
 
 
+def printable(text: str) -> str:
+    r"""Return a text that cannot move a terminal, as one from another rank or in somebody else's files could.
+
+    >>> printable("lost\x1b[2J\r disk\n")
+    'lost?[2J? disk\n'
+    """
+    return "".join(one if one == "\n" or one.isprintable() else "?" for one in text)
+
+
 def wrapped(text: str, width: int = WIDTH) -> str:
     """Break each line of a text at words so that it fits `width`; what belongs to a line is indented below it.
 

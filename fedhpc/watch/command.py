@@ -12,6 +12,7 @@ from rich.text import Text
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.sweep.directory import SweepDirectory
+from fedhpc.util.text import printable
 from fedhpc.watch.batch_view import BatchView, batch_lines, view_batch
 from fedhpc.watch.parts import ASCII_BLOCKS, BLOCKS
 from fedhpc.watch.run_lines import run_lines
@@ -92,7 +93,7 @@ def _view(path: Path) -> RunView | BatchView:
 def _text(view: RunView | BatchView, blocks: str) -> Text:
     """Return it with colours, which a pipe does not get; what they say is said in words too."""
     lines = run_lines(view, blocks) if isinstance(view, RunView) else batch_lines(view, blocks)
-    text = Text("\n".join(line[:WIDTH] for line in lines))
+    text = Text("\n".join(printable(line[:WIDTH]) for line in lines))
     text.highlight_words(list(COLOURS), style="bold")
     for word, colour in COLOURS.items():
         text.highlight_words([word], style=colour)

@@ -138,3 +138,16 @@ def test_sweep_shows_its_trials(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "1 failed, 4 pending, 1 running; time left not known yet" in shown
     assert f"failed   {names[1]}: site1: its shard is not there" in shown
     assert all(len(line) <= 80 for line in shown.splitlines())
+
+
+def test_files_of_somebody_else_cannot_move_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run directory that was given to one: OSC 52 writes to the clipboard, CSI 2J clears what was said before."""
+    evil = "\x1b]52;c;cm0gLXJm\x07\x1b[2J"
+    run = run_in(tmp_path, record(1), record(2, absent=[evil], flags=[{"site": evil, "reason": evil}]))
+    assert main(["watch", str(run), "--once"]) == 0
+    (run / "rounds.jsonl").write_text(json.dumps(record(1) | {"round": evil}) + "\n", encoding="utf-8")
+    for command in (["watch", run, "--once"], ["report", run], ["egress", run]):
+        assert main([*map(str, command)]) == 2
+    out, err = capsys.readouterr()
+    assert "missing: ?]52;c;" in out and "is round ?]52;c;" in err
+    assert not set("\x1b\x07") & set(out + err)
