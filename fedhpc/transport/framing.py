@@ -6,10 +6,28 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from fedhpc.errors import PayloadError
+from fedhpc.transport.egress_log import Kind
 from fedhpc.util.arrays import I64
+from fedhpc.util.memory import available_bytes
 
 COUNT = struct.Struct("<Q")
+SMALL_BROADCAST_BYTES = 2**28
+"""The most that a broadcast of another kind than `update` may take: the problems of 1,024 ranks are 64 MiB."""
 Bytes = bytes | memoryview
+
+
+def check_announced(size_bytes: int, kind: Kind) -> None:
+    """Refuse the size of a broadcast for which no memory must be taken; an honest one is far below.
+
+    Raises:
+        PayloadError: it is negative, beyond SMALL_BROADCAST_BYTES, or of an update, whose size depends on the network,
+            beyond what this process may still take.
+    """
+    most = available_bytes() if kind == "update" else SMALL_BROADCAST_BYTES
+    if not 0 <= size_bytes <= most:
+        raise PayloadError(
+            f"aggregator, {kind}: it announces {size_bytes} bytes, at most {most} are accepted; refused unread"
+        )
 
 
 class Pieces:

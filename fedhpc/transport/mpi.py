@@ -24,7 +24,7 @@ import numpy as np
 from fedhpc.errors import ExchangeError, InputError, RankLostError, SilentRankError
 from fedhpc.transport.base import AloneTransport, Wire
 from fedhpc.transport.egress_log import Kind
-from fedhpc.transport.framing import Bytes, Pieces, carved, divided, frame_header, interleaved
+from fedhpc.transport.framing import Bytes, Pieces, carved, check_announced, divided, frame_header, interleaved
 from fedhpc.transport.mpi_library import is_fault_tolerant, is_launched, load_mpi
 from fedhpc.transport.waiting import Waiting, one_of, rest_of
 from fedhpc.util.arrays import I64
@@ -90,6 +90,8 @@ class MpiTransport:
         size = np.array([0 if payload is None else len(payload)], np.int64)
         others = [one_of(self._names[1:])]
         self._wait(self._comm.Ibcast(size, root=0), others)
+        if payload is None:
+            check_announced(int(size[0]), kind)
         buffer = bytearray(int(size[0])) if payload is None else payload
         view = memoryview(buffer)
         for at in range(0, len(buffer), BROADCAST_BYTES):

@@ -22,6 +22,8 @@ from fedhpc.run.preflight.facts import RANK_FACTS, token_name
 from fedhpc.run.preflight.facts import read_facts as read_rank_facts
 from fedhpc.run.rounds.resume import FOUND, read_found
 from fedhpc.run.start.site_facts import check_agreed, read_facts
+from fedhpc.transport.egress_log import KINDS, Kind
+from fedhpc.transport.framing import check_announced
 from fedhpc.transport.messages import of_each, parsed, said
 
 SHAPE = (1, 3, BINS)
@@ -234,6 +236,15 @@ def test_preflight_and_resume_messages_are_checked() -> None:
     ):
         with pytest.raises(PayloadError, match="rank 0, control"):
             read_rank_facts(config(), 1, 0, forged)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_memory_is_taken_for_what_rank_0_announces(kind: Kind) -> None:
+    """Rank 0 could make every hospital's node run out of memory by a size alone, before a byte of it came."""
+    check_announced(2**20, kind)
+    for size_bytes in (2**40, 2**62, -1, *([] if kind == "update" else [2**29])):
+        with pytest.raises(PayloadError, match=f"aggregator, {kind}: it announces"):
+            check_announced(size_bytes, kind)
 
 
 def test_a_text_from_another_rank_cannot_move_the_terminal() -> None:

@@ -13,6 +13,7 @@ from fedhpc.records.measured import Measured, measure_counts
 from fedhpc.records.metrics import BINS
 from fedhpc.run.evaluation.answers import read_array, tasks_of
 from fedhpc.run.session import Session
+from fedhpc.transport.framing import SMALL_BROADCAST_BYTES
 from fedhpc.transport.messages import of_each
 from fedhpc.util.arrays import F32, I64
 
@@ -61,7 +62,7 @@ def _variance(session: Session, params_of: Callable[[str], F32], pooled: I64 | N
     """Of the pooled AUC, at rank 0, from each site's sum over its patients."""
     transport = session.transport
     told = None if pooled is None else pack_arrays(vars(Placements.of(pooled)))
-    arrays: dict[str, Any] = unpack_arrays(transport.broadcast(told, "metrics"))
+    arrays: dict[str, Any] = unpack_arrays(transport.broadcast(told, "metrics"), limit_bytes=SMALL_BROADCAST_BYTES)
     placed = Placements(**arrays)
     mine = [
         np.array([site.evaluator.squared_influence(params_of(site.name), placed)], "<f8").tobytes()

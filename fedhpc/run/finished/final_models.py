@@ -33,7 +33,8 @@ def shared_models(session: Session, models: Mapping[str, F32]) -> dict[str, F32]
         for one in of_each(packed, names, "update", lambda name, payload: read_model(name, payload, size)):
             merged |= one
     payload = pack_arrays(merged) if session.transport.rank == 0 else None
-    everybody = unpack_arrays(session.transport.broadcast(payload, "update"))
+    received = session.transport.broadcast(payload, "update")
+    everybody = unpack_arrays(received, dict.fromkeys(names, ArraySpec("<f4", (size,))), 4 * size * len(names))
     return {name: params.astype(np.float32, copy=False) for name, params in everybody.items()}
 
 

@@ -30,6 +30,9 @@ from fedhpc.util.arrays import Array
 
 LOG = logging.getLogger(__name__)
 
+START_COPIES, SMALL_BYTES = 16, 2**20
+"""How many times the parameters' memory what all know at the start of a run may take, and how much beside it."""
+
 PARAMS, PUBLIC, SERVER = "params", "public.", "server."
 
 
@@ -66,7 +69,8 @@ def loaded_state(session: Session, resumed: Resumed) -> RunState:
         # Only rank 0 has the global model: what a site has is among its own files.
         return replace(mine, round=resumed.first)
     payload = pack_arrays({PARAMS: mine.params, **under(PUBLIC, mine.public)}) if transport.rank == 0 else None
-    start = unpack_arrays(transport.broadcast(payload, "update"))
+    limit_bytes = START_COPIES * mine.params.nbytes + SMALL_BYTES
+    start = unpack_arrays(transport.broadcast(payload, "update"), limit_bytes=limit_bytes)
     params = start[PARAMS].astype(np.float32, copy=False)
     return replace(mine, round=resumed.first, params=params, public=of(PUBLIC, start))
 

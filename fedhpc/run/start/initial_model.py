@@ -5,14 +5,14 @@ from pathlib import Path
 
 from torch import nn
 
-from fedhpc.compression.update import pack_arrays, unpack_arrays
+from fedhpc.compression.update import ArraySpec, pack_arrays, unpack_arrays
 from fedhpc.config.model import Model
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.backbones import NAMES
 from fedhpc.models.saved import Origin, SavedModel, load_model, saved_config, saved_origin
 from fedhpc.models.task import Task
-from fedhpc.models.vector import from_vector, layers_of, to_vector
+from fedhpc.models.vector import from_vector, layers_of, parameter_count, to_vector
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.summary import data_digest
 from fedhpc.transport.base import Transport
@@ -51,7 +51,9 @@ def start_from(config: RunConfig, directory: RunDirectory, task: Task, model: nn
     payload = run_on_all_ranks(transport, packed)
     received = transport.broadcast(payload if transport.rank == 0 else None, "update")
     if received:
-        from_vector(model, unpack_arrays(received)["params"].astype("float32", copy=False))
+        size = parameter_count(model)
+        arrays = unpack_arrays(received, {"params": ArraySpec("<f4", (size,))}, 4 * size)
+        from_vector(model, arrays["params"].astype("float32", copy=False))
 
 
 def _parameters(config: RunConfig, directory: RunDirectory, task: Task, model: nn.Module) -> F32:

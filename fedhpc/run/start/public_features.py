@@ -20,6 +20,7 @@ from fedhpc.site.data.open_site import open_site
 from fedhpc.site.data.shard import Shard
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
+from fedhpc.transport.framing import SMALL_BROADCAST_BYTES
 from fedhpc.util.arrays import Array
 
 
@@ -49,7 +50,8 @@ def agreed_map(config: RunConfig, backbone: Backbone, place: MapPlace) -> Public
     fitted = run_on_all_ranks(
         transport, lambda: _fitted(config, backbone, place.image_size) if transport.rank == 0 else None
     )
-    arrays = unpack_arrays(transport.broadcast(pack_arrays(fitted) if fitted else None, "hello"))
+    received = transport.broadcast(pack_arrays(fitted) if fitted else None, "hello")
+    arrays = unpack_arrays(received, limit_bytes=SMALL_BROADCAST_BYTES)
     public = {row.tobytes() for row in arrays["hashes"]}
     keep_apart = _leave_out if config.private else _refuse_private_reference
     run_on_all_ranks(transport, lambda: keep_apart(config, place, public))
