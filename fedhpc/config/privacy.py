@@ -26,7 +26,8 @@ class Privacy(Section):
     off: bool = Field(default=False, description="train without privacy; a config writes it as `privacy: off`")
     epsilon: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="epsilon of the whole run for each training unit of each site; null only with `privacy: off`",
+        description="epsilon of the whole run for each training unit of each site, 0.01 or more; null only with "
+        "`privacy: off`",
     )
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=1e-5, description="delta of the guarantee: at most 1 / (10 x the largest weight)"
