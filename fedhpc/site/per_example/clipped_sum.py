@@ -28,8 +28,9 @@ differentially private libraries"). What of the margin is proven, with n units d
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -281,15 +282,42 @@ def squared_norms(rows: Tensor) -> Tensor:
     return squares.add_(torch.linalg.vector_norm(pieces, dim=2).square_().sum(1))
 
 
+@dataclass
+class _ProcessPrecision:
+    """TF32 is off while any thread is inside: PyTorch has one setting a process (schedule.policy=deadline has threads).
+
+    The first to enter notes what it was, and the last to leave puts it back.
+    """
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    inside: int = 0
+    before: tuple[str, bool] = ("highest", False)
+
+    def enter(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+                torch.set_float32_matmul_precision("highest")
+                torch.backends.cudnn.allow_tf32 = False
+            self.inside += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                torch.set_float32_matmul_precision(self.before[0])
+                torch.backends.cudnn.allow_tf32 = self.before[1]
+
+
+_PRECISION = _ProcessPrecision()
+
+
 @contextlib.contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """No bf16 and no TF32: norm and sum of a gradient are computed apart, and must be of the same one."""
-    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    _PRECISION.enter()
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = tf32
+        _PRECISION.leave()

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from fedhpc.bench.dp_steps import Place, network
 from fedhpc.errors import PrivacyError
 from fedhpc.models.input_layer import with_input_layer
+from fedhpc.site.per_example import clipped_sum
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum, squared_norms
 from fedhpc.site.per_example.linear_head import LinearHead
 from fedhpc.site.per_example.unit_order import UnitOrder
@@ -323,6 +324,21 @@ def test_precision_of_the_process_comes_back() -> None:
     torch.set_float32_matmul_precision("high")
     try:
         clipped(nn.Linear(4, 2), torch.randn(3, 4), torch.tensor([0, 1, 0]), torch.arange(3), 1.0)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_precision_stays_full_until_the_last_thread_leaves() -> None:
+    """Of two sites of a rank that train in threads, the first to end once gave TF32 back to the other's norms."""
+    one, other = (clipped_sum._full_precision(torch.device("cpu")) for _ in range(2))
+    torch.set_float32_matmul_precision("high")
+    try:
+        one.__enter__()
+        other.__enter__()
+        one.__exit__(None, None, None)
+        assert torch.get_float32_matmul_precision() == "highest"
+        other.__exit__(None, None, None)
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
