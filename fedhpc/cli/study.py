@@ -31,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
     )  # fmt: skip
     size.add_argument(
         "--medium", action="store_const", dest="size", const="medium",
-        help="its section `medium`: a whole network on a cohort that two cores train in an hour",
+        help="its section `medium`: a whole network on a cohort that two cores train in half an hour",
     )  # fmt: skip
     parser.add_argument(
         "--cluster", choices=("slurm", "local"), default="slurm", help="one SLURM array, or processes on this machine"
