@@ -20,7 +20,7 @@ from fedhpc.records.metrics import shown_metrics
 from fedhpc.records.summary import GIVEN_AWAY
 from fedhpc.util.log import AGGREGATOR
 from fedhpc.util.output import stop_printing
-from fedhpc.util.text import clock, data_size, fitted, fixed, wrapped
+from fedhpc.util.text import clock, data_size, fitted, fixed, printable, wrapped
 
 LOG = logging.getLogger(__name__)
 MB = 1e6
@@ -47,7 +47,7 @@ class Console:
             LOG.info("%s", text, extra={"site": AGGREGATOR})
             try:
                 self._clear()
-                print(text, file=self._out, flush=True)
+                print(printable(text), file=self._out, flush=True)
             except BrokenPipeError:
                 # `| head` has seen enough: the run goes on, its results are files.
                 self._speaks = self._live = False

@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.models.saved import save_model
 from fedhpc.models.task import Task
@@ -106,7 +108,8 @@ def finish(session: Session, models: Models, records: Sequence[Mapping[str, Any]
     directory.write_json(directory.summary, summary)
     calibrated = all(final.measured.calibrations for final in finals)
     write_text(directory.model_card, model_card(session.declared, session.task, summary, calibrated))
-    session.console.say(closing(_beside(session, summary)))
+    own = NamedSummary(directory.path.name, summary)
+    session.console.say(closing([own, *beside(directory.path, session.declared)]))
     for line in map(wrapped, evaluation_lines(config, summary)):
         session.console.say(line)
     session.console.say(wrapped(f"stopped: {stopped}. Results in {directory.path}"))
@@ -200,17 +203,22 @@ def _trust(session: Session, records: Sequence[Mapping[str, Any]]) -> dict[str, 
     return trust.facts(levels)
 
 
-def _beside(session: Session, summary: Mapping[str, Any]) -> list[NamedSummary]:
-    """This run, and the newest run of each other mode on the same data that lies next to it."""
-    here = session.directory.path
+def beside(here: Path, config: RunConfig) -> list[NamedSummary]:
+    """Return the newest run of each other mode on the same data that lies next to the run at `here`.
+
+    What lies there may be of another program or another user: what cannot be shown is left out.
+    """
     found: dict[str, tuple[float, NamedSummary]] = {}
     for path in sorted(here.resolve().parent.glob("*/summary.json")):
         try:
             other, changed_s = RunDirectory(path.parent).read_summary(), path.stat().st_mtime
-        except (InputError, OSError) as error:
-            LOG.warning("left out of the comparison: %s", error)
+            named, mode = NamedSummary(path.parent.name, other), str(other["mode"])
+            closing([named])
+        except (InputError, OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            reason = str(error) if isinstance(error, InputError) else f"{path}: {type(error).__name__}"
+            LOG.warning("left out of the comparison: %s", reason)
             continue
-        same = other.get("data") == data_digest(session.declared) and other["mode"] != session.config.mode
-        if same and changed_s > found.get(other["mode"], (0.0,))[0]:
-            found[other["mode"]] = (changed_s, NamedSummary(path.parent.name, other))
-    return [NamedSummary(here.name, summary), *(other for _, other in found.values())]
+        same = other.get("data") == data_digest(config) and mode != config.mode
+        if same and changed_s > found.get(mode, (0.0,))[0]:
+            found[mode] = (changed_s, named)
+    return [one for _, one in found.values()]
