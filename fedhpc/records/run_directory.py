@@ -146,6 +146,7 @@ class RunDirectory:
         try:
             tree = parse_yaml(read_text(self.config, RESTORE), str(self.config))
             if isinstance(tree, dict):
+                _refuse_other_source(tree, self.config)
                 located(tree, self.path)
             return RunConfig.model_validate(tree, context=RECORDED)
         except ConfigError as error:
@@ -245,6 +246,18 @@ def config_text(config: RunConfig, folder: Path) -> str:
         write_bytes(folder / COPY, source)
         tree["model"]["build"] = f"{COPY}:{place_of(config.model.build)[1]}"
     return dump_yaml(tree)
+
+
+def _refuse_other_source(tree: dict[str, Any], path: Path) -> None:
+    """See that a run's config names the copy of its model's source, which whoever is given the run is told to read.
+
+    Raises:
+        ConfigError: it names another file or module, which would be executed in the place of the copy.
+    """
+    model = tree.get("model")
+    build = model.get("build") if isinstance(model, dict) else None
+    if isinstance(build, str) and place_of(build)[0] != COPY:
+        raise ConfigError(f"{path}: model.build={build}: a run writes {COPY} there, the copy of its source")
 
 
 def _record(line: str, path: Path, number: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from fedhpc.api import open_run
+from fedhpc.audit.target import find_target
 from fedhpc.config.loader import load_config
 from fedhpc.config.model_source import COPY, digest_of
 from fedhpc.errors import ConfigError, InputError
@@ -213,6 +214,19 @@ def test_run_directory_rebuilds_the_model_from_its_copy(finished: Path, run_here
         assert found.stdout.startswith("{")
     finally:
         source.write_text(SOURCE, encoding="utf-8")
+
+
+@pytest.mark.parametrize("other", ["state/notes.py:make", "../notes.py:make", "os:system", f"./{COPY}:make"])
+def test_source_beside_the_copy_is_not_executed(finished: Path, tmp_path: Path, other: str) -> None:
+    """Whoever is given a run is told to read the copy before `audit`, which took what its config.yaml named."""
+    shutil.copytree(finished / "run", tmp_path / "run")
+    for folder in ("run/state", "."):
+        (tmp_path / folder / "notes.py").write_text("raise SystemExit('executed')", encoding="utf-8")
+    tree = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))
+    tree["model"] |= {"build": other, "source_sha256": None, "source_module": None, "source_version": None}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    with pytest.raises(InputError, match="the copy of its source"):
+        find_target(tmp_path / "run", [])
 
 
 def test_changed_copy_is_not_executed(finished: Path, tmp_path: Path) -> None:
