@@ -544,7 +544,7 @@ TABLE = (
     ErrorCode(
         "tls.key",
         "A key can be read by others, or is not that of its certificate.",
-        "`chmod 600 KEY`, or `run.py pki issue CONFIG SITE`.",
+        "`chmod 600 KEY`; where others may have read it, `run.py pki revoke CONFIG SITE`, then `pki issue`.",
     ),
     ErrorCode("tls.expired", "A certificate or a revocation list has expired.", "`run.py pki issue CONFIG SITE`."),
     ErrorCode("tls.revoked", "A site's certificate was revoked.", "`run.py pki issue CONFIG SITE` makes a new one."),

@@ -19,7 +19,7 @@ KINDS = {
         ("{run} pki issue configs/fedavg.yaml site3", "{run} pki issue configs/fedavg.yaml aggregator --days 30"),
     ),
     "revoke": (
-        "refuse the certificate of one name from now on",
+        "refuse all certificates of one name that were issued so far",
         ("{run} pki revoke configs/fedavg.yaml site3", "{run} pki revoke configs/fedavg.yaml site3 -o certificates"),
     ),
     "show": (

@@ -5,6 +5,7 @@
         ca.key                         the CA's key: whoever runs the federation keeps it, and offline
         aggregator.pem  aggregator.key rank 0's
         <site>.pem  <site>.key         the site's, whose name is the certificate's subject
+        <name>.<serial>.pem            what `issue` has replaced, which `revoke` must know
 
 With privacy.trust=sites the sites also sign the messages of the secure sum with these keys, also the hospital whose
 rank the aggregator shares. Whoever holds ca.key can sign as any site, so it must not lie with the aggregator: a run
@@ -17,6 +18,7 @@ alone. A site's certificate is good for a TLS client and the aggregator's for a 
 import stat
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,7 +83,9 @@ def init(folder: Path, names: Sequence[str], days: int = SITE_DAYS) -> None:
 
 
 def issue(folder: Path, name: str, days: int = SITE_DAYS) -> None:
-    """A new key and a certificate for `name`, in place of those that it had. The old certificate is not revoked.
+    """A new key and a certificate for `name`, in place of those that it had.
+
+    The old certificate is not revoked, so that it can be used until all have the new one. It is kept for `revoke`.
 
     Raises:
         InputError: where the CA's key is not in `folder`.
@@ -100,22 +104,37 @@ def issue(folder: Path, name: str, days: int = SITE_DAYS) -> None:
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
+    _keep_replaced(folder, name)
     _write_key(folder / f"{name}.key", key)
     write_bytes(folder / f"{name}.pem", certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def revoke(folder: Path, name: str) -> str:
-    """Put the certificate of `name` on the revocation list; returns its serial number. Every end needs the new crl.pem.
+    """Put the certificate of `name`, and all that it replaced, on the revocation list; every end needs the new crl.pem.
+
+    Returns:
+        the serial numbers, the newest first.
 
     Raises:
         InputError: where the CA's key or the certificate is not in `folder`.
     """
     ca, ca_key = _ca(folder)
-    serial = _certificate(folder / f"{name}.pem").serial_number
+    paths = (folder / f"{name}.pem", *sorted(folder.glob(f"{name}.*.pem")))
+    serials = [_certificate(path).serial_number for path in paths]
     revoked = {one.serial_number: one.revocation_date_utc for one in _crl(folder)}
-    revoked.setdefault(serial, datetime.now(UTC))
+    for serial in serials:
+        revoked.setdefault(serial, datetime.now(UTC))
     _write_crl(folder, ca, ca_key, revoked)
-    return f"{serial:x}"
+    return ", ".join(f"{serial:x}" for serial in serials)
+
+
+def _keep_replaced(folder: Path, name: str) -> None:
+    """Keep the certificate that `name` has: without its serial number it could never be revoked."""
+    path = folder / f"{name}.pem"
+    if not path.exists():
+        return
+    with suppress(TlsError):  # damaged: its number is lost already
+        write_bytes(folder / f"{name}.{_certificate(path).serial_number:x}.pem", path.read_bytes())
 
 
 def show(folder: Path) -> list[Issued]:

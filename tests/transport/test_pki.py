@@ -108,6 +108,18 @@ def test_revoked_stays_revoked_through_the_next_one(folder: Path) -> None:
     }
 
 
+def test_replaced_certificate_can_be_revoked(folder: Path) -> None:
+    """Of a stolen key: `issue` took the serial number away, and `revoke` refused the new certificate alone."""
+    stolen = x509.load_pem_x509_certificate((folder / "site1.pem").read_bytes()).serial_number
+    pki.issue(folder, "site1")
+    assert [one.state for one in pki.show(folder) if one.name == "site1"] == ["364 days left"] * 2
+    assert f"{stolen:x}" in pki.revoke(folder, "site1")
+    crl = x509.load_pem_x509_crl((folder / "crl.pem").read_bytes())
+    assert crl.get_revoked_certificate_by_serial_number(stolen) is not None
+    pki.issue(folder, "site1")
+    assert [one.state for one in pki.show(folder) if one.name == "site1"] == ["revoked"] * 2 + ["364 days left"]
+
+
 def test_where_each_site_keeps_its_own(tmp_path: Path) -> None:
     from fedhpc.config.schema import RunConfig
 
