@@ -10,12 +10,23 @@ from torch import nn
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
 from fedhpc.models.saved import save_model
+from fedhpc.models.task import Task
+from fedhpc.run.finished.model_card import model_card
 from fedhpc.run.start.initial_model import check_backbone
 
 
 def config_of(folder: str, **sections: Any) -> RunConfig:
     data = {"shards": f"{folder}/{{site}}.h5", "sites": [{"name": "site1", "weight": 8}], **sections.pop("data", {})}
     return RunConfig.model_validate({"name": "x", "data": data, **sections})
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_model_card_does_not_call_patients_synthetic(synthetic: bool) -> None:
+    claimed = config_of("now", data={"phantom": {}}, privacy={"off": True})
+    summary = {"synthetic": synthetic, "per_site": {}, "config_digest": "0"}
+    summary |= {"parameters": 1, "rounds": 1, "stopped": "finished"}
+    card = model_card(claimed, Task(("a", "b"), (1, 8, 8)), summary, calibrated=False)
+    assert ("nobody exists" in card) == synthetic
 
 
 @pytest.mark.parametrize("synthetic", [False, True])

@@ -41,7 +41,7 @@ def model_card(config: RunConfig, task: Task, summary: Mapping[str, Any], calibr
         shape=" x ".join(map(str, task.image_shape)),
         harmonise=chain_text(config.harmonise),
         own_chains={one.name: chain_text(one.harmonise) for one in config.data.sites if one.harmonise},
-        source=_source(config),
+        source=_source(config, summary),
         released_counts=any(one.get("n_test") for one in per_site.values()),
         sites=[
             {
@@ -85,8 +85,8 @@ def _warning(summary: Mapping[str, Any]) -> str:
     return ""
 
 
-def _source(config: RunConfig) -> str:
-    if config.data.phantom is not None:
+def _source(config: RunConfig, summary: Mapping[str, Any]) -> str:
+    if summary.get("synthetic", config.data.phantom is not None):
         return "**Synthetic patients of the built-in cohort: nobody exists, and nothing here is a medical result.**"
     return "Shards that the sites have prepared themselves."
 
