@@ -195,8 +195,8 @@ MUTANTS = (
     Mutant(
         "cap ignored",
         LEDGER,
-        "            if refused:\n                raise PrivacyError(",
-        "            if refused and not account:\n                raise PrivacyError(",
+        "    if refused:\n        raise PrivacyError(",
+        "    if refused and not account:\n        raise PrivacyError(",
         laws=("ledger: cap of the account",),
         tests=("tests/privacy/test_ledger.py::test_a_lower_cap_holds_over_runs",),
     ),
@@ -278,6 +278,24 @@ MUTANTS = (
         "        return charge.noise_multiplier\n",
         laws=("feature mean: feature mean, charges",),
         tests=("tests/attacks/test_feature_mean.py::test_release_is_charged_once_and_kept",),
+    ),
+    Mutant(
+        "a problem of this rank counts only where rank 0 passes it on",
+        "fedhpc/transport/collectives.py",
+        "    if problem:\n",
+        "    if problem and not told and transport.rank == 0:\n",
+        tests=(
+            "tests/attacks/test_false_aggregator.py::test_problem_that_rank_0_keeps_to_itself_ends_the_rank_that_has_it",
+        ),
+    ),
+    Mutant(
+        "shares of noise not compared with the charge",
+        "fedhpc/privacy/plan.py",
+        '    if config.privacy.trust == "sites" and len({',
+        '    if config.privacy.trust == "none" and len({',
+        tests=(
+            "tests/attacks/test_false_aggregator.py::test_sites_that_share_the_noise_are_charged_for_what_is_added",
+        ),
     ),
     Mutant(
         "threshold rule of the secure sum dropped",
