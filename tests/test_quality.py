@@ -50,6 +50,7 @@ SITE_IMPORTS = {
         "scipy",
         "secrets",
         "SimpleITK",
+        "threading",
         "time",
         "torch",
         "types",
