@@ -20,6 +20,7 @@ other times that the aggregator can take.
 A run is not repeated by its config alone, but by its config and its record of who was late: `Replay`.
 """
 
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,7 @@ from fedhpc.algorithms.base import of_algorithm
 from fedhpc.algorithms.fedavg import Training, mean_update, received, sent_by_site, start_of
 from fedhpc.algorithms.round_types import Collected, Participant, RoundConfig
 from fedhpc.algorithms.run_state import RunState
-from fedhpc.errors import Interrupted, PayloadError
+from fedhpc.errors import Interrupted, PayloadError, at
 from fedhpc.records.rounds import Arrivals
 from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.transport.base import Transport
@@ -43,6 +44,8 @@ from fedhpc.util.stopwatch import Stopwatch
 Work = Callable[[], F32]
 LEFT, LATE, READY = b"\x00", b"\x01", b"\x02"
 """What a rank says of a site of its own: it was told to stop, it trains still, its update is ready."""
+ANSWER = struct.Struct("<Hc")
+"""What is said of one site, by its index: control payloads come in rank order, which is not that of the sites."""
 FINEST = 2520
 """Weights are integers; times this, all staleness up to 9 divides them exactly."""
 
@@ -232,9 +235,12 @@ class LateMean:
         return one.update.result()
 
     def _said(self, sites: Sequence[Participant], updates: Mapping[str, F32 | None] | None) -> bytes:
-        if updates is None:
-            return LEFT * len(sites)
-        return b"".join(LATE if updates[site.name] is None else READY for site in sites)
+        def answer(site: Participant) -> bytes:
+            if updates is None:
+                return LEFT
+            return LATE if updates[site.name] is None else READY
+
+        return b"".join(ANSWER.pack(site.index, answer(site)) for site in sites)
 
     def _sent(self, site: Participant, updates: Mapping[str, F32 | None], state: RunState) -> tuple[bytes, Arrays]:
         kept, update = state.sites[site.name], updates[site.name]
@@ -258,13 +264,29 @@ class LateMean:
 
 def _agreed(mine: bytes, round: int, sites: int, transport: Transport) -> tuple[bytes, bytes]:
     """(what follows: LEFT, LATE for none is ready, or READY; at rank 0 what was said of each site, in site order)."""
-    told = b"".join(transport.gather([mine], "control", round + 1))
-    answer = None
+    payloads = transport.gather([mine], "control", round + 1)
+    told, answer = b"", None
     if transport.rank == 0:
-        if len(told) != sites or set(told) - set(LEFT + LATE + READY):
-            raise PayloadError(f"round {round + 1}: not every site says whether its update is ready")
+        with at(f"round {round + 1}"):
+            told = in_site_order(payloads, sites)
         answer = LEFT if LEFT in told else READY if READY in told else LATE
     return transport.broadcast(answer, "control", round + 1), told
+
+
+def in_site_order(payloads: Sequence[bytes], sites: int) -> bytes:
+    """Return what was said of each of so many sites, a byte each, from the ranks' payloads: a rank may play several.
+
+    Raises:
+        PayloadError: not one answer of each site.
+
+    >>> in_site_order([ANSWER.pack(0, READY) + ANSWER.pack(2, LATE), ANSWER.pack(1, READY)], 3) == READY + READY + LATE
+    True
+    """
+    joined = b"".join(payloads)
+    found = dict(ANSWER.iter_unpack(joined)) if len(joined) == sites * ANSWER.size else {}
+    if found.keys() != set(range(sites)) or set(found.values()) - {LEFT, LATE, READY}:
+        raise PayloadError("not every site says whether its update is ready")
+    return b"".join(found[index] for index in range(sites))
 
 
 def lowered(terms: RoundConfig, arrivals: Arrivals) -> tuple[int, ...]:

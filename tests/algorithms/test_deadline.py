@@ -9,12 +9,23 @@ import numpy as np
 import pytest
 
 from fedhpc.aggregation.server_sgd import ServerSgd
-from fedhpc.algorithms.deadline import Clock, Entered, LateMean, Replay, Timing, lowered
+from fedhpc.algorithms.deadline import (
+    ANSWER,
+    LATE,
+    READY,
+    Clock,
+    Entered,
+    LateMean,
+    Replay,
+    Timing,
+    in_site_order,
+    lowered,
+)
 from fedhpc.algorithms.fedavg import federate
 from fedhpc.algorithms.fednova import FedNova
 from fedhpc.algorithms.round_types import RoundResult
 from fedhpc.algorithms.run_state import RESIDUAL, RunState, fresh_state
-from fedhpc.errors import Interrupted, SiteError
+from fedhpc.errors import Interrupted, PayloadError, SiteError
 from fedhpc.records.rounds import Arrivals
 from fedhpc.site.training.regularizers import NOTHING, Regularizer
 from fedhpc.transport.base import AloneTransport
@@ -84,6 +95,22 @@ def test_late_update_by_hand() -> None:
     assert sites[1].begun == [0]
     assert [result.arrivals for result in results] == [Arrivals(("b",), {"a": 0}), Arrivals((), {"a": 0, "b": 1})]
     assert results[0].traffic is not None and results[0].traffic.up_bytes[1] == 0
+
+
+@pytest.mark.parametrize(
+    "payloads",
+    [
+        [ANSWER.pack(0, READY) * 2],
+        [ANSWER.pack(0, READY)],
+        [ANSWER.pack(0, READY), ANSWER.pack(2, LATE)],
+        [ANSWER.pack(0, READY), ANSWER.pack(1, b"\x07")],
+        [ANSWER.pack(0, READY), ANSWER.pack(1, READY) + b"\x00"],
+        [b"", b"\x01\x02"],
+    ],
+)
+def test_answers_that_are_not_one_of_each_site_are_refused(payloads: list[bytes]) -> None:
+    with pytest.raises(PayloadError, match="not every site says"):
+        in_site_order(payloads, 2)
 
 
 def test_nobody_late_is_the_run_that_waits() -> None:
