@@ -35,6 +35,7 @@ from fedhpc.run.session import POOLED, Session
 from fedhpc.run.start.header import introduce
 from fedhpc.run.start.site_ledgers import open_ledgers
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
+from fedhpc.transport.messages import said
 from fedhpc.util.arrays import F32
 from fedhpc.util.memory import give_back_freed_memory
 from fedhpc.util.stopwatch import Stopwatch
@@ -106,7 +107,7 @@ def _say_budget(session: Session, done: int) -> None:
         InputError: at every rank, where the budget does not allow one round.
     """
     mine = "\n".join(filter(None, (learner.budget.refusal(done) for learner in session.learners)))
-    lines = [payload.decode() for payload in session.transport.gather([mine.encode()], "control")]
+    lines = [said(payload) for payload in session.transport.gather([mine.encode()], "control")]
     numbers = broadcast_json(session.transport, lambda: "\n".join(filter(None, lines)))
     if not done:
         raise InputError(
