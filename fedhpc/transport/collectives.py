@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from fedhpc.error_codes import known
-from fedhpc.errors import CodedText, InputError, Interrupted, RankErrors, SiteError
+from fedhpc.errors import CodedText, InputError, Interrupted, PayloadError, RankErrors, SiteError
 from fedhpc.transport.base import Transport
 from fedhpc.transport.messages import said
 from fedhpc.util.arrays import F32
@@ -27,6 +27,8 @@ def run_on_all_ranks(transport: Transport, work: Callable[[], T]) -> T:
 
     Raises:
         RankErrors: at every rank, the same.
+        PayloadError: at this rank alone, where rank 0 does not pass on its problem. No InputError, which every rank has
+            and rank 0 alone shows: this one is shown by its own rank, and ends the others.
     """
     result, problem = None, ""
     try:
@@ -39,7 +41,8 @@ def run_on_all_ranks(transport: Transport, work: Callable[[], T]) -> T:
     if problems:
         raise RankErrors([_code_and_text(one) for one in json.loads(problems)])
     if problem:
-        raise RankErrors([_code_and_text(problem)])
+        own = _code_and_text(problem)
+        raise PayloadError(f"{own.text} (rank 0 has not passed this on: ask who runs the aggregator)", code=own.code)
     return result  # type: ignore[return-value]
 
 

@@ -60,7 +60,9 @@ class Launcher:
             process = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return
-        except OSError:  # before Linux 5.3: in the moment after this look the id may become another's
+        except (OSError, AttributeError):
+            # Before Linux 5.3, in a container that forbids it, or a Python built for older systems (conda's): in the
+            # moment after this look the id may become another's.
             if self.is_there():
                 with suppress(ProcessLookupError):
                     os.kill(self.pid, number)

@@ -15,6 +15,7 @@ A hospital needs ca.pem, crl.pem and its own two files, nothing else. Keys are E
 alone. A site's certificate is good for a TLS client and the aggregator's for a server, so neither can play the other.
 """
 
+import re
 import stat
 import tempfile
 from collections.abc import Sequence
@@ -113,19 +114,27 @@ def revoke(folder: Path, name: str) -> str:
     """Put the certificate of `name`, and all that it replaced, on the revocation list; every end needs the new crl.pem.
 
     Returns:
-        the serial numbers, the newest first.
+        the serial numbers, that of the certificate in use first.
 
     Raises:
         InputError: where the CA's key or the certificate is not in `folder`.
     """
     ca, ca_key = _ca(folder)
-    paths = (folder / f"{name}.pem", *sorted(folder.glob(f"{name}.*.pem")))
-    serials = [_certificate(path).serial_number for path in paths]
+    serials = [_certificate(folder / f"{name}.pem").serial_number, *_replaced(folder, name)]
     revoked = {one.serial_number: one.revocation_date_utc for one in _crl(folder)}
     for serial in serials:
         revoked.setdefault(serial, datetime.now(UTC))
     _write_crl(folder, ca, ca_key, revoked)
     return ", ".join(f"{serial:x}" for serial in serials)
+
+
+def _replaced(folder: Path, name: str) -> list[int]:
+    """Return the serial numbers of what `issue` has replaced, by the names of the files, whatever is in them.
+
+    What else a person keeps there, such as site1.old.pem, must not keep anybody from revoking.
+    """
+    stems = (path.name.removeprefix(f"{name}.").removesuffix(".pem") for path in sorted(folder.glob(f"{name}.*.pem")))
+    return [int(stem, 16) for stem in stems if re.fullmatch("[0-9a-f]{1,40}", stem) and int(stem, 16)]
 
 
 def _keep_replaced(folder: Path, name: str) -> None:

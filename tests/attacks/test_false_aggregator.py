@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import InputError, PrivacyError
+from fedhpc.errors import InputError, PayloadError, PrivacyError
 from fedhpc.privacy.plan import PrivacyPlan, check_plans, plan_privacy, site_plans
 from fedhpc.run.start.agreement import Source, agree_on_config
 from fedhpc.run.start.site_work import agreed_plans
@@ -56,9 +56,11 @@ def test_problem_that_rank_0_keeps_to_itself_ends_the_rank_that_has_it() -> None
     def fails() -> None:
         raise PrivacyError("the plan is forged", code="privacy.plan")
 
-    with pytest.raises(InputError, match="the plan is forged") as raised:
+    with pytest.raises(PayloadError, match=r"the plan is forged \(rank 0 has not passed this on") as raised:
         run_on_all_ranks(Answered([NO_PROBLEM]), fails)
     assert raised.value.code == "privacy.plan"
+    # The command line ends all ranks for it, and shows it at this one: an InputError is taken to be at every rank.
+    assert not isinstance(raised.value, InputError)
 
 
 def test_forged_plan_is_refused_whatever_rank_0_says() -> None:
@@ -66,7 +68,7 @@ def test_forged_plan_is_refused_whatever_rank_0_says() -> None:
     config = config_of()
     forged = {name: asdict(replace(plan_privacy(config), mechanism="laplace")) for name in config.site_names}
     answers = [NO_PROBLEM, json.dumps(forged).encode(), NO_PROBLEM]
-    with pytest.raises(InputError, match="does not keep to the protocol"):
+    with pytest.raises(PayloadError, match="does not keep to the protocol"):
         agreed_plans(config, Answered(answers))
 
 
@@ -75,7 +77,7 @@ def test_other_config_is_refused_whatever_rank_0_says(tmp_path: Path, change: di
     own = config_of()
     forged = json.dumps(own.replace(change).model_dump(mode="json")).encode()
     source = Source(own, [], tmp_path / "run")
-    with pytest.raises(InputError, match="another config than rank 0"):
+    with pytest.raises(PayloadError, match="another config than rank 0"):
         agree_on_config(Answered([NO_PROBLEM, NO_PROBLEM, forged, NO_PROBLEM]), source, [])
 
 

@@ -22,11 +22,13 @@ from fedhpc.errors import PayloadError
 from fedhpc.models.device import Device
 from fedhpc.models.vector import parameter_count
 from fedhpc.privacy.plan import PrivacyPlan
+from fedhpc.run.start.open_session import _note_of
 from fedhpc.site.context import SiteContext
 from fedhpc.site.hospital import Hospital
 from fedhpc.transport.egress_log import read_log
 from fedhpc.transport.pixel_scan import ImageSearch
 from fedhpc.util.arrays import F32
+from fedhpc.util.log import LogFile
 from tests.transport.test_egress_log import opened
 
 INPUTS, UNITS, DENSITY = 4096, 100, 0.1
@@ -104,6 +106,20 @@ def test_refusal_of_a_steered_update_would_tell_whose_image_is_in_the_shard(tmp_
             with pytest.raises(PayloadError, match="those of an image"):
                 refusing.gather([b"of a", payload], "update", 1)
     assert left[0] == left[1]
+
+
+def test_find_that_cannot_be_written_down_ends_nothing(tmp_path: Path) -> None:
+    """Who may write to a run directory could put a link in the place of the log, and learn of a find by the error."""
+    sites = [{"name": name, "weight": UNITS} for name in "ab"]
+    tree = {"name": "x", "data": {"shards": "{site}.h5", "sites": sites}, "privacy": {"epsilon": 1.0}}
+    (tmp_path / "log.txt").symlink_to(tmp_path / "theirs")
+    for path in (tmp_path / "log.txt", tmp_path / "log.txt" / "below"):
+        note = _note_of(RunConfig.model_validate(tree), LogFile(path, 1, "b"))
+        channel, wire = opened(tmp_path)
+        channel.search_for("b", blocks_of(PIXELS), note)
+        channel.gather([b"of a", PIXELS.tobytes()], "update", 1)
+        assert len(wire.passed) == 1
+    assert not (tmp_path / "theirs").exists()
 
 
 @pytest.mark.parametrize("kind", ["hello", "control"])

@@ -295,6 +295,19 @@ def test_an_evaluation_is_charged(tmp_path: Path) -> None:
         assert (charge.population, charge.mechanism, charge.steps) == ("evaluation", "laplace", 1)
 
 
+def test_share_of_less_noise_than_is_charged_fails_at_its_site(tmp_path: Path) -> None:
+    """A SiteError, by which this rank alone ends or drops out: an InputError is taken to be at every rank."""
+    settings = config(tmp_path, local_epochs=1, trust="sites", colluding_sites=1)
+    model, device = nn.Linear(INPUTS, 2), Device(torch.device("cpu"), bf16=False)
+    place = SiteContext(settings, model, device, PrivacyPlan(12.8, 1.0, 1, "skellam"), lambda *_: None)
+    site = Hospital("a", 0, UNITS, Patients(0), place)
+    site.keep_ledger(tmp_path / "ledger.jsonl", "run")
+    grid = plan_grid(12.0, parameter_count(model), (UNITS,) * 4, 3, 10)
+    with pytest.raises(SiteError, match="site a, round 1: .*which this site is charged for") as raised:
+        site.contribute(to_vector(model), 0, grid)
+    assert raised.value.code == "privacy.plan"
+
+
 @pytest.mark.parametrize("bad", [1.1e4, -1e7, np.inf, np.nan])
 def test_extreme_global_parameters_are_refused(tmp_path: Path, bad: float) -> None:
     """What an aggregator may send to make rounding errors larger than the noise's margin; nothing is charged."""

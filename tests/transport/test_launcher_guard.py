@@ -3,6 +3,7 @@
 The launcher is a real process named as Open MPI's, a copy of a shell that does not end when its ranks have.
 """
 
+import errno
 import os
 import shutil
 import signal
@@ -123,6 +124,22 @@ def test_launcher_whose_number_is_anothers_gets_no_signal(launch: Launch) -> Non
     other.send(signal.SIGKILL)
     assert not other.is_there()
     assert is_running(process.pid, born(process.pid)) and process.poll() is None
+
+
+@pytest.mark.parametrize("lacks", ["attribute", "call"])
+def test_signal_is_sent_where_there_are_no_process_descriptors(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    """Before Linux 5.3, and in a Python that was built for systems as old, as conda's is."""
+
+    def refused(*_: int) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.delattr(os, "pidfd_open") if lacks == "attribute" else monkeypatch.setattr(os, "pidfd_open", refused)
+    process = launch("echo begun >&2; sleep 600")
+    assert process.stderr is not None and process.stderr.readline() == "begun\n"
+    Launcher(process.pid, born(process.pid), "prterun-node-1@1").send(signal.SIGTERM)
+    assert process.wait(20) == -signal.SIGTERM
 
 
 def _environment(pid: int) -> str:

@@ -113,7 +113,9 @@ def test_replaced_certificate_can_be_revoked(folder: Path) -> None:
     stolen = x509.load_pem_x509_certificate((folder / "site1.pem").read_bytes()).serial_number
     pki.issue(folder, "site1")
     assert [one.state for one in pki.show(folder) if one.name == "site1"] == ["364 days left"] * 2
+    (folder / "site1.old.pem").write_text("a copy that somebody has kept\n", encoding="utf-8")
     assert f"{stolen:x}" in pki.revoke(folder, "site1")
+    (folder / "site1.old.pem").unlink()
     crl = x509.load_pem_x509_crl((folder / "crl.pem").read_bytes())
     assert crl.get_revoked_certificate_by_serial_number(stolen) is not None
     pki.issue(folder, "site1")

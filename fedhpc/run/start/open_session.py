@@ -1,6 +1,7 @@
 """Open a session: the secure channel, this rank's shards, the agreed network, the hospitals."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import ShardError, inside
+from fedhpc.errors import FileError, ShardError, inside
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.device import Device, prepare
 from fedhpc.models.saved import load_backbone
@@ -155,7 +156,13 @@ def _note_of(config: RunConfig, log: LogFile) -> Note | None:
     """
     if not config.private or config.privacy.trust == "sites":
         return None
-    return partial(log.write, "WARNING")
+    return partial(_noted, log)
+
+
+def _noted(log: LogFile, text: str) -> None:
+    # What cannot be written is dropped: an error would end this rank, and tell others of the find.
+    with suppress(FileError):
+        log.write("WARNING", text)
 
 
 @dataclass(frozen=True)
