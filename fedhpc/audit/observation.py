@@ -28,7 +28,7 @@ from fedhpc.site.hospital import Hospital
 from fedhpc.site.training.local_sgd import OnStep
 from fedhpc.util.arrays import F32, I64
 
-NO_TARGET = 1e4
+NO_TARGET = 1e300
 MOMENTUM = 0.9
 """Of the observed steps: an optimiser with a memory, in which a gradient without noise could hide."""
 

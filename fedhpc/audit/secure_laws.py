@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,7 +136,9 @@ def observe_secure_units(claim: Claim) -> Drawn:
     size = parameter_count(canaries.module)
     fine = IntegerGrid(FINE_UNITS, FINE_UNITS * (1 + 2**-40) + math.sqrt(size) / 2, SMALLEST_VARIANCE, 8)
     site = Contributor(claim.config.site_names[0], samples, round(DECLARED_SHARE * UNITS))
-    moved = _given(claim, site, canaries, fine, 1)
+    # A hospital gives no share of less noise than its plan is charged for.
+    plan = replace(claim.plan, noise_multiplier=math.sqrt(SMALLEST_VARIANCE) / (2 * fine.l2))
+    moved = _given(replace(claim, plan=plan), site, canaries, fine, 1)
     return Drawn(moved, samples.owner)
 
 

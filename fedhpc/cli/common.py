@@ -114,13 +114,14 @@ class OutputFile(NamedTuple):
             InputError: it has another suffix, is a folder, or is in one that is not there or may not be written to.
         """
         path = Path(text)
+        # Not `Path.is_dir`, which raises where a folder above may not be entered.
         if self.suffix and path.suffix.lower() != self.suffix:
             problem = f"what is written there is a {self.suffix} file. Give a name that ends in {self.suffix}"
-        elif not path.parent.is_dir():
+        elif not os.path.isdir(path.parent):
             problem = "its folder does not exist. Give a file in one that does"
         elif not os.access(path.parent, os.W_OK | os.X_OK):
             problem = "cannot be written there. Give a file in a folder that you may write to"
-        elif path.is_dir():
+        elif os.path.isdir(path):
             problem = "is a folder. Give the name of a file"
         else:
             return path

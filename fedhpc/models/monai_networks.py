@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import importlib
 import inspect
 import sys
 import typing
@@ -13,6 +14,8 @@ from torch import nn
 from fedhpc.errors import InputError
 from fedhpc.models.lean_torch import import_rest
 from fedhpc.models.task import Task
+
+NETWORKS = "monai.networks.nets"
 
 
 def monai_network(name: str, task: Task, args: dict[str, Any]) -> nn.Module:
@@ -36,6 +39,12 @@ def monai_network(name: str, task: Task, args: dict[str, Any]) -> nn.Module:
             code="model.monai",
         ) from None
     return network
+
+
+def import_networks() -> None:
+    """Import MONAI's networks, and what they import of PyTorch and of other packages."""
+    import_rest()
+    importlib.import_module(NETWORKS)
 
 
 def norm_argument(name: str) -> str | None:

@@ -20,6 +20,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.backbones import NAMES, Backbone, VolumeBackbone, public_backbone
 from fedhpc.models.build import build_model, replace_module
+from fedhpc.models.monai_networks import import_networks
 from fedhpc.models.offline import offline
 from fedhpc.models.own_features import OwnFeatures
 from fedhpc.models.task import Task
@@ -103,6 +104,9 @@ def load_model(path: Path) -> SavedModel:
     backbone = load_backbone(config.model.backbone) if config.model.backbone else None
     own = config.model_copy(update={"model": _rebuilt(config.model, path)}) if config.model.checked else config
     try:
+        if own.model.monai is not None:
+            # Before the guard: a package that is installed may ask for a program as it is imported.
+            import_networks()
         with offline() if own.model.monai is not None else nullcontext():
             network = build_model(own, content.task, backbone)
         if content.own_features is not None:
@@ -171,7 +175,7 @@ def _read(path: Path) -> _Content:
 def _rebuilt(model: Model, path: Path) -> Model:
     """The section that the network is built from again: the source in the run directory, no weights from elsewhere."""
     if model.build is None:
-        return model.model_copy(update={"args": {k: v for k, v in model.args.items() if k != "pretrained"}})
+        return model.model_copy(update={"args": {k: v for k, v in model.args.items() if k not in ELSEWHERE}})
     if model.source_sha256 is None:
         raise InputError(
             f"{path}: does not say which source model.build={model.label} is of: none is executed. Give the model.pt "
@@ -190,6 +194,8 @@ def _rebuilt(model: Model, path: Path) -> Model:
     return model.model_copy(update={"build": f"{copy}:{place_of(str(model.build))[1]}"})
 
 
+ELSEWHERE = ("pretrained", "pretrained_url")
+"""Arguments of MONAI's networks by which they load weights, which all are in `model.pt`."""
 MALFORMED = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 UNREADABLE = (*MALFORMED, AssertionError, ImportError, MemoryError, struct.error, pickle.UnpicklingError)
 """What torch's unpickler raises at bytes that are no model: its machine checks little of what it reads."""

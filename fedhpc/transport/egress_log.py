@@ -37,8 +37,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 - update: what becomes the mean of a round (a coded update, a message of the secure sum), or a baseline's own model.
 - metrics: score histograms.
-- hello: what a site says of itself before the first round: the TLS handshake, names, shapes, weight, device, what its
-  ledger has spent.
+- hello: what a site says of itself before the first round: the TLS handshake, names, shapes, weight, device, whether
+  its patients are synthetic, what its ledger has spent.
 - features: the sum of whitened features with its noise, once before the first round (model.feature_mean=sites; in a
   secure sum it is of kind update).
 - control: votes, digests of the global state, and what went wrong. One payload a rank, for all its sites.

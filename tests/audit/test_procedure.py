@@ -22,6 +22,7 @@ from fedhpc.audit.membership import WholeRun
 from fedhpc.audit.negative_controls import Trials
 from fedhpc.audit.observation import Claim
 from fedhpc.audit.report import PUBLIC_RESULT_KEYS, not_attacked, told_part
+from fedhpc.audit.secure_laws import observe_secure_units, secure_unit_laws
 from fedhpc.audit.target import Subject, Target, find_target, open_subject
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
@@ -31,6 +32,7 @@ from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.site_terms import Terms
 from fedhpc.records.checkpoint import save_state
 from fedhpc.records.run_directory import RunDirectory
+from tests.mutation.families import at_sites
 
 SMALL_NETWORK = ("model.name=null", "model.build=fedhpc.bench.round_networks:conv4")
 """Four convolutions in place of 33, which the attacks and laws of the own network take a third of the time for;
@@ -238,3 +240,10 @@ def test_other_algorithm_is_named_as_not_attacked(audited_config: RunConfig) -> 
     assert not_attacked(audited_config) == ""
     changed = audited_config.replace({"algorithm.name": "fedprox", "server": {"optimizer": "fedadam"}})
     assert "algorithm.name=fedprox, server.optimizer=fedadam" in not_attacked(changed)
+
+
+def test_units_of_a_secure_sum_are_observed_through_the_hospital() -> None:
+    """Nearly without noise, which a hospital gives no share of but where it is charged for no more."""
+    claim = at_sites()
+    laws = list(secure_unit_laws(claim, observe_secure_units(claim)))
+    assert len(laws) == 3 and all(law.passed for law in laws), laws

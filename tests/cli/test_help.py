@@ -240,8 +240,11 @@ def test_output_files_are_refused_before_any_work(tmp_path: Path, capsys: pytest
     (tmp_path / "folder").mkdir()
     for place, flag, suffix in sorted(OUTPUT_FILES):
         (taken := tmp_path / f"taken{suffix}").mkdir(exist_ok=True)
-        wrong = [tmp_path / "missing" / f"x{suffix}", taken, *([tmp_path / "shard.h5"] if suffix else [])]
-        for path, problem in zip(wrong, ("does not exist", "is a folder", f"a {suffix} file"), strict=False):
+        # Python cannot look at the third: as in a folder that one may not enter, that is an OSError of its own.
+        wrong = [tmp_path / "missing" / f"x{suffix}", taken, tmp_path / ("y" * 300) / f"x{suffix}"]
+        wrong += [tmp_path / "shard.h5"] if suffix else []
+        problems = ("does not exist", "is a folder", "does not exist", f"a {suffix} file")
+        for path, problem in zip(wrong, problems, strict=False):
             assert main([*place.split(), flag, str(path)]) == 2
             told = capsys.readouterr().err
             assert f"{path}: " in told and problem in told and "Traceback" not in told, told

@@ -310,6 +310,12 @@ def test_model_file_calls_no_address_in_its_arguments(tmp_path: Path, monkeypatc
         save_model(tmp_path / "model.pt", torch.nn.Linear(1, 2), facts)
         load_model(tmp_path / "model.pt")
         assert asked == []
+        # What a run may have had: its weights are in the file, so that nothing is asked of an address.
+        monkeypatch.setattr(nets, "Calling", torch.nn.Linear)
+        args = {"pretrained": True, "pretrained_url": address, "in_features": 1, "out_features": 2}
+        config["model"] = {"monai": "Calling", "args": args}
+        save_model(tmp_path / "model.pt", torch.nn.Linear(1, 2), facts)
+        assert load_model(tmp_path / "model.pt").config.model.args["pretrained_url"] == address
         # Control: elsewhere the same call arrives.
         socket.create_connection(server.getsockname(), 5).close()
         server.settimeout(5)

@@ -303,7 +303,7 @@ def test_share_of_less_noise_than_is_charged_fails_at_its_site(tmp_path: Path) -
     site = Hospital("a", 0, UNITS, Patients(0), place)
     site.keep_ledger(tmp_path / "ledger.jsonl", "run")
     grid = plan_grid(12.0, parameter_count(model), (UNITS,) * 4, 3, 10)
-    with pytest.raises(SiteError, match="site a, round 1: .*which this site is charged for") as raised:
+    with pytest.raises(SiteError, match=r"site a, round 1: .*which this site is charged for") as raised:
         site.contribute(to_vector(model), 0, grid)
     assert raised.value.code == "privacy.plan"
 
