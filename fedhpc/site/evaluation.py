@@ -87,8 +87,13 @@ class Evaluator:
         return squared_influence(self._predictions(params, "test"), placed)
 
     def may_answer(self, params: F32, question: Question) -> bool:
-        """Return whether the evaluation budget allows the answer to a question about a model."""
-        return self._answers is not None and self._answers.affords(question, self._asked(params, question))
+        """Return whether the evaluation budget allows the answer to a question about a model.
+
+        Raises:
+            SiteError: where the ledger or a kept answer cannot be read.
+        """
+        with self._failures.failing("evaluation failed"):
+            return self._answers is not None and self._answers.affords(question, self._asked(params, question))
 
     def answer(self, params: F32, question: Question, weights: Weights) -> I64:
         """Return the private answer to a question, int64[tasks, groups, bins]; charged before the noise is drawn.

@@ -258,5 +258,10 @@ class Hospital:
         return Features(place.model, self._samples, units, place.device, p.max_physical_batch)
 
     def can_afford(self, round: int) -> bool:
-        """Whether one more round stays within the target epsilon and the lifetime cap; always without privacy."""
-        return self.budget.affords(round)
+        """Whether one more round stays within the target epsilon and the lifetime cap; always without privacy.
+
+        Raises:
+            SiteError: where a ledger cannot be read. No other rank has this problem, as all have an InputError.
+        """
+        with self.failing(f"round {round + 1}: the ledger cannot be read"):
+            return self.budget.affords(round)

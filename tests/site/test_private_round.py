@@ -308,6 +308,22 @@ def test_share_of_less_noise_than_is_charged_fails_at_its_site(tmp_path: Path) -
     assert raised.value.code == "privacy.plan"
 
 
+def test_ledger_or_answer_that_cannot_be_read_fails_at_its_site(tmp_path: Path) -> None:
+    """As the shares above: in a round no other rank sees what is damaged at this one, and would wait for its vote."""
+    site = hospital(tmp_path, model := Silent())
+    params = to_vector(model)
+    question = Question(stage=101, split="val", groups=3, edges=((0.0,),))
+    assert site.can_afford(0) and site.evaluator.may_answer(params, question)
+    (tmp_path / "evaluation-0101-val.npz").write_bytes(b"no answer")
+    with pytest.raises(SiteError, match=r"site a, evaluation failed: .*is damaged") as raised:
+        site.evaluator.may_answer(params, question)
+    assert raised.value.code == "file.damaged"
+    (tmp_path / "ledger.jsonl").write_text("no line\n", encoding="utf-8")
+    with pytest.raises(SiteError, match="site a, round 1: the ledger cannot be read: ") as raised:
+        site.can_afford(0)
+    assert raised.value.code.startswith("privacy.")
+
+
 @pytest.mark.parametrize("bad", [1.1e4, -1e7, np.inf, np.nan])
 def test_extreme_global_parameters_are_refused(tmp_path: Path, bad: float) -> None:
     """What an aggregator may send to make rounding errors larger than the noise's margin; nothing is charged."""
