@@ -70,10 +70,7 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
     start_from(config, directory, task, network.model, transport)
     run_on_all_ranks(transport, lambda: check_local_layers(config, network.model))
     grid = run_on_all_ranks(transport, lambda: _grid(config, place, weights))
-    free = free_bytes(device.device, transport.local_size)
-    samples = [
-        resident(site.samples(network.backbone), device.device, free // len(opened.sites)) for site in opened.sites
-    ]
+    samples = _samples(opened, network.backbone, directory)
     sites = tuple(
         Hospital(config.site_names[i], i, weights[i], mine, place_of(config.site_names[i], place, plans))
         for i, mine in zip(opened.indices, samples, strict=True)
@@ -211,6 +208,28 @@ def _open_sites(config: RunConfig, indices: Sequence[int], directory: RunDirecto
     if problems:
         raise ShardError("\n".join(map(str, problems)), code=problems[0].code)
     return opened
+
+
+def _samples(opened: _Opened, backbone: Backbone | None, directory: RunDirectory) -> list[Samples]:
+    """Return what each of this rank's sites trains on; features of a backbone are computed here where there are none.
+
+    Raises:
+        InputError: at every rank, where they cannot be kept beside a shard, or are damaged. The site's log has it all.
+    """
+    transport, device = opened.transport, opened.device.device
+
+    def made() -> list[Samples]:
+        free = free_bytes(device, transport.local_size)
+        found = []
+        for site in opened.sites:
+            try:
+                found.append(resident(site.samples(backbone), device, free // len(opened.sites)))
+            except ShardError as error:
+                directory.log(site.shard.site, transport.rank).write("ERROR", inside(error))
+                raise
+        return found
+
+    return run_on_all_ranks(transport, made)
 
 
 def _grid(config: RunConfig, place: SiteContext, weights: Sequence[int]) -> IntegerGrid | None:

@@ -4,9 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from fedhpc.errors import ShardError
+from fedhpc.errors import RankErrors, ShardError
+from fedhpc.models.backbones import public_backbone
+from fedhpc.models.device import Device
+from fedhpc.models.task import Task
+from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.start.open_session import _Opened, _samples
 from fedhpc.site.data.feature_file import FeatureFile
+from fedhpc.site.data.open_site import open_site
+from fedhpc.transport.base import AloneTransport
+from tests.mpi.test_federated import make_shard
 
 SHAPE = (5000, 7)
 
@@ -56,3 +65,18 @@ def test_features_of_another_shape_are_refused(features: np.ndarray, tmp_path: P
     with pytest.raises(ShardError) as caught:
         FeatureFile(path, *SHAPE, "a", keep=False)
     assert str(SHAPE) not in str(caught.value) and str(SHAPE) in caught.value.private
+
+
+def test_features_that_cannot_be_used_end_all_ranks(tmp_path: Path) -> None:
+    """What one hospital's disk refuses is told to all, and its path to that hospital alone: the others would wait."""
+    make_shard(tmp_path, "site1", 20)
+    backbone, directory = public_backbone("phantom"), RunDirectory(tmp_path / "run")
+    with open_site(tmp_path / "site1.h5", "site1") as site:
+        path = site.features_path(backbone)
+        path.mkdir()
+        device, task = Device(torch.device("cpu"), bf16=False), Task(("benign", "malignant"), (1, 32, 32))
+        opened = _Opened(AloneTransport(), (0,), (site,), (), device, (), task, (20,))
+        with pytest.raises(RankErrors, match=r"cached features .* are damaged") as raised:
+            _samples(opened, backbone, directory)
+    assert str(path) not in str(raised.value)
+    assert str(path) in directory.log("site1", 0).path.read_text(encoding="utf-8")
