@@ -50,8 +50,8 @@ class Exchange(Section):
     search: bool = Field(
         default=True,
         description="search each payload for pixels of the site's own images before it is sent; one that holds some is "
-        "refused. With privacy on, what carries noise is sent all the same, and the hospital's own log tells of the "
-        "find: a refusal would tell others whose image is in the shard",
+        "refused. With privacy on and trust: aggregator, what carries noise is sent all the same, and the hospital's "
+        "own log tells of the find: a refusal would tell others whose image is in the shard",
     )
 
     @property
