@@ -59,7 +59,7 @@ ODD_ARGS = (
 def test_odd_values_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, source = tmp_path / "config.yaml", tmp_path / "my_models.py"
     path.write_text(BASE, encoding="utf-8")
-    source.touch()
+    source.write_text("def make(**args): ...\n", encoding="utf-8")
     words = ["config", "show", str(path), "--set", f"model.build={source}:make", "--set", ODD_ARGS]
     assert main(words) == 0
     (tmp_path / "shown.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
