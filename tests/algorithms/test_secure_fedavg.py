@@ -210,10 +210,10 @@ def write(path: Path, tree: object) -> Path:
         (["privacy.colluding_sites=5"], "lower colluding_sites or add sites"),
         (["privacy.colluding_sites=9"], "of 4 sites that leaves 0 to share the noise"),
         (["privacy.colluding_sites=0"], "privacy.colluding_sites=0: the aggregator shares its rank"),
-        (["privacy.trust=aggregator"], "privacy.colluding_sites: only with privacy.trust=sites"),
+        (["privacy.trust=aggregator"], "privacy.colluding_sites=1: only with privacy.trust=sites"),
         (
             ["privacy.trust=aggregator", "privacy.colluding_sites=null", "privacy.tolerated_dropouts=1"],
-            "privacy.tolerated_dropouts: only with privacy.trust=sites",
+            "privacy.tolerated_dropouts=1: only with privacy.trust=sites",
         ),
     ],
 )
