@@ -43,13 +43,17 @@ def result_parts(results: Sequence[CellResult]) -> list[Part]:
         if kind in together:
             parts.append(together[kind](cells))
         elif kind in alone:
-            parts += [_numbered(alone[kind](one), number) for number, one in enumerate(cells)]
+            for number, one in enumerate(cells):
+                part = alone[kind](one)
+                parts.append(_numbered(part, number, part.title in [other.title for other in parts]))
     return parts
 
 
-def _numbered(part: Part, number: int) -> Part:
-    """Return a part whose anchor is its own where a study has several of its kind."""
-    return part if not number else replace(part, key=f"{part.key}-{number + 1}", title=f"{part.title} {number + 1}")
+def _numbered(part: Part, number: int, taken: bool) -> Part:
+    """Return a part with an anchor of its own; `taken`: another part of the study has its title."""
+    if not number:
+        return part
+    return replace(part, key=f"{part.key}-{number + 1}", title=f"{part.title} {number + 1}" if taken else part.title)
 
 
 def _legacy(one: CellResult) -> Part:
@@ -75,7 +79,7 @@ def _legacy(one: CellResult) -> Part:
         Column("site", "Site"), Column("model", "Model"), Column("auc", "AUC", "number"), *_ends(),
     ]  # fmt: skip
     legend = [Legend(way, k) for k, way in enumerate(WAYS.values())]
-    table = Table("legacy", "AUC by site and model", columns, body)
+    table = Table("legacy", f"{title}: AUC by site and model", columns, body)
     figure = Figure("AUC alone, federated, personalised", alt, intervals(bars, "AUC", alt), table, "", legend)
     lead = "On new patients; differences are paired by patient. Intervals: 95 %, over patients and cohorts."
     return Part("legacy", title, lead, figures=[figure])

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fedhpc.cli.main import main
 from fedhpc.config.schema import RunConfig
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.records.study import Cell
 from fedhpc.records.summary import GIVEN_AWAY
 from fedhpc.report.build import Report, report, write
 from fedhpc.report.grid import chart_of, pareto_front
@@ -24,6 +25,7 @@ from fedhpc.report.line_chart import AUC_AXIS, BOTTOM, LEFT, RIGHT, TOP, Axis, L
 from fedhpc.report.page import Content
 from fedhpc.report.rows import Row, groups_of
 from fedhpc.report.sources import of_runs
+from fedhpc.report.study_results import CellResult, result_parts
 from fedhpc.report.svg import HEIGHT, WIDTH
 
 EMPTY = {"baseline": "", "state": "finished", "message": "", "mode": "federated", "epsilon_target": None,
@@ -336,3 +338,13 @@ def test_an_unknown_state_is_never_in_a_mean() -> None:
 def test_report_names_the_directory_it_is_on(tmp_path: Path) -> None:
     write_run(tmp_path / "lonely", 0.5)
     assert of_runs([tmp_path / "lonely"]).name == "lonely"
+
+
+def test_result_parts_of_one_kind_are_told_apart() -> None:
+    """Two cells of a kind have anchors, titles and names of tables of their own, as a screen reader needs them."""
+    found = {"rows": [{"site": "site3", f"{way}_auc": {"mean": 0.9, "half": 0.01}} for way in ("alone", "federated")]}
+    parts = [("legacy", "head"), ("legacy-network", "network"), ("legacy-other", "network")]
+    cells = [Cell(name, "legacy", part, None, None, 0, "") for name, part in parts]
+    made = result_parts([CellResult(cell, found) for cell in cells])
+    assert len({part.key for part in made}) == len({part.title for part in made}) == 3
+    assert [part.title for part in made][:2] == ["Legacy scanner, head", "Legacy scanner, network"]
