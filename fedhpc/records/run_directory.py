@@ -249,7 +249,7 @@ def config_text(config: RunConfig, folder: Path) -> str:
 
 
 def _refuse_other_source(tree: dict[str, Any], path: Path) -> None:
-    """See that a run's config names the copy of its model's source, which whoever is given the run is told to read.
+    """See that a run's config names the copy of its model's source, which docs/deploy.md says to read first.
 
     Raises:
         ConfigError: it names another file or module, which would be executed in the place of the copy.

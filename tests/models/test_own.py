@@ -143,7 +143,7 @@ def test_source_that_cannot_be_loaded_is_refused(tmp_path: Path, source: str) ->
 
 @pytest.mark.parametrize("source", ["def make(task:\n    pass", "return 1", "def other(task):\n    1 / 0", "\0"])
 def test_text_that_cannot_be_a_source_is_refused_with_the_config(tmp_path: Path, source: str) -> None:
-    """What can be told without executing it is told before anything is made."""
+    """A fault that shows without execution is refused before anything is made."""
     path = write_config(tmp_path)
     (tmp_path / "nets" / "my.py").write_text(source, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"model\.build=.*my\.py.*: (cannot be loaded: |.* has no function make\.)"):
@@ -218,7 +218,7 @@ def test_run_directory_rebuilds_the_model_from_its_copy(finished: Path, run_here
 
 @pytest.mark.parametrize("other", ["state/notes.py:make", "../notes.py:make", "os:system", f"./{COPY}:make"])
 def test_source_beside_the_copy_is_not_executed(finished: Path, tmp_path: Path, other: str) -> None:
-    """Whoever is given a run is told to read the copy before `audit`, which took what its config.yaml named."""
+    """The pages say to read the copy before `audit`, which executed what config.yaml named."""
     shutil.copytree(finished / "run", tmp_path / "run")
     for folder in ("run/state", "."):
         (tmp_path / folder / "notes.py").write_text("raise SystemExit('executed')", encoding="utf-8")

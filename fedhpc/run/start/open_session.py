@@ -147,7 +147,7 @@ def _opened(members: Membership, directory: RunDirectory, console: Console) -> _
 
 
 def _note_of(config: RunConfig, log: LogFile) -> Note | None:
-    """Return what a find of the search is told to where it must change nothing that others see; None elsewhere.
+    """Return what notes a find of the search, where a find must change nothing that others see; else None.
 
     Masked vectors of a secure sum can be steered by nobody.
     """

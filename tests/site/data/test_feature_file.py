@@ -68,7 +68,7 @@ def test_features_of_another_shape_are_refused(features: np.ndarray, tmp_path: P
 
 
 def test_features_that_cannot_be_used_end_all_ranks(tmp_path: Path) -> None:
-    """What one hospital's disk refuses is told to all, and its path to that hospital alone: the others would wait."""
+    """A disk that refuses at one hospital ends all ranks; its path stays in that hospital's log."""
     make_shard(tmp_path, "site1", 20)
     backbone, directory = public_backbone("phantom"), RunDirectory(tmp_path / "run")
     with open_site(tmp_path / "site1.h5", "site1") as site:
