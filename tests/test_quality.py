@@ -64,6 +64,11 @@ WAYS_OUT = re.compile(
     r"logging\.handlers|torch\.(distributed|multiprocessing|hub)|"
     r"os\.(system|popen|fork|forkpty|exec\w+|spawn\w+|posix_spawn\w*|startfile|sendfile|mkfifo)"
 )
+# What mpi4py unpickles at the receiver: whoever sends may have any code run there.
+PICKLED = re.compile(
+    r".*(comm|group|leaders|node|WORLD)\.(allgather|allreduce|alltoall|bcast|exscan|gather|i?recv|i?[bsr]?send|reduce|"
+    r"scan|scatter|sendrecv)"
+)
 NOT_OURS = {"runs", "data", "build", "dist", "__pycache__"}
 BINARY = {".npz", ".npy", ".png", ".pt", ".h5"}
 SHELL_LINE = re.compile(r"#!.*\b(ba|da)?sh\b")
@@ -169,6 +174,13 @@ def test_hospital_names_no_way_out() -> None:
         if WAYS_OUT.fullmatch(name)
     ]
     assert paths and not found, "\n".join(found)
+
+
+def test_ranks_exchange_no_pickles() -> None:
+    path = REPO / "fedhpc" / "transport" / "mpi.py"
+    names = list(names_in(ast.parse(path.read_text(encoding="utf-8"))))
+    assert any(name == "self._comm.Ibcast" for _, name in names)
+    assert not [f"{path.name}:{line} {name}" for line, name in names if PICKLED.fullmatch(name)]
 
 
 def test_no_machine_paths() -> None:

@@ -17,32 +17,34 @@ On disk a trial is an `element`, as in earlier versions: a sweep is resumed acro
 the ledger heads of earlier trials (`fedhpc.run.start.recorded_heads`).
 """
 
+import json
 import os
 import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.strict_yaml import dump_yaml, parse_yaml
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.sweep.config import Sweep, Trial
 from fedhpc.sweep.resources import Local, Slurm
-from fedhpc.sweep.trial_directory import JOBS, RESTORE, Commands, TrialDirectory
+from fedhpc.sweep.trial_directory import JOBS, RESTORE, Commands, JobId, ProcessId, TrialDirectory
 from fedhpc.util.clock import now
 from fedhpc.util.files import make_folder, read_json, read_text, write_json, write_text
 from fedhpc.util.processes import born
 from fedhpc.util.section import Section
 
 Cluster = Literal["slurm", "local"]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
 
 
 class Listed(Section):
     """A trial as sweep.yaml lists it; its config is in its directory."""
 
-    name: str
+    name: FileName
     baseline: str
     point: dict[str, Any]
 
@@ -50,7 +52,7 @@ class Listed(Section):
 class Stored(Section):
     """sweep.yaml."""
 
-    name: str
+    name: FileName
     grid: dict[str, list[Any]]
     slurm: Slurm
     local: Local
@@ -69,12 +71,15 @@ class Submission:
     """
 
     cluster: Cluster
-    jobs: dict[str, str]
-    report: str
+    jobs: dict[str, JobId]
+    report: JobId
     host: str
-    pid: int
+    pid: ProcessId
     born: str
     time: str
+
+
+SUBMISSION = TypeAdapter(Submission)
 
 
 class SweepDirectory:
@@ -154,8 +159,8 @@ class SweepDirectory:
     def submissions(self) -> list[Submission]:
         """All of them, oldest first."""
         try:
-            return [Submission(**one) for one in self._jobs()["submissions"]]
-        except TypeError:
+            return [SUBMISSION.validate_json(json.dumps(one), strict=True) for one in self._jobs()["submissions"]]
+        except (TypeError, ValidationError):
             raise self._changed() from None
 
     def cancelled(self) -> frozenset[str]:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from fedhpc.sweep.config import Sweep, Trial
 from fedhpc.sweep.directory import Submission, SweepDirectory
 from fedhpc.sweep.trial_directory import Outcome, TrialDirectory
-from fedhpc.util.processes import born
-from fedhpc.util.text import clock, fitted, fixed, shown
+from fedhpc.util.processes import is_running
+from fedhpc.util.text import clock, fitted, fixed, printable, shown
 
 State = Literal["missing", "pending", "running", "finished", "failed", "stopped", "cancelled", "lost", "unknown"]
 AT_REST: frozenset[State] = frozenset({"missing", "failed", "stopped", "cancelled", "lost"})
@@ -177,7 +177,7 @@ def latest(submissions: Sequence[Submission]) -> dict[str, Submission]:
 def runs_here(submission: Submission) -> bool:
     """Whether the process that runs a sweep on one machine is still there; nothing can be said from another host."""
     here = submission.cluster == "local" and submission.host == socket.gethostname()
-    return here and born(submission.pid) == submission.born
+    return here and is_running(submission.pid, submission.born)
 
 
 def status_text(sweep: Sweep, found: Sequence[Line]) -> str:
@@ -188,7 +188,8 @@ def status_text(sweep: Sweep, found: Sequence[Line]) -> str:
     failed = [f"{line.name}: {line.message.splitlines()[0]}" for line in found if line.message]
     counts = Counter(line.state for line in found)
     summary = ", ".join(f"{counts[state]} {state}" for state in sorted(counts))
-    return "\n".join([fitted(rows), *(["", *failed] if failed else []), "", f"{sweep.name}: {len(found)}: {summary}"])
+    lines = [fitted(rows), *(["", *failed] if failed else []), "", f"{sweep.name}: {len(found)}: {summary}"]
+    return printable("\n".join(lines))
 
 
 def _row(line: Line, keys: Sequence[str]) -> tuple[str, ...]:

@@ -6,9 +6,9 @@ import socket
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fedhpc.config.loader import load_config
 from fedhpc.config.schema import RunConfig
@@ -19,6 +19,10 @@ from fedhpc.util.files import read_json, write_json, write_text
 from fedhpc.util.section import Section
 
 Ended = Literal["running", "finished", "failed", "stopped"]
+JobId = Annotated[str, Field(pattern=r"^(\d+(_\d+)?)?$")]
+"""Of SLURM, or empty; never an option of its commands, which are given what a sweep's files name."""
+ProcessId = Annotated[int, Field(gt=1)]
+"""Never 0 or below, which stand for groups of processes, up to all of an account."""
 JOBS = "jobs"
 """The folder of a sweep's jobs: scripts, pickles, a log a rank."""
 RESTORE = "Restore it from a backup, or start the sweep in a new --run-dir"
@@ -46,11 +50,14 @@ class Outcome:
 
     state: Ended
     message: str
-    job: str
+    job: JobId
     host: str
-    pid: int
+    pid: ProcessId
     started: str
     seconds: float = 0.0
+
+
+OUTCOME = TypeAdapter(Outcome)
 
 
 class TrialDirectory:
@@ -92,8 +99,8 @@ class TrialDirectory:
         if not self._outcome.exists():
             return None
         try:
-            return Outcome(**read_json(self._outcome, AGAIN))
-        except TypeError:
+            return OUTCOME.validate_json(json.dumps(read_json(self._outcome, AGAIN)), strict=True)
+        except ValidationError:
             raise InputError(
                 f"{self._outcome}: does not say how an attempt ended. {AGAIN}.", code="file.damaged"
             ) from None

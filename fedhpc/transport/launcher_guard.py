@@ -34,6 +34,7 @@ LAUNCHER = "prterun"
 """What mpirun and mpiexec of Open MPI 5 become; it serves one job."""
 NAMESPACE = "PMIX_NAMESPACE"
 """Names the job in each of its ranks' environments: `prterun-HOST-PID@1`."""
+RANK = "PMIX_RANK"
 KILL_AFTER_S, LOOKS, SHORTEST_S, LONGEST_S = 5.0, 20, 0.05, 1.0
 """Seconds between SIGTERM and SIGKILL; how often to look within the patience, and how long to sleep in between."""
 
@@ -139,6 +140,18 @@ def _is_of(job: str, pid: int) -> bool:
     except OSError:
         return True
     return variables == [b""] or f"{NAMESPACE}={job}".encode() in variables
+
+
+def is_rank(pid: int, rank: int) -> bool:
+    """Return whether a process of this host is certain to be the one that this process's job has started as `rank`."""
+    job = os.environ.get(NAMESPACE)
+    if pid <= 1 or pid == os.getpid() or not job:
+        return False
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return {f"{NAMESPACE}={job}".encode(), f"{RANK}={rank}".encode()} <= set(variables)
 
 
 def watch(launcher: Launcher, patience_s: float) -> None:

@@ -25,6 +25,7 @@ from fedhpc.errors import ExchangeError, InputError, RankLostError, SilentRankEr
 from fedhpc.transport.base import AloneTransport, Wire
 from fedhpc.transport.egress_log import Kind
 from fedhpc.transport.framing import Bytes, Pieces, carved, check_announced, divided, frame_header, interleaved
+from fedhpc.transport.launcher_guard import is_rank
 from fedhpc.transport.mpi_library import is_fault_tolerant, is_launched, load_mpi
 from fedhpc.transport.waiting import Waiting, one_of, rest_of
 from fedhpc.util.arrays import I64
@@ -137,7 +138,9 @@ class MpiTransport:
         """
         opened = None
         try:
-            opened = MpiTransport(comm, wave_bytes=self._wave_bytes), comm.allgather(self.rank)
+            # Who is left is asked of MPI: what another rank says would be believed, and as an object be unpickled.
+            alive = comm.Get_group().Translate_ranks(group=self._comm.Get_group())
+            opened = MpiTransport(comm, wave_bytes=self._wave_bytes), alive
         except (self._mpi.Exception, RankLostError):
             comm.Revoke()  # those that have not noticed wait for this rank
         try:
@@ -165,17 +168,26 @@ class MpiTransport:
         Raises:
             SilentRankError: where a rank cannot be ended from here, or the others cannot go on without it.
         """
-        here = [rank for rank in missing if self.shares_host(rank)]
+        pids = {rank: pid for rank in missing if (pid := self._pid_here(rank))}
         names = ", ".join(self._names[rank] for rank in missing) or self._names[0]
-        if not missing or len(here) < len(missing) or not is_fault_tolerant():
+        if not missing or len(pids) < len(missing) or not is_fault_tolerant():
             raise SilentRankError(
                 f"{names}: has not answered for {waited_s:.0f} s (faults.round_timeout_s, faults.join_timeout_s); this "
                 "start ends, and the same command goes on after the last saved round"
             )
         LOG.warning("%s: has not answered for %.0f s and is ended (faults.round_timeout_s)", names, waited_s)
-        for rank in here:
+        for pid in pids.values():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pids[rank], signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
+
+    def _pid_here(self, rank: int) -> int | None:
+        """Return the process of a rank that was started on this host; None where it is not certain to be that.
+
+        Host and process id are what the rank itself has said: it could name any process of this account.
+        """
+        (started_as,) = self._comm.Get_group().Translate_ranks([rank], self._mpi.COMM_WORLD.Get_group())
+        pid = self._pids[rank]
+        return pid if self.shares_host(rank) and is_rank(pid, started_as) else None
 
     def _agreed_sizes(self, own: Sequence[int], ranks: I64) -> tuple[I64, int]:
         """(bytes of each part of the stream, how many parts came beyond those that were expected), at every rank.

@@ -220,6 +220,14 @@ from fedhpc.transport.mpi import MpiTransport, connect
 t = connect()
 if t.rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
+told, forged = list(t._pids), [-1, 0, os.getppid(), *t._pids]
+if t.rank == 3:
+    print("pids", [t._pid_here(rank) == told[rank] for rank in (0, 2)], flush=True)
+    for pid in forged:
+        t._pids = [pid, pid, told[0], pid]
+        if t._pid_here(2) is not None or (pid != told[0] and t._pid_here(0) is not None):
+            print("would kill", pid, flush=True)
+    t._pids = told
 try:
     t.gather([b"x"], "hello")
 except Exception as error:
@@ -252,6 +260,8 @@ def test_ranks_that_died_under_ulfm_are_said_and_left_out(mpi: Mpi, tmp_path: Pa
     done = run_limited([launcher, "--with-ft", "ulfm", *words], 60, mpi.start_env())
     assert "RankLostError a message could not be exchanged" in done.stdout, done
     assert "another rank has ended" in done.stdout
+    # A process id is what its rank has said: of -1, every process of the account would be killed for a rank that hangs.
+    assert "pids [True, True]" in done.stdout and "would kill" not in done.stdout, done
     assert sorted(line for line in done.stdout.splitlines() if line.startswith("left")) == [
         "left [0, 3] b''",
         "left [0, 3] b'abab'",
