@@ -90,6 +90,33 @@ def check_other_names(ledger: SiteLedger, site: str, identities: Identities) -> 
             )
 
 
+def check_unknown(whose: Whose, folder: Path, identities: Identities) -> None:
+    """See that no hospital's account knows the patients of a run without privacy, which has none of its own.
+
+    Such a run is let through where there is no account; a config that renames the site, or a shard that claims to be
+    synthetic, leads to such a place.
+
+    Args:
+        whose: the shard.
+        folder: where its account would be.
+        identities: of all of its patients (private).
+
+    Raises:
+        PrivacyError: an account that a hospital has initialised has charged some of them.
+    """
+    if whose.synthetic:
+        _refuse_synthetic(folder, whose.site, identities)
+        return
+    for other in map(SiteLedger, _beside(folder, whose.site)):
+        if other.terms.initialised and other.has_charged(identities):
+            raise PrivacyError(
+                f"site {whose.site}: some of its patients were charged to {other.folder}, which the hospital has "
+                "initialised: another name of the site leads around it. Use the name that the account has, or set "
+                f"{VARIABLE} to one folder, without {{site}}",
+                code="privacy.ledger-other",
+            )
+
+
 def check_synthetic(ledger: SiteLedger, site: str, identities: Identities) -> None:
     """See that no patient of a shard that says it is synthetic was charged to a hospital's account.
 
@@ -106,18 +133,21 @@ def check_synthetic(ledger: SiteLedger, site: str, identities: Identities) -> No
     Raises:
         PrivacyError: such an account has charged some of them.
     """
+    _refuse_synthetic(ledger.folder, site, identities)
+
+
+def _refuse_synthetic(folder: Path, site: str, identities: Identities) -> None:
     above, template = default_folder(site).parent, os.environ.get(VARIABLE)
     places = sorted(above.iterdir()) if os.access(above, os.R_OK | os.X_OK) else []
     named = placed(VARIABLE, template, site) if template else None
     hospitals = [named, *_beside(named, site)] if named else []
-    own = ledger.folder.resolve()
-    for folder in (one for one in _accounts([*places, *hospitals]) if one.resolve() != own):
-        other = SiteLedger(folder)
+    own = folder.resolve()
+    for other in (SiteLedger(one) for one in _accounts([*places, *hospitals]) if one.resolve() != own):
         if other.terms.initialised and other.has_charged(identities):
             raise PrivacyError(
                 f"site ledger of {site}: the shard says that its patients are synthetic (created_by), and some of them "
-                f"were charged to {folder}, which the hospital has initialised. Restore the shard from its import, or "
-                f"set {VARIABLE}",
+                f"were charged to {other.folder}, which the hospital has initialised. Restore the shard from its "
+                f"import, or set {VARIABLE}",
                 code="privacy.ledger-other",
             )
 

@@ -12,7 +12,7 @@ from fedhpc.privacy.accountant import Charge, Population
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.ledger_folder import exists
 from fedhpc.privacy.lifetime import lifetime_path, take_over
-from fedhpc.privacy.places import Whose, check_other_names, check_synthetic, site_ledger_folder
+from fedhpc.privacy.places import Whose, check_other_names, check_synthetic, check_unknown, site_ledger_folder
 from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.site_terms import Terms
 from fedhpc.privacy.unit_sets import Identities
@@ -151,10 +151,13 @@ def permit_exact_evaluation(
 
 
 def _permit(config: RunConfig, shard: Shard, run: str) -> None:
-    folder = site_ledger_folder(whose(config, shard), config.privacy.site_ledger)
-    if not exists(folder):
+    asked = whose(config, shard)
+    folder = site_ledger_folder(asked, config.privacy.site_ledger)
+    ledger = SiteLedger(folder) if exists(folder) else None
+    if ledger is None or not ledger.terms.initialised:
+        check_unknown(asked, folder, identities_of(shard, ("train", "val", "test")))
+    if ledger is None:
         return
-    ledger = SiteLedger(folder)
     terms = ledger.terms
     if terms.require_privacy and not config.privacy.off:
         raise PrivacyError(

@@ -540,6 +540,30 @@ def test_run_without_privacy_needs_the_config_and_the_hospital(hospital: Hospita
             assert "demands privacy" in refused(lambda: permit_without_privacy(config, [shard], "plain"))
 
 
+@pytest.mark.parametrize("forged", ["clinic", "site1"])
+def test_run_without_privacy_goes_around_no_account(
+    hospital: Hospital, monkeypatch: pytest.MonkeyPatch, forged: str
+) -> None:
+    """A copy of the shard under another site's name, or one that claims to be of the built-in cohort."""
+    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setenv("XDG_STATE_HOME", str(hospital.folder / "state"))
+    SiteLedger.create(default_folder("site1"), Terms("patient", cap=CAP, require_privacy=True, initialised=True))
+    hospital.run("one")
+    made_by = {"created_by": f"{SYNTHETIC} 1"} if forged == "site1" else {}
+    folder, strangers = hospital.folder / "forged", [f"new{name}" for name in PATIENTS]
+    tree = config_of(folder).model_dump(mode="json")
+    tree["data"]["sites"][0]["name"] = forged
+    tree["privacy"] |= {"epsilon": None, "off": True}
+    config = RunConfig.model_validate(tree)
+    for names in (PATIENTS, strangers):
+        write_patients(folder / f"{forged}.h5", names, SPLIT, **made_by)
+        with Shard.open(folder / f"{forged}.h5", forged) as shard:
+            if names == PATIENTS:
+                assert "which the hospital has" in refused(lambda: permit_without_privacy(config, [shard], "plain"))
+            else:
+                permit_without_privacy(config, [shard], "plain")
+
+
 def test_image_charge_on_a_patient_account_counts_all_images_of_a_patient(tmp_path: Path) -> None:
     """Three images of one patient in image unit cost that patient more than one image of each of three."""
     spent = []
