@@ -92,7 +92,9 @@ class GuardedFile(io.RawIOBase):
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("w+b", buffering=0)
+        # Never into a file that is there, which a process that was killed has left, nor through a link.
+        path.unlink(missing_ok=True)
+        self._file = path.open("x+b", buffering=0)
         self._path = path
         self._error: OSError | None = None
 

@@ -458,8 +458,8 @@ TABLE = (
     ),
     ErrorCode(
         "privacy.ledger-key",
-        "The key of a site ledger is missing, damaged or readable by others.",
-        "`chmod 600` it, or restore it from a backup.",
+        "The key of a site ledger is missing, damaged or readable by others, or others may write to its folder.",
+        "`chmod 600` the key, `chmod go-w` the folder, or restore it from a backup.",
     ),
     ErrorCode("privacy.ledger-exists", "There is a site ledger already.", "`run.py budget grant` changes its terms."),
     ErrorCode(

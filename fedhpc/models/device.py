@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedhpc.config.schema import Runtime
 from fedhpc.errors import InputError
+from fedhpc.util.files import is_own
 from fedhpc.util.memory import keep_freed_memory
 
 
@@ -68,14 +69,15 @@ def _keep_compiled_code_private() -> None:
     """Let PyTorch keep compiled code in this account's own cache.
 
     Its default is a folder of the account's name in /tmp: another user of the node may have put one there, with code
-    in it that this process would load. The variable, where the user has set it, holds.
+    in it that this process would load. So may one have where XDG_CACHE_HOME is below /tmp. The variable, where the
+    user has set it, holds.
     """
     if COMPILED_CODE in os.environ:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedhpc" / "compiled"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        usable = os.access(folder, os.W_OK | os.X_OK)
+        usable = os.access(folder, os.W_OK | os.X_OK) and is_own(folder)
     except OSError:
         usable = False
     os.environ[COMPILED_CODE] = str(folder) if usable else tempfile.mkdtemp(prefix="fedhpc-compiled-")

@@ -45,7 +45,9 @@ def making(folder: Path) -> Iterator[None]:
         PrivacyError: the folder cannot be written.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Whoever may write to a folder above may move the account away, and with it the cap.
+        for missing in [one for one in (folder, *folder.parents) if not one.exists()][::-1]:
+            missing.mkdir(mode=0o700, exist_ok=True)
         descriptor = os.open(folder / "making.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -74,11 +76,12 @@ def read_key(folder: Path) -> bytes:
     """Return the ledger's key, KEY_BYTES bytes (secret).
 
     Raises:
-        PrivacyError: it cannot be read, others than its owner may read it, or it is no key.
+        PrivacyError: it cannot be read, others than its owner may read it or write to the folder, or it is no key.
     """
     path = folder / "key"
     try:
         mode, text = path.stat().st_mode, path.read_text(encoding="ascii").strip()
+        open_to_others = bool(folder.stat().st_mode & 0o022)
         key = bytes.fromhex(text)
     except OSError as error:
         raise PrivacyError(f"{path}: cannot be read ({error.strerror}); {REMEDY}", code="privacy.ledger-key") from None
@@ -87,6 +90,12 @@ def read_key(folder: Path) -> bytes:
     if stat.S_IMODE(mode) & 0o077:
         raise PrivacyError(
             f"{path}: others than its owner may read it, and so forge the ledger; chmod 600 {path}",
+            code="privacy.ledger-key",
+        )
+    if open_to_others:
+        raise PrivacyError(
+            f"{folder}: others than its owner may write to it, and so remove the account and its cap; chmod go-w "
+            f"{folder}",
             code="privacy.ledger-key",
         )
     if len(key) != KEY_BYTES:

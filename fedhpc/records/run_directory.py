@@ -47,6 +47,7 @@ from fedhpc.util.files import (
     read_json,
     read_lines,
     read_text,
+    refuse_link,
     reported,
     write_bytes,
     write_json,
@@ -87,6 +88,15 @@ class RunDirectory:
     def site(self, name: str) -> Path:
         """Return the folder of one site."""
         return self.path / "sites" / name
+
+    def refuse_links(self) -> None:
+        """Refuse links in the place of folders where checkpoints are replaced and removed, which may be another run's.
+
+        Raises:
+            FileError: there is one.
+        """
+        for folder in (self.state, self.updates):
+            refuse_link(folder)
 
     def ledger(self, site: str) -> Path:
         """Return the site's privacy ledger."""

@@ -20,6 +20,7 @@ from fedhpc.sweep.pace import time_left
 from fedhpc.sweep.resources import Local
 from fedhpc.sweep.status import Line, line_of
 from fedhpc.sweep.trial_directory import Outcome, beginning
+from fedhpc.util.files import open_to_append
 from fedhpc.util.processes import available_memory_bytes, resident_bytes, session, total_memory_bytes
 from fedhpc.util.text import clock, fixed
 
@@ -142,7 +143,7 @@ def _start(directory: SweepDirectory, sweep: Sweep, name: str) -> Running:
     }
     begun = beginning("")
     folder.write_outcome(begun)
-    with folder.log.open("ab") as log:
+    with open_to_append(folder.log) as log:
         # A session of its own: it and its ranks can be found and ended together.
         process = subprocess.Popen(
             command_of(folder.path, ranks),

@@ -14,6 +14,7 @@ import errno
 import io
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,7 +33,7 @@ REMEDIES = {
     errno.ENOTDIR: "A file is in the place of a folder: give another folder",
     errno.EISDIR: "A folder is in the place of a file: remove it, or give another folder",
     errno.EEXIST: "A file is in the place of a folder: give another folder",
-    errno.ELOOP: "A link is in the place of the file, which nothing is written through: remove it",
+    errno.ELOOP: "A link is in the place of the file or folder, which nothing is written through: remove it",
     errno.EIO: "The disk or its network reports a fault: ask the administrators, or give a folder on another disk",
     errno.ESTALE: "It was removed or moved on its server: restore it, or give another folder",
 }
@@ -181,6 +182,38 @@ def keep_from_others(descriptor: int) -> None:
     if os.fstat(descriptor).st_mode & 0o077:
         with contextlib.suppress(PermissionError):
             os.fchmod(descriptor, PRIVATE)
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a link in the place of a folder in which files are replaced or removed: they may be somebody else's.
+
+    Raises:
+        FileError: there is one.
+    """
+    if path.is_symlink():
+        raise file_error(path, "written", OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a file that others of this account's processes append to as well; not through a link.
+
+    Raises:
+        FileError: it cannot be opened.
+    """
+    with reported(path, "written"):
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, READABLE), "ab")
+
+
+def is_own(folder: Path) -> bool:
+    """Return whether no other account but root can put anything into a folder, or another one in its place."""
+    whole = folder.resolve()
+    for place in (whole, *whole.parents):
+        found = place.stat()
+        # In a folder with the sticky bit nobody can remove or rename what is another's.
+        shared = found.st_mode & 0o022 and not (place != whole and found.st_mode & stat.S_ISVTX)
+        if shared or found.st_uid not in (0, os.geteuid()):
+            return False
+    return True
 
 
 def append_whole(descriptor: int, content: bytes) -> None:

@@ -51,8 +51,11 @@ class LogFile:
         self.append(level, text, durable=True)
 
     def append(self, level: str, text: str, *, durable: bool = False) -> None:
-        """Append an entry in a folder that is there; lines after the first are indented. See `write`."""
-        entry = f"{now()} {level} rank {self.rank} {self.site}: " + text.strip().replace("\n", "\n    ")
+        """Append an entry in a folder that is there; lines after the first are indented. See `write`.
+
+        What another rank has said may be in it: on the terminal of who reads the log it moves nothing.
+        """
+        entry = f"{now()} {level} rank {self.rank} {self.site}: " + printable(text).strip().replace("\n", "\n    ")
         append_line(self.path, entry, mode=PRIVATE, durable=durable)
 
 

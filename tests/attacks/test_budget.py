@@ -356,6 +356,19 @@ def test_key_that_others_can_read_is_refused(hospital: Hospital) -> None:
     assert "chmod 600" in refused(lambda: hospital.run("one"))
 
 
+def test_folder_that_others_can_write_to_is_refused(hospital: Hospital) -> None:
+    """With an umask of 002, as many clusters have it, a group could remove the account: the next has no cap."""
+    before = os.umask(0o002)
+    try:
+        shared = hospital.folder / "new" / "site1"
+        SiteLedger.create(shared, Terms("patient", cap=CAP, initialised=True))
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (shared.parent, shared)] == [0o700, 0o700]
+    hospital.site_ledger.chmod(0o775)
+    assert "chmod go-w" in refused(lambda: hospital.run("one"))
+
+
 def test_older_copy_of_the_whole_folder_is_seen_by_the_records(hospital: Hospital) -> None:
     shutil.copytree(hospital.site_ledger, hospital.folder / "backup")
     hospital.run("one")

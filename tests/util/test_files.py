@@ -197,7 +197,6 @@ OTHER_WRITERS = {
     "util/output.py": "/dev/null",
     "transport/egress_log.py": "holds its file open over a run, and appends by append_whole",
     "run/preflight/facts.py": "a probe that it removes",
-    "sweep/local.py": "the log of a child process",
     "bench/step_memory.py": "/proc",
     "bench/harmonising.py": "a cohort in a folder of its own",
     "bench/importing.py": "a cohort in a folder of its own",

@@ -46,6 +46,7 @@ def save_run_state(session: Session, owners: Mapping[str, Owner], state: RunStat
     for name, kept in state.sites.items():
         save_state(directory.site(name), "residual", round, kept, owners[name])
     if session.transport.rank == 0:
+        directory.refuse_links()
         arrays = {PARAMS: state.params, **under(PUBLIC, state.public), **under(SERVER, state.server)}
         save_state(directory.state, "round", round, arrays, owners[AGGREGATOR_NAME])
 

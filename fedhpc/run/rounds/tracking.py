@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from fedhpc.config.schema import RunConfig
 from fedhpc.config.tracking import PACKAGES, Tracker
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.util.files import refuse_link
 
 LOG = logging.getLogger(__name__)
 Record = Mapping[str, Any]
@@ -105,10 +106,11 @@ class TensorBoard:
     """Event files in tensorboard/, made anew at every start: one file has all rounds."""
 
     def __init__(self, folder: Path, config: RunConfig, records: Sequence[Record]) -> None:
+        place = folder / "tensorboard"
+        refuse_link(place)
         # Seconds to import, for runs that ask for it alone.
         from tensorboardX import SummaryWriter
 
-        place = folder / "tensorboard"
         shutil.rmtree(place, ignore_errors=True)
         self._writer = SummaryWriter(logdir=str(place))
         self._rounds = config.training.rounds
@@ -132,13 +134,15 @@ class MLflow:
     """A run in the file store mlruns/, made anew at every start."""
 
     def __init__(self, folder: Path, config: RunConfig, records: Sequence[Record]) -> None:
+        place = folder / "mlruns"
+        # Earlier runs in it are removed below.
+        refuse_link(place)
         # MLflow says of its file store that it gets no new features, and refuses it unless asked in this way.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         # From 3.2 on it tells its vendor of every run, unless this is set before it is imported.
         os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
         from mlflow.tracking import MlflowClient
 
-        place = folder / "mlruns"
         self._client = MlflowClient(tracking_uri=place.absolute().as_uri())
         found = self._client.get_experiment_by_name(EXPERIMENT)
         experiment = self._client.create_experiment(EXPERIMENT) if found is None else found.experiment_id

@@ -122,6 +122,7 @@ def _settled(config: RunConfig, directory: RunDirectory, cores: Sequence[Cores],
     note = directory.lock.acquire(take_over=take_over)
     if note:
         LOG.warning("%s: %s", directory.path, note)
+    directory.refuse_links()
     if not directory.has_rounds():
         return resolved(config, cores)
     earlier = directory.read_config()
