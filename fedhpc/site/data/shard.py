@@ -13,8 +13,9 @@
 
 Root attributes: `format_version`, `site`, `classes`, `pixel_range`, `created_by`, and optionally `deidentification`:
 codes of DICOM's Context Group 7050 and the edition of PS3.15, which say how the importer removed identities. Whatever
-else HDF5 shows in a file is refused: a shard must not smuggle names or dates. Bytes that HDF5 keeps of deleted objects
-are not seen; the importer writes each shard as a new file and deletes nothing in it. Columns and images are private,
+else HDF5 shows in a file is refused, comments and named types too: a shard must not smuggle names or dates. Not looked
+at: what importer and classes are called, when an object was changed, and bytes that HDF5 keeps of deleted objects; the
+importer writes each shard as a new file, without times, and deletes nothing in it. Columns and images are private,
 attributes and image shape public.
 """
 

@@ -19,6 +19,8 @@ from fedhpc.site.data.shard_format import (
     Problem,
 )
 
+COMMENT_BIT = 1 << 13
+"""Of the messages in an object's header (HDF5 File Format Specification, IV.A.2): an object comment."""
 METHOD = re.compile(r"1131\d\d(,1131\d\d)*; PS3\.15 20\d\d[a-e]")
 
 
@@ -116,11 +118,14 @@ def layout_problems(file: h5py.File) -> list[str]:
     problems += [f"/{name} is missing" for name in sorted(allowed - OPTIONAL - set(file))]
     if file.userblock_size:
         problems.append(f"a user block of {file.userblock_size} bytes; allowed: none")
+    if _has_comment(file):
+        problems.append("a comment on the file; allowed: none")
     present = sorted(allowed & set(file))
     for name in present:
         if not _is_plain_dataset(file, name):
             problems.append(
-                f"/{name} is not a plain dataset; allowed: one stored in this very file, without attributes"
+                f"/{name} is not a plain dataset; allowed: one stored in this very file, without attributes, comment, "
+                "fill value or a type with a name"
             )
         else:
             problems += _image_layout(file["images"]) if name == "images" else _column_layout(file[name], name)
@@ -134,7 +139,15 @@ def _is_plain_dataset(file: h5py.File, name: str) -> bool:
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
         return False
     dataset = file[name]
-    return not (dataset.is_virtual or dataset.external or len(dataset.attrs))
+    if dataset.is_virtual or dataset.external or len(dataset.attrs) or _has_comment(dataset):
+        return False
+    # A type with a name has attributes of its own; a fill value is shown and stands for no image.
+    filled = dataset.id.get_create_plist().fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED
+    return not (filled or dataset.id.get_type().committed())
+
+
+def _has_comment(thing: h5py.File | h5py.Dataset) -> bool:
+    return bool(h5py.h5o.get_info(thing.id).hdr.mesg.present & COMMENT_BIT)
 
 
 def _column_layout(dataset: h5py.Dataset, name: str) -> list[str]:

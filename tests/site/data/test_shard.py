@@ -207,6 +207,20 @@ def outside_file(file: h5py.File) -> None:
     file.create_dataset("labels", (N,), "<i8", external=[("names.raw", 0, N * 8)])
 
 
+def commented(name: str) -> Callable[[h5py.File], None]:
+    """What `h5ls -v` shows of an object beside its attributes."""
+    return lambda file: h5py.h5o.set_comment(file[name].id, b"Jane Doe, 1970-01-01")
+
+
+def named_type(file: h5py.File) -> None:
+    """A type with an attribute of its own, whose link is gone: the dataset alone leads to it."""
+    labels = file["labels"][:]
+    file["type"] = labels.dtype
+    file["type"].attrs["patient_name"] = "Jane Doe"
+    put("labels", labels, dtype=file["type"])(file)
+    del file["type"]
+
+
 def twin(file: h5py.File) -> None:
     file["images"][5] = file["images"][0]
 
@@ -237,6 +251,13 @@ DAMAGES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "note on dataset": (lambda f: f["labels"].attrs.__setitem__("note", "x"), "/labels is not a plain dataset"),
     "group": (group, "/stage is not a plain dataset"),
     "external link": (external, "/labels is not a plain dataset; allowed: one stored in this very file"),
+    "comment on the file": (commented("/"), "a comment on the file; allowed: none"),
+    "comment on a dataset": (commented("labels"), "/labels is not a plain dataset"),
+    "named type": (named_type, "/labels is not a plain dataset"),
+    "fill value": (
+        put("patient", content()["patient"], fillvalue=b"Jane Doe 1970"),
+        "/patient is not a plain dataset",
+    ),
     "external storage": (outside_file, "/labels is not a plain dataset"),
     "labels dtype": (put("labels", np.zeros(N, "<i4")), "/labels has dtype int32; allowed: int64"),
     "patient dtype": (put("patient", np.full(N, b"p", "S20")), r"/patient has dtype \|S20; allowed: \|S16"),
