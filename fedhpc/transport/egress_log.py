@@ -23,7 +23,9 @@ import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import ClassVar, Literal, get_args
+
+from pydantic import ConfigDict, TypeAdapter
 
 from fedhpc.errors import InputError, PayloadError
 from fedhpc.util.files import append_whole, cut_torn_line, make_folder, read_lines, reported
@@ -49,6 +51,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 class Entry:
     """One line of the log; see the module's docstring."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    """When a log is read: these fields alone."""
+
     time: str
     round: int | None
     kind: str
@@ -59,7 +64,7 @@ class Entry:
     searched: int | None
 
 
-FIELDS = set(Entry.__dataclass_fields__)
+ENTRY = TypeAdapter(Entry)
 
 
 def checked_kind(kind: str) -> Kind:
@@ -131,14 +136,20 @@ def read_log(path: Path) -> list[Entry]:
     lines, torn = read_lines(path, "What left this sender is not known: restore it from a backup")
     if torn:
         LOG.warning("%s: its last line is incomplete and is left out; its payload never left", path)
-    return [_parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    return [parsed(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
-def _parsed(line: str, place: str) -> Entry:
+def parsed(line: str, place: str) -> Entry:
+    """Return the entry in a line.
+
+    Raises:
+        InputError: naming `place`, where it is none.
+    """
     try:
-        fields: Any = json.loads(line)
+        entry = ENTRY.validate_json(line, strict=True)
+        datetime.fromisoformat(entry.time)
     except ValueError:
-        fields = None
-    if not isinstance(fields, dict) or set(fields) != FIELDS:
-        raise InputError(f"{place}: is not an entry of an egress log; it was cut or changed", code="file.damaged")
-    return Entry(**fields)
+        raise InputError(
+            f"{place}: is not an entry of an egress log; it was cut or changed", code="file.damaged"
+        ) from None
+    return entry

@@ -1,6 +1,5 @@
 """How one run goes, from config.yaml, rounds.jsonl, lock.json, summary.json and the egress logs of its sites."""
 
-import json
 import os
 import socket
 import statistics
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedhpc.config.schema import RunConfig
+from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
+from fedhpc.transport.egress_log import Entry, parsed
 from fedhpc.util.directory_lock import Holder, judged
 
 State = Literal["starting", "running", "finished", "stopped", "killed"]
@@ -121,23 +122,23 @@ def _leaving(directory: RunDirectory, config: RunConfig) -> dict[str, dict[int, 
     """
     found = {}
     for site in config.site_names:
-        entries = [one for one in _tail(directory.egress(site)) if one.get("kind") == "update"]
-        if any(one.get("via") == "process" for one in entries):
+        entries = [one for one in _tail(directory.egress(site)) if one.kind == "update"]
+        if any(one.via == "process" for one in entries):
             return {}
-        found[site] = {int(one["round"]): datetime.fromisoformat(one["time"]) for one in entries if one.get("round")}
+        found[site] = {one.round: datetime.fromisoformat(one.time) for one in entries if one.round}
     return found
 
 
-def _tail(path: Path) -> list[dict[str, Any]]:
-    """Return the last lines of a log, without one that was cut; none where it cannot be read from here."""
+def _tail(path: Path) -> list[Entry]:
+    """Return the last entries of a log, without one that was cut; none where it cannot be read from here."""
     try:
         with path.open("rb") as log:
             log.seek(0, os.SEEK_END)
             start = max(0, log.tell() - TAIL_BYTES)
             log.seek(start)
             lines = log.read().split(b"\n")[1 if start else 0 : -1]
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError):
+        return [parsed(line.decode(), str(path)) for line in lines]
+    except (OSError, ValueError, InputError):
         return []
 
 

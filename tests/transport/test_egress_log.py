@@ -120,7 +120,16 @@ def test_in_one_process_all_is_logged_and_comes_back_as_it_is(tmp_path: Path) ->
         channel.broadcast(None, "update")
 
 
-@pytest.mark.parametrize("damage", [b'{"time": "now"}\n', b"[]\n", b'{"time": "2026\n', b"\xff\xfe\n"])
+WHOLE = {"time": "2026-11-24T09:12:44.125Z", "round": 1, "kind": "update", "bytes": 1, "sha256": ""}
+WHOLE |= {"to": "aggregator", "via": "tls", "searched": 1}
+FORGED = [{"bytes": "1"}, {"bytes": None}, {"round": 1.5}, {"time": "now"}, {"kind": []}, {"via": {}}, {"more": 1}]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b'{"time": "now"}\n', b"[]\n", b'{"time": "2026\n', b"\xff\xfe\n"]
+    + [json.dumps(WHOLE | one).encode() + b"\n" for one in FORGED],
+)
 def test_a_damaged_log_is_refused(tmp_path: Path, damage: bytes) -> None:
     EgressLog(tmp_path / "log.jsonl", "aggregator").write_down(b"x", "update", 1)
     with (tmp_path / "log.jsonl").open("ab") as file:

@@ -74,9 +74,8 @@ def test_running_run_shows_what_is_left(held: Path) -> None:
 def test_late_and_missing_updates_are_named(held: Path) -> None:
     start = datetime.now(UTC) - timedelta(seconds=100)
     for site, late_s, sent_third in (("site1", 0, True), ("site2", 1, True), ("site3", 60, False), ("site4", 1, True)):
-        entries = [
-            {"round": 2, "time": (start + timedelta(seconds=late_s)).isoformat(), "kind": "update", "via": "tls"}
-        ]
+        sent = {"kind": "update", "via": "tls", "bytes": 1, "sha256": "", "to": "aggregator", "searched": 1}
+        entries = [{**sent, "round": 2, "time": (start + timedelta(seconds=late_s)).isoformat()}]
         now = datetime.now(UTC) - timedelta(seconds=30)
         entries += [{**entries[0], "round": 3, "time": now.isoformat()}] * sent_third
         (held / "sites" / site).mkdir(parents=True)
@@ -86,6 +85,14 @@ def test_late_and_missing_updates_are_named(held: Path) -> None:
     assert "slow: site3, 60.0 s after the first in round 2" in shown
     assert "waiting for site3, 30 s after the first update" in shown
     assert "site2" not in shown and "site1" not in shown
+    for line in (
+        "[1]",
+        '{"kind": {}}',
+        json.dumps({**entries[0], "round": "x"}),
+        json.dumps({**entries[0], "time": 7}),
+    ):
+        (held / "sites" / "site3" / "egress.jsonl").write_text(line + "\n", encoding="utf-8")
+        assert "waiting for site3" in text(held), "a hospital's file ends no command of another"
 
 
 def test_each_end_of_a_run_is_told_apart(tmp_path: Path) -> None:
