@@ -1,6 +1,7 @@
 """An aggregator that answers what suits it: what a site has found wrong holds, and what it is charged for is added."""
 
 import json
+import socket
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PayloadError, PrivacyError
 from fedhpc.privacy.plan import PrivacyPlan, check_plans, plan_privacy, site_plans
 from fedhpc.run.start.agreement import Source, agree_on_config
+from fedhpc.run.start.placement import place_sites
 from fedhpc.run.start.site_work import agreed_plans
 from fedhpc.site.training.secure_contribution import plan_grid
 from fedhpc.transport.base import AloneTransport
@@ -79,6 +81,19 @@ def test_other_config_is_refused_whatever_rank_0_says(tmp_path: Path, change: di
     source = Source(own, [], tmp_path / "run")
     with pytest.raises(PayloadError, match="another config than rank 0"):
         agree_on_config(Answered([NO_PROBLEM, NO_PROBLEM, forged, NO_PROBLEM]), source, [])
+
+
+@pytest.mark.parametrize("node", [socket.gethostname(), f"{socket.gethostname()}.site.org", "trusted-node"])
+def test_hospital_that_is_pinned_to_another_node_is_not_played_here(node: str) -> None:
+    """Root on this node may be nobody whom that hospital trusts, and its shard may lie on a disk that all nodes see."""
+    tree = config_of().model_dump(mode="json")
+    tree["data"]["sites"] = [{"name": "site1", "weight": 100}, {"name": "site2", "weight": 100, "node": node}]
+    answers = Answered([NO_PROBLEM, json.dumps([0, 1]).encode(), NO_PROBLEM])
+    if node == "trusted-node":
+        with pytest.raises(PayloadError, match="rank 0 has placed it on"):
+            place_sites(RunConfig.model_validate(tree), answers)
+    else:
+        assert place_sites(RunConfig.model_validate(tree), answers).rank == 1
 
 
 def test_honest_answers_are_accepted(tmp_path: Path) -> None:

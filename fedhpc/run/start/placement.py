@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError
 from fedhpc.transport.base import Wire
-from fedhpc.transport.collectives import broadcast_json
+from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.transport.messages import Name, parsed
 
 HOST: TypeAdapter[str] = TypeAdapter(Name)
@@ -27,6 +27,7 @@ def place_sites(config: RunConfig, transport: Wire) -> Wire:
 
     Raises:
         InputError: at every rank, where the nodes do not fit the pins.
+        PayloadError: at this rank, where rank 0 has placed a hospital here that is pinned to another node.
     """
     pins = [site.node for site in config.data.sites]
     if not any(pins):
@@ -37,8 +38,28 @@ def place_sites(config: RunConfig, transport: Wire) -> Wire:
         for rank, payload in enumerate(transport.gather([mine], "control"))
     ]
     aggregator = config.federation.aggregator_rank == "dedicated" and transport.size > 1
-    order = broadcast_json(transport, lambda: rank_order(hosts, [None, *pins] if aggregator else pins))
-    return transport.reordered(order.index(transport.rank))
+    places = [None, *pins] if aggregator else pins
+    order = broadcast_json(transport, lambda: rank_order(hosts, places))
+    placed = transport.reordered(order.index(transport.rank))
+    run_on_all_ranks(placed, lambda: _check_place(places[placed.rank]))
+    return placed
+
+
+def _check_place(pin: str | None) -> None:
+    """See that this rank is on the node of the hospital that it plays, whatever rank 0 has said.
+
+    On another node somebody else may be root, and read the shard where it lies on a shared disk.
+
+    Raises:
+        InputError: it is on another.
+    """
+    host = socket.gethostname()
+    if pin is not None and _short(pin) != _short(host):
+        raise InputError(
+            f"data.sites: a hospital is pinned to {pin}, and rank 0 has placed it on {host}. No shard was opened. Ask "
+            "who runs the aggregator",
+            code="ranks.placement",
+        )
 
 
 def rank_order(hosts: Sequence[str], pins: Sequence[str | None]) -> list[int]:
