@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedhpc.config.loader import load_config as read_config
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import FileError, InputError
+from fedhpc.errors import InputError, is_of_one_rank
 from fedhpc.records.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -130,11 +130,9 @@ def train(config: RunConfig | str | Path, run_dir: str | Path | None = None, *, 
     try:
         check_start(transport, source)
         train_here(Work(source, stop_after), Machine(transport, StopRequest(), startup))
-    except FileError:
-        # Raised at this rank alone, in a round: the others wait for it.
-        _end_others(transport.size, BAD_INPUT)
-        raise
-    except InputError:
+    except InputError as error:
+        if is_of_one_rank(error, transport.size):
+            _end_others(transport.size, BAD_INPUT)
         raise
     except BaseException:
         _end_others(transport.size, FAILED)

@@ -100,6 +100,12 @@ TABLE = (
         "privacy.epsilon may grow.",
     ),
     ErrorCode(
+        "resume.config-refused",
+        "The run was begun by an earlier version, under a config that this one refuses.",
+        "Read it with `report`, `predict`, `evaluate` and `audit`; to train, correct the config and start in a new "
+        "--run-dir.",
+    ),
+    ErrorCode(
         "resume.config-missing",
         "The run directory holds rounds, and its config.yaml is missing.",
         "Restore config.yaml from a backup, or start in a new --run-dir.",

@@ -58,6 +58,14 @@ class RankErrors(InputError):
         self.problems = tuple(problems)
 
 
+def is_of_one_rank(error: InputError, ranks: int) -> bool:
+    """Return whether this rank alone has a problem, so that the others wait for it until they are ended.
+
+    What all ranks have is raised by `fedhpc.transport.collectives.run_on_all_ranks`.
+    """
+    return ranks > 1 and not isinstance(error, RankErrors)
+
+
 class FileError(InputError):
     """A file or folder that cannot be read or written; raised by `fedhpc.util.files` only."""
 

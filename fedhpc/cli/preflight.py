@@ -40,18 +40,27 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check at every rank; print the result at rank 0."""
-    from fedhpc.errors import InputError
+    from fedhpc.cli.status import BAD_INPUT, FAILED, report_failure
+    from fedhpc.errors import InputError, is_of_one_rank
     from fedhpc.transport.mpi import connect
     from fedhpc.transport.mpi_library import abort_at_exit
 
     transport = connect()
     try:
         return _check(options, transport)
-    except InputError:
-        raise
-    except BaseException:
+    except InputError as error:
+        if not is_of_one_rank(error, transport.size):
+            raise
         # The other ranks may wait for this one.
-        abort_at_exit(1)
+        report_failure(error, transport.rank)
+        abort_at_exit(BAD_INPUT)
+        return BAD_INPUT
+    except Exception as error:
+        report_failure(error, transport.rank)
+        abort_at_exit(FAILED)
+        return FAILED
+    except BaseException:
+        abort_at_exit(FAILED)
         raise
 
 

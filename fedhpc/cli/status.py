@@ -3,7 +3,8 @@
 import sys
 from contextlib import suppress
 
-from fedhpc.errors import Stopped
+from fedhpc.errors import InputError, PayloadError, SiteError, Stopped, printed
+from fedhpc.util.masking import masked
 
 FINISHED, FAILED, BAD_INPUT, INCOMPLETE, RESUMABLE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 75, 130, 143
 STATUSES = """exit status:
@@ -44,3 +45,16 @@ def report_stop(stop: BaseException) -> int:
         with suppress(BrokenPipeError):
             print(text, file=sys.stderr, flush=True)
     return status
+
+
+def report_failure(error: BaseException, rank: int) -> None:
+    """Print a failure of this rank alone in one line; the traceback only where the cause is not a known one."""
+    import logging
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    logging.getLogger(__name__).error("rank %d: %s", rank, masked(printed(error)) if rank else printed(error))
+    if not isinstance(error, SiteError | PayloadError | InputError | MemoryError):
+        # A launcher that is gone, with a lost node, reads no more; that must not hide the failure.
+        with suppress(BrokenPipeError):
+            print(masked(text) if rank else text, end="", file=sys.stderr, flush=True)

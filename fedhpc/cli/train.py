@@ -2,15 +2,12 @@
 
 import argparse
 import json
-import logging
-import traceback
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedhpc.cli.common import Parser, add_run_dir, add_set, positive
-from fedhpc.cli.status import BAD_INPUT, FAILED, FINISHED, INCOMPLETE, RESUMABLE, report_stop
-from fedhpc.errors import FileError, InputError, RankLostError, Stopped
+from fedhpc.cli.status import BAD_INPUT, FAILED, FINISHED, INCOMPLETE, RESUMABLE, report_failure, report_stop
+from fedhpc.errors import InputError, RankLostError, Stopped, is_of_one_rank
 from fedhpc.run.rounds.preemption import StopRequest
 from fedhpc.util.files import write_text
 from fedhpc.util.startup import Startup
@@ -67,25 +64,24 @@ def run(options: argparse.Namespace) -> int:
     transport.limit_waits(limit_s)
     try:
         return _train(source, transport, notice, startup, options)
-    except FileError as error:
-        # Raised at this rank alone, in a round: the others wait for it.
-        _report_failure(error, transport.rank)
+    except InputError as error:
+        if not is_of_one_rank(error, transport.size):
+            raise
+        report_failure(error, transport.rank)
         abort_at_exit(BAD_INPUT)
         options.ended_alone = True
         return BAD_INPUT
     except RankLostError as error:
-        _report_failure(error, transport.rank)
+        report_failure(error, transport.rank)
         abort_at_exit(RESUMABLE)
         return RESUMABLE
-    except InputError:
-        raise
     except (KeyboardInterrupt, Stopped) as stop:
         status = report_stop(stop)
         if transport.size > 1:
             abort_at_exit(status)
         return status
     except BaseException as error:
-        _report_failure(error, transport.rank)
+        report_failure(error, transport.rank)
         abort_at_exit(FAILED)
         return FAILED
 
@@ -107,14 +103,3 @@ def _train(source: "Source", transport: Any, notice: StopRequest, startup: Start
     stopped = train(Work(source, options.stop_after, may_resume), Machine(transport, notice, startup))
     options.leave_at_once = is_fault_tolerant()
     return {"preempted": RESUMABLE, "incomplete": INCOMPLETE}.get(stopped, FINISHED)
-
-
-def _report_failure(error: BaseException, rank: int) -> None:
-    """One line for the user, naming site and cause; the traceback only where the cause is not a known one."""
-    from fedhpc.errors import PayloadError, SiteError, printed
-
-    logging.getLogger(__name__).error("rank %d: %s", rank, printed(error))
-    if not isinstance(error, SiteError | PayloadError | FileError | MemoryError):
-        # A launcher that is gone, with a lost node, reads no more; that must not hide the failure.
-        with suppress(BrokenPipeError):
-            traceback.print_exception(error)

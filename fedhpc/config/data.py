@@ -1,7 +1,6 @@
 """The section `data`: the sites and their shards."""
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,27 +8,40 @@ from pydantic import Field
 
 from fedhpc.config.harmonise import Steps
 from fedhpc.errors import ConfigError
+from fedhpc.util.masking import expanded, hide, variables_of
 from fedhpc.util.section import Section
 
 PHANTOMS, REFERENCE_PHANTOMS = "phantoms", 200
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,30}$")]
 
 
-def placed(key: str, template: str, site: str) -> Path:
+def placed(key: str, template: str, site: str, *, own: bool = False) -> Path:
     """Return the path that `template`, the value of `key`, stands for at this rank.
+
+    Other ranks are never told what its environment variables hold (`fedhpc.util.masking`).
+
+    Args:
+        key: of the config, or an environment variable.
+        template: a path with `{site}`, `{hostname}` and `$NAME` in it.
+        site: its name.
+        own: the template is itself the value of an environment variable of this account.
 
     Raises:
         ConfigError: an environment variable that is not set here.
     """
     node = os.uname().nodename.partition(".")[0]
-    path = os.path.expandvars(template.replace("{site}", site).replace("{hostname}", node))
-    unset = re.findall(r"\$\{?(\w+)", path)
+    named = template.replace("{site}", site).replace("{hostname}", node)
+    unset = [name for name in variables_of(named) if name not in os.environ]
     if unset:
+        told = f"${key}: a variable in it" if own else f"{key}={template}: {', '.join(unset)}"
         raise ConfigError(
-            f"{key}={template}: {', '.join(unset)} is not set on {node}; export it there, or write the path",
+            f"{told} is not set on {node}; export it there, or write the path",
             code="config.variable-unset",
         )
-    return Path(path)
+    path = Path(expanded(named, (site, node)))
+    if own:
+        hide(str(path), f"${key}")
+    return path
 
 
 class Site(Section):

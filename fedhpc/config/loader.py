@@ -11,23 +11,24 @@ from pydantic import ValidationError
 
 from fedhpc.config.model_source import located, pins_for
 from fedhpc.config.problems import place_of, problems_message, problems_of
-from fedhpc.config.schema import RunConfig
+from fedhpc.config.schema import RECORDED, RunConfig
 from fedhpc.config.strict_yaml import WORDS, Located, parse_yaml, places_of, read_yaml
 from fedhpc.config.unused_keys import unused_keys
 from fedhpc.errors import ConfigError
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+def load_config(path: Path, overrides: list[str] | None = None, *, recorded: bool = False) -> RunConfig:
     """Read, merge, override and validate.
 
     Args:
         path: the YAML file.
         overrides: `section.key=value` strings; the value is read as YAML.
+        recorded: let pass what earlier versions have let pass, as in the record of a run.
 
     Raises:
         ConfigError: with every problem found, one a line.
     """
-    return config_of(path, read_merged(path, overrides or []))
+    return config_of(path, read_merged(path, overrides or []), recorded=recorded)
 
 
 def read_merged(path: Path, overrides: list[str]) -> dict[str, Any]:
@@ -42,8 +43,8 @@ def read_merged(path: Path, overrides: list[str]) -> dict[str, Any]:
     return tree
 
 
-def config_of(path: Path, tree: dict[str, Any]) -> RunConfig:
-    """Return the config that the merged tree of a file describes.
+def config_of(path: Path, tree: dict[str, Any], *, recorded: bool = False) -> RunConfig:
+    """Return the config that the merged tree of a file describes; see `load_config`.
 
     Raises:
         ConfigError: with every problem found, one a line.
@@ -53,20 +54,20 @@ def config_of(path: Path, tree: dict[str, Any]) -> RunConfig:
             f"{path}: is a sweep of many runs, it has a grid; start it with `run.py sweep {path}`",
             code="config.is-sweep",
         )
-    config, problems = checked(tree)
+    config, problems = checked(tree, recorded=recorded)
     if config is None or problems:
         raise ConfigError(problems_message(path, problems))
     return config
 
 
-def checked(tree: dict[str, Any]) -> tuple[RunConfig | None, list[str]]:
+def checked(tree: dict[str, Any], *, recorded: bool = False) -> tuple[RunConfig | None, list[str]]:
     """Return the config that a merged tree describes, and all its problems; None where they leave no config."""
     named = with_privacy_named(tree)
     pins, lost = pins_for(named.get("model"))
     named = merged(named, {"model": pins}) if pins else named
     unnamed = [line + place_of(line, named) for line in [*_unnamed_privacy(named.get("privacy", {})), *lost]]
     try:
-        config = RunConfig.model_validate(named)
+        config = RunConfig.model_validate(named, context=RECORDED if recorded else None)
     except ValidationError as error:
         return None, [*problems_of(error, tree=named), *unnamed]
     return config, [*unnamed, *(line + place_of(line, named) for line in unused_keys(config))]

@@ -171,7 +171,7 @@ class RunConfig(Section):
     )
 
     def replace(self, changes: Mapping[str, Any]) -> "RunConfig":
-        """Return a config with some keys changed, checked like any config.
+        """Return a config with some keys changed, checked by the rules that this one was checked by.
 
         Args:
             changes: values by dotted key, such as {"training.rounds": 5}.
@@ -192,7 +192,7 @@ class RunConfig(Section):
                     place[section] = {}
                 place = place[section]
             place[last] = value
-        return RunConfig.model_validate(tree)
+        return self._checked_alike(tree)
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -231,7 +231,12 @@ class RunConfig(Section):
             left = [name for name in self.stress.sites if name not in absent]
             tree["stress"] = {**tree["stress"], "sites": left} if left else None
         tree["faults"] |= {"absent": [], "min_sites": None, "on_death": "requeue"}
-        return RunConfig.model_validate(tree)
+        return self._checked_alike(tree)
+
+    def _checked_alike(self, tree: dict[str, Any]) -> "RunConfig":
+        """Return the config of a tree; what earlier versions have let pass in this one may stay."""
+        younger = any(broken for broken, _ in new_run_rules(self))
+        return RunConfig.model_validate(tree, context=RECORDED if younger else None)
 
     def effort(self, site: str) -> float:
         """Return the share of its images that a site trains on in a round (`schedule`)."""

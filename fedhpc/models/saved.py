@@ -16,7 +16,7 @@ from torch import nn
 from fedhpc.config.loader import with_new_names
 from fedhpc.config.model import Model
 from fedhpc.config.model_source import COPY, place_of
-from fedhpc.config.schema import RunConfig
+from fedhpc.config.schema import RECORDED, RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.backbones import NAMES, Backbone, VolumeBackbone, public_backbone
 from fedhpc.models.build import build_model, replace_module
@@ -153,7 +153,7 @@ def _read(path: Path) -> _Content:
     try:
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         facts = json.loads(saved["facts"])
-        config = RunConfig.model_validate(with_new_names(facts["config"]))
+        config = RunConfig.model_validate(with_new_names(facts["config"]), context=RECORDED)
         task = Task(tuple(facts["classes"]), tuple(facts["image_shape"]), config.task)
         thresholds = tuple(int(value) for value in facts["f1_thresholds"])
         personal, more = facts.get("personal"), facts.get("own_features")

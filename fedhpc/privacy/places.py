@@ -10,6 +10,7 @@ from fedhpc.errors import PrivacyError
 from fedhpc.privacy.ledger_folder import exists
 from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.unit_sets import Identities
+from fedhpc.util.masking import hide, masked
 
 VARIABLE = "FEDHPC_SITE_LEDGER"
 SYNTHETIC_VARIABLE = "FEDHPC_SYNTHETIC_LEDGER"
@@ -42,7 +43,7 @@ def site_ledger_folder(whose: Whose, configured: str | None) -> Path:
     for variable in (SYNTHETIC_VARIABLE, VARIABLE) if whose.synthetic else (VARIABLE,):
         template = os.environ.get(variable)
         if template:
-            return placed(variable, template, whose.site)
+            return placed(variable, template, whose.site, own=True)
     default = default_folder(whose.site)
     if configured is not None:
         chosen = placed("privacy.site_ledger", configured, whose.site)
@@ -58,7 +59,9 @@ def site_ledger_folder(whose: Whose, configured: str | None) -> Path:
 
 def default_folder(site: str) -> Path:
     """Of a user who has set nothing."""
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    chosen = os.environ.get("XDG_STATE_HOME")
+    state = chosen or str(Path.home() / ".local" / "state")
+    hide(state, "$XDG_STATE_HOME" if chosen else "~/.local/state")
     return Path(state) / "fedhpc" / "ledgers" / site
 
 
@@ -139,7 +142,7 @@ def check_synthetic(ledger: SiteLedger, site: str, identities: Identities) -> No
 def _refuse_synthetic(folder: Path, site: str, identities: Identities) -> None:
     above, template = default_folder(site).parent, os.environ.get(VARIABLE)
     places = sorted(above.iterdir()) if os.access(above, os.R_OK | os.X_OK) else []
-    named = placed(VARIABLE, template, site) if template else None
+    named = placed(VARIABLE, template, site, own=True) if template else None
     hospitals = [named, *_beside(named, site)] if named else []
     own = folder.resolve()
     for other in (SiteLedger(one) for one in _accounts([*places, *hospitals]) if one.resolve() != own):
@@ -153,14 +156,22 @@ def _refuse_synthetic(folder: Path, site: str, identities: Identities) -> None:
 
 
 def _beside(folder: Path, site: str) -> list[Path]:
-    """Accounts at the places of other site names, in the same folder or in the folders beside it."""
+    """Accounts at the places of other site names, in the same folder or in the folders beside it.
+
+    Where they lie is hidden from other ranks, as where the account itself lies is.
+    """
     own = folder.resolve()
     nested = own.parent.name == site
     above = own.parent.parent if nested else own.parent
     if not os.access(above, os.R_OK | os.X_OK):
         return []
     found = [one / own.name if nested else one for one in sorted(above.iterdir())]
-    return [one for one in _accounts(found) if one != own]
+    others = [one for one in _accounts(found) if one != own]
+    shown = masked(str(folder))
+    if shown != str(folder):
+        for one in others:
+            hide(str(one), f"{shown}/{os.path.relpath(one, own)}")
+    return others
 
 
 def _accounts(folders: Iterable[Path]) -> list[Path]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fedhpc.errors import InputError, Interrupted, PayloadError, RankLostError, SiteError, site_failure
+from fedhpc.errors import FedhpcError, InputError, Interrupted, PayloadError, RankLostError, SiteError, site_failure
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.display import Console
 from fedhpc.run.finished.finish import GLOBAL
@@ -26,6 +26,7 @@ from fedhpc.transport.collectives import run_on_all_ranks
 from fedhpc.util.clock import now
 from fedhpc.util.cores import node_text
 from fedhpc.util.log import LogFile, configure, logged, warnings_kept
+from fedhpc.util.masking import masked
 from fedhpc.util.startup import Startup
 from fedhpc.util.text import wrapped
 
@@ -70,6 +71,23 @@ def train(work: Work, machine: Machine) -> str:
         InputError: at every rank, with the same message.
         RankLostError: a rank has ended or does not answer, and this start does not go on without its sites.
     """
+    with _environment_unread(machine.wire):
+        return _train(work, machine)
+
+
+@contextmanager
+def _environment_unread(wire: Wire) -> Iterator[None]:
+    """Take from what is raised here what this rank's environment holds: the console that shows it is rank 0's."""
+    try:
+        yield
+    except FedhpcError as error:
+        if wire.rank == 0:
+            raise
+        error.args = (masked(str(error)),)
+        raise error from None
+
+
+def _train(work: Work, machine: Machine) -> str:
     configure()
     machine.startup.mark("imports")
     machine.wire.limit_waits(join_timeout_s(work.source))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedhpc.errors import FileError, InputError, RankLostError, Stopped, printed
+from fedhpc.errors import InputError, RankLostError, Stopped, is_of_one_rank, printed
 from fedhpc.run.rounds.preemption import StopRequest
 from fedhpc.sweep.slurm_queue import is_running
 from fedhpc.sweep.trial_commands import job_id, run_commands, run_commands_alone
@@ -68,8 +68,7 @@ def _train(folder: TrialDirectory, more: Commands, requeues: int) -> str:
         stopped = train(Work(Source(folder.config, [], folder.path)), Machine(wire, notice, startup))
         _run_commands(rank, more.commands if stopped != "preempted" else (), folder, notice)
     except InputError as error:
-        # All ranks raise it with the same message, but for a file that this rank alone cannot read or write.
-        if isinstance(error, FileError) and wire is not None:
+        if wire is not None and is_of_one_rank(error, wire.size):
             folder.end(begun, "failed", f"rank {rank}: {printed(error)}")
             abort_at_exit(BAD_INPUT)
         elif rank == 0:

@@ -14,6 +14,7 @@ from fedhpc.errors import CodedText, InputError, Interrupted, PayloadError, Rank
 from fedhpc.transport.base import Transport
 from fedhpc.transport.messages import said
 from fedhpc.util.arrays import F32
+from fedhpc.util.masking import masked
 
 T = TypeVar("T")
 
@@ -22,8 +23,8 @@ def run_on_all_ranks(transport: Transport, work: Callable[[], T]) -> T:
     """Do `work` at every rank; if it raises InputError at any, raise one at all, with every distinct message and code.
 
     A rank that failed alone would leave the others waiting for ever. What passes is the message for all ranks and the
-    code, never an error's private part. A rank whose own work failed ends whatever rank 0 says: what it has checked may
-    be what rank 0 has sent.
+    code, never an error's private part, nor what the environment of a rank holds (`outgoing`). A rank whose own work
+    failed ends whatever rank 0 says: what it has checked may be what rank 0 has sent.
 
     Raises:
         RankErrors: at every rank, the same.
@@ -34,7 +35,7 @@ def run_on_all_ranks(transport: Transport, work: Callable[[], T]) -> T:
     try:
         result = work()
     except InputError as error:
-        problem = f"{error.code}\n{error}"
+        problem = f"{error.code}\n{outgoing(transport, str(error))}"
     told = [said(payload) for payload in transport.gather([problem.encode()], "control")]
     distinct = json.dumps(list(dict.fromkeys(filter(None, told)))).encode() if any(told) else b""
     problems = transport.broadcast(distinct if transport.rank == 0 else None, "control")
@@ -44,6 +45,11 @@ def run_on_all_ranks(transport: Transport, work: Callable[[], T]) -> T:
         own = _code_and_text(problem)
         raise PayloadError(f"{own.text} (rank 0 has not passed this on: ask who runs the aggregator)", code=own.code)
     return result  # type: ignore[return-value]
+
+
+def outgoing(transport: Transport, text: str) -> str:
+    """Return a text as other ranks may have it, with environment variables unread; where there are none, as it is."""
+    return masked(text) if transport.size > 1 else text
 
 
 def _code_and_text(problem: str) -> CodedText:

@@ -20,6 +20,7 @@ from typing import Any
 from fedhpc.errors import FedhpcError, FileError, printed, public_cause
 from fedhpc.util.clock import now
 from fedhpc.util.files import PRIVATE, append_line, make_folder
+from fedhpc.util.masking import masked
 from fedhpc.util.text import for_stderr, printable
 
 PACKAGES = ("fedhpc", "data_prep")
@@ -69,7 +70,9 @@ class _ToStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         rank = f"rank {self.rank}: " if self.rank and record.levelno == logging.WARNING else ""
         # Not `StreamHandler`: sys.stderr may be another one than at the start.
-        text = for_stderr(printable(f"{PREFIXES.get(record.levelno, '')}{rank}{record.getMessage()}"))
+        # The console is rank 0's, and so is what every rank prints there.
+        message = masked(record.getMessage()) if self.rank else record.getMessage()
+        text = for_stderr(printable(f"{PREFIXES.get(record.levelno, '')}{rank}{message}"))
         # A reader that is gone (`| head`, a lost launcher) must not end a run, nor hide the failure that is reported.
         with suppress(BrokenPipeError):
             print(text, file=sys.stderr, flush=True)

@@ -11,11 +11,10 @@ import pytest
 import yaml
 
 from fedhpc.transport import pki
+from tests.mpi.leak_cases import SECRET
 from tests.mpi.test_federated import make_shard
 
 pytestmark = pytest.mark.mpi
-SECRET = "Zq7secretX"
-"""Short enough for a pseudonym, and in no other text."""
 LABEL = 7_654_321
 SITES = ("site1", "site2")
 Damage = Callable[[h5py.File], None]
@@ -104,6 +103,7 @@ def test_unforeseen_exception_tells_its_type_only(cohort: Path, mpirun: Callable
     status, out, err = mpirun(2, ["-m", "tests.mpi.leak_cases", cohort, cohort / "leaks.yaml", case])
     assert status == 1
     assert "site site2, round 1: training failed: ValueError at tests/mpi/leak_cases.py:" in err
+    assert out.count("site ledger: $FEDHPC_SITE_LEDGER") == len(SITES), "each forecast names the variable"
     log = (cohort / "raise" / "sites" / "site2" / "log.txt").read_text(encoding="utf-8")
     assert f"could not convert string to float: {SECRET}" in log
     assert re.search(f"RuntimeWarning at .*leak_cases.py:.*overflow encountered in {SECRET}", log)

@@ -25,9 +25,9 @@ from fedhpc.models.device import device_name
 from fedhpc.records.environment import git_commit
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.start.secure_channel import sites_by_rank
-from fedhpc.site.data.shard import shard_problem
+from fedhpc.site.data.shard import NO_FILE, shard_problem
 from fedhpc.transport.base import Transport
-from fedhpc.transport.collectives import run_on_all_ranks
+from fedhpc.transport.collectives import outgoing, run_on_all_ranks
 from fedhpc.transport.messages import parsed
 from fedhpc.transport.mpi_library import library_version
 from fedhpc.util.files import PRIVATE
@@ -138,7 +138,7 @@ def _facts(config: RunConfig, token: Path, transport: Transport, clock_s: float)
         local_rank=transport.local_rank,
         host=socket.gethostname(),
         tasks=int(os.environ.get("SLURM_STEP_NUM_TASKS", 0)),
-        shards={site: _shard(config, site) for site in sites},
+        shards={site: _shard(config, site, transport) for site in sites},
         device=device,
         gpu=gpu_of(device, given),
         given=given,
@@ -146,7 +146,7 @@ def _facts(config: RunConfig, token: Path, transport: Transport, clock_s: float)
         mpi=library_version() if transport.size > 1 else "",
         versions=_versions(),
         run_dir=_run_dir_problem(token, sites, private=config.private),
-        free_bytes=shutil.disk_usage(token.parent).free if token.parent.is_dir() else 0,
+        free_bytes=_free_bytes(token.parent),
         clock_s=clock_s,
     )
 
@@ -186,15 +186,23 @@ def launcher_of(env: Mapping[str, str]) -> str:
     return "mpirun" if "OMPI_COMM_WORLD_SIZE" in env or "PMI_SIZE" in env else "no launcher"
 
 
-def _shard(config: RunConfig, site: str) -> tuple[str, str]:
+def _shard(config: RunConfig, site: str, transport: Transport) -> tuple[str, str]:
     try:
         path = config.data.shard_path(site)
     except InputError as error:
-        return config.data.shards, str(error)
+        return config.data.shards, outgoing(transport, str(error))
     problem = shard_problem(path)
     # The built-in cohort is made where it is missing.
-    made = config.data.phantom is not None and not path.exists()
-    return str(path), "" if made else problem
+    made = config.data.phantom is not None and problem == NO_FILE
+    return outgoing(transport, str(path)), "" if made else problem
+
+
+def _free_bytes(folder: Path) -> int:
+    """Return how much a disk has left; 0 where it does not say, as a node without the folder."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def _versions() -> dict[str, str]:

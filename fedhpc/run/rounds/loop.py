@@ -34,7 +34,7 @@ from fedhpc.run.rounds.tracking import open_sinks, tell
 from fedhpc.run.session import POOLED, Session
 from fedhpc.run.start.header import introduce
 from fedhpc.run.start.site_ledgers import open_ledgers
-from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
+from fedhpc.transport.collectives import broadcast_json, outgoing, run_on_all_ranks
 from fedhpc.transport.messages import said
 from fedhpc.util.arrays import F32
 from fedhpc.util.memory import give_back_freed_memory
@@ -106,14 +106,21 @@ def _say_budget(session: Session, done: int) -> None:
     Raises:
         InputError: at every rank, where the budget does not allow one round.
     """
-    mine = "\n".join(filter(None, (learner.budget.refusal(done) for learner in session.learners)))
-    lines = [said(payload) for payload in session.transport.gather([mine.encode()], "control")]
-    numbers = broadcast_json(session.transport, lambda: "\n".join(filter(None, lines)))
-    if not done:
+    transport = session.transport
+    refusals = run_on_all_ranks(transport, lambda: [learner.budget.refusal(done) for learner in session.learners])
+    mine = outgoing(transport, "\n".join(filter(None, refusals)))
+    lines = [said(payload) for payload in transport.gather([mine.encode()], "control")]
+
+    def numbers_of_all() -> str:
+        numbers = "\n".join(filter(None, lines))
+        if done:
+            return numbers
         raise InputError(
             f"{session.directory.path}: the privacy budget does not allow one round; no model was made:\n{numbers}",
             code="privacy.budget",
         )
+
+    numbers = broadcast_json(transport, numbers_of_all)
     session.console.say(f"the privacy budget ends the run after round {done}:\n{numbers}")
 
 

@@ -20,7 +20,7 @@ from fedhpc.run.session import POOLED, Session
 from fedhpc.run.start.agreement import FREE
 from fedhpc.run.start.secure_channel import sites_by_rank
 from fedhpc.site.data.shard_record import shard_mark
-from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
+from fedhpc.transport.collectives import broadcast_json, outgoing, run_on_all_ranks
 from fedhpc.transport.messages import Count, Text, parsed
 from fedhpc.transport.tls import AGGREGATOR_NAME
 
@@ -61,13 +61,17 @@ def resume_point(session: Session) -> Resumed:
     directory, transport = session.directory, session.transport
     run = broadcast_json(transport, directory.write_identity)
     started = broadcast_json(transport, directory.has_rounds)
-    owners = run_on_all_ranks(transport, lambda: _owners(session, run, started=started))
-    mine = json.dumps(_found(session, owners)).encode()
-    payloads = transport.gather([mine], "control")
+
+    def looked() -> tuple[dict[str, Owner], Found]:
+        owners = _owners(session, run, started=started)
+        return owners, _found(session, owners)
+
+    owners, mine = run_on_all_ranks(transport, looked)
+    payloads = transport.gather([json.dumps(mine).encode()], "control")
     told = [read_found(session.config, transport.size, rank, payload) for rank, payload in enumerate(payloads)]
     first, heads, residuals = broadcast_json(transport, lambda: _settled(directory, told, session.config.site_names))
-    run_on_all_ranks(transport, lambda: _forget(session, first))
-    return Resumed(first, directory.read_rounds() if transport.rank == 0 else [], heads, residuals, owners)
+    records = run_on_all_ranks(transport, lambda: _forgotten(session, first))
+    return Resumed(first, records, heads, residuals, owners)
 
 
 class Found(TypedDict):
@@ -134,9 +138,9 @@ def _found(session: Session, owners: Mapping[str, Owner]) -> Found:
         try:
             rounds[name], problems = intact_rounds(folder, kind, owners[name])
         except ForeignCheckpointError as error:
-            foreign.append(str(error))
+            foreign.append(outgoing(session.transport, str(error)))
             continue
-        damaged += problems
+        damaged += [outgoing(session.transport, problem) for problem in problems]
     return {"rounds": rounds, "damaged": damaged, "foreign": foreign}
 
 
@@ -216,6 +220,8 @@ def _listed(told: Sequence[Found]) -> str:
     return "; ".join(f"rank {rank} has {found['rounds']}" for rank, found in enumerate(told))
 
 
-def _forget(session: Session, first: int) -> None:
+def _forgotten(session: Session, first: int) -> Records:
+    """Remove what this rank keeps of later rounds; return the records that are left, at rank 0."""
     for _, folder, kind in _places(session):
         forget_after(folder, kind, first)
+    return [] if session.transport.rank else session.directory.read_rounds()

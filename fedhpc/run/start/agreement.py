@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from fedhpc.config.loader import load_config, pinned
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import InputError
+from fedhpc.errors import ConfigError, InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
@@ -44,8 +44,35 @@ class Source:
 
         Raises:
             ConfigError: with every problem of the file.
+            InputError: the run directory holds rounds of this config, which only earlier versions allowed.
         """
-        return pinned(self.config) if isinstance(self.config, RunConfig) else load_config(self.config, self.overrides)
+        if isinstance(self.config, RunConfig):
+            return pinned(self.config)
+        try:
+            return load_config(self.config, self.overrides)
+        except ConfigError as error:
+            begun = self._begun_before(self.config)
+            if begun is None:
+                raise
+            raise InputError(
+                f"{error}\n{begun}: its rounds were made by an earlier version, which allowed that; this one does not "
+                "go on with them. `report`, `predict`, `evaluate` and `audit` read the run as it is; to train, correct "
+                "the config and start in a new --run-dir",
+                code="resume.config-refused",
+            ) from None
+
+    def _begun_before(self, path: Path) -> Path | None:
+        """Return the run directory that holds rounds of a config which is now refused; None where there is none."""
+        try:
+            config = load_config(path, self.overrides, recorded=True)
+        except ConfigError:
+            return None
+        directory = self.directory(config)
+        return directory.path if directory.has_rounds() else None
+
+    def directory(self, config: RunConfig) -> RunDirectory:
+        """Return where the run of the loaded config is kept."""
+        return RunDirectory(self.run_dir or Path("runs") / config.name)
 
 
 def join_timeout_s(source: Source) -> float | None:
@@ -86,7 +113,7 @@ def agree_on_config(transport: Transport, source: Source, cores: Sequence[Cores]
             read another config than rank 0: a hospital runs under the terms that it has read itself.
     """
     config = run_on_all_ranks(transport, lambda: source.load())
-    directory = RunDirectory(source.run_dir or Path("runs") / config.name)
+    directory = source.directory(config)
     try:
         plain = broadcast_json(
             transport, lambda: _settled(config, directory, cores, source.take_over).model_dump(mode="json")

@@ -20,7 +20,7 @@ from fedhpc.errors import InputError, RankLostError, SilentRankError, SiteError
 from fedhpc.run.start.placement import place_sites
 from fedhpc.run.start.secure_channel import sites_by_rank
 from fedhpc.transport.base import Wire
-from fedhpc.transport.collectives import all_agree
+from fedhpc.transport.collectives import all_agree, run_on_all_ranks
 from fedhpc.transport.launcher_guard import start_guard
 from fedhpc.transport.mpi import MpiTransport
 from fedhpc.transport.mpi_library import is_fault_tolerant
@@ -57,9 +57,9 @@ def start_membership(declared: RunConfig, wire: Wire) -> Membership:
     """Return who takes part at the start: all declared sites but those of `faults.absent`.
 
     Raises:
-        InputError: where the sites that are left break a rule of the config, or do not fit the nodes.
+        InputError: at every rank, where the sites that are left break a rule of the config, or do not fit the nodes.
     """
-    config = without(declared, declared.faults.absent)
+    config = run_on_all_ranks(wire, lambda: without(declared, declared.faults.absent))
     if declared.faults.on_death == "continue" and wire.size > 1 and not is_fault_tolerant() and wire.rank == 0:
         LOG.warning(
             "faults.on_death=continue: this launcher ends all ranks where one ends; the run then goes on at its next "

@@ -1,7 +1,7 @@
 """Open a session: the secure channel, this rank's shards, the agreed network, the hospitals."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -42,7 +42,7 @@ from fedhpc.site.training.local_sgd import OnStep
 from fedhpc.site.training.pace import Bench
 from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
 from fedhpc.transport.base import Transport
-from fedhpc.transport.channel import Note
+from fedhpc.transport.channel import Channel, Note
 from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.util.log import LogFile
 
@@ -133,10 +133,8 @@ def _opened(members: Membership, directory: RunDirectory, console: Console) -> _
     sites = run_on_all_ranks(transport, lambda: _open_sites(config, indices, directory, transport.rank))
     shards = [site.shard for site in sites]
     accounts = open_accounts(config, directory, transport, shards)
-    for shard in shards if config.exchange.search else ():
-        transport.search_for(
-            shard.site, image_blocks(shard), _note_of(config, directory.log(shard.site, transport.rank))
-        )
+    if config.exchange.search:
+        run_on_all_ranks(transport, lambda: _search_for(config, directory, transport, shards))
     device = run_on_all_ranks(transport, lambda: prepare(config.runtime, transport.local_rank))
     own = [facts_of(config, shard, transport, device) for shard in shards]
     facts = gathered_facts(config, transport, own)
@@ -144,6 +142,24 @@ def _opened(members: Membership, directory: RunDirectory, console: Console) -> _
     run_on_all_ranks(transport, lambda: check_agreed(common, own))
     task = Task(tuple(common["classes"]), tuple(common["image_shape"]), config.task)
     return _Opened(transport, indices, sites, accounts, device, facts, task, tuple(common["weights"]))
+
+
+def _search_for(config: RunConfig, directory: RunDirectory, transport: Channel, shards: Sequence[Shard]) -> None:
+    """Have all payloads of this rank's sites searched for pixels of their images."""
+    for shard in shards:
+        log = directory.log(shard.site, transport.rank)
+        with _shard_problems_kept(log):
+            transport.search_for(shard.site, image_blocks(shard), _note_of(config, log))
+
+
+@contextmanager
+def _shard_problems_kept(log: LogFile) -> Iterator[None]:
+    """Write all that is known of a ShardError to the site's own log; the others learn its kind only."""
+    try:
+        yield
+    except ShardError as error:
+        log.write("ERROR", inside(error))
+        raise
 
 
 def _note_of(config: RunConfig, log: LogFile) -> Note | None:
@@ -201,9 +217,9 @@ def _open_sites(config: RunConfig, indices: Sequence[int], directory: RunDirecto
     for i in indices:
         name = config.site_names[i]
         try:
-            opened.append(open_site_of_run(config, name))
+            with _shard_problems_kept(directory.log(name, rank)):
+                opened.append(open_site_of_run(config, name))
         except ShardError as error:
-            directory.log(name, rank).write("ERROR", inside(error))
             problems.append(error)
     if problems:
         raise ShardError("\n".join(map(str, problems)), code=problems[0].code)
@@ -222,11 +238,8 @@ def _samples(opened: _Opened, backbone: Backbone | None, directory: RunDirectory
         free = free_bytes(device, transport.local_size)
         found = []
         for site in opened.sites:
-            try:
+            with _shard_problems_kept(directory.log(site.shard.site, transport.rank)):
                 found.append(resident(site.samples(backbone), device, free // len(opened.sites)))
-            except ShardError as error:
-                directory.log(site.shard.site, transport.rank).write("ERROR", inside(error))
-                raise
         return found
 
     return run_on_all_ranks(transport, made)

@@ -13,7 +13,7 @@ from fedhpc.run.start.recorded_heads import Recorded, check_recorded, recorded_h
 from fedhpc.site.account import open_account, permit_exact_evaluation, permit_without_privacy
 from fedhpc.site.data.shard import Shard
 from fedhpc.transport.base import Transport
-from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
+from fedhpc.transport.collectives import broadcast_json, outgoing, run_on_all_ranks
 from fedhpc.transport.messages import said
 
 
@@ -53,12 +53,14 @@ def open_ledgers(session: Session, heads: Mapping[str, str]) -> tuple[str, ...]:
     """
     if not session.config.private:
         return ()
-    run_on_all_ranks(session.transport, lambda: _keep_ledgers(session, heads))
-    told = ["\n".join(learner.budget.forecast()).encode() for learner in session.learners]
-    return tuple(said(payload) for payload in session.transport.gather(told, "hello") if payload)
+    transport = session.transport
+    forecasts = run_on_all_ranks(transport, lambda: _kept_ledgers(session, heads))
+    payloads = transport.gather([outgoing(transport, text).encode() for text in forecasts], "hello")
+    return tuple(said(payload) for payload in payloads if payload)
 
 
-def _keep_ledgers(session: Session, heads: Mapping[str, str]) -> None:
+def _kept_ledgers(session: Session, heads: Mapping[str, str]) -> list[str]:
+    """Open the ledger of each learner of this rank; return what it and the run will have spent, a text each."""
     for learner in session.learners:
         path, folder = session.directory.ledger(learner.name), session.directory.site(learner.name)
         trained = max(saved_rounds(folder, "residual") + saved_rounds(folder, "model"), default=0)
@@ -72,3 +74,4 @@ def _keep_ledgers(session: Session, heads: Mapping[str, str]) -> None:
         learner.keep_ledger(path, session.directory.path.resolve().name, mine)
         if learner.name in heads:
             learner.budget.ledger.check_head(heads[learner.name])
+    return ["\n".join(learner.budget.forecast()) for learner in session.learners]

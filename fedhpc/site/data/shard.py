@@ -38,6 +38,8 @@ from fedhpc.site.data.shard_scan import Scan, column_problems, digest_of, leaks,
 from fedhpc.util.arrays import I64, U8, Images
 from fedhpc.util.memory import fits_in_memory
 
+NO_FILE = "no such file"
+
 
 class Shard:
     """One site's shard, checked and open for reading. A context manager; close it or use `with`.
@@ -207,8 +209,8 @@ def _refusal(path: Path, site: str | None, problems: list[Problem]) -> ShardErro
 
 def _open_file(path: Path, site: str | None) -> h5py.File:
     if not path.is_file():
-        text = "no such file; allowed: an existing HDF5 shard"
-        raise _refusal(path, site, [Problem("no such file", text)])
+        text = f"{NO_FILE}; allowed: an existing HDF5 shard"
+        raise _refusal(path, site, [Problem(NO_FILE, text)])
     try:
         # Locks are broken on many parallel file systems, and nobody writes to a finished shard.
         return h5py.File(path, "r", locking=False)
@@ -219,8 +221,11 @@ def _open_file(path: Path, site: str | None) -> h5py.File:
 
 def shard_problem(path: Path) -> str:
     """Return why a shard cannot even be opened on this node (public), empty where it can. It is not looked into."""
-    if not path.is_file():
-        return "no such file"
+    try:
+        if not path.is_file():
+            return NO_FILE
+    except OSError as error:  # a folder that this account may not enter, or a name that is too long
+        return f"cannot be looked at ({error.strerror})"
     try:
         h5py.File(path, "r", locking=False).close()
     except OSError:
