@@ -101,7 +101,8 @@ class Phantom(Section):
 class Data(Section):
     """Where the shards lie, as the rank that reads one sees it.
 
-    In `shards`, `{site}` stands for the site's name, `{hostname}` for its node's, `$NAME` for an environment variable.
+    In `shards`, `{site}` stands for the site's name, `{hostname}` for its node's, `$NAME` for an environment variable,
+    whose value no other rank is told.
     """
 
     shards: Annotated[str, Field(pattern=r".*\{site\}.*")] = Field(

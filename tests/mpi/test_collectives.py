@@ -54,21 +54,24 @@ def test_gather_and_broadcast(mpirun: Callable[..., tuple[int, str, str]], tmp_p
 FAILING = """
 import sys, time
 from pathlib import Path
-from fedhpc.transport.mpi import connect
-from fedhpc.transport.mpi_library import abort_at_exit
-t = connect()
-if t.rank == 1:
-    Path(sys.argv[1]).write_text(str(time.time()))
-    abort_at_exit(1)
-    sys.exit(1)
-t.gather([b""], "control")
-t.broadcast(b"" if t.rank == 0 else None, "control")
+from fedhpc.cli import main, train
+from fedhpc.errors import InputError
+def failing(source, transport, *others):
+    if transport.rank == 1:
+        Path(sys.argv[1]).write_text(str(time.time()))
+        raise InputError("a ledger cannot be read")
+    transport.gather([b""], "control")
+    transport.broadcast(b"" if transport.rank == 0 else None, "control")
+train._train = failing
+sys.exit(main.main(["train", "none.yaml"]))
 """
 
 
 def test_all_ranks_end_within_10_s_of_a_failure(mpirun: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    status, _, _ = mpirun(4, ["-c", FAILING, tmp_path / "failed_at"])
+    """Of bad input that one rank alone has found, too: it ended that rank without a word, and the others waited."""
+    status, _, err = mpirun(4, ["-c", FAILING, tmp_path / "failed_at"])
     assert status != 0
+    assert "error: rank 1: a ledger cannot be read [input]" in err
     assert time.time() - float((tmp_path / "failed_at").read_text()) < 10
 
 
