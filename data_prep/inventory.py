@@ -4,13 +4,12 @@ File names can identify patients. The table on the screen names at most three fi
 written to a file only on request (`--list-files`), and that file is as private as the images.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from data_prep.names import shown
+from fedhpc.util.csv_text import csv_text
 from fedhpc.util.text import count_of, first_names
 
 
@@ -71,15 +70,12 @@ class Inventory:
 
     def csv(self) -> str:
         """Every file on a line of its own: file, what became of it (taken or left out), class or reason."""
-        out = io.StringIO()
-        table = csv.writer(out, lineterminator="\n")
-        table.writerow(("file", "outcome", "class_or_reason", "files"))
-        table.writerows((shown(path), "taken", name, 1) for path, name in self.taken)
-        table.writerows(
+        taken = [(shown(path), "taken", name, 1) for path, name in self.taken]
+        left = [
             (shown(entry.path), "left out", ": ".join(filter(None, (entry.reason, entry.detail))), entry.files)
             for entry in self.left
-        )
-        return out.getvalue()
+        ]
+        return csv_text([("file", "outcome", "class_or_reason", "files"), *taken, *left])
 
 
 def reasons(left: Iterable[LeftOut]) -> list[str]:

@@ -4,8 +4,6 @@ A file's name may be a patient's. So the table names files by codes of the site'
 site only, which file a code stands for.
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from data_prep.importers.tree import files_below
 from data_prep.importers.volume import Reject
 from data_prep.names import shown
 from fedhpc.errors import ShardError
+from fedhpc.util.csv_text import csv_text
 
 NAME = "rejects.csv"
 
@@ -22,11 +21,8 @@ NAME = "rejects.csv"
 def reject_table(rejects: Iterable[Reject], codes: Pseudonyms) -> str:
     """Return the table: file, images of it, why. Equal lines are counted."""
     lines = Counter((codes.file(reject.file), reject.why) for reject in rejects)
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
-    table.writerow(("file", "images", "why"))
-    table.writerows((file, count, why) for (file, why), count in sorted(lines.items(), key=lambda line: line[0][::-1]))
-    return out.getvalue()
+    ordered = sorted(lines.items(), key=lambda line: line[0][::-1])
+    return csv_text([("file", "images", "why"), *((file, count, why) for (file, why), count in ordered)])
 
 
 def reject_summary(rejects: Sequence[Reject]) -> list[str]:

@@ -1,7 +1,5 @@
 """From directories to the report: report.html, and the same as report.json and report.csv."""
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from fedhpc.report.parts import Part, csv_files, facts_of_parts
 from fedhpc.report.rows import DATA, DENSITY, EPSILON, SEED, facts_of, groups_of
 from fedhpc.report.terminal import settings_text
 from fedhpc.util.clock import now
+from fedhpc.util.csv_text import csv_text
 from fedhpc.util.files import make_folder, write_text
 from fedhpc.util.text import wrapped
 
@@ -48,15 +47,12 @@ class Report:
 
     def csv(self) -> str:
         """report.csv: a line a run, a column for each of its facts; of the point, one for each key."""
-        text, rows = io.StringIO(), self.content.rows
+        rows = self.content.rows
         keys = [key for key in self.content.keys if key not in (EPSILON, DENSITY, SEED)]
         facts = [key for key in facts_of(rows[0]) if key != "point"] if rows else []
-        writer = csv.writer(text)
-        writer.writerow([*facts, *keys])
-        for row in rows:
-            found = facts_of(row)
-            writer.writerow([*(found[key] for key in facts), *(row.point.get(key) for key in keys)])
-        return text.getvalue()
+        found = [(facts_of(row), row.point) for row in rows]
+        lines = [[*(own[key] for key in facts), *(point.get(key) for key in keys)] for own, point in found]
+        return csv_text([[*facts, *keys], *lines])
 
     def html(self) -> str:
         """report.html."""

@@ -1,13 +1,12 @@
 """What a page is made of, as values: parts with figures, tables, cards and pictures. A figure carries its numbers."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from markupsafe import Markup
 
+from fedhpc.util.csv_text import csv_text
 from fedhpc.util.text import clock, data_size, fixed
 
 Value = str | float | int | None
@@ -75,11 +74,7 @@ class Table:
 
     def csv(self) -> str:
         """As CSV text, with a line of column keys."""
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow([column.key for column in self.columns])
-        writer.writerows(self.rows)
-        return text.getvalue()
+        return csv_text([[column.key for column in self.columns], *self.rows])
 
 
 @dataclass(frozen=True)

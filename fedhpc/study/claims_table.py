@@ -1,12 +1,11 @@
 """The claims as a table for a terminal, as Markdown, CSV and JSON."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from fedhpc.records.study import Claim, Study, StudyDirectory
+from fedhpc.util.csv_text import csv_text
 from fedhpc.util.files import write_text
 from fedhpc.util.text import fitted, wrapped
 
@@ -16,7 +15,8 @@ HEAD = ("claim", "paper", "measured", "verdict")
 def write_claims(records: StudyDirectory, study: Study, claims: tuple[Claim, ...]) -> None:
     """Write claims.json, claims.csv and claims.md."""
     records.write_claims(claims)
-    write_text(records.claims.with_suffix(".csv"), _csv(claims))
+    rows = [[*Claim.__dataclass_fields__], *([*asdict(one).values()] for one in claims)]
+    write_text(records.claims.with_suffix(".csv"), csv_text(rows))
     write_text(records.claims.with_suffix(".md"), _markdown(study, claims))
 
 
@@ -44,14 +44,6 @@ def _counts(claims: Sequence[Claim]) -> str:
     """
     counts = Counter(one.verdict for one in claims)
     return f"{counts['met']} met, {counts['missed']} missed, {counts['not measured']} not measured"
-
-
-def _csv(claims: Sequence[Claim]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(Claim.__dataclass_fields__))
-    writer.writeheader()
-    writer.writerows(asdict(one) for one in claims)
-    return text.getvalue()
 
 
 def _markdown(study: Study, claims: Sequence[Claim]) -> str:

@@ -3,8 +3,6 @@
 It runs inside one hospital and sends nothing. What it writes is as private as the images.
 """
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from fedhpc.run.finished.evaluate import Tested, model_path
 from fedhpc.site.data.harmonise import harmonise
 from fedhpc.site.data.shard import Shard
 from fedhpc.util.arrays import F64
+from fedhpc.util.csv_text import csv_text
 
 UNCALIBRATED = (
     "the run has released no counts of validation patients that would tell what its scores mean: probabilities are the "
@@ -184,15 +183,13 @@ def _scored(saved: SavedModel, network: nn.Module, device: Device, wanted: _Harm
 
 def scores_csv(found: Prediction) -> str:
     """Return the table: input, image in it, and of each task log odds, probability and whether it is positive."""
-    out = io.StringIO()
-    table = csv.writer(out, lineterminator="\n")
     columns = [f"{what} {task}" for task in found.tasks for what in ("log_odds", "probability", "positive")]
-    table.writerow(["input", "image", *columns])
+    rows: list[list[str | int]] = [["input", "image", *columns]]
     for part in found.rows:
         values = zip(part.names, part.places, part.log_odds, part.probability, part.positive, strict=True)
         for name, place, odds, probability, positive in values:
-            table.writerow([name, place, *_cells(odds.tolist(), probability.tolist(), positive.tolist())])
-    return out.getvalue()
+            rows.append([name, place, *_cells(odds.tolist(), probability.tolist(), positive.tolist())])
+    return csv_text(rows)
 
 
 def _cells(odds: Sequence[float], probability: Sequence[float], positive: Sequence[bool]) -> list[str]:
