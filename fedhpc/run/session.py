@@ -39,6 +39,7 @@ class Session:
         accounts: on the site ledgers, of this rank's sites; none without privacy.
         absent: the sites that are declared and take no part in this start, in site order.
         plans: the noise of each site, by name in site order; none without privacy.
+        synthetic: whether no patient exists, by what all shards say of their origin; a config is no evidence.
     """
 
     config: RunConfig
@@ -59,6 +60,7 @@ class Session:
     accounts: tuple[SiteAccount, ...] = ()
     absent: tuple[str, ...] = ()
     plans: Mapping[str, PrivacyPlan] = field(default_factory=dict)
+    synthetic: bool = False
 
 
 def session_trust(session: Session) -> TrustModel | None:

@@ -151,7 +151,8 @@ def _personalise(session: Session, ended: Ended) -> None:
         return
     for site in session.sites:
         folder = session.directory.site(site.name)
-        work = Personal(site.name, session.task, ended.models.of(GLOBAL)(site.name), folder)
+        params = ended.models.of(GLOBAL)(site.name)
+        work = Personal(site.name, session.task, params, folder, session.synthetic)
         site.inside("personalisation failed", partial(personalise, work))
     session.console.say(
         wrapped(f"each hospital's own model: sites/<site>/{MODEL} and {RECORD}, for that hospital only")

@@ -2,15 +2,19 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from torch import nn
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
-from fedhpc.models.saved import save_model
+from fedhpc.models.saved import save_model, saved_origin
 from fedhpc.models.task import Task
+from fedhpc.records.run_directory import RunDirectory
+from fedhpc.run.finished.finish import Models, _save_own
 from fedhpc.run.finished.model_card import model_card
 from fedhpc.run.start.initial_model import check_backbone
 
@@ -40,3 +44,20 @@ def test_claimed_phantoms_do_not_excuse_an_unprotected_start(tmp_path: Path, syn
     wanted = config_of("now", model=model, privacy={"epsilon": 1.0, "sample_rate": 1.0})
     with nullcontext() if synthetic else pytest.raises(PrivacyError, match="on these hospitals without privacy"):
         check_backbone(wanted)
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_model_that_a_site_was_rewarded_with_says_whose_patients_made_it(tmp_path: Path, synthetic: bool) -> None:
+    """Written by a rank that has no other site's facts, it said of phantoms that they were patients."""
+    session = SimpleNamespace(
+        transport=SimpleNamespace(rank=1),
+        directory=RunDirectory(tmp_path),
+        place=SimpleNamespace(model=nn.Linear(1, 1)),
+        task=Task(("a", "b"), (1, 8, 8)),
+        declared=config_of("now", privacy={"off": True}),
+        facts=(),
+        synthetic=synthetic,
+    )
+    (tmp_path / "sites" / "site1").mkdir(parents=True)
+    _save_own(cast(Any, session), Models({}, {"site1": np.zeros(2, np.float32)}))
+    assert saved_origin(tmp_path / "sites" / "site1" / "model.pt").synthetic is synthetic

@@ -21,7 +21,7 @@ from fedhpc.run.finished.final_models import read_model
 from fedhpc.run.preflight.facts import RANK_FACTS, token_name
 from fedhpc.run.preflight.facts import read_facts as read_rank_facts
 from fedhpc.run.rounds.resume import FOUND, read_found
-from fedhpc.run.start.site_facts import check_agreed, read_facts
+from fedhpc.run.start.site_facts import agreed_facts, check_agreed, read_facts
 from fedhpc.transport.egress_log import KINDS, Kind
 from fedhpc.transport.framing import check_announced
 from fedhpc.transport.messages import of_each, parsed, said
@@ -263,8 +263,20 @@ def test_a_site_makes_and_removes_no_file_of_another_name_for_rank_0(told: bytes
 @pytest.mark.parametrize(("key", "told"), [("classes", ["a"]), ("image_shape", [1, 8, 9])])
 def test_a_site_refuses_a_task_that_is_not_its_shards(key: str, told: list[object]) -> None:
     """With a class fewer, whether training fails at a site would tell whether it has a patient of the last one."""
-    own = [{"site": "site3", "classes": ("a", "b"), "image_shape": (1, 8, 8)}]
-    honest = {"classes": ["a", "b"], "image_shape": [1, 8, 8]}
+    own = [{"site": "site3", "classes": ("a", "b"), "image_shape": (1, 8, 8), "synthetic": True}]
+    honest = {"classes": ["a", "b"], "image_shape": [1, 8, 8], "synthetic": False}
     check_agreed(honest, own)
     with pytest.raises(InputError, match=f"site site3: the aggregator's {key}"):
         check_agreed({**honest, key: told}, own)
+
+
+def test_a_site_refuses_that_its_patients_are_called_synthetic() -> None:
+    """Every rank keeps that with the models that it writes: nothing protects those of patients who do not exist."""
+    real = {"site": "site3", "classes": ("a", "b"), "image_shape": (1, 8, 8), "synthetic": False, "weight": 9}
+    phantom = {**real, "site": "site1", "synthetic": True}
+    agreed = agreed_facts([phantom, real])
+    check_agreed(agreed, [phantom])
+    check_agreed(agreed_facts([phantom, phantom]), [phantom])
+    assert (agreed["synthetic"], agreed_facts([phantom, phantom])["synthetic"]) == (False, True)
+    with pytest.raises(InputError, match="site site3: the aggregator says that all patients are synthetic"):
+        check_agreed({**agreed, "synthetic": True}, [real])

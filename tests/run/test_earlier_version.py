@@ -57,7 +57,7 @@ def test_resume_says_that_the_run_cannot_go_on(begun: Path) -> None:
     with pytest.raises(ConfigError) as new:
         Source(begun.parent / "x.yaml", [], begun.parent / "new").load()
     assert new.value.code == "config", "a new run is told what to correct, and no more"
-    with pytest.raises(ConfigError, match="training.rounds"):
+    with pytest.raises(ConfigError, match=r"training\.rounds"):
         Source(begun.parent / "x.yaml", ["training.rounds=many"], begun).load()
 
 

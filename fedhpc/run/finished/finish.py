@@ -130,12 +130,7 @@ def _facts(session: Session, thresholds: Sequence[int]) -> dict[str, Any]:
     """Return what it takes to build a model again."""
     config = session.declared.model_dump(mode="json")
     facts = {"config": config, **asdict(session.task), "f1_thresholds": list(thresholds)}
-    return {**facts, "synthetic": _is_synthetic(session)}
-
-
-def _is_synthetic(session: Session) -> bool:
-    """Return whether no patient exists, by what all shards say, which only rank 0 knows; a config is no evidence."""
-    return bool(session.facts) and all(site["synthetic"] for site in session.facts)
+    return {**facts, "synthetic": session.synthetic}
 
 
 def _save_own(session: Session, models: Models) -> None:
@@ -184,7 +179,7 @@ def _more(session: Session, finals: Sequence[Final], reports: Sequence[SiteRepor
         "parameters": d,
         "dense_bytes_per_round": len(session.config.data.sites) * d * FLOAT32_BYTES,
         "git": git_commit(),
-        "synthetic": _is_synthetic(session),
+        "synthetic": session.synthetic,
         "continued_after": session.directory.continued(),
         "init_from": read_json(session.directory.initial, RESTORE) if session.directory.initial.exists() else None,
     }

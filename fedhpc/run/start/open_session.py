@@ -90,6 +90,7 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
         learners=learners,
         weights=weights,
         facts=opened.facts,
+        synthetic=opened.synthetic,
         grid=grid,
         notice=notice,
         identities={} if grid is None else agreed_identities(config, transport, opened.indices),
@@ -111,6 +112,7 @@ class _Opened:
         device: that this rank computes on.
         facts: of every site; only at rank 0.
         task, weights: of the run: the same at every rank.
+        synthetic: whether no patient of any site exists: the same at every rank.
     """
 
     transport: Transport
@@ -121,6 +123,7 @@ class _Opened:
     facts: tuple[Mapping[str, Any], ...]
     task: Task
     weights: tuple[int, ...]
+    synthetic: bool = False
 
 
 def _opened(members: Membership, directory: RunDirectory, console: Console) -> _Opened:
@@ -141,7 +144,8 @@ def _opened(members: Membership, directory: RunDirectory, console: Console) -> _
     common = broadcast_json(transport, lambda: agreed_facts(facts))
     run_on_all_ranks(transport, lambda: check_agreed(common, own))
     task = Task(tuple(common["classes"]), tuple(common["image_shape"]), config.task)
-    return _Opened(transport, indices, sites, accounts, device, facts, task, tuple(common["weights"]))
+    weights = tuple(common["weights"])
+    return _Opened(transport, indices, sites, accounts, device, facts, task, weights, bool(common["synthetic"]))
 
 
 def _search_for(config: RunConfig, directory: RunDirectory, transport: Channel, shards: Sequence[Shard]) -> None:

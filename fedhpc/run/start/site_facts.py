@@ -78,7 +78,7 @@ def facts_of(config: RunConfig, shard: Shard, transport: Transport, device: Devi
 
 
 def agreed_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return classes, image shape and weights of all sites, from what they say of themselves; rank 0 calls it.
+    """Return classes, image shape and weights of all sites, and whether all patients are synthetic; rank 0 calls it.
 
     Raises:
         InputError: shards of different classes or shapes.
@@ -91,13 +91,15 @@ def agreed_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 f"shards differ in {key}: {first['site']} has {first[key]}, {'; '.join(other)}; remake them alike",
                 code="shard.differ",
             )
-    return {"classes": first["classes"], "image_shape": first["image_shape"], "weights": [f["weight"] for f in facts]}
+    common = {"classes": first["classes"], "image_shape": first["image_shape"]}
+    return {**common, "weights": [f["weight"] for f in facts], "synthetic": all(f["synthetic"] for f in facts)}
 
 
 def check_agreed(common: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) -> None:
     """Refuse another task than that of a site's own shard, whatever the aggregator says.
 
-    With fewer classes than a shard has, whether training fails would tell whether a patient is of a class.
+    With fewer classes than a shard has, whether training fails would tell whether a patient is of a class. Models of
+    patients who are called synthetic are not protected.
 
     Raises:
         InputError: they differ.
@@ -108,5 +110,11 @@ def check_agreed(common: Mapping[str, Any], own: Sequence[Mapping[str, Any]]) ->
             raise InputError(
                 f"site {fact['site']}: the aggregator's {' and '.join(wrong)} are not those of its shard. Do not train "
                 "with it before that is explained",
+                code="shard.differ",
+            )
+        if common["synthetic"] and not fact["synthetic"]:
+            raise InputError(
+                f"site {fact['site']}: the aggregator says that all patients are synthetic, and its shard's are not "
+                "known to be. Do not train with it before that is explained",
                 code="shard.differ",
             )

@@ -43,12 +43,14 @@ class Personal:
         task: of the run (public).
         params: of the final model, f32[d] (public).
         folder: the site's folder in the run directory, for `personal.pt` and `personal.json`.
+        synthetic: whether no patient of the run exists.
     """
 
     site: str
     task: Task
     params: F32
     folder: Path
+    synthetic: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def personalise(work: Personal, samples: Samples, place: SiteContext, at_home: C
     facts = {"config": _unprotected(config), **asdict(work.task), "f1_thresholds": own.thresholds.tolist()}
     make_folder(work.folder)
     keep_earlier(work.folder, config.training.rounds)
-    save_model(work.folder / MODEL, made.network, {**facts, "personal": work.site, **made.facts}, mode=PRIVATE)
+    whose = {"personal": work.site, "synthetic": work.synthetic}
+    save_model(work.folder / MODEL, made.network, {**facts, **whose, **made.facts}, mode=PRIVATE)
     alone = None if made.alone is None else _tested(made.alone, samples, place)
     record = {
         "site": work.site,
