@@ -25,6 +25,7 @@ from fedhpc.bench.accounts import charged_to
 from fedhpc.bench.round_turns import Run, failed, take_turns
 from fedhpc.bench.round_work import FLOOR, WAYS, WORKLOADS, Workload, prepare, write_job
 from fedhpc.errors import InputError
+from fedhpc.sweep.environment import SAFE_PATH
 from fedhpc.util.files import make_folder
 from fedhpc.util.processes import total_memory_bytes, tree_pss_bytes
 from fedhpc.util.progress import at_work
@@ -113,7 +114,7 @@ def _command(work: Workload, way: str, ranks: int, place: Path) -> list[str]:
 
 def _environment() -> dict[str, str]:
     defaults = {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMP_NUM_THREADS": "1"}
-    return {**defaults, **os.environ, "PYTHONPATH": str(CHECKOUT)}
+    return {**defaults, **os.environ, **SAFE_PATH, "PYTHONPATH": str(CHECKOUT)}
 
 
 def _figures(run: Run) -> dict[str, Any]:

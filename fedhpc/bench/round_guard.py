@@ -11,10 +11,10 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import IO
 
 from fedhpc.errors import InputError
+from fedhpc.sweep.environment import CHECKOUT, SAFE_PATH
 from fedhpc.util.processes import born, tree
 
 
@@ -43,7 +43,7 @@ def guarded() -> Iterator[Guard]:
     """Start a guard, and let it end. What it watches is ended then too, where any is left."""
     command = [sys.executable, "-m", "fedhpc.bench.round_guard"]
     # In a session of its own, so that Ctrl-C and a terminal that closes do not end it first.
-    found = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    found = {**os.environ, **SAFE_PATH, "PYTHONPATH": str(CHECKOUT)}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=found)
     if process.stdin is None:
         raise ValueError("the guard has no input")

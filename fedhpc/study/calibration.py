@@ -3,6 +3,7 @@
 The first training of a cohort also makes the cohort and its features, once: that time is no cell's.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from fedhpc.records.run_directory import RunDirectory, config_text
 from fedhpc.run.display import Console
 from fedhpc.sweep.config import Sweep, Trial
 from fedhpc.sweep.directory import SweepDirectory, with_threads
+from fedhpc.sweep.environment import for_programs
 from fedhpc.sweep.pace import Kind
 from fedhpc.util.files import make_folder, write_text
 from fedhpc.util.progress import at_work
@@ -110,7 +112,14 @@ def _timed(directory: SweepDirectory, trial: Trial, cpus: int) -> Measured:
     command = [sys.executable, "-m", "fedhpc", "train", str(folder / "calibration.yaml"), "--run-dir", str(folder)]
     begun_s = time.monotonic()
     with at_work(f"timing {trial.name}"):
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=for_programs(os.environ),
+        )
     if done.returncode:
         raise InputError(
             f"{trial.name}: a run of {ROUNDS} rounds to time it ended with status {done.returncode}, and so would its "

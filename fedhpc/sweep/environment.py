@@ -8,7 +8,12 @@ whole environment on to the new job: a sweep that is submitted from there would 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+"""`python -m` looks for every module in the folder that it is started in first, before Python's own. Whoever may write
+to that folder, as to one that a project shares, would have code run by all who start a sweep there."""
 PER_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "PMI_", "PMI2_", "PMIX_", "OMPI_", "PRTE_", "HYDRA_", "MPI_LOCAL")
 KEPT = {
     # How to reach SLURM, and how it answers.
@@ -36,6 +41,12 @@ def without_job(environment: Mapping[str, str]) -> dict[str, str]:
     ['HOME', 'SLURM_CONF']
     """
     return {name: value for name, value in environment.items() if not _of_a_job(name)}
+
+
+def for_programs(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return `environment` for `python -m fedhpc...`: it finds this package, and no module of the folder it is in."""
+    path = os.pathsep.join(filter(None, [str(CHECKOUT), environment.get("PYTHONPATH")]))
+    return {**environment, **SAFE_PATH, "PYTHONPATH": path}
 
 
 def _of_a_job(name: str) -> bool:

@@ -16,6 +16,7 @@ from fedhpc.errors import InputError
 from fedhpc.run.display import Console
 from fedhpc.sweep.config import Sweep
 from fedhpc.sweep.directory import SweepDirectory
+from fedhpc.sweep.environment import for_programs
 from fedhpc.sweep.pace import time_left
 from fedhpc.sweep.resources import Local
 from fedhpc.sweep.status import Line, line_of
@@ -27,7 +28,6 @@ from fedhpc.util.text import clock, fixed
 GB = 1e9
 POLL_S = 0.1
 GRACE_S = 20
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class StoppedError(Exception):
@@ -135,8 +135,7 @@ def _start(directory: SweepDirectory, sweep: Sweep, name: str) -> Running:
     folder, local = directory.trial(name), sweep.local
     ranks = local.ranks if folder.read_commands().trains else 1
     environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        **for_programs(os.environ),
         "OMP_NUM_THREADS": str(local.cpus_per_rank),
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMPI_MCA_mpi_yield_when_idle": "1",

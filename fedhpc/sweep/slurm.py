@@ -24,14 +24,13 @@ from fedhpc.errors import InputError
 from fedhpc.run.rounds.preemption import SIGNALS
 from fedhpc.sweep.config import Sweep, ranks_of
 from fedhpc.sweep.directory import SweepDirectory
-from fedhpc.sweep.environment import outside_of_any_job
+from fedhpc.sweep.environment import CHECKOUT, SAFE_PATH, outside_of_any_job
 from fedhpc.sweep.final_report import write_report
 from fedhpc.sweep.local import command_of
 from fedhpc.sweep.resources import Slurm
 from fedhpc.sweep.slurm_queue import requeue
 from fedhpc.sweep.trial_directory import TrialDirectory, again_file, beginning
 
-ROOT = Path(__file__).resolve().parents[2]
 REPORT_MIN = 15
 MB_PER_GB = 1024
 ENVIRONMENT = {
@@ -178,6 +177,7 @@ def report_parameters(sweep: Sweep, dependency: str) -> dict[str, Any]:
 def _common(slurm: Slurm) -> dict[str, Any]:
     variables = {**ENVIRONMENT, "OMP_NUM_THREADS": slurm.cpus_per_rank, "SRUN_CPUS_PER_TASK": slurm.cpus_per_rank}
     told = f"{'B:' if slurm.mpi == 'mpirun' else ''}USR1@{slurm.signal_s}"
+    path = f'export PYTHONPATH={shlex.quote(str(CHECKOUT))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
     exports = [f"export {name}={value}" for name, value in variables.items()]
     return {
         "partition": slurm.partition,
@@ -187,7 +187,7 @@ def _common(slurm: Slurm) -> dict[str, Any]:
         "wckey": None,
         # One log for standard output and error, in the order of what happened.
         "stderr_to_stdout": True,
-        "setup": [*exports, f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"', *slurm.setup],
+        "setup": [*exports, path, *slurm.setup, *(f"export {name}={value}" for name, value in SAFE_PATH.items())],
         # Not submitit's SIGUSR2: the one that `run.py train` heeds.
         "additional_parameters": {"requeue": True, "signal": told, **slurm.extra},
     }

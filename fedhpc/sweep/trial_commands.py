@@ -8,16 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fedhpc.errors import InputError, Stopped, printed
 from fedhpc.privacy.places import SYNTHETIC_VARIABLE
 from fedhpc.run.rounds.preemption import StopRequest
-from fedhpc.sweep.environment import without_job
+from fedhpc.sweep.environment import for_programs, without_job
 from fedhpc.sweep.trial_directory import TrialDirectory, beginning
 from fedhpc.util.files import write_json
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 GRACE_S = 10.0
 
 
@@ -56,8 +54,7 @@ def run_commands(folder: TrialDirectory, commands: Sequence[Sequence[str]]) -> N
         InputError: a command has failed; what it printed as JSON is kept nevertheless.
         Stopped: a signal has come; the command was ended.
     """
-    environment = without_job(os.environ)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")]))
+    environment = for_programs(without_job(os.environ))
     if folder.read_config().data.phantom is not None:
         # What a benchmark or audit spends of synthetic patients is kept in its own folder; for others it has no effect.
         environment[SYNTHETIC_VARIABLE] = str(folder.path.resolve() / "accounts" / "{site}")
