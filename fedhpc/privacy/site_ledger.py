@@ -185,7 +185,8 @@ class SiteLedger:
             known = {entry.get("imported") for entry in self.entries("charge")}
             new = [entry for entry in entries if entry["imported"] not in known]
             for entry in new:
-                self._chain.append({"kind": "charge", "sole": None, **entry})
+                # Last: an entry that named its own kind could set the account's terms.
+                self._chain.append({**entry, "sole": None, "kind": "charge"})
         return len(new)
 
     def change(self, terms: Terms, reason: str, seen: Terms | None = None) -> None:

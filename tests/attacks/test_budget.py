@@ -407,6 +407,48 @@ def test_older_ledger_beside_the_shard_is_taken_over_once(hospital: Hospital) ->
     assert "not whole" in refused(hospital.account)
 
 
+OLDER_CHARGE = {"ledger": "x", "run": "old", "round": 0, "noise_multiplier": 3.0, "sample_rate": 1.0, "steps": 1}
+OLDER_CHARGE |= {"mechanism": "gaussian", "unit": "patient", "insecure": False, "time": "2026"}
+LIFTED = {
+    "unit": "patient",
+    "delta": 1e-5,
+    "cap": 1e6,
+    "require_privacy": False,
+    "allow_off": True,
+    "initialised": True,
+}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"kind": "terms", **LIFTED, "reason": "x", "time": "2026"},
+        {**OLDER_CHARGE, "kind": "terms", **LIFTED},
+        {**OLDER_CHARGE, "steps": -100_000},
+        {**OLDER_CHARGE, "steps": 0},
+        {**OLDER_CHARGE, "sample_rate": -1.0},
+        {**OLDER_CHARGE, "noise_multiplier": -3.0},
+        {**OLDER_CHARGE, "noise_multiplier": float("nan")},
+        {**OLDER_CHARGE, "mechanism": "none"},
+        {"kind": "accept_lost", "account": "x", "reason": "x", "time": "2026"},
+    ],
+    ids=str,
+)
+def test_forged_ledger_beside_the_shard_lifts_no_cap(hospital: Hospital, forged: dict[str, Any]) -> None:
+    """It has no key: a file of two lines beside a shard set the cap of the account, or gave budget back."""
+    hospital.run("one")
+    older = Chain(hospital.shard.with_suffix(".ledger.jsonl"))
+    with older.locked():
+        older.append({"lifetime_ledger_of": "site1", "time": "2026"})
+        older.append(forged)
+    before = SiteLedger(hospital.site_ledger)
+    said = refused(lambda: hospital.run("two"))
+    after = SiteLedger(hospital.site_ledger)
+    assert "is no charge of an older ledger" in said or "would pass its cap" in said
+    assert (after.terms, after.entries("accept_lost")) == (before.terms, [])
+    assert after.groups()[0].epsilon >= before.groups()[0].epsilon
+
+
 SPENDER = """
 import sys, time
 from pathlib import Path
