@@ -118,8 +118,12 @@ def test_seeds_that_differ_in_one_high_bit_share_nothing(bit: int) -> None:
 
 
 def test_row_sums_tell_nothing_of_the_rest() -> None:
-    """They are Gaussian of the row count's variance, on the grid, and independent of the differences of rows."""
-    rows = torch.stack([released_rows(None).double() for _ in range(200)]).numpy()
+    """They are Gaussian of the row count's variance, on the grid, and independent of the differences of rows.
+
+    The noise is fresh. Products of squares have a skewness of 8 and a kurtosis of 225: by Edgeworth's expansion their
+    mean over 12,000 is beyond 6.5 standard errors with a chance of 4.5e-9 (5.5 over 8,000: 6.5e-7, three times 2e-6).
+    """
+    rows = torch.stack([released_rows(None).double() for _ in range(300)]).numpy()
     sums = rows.sum(1)
     assert stats.kstest(sums.reshape(-1) / (STD * CLASSES**0.5), "norm").pvalue > 1e-7
     units = sums / grid_of(STD)
@@ -129,7 +133,7 @@ def test_row_sums_tell_nothing_of_the_rest() -> None:
         difference = (centred[:, first] - centred[:, second]).reshape(-1)
         for of_sums, of_difference in ((sums, difference), (sums**2, difference**2)):
             correlation = np.corrcoef((of_sums - of_sums.mean(0)).reshape(-1), of_difference)[0, 1]
-            assert abs(correlation) < 5.5 / len(difference) ** 0.5
+            assert abs(correlation) < 6.5 / len(difference) ** 0.5
 
 
 def test_private_work_is_where_the_search_looks() -> None:

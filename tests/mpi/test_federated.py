@@ -369,11 +369,12 @@ def test_kill_9_in_the_third_round_is_charged_and_the_budget_holds(
     """All ranks die by SIGKILL while they train; the same command again charges round 3 anew and stops in time."""
     dirs = {"unbroken": cohort / "unbroken-two", "killed": cohort / "killed"}
     assert two_ranks["unbroken"].returncode == 0, two_ranks["unbroken"].stderr
-    words = ["run.py", *command(cohort, dirs["killed"], *BUDGET)]
-    mpirun_killed_when(partial(third_round_is_charged, dirs["killed"]), 2, words)
+    words = command(cohort, dirs["killed"], *BUDGET)
+    held = ["-m", "tests.support.broken_runs", "hold", "0:3:2,1:3:2", *words]
+    mpirun_killed_when(partial(third_round_is_charged, dirs["killed"]), 2, held)
     assert [charges(dirs["killed"], site) for site in SITES] == [[0, 1, 2]] * 4
     assert len((dirs["killed"] / "rounds.jsonl").read_text().splitlines()) == 2
-    status, _, err = mpirun(2, words)
+    status, _, err = mpirun(2, ["run.py", *words])
     assert status == 0, err
     records = {
         name: [json.loads(line) for line in (run_dir / "rounds.jsonl").read_text().splitlines()]

@@ -54,7 +54,8 @@ def planned(cohort: Path, run_here: Run, run_dir: Path, lost: str, after: int) -
 def survived(cohort: Path, mpi: Mpi, preloaded: list[str]) -> tuple[Path, Outcome]:
     """site3's rank is killed while it trains in round 3; its charge of that round is on disk."""
     run_dir = cohort / "survived"
-    words = ["run.py", *command(cohort, run_dir, *SETS), "--status", str(cohort / "status")]
+    held = ["-m", "tests.support.broken_runs", "hold", "2:3:1"]
+    words = [*held, *command(cohort, run_dir, *SETS), "--status", str(cohort / "status")]
     # The first line of a ledger is its start.
     blow = Blow(2, signal.SIGKILL, lambda: lines_of(run_dir, "site3") == 4)
     return run_dir, struck(mpi, 4, words, blow, python=preloaded)
@@ -104,13 +105,13 @@ def test_a_lost_aggregator_ends_the_start_which_can_be_resumed(
     cohort: Path, mpi: Mpi, preloaded: list[str], run_here: Run
 ) -> None:
     run_dir, status = cohort / "headless", cohort / "headless.status"
-    words = ["run.py", *command(cohort, run_dir, *SETS), "--status", str(status)]
-    struck(mpi, 2, words, Blow(0, signal.SIGKILL, lambda: len(records(run_dir)) == 2), python=preloaded)
+    lose = ["-m", "tests.support.broken_runs", "lose", "0:aggregate:3"]
+    struck(mpi, 2, [*lose, *command(cohort, run_dir, *SETS), "--status", str(status)], python=preloaded)
+    assert len(records(run_dir)) == 2
     assert status.read_text(encoding="utf-8") == "75\n", "as written when the rounds began"
     done = run_here([*command(cohort, run_dir, *SETS), "--take-over"])
     assert done.returncode == 0, done.stderr
-    # One less where the round that was under way had been charged.
-    assert len(records(run_dir)) in (ROUNDS - 1, ROUNDS)
+    assert len(records(run_dir)) == ROUNDS - 1, "one less: the round that was under way had been charged"
 
 
 SECURE = (
@@ -152,7 +153,7 @@ def test_a_rank_without_memory_is_lost_and_the_others_go_on(cohort: Path, mpi: M
     run_dir, status = cohort / "oom", cohort / "oom.status"
     words = ["run.py", *command(cohort, run_dir, *SETS), "--status", str(status)]
     with memory_group(f"fedhpc-{os.getpid()}") as group:
-        done = struck(mpi, 3, words, OutOfMemory(2, signal.SIGKILL, lambda: len(records(run_dir)) == 2, group))
+        done = struck(mpi, 3, words, OutOfMemory(2, signal.SIGKILL, lambda: len(records(run_dir)) >= 2, group))
         control = (group / "memory.oom_control").read_text(encoding="ascii")
     assert "oom_kill 1" in control, control
     assert status.read_text(encoding="utf-8") == "3\n", done.stdout + done.stderr
@@ -167,7 +168,7 @@ def test_an_aggregator_that_hangs_ends_the_start(cohort: Path, mpi: Mpi) -> None
     """The others cannot agree without it, and end it."""
     run_dir, status = cohort / "hung-head", cohort / "hung-head.status"
     words = ["run.py", *command(cohort, run_dir, *SETS, "faults.round_timeout_s=4"), "--status", str(status)]
-    struck(mpi, 3, words, Blow(0, signal.SIGSTOP, lambda: len(records(run_dir)) == 2))
+    struck(mpi, 3, words, Blow(0, signal.SIGSTOP, lambda: len(records(run_dir)) >= 2))
     assert status.read_text(encoding="utf-8") == "75\n"
 
 
@@ -188,7 +189,7 @@ def test_a_rank_lost_before_mpi_is_up_ends_the_start(cohort: Path, mpi: Mpi, blo
 def test_a_rank_that_hangs_is_ended_and_the_others_go_on(cohort: Path, mpi: Mpi) -> None:
     run_dir, status = cohort / "hung", cohort / "hung.status"
     words = ["run.py", *command(cohort, run_dir, *SETS, "faults.round_timeout_s=5"), "--status", str(status)]
-    done = struck(mpi, 4, words, Blow(3, signal.SIGSTOP, lambda: len(records(run_dir)) == 2))
+    done = struck(mpi, 4, words, Blow(3, signal.SIGSTOP, lambda: len(records(run_dir)) >= 2))
     assert status.read_text(encoding="utf-8") == "3\n", done.stdout + done.stderr
     assert "site4 (rank 3 on" in done.stderr and "has not answered for 5 s" in done.stderr
 

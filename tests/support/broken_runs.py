@@ -4,6 +4,8 @@ As a script, `python -m tests.support.broken_runs`:
 
 - `signal RANK PHASE ROUND train CONFIG ...`, under mpirun: of all ranks this one gets SIGUSR1 there;
 - `lose RANK:PHASE:ROUND,... train CONFIG ...`, under mpirun: each of these ranks ends by SIGKILL there;
+- `hold RANK:ROUND:SITES,... train CONFIG ...`, under mpirun: each of these ranks stays, until it is killed, where so
+  many of its sites have charged the round and the last has made no step: whoever kills it need not be quick;
 - `kill PHASE ROUND train CONFIG ...`: runs it in a child that ends by SIGKILL there; several cases, separated by `--`,
   share the import of torch.
 """
@@ -12,12 +14,14 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import fedhpc.run.preflight.check
 import fedhpc.run.rounds.loop  # noqa: F401  (before the first fork, so that each child has it)
 from fedhpc.cli.main import main
+from fedhpc.site.budget import Budget
 from fedhpc.util.stopwatch import Stopwatch
 
 PHASES = ("train", "exchange", "aggregate", "evaluate", "checkpoint")
@@ -71,19 +75,56 @@ def cases(words: list[str]) -> Iterator[list[str]]:
         words = words[end + 1 :]
 
 
+@contextmanager
+def on_charging(round: int, sites: int, act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` when so many sites of this process have charged the `round`-th round, before the last one's steps."""
+    original, charged = Budget.charge_round, [0]
+
+    def watched(self: Budget, number: int) -> None:
+        original(self, number)
+        charged[0] += number == round - 1
+        if charged[0] == sites and number == round - 1:
+            act()
+
+    Budget.charge_round = watched  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Budget.charge_round = original  # type: ignore[method-assign]
+
+
+def stay() -> None:
+    """Do nothing until the end of the process, which is not its own."""
+    while True:
+        time.sleep(3600)
+
+
+def mine_of(places: str) -> list[list[str]]:
+    """What `places` says of this rank."""
+    rank = os.environ["OMPI_COMM_WORLD_RANK"]
+    return [one.split(":")[1:] for one in places.split(",") if one.startswith(f"{rank}:")]
+
+
+def held(places: str, arguments: list[str]) -> int:
+    """Run at this rank, which stays at its place of `places`, if it has one."""
+    with contextlib.ExitStack() as stack:
+        for round, sites in mine_of(places):
+            stack.enter_context(on_charging(int(round), int(sites), stay))
+        return main(arguments)
+
+
 def lost(places: str, arguments: list[str]) -> int:
     """Run at this rank, which is killed at its place of `places`, if it has one."""
-    mine = [one.split(":")[1:] for one in places.split(",") if one.startswith(os.environ["OMPI_COMM_WORLD_RANK"] + ":")]
     with contextlib.ExitStack() as stack:
-        for phase, round in mine:
+        for phase, round in mine_of(places):
             stack.enter_context(on_entering(phase, int(round), signal_myself(signal.SIGKILL)))
         return main(arguments)
 
 
 if __name__ == "__main__":
     how, *words = sys.argv[1:]
-    if how == "lose":
-        sys.exit(lost(words[0], words[1:]))
+    if how in ("lose", "hold"):
+        sys.exit((lost if how == "lose" else held)(words[0], words[1:]))
     if how == "signal":
         mine = os.environ["OMPI_COMM_WORLD_RANK"] == words[0]
         with on_entering(words[1], int(words[2]), signal_myself(signal.SIGUSR1) if mine else lambda: None):
