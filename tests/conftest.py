@@ -44,6 +44,11 @@ os.environ[MPI_FOLDERS] = STATE
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes share the cores already.
     os.environ["OMP_NUM_THREADS"] = "1"
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or 0)
+"""Of PyTorch, before each test; 0: as they are."""
+# As `fedhpc.__main__` does. A thread that spins while it waits for one that another process keeps from its core takes
+# several times the time and the CPU seconds of both.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # The machines are shared and slow at times: no deadline. On CI the same examples every time, so that red stays red.
 settings.register_profile("local", deadline=None)
@@ -117,6 +122,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark what starts programs or trains whole runs."""
     if _place(item) < len(LONGEST_FIRST) or STARTS_PROGRAMS & set(getattr(item, "fixturenames", ())):
         item.add_marker(pytest.mark.integration)
+
+
+def pytest_runtest_setup() -> None:
+    """Give each test the threads that its process began with: a run in it may have set others, for all that come."""
+    torch = sys.modules.get("torch")
+    if torch is not None and THREADS and torch.get_num_threads() != THREADS:
+        torch.set_num_threads(THREADS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
