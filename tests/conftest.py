@@ -50,6 +50,10 @@ THREADS = int(os.environ.get("OMP_NUM_THREADS") or 0)
 # several times the time and the CPU seconds of both.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# A shell lets what it starts with `&` ignore Ctrl-C, and all that is started from there.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # The machines are shared and slow at times: no deadline. On CI the same examples every time, so that red stays red.
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

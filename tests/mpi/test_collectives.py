@@ -68,11 +68,17 @@ sys.exit(main.main(["train", "none.yaml"]))
 
 
 def test_all_ranks_end_within_10_s_of_a_failure(mpirun: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    """Of bad input that one rank alone has found, too: it ended that rank without a word, and the others waited."""
+    """Of bad input that one rank alone has found, too: it ended that rank without a word, and the others waited.
+
+    Where a machine is so busy that their start took longer than 10 s, they end within the time of the start.
+    """
+    began_s = time.time()
     status, _, err = mpirun(4, ["-c", FAILING, tmp_path / "failed_at"])
+    ended_s = time.time()
     assert status != 0
     assert "error: rank 1: a ledger cannot be read [input]" in err
-    assert time.time() - float((tmp_path / "failed_at").read_text()) < 10
+    failed_s = float((tmp_path / "failed_at").read_text())
+    assert ended_s - failed_s < max(10, failed_s - began_s)
 
 
 def test_alone() -> None:

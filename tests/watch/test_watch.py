@@ -1,6 +1,7 @@
 """`run.py watch`: what it makes of the files of runs in every state, in 80 columns, and that it ends."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -82,8 +83,10 @@ def test_late_and_missing_updates_are_named(held: Path) -> None:
         log = "".join(json.dumps(one) + "\n" for one in entries) + '{"cut'
         (held / "sites" / site / "egress.jsonl").write_text(log, encoding="utf-8")
     shown = text(held)
+    most_s = (datetime.now(UTC) - start).total_seconds() - 70
     assert "slow: site3, 60.0 s after the first in round 2" in shown
-    assert "waiting for site3, 30 s after the first update" in shown
+    waiting = re.search(r"waiting for site3, (\d+) s after the first update", shown)
+    assert waiting and 30 <= int(waiting[1]) <= round(most_s), shown
     assert "site2" not in shown and "site1" not in shown
     for line in (
         "[1]",
