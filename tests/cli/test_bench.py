@@ -37,7 +37,8 @@ def test_noise_is_a_share_of_our_step(result: dict[str, Any]) -> None:
     model = result["models"]["densenet_small"]
     for row in model["noise"].values():
         assert 0 < row["of_step"] == pytest.approx(row["min_s"] / model["ways"]["fedhpc"]["min_s"])
-        assert row["of_step"] < 1
+        # CPU seconds: of the wall's few steps all may be disturbed.
+        assert 0 < row["cpu_of_step"] < 1
 
 
 def test_a_way_that_fails_says_why(result: dict[str, Any]) -> None:
