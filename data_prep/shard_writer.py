@@ -15,6 +15,7 @@ from fedhpc.errors import ShardError
 from fedhpc.privacy.hash_chain import sync
 from fedhpc.site.data.shard_format import COLUMNS, FINDINGS, FORMAT_VERSION, IMAGE_DTYPES
 from fedhpc.util.arrays import Images
+from fedhpc.util.files import PRIVATE
 
 # Of a shard that stands for images without labels: every label is 0.
 UNLABELLED = ("unlabelled", "not used")
@@ -50,25 +51,25 @@ class ShardContent:
     deidentification: str = ""
 
 
-def write_shard(path: Path, **content: Any) -> None:
+def write_shard(path: Path, *, mode: int = PRIVATE, **content: Any) -> None:
     """Write a shard of the keywords of `ShardContent` to `path`, making its folders.
 
     The file appears under its name only when it is complete and on disk. What it says is checked by `Shard.open`; here
-    only what HDF5 would bend silently is refused.
+    only what HDF5 would bend silently is refused. Its owner alone may read it, unless `mode` says otherwise.
 
     Raises:
         ShardError: lengths that differ, values that the column's dtype cannot hold, a pseudonym of more than 16 bytes.
     """
-    write_content(Path(path), ShardContent(**content))
+    write_content(Path(path), ShardContent(**content), mode=mode)
 
 
-def write_content(path: Path, content: ShardContent) -> None:
+def write_content(path: Path, content: ShardContent, *, mode: int = PRIVATE) -> None:
     """`write_shard` for a ready `ShardContent`."""
     columns = _columns(path, content)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with GuardedFile(temporary) as guarded:
+        with GuardedFile(temporary, mode) as guarded:
             # A fixed format version and no times: equal content, equal bytes. v110 finds a chunk in constant time.
             with h5py.File(guarded, "w", libver=("v110", "v110"), track_order=False) as file:
                 _write_images(file, path, guarded.checked(_blocks(content.images)), len(columns["labels"]))
@@ -91,10 +92,10 @@ class GuardedFile(io.RawIOBase):
     So the first error is kept, later writes are dropped, and `check` raises it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: int) -> None:
         # Never into a file that is there, which a process that was killed has left, nor through a link.
         path.unlink(missing_ok=True)
-        self._file = path.open("x+b", buffering=0)
+        self._file = io.FileIO(path, "x+", opener=lambda name, flags: os.open(name, flags, mode))
         self._path = path
         self._error: OSError | None = None
 

@@ -19,6 +19,7 @@ from data_prep.phantom.sites import SiteProtocol, default_sites
 from data_prep.shard_writer import write_shard
 from fedhpc.errors import ConfigError
 from fedhpc.util.arrays import F32
+from fedhpc.util.files import READABLE
 from fedhpc.util.progress import progress
 from fedhpc.util.rng import generator
 
@@ -157,6 +158,7 @@ def write_site(cohort: Cohort, site: str, path: Path) -> None:
     """Write one site's shard to `path`."""
     write_shard(
         path,
+        mode=READABLE,
         site=site,
         classes=CLASSES,
         pixel_range=PIXEL_RANGE,

@@ -22,6 +22,7 @@ from data_prep.phantom.mri import MriProtocol, mri_image
 from data_prep.phantom.sites import SiteProtocol
 from data_prep.shard_writer import UNLABELLED, write_shard
 from fedhpc.util.arrays import F32
+from fedhpc.util.files import READABLE
 from fedhpc.util.progress import progress
 from fedhpc.util.rng import generator
 
@@ -77,6 +78,7 @@ def write_reference(path: Path, images: int, image_size: int) -> None:
     n = len(drawn.images)
     write_shard(
         path,
+        mode=READABLE,
         site=path.stem,
         classes=UNLABELLED,
         pixel_range=PIXEL_RANGE,

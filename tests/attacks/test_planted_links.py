@@ -102,3 +102,4 @@ def test_shard_is_written_through_no_link(tmp_path: Path) -> None:
     (tmp_path / f".a.h5.{os.getpid()}.tmp").symlink_to(theirs)
     write_patients(tmp_path / "a.h5", ["p1", "p2", "p3"], [0, 1, 2])
     assert theirs.read_bytes() == CONTENT and not (tmp_path / "a.h5").is_symlink()
+    assert (tmp_path / "a.h5").stat().st_mode & 0o077 == 0, "whoever calls `write_shard` itself may write patients"
