@@ -4,11 +4,12 @@ import argparse
 import json
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from fedhpc.errors import InputError
+from fedhpc.errors import InputError, public_cause
 from fedhpc.util.text import for_stderr, printable
 
 WIDTH = 80
@@ -159,6 +160,23 @@ class Report(NamedTuple):
 
     facts: dict[str, Any]
     text: str
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Read records that another user or program may have written: what they break is one message, with its place.
+
+    Raises:
+        InputError: in the place of an error that values of other types or sizes than expected cause.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise InputError(
+            f"{path}: its records cannot be shown ({public_cause(error)}); they were cut or changed, or another "
+            "version wrote them. Restore them from a backup",
+            code="file.damaged",
+        ) from error
 
 
 def print_result(facts: Mapping[str, Any], text: str, *, as_json: bool) -> None:

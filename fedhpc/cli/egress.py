@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fedhpc.cli.common import Parser, add_json, print_result
+from fedhpc.cli.common import Parser, add_json, print_result, reading
 from fedhpc.cli.status import FAILED, FINISHED
 
 HELP = "what left each hospital in a run, and why no image is among it"
@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the report; 1 where what it checks does not hold."""
     from fedhpc.report.egress import report
 
-    found = report(options.directory)
+    with reading(options.directory):
+        found = report(options.directory)
     print_result(found.facts, found.text, as_json=options.json)
     return FINISHED if found.facts["holds"] else FAILED

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedhpc.cli.common import Parser, add_json, add_output_file, print_result
+from fedhpc.cli.common import Parser, add_json, add_output_file, print_result, reading
 from fedhpc.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,9 +41,10 @@ def run(options: argparse.Namespace) -> int:
             f"{len(options.targets)} targets: say where the report goes: -o report.html", code="command-line"
         )
     _check_replaced(out)
-    found = report(contents(options.targets))
-    write(found, out, options.csv)
-    print_result(found.facts(), found.text(out), as_json=options.json)
+    with reading(options.targets[0] if len(options.targets) == 1 else out):
+        found = report(contents(options.targets))
+        write(found, out, options.csv)
+        print_result(found.facts(), found.text(out), as_json=options.json)
     return 0
 
 

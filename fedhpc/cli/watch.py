@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from fedhpc.cli.common import Parser
+from fedhpc.cli.common import Parser, reading
 
 HELP = "how a run, a sweep or a study goes, until it ends"
 EXAMPLES = ("{run} watch runs/fedavg", "{run} watch runs/study --once")
@@ -35,4 +35,6 @@ def run(options: argparse.Namespace) -> int:
     """Watch it."""
     from fedhpc.watch.command import watch
 
-    return watch(options.directory, options.every, once=options.once)
+    with reading(options.directory):
+        status = watch(options.directory, options.every, once=options.once)
+    return status

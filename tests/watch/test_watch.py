@@ -150,6 +150,18 @@ def test_sweep_shows_its_trials(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert all(len(line) <= 80 for line in shown.splitlines())
 
 
+@pytest.mark.parametrize(
+    "forged", [{"epsilon": "x"}, {"seconds": {"total": []}}, {"auc_val": {}}, {"per_site": {"site1": 7}}], ids=str
+)
+def test_records_of_somebody_else_end_in_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], forged: dict[str, Any]
+) -> None:
+    run = run_in(tmp_path, record(1), record(2) | forged)
+    found = {main(command) for command in (["watch", str(run), "--once"], ["report", str(run)])}
+    assert found <= {0, 2} and 2 in found
+    assert "at fedhpc/" in capsys.readouterr().err, "the place is told, in case it is a fault of the program"
+
+
 def test_files_of_somebody_else_cannot_move_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a run directory that was given to one: OSC 52 writes to the clipboard, CSI 2J clears what was said before."""
     evil = "\x1b]52;c;cm0gLXJm\x07\x1b[2J"
