@@ -20,12 +20,12 @@ def finished(out: Path, name: str, auc: float, share: float) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     (folder / "summary.json").write_text(json.dumps({"auc": auc, "dense_bytes_per_round": 2000}))
     entry = {
-        "time": "",
+        "time": "2026-01-01T00:00:00.000Z",
         "round": 1,
         "kind": "update",
         "bytes": round(1000 * share),
         "sha256": "",
-        "to": "",
+        "to": "aggregator",
         "via": "tls",
     }
     for path in (folder / "egress.jsonl", *folder.glob("sites/*")):

@@ -76,7 +76,7 @@ class Job:
     def wait_for(self, states: str | tuple[str, ...], limit_s: float) -> str:
         """Until it is in one of `states`; fails the test when that takes longer than `limit_s` seconds."""
         wanted = (states,) if isinstance(states, str) else states
-        if not until(lambda: self.state in wanted, limit_s, 0.2):
+        if not until(lambda: self.state in wanted, limit_s, 0.5):
             pytest.fail(f"job {self.id} is {self.state}, not {wanted}, after {limit_s} s\n{self.text[-6000:]}")
         return self.state
 
