@@ -552,6 +552,11 @@ TABLE = (
         "A key can be read by others, or is not that of its certificate.",
         "`chmod 600 KEY`; where others may have read it, `run.py pki revoke CONFIG SITE`, then `pki issue`.",
     ),
+    ErrorCode(
+        "tls.writable",
+        "Others can write to a folder of certificates, or to the CA's certificate or revocation list in it.",
+        "`chmod go-w` it, and compare ca.pem and crl.pem with those of whoever runs the federation.",
+    ),
     ErrorCode("tls.expired", "A certificate or a revocation list has expired.", "`run.py pki issue CONFIG SITE`."),
     ErrorCode("tls.revoked", "A site's certificate was revoked.", "`run.py pki issue CONFIG SITE` makes a new one."),
     ErrorCode(

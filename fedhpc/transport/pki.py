@@ -158,7 +158,8 @@ def credentials(folder: Path, name: str) -> Credentials:
     """Return the files of `name`, after a look at what TLS would not tell clearly.
 
     Raises:
-        TlsError: naming `name`: a file is missing, the key is readable by others, the certificate has expired.
+        TlsError: naming `name`: a file is missing, others can read the key or exchange the CA, the certificate has
+            expired.
     """
     found = Credentials(folder / "ca.pem", folder / "crl.pem", folder / f"{name}.pem", folder / f"{name}.key")
     missing = [str(path) for path in (found.ca, found.crl, found.certificate, found.key) if not path.is_file()]
@@ -169,6 +170,12 @@ def credentials(folder: Path, name: str) -> Credentials:
         raise TlsError(
             f"{name}: {found.key} has mode {mode:04o}: others can read the key; `chmod 600 {found.key}`", code="tls.key"
         )
+    for path in (folder, found.ca, found.crl):
+        if path.stat().st_mode & 0o022:
+            raise TlsError(
+                f"{name}: others can write to {path}, and so name a CA of their own; `chmod go-w {path}`",
+                code="tls.writable",
+            )
     told = _told(_certificate(found.certificate), set())
     if told.days_left < 0:
         raise TlsError(

@@ -65,6 +65,14 @@ def test_init_into_a_folder_of_other_things_leaves_nothing_behind(tmp_path: Path
     assert [path.name for path in tmp_path.rglob("*")] == ["pki", "notes.txt"]
 
 
+@pytest.mark.parametrize("name", ["ca.pem", "crl.pem", "."])
+def test_ca_that_others_can_exchange_is_refused(folder: Path, name: str) -> None:
+    """With an umask of 002, as many clusters have it, a group could put a CA of its own in its place."""
+    (folder / name).chmod(0o775)
+    with pytest.raises(TlsError, match=r"site1: others can write to .*chmod go-w"):
+        pki.credentials(folder, "site1")
+
+
 def test_credentials_need_every_file_and_a_key_for_its_owner_alone(folder: Path) -> None:
     assert pki.credentials(folder, "site1").key == folder / "site1.key"
     (folder / "site1.key").chmod(0o640)
