@@ -12,7 +12,7 @@ from data_prep.names import shown
 from fedhpc.errors import InputError
 from fedhpc.site.statistics import BINS, TABLES, Statistics
 from fedhpc.util.arrays import F64
-from fedhpc.util.files import write_text
+from fedhpc.util.files import read_json, write_text
 from fedhpc.util.text import fitted, fixed
 
 FORMAT = "fedhpc statistics 1"
@@ -35,7 +35,7 @@ def read_statistics(path: Path) -> Statistics:
         InputError: a file that is none.
     """
     try:
-        told: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        told: Mapping[str, Any] = read_json(path, "Ask the hospital for it again")
         if told["format"] != FORMAT or len(told["intensities"]) != BINS:
             raise ValueError
         low, high = told["pixel_range"]

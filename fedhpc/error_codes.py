@@ -64,6 +64,11 @@ TABLE = (
         "Free space, then start the same command again. Nothing that was finished is lost.",
     ),
     ErrorCode(
+        "file.unfit",
+        "A file is larger than fedhpc writes such a file, or a pipe or a device lies in its place.",
+        "Remove it, or restore it from a backup.",
+    ),
+    ErrorCode(
         "file.in-the-way",
         "A file lies where a folder must be, or a folder where a file must be.",
         "Give another path, or move away what lies there.",

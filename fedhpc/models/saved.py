@@ -26,6 +26,7 @@ from fedhpc.models.own_features import OwnFeatures
 from fedhpc.models.task import Task
 from fedhpc.records.calibration import Calibration
 from fedhpc.util.files import READABLE, read_bytes, write_bytes
+from fedhpc.util.regular_file import check_stored
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ def saved_origin(path: Path) -> Origin:
 def _read(path: Path) -> _Content:
     content = read_bytes(path)
     try:
+        check_stored(content)
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         facts = json.loads(saved["facts"])
         config = RunConfig.model_validate(with_new_names(facts["config"]), context=RECORDED)

@@ -21,6 +21,7 @@ import numpy as np
 
 from fedhpc.errors import InputError
 from fedhpc.util.files import PRIVATE, READABLE, make_folder, read_bytes, replacing, reported
+from fedhpc.util.regular_file import check_stored
 
 KEPT = 3
 DIGEST, OWNER = "sha256", "owner"
@@ -149,9 +150,11 @@ def load_state(folder: Path, kind: str, round: int, owner: Owner | None = None) 
     """
     path = _path(folder, kind, round)
     try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
+        content = read_bytes(path)
+        check_stored(content)
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, type(error).__name__) from None
     written = arrays.pop(DIGEST, None)
     if written is None or written.tobytes() != digest_of(arrays).tobytes():

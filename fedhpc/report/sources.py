@@ -3,15 +3,14 @@
 A sweep reads itself (`fedhpc.sweep.final_report`): this package knows runs.
 """
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from fedhpc.errors import InputError
+from fedhpc.records.beside import newest_beside
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.study import RESULT, Cell, StudyDirectory
-from fedhpc.records.summary import data_digest
 from fedhpc.report.build import Report, write
 from fedhpc.report.page import Content
 from fedhpc.report.rows import (
@@ -32,8 +31,6 @@ from fedhpc.report.rows import (
 from fedhpc.report.study_results import CellResult
 from fedhpc.report.view import RunView, view_of
 from fedhpc.util.clock import now
-
-LOG = logging.getLogger(__name__)
 
 
 def of_runs(paths: Sequence[Path]) -> Content:
@@ -61,18 +58,14 @@ def _content(
 
 def _beside(path: Path) -> list[Path]:
     """Return the newest finished run of each other mode on the same data, in the folder that a run lies in."""
-    mine = config_of(path)
-    found: dict[str, tuple[float, Path]] = {}
-    for summary in sorted(path.resolve().parent.glob("*/summary.json")):
-        try:
-            other, changed_s = RunDirectory(summary.parent).read_summary(), summary.stat().st_mtime
-            same = other.get("data") == data_digest(mine) and other["mode"] != mine.mode
-            if same and changed_s > found.get(other["mode"], (0.0,))[0] and not other.get("stress"):
-                config_of(summary.parent)
-                found[other["mode"]] = (changed_s, summary.parent)
-        except (InputError, OSError) as error:
-            LOG.warning("left out of the comparison: %s", error)
-    return [one for _, one in found.values()]
+
+    def shown(folder: Path, summary: Mapping[str, Any]) -> Path | None:
+        if summary.get("stress"):
+            return None
+        config_of(folder)
+        return folder
+
+    return newest_beside(path, config_of(path), shown)
 
 
 def of_study(path: Path) -> Content:

@@ -17,7 +17,7 @@ from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.report.rows import Row
 from fedhpc.transport.egress_log import Entry, read_log
-from fedhpc.util.files import read_json
+from fedhpc.util.files import read_json, read_lines
 
 AGAIN = "Remove it: a report is then made without it"
 MOST_LOG_BYTES = 8_000_000
@@ -124,7 +124,7 @@ def _changed(path: Path) -> InputError:
 def _starts(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines, _ = read_lines(path, AGAIN)
     return [one for one in map(_parsed, lines) if one]
 
 

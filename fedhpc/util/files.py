@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fedhpc.errors import FileError, InputError
+from fedhpc.util.regular_file import LARGEST_LINES, LARGEST_TEXT, content_of
 
 READABLE, PRIVATE = 0o644, 0o600
 REMEDIES = {
@@ -226,24 +227,24 @@ def append_whole(descriptor: int, content: bytes) -> None:
         raise
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a file.
+def read_bytes(path: Path, limit_bytes: int | None = None) -> bytes:
+    """Return the content of a file, at most `limit_bytes` (None: what there is).
 
     Raises:
-        FileError: where it is missing or cannot be read.
+        FileError: where it is missing or cannot be read. InputError: where it is larger, or a pipe or a device.
     """
     with reported(path, "read"):
-        return path.read_bytes()
+        return content_of(path, limit_bytes)
 
 
-def read_text(path: Path, remedy: str) -> str:
+def read_text(path: Path, remedy: str, limit_bytes: int = LARGEST_TEXT) -> str:
     """Return the content of a file in UTF-8. `remedy` says what to do where it is something else.
 
     Raises:
-        FileError: where it cannot be read. InputError: where it is no text.
+        FileError: where it cannot be read. InputError: where it is no text, or larger than `limit_bytes`.
     """
     try:
-        return read_bytes(path).decode()
+        return read_bytes(path, limit_bytes).decode()
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: is not a text in UTF-8 ({error.reason} at byte {error.start}). {remedy}.", code="file.damaged"
@@ -271,9 +272,9 @@ def read_lines(path: Path, remedy: str) -> tuple[list[str], bool]:
     A crash may cut the line that was being appended; all before it are whole.
 
     Raises:
-        FileError: where it cannot be read. InputError: where a whole line is no text.
+        FileError: where it cannot be read. InputError: where a whole line is no text, or there is too much.
     """
-    whole, _, torn = read_bytes(path).rpartition(b"\n")
+    whole, _, torn = read_bytes(path, LARGEST_LINES).rpartition(b"\n")
     try:
         text = whole.decode()
     except UnicodeDecodeError as error:

@@ -1,6 +1,5 @@
 """The end of a run: its models on all sites' test splits, interval, `summary.json`, `model.pt`, closing table."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,19 +8,19 @@ from typing import Any
 import numpy as np
 
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import InputError
 from fedhpc.models.saved import save_model
 from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, parameter_count
+from fedhpc.records.beside import newest_beside
 from fedhpc.records.calibration import plain
 from fedhpc.records.curves import ALL_SITES, CurvesFile
 from fedhpc.records.environment import git_commit
 from fedhpc.records.measured import Measured, mean_of
 from fedhpc.records.metrics import BINS, METRICS, Metrics, unknown
 from fedhpc.records.rounds import FLOAT32_BYTES, largest
-from fedhpc.records.run_directory import RESTORE, RunDirectory
+from fedhpc.records.run_directory import RESTORE
 from fedhpc.records.site_report import SiteReport
-from fedhpc.records.summary import data_digest, summary_of
+from fedhpc.records.summary import summary_of
 from fedhpc.run.display import NamedSummary, closing, evaluation_lines
 from fedhpc.run.evaluation import measure
 from fedhpc.run.finished.model_card import model_card
@@ -31,8 +30,6 @@ from fedhpc.transport.messages import of_each
 from fedhpc.util.arrays import F32
 from fedhpc.util.files import PRIVATE, read_json, write_text
 from fedhpc.util.text import wrapped
-
-LOG = logging.getLogger(__name__)
 
 GLOBAL = "global"
 
@@ -204,21 +201,11 @@ def _trust(session: Session, records: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def beside(here: Path, config: RunConfig) -> list[NamedSummary]:
-    """Return the newest run of each other mode on the same data that lies next to the run at `here`.
+    """Return the newest run of each other mode on the same data that lies next to the run at `here`."""
 
-    What lies there may be of another program or another user: what cannot be shown is left out.
-    """
-    found: dict[str, tuple[float, NamedSummary]] = {}
-    for path in sorted(here.resolve().parent.glob("*/summary.json")):
-        try:
-            other, changed_s = RunDirectory(path.parent).read_summary(), path.stat().st_mtime
-            named, mode = NamedSummary(path.parent.name, other), str(other["mode"])
-            closing([named])
-        except (InputError, OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-            reason = str(error) if isinstance(error, InputError) else f"{path}: {type(error).__name__}"
-            LOG.warning("left out of the comparison: %s", reason)
-            continue
-        same = other.get("data") == data_digest(config) and mode != config.mode
-        if same and changed_s > found.get(mode, (0.0,))[0]:
-            found[mode] = (changed_s, named)
-    return [one for _, one in found.values()]
+    def shown(folder: Path, summary: Mapping[str, Any]) -> NamedSummary:
+        named = NamedSummary(folder.name, summary)
+        closing([named])
+        return named
+
+    return newest_beside(here, config, shown)

@@ -14,9 +14,15 @@ import yaml
 
 from fedhpc.config.data import placed
 from fedhpc.config.schema import RunConfig
-from fedhpc.errors import ConfigError, PrivacyError
+from fedhpc.config.strict_yaml import MOST_BYTES
+from fedhpc.errors import ConfigError, InputError, PrivacyError
 from fedhpc.privacy.hash_chain import REMEDY
 from fedhpc.privacy.ledger import SiteAccount
+from fedhpc.util.files import read_text
+from fedhpc.util.regular_file import each_line
+
+MOST_LETTERS = 200
+"""Of a head: an account's id and a seal."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +51,25 @@ def recorded_heads(run: Path, sites: Iterable[str]) -> list[Recorded]:
 def _of_run(path: Path, wanted: frozenset[str]) -> Iterator[Recorded]:
     heads: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        config: Any = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        config: Any = yaml.safe_load(read_text(path.parent / "config.yaml", "", MOST_BYTES))
         shards = config["data"]["shards"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+        for line in each_line(path):
+            heads.update((site, head) for site, head in _account_heads(line).items() if site in wanted)
+    except (InputError, OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return  # of another program, of another user, or being written
-    for line in lines:
-        heads.update(_account_heads(line))
     for site, head in heads.items():
-        if site in wanted and head and isinstance(shards, str):
+        if head and isinstance(shards, str):
             yield Recorded(path.parent.name, site, head, shards)
 
 
-def _account_heads(line: str) -> Mapping[str, str]:
+def _account_heads(line: bytes) -> Mapping[str, str]:
     try:
         heads = json.loads(line).get("account_heads", {})
     except (ValueError, AttributeError, RecursionError):
         return {}  # a line that a crash has cut, or of another program
-    return {site: head for site, head in heads.items() if isinstance(head, str)} if isinstance(heads, dict) else {}
+    if not isinstance(heads, dict):
+        return {}
+    return {site: head for site, head in heads.items() if isinstance(head, str) and len(head) <= MOST_LETTERS}
 
 
 def check_recorded(config: RunConfig, accounts: Sequence[SiteAccount], recorded: Sequence[Recorded]) -> None:
