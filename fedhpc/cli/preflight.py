@@ -40,7 +40,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check at every rank; print the result at rank 0."""
-    from fedhpc.cli.status import BAD_INPUT, FAILED, report_failure
+    from fedhpc.cli.status import BAD_INPUT, FAILED, end_all
     from fedhpc.errors import InputError, is_of_one_rank
     from fedhpc.transport.mpi import connect
     from fedhpc.transport.mpi_library import abort_at_exit
@@ -51,14 +51,9 @@ def run(options: argparse.Namespace) -> int:
     except InputError as error:
         if not is_of_one_rank(error, transport.size):
             raise
-        # The other ranks may wait for this one.
-        report_failure(error, transport.rank)
-        abort_at_exit(BAD_INPUT)
-        return BAD_INPUT
+        return end_all(error, transport.rank, BAD_INPUT)
     except Exception as error:
-        report_failure(error, transport.rank)
-        abort_at_exit(FAILED)
-        return FAILED
+        return end_all(error, transport.rank, FAILED)
     except BaseException:
         abort_at_exit(FAILED)
         raise

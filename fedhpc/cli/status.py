@@ -47,6 +47,15 @@ def report_stop(stop: BaseException) -> int:
     return status
 
 
+def end_all(error: BaseException, rank: int, status: int) -> int:
+    """Print a failure of this rank alone, and have the others ended as it exits: they wait for it; return `status`."""
+    from fedhpc.transport.mpi_library import abort_at_exit
+
+    report_failure(error, rank)
+    abort_at_exit(status)
+    return status
+
+
 def report_failure(error: BaseException, rank: int) -> None:
     """Print a failure of this rank alone in one line; the traceback only where the cause is not a known one."""
     import logging

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedhpc.cli.common import Parser, add_run_dir, add_set, positive
-from fedhpc.cli.status import BAD_INPUT, FAILED, FINISHED, INCOMPLETE, RESUMABLE, report_failure, report_stop
+from fedhpc.cli.status import BAD_INPUT, FAILED, FINISHED, INCOMPLETE, RESUMABLE, end_all, report_stop
 from fedhpc.errors import InputError, RankLostError, Stopped, is_of_one_rank
 from fedhpc.run.rounds.preemption import StopRequest
 from fedhpc.util.files import write_text
@@ -67,23 +67,17 @@ def run(options: argparse.Namespace) -> int:
     except InputError as error:
         if not is_of_one_rank(error, transport.size):
             raise
-        report_failure(error, transport.rank)
-        abort_at_exit(BAD_INPUT)
         options.ended_alone = True
-        return BAD_INPUT
+        return end_all(error, transport.rank, BAD_INPUT)
     except RankLostError as error:
-        report_failure(error, transport.rank)
-        abort_at_exit(RESUMABLE)
-        return RESUMABLE
+        return end_all(error, transport.rank, RESUMABLE)
     except (KeyboardInterrupt, Stopped) as stop:
         status = report_stop(stop)
         if transport.size > 1:
             abort_at_exit(status)
         return status
     except BaseException as error:
-        report_failure(error, transport.rank)
-        abort_at_exit(FAILED)
-        return FAILED
+        return end_all(error, transport.rank, FAILED)
 
 
 def _train(source: "Source", transport: Any, notice: StopRequest, startup: Startup, options: argparse.Namespace) -> int:
