@@ -55,7 +55,6 @@ def _train(folder: TrialDirectory, more: Commands, requeues: int) -> str:
     from fedhpc.run.train import Machine, Work, train
     from fedhpc.transport.base import Wire
     from fedhpc.transport.mpi import connect
-    from fedhpc.transport.mpi_library import abort_at_exit
 
     rank, begun = _rank(), beginning(job_id())
     wire: Wire | None = None
@@ -67,28 +66,41 @@ def _train(folder: TrialDirectory, more: Commands, requeues: int) -> str:
             folder.write_outcome(begun)
         stopped = train(Work(Source(folder.config, [], folder.path)), Machine(wire, notice, startup))
         _run_commands(rank, more.commands if stopped != "preempted" else (), folder, notice)
-    except InputError as error:
-        if wire is not None and is_of_one_rank(error, wire.size):
-            folder.end(begun, "failed", f"rank {rank}: {printed(error)}")
-            abort_at_exit(BAD_INPUT)
-        elif rank == 0:
-            folder.end(begun, "failed", printed(error))
-        raise
-    except Stopped as stop:
-        if wire is not None and wire.size > 1:
-            abort_at_exit(stop.status)
-        stopped = "preempted"
-    except RankLostError as error:
-        LOG.warning("%s", printed(error))
-        abort_at_exit(RESUMABLE)
-        stopped = "preempted"
     except BaseException as error:
-        folder.end(begun, "failed", f"rank {rank}: {printed(error)}")
-        abort_at_exit(FAILED)
-        raise
+        ranks = 1 if wire is None else wire.size
+        failure = _end_others(error, rank, ranks)
+        if failure:
+            folder.end(begun, "failed", failure)
+        if not isinstance(error, RankLostError | Stopped):
+            raise
+        stopped = "preempted"
     if rank == 0:
         _end(folder, begun, stopped, requeues)
     return stopped
+
+
+def _end_others(error: BaseException, rank: int, ranks: int) -> str:
+    """Have the other ranks ended where they wait for this one; return what to write down as the failure, if anything.
+
+    Args:
+        error: what ended the trial at this rank.
+        rank: this one.
+        ranks: how many there are.
+    """
+    from fedhpc.transport.mpi_library import abort_at_exit
+
+    if isinstance(error, RankLostError):
+        LOG.warning("%s", printed(error))
+        abort_at_exit(RESUMABLE)
+        return ""
+    if isinstance(error, Stopped):
+        if ranks > 1:
+            abort_at_exit(error.status)
+        return ""
+    if isinstance(error, InputError) and not is_of_one_rank(error, ranks):
+        return "" if rank else printed(error)
+    abort_at_exit(BAD_INPUT if isinstance(error, InputError) else FAILED)
+    return f"rank {rank}: {printed(error)}"
 
 
 def _end(folder: TrialDirectory, begun: Outcome, stopped: str, requeues: int) -> None:

@@ -14,6 +14,7 @@ from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.transport.egress_log import Entry, parsed
 from fedhpc.util.directory_lock import Holder, judged
+from fedhpc.util.regular_file import opened
 
 State = Literal["starting", "running", "finished", "stopped", "killed"]
 TAIL_BYTES = 8192
@@ -132,7 +133,7 @@ def _leaving(directory: RunDirectory, config: RunConfig) -> dict[str, dict[int, 
 def _tail(path: Path) -> list[Entry]:
     """Return the last entries of a log, without one that was cut; none where it cannot be read from here."""
     try:
-        with path.open("rb") as log:
+        with opened(path) as log:
             log.seek(0, os.SEEK_END)
             start = max(0, log.tell() - TAIL_BYTES)
             log.seek(start)

@@ -25,6 +25,7 @@ from fedhpc.run.start.recorded_heads import recorded_heads
 from fedhpc.util import regular_file
 from fedhpc.util.files import read_bytes, read_json, read_lines, read_text
 from fedhpc.util.regular_file import LARGEST_TEXT, each_line
+from fedhpc.watch.run_view import _tail
 
 CONFIG = RunConfig.model_validate({"name": "x", "data": {"shards": "{site}.h5", "sites": [{"name": "a"}]}})
 READERS: dict[str, Callable[[Path], object]] = {
@@ -66,6 +67,11 @@ def test_readers_refuse_what_is_no_file_of_such_a_size(
     with pytest.raises(InputError, match=str(tmp_path / "a")) as raised:
         READERS[read](tmp_path / "a")
     assert raised.value.code == "file.unfit"
+
+
+def test_watch_waits_for_no_pipe_in_the_place_of_a_log(tmp_path: Path) -> None:
+    pipe(tmp_path / "egress.jsonl")
+    assert _tail(tmp_path / "egress.jsonl") == []
 
 
 def test_each_line_ends_a_file_of_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
