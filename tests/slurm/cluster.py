@@ -20,7 +20,7 @@ PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "libpmix-dev", "ipro
 TOOLS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "unshare", "nsenter", "setpriv", "ip")
 COMMANDS = ("sbatch", "srun", "salloc", "squeue", "scancel", "scontrol", "sinfo")
 LOGIN = "login"
-START_S, STOP_S = 30.0, 10.0
+START_S, STOP_S = 90.0, 30.0
 WITH_ME = ("setpriv", "--pdeathsig", "KILL")
 SPACES = ("unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child")
 

@@ -9,7 +9,7 @@ import pytest
 from tests.mpi.test_federated import SITES
 from tests.slurm.conftest import Job, Slurm, cancelled
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 START = "cd {repo}; set -euo pipefail; . slurm/launch.sh; find_program; set_environment; choose_launcher"
 
 
@@ -84,7 +84,7 @@ def test_without_pmix_mpirun_starts_the_ranks(slurm: Slurm, repo_root: Path) -> 
     output = slurm.folder / "poor.out"
     command = ("sbatch", "--parsable", "--ntasks=2", "--ntasks-per-node=1", f"--output={output}", script)
     with cancelled(Job(slurm.ask(*command).strip(), output, slurm.ask)) as job:
-        job.wait_for(("COMPLETED", "FAILED"), 60)
+        job.wait_for(("COMPLETED", "FAILED"), 150)
     said = output.read_text(encoding="utf-8")
     assert "srun --mpi=pmix does not fit this MPI" in said
     assert "srun --mpi=pmi2 does not fit this MPI" in said
