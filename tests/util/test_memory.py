@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
-# Blocks of 4 MB, as the activations of a step: filled, then freed from the last to the first.
+# Blocks of 4 MB, as the activations of a step: filled, then freed from the last to the first. In pages of 4 kB: whether
+# and how a kernel takes huge ones would decide how many faults there are.
 STEPS = """
-import resource, sys
+import ctypes, resource, sys
+PR_SET_THP_DISABLE = 41
+assert ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0
 import numpy as np
 from fedhpc.util.memory import give_back_freed_memory, keep_freed_memory, reset_peak
 if sys.argv[1] == "kept":
