@@ -102,7 +102,7 @@ class Data(Section):
     """Where the shards lie, as the rank that reads one sees it.
 
     In `shards`, `{site}` stands for the site's name, `{hostname}` for its node's, `$NAME` for an environment variable,
-    whose value no other rank is told.
+    whose value is sent to no other rank.
     """
 
     shards: Annotated[str, Field(pattern=r".*\{site\}.*")] = Field(
