@@ -22,8 +22,10 @@ known before the round (`UpdateScale`). So each update is tested against what it
    agreement, so it finds a site that turns hostile once the others' updates are mostly noise, 5 to 25 rounds later.
 4. Strength, in the first FIRST_ROUNDS rounds, in which all pull (in the first alone where noise is not known): a site
    of which S + V is below the part STRONG of what the others pull with each other has its weight lowered in proportion,
-   for the rest of the run as it is in the last of these rounds. What it sends is of little use, and its noise as large
-   as any. A weight is lowered to LEAST_WEIGHT at most, while S / V is 1 above the quantile of 2, and to 0 at that.
+   for the rest of the run as in that of these rounds in which it is lowest. What it sends is of little use, and its
+   noise as large as any. Its weight is LEAST_WEIGHT at least, times the chance by S / V, at even odds, that it pulls
+   nowhere (mean 0) and not against the others (mean -HOSTILE), 1 / (1 + exp(-HOSTILE (S / V + HOSTILE / 2))): so what 2
+   misses by little hardly counts.
 
 So 2 and 3 leave out an honest site in a run for its noise with a chance of at most 2 ALPHA + NET_ALPHA = 0.94 %. What 2
 rests on is that honest hospitals pull together where the others agree. From the same initial model they do. Near the
@@ -65,7 +67,7 @@ AGREEMENT = 0.1
 LEAST_OTHERS, NOISE_PART = 3, 0.5
 DENSE = 0.9
 EARLY_ROUNDS, FIRST_ROUNDS = 10, 3
-STRONG, LEAST_WEIGHT = 0.5, 0.25
+STRONG, LEAST_WEIGHT, HOSTILE = 0.5, 0.25, 4.0
 TINY = 1e-300
 EARLY, LATE, AS_SENT, VARIANCE = "early", "late", "as_sent", "_variances"
 STRENGTHS, OUT = "strengths", "left_out"
@@ -246,20 +248,26 @@ class Screen(Aggregator):
         return sums.alignment(site, others) / max(sums.deviation(site, others), TINY)
 
     def _strengths(self, sums: Sums, staying: list[int], before: F64) -> F64:
-        """Return what each site's weight is multiplied by, float64[n]; as before where a site's update did not come."""
+        """Return what each site's weight is multiplied by, float64[n], above 0 and no more than before.
+
+        As before where a site's update did not come, or where the others do not agree.
+        """
         out = before.copy()
         for site in staying:
             others = [other for other in staying if other != site]
             if len(others) >= LEAST_OTHERS and agreement(sums.sent[others]) > AGREEMENT:
-                out[site] = self._strength(sums, site, others)
+                out[site] = min(out[site], self._strength(sums, site, others))
         return out
 
     def _strength(self, sums: Sums, site: int, others: list[int]) -> float:
+        from scipy.special import expit
+
         common = mean_product(sums.sent[others] @ sums.sent[others].T, sums.weights[others])
         along, deviation = sums.alignment(site, others), max(sums.deviation(site, others), TINY)
         lowered = float(np.clip((along + deviation) / max(STRONG * common, TINY), 0.0, 1.0))
-        above = along / deviation - least_alignment(self._round.round + 1)
-        return max(lowered, LEAST_WEIGHT * float(np.clip(above, 0.0, 1.0)))
+        nowhere = float(expit(HOSTILE * (along / deviation + HOSTILE / 2)))
+        # Above 0, so that the weights have a mean whatever was sent.
+        return max(lowered, LEAST_WEIGHT * nowhere, TINY)
 
     def _name(self, updates: dict[int, F64], kept: dict[str, F64]) -> None:
         """Flag those that are out, and those whose weight is lowered."""
