@@ -245,7 +245,7 @@ def pulling(deviations: float) -> F64:
 
 @pytest.mark.parametrize(("deviations", "least", "most"), [(-0.5, 0.24, 1), (-2, 0.12, 0.13), (-2.7, 0.0, 0.02)])
 def test_pull_that_is_just_not_left_out_hardly_counts(deviations: float, least: float, most: float) -> None:
-    """In one of ten draws of the study's head a flipped sign stayed, at a quarter of its weight, and cost 0.05."""
+    """In one of ten draws at epsilon 1 flipped signs stayed, at a quarter of their weight, and cost 0.03 to 0.06."""
     found = apply(dict(enumerate(pulling(deviations))), RULE.initial(D, 4))
     assert not found.kept[OUT].any()
     assert least < found.kept[STRENGTHS][2] < most
