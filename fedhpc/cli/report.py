@@ -56,12 +56,13 @@ def _check_replaced(out: Path) -> None:
     """
     from fedhpc.report.build import is_report
     from fedhpc.util.files import read_text
+    from fedhpc.util.regular_file import LARGEST_LINES  # the page of a large sweep is larger than other documents
 
     if out.stem == "report":
         return
     facts = out.with_suffix(".json")
     beside = [path for path in (facts, out.with_suffix(".csv")) if path.exists()]
-    if beside and not (facts.is_file() and is_report(read_text(facts, "Give another name"))):
+    if beside and not (facts.is_file() and is_report(read_text(facts, "Give another name", LARGEST_LINES))):
         raise InputError(
             f"{out}: {beside[0].name} would be replaced, which lies there and is of no report. Give another name",
             code="command-line",

@@ -8,7 +8,7 @@ gets an apostrophe before it. Numbers stay as they are.
 import re
 from collections.abc import Iterable, Sequence
 
-FORMULA = re.compile(r"[\s\0]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n\0]")
+FORMULA = re.compile(r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20\t\r\n\0]")
 """How a cell begins that a spreadsheet may compute: the full-width forms of the four are read as they are in some
 locales, and white space before them is dropped."""
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
