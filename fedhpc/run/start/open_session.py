@@ -54,21 +54,13 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
         InputError: at every rank, with the problems of all.
     """
     opened = _opened(members, directory, console)
-    transport, device, task, weights = opened.transport, opened.device, opened.task, opened.weights
+    transport, weights = opened.transport, opened.weights
+    network = _network(members.config, opened.task, transport, opened.device)
+    members = _scheduled(members, directory, opened, network)
     config, shards = members.config, [site.shard for site in opened.sites]
-    network = _network(config, task, transport, device)
-    images = {shard.site: len(shard.indices("train")) for shard in shards}
-    cost = partial(measured_cost, images=images, bench=Bench(network.model, network.input_shape, config, device))
-    weighed = dict(zip(config.site_names, weights, strict=True))
-    members = with_schedule(members, directory, transport, weighed, cost)
-    config = members.config
     plans = agreed_plans(config, transport)
-    place = SiteContext(config, network.model, device, run_plan(plans), _on_step(config, console, notice))
-    if network.backbone is not None and config.model.features is not None:
-        where = MapPlace(shards, directory, transport, task.image_shape[-1])
-        agreed_map(config, network.backbone, where).load_into(network.model)
-    start_from(config, directory, task, network.model, transport)
-    run_on_all_ranks(transport, lambda: check_local_layers(config, network.model))
+    place = SiteContext(config, network.model, opened.device, run_plan(plans), _on_step(config, console, notice))
+    _set_parameters(config, directory, opened, network)
     grid = run_on_all_ranks(transport, lambda: _grid(config, place, weights))
     samples = _samples(opened, network.backbone, directory)
     sites = tuple(
@@ -85,7 +77,7 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
         directory=directory,
         console=console,
         place=place,
-        task=task,
+        task=opened.task,
         sites=sites,
         learners=learners,
         weights=weights,
@@ -199,6 +191,28 @@ def _network(config: RunConfig, task: Task, transport: Transport, device: Device
     if backbone is None:
         return _Network(model, None, task.image_shape)
     return _Network(model, backbone.to(device.device), (backbone.dim,))
+
+
+def _scheduled(members: Membership, directory: RunDirectory, opened: _Opened, network: _Network) -> Membership:
+    """Return who takes part, each site with its share of the work (`schedule`)."""
+    config = members.config
+    images = {site.shard.site: len(site.shard.indices("train")) for site in opened.sites}
+    bench = Bench(network.model, network.input_shape, config, opened.device)
+    weights = dict(zip(config.site_names, opened.weights, strict=True))
+    return with_schedule(
+        members, directory, opened.transport, weights, partial(measured_cost, images=images, bench=bench)
+    )
+
+
+def _set_parameters(config: RunConfig, directory: RunDirectory, opened: _Opened, network: _Network) -> None:
+    """Give the network the agreed map of the features and the parameters that the run starts from."""
+    transport, task = opened.transport, opened.task
+    if network.backbone is not None and config.model.features is not None:
+        shards = [site.shard for site in opened.sites]
+        where = MapPlace(shards, directory, transport, task.image_shape[-1])
+        agreed_map(config, network.backbone, where).load_into(network.model)
+    start_from(config, directory, task, network.model, transport)
+    run_on_all_ranks(transport, lambda: check_local_layers(config, network.model))
 
 
 def _shard_digests(
