@@ -43,6 +43,7 @@ while :; do sleep 3600 & wait $! || true; done
 # - TmpFS: srun's PMIx server keeps a folder of the same name on every node, and here all share one /tmp;
 # - linuxproc, no task plugin, config_overrides: no cgroups, and nodes that claim more CPUs than the machine has;
 # - SlurmdTimeout: a node is given up after about twice that;
+# - FirstJobId: what is named after a job (runs/sweep-ID, /tmp/fedhpc-ID) may have been left by tests that were ended;
 # - KillWait: between SIGTERM and SIGKILL; MinJobAge: finished jobs stay known;
 # - partitions: jobs of `urgent` take the nodes of those of `brief` and `graced`, which are then cancelled: at once, or
 #   after 30 s; the others are nobody's prey.
@@ -73,6 +74,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=1,sched_min_interval=0
 PriorityType=priority/basic
 ReturnToService=2
+FirstJobId={first_job}
 JobRequeue=1
 KillWait=5
 SlurmdTimeout=10
@@ -218,7 +220,8 @@ class Cluster:
         )
 
     def _write_files(self) -> None:
-        lines = [CONFIG.format(login=LOGIN, address=self._address(LOGIN), base=self.base)]
+        first_job = 1000 + int.from_bytes(os.urandom(3))
+        lines = [CONFIG.format(login=LOGIN, address=self._address(LOGIN), base=self.base, first_job=first_job)]
         for name in self.hospitals:
             gres = f" Gres=gpu:{self.gpus}" if self.gpus else ""
             lines.append(f"NodeName={name} NodeAddr={self._address(name)} CPUs={self.cpus} RealMemory=16000{gres}")
