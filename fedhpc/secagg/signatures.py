@@ -4,9 +4,11 @@ A site signs with the key of its certificate (ECDSA on P-256 with SHA-256). What
 
     DOMAIN  session  round  site  kind  body          all but `body` of fixed length
 
-`session` is SHA-256 over the digest of the run's config and, of every site, its name, its certificate and 32 bytes that
-it has drawn for this session. So a signature from another run, another session of the same run, another round, another
-site or another message does not fit; and two sites that were shown different certificates accept nothing of each other.
+`session` is SHA-256 over the digest of the run's config, the noise that the site was told to share and, of every site,
+its name, its certificate and 32 bytes that it has drawn for this session. So a signature from another run, another
+session of the same run, another round, another site or another message does not fit; and two sites that were shown
+different certificates, or different noise, accept nothing of each other. `SigningSite.about` adds a subject, as the
+question that a sum answers: sites that were asked different ones accept nothing of each other either.
 DOMAIN is no beginning of what TLS 1.3 signs with the same key (64 spaces, RFC 8446, section 4.4.3).
 """
 
@@ -14,7 +16,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from cryptography import x509
@@ -118,6 +120,11 @@ class SigningSite:
     key: PrivateKey = field(repr=False)
     signatories: Signatories
 
+    def about(self, subject: bytes) -> "SigningSite":
+        """Return the same site in the same session, whose signatures fit those about the same `subject` alone."""
+        session = hashlib.sha256(b"fedhpc secure sum, subject, version 1\0" + self.signatories.session + subject)
+        return replace(self, signatories=replace(self.signatories, session=session.digest()))
+
     def sign(self, round: int, kind: int, body: bytes) -> bytes:
         """Return the signature of a message: SIGNATURE_BYTES bytes, r and s."""
         statement = self.signatories.statement(self.site, round, kind, body)
@@ -126,7 +133,7 @@ class SigningSite:
 
 
 def signatories_of(run: bytes, introductions: Sequence[Introduction], keys: Sequence[PublicKey]) -> Signatories:
-    """Return the signatories of a session of `run` (the digest of its config) from all introductions, in site order."""
+    """Return the signatories of a session of `run` (its config and its noise) from all introductions, in site order."""
     digest = hashlib.sha256(b"fedhpc secure sum, session, version 1\0" + LENGTH.pack(len(run)) + run)
     for one in introductions:
         for part in (one.name.encode(), one.certificate, one.nonce):

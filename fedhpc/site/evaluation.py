@@ -93,7 +93,7 @@ class Evaluator:
             SiteError: where the ledger or a kept answer cannot be read.
         """
         with self._failures.failing("evaluation failed"):
-            return self._answers is not None and self._answers.affords(question, self._asked(params, question))
+            return self._answers is not None and self._answers.affords(question, self.asked(params, question))
 
     def answer(self, params: F32, question: Question, weights: Weights) -> I64:
         """Return the private answer to a question, int64[tasks, groups, bins]; charged before the noise is drawn.
@@ -104,7 +104,7 @@ class Evaluator:
             raise ValueError("no privacy ledger is open; call keep_ledger first")
         config = self._place.config
         share = config.honest_sites if config.privacy.trust == "sites" else 1
-        asked, counts = self._asked(params, question), np.empty(0, np.int64)
+        asked, counts = self.asked(params, question), np.empty(0, np.int64)
         if not self._answers.keeps(question, asked):
             # Before it is charged: a rank that is killed in these seconds has lost nothing.
             predictions = self._predictions(params, question.split)
@@ -117,7 +117,7 @@ class Evaluator:
 
         return self._answers.answer(question, asked, noised)
 
-    def _asked(self, params: F32, question: Question) -> str:
+    def asked(self, params: F32, question: Question) -> str:
         """Return what a kept answer is the answer to.
 
         With privacy.trust=sites also for which sites' sum: an answer that is summed once with all sites and once

@@ -23,6 +23,7 @@ from fedhpc.site.data.samples import ImageSamples
 from fedhpc.site.evaluation import predict
 from fedhpc.site.per_example import clipped_sum
 from fedhpc.site.per_example.clipped_sum import MARGIN, ClippedSum
+from fedhpc.site.per_example.linear_head import LinearHead
 from fedhpc.site.training.dp_sgd import LARGEST_PARAMETER, Units
 from fedhpc.site.training.feature_mean import Features, whitened_sum
 from fedhpc.site.training.secure_contribution import mean_by_unit, per_image_gradients, plan_grid, rounded_
@@ -209,6 +210,19 @@ def test_large_weights_of_a_head_move_no_other_unit_of_a_secure_sum(bias: bool) 
         for first in (2, 24, 26, 30):
             fewer = mean_by_unit(gradients(features[first:], labels[first:]), owner[first:] - owner[first])
             assert torch.equal(whole[first // 2 :], fewer)
+
+
+def test_findings_of_an_image_in_a_head_do_not_depend_on_others() -> None:
+    """`torch.sigmoid` rounds the last few entries of a batch otherwise: one image less, and others are the last."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Identity(), nn.Linear(16, 3))
+    head = LinearHead.of(model)
+    assert head is not None
+    x, labels, others = 5 * torch.randn(70, 16).double(), (torch.rand(70, 3) < 0.5).long(), torch.arange(70)
+    whole = head.residuals(x, labels, others)
+    for first in range(1, 40):
+        assert torch.equal(whole[first:], head.residuals(x[first:], labels[first:], others[: 70 - first]))
+    torch.testing.assert_close(whole, (torch.sigmoid(model[1].double()(x)) - labels) / 3, rtol=1e-12, atol=1e-15)
 
 
 def test_patient_whose_images_cancel_is_clipped_by_its_true_norm() -> None:

@@ -413,10 +413,10 @@ def test_a_site_refuses_a_certificate_that_is_not_in_order(certificates: Path, l
     config = config_of(certificates, SITES)
     own = introduced(config, certificates / "pki")
     honest = [one.introduction.pack() for one in own.values()]
-    assert len(check_identities(config, {0: own[0]}, honest, ranks=3)) == 1
+    assert len(check_identities(config, {0: own[0]}, honest, ranks=3, noise=b"")) == 1
     relayed = [honest[0], Introduction("b", relayed_by_it).pack(), honest[2]]
     with pytest.raises(TlsError, match=refusal):
-        check_identities(config, {0: own[0]}, relayed, ranks=3)
+        check_identities(config, {0: own[0]}, relayed, ranks=3, noise=b"")
 
 
 def test_a_site_refuses_a_revoked_certificate(tmp_path: Path) -> None:
@@ -426,7 +426,7 @@ def test_a_site_refuses_a_revoked_certificate(tmp_path: Path) -> None:
     relayed = [one.introduction.pack() for one in own.values()]
     pki.revoke(tmp_path / "pki", "b")
     with pytest.raises(TlsError, match="site a refuses a signing key: site b: its certificate is revoked"):
-        check_identities(config, {0: own[0]}, relayed, ranks=3)
+        check_identities(config, {0: own[0]}, relayed, ranks=3, noise=b"")
 
 
 def test_sites_that_were_shown_different_nonces_accept_nothing_of_each_other(certificates: Path) -> None:
@@ -435,7 +435,7 @@ def test_sites_that_were_shown_different_nonces_accept_nothing_of_each_other(cer
     honest = [one.introduction.pack() for one in own.values()]
     other = [honest[0], Introduction("b", own[1].introduction.certificate).pack(), honest[2]]
     shown = {0: other, 1: honest, 2: honest}
-    identities = [check_identities(config, {i: own[i]}, shown[i], ranks=3)[i] for i in range(3)]
+    identities = [check_identities(config, {i: own[i]}, shown[i], ranks=3, noise=b"")[i] for i in range(3)]
     sites = [MaskedSite(SumTerms(3, 2, 16, 8), identity, ROUND) for identity in identities]
     roster = broadcast_of(KEYS, ROUND, {i: site.advertise()[HEADER.size :] for i, site in enumerate(sites)})
     for site, refused in itertools.zip_longest(sites, ("b", "a", "a")):

@@ -1,6 +1,6 @@
 """What rank 0 asks of the sites where evaluation is private, and the answers: a few counts with noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from fedhpc.run.evaluation.answers import read_array, tasks_of
 from fedhpc.run.evaluation.curves import EDGES, Answer
 from fedhpc.run.session import Session
 from fedhpc.secagg.masks import SumTerms
+from fedhpc.secagg.signatures import SigningSite
 from fedhpc.site.hospital import Hospital
 from fedhpc.site.release import QUESTION, Question, Weights
 from fedhpc.transport.collectives import all_agree, run_on_all_ranks
@@ -67,7 +68,8 @@ def ask(session: Session, params_of: Callable[[str], F32], question: Question, r
         number = FIRST_SUM + 2 * question.stage + (question.split == "test")
         terms = sum_terms(config, int(np.prod(question.shape)))
         mine = {site.index: vector.ravel() for site, vector in zip(sites, vectors, strict=True)}
-        total = masked_sum(SumGroup(transport, config.site_names, session.identities), terms, number, mine)
+        group = SumGroup(transport, config.site_names, _about(session, sites, params_of, question))
+        total = masked_sum(group, terms, number, mine)
         return None if total is None else Answer(question, total.reshape(question.shape), {})
     payloads = transport.gather([pack_arrays({"counts": vector}) for vector in vectors], "metrics", round)
     if transport.rank:
@@ -75,6 +77,18 @@ def ask(session: Session, params_of: Callable[[str], F32], question: Question, r
     names = config.site_names if config.mode != "centralised" else [site.name for site in sites]
     got = of_each(payloads, names, "metrics", lambda site, one: read_array(site, one, question.shape, LARGEST_RELEASE))
     return Answer(question, np.sum(got, axis=0), dict(zip(names, got, strict=True)) if len(got) > 1 else {})
+
+
+def _about(
+    session: Session, sites: Sequence[Hospital], params_of: Callable[[str], F32], question: Question
+) -> dict[int, SigningSite]:
+    """Return the signing sites of this rank, each about what it was asked itself.
+
+    One site that is asked something else answers anew, and the others send the answers that they have kept: of two such
+    sums the difference is that one site's, with its own share of the noise alone.
+    """
+    asked = {site.index: site.evaluator.asked(params_of(site.name), question) for site in sites}
+    return {index: session.identities[index].about(text.encode()) for index, text in asked.items()}
 
 
 def first_question(session: Session, stage: int) -> Question:

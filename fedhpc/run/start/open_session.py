@@ -30,7 +30,7 @@ from fedhpc.run.start.site_facts import agreed_facts, check_agreed, facts_of, ga
 from fedhpc.run.start.site_ledgers import open_accounts
 from fedhpc.run.start.site_speeds import with_schedule
 from fedhpc.run.start.site_work import agreed_plans, measured_cost, place_of, run_plan
-from fedhpc.run.start.sum_identities import agreed_identities
+from fedhpc.run.start.sum_identities import agreed_identities, told_noise
 from fedhpc.site.context import SiteContext
 from fedhpc.site.data.open_site import OpenSite, open_site_of_run
 from fedhpc.site.data.pixel_blocks import image_blocks
@@ -85,7 +85,9 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
         synthetic=opened.synthetic,
         grid=grid,
         notice=notice,
-        identities={} if grid is None else agreed_identities(config, transport, opened.indices),
+        identities={}
+        if grid is None
+        else agreed_identities(config, transport, opened.indices, told_noise(place.plan, grid)),
         shard_digests=_shard_digests(sites, learners, shards),
         accounts=opened.accounts,
         absent=members.absent,

@@ -2,6 +2,7 @@
 
     each site -> rank 0 -> all sites: certificate, 32 fresh bytes          (`fedhpc.secagg.signatures.Introduction`)
     each site: check every certificate by its own CA, revocation list and clock, and by the name in the config
+    each signature: about this config, and about the noise that the site shares (`told_noise`)
 
 Rank 0 only relays: what it changes is refused by the sites, before the first round or by the first signature. Where
 `exchange.tls` is on and hospitals are at other ranks, keys without a certificate are refused by every site. Elsewhere
@@ -26,6 +27,7 @@ from fedhpc.secagg.signatures import (
     signatories_of,
     uncertified,
 )
+from fedhpc.site.training.secure_contribution import IntegerGrid
 from fedhpc.transport import pki
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
@@ -40,8 +42,20 @@ def certificates_needed(config: RunConfig, ranks: int) -> bool:
     return config.exchange.tls and any(sites_by_rank(config, ranks)[1:])
 
 
-def agreed_identities(config: RunConfig, transport: Transport, indices: Sequence[int]) -> dict[int, SigningSite]:
+def told_noise(plan: PrivacyPlan | None, grid: IntegerGrid) -> bytes:
+    """Return what a site was told of the noise of the secure sums, for its signatures: the same at honest sites.
+
+    An aggregator that tells one site of more noise than the others would let it charge for noise that nobody adds.
+    """
+    return repr((plan, grid)).encode()
+
+
+def agreed_identities(
+    config: RunConfig, transport: Transport, indices: Sequence[int], noise: bytes
+) -> dict[int, SigningSite]:
     """Introduce this rank's sites to all others; return them by index, each with the keys that it has checked itself.
+
+    `noise` is what this rank was told (`told_noise`); others accept signatures only where they were told the same.
 
     Raises:
         InputError: at every rank, naming each site whose certificate or key is refused.
@@ -52,7 +66,7 @@ def agreed_identities(config: RunConfig, transport: Transport, indices: Sequence
     told = transport.gather([identity.introduction.pack() for identity in own.values()], "hello")
     relayed = transport.broadcast(frame_header(told) + b"".join(told) if transport.rank == 0 else None, "hello")
     return run_on_all_ranks(
-        transport, lambda: check_identities(config, own, list(carved([relayed], 1)), transport.size)
+        transport, lambda: check_identities(config, own, list(carved([relayed], 1)), transport.size, noise)
     )
 
 
@@ -64,7 +78,7 @@ def _own(config: RunConfig, index: int, ranks: int) -> OwnIdentity:
 
 
 def check_identities(
-    config: RunConfig, own: Mapping[int, OwnIdentity], relayed: Sequence[bytes], ranks: int
+    config: RunConfig, own: Mapping[int, OwnIdentity], relayed: Sequence[bytes], ranks: int, noise: bytes
 ) -> dict[int, SigningSite]:
     """Return this rank's sites by index, after each has checked what the aggregator `relayed` of all sites, in order.
 
@@ -85,7 +99,8 @@ def check_identities(
                 code="tls.refused",
             )
         keys = [_key(config, one, names[index], ranks) for one in everybody]
-        checked[index] = SigningSite(index, identity.key, signatories_of(config.digest().encode(), everybody, keys))
+        run = config.digest().encode() + b" " + noise
+        checked[index] = SigningSite(index, identity.key, signatories_of(run, everybody, keys))
     return checked
 
 

@@ -50,7 +50,7 @@ class LinearHead:
             r = torch.softmax(self._logits(x), dim=1)
             r[torch.arange(len(r), device=r.device), labels] -= 1
         else:
-            r = (torch.sigmoid(self._logits(x)) - labels) / labels.shape[1]
+            r = (_sigmoid(self._logits(x)) - labels) / labels.shape[1]
         sizes = torch.bincount(owner)
         return r if len(sizes) == len(owner) else r / sizes[owner, None]
 
@@ -85,3 +85,12 @@ class LinearHead:
         """The sums over images of factor [n] times the gradient, of the weight and of the bias if there is one."""
         r = r * factor[:, None]
         return (r.t() @ x, r.sum(0))[: 1 + self._offset]
+
+
+def _sigmoid(z: Tensor) -> Tensor:
+    """Return the sigmoid of z [n, K], each entry a function of its own z alone.
+
+    `torch.sigmoid` computes the last few entries of a tensor by another function than the rest, and so rounds an entry
+    by how many there are. A softmax over two entries is computed pair by pair.
+    """
+    return torch.softmax(torch.stack([z, torch.zeros_like(z)], dim=-1), dim=-1)[..., 0]
