@@ -338,7 +338,8 @@ def test_run_starts_from_a_finished_one(finished: Path, train: Here, tmp_path: P
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
     sha256 = hashlib.sha256((finished / "model.pt").read_bytes()).hexdigest()
-    assert summary["init_from"] == {"path": str(finished / "model.pt"), "sha256": sha256, "run": "tiny"}
+    source = {"path": str(finished / "model.pt"), "sha256": sha256, "run": "tiny"}
+    assert summary["init_from"] == {**source, "epsilon": None, "delta": None}
     start = load_model(finished / "model.pt").network
     after = load_model(tmp_path / "run" / "model.pt").network
     fresh = load_model(finished / "model.pt").network

@@ -98,7 +98,7 @@ def finish(session: Session, models: Models, records: Sequence[Mapping[str, Any]
         from_vector(session.place.model, models.by_name[final.name])
         facts = _facts(session, final.measured.thresholds.tolist())
         save_model(path, session.place.model, {**facts, "calibration": plain(final.measured.calibrations)})
-    more = {**_more(session, finals, reports, stopped), **_trust(session, records)}
+    more = {**_more(session, finals, reports, stopped), **spent(reports, records), **_trust(session, records)}
     summary = summary_of(session.declared, records, more)
     summary["per_site"] = _per_site(session, summary["per_site"], finals, reports)
     directory.write_json(directory.curves, _curves(session, finals).json())
@@ -158,6 +158,19 @@ def _per_site(
     return out
 
 
+def spent(reports: Sequence[SiteReport], records: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return the largest epsilons of all sites, also of one that was lost: its updates are in the model.
+
+    Args:
+        reports: of the sites that are there at the end.
+        records: of all rounds, with what the sites had spent that were there.
+    """
+    return {
+        key: largest([*(getattr(one, key) for one in reports), *(record.get(key) for record in records)])
+        for key in ("epsilon", "evaluation_epsilon")
+    }
+
+
 def _more(session: Session, finals: Sequence[Final], reports: Sequence[SiteReport], stopped: str) -> dict[str, Any]:
     """What the records do not have. Several models (local-only): the mean over them, of the interval's ends too."""
     measured = [final.measured for final in finals]
@@ -169,8 +182,6 @@ def _more(session: Session, finals: Sequence[Final], reports: Sequence[SiteRepor
         "auc_val": mean_of([one.auc_val for one in measured]),
         "auc_ci95": np.mean(ends, axis=0).tolist() if len(ends) == len(measured) else None,
         "reasons": {key: value for one in measured for key, value in one.reasons.items()},
-        "epsilon": largest([report.epsilon for report in reports]),
-        "evaluation_epsilon": largest([report.evaluation_epsilon for report in reports]),
         **({"per_finding": _per_finding(session.task, overall)} if session.config.task == "multilabel" else {}),
         "stopped": stopped,
         "parameters": d,

@@ -132,10 +132,30 @@ def _privacy(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[str]:
     yield f"Spent on training by site: {', '.join(f'{site} {fixed(value)}' for site, value in spent.items())}."
     if config.private_evaluation:
         yield f"Evaluation is charged apart: epsilon {fixed(summary.get('evaluation_epsilon'))} in all."
+    if summary.get("absent"):
+        yield (
+            "A site that was lost may have begun one more round than the records tell of: its own ledger knows. No "
+            f"site spends more than what the run was to cost, epsilon {config.privacy.epsilon:g}."
+        )
+    yield from _earlier_runs(config, summary)
     outside: Sequence[str] = summary.get("outside_guarantee") or []
     if outside:
         yield f"Outside of the guarantee: {', '.join(outside)}. {summary.get('outside_guarantee_means') or ''}".strip()
     yield "It says what the released model and records give away about one such unit, not what a shard or a score does."
+
+
+def _earlier_runs(config: RunConfig, summary: Mapping[str, Any]) -> Iterator[str]:
+    """Say that a model holds what the runs gave away that it was made from."""
+    start = summary.get("init_from")
+    if start:
+        known = start.get("epsilon") is not None
+        cost = f"epsilon {start['epsilon']:g}, delta {start['delta']:g}" if known else "an epsilon that is not known"
+        yield (
+            f"It starts from the model of run {start.get('run')}, which was to cost {cost}: about a patient of both "
+            "runs it gives away as much as both together. Add their epsilons and deltas, and those of the runs before."
+        )
+    if config.model.backbone and Path(config.model.backbone).suffix == ".pt":
+        yield "Its backbone was trained by another run: about a patient of that run its epsilon and delta come on top."
 
 
 def _start(config: RunConfig, summary: Mapping[str, Any]) -> str:

@@ -69,8 +69,11 @@ def _parameters(config: RunConfig, directory: RunDirectory, task: Task, model: n
             code="model.init-from",
         )
     _refuse_unprotected(saved, config)
+    p = saved.config.privacy
+    # What it was to cost: the model that comes of it gives that away too.
+    cost = {"epsilon": p.epsilon, "delta": None if p.epsilon is None else p.delta}
     record = {"path": str(path), "sha256": hashlib.sha256(read_bytes(path)).hexdigest(), "run": saved.config.name}
-    directory.write_json(directory.initial, record)
+    directory.write_json(directory.initial, record | cost)
     return to_vector(saved.network)
 
 
