@@ -1,5 +1,6 @@
 """The section `data`: the sites and their shards."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -132,6 +133,11 @@ class Data(Section):
         if self.public_reference != PHANTOMS:
             return None if self.public_reference is None else Path(self.public_reference)
         return self.shard_path("aggregator").parent / f"public_phantoms_{REFERENCE_PHANTOMS}_{image_size}.h5"
+
+    @property
+    def identity(self) -> str:
+        """Tells whether two runs were on the same data: the section, without how it is read."""
+        return json.dumps(self.model_dump(mode="json", exclude={"in_memory"}), sort_keys=True)
 
     def shard_path(self, site: str) -> Path:
         """Return the shard of `site`."""

@@ -22,6 +22,7 @@ from fedhpc.models.backbones import NAMES, Backbone, VolumeBackbone, public_back
 from fedhpc.models.build import build_model, replace_module
 from fedhpc.models.monai_networks import import_networks
 from fedhpc.models.offline import offline
+from fedhpc.models.origin import ANCESTORS, Ancestor, Origin
 from fedhpc.models.own_features import OwnFeatures
 from fedhpc.models.task import Task
 from fedhpc.records.calibration import Calibration
@@ -34,8 +35,8 @@ class SavedModel:
     """A finished model: `network` takes harmonised images, or features of `backbone` where there is one.
 
     `personal` names the hospital whose own model it is, trained without noise; None: it is a run's model.
-    `calibrations` are those of each task; none where the run has released no validation counts. `synthetic`: see
-    `Origin`.
+    `calibrations` are those of each task; none where the run has released no validation counts. `synthetic`, `before`:
+    see `Origin`.
     """
 
     network: nn.Module
@@ -46,25 +47,19 @@ class SavedModel:
     personal: str | None = None
     calibrations: tuple[Calibration, ...] = ()
     synthetic: bool = False
+    before: tuple[Ancestor, ...] = ()
 
     @property
-    def origin(self) -> "Origin":
+    def origin(self) -> Origin:
         """Whence it comes."""
-        return Origin(self.config, self.synthetic)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Whence a model comes: the config of its run, and whether its patients do not exist (the built-in cohort)."""
-
-    config: RunConfig
-    synthetic: bool
+        return Origin(self.config, self.synthetic, self.before)
 
 
 def save_model(path: Path, model: nn.Module, facts: dict[str, Any], *, mode: int = READABLE) -> None:
     """Write weights only, with the JSON `facts` (config, classes, image_shape, f1_thresholds) to rebuild the model.
 
-    `synthetic` among them says whether none of its patients exist, by what all shards say of their origin.
+    `synthetic` among them says whether none of its patients exist, by what all shards say of their origin, and `before`
+    which runs it goes back to.
 
     `facts` of a personal model have `personal`, the name of its hospital, too, and `own_features` where it is an
     `OwnFeatures` of so many.
@@ -89,6 +84,7 @@ class _Content:
     own_features: int | None
     calibrations: tuple[Calibration, ...]
     synthetic: bool
+    before: tuple[Ancestor, ...]
 
 
 def load_model(path: Path) -> SavedModel:
@@ -124,6 +120,7 @@ def load_model(path: Path) -> SavedModel:
         content.personal,
         content.calibrations,
         content.synthetic,
+        content.before,
     )
 
 
@@ -146,7 +143,7 @@ def saved_origin(path: Path) -> Origin:
             "would carry it to other hospitals. Give the model.pt of the run",
             code="privacy.personal",
         )
-    return Origin(content.config, content.synthetic)
+    return Origin(content.config, content.synthetic, content.before)
 
 
 def _read(path: Path) -> _Content:
@@ -169,6 +166,7 @@ def _read(path: Path) -> _Content:
             calibrations=tuple(map(Calibration.read, facts.get("calibration", ()))),
             # What a config says is no evidence; models of earlier versions have nothing else.
             synthetic=bool(facts.get("synthetic", config.data.phantom is not None)),
+            before=ANCESTORS.validate_python(facts.get("before", ())),
         )
     except (*UNREADABLE, ValidationError) as error:
         raise _no_model(path, error) from None

@@ -1,7 +1,6 @@
 """`summary.json`: what a run was, took and cost, from its config and the records of its rounds."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,8 +28,8 @@ GIVEN_AWAY = (
 
 
 def data_digest(config: RunConfig) -> str:
-    """Tells whether two runs were on the same data: the data section, without how it is read."""
-    return json.dumps(config.data.model_dump(mode="json", exclude={"in_memory"}), sort_keys=True)
+    """See `fedhpc.config.data.Data.identity`."""
+    return config.data.identity
 
 
 def data_labels(configs: Sequence[RunConfig]) -> dict[str, str]:

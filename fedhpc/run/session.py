@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedhpc.config.schema import RunConfig
+from fedhpc.models.origin import Ancestor
 from fedhpc.models.task import Task
 from fedhpc.privacy.ledger import SiteAccount
 from fedhpc.privacy.plan import PrivacyPlan
@@ -40,6 +41,7 @@ class Session:
         absent: the sites that are declared and take no part in this start, in site order.
         plans: the noise of each site, by name in site order; none without privacy.
         synthetic: whether no patient exists, by what all shards say of their origin; a config is no evidence.
+        before: the runs that the model goes back to, by its start and by its backbone.
     """
 
     config: RunConfig
@@ -61,6 +63,7 @@ class Session:
     absent: tuple[str, ...] = ()
     plans: Mapping[str, PrivacyPlan] = field(default_factory=dict)
     synthetic: bool = False
+    before: tuple[Ancestor, ...] = ()
 
 
 def session_trust(session: Session) -> TrustModel | None:

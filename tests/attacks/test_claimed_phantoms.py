@@ -1,6 +1,7 @@
 """`data.phantom` in a config is no evidence that patients do not exist: models are judged by what shards said."""
 
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,12 +12,13 @@ from torch import nn
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import PrivacyError
+from fedhpc.models.origin import Origin
 from fedhpc.models.saved import save_model, saved_origin
 from fedhpc.models.task import Task
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.run.finished.finish import Models, _save_own
 from fedhpc.run.finished.model_card import model_card
-from fedhpc.run.start.initial_model import check_backbone
+from fedhpc.run.start.initial_model import _refuse_if_unprotected, check_backbone
 
 
 def config_of(folder: str, **sections: Any) -> RunConfig:
@@ -57,7 +59,28 @@ def test_model_that_a_site_was_rewarded_with_says_whose_patients_made_it(tmp_pat
         declared=config_of("now", privacy={"off": True}),
         facts=(),
         synthetic=synthetic,
+        before=(),
     )
     (tmp_path / "sites" / "site1").mkdir(parents=True)
     _save_own(cast(Any, session), Models({}, {"site1": np.zeros(2, np.float32)}))
     assert saved_origin(tmp_path / "sites" / "site1" / "model.pt").synthetic is synthetic
+
+
+@pytest.mark.parametrize("key", ["backbone", "init_from"])
+def test_unprotected_run_is_not_laundered_by_another_hospitals_run(tmp_path: Path, key: str) -> None:
+    """A run without privacy, then one with privacy at a hospital of another name, then one at the first hospital."""
+    first, elsewhere = config_of("first", privacy={"off": True}), {"sites": [{"name": "other", "weight": 8}]}
+    second = config_of("second", data=elsewhere, privacy={"epsilon": 1.0, "sample_rate": 1.0})
+    before = [asdict(one) for one in Origin(first, synthetic=False).runs]
+    facts = {"config": second.model_dump(mode="json"), "synthetic": False, "before": before}
+    facts |= {"classes": ("a", "b"), "image_shape": (1, 8, 8), "f1_thresholds": [1]}
+    save_model(tmp_path / "model.pt", nn.Linear(1, 1), facts)
+    origin, private = saved_origin(tmp_path / "model.pt"), {"epsilon": 1.0, "sample_rate": 1.0}
+    assert origin.runs == Origin(second, synthetic=False, before=Origin(first, synthetic=False).runs).runs
+    with pytest.raises(PrivacyError, match=f"{key}.*on these hospitals without privacy .run x."):
+        _refuse_if_unprotected(f"model.{key}=model.pt", origin, config_of("third", privacy=private))
+    for harmless in (
+        config_of("third", data={"sites": [{"name": "third", "weight": 8}]}, privacy=private),
+        config_of("third", privacy={"off": True}),
+    ):
+        _refuse_if_unprotected(f"model.{key}=model.pt", origin, harmless)

@@ -127,7 +127,8 @@ def _facts(session: Session, thresholds: Sequence[int]) -> dict[str, Any]:
     """Return what it takes to build a model again."""
     config = session.declared.model_dump(mode="json")
     facts = {"config": config, **asdict(session.task), "f1_thresholds": list(thresholds)}
-    return {**facts, "synthetic": session.synthetic}
+    before = [asdict(one) for one in session.before]
+    return {**facts, "synthetic": session.synthetic, "before": before}
 
 
 def _save_own(session: Session, models: Models) -> None:

@@ -1,7 +1,10 @@
 """The start from a finished run (`train --init-from RUN`): its parameters are the initial ones of all sites."""
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -10,15 +13,15 @@ from fedhpc.config.model import Model
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import InputError, PrivacyError
 from fedhpc.models.backbones import NAMES
-from fedhpc.models.saved import Origin, SavedModel, load_model, saved_config, saved_origin
+from fedhpc.models.origin import ANCESTORS, Ancestor, Origin, each_once
+from fedhpc.models.saved import SavedModel, load_model, saved_config, saved_origin
 from fedhpc.models.task import Task
 from fedhpc.models.vector import from_vector, layers_of, parameter_count, to_vector
-from fedhpc.records.run_directory import RunDirectory
-from fedhpc.records.summary import data_digest
+from fedhpc.records.run_directory import RESTORE, RunDirectory
 from fedhpc.transport.base import Transport
-from fedhpc.transport.collectives import run_on_all_ranks
+from fedhpc.transport.collectives import broadcast_json, run_on_all_ranks
 from fedhpc.util.arrays import F32
-from fedhpc.util.files import read_bytes
+from fedhpc.util.files import read_bytes, read_json
 
 
 def check_initial(config: RunConfig, directory: RunDirectory, transport: Transport) -> None:
@@ -73,7 +76,8 @@ def _parameters(config: RunConfig, directory: RunDirectory, task: Task, model: n
     # What it was to cost: the model that comes of it gives that away too.
     cost = {"epsilon": p.epsilon, "delta": None if p.epsilon is None else p.delta}
     record = {"path": str(path), "sha256": hashlib.sha256(read_bytes(path)).hexdigest(), "run": saved.config.name}
-    directory.write_json(directory.initial, record | cost)
+    runs = [asdict(one) for one in saved.origin.runs]
+    directory.write_json(directory.initial, record | cost | {"runs": runs})
     return to_vector(saved.network)
 
 
@@ -126,26 +130,45 @@ def _refuse_unprotected(saved: SavedModel, config: RunConfig) -> None:
     _refuse_if_unprotected(f"model.init_from={config.model.init_from}", saved.origin, config)
 
 
-def check_backbone(config: RunConfig) -> None:
-    """Check that a backbone of another run does not hold what this run is to protect.
+def check_backbone(config: RunConfig) -> tuple[Ancestor, ...]:
+    """Check that a backbone of another run does not hold what this run is to protect; return the runs that it is of.
 
     Raises:
         PrivacyError: where it was trained on the same patients without privacy.
     """
     source = config.model.backbone
-    if source is not None and source not in NAMES and config.private:
-        _refuse_if_unprotected(f"model.backbone={source}", saved_origin(Path(source)), config)
+    if source is None or source in NAMES:
+        return ()
+    origin = saved_origin(Path(source))
+    _refuse_if_unprotected(f"model.backbone={source}", origin, config)
+    return origin.runs
+
+
+def runs_before(
+    config: RunConfig, directory: RunDirectory, backbone: Sequence[Ancestor], transport: Transport
+) -> tuple[Ancestor, ...]:
+    """Return the runs that this one goes back to, by its backbone and by its start, at every rank."""
+
+    def started() -> Any:
+        known = config.model.init_from is not None and directory.initial.exists()
+        return read_json(directory.initial, RESTORE).get("runs", ()) if known else ()
+
+    return each_once([*backbone, *ANCESTORS.validate_python(broadcast_json(transport, started))])
 
 
 def _refuse_if_unprotected(key: str, origin: Origin, config: RunConfig) -> None:
-    """Folds, copies and new imports of the same patients have another data section: sites of the same name count."""
-    earlier = origin.config
-    seeded = earlier.privacy.noise_seed is not None and config.privacy.noise_seed is None
-    unprotected = config.private and (not earlier.private or seeded)
-    common = set() if origin.synthetic else set(earlier.site_names) & set(config.site_names)
-    if unprotected and (common or data_digest(earlier) == data_digest(config)):
-        raise PrivacyError(
-            f"{key}: was trained on these hospitals without privacy, so it may hold what privacy.epsilon is to "
-            "protect. Start from a run with privacy, or from one on other patients, at sites of other names",
-            code="privacy.not-public",
-        )
+    """Folds, copies and new imports of the same patients have another data section: sites of the same name count.
+
+    So do the runs that a model was made from: what one of them has learned without privacy is in it still.
+    """
+    for earlier in origin.runs:
+        seeded = earlier.seeded and config.privacy.noise_seed is None
+        unprotected = config.private and (not earlier.private or seeded)
+        common = set() if earlier.synthetic else set(earlier.sites) & set(config.site_names)
+        if unprotected and (common or earlier.data == config.data.identity):
+            raise PrivacyError(
+                f"{key}: was trained on these hospitals without privacy (run {earlier.run}), so it may hold what "
+                "privacy.epsilon is to protect. Start from a run with privacy, or from one on other patients, at sites "
+                "of other names",
+                code="privacy.not-public",
+            )

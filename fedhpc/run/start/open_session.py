@@ -12,6 +12,7 @@ from fedhpc.config.schema import RunConfig
 from fedhpc.errors import FileError, ShardError, inside
 from fedhpc.models.backbones import Backbone
 from fedhpc.models.device import Device, prepare
+from fedhpc.models.origin import Ancestor
 from fedhpc.models.saved import load_backbone
 from fedhpc.models.task import Task
 from fedhpc.models.vector import parameter_count
@@ -21,7 +22,7 @@ from fedhpc.run.display import Console
 from fedhpc.run.rounds.preemption import StopRequest
 from fedhpc.run.session import POOLED, Session
 from fedhpc.run.start.built_in_cohort import make_missing
-from fedhpc.run.start.initial_model import check_backbone, check_initial, start_from
+from fedhpc.run.start.initial_model import check_backbone, check_initial, runs_before, start_from
 from fedhpc.run.start.membership import Membership
 from fedhpc.run.start.network import agreed_network, check_before_cohort, check_local_layers
 from fedhpc.run.start.public_features import MapPlace, agreed_map
@@ -61,6 +62,7 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
     plans = agreed_plans(config, transport)
     place = SiteContext(config, network.model, opened.device, run_plan(plans), _on_step(config, console, notice))
     _set_parameters(config, directory, opened, network)
+    before = runs_before(config, directory, network.before, transport)
     grid = run_on_all_ranks(transport, lambda: _grid(config, place, weights))
     samples = _samples(opened, network.backbone, directory)
     sites = tuple(
@@ -92,6 +94,7 @@ def open_session(members: Membership, directory: RunDirectory, console: Console,
         accounts=opened.accounts,
         absent=members.absent,
         plans=plans,
+        before=before,
     )
 
 
@@ -178,21 +181,25 @@ def _noted(log: LogFile, text: str) -> None:
 
 @dataclass(frozen=True)
 class _Network:
-    """The agreed network, and the backbone whose features it takes (None: it takes images), on this rank's device."""
+    """The agreed network, and the backbone whose features it takes (None: it takes images), on this rank's device.
+
+    `before`: the runs that the backbone is of; none of a public one.
+    """
 
     model: nn.Module
     backbone: Backbone | None
     input_shape: tuple[int, ...]
+    before: tuple[Ancestor, ...] = ()
 
 
 def _network(config: RunConfig, task: Task, transport: Transport, device: Device) -> _Network:
     name = config.model.backbone
     backbone = run_on_all_ranks(transport, lambda: load_backbone(name) if name else None)
-    run_on_all_ranks(transport, lambda: check_backbone(config))
+    before = run_on_all_ranks(transport, lambda: check_backbone(config))
     model = agreed_network(config, task, backbone, transport).to(device.device)
     if backbone is None:
         return _Network(model, None, task.image_shape)
-    return _Network(model, backbone.to(device.device), (backbone.dim,))
+    return _Network(model, backbone.to(device.device), (backbone.dim,), before)
 
 
 def _scheduled(members: Membership, directory: RunDirectory, opened: _Opened, network: _Network) -> Membership:
