@@ -11,6 +11,8 @@ differentially private libraries"). What of the margin is proven, with n units d
   MARGIN / 4 up to `LARGEST_COUNT` units; more are refused.
 - A linear head at the end (`per_example.linear_head`): logits, norms, factors and sums are float64 too, and a unit's
   logits are computed row by row, so that its gradient is a function of its own features, whatever the parameters are.
+  What is added are its images' gradients. Where they cancel within a unit each may be sqrt(2) |x| long for features x,
+  in the place of C: then the bound above holds up to 2^16 images whose features are no longer than 360 C.
   So are its features through the map of `model.features`, whatever the map is (`Whitening.by_rows`). Layers of another
   fixed body are taken to be functions of the image alone; their weights are the config's, and no aggregator sends them.
 - Any other network with `privacy.max_physical_batch: 1`: each unit is computed by itself, so all that it adds is a
