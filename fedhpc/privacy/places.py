@@ -168,8 +168,8 @@ def _beside(folder: Path, site: str) -> list[Path]:
     found = [one / own.name if nested else one for one in sorted(above.iterdir())]
     others = [one for one in _accounts(found) if one != own]
     shown = masked(str(folder))
-    if shown != str(folder):
-        for one in others:
+    for one in others:
+        if shown != str(folder) and masked(str(one)) == str(one):
             hide(str(one), f"{shown}/{os.path.relpath(one, own)}")
     return others
 

@@ -148,6 +148,19 @@ def test_accounts_beside_are_not_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert b"charged to $FEDHPC_SITE_LEDGER/../other" in rank.sent[0]
 
 
+def test_accounts_of_one_rank_at_the_default_place_keep_their_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each was shown as the one beside the other: site2/../site1/../site2."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / SECRET))
+    folders = [site_ledger_folder(Whose(site, tmp_path / "a.h5", synthetic=False), None) for site in ("site1", "site2")]
+    ledgers = [SiteLedger.open_or_create(folder, Terms("patient")) for folder in folders]
+    for site, ledger in zip(("site1", "site2"), ledgers, strict=True):
+        check_other_names(ledger, site, Identities((b"p",), (b"i",)))
+    told = [masked(str(folder)) for folder in folders]
+    assert told == [f"$XDG_STATE_HOME/fedhpc/ledgers/{site}" for site in ("site1", "site2")]
+
+
 def test_one_process_is_told_the_path(ward: Path) -> None:
     """The control: where there is no other rank, the message says which file it is."""
     with pytest.raises(RankErrors, match=f"{SECRET}/pki/site2"):
