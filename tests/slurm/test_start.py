@@ -1,11 +1,14 @@
 """How ranks are started and placed: the launcher, the preflight's messages, GPUs, hospitals where their shards are."""
 
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPO
 from tests.mpi.test_federated import SITES
 from tests.slurm.conftest import Job, Slurm, cancelled
 
@@ -52,7 +55,7 @@ def test_pinned_hospitals_find_their_shards_and_gpus(slurm: Slurm, cohort: Path,
     said = " ".join(said.split())
     assert " 0 hosp2 cpu 0 site1 1 hosp1 cpu 0 site2 " in said
     assert re.search(r" 0 \S*/hosp2/site1\.h5 1 \S*/hosp1/site2\.h5 ", said)
-    assert "preflight: 2 rank(s) on 2 node(s) by srun --mpi=pmix, Open MPI" in said
+    assert "preflight: 2 ranks on 2 nodes by srun --mpi=pmix, Open MPI" in said
     assert "rank 0 was given GPU 0 of hosp2 and computes on the CPU" in said
 
 
@@ -102,3 +105,13 @@ def test_never_inside_a_step(slurm: Slurm) -> None:
     assert done.returncode == 2
     assert "already inside a job step" in done.stderr
     assert "HINT: submit this file with sbatch" in done.stderr
+
+
+@pytest.mark.parametrize("script", sorted((REPO / "slurm").glob("*.sbatch")), ids=lambda path: path.stem)
+def test_submitted_from_another_folder_it_says_from_where(script: Path, tmp_path: Path) -> None:
+    env = {**os.environ, "SLURM_SUBMIT_DIR": str(tmp_path)}
+    done = subprocess.run(["bash", script], env=env, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"{tmp_path}: is not the top of the checkout. Submit there: sbatch {script.relative_to(REPO)}\n"
+    )
