@@ -545,7 +545,7 @@ TABLE = (
     ErrorCode(
         "tls.missing",
         "A certificate, key or revocation list is missing.",
-        "`python run.py pki init CONFIG` makes what is missing.",
+        "Copy it there with its mode, from where `python run.py pki init CONFIG` made it.",
     ),
     ErrorCode(
         "tls.unreadable",

@@ -54,6 +54,12 @@ def run(options: argparse.Namespace) -> int:
     from fedhpc.util.text import fitted
 
     config = load_config(options.config, options.set)
+    if options.kind != "show" and options.out is None and "{site}" in (config.exchange.pki or ""):
+        raise InputError(
+            f"exchange.pki={config.exchange.pki}: each rank has its own folder there, and the CA's key belongs into "
+            "none of them. Name the folder of the CA: -o DIR, on a machine that is no rank's",
+            code="command-line",
+        )
     folder = options.out or config.exchange.pki_folder(config.data, AGGREGATOR_NAME)
     names = (AGGREGATOR_NAME, *config.site_names)
     if options.kind in ("issue", "revoke") and options.name not in names:
@@ -66,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
         pki.issue(folder, options.name, options.days)
     elif options.kind == "revoke":
         print(f"revoked {pki.revoke(folder, options.name)}; give {folder / 'crl.pem'} to every site and to rank 0")
+    elif not folder.is_dir():
+        raise InputError(f"{folder}: is no folder here. Give that of the CA: -o DIR", code="file.missing")
     rows = [(one.name, one.serial, one.expires, one.state) for one in pki.show(folder)]
     print(f"{folder}\n{fitted([('name', 'serial', 'expires', 'state'), *rows])}")
     return 0

@@ -154,7 +154,7 @@ def _wire(config: RunConfig, logs: Logs) -> Check:
         return Check("wire", False, f"{len(late)} payloads went in the clear, the first at {late[0].time}")
     text = (
         f"{len(crossed) - len(clear)} payloads went by TLS; before it the handshakes, {len(clear)} payloads of "
-        f"{sum(entry.bytes for entry in clear)} bytes in all"
+        f"{sum(entry.bytes for entry in clear):,} bytes in all"
     )
     return Check("wire", True, text)
 
@@ -183,23 +183,30 @@ def _search(config: RunConfig, logs: Logs) -> Check:
     found = "what was found in those with noise is in each hospital's own log.txt" if noted else "none found"
     text = (
         f"{len(entries) - len(blind)} payloads were searched for pixels of their site before they left: {found}; "
-        f"before the shards were open {len(blind)} left, of {sum(entry.bytes for entry in blind)} bytes in all"
+        f"before the shards were open {len(blind)} left, of {sum(entry.bytes for entry in blind):,} bytes in all"
     )
     return Check("search", True, text)
 
 
 def _text(facts: Mapping[str, Any], checks: Sequence[Check], directory: RunDirectory) -> str:
-    rows = [("sender", "kind", "payloads", "bytes", "largest", "via", "first", "last")]
+    rows = [("sender", "kind", "payloads", "bytes", "largest", "via")]
     for sender, kinds in (*facts["sites"].items(), ("aggregator", facts["aggregator"])):
         for kind, f in kinds.items():
-            rows.append((sender, kind, f"{f['payloads']}", f"{f['bytes']:,}", f"{f['largest']:,}", *_when(f)))
+            counts = (f"{f[key]:,}" for key in ("payloads", "bytes", "largest"))
+            rows.append((sender, kind, *counts, "+".join(f["via"])))
     marks = {True: "holds", False: "BROKEN", None: "open"}
     proof = [(marks[check.holds], check.name, check.text) for check in checks]
-    return "\n".join([fitted(rows), "", wrapped(_rounds_line(facts["rounds"], directory)), "", fitted(proof)])
+    told = wrapped("\n".join([*_when_line(facts), _rounds_line(facts["rounds"], directory)]))
+    return "\n".join([fitted(rows, names=2), "", told, "", fitted(proof)])
 
 
-def _when(found: Mapping[str, Any]) -> tuple[str, str, str]:
-    return "+".join(found["via"]), found["first"][:19], found["last"][:19]
+def _when_line(facts: Mapping[str, Any]) -> list[str]:
+    """Return when the first and the last payload left, in a line; no line where none has."""
+    found = [f for kinds in (*facts["sites"].values(), facts["aggregator"]) for f in kinds.values()]
+    if not found:
+        return []
+    first, last = min(f["first"] for f in found), max(f["last"] for f in found)
+    return [f"from {first[:19]} to {last[:19]} UTC (--json: of each kind)"]
 
 
 def _rounds_line(rounds: Sequence[Mapping[str, int]], directory: RunDirectory) -> str:

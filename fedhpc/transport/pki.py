@@ -31,7 +31,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedhpc.errors import InputError
 from fedhpc.transport.tls import AGGREGATOR_NAME, Credentials, TlsError
-from fedhpc.util.files import PRIVATE, make_folder, write_bytes
+from fedhpc.util.files import PRIVATE, make_folder, reported, write_bytes
 
 CA_NAME = "fedhpc CA"
 CA_DAYS, SITE_DAYS = 3650, 365
@@ -71,7 +71,7 @@ def init(folder: Path, names: Sequence[str], days: int = SITE_DAYS) -> None:
             code="pki.exists",
         )
     make_folder(folder.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+    with reported(folder, "made"), tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         made = Path(scratch) / "pki"
         made.mkdir(0o755)
         _make_ca(made)
@@ -164,7 +164,8 @@ def credentials(folder: Path, name: str) -> Credentials:
     found = Credentials(folder / "ca.pem", folder / "crl.pem", folder / f"{name}.pem", folder / f"{name}.key")
     missing = [str(path) for path in (found.ca, found.crl, found.certificate, found.key) if not path.is_file()]
     if missing:
-        raise TlsError(f"{name}: exchange.tls is on and {', '.join(missing)} is missing", code="tls.missing")
+        verb = "is" if len(missing) == 1 else "are"
+        raise TlsError(f"{name}: exchange.tls is on and {', '.join(missing)} {verb} missing", code="tls.missing")
     mode = stat.S_IMODE(found.key.stat().st_mode)
     if mode & 0o077:
         raise TlsError(

@@ -35,3 +35,22 @@ def test_pki_kinds_change_the_folder(config: Path, capsys: pytest.CaptureFixture
     assert main(["pki", "issue", str(config), "site9"]) == 2
     assert main(["pki", "issue", str(config), "site1", "--days", "0"]) == 2
     assert "site9: no site of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [["init"], ["issue", "site1"], ["revoke", "site1"]])
+def test_pki_signs_in_no_folder_of_a_rank(config: Path, kind: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    here = config.parent
+    own = f"exchange.pki={here}/pki-{{site}}"
+    command = [kind[0], str(config), *kind[1:], "--set", own]
+    assert main(["pki", *command]) == 2
+    assert own in capsys.readouterr().err
+    assert not list(here.glob("pki-*"))
+    assert main(["pki", "init", str(config), "--set", own, "-o", f"{here}/ca"]) == 0
+    assert (here / "ca" / "ca.key").exists()
+
+
+def test_pki_folder_that_cannot_be_made_or_shown_is_named(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    too_long = config.parent / ("x" * 250)
+    for kind, folder in (("init", too_long), ("show", config.parent / "none")):
+        assert main(["pki", kind, str(config), "-o", str(folder)]) == 2
+        assert f"{folder}: " in capsys.readouterr().err

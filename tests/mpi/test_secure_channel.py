@@ -150,7 +150,7 @@ def test_certificates_are_made_on_first_use_for_the_built_in_cohort_alone(hospit
     assert (hospitals / "pki-grown" / "ca.pem").read_bytes() == (hospitals / "pki" / "ca.pem").read_bytes()
     assert not (hospitals / "pki-none").exists()
     assert told[0]["no demo"] == told[1]["no demo"]
-    assert "`python run.py pki init CONFIG` makes what is missing" in told[0]["no demo"]["refused"]
+    assert "from where `python run.py pki init CONFIG` made them" in told[0]["no demo"]["refused"]
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -256,10 +256,12 @@ def test_every_payload_of_a_run_is_in_a_log(straight: Path) -> None:
 
 
 def test_the_verb_tells_of_a_gap_between_log_and_count(
-    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["egress", str(straight)]) == 0
     told = capsys.readouterr().out
+    assert told.count("sender ") == 1, "one table, not one for each few columns"
     assert "holds" in told
     assert "BROKEN" not in told
     run = shutil.copytree(straight, tmp_path / "run")

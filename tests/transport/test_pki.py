@@ -80,7 +80,7 @@ def test_credentials_need_every_file_and_a_key_for_its_owner_alone(folder: Path)
         pki.credentials(folder, "site1")
     for name in ("crl.pem", "st_mary-2.key"):
         (folder / name).unlink()
-    with pytest.raises(TlsError, match=r"st_mary-2: exchange\.tls is on and .*crl\.pem, .*st_mary-2\.key is missing"):
+    with pytest.raises(TlsError, match=r"st_mary-2: exchange\.tls is on and .*crl\.pem, .*st_mary-2\.key are missing"):
         pki.credentials(folder, "st_mary-2")
 
 

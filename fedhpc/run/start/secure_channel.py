@@ -120,8 +120,8 @@ def _started(config: RunConfig, names: Sequence[str], *, server: bool) -> dict[s
             "\n".join(
                 [
                     *map(str, problems),
-                    "REMEDY: `python run.py pki init CONFIG` makes what is missing; on a "
-                    "network that you trust, --set exchange.tls=off does without",
+                    "REMEDY: copy the files there with their modes (cp -p), from where `python run.py pki init CONFIG` "
+                    "made them; on a network that you trust, --set exchange.tls=off does without",
                 ]
             ),
             code=problems[0].code,
