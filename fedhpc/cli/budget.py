@@ -23,6 +23,10 @@ GRANT = (
 )
 DELTA = 1e-5
 SHOWN_GROUPS, SHOWN_RUNS = 10, 20
+SPENT = (
+    "spent: over all runs, by a bound that holds for runs chosen after results; it may be above the epsilon of one run "
+    "alone, below"
+)
 
 
 def add_arguments(parser: Parser) -> None:
@@ -205,7 +209,7 @@ def _finite(epsilon: float) -> float | None:
 def _text(facts: dict[str, Any]) -> str:
     """Within 80 columns, but for the folder's name and the reasons."""
     from fedhpc.cli.privacy_spent import alone_cells, without_bound_note
-    from fedhpc.util.text import fitted, fixed
+    from fedhpc.util.text import fitted, fixed, wrapped
 
     unit = facts["unit"]
     cap = "no cap is set" if facts["cap"] is None else f"cap epsilon {facts['cap']:g}"
@@ -225,7 +229,7 @@ def _text(facts: dict[str, Any]) -> str:
     more = facts["spent"][SHOWN_GROUPS:]
     if more:
         rows.append((f"{sum(one['units'] for one in more):,}", f"below {rows[-1][1]}", ""))
-    lines.append(fitted(rows) if facts["spent"] else "nothing was spent")
+    lines.append(f"{fitted(rows)}\n{wrapped(SPENT)}" if facts["spent"] else "nothing was spent")
     runs = [("run", "charges", "training", "evaluation", "")]
     for one in facts["runs"][-SHOWN_RUNS:]:
         sole = "all of the cap" if one["ledger"] in facts["committed_to"] else ""

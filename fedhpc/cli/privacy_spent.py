@@ -78,7 +78,8 @@ def report_shard(shard: Path) -> Report:
         folder = site_ledger_folder(Whose(opened.site, shard, synthetic), None)
         if not exists(folder):
             raise PrivacyError(
-                f"{folder}: no site ledger: no private run was charged to {shard} on this node",
+                f"{folder}: no site ledger there. A run that was charged to another place, by FEDHPC_SITE_LEDGER or "
+                f"privacy.site_ledger, is found with that place: FEDHPC_SITE_LEDGER=... run.py privacy {shard}",
                 code="privacy.ledger-missing",
             )
         ledger = SiteLedger(folder)

@@ -8,7 +8,7 @@ from fedhpc.util.text import fitted, fixed, table, wrapped
 ROUND_COLUMNS = 8
 ALL_RUNS = (
     "PRV, RDP: epsilon of the rounds of this run; evaluation: of what it releases of validation and test patients; all "
-    "runs: of the patient who has spent most, with this run and those before"
+    "runs: of the patient who has spent most, with this run and those before in the site ledgers seen from here"
 )
 
 

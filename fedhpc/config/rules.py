@@ -70,7 +70,7 @@ def _baseline_rules(config: "RunConfig") -> list[tuple[bool, str]]:
     return [
         (
             config.training.average_last > 0 and config.mode != "federated",
-            f"training.average_last: averages global models, which mode={config.mode} has none of; remove it",
+            f"training.average_last: averages global models, which mode={config.mode} has none of; set it to 0",
         ),
         (
             config.mode != "federated" and (config.aggregation, config.server) != (Mean(), ServerSgd()),

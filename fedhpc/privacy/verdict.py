@@ -63,7 +63,7 @@ class Verdict:
         times = self.noise_length / GOOD_AT_MOST
         return (
             f"{head}, {times:.1f} times what costs little AUC ({GOOD_AT_MOST}). It falls in proportion as units or "
-            "epsilon grow and as the square root of the directions shrinks: model.name=frozen with model.features"
+            "epsilon grow and as the square root of the directions shrinks: fewer model.features (model.name=frozen)"
         )
 
 

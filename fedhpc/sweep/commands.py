@@ -21,7 +21,7 @@ from fedhpc.sweep.local import StoppedError, check_memory, run_all
 from fedhpc.sweep.status import AT_REST, latest, runs_here, status_text
 from fedhpc.util.processes import exists
 from fedhpc.util.progress import at_work
-from fedhpc.util.text import first_names, shown, wrapped
+from fedhpc.util.text import count_of, first_names, shown, wrapped
 
 FINISHED, FAILED, RESUMABLE = 0, 1, 75
 UNDER_WAY = ("pending", "running")
@@ -151,14 +151,15 @@ def _has_own_account(trial: Trial) -> bool:
 def _introduced(sweep: Sweep, cluster: Cluster) -> str:
     baselines = list(dict.fromkeys(trial.baseline for trial in sweep.trials if trial.baseline))
     count = sum(not trial.baseline for trial in sweep.trials)
-    lines = [f"{sweep.name}: {count} points of a grid, {len(sweep.trials) - count} baseline runs"]
+    others = count_of(len(sweep.trials) - count, "baseline run")
+    lines = [f"{sweep.name}: {count_of(count, 'point')} of a grid, {others}"]
     lines += [f"  {key}: {', '.join(map(shown, values))}" for key, values in sweep.grid.items()]
     lines += [f"  baselines: {', '.join(baselines)}"] if baselines else []
     if cluster == "slurm":
         s = sweep.slurm
         lines.append(
-            f"each on {ranks_of(sweep)} ranks of {s.cpus_per_rank} cores over {s.nodes} node(s), at most {s.time_min} "
-            f"min, {s.at_once or 'all'} at once"
+            f"each on {count_of(ranks_of(sweep), 'rank')} of {count_of(s.cpus_per_rank, 'core')} over "
+            f"{count_of(s.nodes, 'node')}, at most {s.time_min} min, {s.at_once or 'all'} at once"
         )
     return "\n".join(lines)
 
@@ -200,7 +201,7 @@ def hand_over(directory: SweepDirectory, sweep: Sweep, names: Sequence[str], clu
     directory.add_report(report)
     jobs = f"jobs {ids[names[0]]} to {ids[names[-1]]}" if len(names) > 1 else f"job {ids[names[0]]}"
     console.say(
-        f"submitted {len(names)} trial(s) as {jobs}, and job {report}, which then makes the report\n"
+        f"submitted {count_of(len(names), 'trial')} as {jobs}; job {report} then makes the report\n"
         f"see how they stand: python run.py sweep status {directory.path}"
     )
     return FINISHED

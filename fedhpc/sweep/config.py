@@ -182,7 +182,8 @@ def _misfits(trials: Sequence[Trial], slurm: Slurm, local: Local) -> list[str]:
         different = dict.fromkeys(repr(getattr(trial.config.data, key)) for trial in trials)
         if len(different) > 1:
             problems.append(
-                f"data.{key}: differs between trials: {'; '.join(different)}; their results would not compare"
+                f"data.{key}: differs between trials: {'; '.join(different)}; their results would not compare. Set "
+                "it in the baseline that extends another file, or leave out its `extends`: it then inherits the sweep's"
             )
     patience_s = max((trial.config.runtime.patience_s for trial in trials), default=0.0)
     if slurm.signal_s <= patience_s:

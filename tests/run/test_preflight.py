@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from fedhpc.cli.main import main
+from fedhpc.config.data import Phantom
 from fedhpc.config.schema import RunConfig
 from fedhpc.errors import ConfigError, InputError
 from fedhpc.models.device import device_name
 from fedhpc.run.preflight.facts import RankFacts
-from fedhpc.run.preflight.rules import notes, problems, rank_table
+from fedhpc.run.preflight.rules import notes, one_line, problems, rank_table
 from fedhpc.run.start.placement import rank_order
 
 CONFIG = RunConfig.model_validate(
@@ -41,6 +42,16 @@ RIGHT = [
 def test_where_all_is_right_nothing_is_said() -> None:
     assert problems(RIGHT, CONFIG, "runs/tiny") == []
     assert notes(RIGHT, allocated=2) == []
+
+
+def test_shards_that_the_run_will_make_are_not_said_to_be_there() -> None:
+    built_in = CONFIG.model_copy(update={"data": CONFIG.data.model_copy(update={"phantom": Phantom()})})
+    assert one_line(RIGHT, CONFIG).endswith(
+        "2 ranks on 2 nodes by srun --mpi=pmix, Open MPI v5.0.11: shard files are there, disk, clocks and versions are "
+        "right"
+    )
+    assert "shard files are there" not in one_line(RIGHT, built_in)
+    assert one_line(RIGHT, built_in).endswith("`train` makes what the built-in cohort lacks")
 
 
 @pytest.mark.parametrize(

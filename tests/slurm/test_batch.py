@@ -85,7 +85,7 @@ def test_a_batch_job_trains_to_the_end(unbroken: Path) -> None:
     assert (summary["stopped"], summary["rounds"]) == ("finished", ROUNDS)
     text = (unbroken.parent / "unbroken.out").read_text(encoding="utf-8")
     assert "srun --mpi=pmix: every one of 4 ranks sees all of them" in text
-    assert "preflight: 4 rank(s) on 4 node(s) by srun --mpi=pmix" in text
+    assert "preflight: 4 ranks on 4 nodes by srun --mpi=pmix" in text
     for number in range(1, 5):
         assert re.search(rf"site{number} +{number - 1} +hosp{number} ", text)
 

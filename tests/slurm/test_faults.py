@@ -158,7 +158,7 @@ def test_sweep_submitted_from_a_job_runs_on_its_own_allocations(slurm: Slurm, co
     said = slurm.ask("sbatch", "--parsable", *shape, f"--wrap={shlex.join(words)}")
     with cancelled(Job(said.strip(), output, slurm.ask)) as job:
         completed(job, 60)
-        report = re.search(r"and job (\d+), which then makes the report", job.text)
+        report = re.search(r"; job (\d+) then makes the report", job.text)
         assert report, job.text
         with cancelled(Job(report[1], directory / "none", slurm.ask)) as last:
             completed(last, 180)

@@ -24,7 +24,7 @@ def test_array_of_unlike_cells_ends_with_claims(slurm: Slurm, cohort: Path) -> N
     (folder / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
     words = ("run.py", "study", folder / "study.yaml", "-o", folder / "run", "--no-calibration")
     said = slurm.ask(sys.executable, *words, limit_s=120)
-    assert "submitted 2 trial(s) as jobs" in said
+    assert "submitted 2 trials as jobs" in said
     records = StudyDirectory(folder / "run")
     assert until(lambda: (folder / "run" / "report.json").exists(), 300, 1.0), slurm.ask("squeue")
     assert {cell.name: cell.status for cell in records.read().cells} == {

@@ -72,7 +72,7 @@ def swept(slurm: Slurm, cohort: Path) -> Swept:
     config = write_sweep(folder, cohort, baselines={"local": {"mode": "local", "privacy": "off"}})
     said = sweep(slurm, config, "--run-dir", folder / "run")
     assert "2 private runs on the same patients" in said
-    assert re.search(r"submitted 5 trial\(s\) as jobs (\d+)_0 to \1_4, and job \d+", said), said
+    assert re.search(r"submitted 5 trials as jobs (\d+)_0 to \1_4; job \d+", said), said
     report = last(folder / "run").report
     if not until(lambda: job_state(slurm, report) == "COMPLETED", 200, 0.5):
         pytest.fail(f"{sweep(slurm, 'status', folder / 'run')}\n{slurm.ask('squeue', '-t', 'all')}")

@@ -33,7 +33,7 @@ def preflight(config: RunConfig, directory: RunDirectory, transport: Transport) 
                 "\n".join([f"preflight found {len(found)} problem(s)", *found, rank_table(facts)]), code="preflight"
             )
         noted = notes(facts, int(os.environ.get("SLURM_NTASKS", 0)))
-        return "\n".join([one_line(facts), *(f"  note: {note}" for note in noted)]), rank_table(facts)
+        return "\n".join([one_line(facts, config), *(f"  note: {note}" for note in noted)]), rank_table(facts)
 
     said, ranks = broadcast_json(transport, judged)
     return said, ranks

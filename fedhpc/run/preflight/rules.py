@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from fedhpc.config.schema import RunConfig
 from fedhpc.run.preflight.facts import RankFacts
-from fedhpc.util.text import fitted
+from fedhpc.util.text import count_of, fitted
 
 LEAST_FREE_BYTES = 200 * 10**6
 LARGEST_SKEW_S = 60.0
@@ -153,9 +153,11 @@ def rank_table(facts: Facts) -> str:
     return fitted(rows)
 
 
-def one_line(facts: Facts) -> str:
-    """Return what was found, in short."""
+def one_line(facts: Facts, config: RunConfig) -> str:
+    """Return what was found, in short. Shards of the built-in cohort may be missing: the run makes them."""
     hosts, first = {rank.host for rank in facts}, facts[0]
     by = f"{first.launcher}, {first.mpi}" if first.mpi else first.launcher
-    where = f"{len(facts)} rank(s) on {len(hosts)} node(s) by {by}"
-    return f"preflight: {where}: shard files are there, disk, clocks and versions are right"
+    where = f"{count_of(len(facts), 'rank')} on {count_of(len(hosts), 'node')} by {by}"
+    if config.data.phantom is None:
+        return f"preflight: {where}: shard files are there, disk, clocks and versions are right"
+    return f"preflight: {where}: disk, clocks and versions are right; `train` makes what the built-in cohort lacks"

@@ -26,7 +26,7 @@ LOG = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 STDERR = 2
-HEEDED = "{} came: stopping after this round; rounds that were finished are kept, the same command goes on from there\n"
+HEEDED = "{} came: stopping after this round; what is finished is kept, and the same\n  command goes on from there\n"
 STATUS = {signal.SIGUSR1: 75, signal.SIGTERM: 128 + signal.SIGTERM}
 """The exit status of a start that a signal ends before its first round."""
 OnStep = Callable[[int, int], None]
