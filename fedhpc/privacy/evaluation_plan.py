@@ -91,6 +91,15 @@ def plan_evaluation(config: RunConfig) -> EvaluationPlan | None:
     )
 
 
+def counts_note(config: RunConfig) -> str:
+    """Return what the released number of test images is; empty where evaluation is not private: it is exact then."""
+    plan = plan_evaluation(config)
+    if plan is None:
+        return ""
+    most = "" if plan.unit == "image" else f", and of a patient at most {plan.counted} count"
+    return f"The numbers of test images contain noise{most}."
+
+
 def charges_of_run(config: RunConfig, plan: PrivacyPlan) -> list[Charge]:
     """All charges that a private run means to make: of its training in its order, then of its evaluation."""
     p, evaluation = config.privacy, plan_evaluation(config)

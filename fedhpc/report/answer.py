@@ -7,14 +7,16 @@ from fedhpc.report.notes import warnings_of
 from fedhpc.report.paper import AUC, NAMES, best
 from fedhpc.report.parts import Column, Figure, Part, Table, Tile, Value
 from fedhpc.report.rows import FINISHED, SETTING, Group, Row
+from fedhpc.report.view import RunView
 from fedhpc.util.text import clock, data_size, fixed, percent
 
 NOTHING_YET = "No run has finished yet."
+SYNTHETIC = "Its patients are synthetic: this is no medical result."
 STYLES = {"federated": 0, "centralised": 2, "local": 1}
 
 
-def answer_part(rows: Sequence[Row], groups: Sequence[Group]) -> Part:
-    """Build the first part of a page."""
+def answer_part(rows: Sequence[Row], groups: Sequence[Group], detail: RunView | None = None) -> Part:
+    """Build the first part of a page; `detail` is the run that the page shows in full."""
     done = [row for row in rows if row.state == FINISHED]
     chosen = best(groups)
     main = chosen.get("federated") or next(iter(chosen.values()), None)
@@ -22,9 +24,21 @@ def answer_part(rows: Sequence[Row], groups: Sequence[Group]) -> Part:
     figures = [_compared(chosen, done)] if chosen else []
     own = [row for row in rows if "case" not in row.point]
     if row is None or main is None:
-        return Part("answer", "The answer", NOTHING_YET, figures=figures, warnings=warnings_of(own))
+        return _without_auc(done, detail, warnings_of(own))
     lead = _sentence(chosen, row)
+    if detail is not None and detail.is_synthetic:
+        lead = f"{lead} {SYNTHETIC}"
     return Part("answer", "The answer", lead, _tiles(row, main), figures, warnings=warnings_of(own))
+
+
+def _without_auc(done: Sequence[Row], detail: RunView | None, warnings: list[str]) -> Part:
+    """Return what is known where no run has an AUC; a private run may have released none, and its summary says why."""
+    row = next((row for row in done if detail is not None and row.name == detail.name), None)
+    if row is None or detail is None:
+        return Part("answer", "The answer", NOTHING_YET, warnings=warnings)
+    why = detail.summary.get("reasons", {}).get("auc")
+    lead = f"{NAMES.get(row.mode, row.mode)} training has finished, and no AUC is known{f': {why}' if why else ''}."
+    return Part("answer", "The answer", lead, _tiles(row, None), warnings=warnings)
 
 
 def _row_of(rows: Sequence[Row], group: Group | None) -> Row | None:
@@ -55,8 +69,8 @@ def _sentence(chosen: dict[str, Group], row: Row) -> str:
 _OTHERS = {"centralised": "with all data pooled", "local": "with each site alone"}
 
 
-def _tiles(row: Row, main: Group) -> list[Tile]:
-    tiles = [Tile("AUC", fixed(main.auc), _reach(row, main))]
+def _tiles(row: Row, main: Group | None) -> list[Tile]:
+    tiles = [] if main is None else [Tile("AUC", fixed(main.auc), _reach(row, main))]
     if row.epsilon_target is not None:
         value = "void" if row.insecure else fixed(row.epsilon, 2)
         tiles.append(Tile("Epsilon spent", value, f"of {row.epsilon_target:g} at delta {row.delta:g}"))
@@ -64,6 +78,8 @@ def _tiles(row: Row, main: Group) -> list[Tile]:
         tiles.append(Tile("Epsilon", "none", "privacy is off"))
     if row.bytes_up:
         dense = f"dense: {data_size(row.dense_bytes)}" if row.dense_bytes else "over all sites"
+        if row.dense_bytes and row.bytes_up > row.dense_bytes:
+            dense = f"{dense}, without headers"
         tiles.append(Tile("Up a round", data_size(row.bytes_up), dense))
     if (value_at := row.metrics.get("sensitivity")) is not None:
         tiles.append(Tile("Sensitivity", fixed(value_at), f"at specificity {row.specificity:g}"))

@@ -95,9 +95,11 @@ def _bottom(x: Scale, floor: float, title: str, shown: object) -> Iterator[str]:
     ticks = x.ticks()
     # On a phone the labels are larger: of many every other one would touch the next.
     every = math.ceil(len(ticks) / MOST_LABELS)
+    # Zero has a label, and otherwise the largest value.
+    labelled = 0 if ticks[0] == 0 else len(ticks) - 1
     for number, value in enumerate(ticks):
         yield line(x.at(value), 4, x.at(value), floor, "grid")
-        if (len(ticks) - 1 - number) % every == 0:
+        if (number - labelled) % every == 0:
             label = shown(value) if callable(shown) else f"{value:g}"
             yield text(x.at(value), floor + 16, label, "middle")
     yield line(x.first, floor, x.last, floor, "axis")

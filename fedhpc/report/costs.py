@@ -55,7 +55,7 @@ def privacy_part(view: RunView) -> Part:
         f"At delta {p.delta:g}, for every training {p.unit}, by each site's own ledger of this run.",
         legend_of(chart),
     )
-    return Part("privacy", "Privacy spent", figures=[figure], tables=[_budget(view)])
+    return Part("privacy", "Privacy spent", f"Run {view.name}.", figures=[figure], tables=[_budget(view)])
 
 
 def _spent(view: RunView) -> dict[str, list[tuple[int, float]]]:
@@ -95,7 +95,9 @@ def costs_part(views: Sequence[RunView], detail: RunView) -> Part:
     """Bytes of each round, seconds by phase of each run, and seconds by site."""
     timed = [view for view in views if view.records][:MOST_RUNS]
     figures = [_bytes(detail), _by_phase(timed) if timed else None, _by_site(detail) if detail.work_s else None]
-    return Part("costs", "Bytes and time", figures=[figure for figure in figures if figure is not None])
+    found = [figure for figure in figures if figure is not None]
+    lead = f"Bytes and seconds by site: run {detail.name}." if len(views) > 1 else ""
+    return Part("costs", "Bytes and time", lead, figures=found)
 
 
 def _bytes(view: RunView) -> Figure | None:
@@ -120,6 +122,8 @@ def _bytes(view: RunView) -> Figure | None:
     chart = LineChart(ROUND_AXIS, y, lines, levels, name="Bytes by round")
     columns = [Column("round", "Round", "count"), Column("up", "Up", "bytes"), Column("down", "Down", "bytes")]
     note = "Lengths of the payloads as sent, before encryption."
+    if dense and max(r["bytes_up"] for r in sent) > dense:
+        note += " Each has a header, so a small update that is sent whole is longer than its numbers (dense)."
     if bound:
         note += (
             " Entropy bound: the places of the sent entries take at least log2 C(parameters, entries) bits, and each "

@@ -59,8 +59,9 @@ class Content:
 
 def parts_of(content: Content) -> list[Part]:
     """Build the parts of a page; those without content are left out."""
+    detail = detail_of(content.views)
     parts = [
-        answer_part(content.rows, content.groups),
+        answer_part(content.rows, content.groups, detail),
         paper_part(content.rows, content.groups, content.claims),
         grid_part(content.keys, content.groups, content.rows),
         *_detailed(content),
@@ -68,7 +69,6 @@ def parts_of(content: Content) -> list[Part]:
         *result_parts(content.results),
         runs_part(content.keys, content.rows, content.groups),
     ]
-    detail = detail_of(content.views)
     if detail is not None:
         parts += [examples_part(detail), setup_part(detail, content.targets)]
     return [part for part in parts if not part.is_empty]
@@ -117,14 +117,15 @@ def _nearest_first(views: Sequence[RunView], detail: RunView) -> list[RunView]:
 
 
 def detail_of(views: Sequence[RunView]) -> RunView | None:
-    """The run that is shown in full: of the federated ones that have finished the nearest to the paper's setting."""
+    """The run that is shown in full: of the federated ones with an AUC the nearest to the paper's setting."""
 
-    def distance(view: RunView) -> tuple[bool, bool, bool, float, float, bool]:
+    def distance(view: RunView) -> tuple[bool, bool, bool, bool, float, float, bool]:
         epsilon, density = view.row.epsilon_target, view.row.density
         far = abs((100.0 if epsilon is None else epsilon) - PAPER_EPSILON)
         return (
             not view.is_federated,
             view.row.state != FINISHED,
+            view.row.auc is None,
             not view.row.paper,
             far,
             abs((density or 1.0) - 0.1),

@@ -68,12 +68,12 @@ def _measured(rows: Sequence[Row], groups: Sequence[Group]) -> list[list[Value]]
         found.append(["Loss against pooled data", f"within {percent(LARGEST_GAP)}", percent(gap), _of(federated)])
     private = [row for row in rows if row.epsilon is not None and row.mode == "federated"]
     if private:
-        spent = min(private, key=lambda row: abs((row.epsilon or 0) - EPSILON))
+        spent = min(private, key=lambda row: (row.auc is None, abs((row.epsilon or 0) - EPSILON)))
         said = f"{spent.epsilon:.3f} at delta {spent.delta:g}"
         found.append(["Epsilon of the whole run", f"{EPSILON:g}", said, spent.name])
     sent = [row for row in rows if row.bytes_up and row.dense_bytes]
     if sent:
-        row = min(sent, key=lambda one: abs((one.density or 0) - 0.1))
+        row = min(sent, key=lambda one: (one.auc is None, abs((one.density or 0) - 0.1)))
         up, dense = row.bytes_up or 0.0, row.dense_bytes or 1.0
         said = f"{data_size(dense)} to {data_size(up)} ({percent(up / dense)})"
         asked = f"{DENSE_MB} to {SENT_MB} MB ({percent(SENT_MB / DENSE_MB)})"

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+from fedhpc.privacy.evaluation_plan import counts_note
 from fedhpc.records.curves import ALL_SITES
 from fedhpc.records.metrics import METRICS
 from fedhpc.report.block_charts import ValueRow, intervals
@@ -177,6 +178,7 @@ def operating_part(view: RunView) -> Part:
     names = {metric.key: metric.name for metric in METRICS}
     reasons = [f"{capital(names.get(key, key))}: {why}." for key, why in view.summary.get("reasons", {}).items()]
     note = f"Sensitivity at the lowest threshold whose specificity is at least {specificity:g}; test splits."
+    note = f"{note} {counts_note(view.config)}".strip() if tested else note
     tables = [Table("metrics", "Metrics by site", columns, kept, note)]
     figure = _sensitivities(view, rows)
     findings = view.summary.get("per_finding", {})

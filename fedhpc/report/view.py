@@ -76,6 +76,11 @@ class RunView:
         return self.config.site_names
 
     @property
+    def is_synthetic(self) -> bool:
+        """Whether no patient exists, by what all shards said; before the run has ended, by its config."""
+        return bool(self.summary.get("synthetic", self.config.data.phantom is not None))
+
+    @property
     def is_federated(self) -> bool:
         """Whether it is no baseline."""
         return self.config.mode == "federated"

@@ -32,7 +32,7 @@ def test_model_card_does_not_call_patients_synthetic(synthetic: bool) -> None:
     summary = {"synthetic": synthetic, "per_site": {}, "config_digest": "0"}
     summary |= {"parameters": 1, "rounds": 1, "stopped": "finished"}
     card = model_card(claimed, Task(("a", "b"), (1, 8, 8)), summary, calibrated=False)
-    assert ("nobody exists" in card) == synthetic
+    assert ("none of them exists" in card) == synthetic
 
 
 @pytest.mark.parametrize("synthetic", [False, True])

@@ -20,6 +20,7 @@ from fedhpc.records.curves import ModelCurves, exact_curves, false_positive_rate
 from fedhpc.records.metrics import BINS, sensitivity_at
 from fedhpc.records.run_directory import RunDirectory
 from fedhpc.records.study import Cell, Claim, Study, StudyDirectory
+from fedhpc.report.answer import SYNTHETIC
 from fedhpc.report.build import Report
 from fedhpc.report.costs import costs_part
 from fedhpc.report.grid import Case, stress_part
@@ -117,6 +118,21 @@ def test_report_numbers_equal_summary(run: Path) -> None:
     ]
     roc = {one["rate"]: one["s"] for one in parts["curves"]["roc"] if one["site"] == "all sites"}
     assert roc[0.1] == pytest.approx(summary["sensitivity"])
+
+
+def test_run_without_auc_says_why_and_another_is_shown_in_full(run: Path) -> None:
+    other = shutil.copytree(run, run.with_name("other"))
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    why = "too few patients of a class"
+    (run / "summary.json").write_text(json.dumps({**summary, "auc": None, "reasons": {"auc": why}}), encoding="utf-8")
+    (other / "summary.json").write_text(json.dumps({**summary, "synthetic": True}), encoding="utf-8")
+    alone = Report(of_runs([run])).parts[0]
+    assert (alone.key, alone.figures, alone.tiles[0].label) == ("answer", [], "Epsilon")
+    assert why in alone.lead and SYNTHETIC not in alone.lead
+    both = Report(of_runs([run, other]))
+    assert SYNTHETIC in both.parts[0].lead
+    shown = detail_of(both.content.views)
+    assert shown is not None and shown.path == other
 
 
 def test_report_opens_public_records_only(run: Path) -> None:

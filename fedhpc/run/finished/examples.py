@@ -19,7 +19,7 @@ from fedhpc.records.run_directory import RunDirectory
 from fedhpc.util.arrays import U8, Array, middle_slice
 from fedhpc.util.rng import generator
 
-SYNTHETIC = "Synthetic patients of the built-in cohort, drawn for this page: nobody exists, and they are in no shard."
+SYNTHETIC = "Synthetic patients of the built-in cohort, drawn for this page: none of them exists or is in a shard."
 PUBLIC = "From the public reference images of data.public_reference."
 EXAMPLE_SEED = 1_000_007
 """No cohort's: the patients are others than those of the shards."""

@@ -11,11 +11,13 @@ from fedhpc import __version__
 from fedhpc.config.harmonise import chain_text
 from fedhpc.config.schema import RunConfig
 from fedhpc.models.task import Task
+from fedhpc.privacy.evaluation_plan import counts_note
 from fedhpc.records.metrics import METRICS
 from fedhpc.util.html import rendered
-from fedhpc.util.text import fixed
+from fedhpc.util.text import count_of, fixed
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+MODES = {"federated": "federated training", "centralised": "training on pooled images", "local": "a model a site"}
 KINDS = {"multiclass": "one of the classes", "multilabel": "several findings, each there or not"}
 
 
@@ -43,6 +45,7 @@ def model_card(config: RunConfig, task: Task, summary: Mapping[str, Any], calibr
         own_chains={one.name: chain_text(one.harmonise) for one in config.data.sites if one.harmonise},
         source=_source(config, summary),
         released_counts=any(one.get("n_test") for one in per_site.values()),
+        counts_note=counts_note(config),
         sites=[
             {
                 "name": site.name,
@@ -57,8 +60,7 @@ def model_card(config: RunConfig, task: Task, summary: Mapping[str, Any], calibr
         specificity=f"{config.evaluation.specificity:g}",
         metrics=[metric.name for metric in METRICS],
         rows=_rows(summary),
-        interval=_interval(summary),
-        worst=_worst(per_site),
+        told=f"{_interval(summary)} {_worst(per_site)}".strip(),
         reasons=[f"{key}: {why}." for key, why in (summary.get("reasons") or {}).items()],
         privacy=list(_privacy(config, summary)),
         start=_start(config, summary),
@@ -69,11 +71,13 @@ def model_card(config: RunConfig, task: Task, summary: Mapping[str, Any], calibr
 
 def _what(config: RunConfig, summary: Mapping[str, Any]) -> str:
     network = config.model.label if config.model.checked else config.model.name
-    backbone = f" on the frozen backbone {config.model.backbone}" if config.model.backbone else ""
-    how = f", {config.algorithm.name}" if config.mode == "federated" else ""
+    named = f"A network `{network}`"
+    if config.model.backbone:
+        named = f"A head on the frozen backbone `{config.model.backbone}`"
+    how = f" by {config.algorithm.name}" if config.mode == "federated" else ""
     return (
-        f"A network `{network}`{backbone} with {summary['parameters']:,} trained parameters, trained "
-        f"{config.mode}{how} over {len(config.data.sites)} sites in {summary['rounds']} rounds ({summary['stopped']})."
+        f"{named} with {summary['parameters']:,} trained parameters: {MODES[config.mode]}{how}, "
+        f"{count_of(len(config.data.sites), 'site')}, {count_of(summary['rounds'], 'round')} ({summary['stopped']})."
     )
 
 
@@ -87,7 +91,7 @@ def _warning(summary: Mapping[str, Any]) -> str:
 
 def _source(config: RunConfig, summary: Mapping[str, Any]) -> str:
     if summary.get("synthetic", config.data.phantom is not None):
-        return "**Synthetic patients of the built-in cohort: nobody exists, and nothing here is a medical result.**"
+        return "**Synthetic patients of the built-in cohort: none of them exists, and nothing is a medical result.**"
     return "Shards that the sites have prepared themselves."
 
 
@@ -107,7 +111,9 @@ def _rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _interval(summary: Mapping[str, Any]) -> str:
     ends = summary.get("auc_ci95")
-    return f"95 % interval of the AUC: {ends[0]:.3f} to {ends[1]:.3f}." if ends else "The AUC has no interval."
+    if ends:
+        return f"95 % interval of the AUC: {ends[0]:.3f} to {ends[1]:.3f}."
+    return "No AUC is known of all sites together." if summary.get("auc") is None else "The AUC has no interval."
 
 
 def _worst(per_site: Mapping[str, Mapping[str, Any]]) -> str:
