@@ -127,7 +127,7 @@ def test_run_without_auc_says_why_and_another_is_shown_in_full(run: Path) -> Non
     (run / "summary.json").write_text(json.dumps({**summary, "auc": None, "reasons": {"auc": why}}), encoding="utf-8")
     (other / "summary.json").write_text(json.dumps({**summary, "synthetic": True}), encoding="utf-8")
     alone = Report(of_runs([run])).parts[0]
-    assert (alone.key, alone.figures, alone.tiles[0].label) == ("answer", [], "Epsilon")
+    assert (alone.key, list(alone.figures), alone.tiles[0].label) == ("answer", [], "Epsilon")
     assert why in alone.lead and SYNTHETIC not in alone.lead
     both = Report(of_runs([run, other]))
     assert SYNTHETIC in both.parts[0].lead
