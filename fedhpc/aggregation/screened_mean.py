@@ -22,10 +22,10 @@ known before the round (`UpdateScale`). So each update is tested against what it
    agreement, so it finds a site that turns hostile once the others' updates are mostly noise, 5 to 25 rounds later.
 4. Strength, in the first FIRST_ROUNDS rounds, in which all pull (in the first alone where noise is not known): a site
    of which S + V is below the part STRONG of what the others pull with each other has its weight lowered in proportion,
-   for the rest of the run as in that of these rounds in which it is lowest. What it sends is of little use, and its
-   noise as large as any. Its weight is LEAST_WEIGHT at least, times the chance by S / V, at even odds, that it pulls
-   nowhere (mean 0) and not against the others (mean -HOSTILE), 1 / (1 + exp(-HOSTILE (S / V + HOSTILE / 2))): so what 2
-   misses by little hardly counts.
+   for the rest of the run as it is in the last of these rounds. What it sends is of little use, and its noise as large
+   as any. Its weight is LEAST_WEIGHT at least, times the chance by S / V, at even odds, that it pulls nowhere (mean 0)
+   and not against the others (mean -HOSTILE), 1 / (1 + exp(-HOSTILE (S / V + HOSTILE / 2))), in that of these rounds in
+   which it is least: so what 2 misses by little hardly counts.
 
 So 2 and 3 leave out an honest site in a run for its noise with a chance of at most 2 ALPHA + NET_ALPHA = 0.94 %. What 2
 rests on is that honest hospitals pull together where the others agree. From the same initial model they do. Near the
@@ -248,7 +248,7 @@ class Screen(Aggregator):
         return sums.alignment(site, others) / max(sums.deviation(site, others), TINY)
 
     def _strengths(self, sums: Sums, staying: list[int], before: F64) -> F64:
-        """Return what each site's weight is multiplied by, float64[n], above 0 and no more than before.
+        """Return what each site's weight is multiplied by, float64[n], above 0.
 
         As before where a site's update did not come, or where the others do not agree.
         """
@@ -256,10 +256,10 @@ class Screen(Aggregator):
         for site in staying:
             others = [other for other in staying if other != site]
             if len(others) >= LEAST_OTHERS and agreement(sums.sent[others]) > AGREEMENT:
-                out[site] = min(out[site], self._strength(sums, site, others))
+                out[site] = self._strength(sums, site, others, before[site])
         return out
 
-    def _strength(self, sums: Sums, site: int, others: list[int]) -> float:
+    def _strength(self, sums: Sums, site: int, others: list[int], before: float) -> float:
         from scipy.special import expit
 
         common = mean_product(sums.sent[others] @ sums.sent[others].T, sums.weights[others])
@@ -267,7 +267,7 @@ class Screen(Aggregator):
         lowered = float(np.clip((along + deviation) / max(STRONG * common, TINY), 0.0, 1.0))
         nowhere = float(expit(HOSTILE * (along / deviation + HOSTILE / 2)))
         # Above 0, so that the weights have a mean whatever was sent.
-        return max(lowered, LEAST_WEIGHT * nowhere, TINY)
+        return max(lowered, min(before, LEAST_WEIGHT * nowhere), TINY)
 
     def _name(self, updates: dict[int, F64], kept: dict[str, F64]) -> None:
         """Flag those that are out, and those whose weight is lowered."""
