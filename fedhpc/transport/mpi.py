@@ -43,6 +43,7 @@ TREE_FROM = 64
 """From so many ranks on the gather is a tree: a linear one makes rank 0 take size - 1 messages a wave, this one about
 2 sqrt(size)."""
 SIZE_TAG, HOST_BYTES = 1, 64
+CALL_TAG, ANSWER_TAG, ANSWER_FROM_S = 2, 3, 0.1
 
 
 class MpiTransport:
@@ -169,7 +170,7 @@ class MpiTransport:
             SilentRankError: where a rank cannot be ended from here, or the others cannot go on without it.
         """
         pids = {rank: pid for rank in missing if (pid := self._pid_here(rank))}
-        names = ", ".join(self._names[rank] for rank in missing) or self._names[0]
+        names = ", ".join(self._names[rank] for rank in missing) or one_of(self._names[1:])
         if not missing or len(pids) < len(missing) or not is_fault_tolerant():
             raise SilentRankError(
                 f"{names}: has not answered for {waited_s:.0f} s (faults.round_timeout_s, faults.join_timeout_s); this "
@@ -264,8 +265,14 @@ class MpiTransport:
         return received.data
 
     def _done(self, request: "MPI.Request") -> bool:
-        try:
+        with self._failures_told():
             return bool(request.Test())
+
+    @contextlib.contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        """Raise in the place of MPI's own errors what says that another rank has ended."""
+        try:
+            yield
         except self._mpi.Exception as error:
             kind = RankLostError if error.Get_error_class() in self._lost_classes() else ExchangeError
             raise kind(
@@ -284,6 +291,36 @@ class MpiTransport:
         lost = [0] if self.rank else []
         self._sleep_until(lambda: self._done(request), lambda: whom if self.rank == 0 else (), lambda: lost)
 
+    def _silent(self) -> list[int]:
+        """Call all ranks from rank 0; return those that do not answer within half of the limit of waits.
+
+        A collective does not tell which rank it waits for. Ranks that wait, in whatever call, answer at once.
+        """
+        others = range(1, self.size)
+        with self._failures_told():
+            silent = {rank: self._comm.Irecv(np.empty(0), source=rank, tag=ANSWER_TAG) for rank in others}
+            calls = [self._comm.Isend(np.empty(0), dest=rank, tag=CALL_TAG) for rank in others]
+        end_s = time.monotonic() + self._limit_s / 2
+        while silent and time.monotonic() < end_s:
+            for rank in [rank for rank, request in silent.items() if self._done(request)]:
+                del silent[rank]
+            time.sleep(LONGEST_SLEEP_S)
+        with self._failures_told():
+            for request in silent.values():
+                request.Cancel()
+            for request in (*calls, *silent.values()):
+                request.Free()
+        return list(silent)
+
+    def _has_answered(self) -> bool:
+        """Answer a call of rank 0; return whether there was one, so that rank 0 is there."""
+        with self._failures_told():
+            if not self._comm.Iprobe(source=0, tag=CALL_TAG):
+                return False
+            self._comm.Recv(np.empty(0), source=0, tag=CALL_TAG)
+            self._comm.Isend(np.empty(0), dest=0, tag=ANSWER_TAG).Free()
+            return True
+
     def _sleep_until(
         self, is_done: Callable[[], bool], whom: Callable[[], Sequence[str]], missing: Callable[[], Sequence[int]]
     ) -> None:
@@ -298,8 +335,10 @@ class MpiTransport:
         with self._waiting.begun() as look:
             while not is_done():
                 waited_s = look(whom())
+                if self.rank and waited_s > ANSWER_FROM_S and self._has_answered():
+                    limit_s = waited_s + self._limit_s
                 if waited_s > limit_s:
-                    self._lose(missing(), waited_s)
+                    self._lose(missing() or self._silent(), waited_s)
                     limit_s = math.inf
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_SLEEP_S)

@@ -168,8 +168,8 @@ def test_an_aggregator_that_hangs_ends_the_start(cohort: Path, mpi: Mpi) -> None
     """The others cannot agree without it, and end it."""
     run_dir, status = cohort / "hung-head", cohort / "hung-head.status"
     words = ["run.py", *command(cohort, run_dir, *SETS, "faults.round_timeout_s=4"), "--status", str(status)]
-    struck(mpi, 3, words, Blow(0, signal.SIGSTOP, lambda: len(records(run_dir)) >= 2))
-    assert status.read_text(encoding="utf-8") == "75\n"
+    done = struck(mpi, 3, words, Blow(0, signal.SIGSTOP, lambda: len(records(run_dir)) >= 2))
+    assert status.read_text(encoding="utf-8") == "75\n", done.stdout + done.stderr
 
 
 @pytest.mark.slow
