@@ -16,8 +16,7 @@ import pytest
 import yaml
 
 from fedhpc.cli.main import BAD_INPUT, FAILED, FINISHED, INTERRUPTED, RESUMABLE, main
-from fedhpc.cli.status import report_stop
-from fedhpc.cli.train import _report_failure
+from fedhpc.cli.status import report_failure, report_stop
 from fedhpc.errors import InputError, Interrupted
 from fedhpc.privacy.ledger import read_ledger
 from fedhpc.records.checkpoint import DIGEST, OWNER, forget_after, intact_rounds, load_state, save_state, saved_rounds
@@ -266,7 +265,7 @@ def test_broken_console_never_hides_a_failure(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(sys, "stderr", nobody)
         with pytest.raises(BrokenPipeError):
             print("", file=sys.stderr)
-        _report_failure(RuntimeError("unforeseen"), 0)
+        report_failure(RuntimeError("unforeseen"), 0)
         assert report_stop(KeyboardInterrupt()) == INTERRUPTED
         with contextlib.suppress(BrokenPipeError):
             nobody.close()
