@@ -78,7 +78,18 @@ class TrialDirectory:
         write_text(self.config, config_text(config, self.path))
 
     def read_config(self) -> RunConfig:
-        """As submitted."""
+        """As submitted.
+
+        Raises:
+            InputError: it is not there, or no config.
+        """
+        if not self.config.exists():
+            kept = f"{self.config.name} and {self.commands.name}"
+            raise InputError(
+                f"{self.config}: is missing, and says what the trial is. {RESTORE}. To run a trial again from its "
+                f"first round, remove all of its folder but {kept}, and resume",
+                code="file.missing",
+            )
         return load_config(self.config)
 
     def write_commands(self, commands: Commands) -> None:

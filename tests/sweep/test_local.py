@@ -163,6 +163,17 @@ def test_a_trial_that_no_memory_here_can_hold_is_refused(tmp_path: Path, capsys:
     assert not (tmp_path / "run" / "sweep.yaml").exists(), "it can be started again"
 
 
+def test_a_trial_whose_folder_was_removed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As one does to run a trial again; what is to be left is said."""
+    directory = SweepDirectory(tmp_path / "run")
+    directory.create(load_sweep(write_sweep(tmp_path, grid={"seed": [0, 1]}, baselines={}, privacy="off"), []), "local")
+    shutil.rmtree(directory.trial("tiny-001").path)
+    assert main(["sweep", "resume", str(directory.path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "tiny-001/element.yaml: is missing" in said and "[file.missing]" in said
+    assert "remove all of its folder but element.yaml and commands.json" in said
+
+
 def test_where_slurm_does_not_answer_nothing_is_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
