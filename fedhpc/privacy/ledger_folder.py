@@ -42,12 +42,13 @@ def making(folder: Path) -> Iterator[None]:
     """Keep all other processes from making an account in `folder` meanwhile.
 
     Raises:
-        PrivacyError: the folder cannot be written.
+        PrivacyError: the folder cannot be written, or others than its owner may write to it.
     """
     try:
         # Whoever may write to a folder above may move the account away, and with it the cap.
         for missing in [one for one in (folder, *folder.parents) if not one.exists()][::-1]:
             missing.mkdir(mode=0o700, exist_ok=True)
+        _refuse_open(folder)
         descriptor = os.open(folder / "making.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -81,7 +82,6 @@ def read_key(folder: Path) -> bytes:
     path = folder / "key"
     try:
         mode, text = path.stat().st_mode, path.read_text(encoding="ascii").strip()
-        open_to_others = bool(folder.stat().st_mode & 0o022)
         key = bytes.fromhex(text)
     except OSError as error:
         raise PrivacyError(f"{path}: cannot be read ({error.strerror}); {REMEDY}", code="privacy.ledger-key") from None
@@ -92,12 +92,16 @@ def read_key(folder: Path) -> bytes:
             f"{path}: others than its owner may read it, and so forge the ledger; chmod 600 {path}",
             code="privacy.ledger-key",
         )
-    if open_to_others:
+    _refuse_open(folder)
+    if len(key) != KEY_BYTES:
+        raise PrivacyError(f"{path}: has {len(key)} bytes; allowed: {KEY_BYTES}; {REMEDY}", code="privacy.ledger-key")
+    return key
+
+
+def _refuse_open(folder: Path) -> None:
+    if folder.stat().st_mode & 0o022:
         raise PrivacyError(
             f"{folder}: others than its owner may write to it, and so remove the account and its cap; chmod go-w "
             f"{folder}",
             code="privacy.ledger-key",
         )
-    if len(key) != KEY_BYTES:
-        raise PrivacyError(f"{path}: has {len(key)} bytes; allowed: {KEY_BYTES}; {REMEDY}", code="privacy.ledger-key")
-    return key

@@ -369,6 +369,18 @@ def test_folder_that_others_can_write_to_is_refused(hospital: Hospital) -> None:
     assert "chmod go-w" in refused(lambda: hospital.run("one"))
 
 
+def test_account_in_an_open_folder_is_not_begun(hospital: Hospital) -> None:
+    """It was left with a key and no ledger, which is an account that is lost."""
+    folder = hospital.folder / "given"
+    folder.mkdir()
+    folder.chmod(0o775)
+    terms = Terms("patient", cap=CAP, initialised=True)
+    for make in (SiteLedger.create, SiteLedger.open_or_create):
+        assert "chmod go-w" in refused(lambda make=make: make(folder, terms))
+    folder.chmod(0o755)
+    assert SiteLedger.open_or_create(folder, terms).terms.cap == CAP
+
+
 def test_older_copy_of_the_whole_folder_is_seen_by_the_records(hospital: Hospital) -> None:
     shutil.copytree(hospital.site_ledger, hospital.folder / "backup")
     hospital.run("one")
