@@ -21,8 +21,8 @@ from fedhpc.util.section import Section
 Ended = Literal["running", "finished", "failed", "stopped"]
 JobId = Annotated[str, Field(pattern=r"^(\d+(_\d+)?)?$")]
 """Of SLURM, or empty; never an option of its commands, which are given what a sweep's files name."""
-ProcessId = Annotated[int, Field(gt=1)]
-"""Never 0 or below, which stand for groups of processes, up to all of an account."""
+ProcessId = Annotated[int, Field(ge=1)]
+"""Never 0 or below, which stand for groups of processes, up to all of an account. 1 is what a container starts."""
 JOBS = "jobs"
 """The folder of a sweep's jobs: scripts, pickles, a log a rank."""
 RESTORE = "Restore it from a backup, or start the sweep in a new --run-dir"

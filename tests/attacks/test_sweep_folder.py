@@ -75,6 +75,15 @@ def test_forged_outcome_is_refused_or_shown(
     assert "\x1b" not in "".join(capsys.readouterr())
 
 
+def test_sweep_of_the_first_process_of_a_container_is_read(folder: SweepDirectory) -> None:
+    path = folder.trial("tiny-000").path / "outcome.json"
+    for file in (path, folder.jobs):
+        text = file.read_text(encoding="utf-8")
+        assert f'"pid": {os.getpid()}' in text
+        file.write_text(text.replace(f'"pid": {os.getpid()}', '"pid": 1'), encoding="utf-8")
+    assert main(["sweep", "status", str(folder.path)]) == 0
+
+
 def test_words_of_a_sweep_cannot_move_the_terminal(folder: SweepDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     folder.trial("tiny-000").end(beginning(""), "failed", f"told{EVIL}")
     assert main(["sweep", "status", str(folder.path)]) == 0
