@@ -14,7 +14,7 @@ from pathlib import Path
 NAMED = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
 """What `os.path.expandvars` takes for a variable."""
 LEAST_LETTERS = 4
-"""Shorter values are masked in paths only: elsewhere they would be found in other words."""
+"""Shorter values are masked as whole parts of paths only: elsewhere they would be found in other words."""
 
 _HIDDEN: dict[str, str] = {}
 
@@ -33,7 +33,8 @@ def hide(text: str, shown: str) -> None:
     path = Path(text)
     if path.name in ("", ".."):
         return  # no place of its own
-    for spelled in (text, str(path), str(path.resolve()), repr(text)[1:-1]):
+    # Not `resolve`, which ends with an error at a link to itself.
+    for spelled in (text, str(path), os.path.realpath(path), repr(text)[1:-1]):
         _HIDDEN[spelled] = shown
 
 
@@ -50,6 +51,8 @@ def expanded(template: str, public: Collection[str] = ()) -> str:
         if value == name:
             continue  # not set
         hide(path, beginning)
+        if len(path) < LEAST_LETTERS:
+            hide(os.path.expandvars(template), template)
         if len(value) >= LEAST_LETTERS and value not in public:
             hide(value, name)
     return os.path.expandvars(template)
@@ -64,4 +67,11 @@ def masked(text: str) -> str:
     ('/disks/anna-7/{site}.h5', '$DISK_OF_ANNA/{site}.h5: no such file')
     """
     longest = sorted(_HIDDEN, key=len, reverse=True)
-    return re.sub("|".join(map(re.escape, longest)), lambda found: _HIDDEN[found[0]], text) if longest else text
+    return re.sub("|".join(map(_pattern, longest)), lambda found: _HIDDEN[found[0]], text) if longest else text
+
+
+def _pattern(spelled: str) -> str:
+    found = re.escape(spelled)
+    if len(spelled) >= LEAST_LETTERS:
+        return found
+    return r"(?<![\w./])" + found + (r"(?!\w)" if "/" in spelled else "(?=/)")

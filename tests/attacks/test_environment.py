@@ -122,6 +122,33 @@ def test_value_with_a_dollar_sign_is_no_template(monkeypatch: pytest.MonkeyPatch
     assert config_of().data.shard_path("site2") == Path(f"/disk/pa${SECRET}/site2.h5")
 
 
+@pytest.mark.parametrize(
+    ("template", "value", "told"),
+    [
+        ("$WARD/{site}.h5", "d", "$WARD/site2.h5"),
+        ("$WARD/{site}.h5", "1", "$WARD/site2.h5"),
+        ("$WARD/{site}.h5", "/d", "$WARD/site2.h5"),
+        ("${WARD}{site}.h5", "d", "${WARD}site2.h5"),
+        ("/$WARD/{site}.h5", "1", "/$WARD/site2.h5"),
+    ],
+)
+def test_short_value_is_masked_in_its_path_only(
+    monkeypatch: pytest.MonkeyPatch, template: str, value: str, told: str
+) -> None:
+    """Every letter d of a message became $WARD, and so did the number of the rank."""
+    monkeypatch.setenv("WARD", value)
+    path = config_of(shards=template).data.shard_path("site2")
+    rest = "is damaged; rank 1, 11 rounds, and/data"
+    assert masked(f"{path}: {rest}") == f"{told}: {rest}"
+
+
+def test_value_that_is_a_link_to_itself_is_masked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    loop = tmp_path / SECRET
+    loop.symlink_to(loop)
+    monkeypatch.setenv("WARD", str(loop))
+    assert masked(str(config_of().data.shard_path("site2"))) == "$WARD/site2.h5"
+
+
 def test_own_setting_of_a_hospital_is_not_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whose = Whose("site2", tmp_path / "site2.h5", synthetic=False)
     monkeypatch.setenv(VARIABLE, f"/{SECRET}/$NOT_SET_HERE/{{site}}")
