@@ -88,14 +88,14 @@ class _Errors(io.FileIO):
 
 
 def _over(raw: io.FileIO, old: io.TextIOWrapper | None) -> io.TextIOWrapper:
-    """A text stream over the raw one, like the old one."""
+    """A text stream over the raw one, like the old one, but a letter that it cannot encode is shown by its number."""
     if old is None:
         return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace")
     old.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=old.encoding,
-        errors=old.errors,
+        errors="backslashreplace" if old.errors == "strict" else old.errors,
         line_buffering=old.line_buffering,
         write_through=old.write_through,
     )
