@@ -34,7 +34,7 @@ REMEDIES = {
     errno.ENOTDIR: "A file is in the place of a folder: give another folder",
     errno.EISDIR: "A folder is in the place of a file: remove it, or give another folder",
     errno.EEXIST: "A file is in the place of a folder: give another folder",
-    errno.ELOOP: "A link is in the place of the file or folder, which nothing is written through: remove it",
+    errno.ELOOP: "Nothing is written through a link: put what it leads to in its place, or link a folder above it",
     errno.EIO: "The disk or its network reports a fault: ask the administrators, or give a folder on another disk",
     errno.ESTALE: "It was removed or moved on its server: restore it, or give another folder",
 }
