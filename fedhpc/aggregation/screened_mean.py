@@ -24,8 +24,8 @@ known before the round (`UpdateScale`). So each update is tested against what it
    of which S + V is below the part STRONG of what the others pull with each other has its weight lowered in proportion,
    for the rest of the run as it is in the last of these rounds. What it sends is of little use, and its noise as large
    as any. Its weight is LEAST_WEIGHT at least, times the chance by S / V, at even odds, that it pulls nowhere (mean 0)
-   and not against the others (mean -HOSTILE), 1 / (1 + exp(-HOSTILE (S / V + HOSTILE / 2))), in that of these rounds in
-   which it is least: so what 2 misses by little hardly counts.
+   and not against the others (mean -HOSTILE), 1 / (1 + exp(-HOSTILE (S / V + HOSTILE / 2))), or its weight of the round
+   before where that is less: so what 2 misses by little hardly counts, whatever pulls nowhere afterwards.
 
 So 2 and 3 leave out an honest site in a run for its noise with a chance of at most 2 ALPHA + NET_ALPHA = 0.94 %. What 2
 rests on is that honest hospitals pull together where the others agree. From the same initial model they do. Near the
@@ -68,6 +68,8 @@ LEAST_OTHERS, NOISE_PART = 3, 0.5
 DENSE = 0.9
 EARLY_ROUNDS, FIRST_ROUNDS = 10, 3
 STRONG, LEAST_WEIGHT, HOSTILE = 0.5, 0.25, 4.0
+NO_WEIGHT = 1e-9
+"""The lowest strength: weights need a mean whatever was sent, and the square of their ratio must be a number."""
 TINY = 1e-300
 EARLY, LATE, AS_SENT, VARIANCE = "early", "late", "as_sent", "_variances"
 STRENGTHS, OUT = "strengths", "left_out"
@@ -266,8 +268,7 @@ class Screen(Aggregator):
         along, deviation = sums.alignment(site, others), max(sums.deviation(site, others), TINY)
         lowered = float(np.clip((along + deviation) / max(STRONG * common, TINY), 0.0, 1.0))
         nowhere = float(expit(HOSTILE * (along / deviation + HOSTILE / 2)))
-        # Above 0, so that the weights have a mean whatever was sent.
-        return max(lowered, min(before, LEAST_WEIGHT * nowhere), TINY)
+        return max(lowered, min(before, LEAST_WEIGHT * nowhere), NO_WEIGHT)
 
     def _name(self, updates: dict[int, F64], kept: dict[str, F64]) -> None:
         """Flag those that are out, and those whose weight is lowered."""

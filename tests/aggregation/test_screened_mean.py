@@ -271,6 +271,20 @@ def test_site_that_pulls_with_the_others_after_all_gets_its_weight_back() -> Non
     assert kept[STRENGTHS][2] == 1
 
 
+def test_site_that_turns_against_the_others_in_little_noise_does_not_end_the_run() -> None:
+    """There only its net pull is tested, which is that of the model: hundreds of deviations against, it stays."""
+    little = tuple(replace(scale, noise=scale.noise / 1000) for scale in SCALES)
+    updates = np.zeros((4, D))
+    updates[:, 0] = 20
+    kept = apply(dict(enumerate(updates)), RULE.initial(D, 4), little).kept
+    updates[2] *= -2
+    for round in (1, 2, 3):
+        found = apply(dict(enumerate(updates)), kept, little, round=round)
+        kept = found.kept
+    assert 0 < kept[STRENGTHS][2] < 1e-6
+    assert found.update[0] == pytest.approx(20, abs=1e-3)
+
+
 def test_site_without_an_update_is_left_out() -> None:
     updates = dict(enumerate(np.ones((4, D))))
     del updates[2]
