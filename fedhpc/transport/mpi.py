@@ -298,6 +298,9 @@ class MpiTransport:
         """
         others = range(1, self.size)
         with self._failures_told():
+            # A rank that was late in the last call has answered it since: that says nothing of now.
+            while self._comm.Iprobe(tag=ANSWER_TAG):
+                self._comm.Recv(np.empty(0), tag=ANSWER_TAG)
             silent = {rank: self._comm.Irecv(np.empty(0), source=rank, tag=ANSWER_TAG) for rank in others}
             calls = [self._comm.Isend(np.empty(0), dest=rank, tag=CALL_TAG) for rank in others]
         end_s = time.monotonic() + self._limit_s / 2
@@ -329,17 +332,22 @@ class MpiTransport:
         Args:
             is_done: whether the wait is over.
             whom: the names of those that are waited for now, for the notice of a long wait.
-            missing: the ranks to take for lost once the limit of waits has passed.
+            missing: the ranks to take for lost once the limit of waits has passed. Where rank 0 cannot tell, and all
+                answer its call, the wait goes on to twice the limit: one was late.
         """
-        pause_s, limit_s = FIRST_SLEEP_S, self._limit_s
+        pause_s, limit_s, longest_s = FIRST_SLEEP_S, self._limit_s, 2 * self._limit_s
         with self._waiting.begun() as look:
             while not is_done():
                 waited_s = look(whom())
                 if self.rank and waited_s > ANSWER_FROM_S and self._has_answered():
                     limit_s = waited_s + self._limit_s
                 if waited_s > limit_s:
-                    self._lose(missing() or self._silent(), waited_s)
-                    limit_s = math.inf
+                    lost = missing() or self._silent()
+                    if is_done():
+                        break
+                    if lost or waited_s > longest_s:
+                        self._lose(lost, waited_s)
+                    limit_s = math.inf if lost else longest_s
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_SLEEP_S)
 

@@ -51,6 +51,54 @@ def test_gather_and_broadcast(mpirun: Callable[..., tuple[int, str, str]], tmp_p
         assert result["cpu_s"] < 1
 
 
+LATE = """
+import sys, time
+from pathlib import Path
+from fedhpc.transport.mpi import ANSWER_TAG, CALL_TAG, connect
+t = connect()
+last, called = t.size - 1, Path(sys.argv[1], "called")
+def until(is_so):
+    while not is_so():
+        time.sleep(0.01)
+if t.rank == last:
+    until(called.exists)
+elif t.rank == 0:
+    t.limit_waits(1)
+    first = t._silent()
+    t.limit_waits(None)
+    called.touch()
+    # Which answers to that call as soon as it waits.
+    until(lambda: t._comm.Iprobe(source=last, tag=ANSWER_TAG))
+t.gather([b""], "hello")
+if t.rank == last:
+    until(lambda: not called.exists())
+elif t.rank == 0:
+    t.limit_waits(1)
+    second = t._silent()
+    called.unlink()
+    print("silent", last in first, last in second, flush=True)
+t.limit_waits(None)
+t.gather([b""], "hello")
+if t.rank == last:
+    t._has_answered()
+t.limit_waits(3)
+if t.rank == last:
+    until(lambda: t._comm.Iprobe(source=0, tag=CALL_TAG))
+got = t.broadcast(bytes(2**20) if t.rank == 0 else None, "hello")
+t.gather([b""], "hello")
+print("got", len(got), flush=True)
+"""
+
+
+def test_rank_that_comes_late_is_not_taken_for_lost(
+    mpirun: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """One that comes while rank 0 calls it goes on with the others; what it answered late says nothing of later."""
+    status, out, err = mpirun(3, ["-c", LATE, tmp_path])
+    assert status == 0, err
+    assert sorted(out.split("\n"))[-4:] == ["got 1048576"] * 3 + ["silent True True"], out
+
+
 FAILING = """
 import sys, time
 from pathlib import Path
