@@ -13,6 +13,7 @@ from fedhpc.records.site_report import SiteReport
 from fedhpc.records.summary import summary_of
 from fedhpc.run.finished.finish import spent
 from fedhpc.run.finished.model_card import model_card
+from fedhpc.run.start.initial_model import cost_of
 
 CONFIG = RunConfig.model_validate(
     {
@@ -55,6 +56,12 @@ def test_card_of_a_run_that_starts_from_another_says_what_that_cost(epsilon: flo
     assert "come on top" in card(CONFIG.replace({"model.name": "frozen", "model.backbone": "runs/first/model.pt"}))
     ours = card(CONFIG.replace({"model.name": "frozen", "model.backbone": "efficientnet_lite0"}))
     assert "come on top" not in ours and "It starts from" not in ours
+
+
+def test_cost_of_a_run_whose_noise_can_be_taken_off_is_not_known() -> None:
+    assert cost_of(CONFIG) == {"epsilon": 1.0, "delta": CONFIG.privacy.delta}
+    for key, value in (("privacy.noise_seed", 3), ("privacy.epsilon", None)):
+        assert cost_of(CONFIG.replace({key: value})) == {"epsilon": None, "delta": None}
 
 
 def test_card_says_that_a_lost_site_may_have_spent_more_than_is_recorded() -> None:

@@ -72,13 +72,20 @@ def _parameters(config: RunConfig, directory: RunDirectory, task: Task, model: n
             code="model.init-from",
         )
     _refuse_unprotected(saved, config)
-    p = saved.config.privacy
-    # What it was to cost: the model that comes of it gives that away too.
-    cost = {"epsilon": p.epsilon, "delta": None if p.epsilon is None else p.delta}
     record = {"path": str(path), "sha256": hashlib.sha256(read_bytes(path)).hexdigest(), "run": saved.config.name}
     runs = [asdict(one) for one in saved.origin.runs]
-    directory.write_json(directory.initial, record | cost | {"runs": runs})
+    directory.write_json(directory.initial, record | cost_of(saved.config) | {"runs": runs})
     return to_vector(saved.network)
+
+
+def cost_of(config: RunConfig) -> dict[str, float | None]:
+    """Return what a run was to cost, since a model that starts from its model gives that away too.
+
+    None where that is not known: without privacy, or by privacy.noise_seed, with which the noise can be taken off.
+    """
+    p = config.privacy
+    known = p.epsilon is not None and p.noise_seed is None
+    return {"epsilon": p.epsilon if known else None, "delta": p.delta if known else None}
 
 
 def model_path(source: str) -> Path:
