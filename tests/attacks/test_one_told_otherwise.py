@@ -20,7 +20,7 @@ from fedhpc.privacy.ledger import Ledger, LedgerOwner
 from fedhpc.privacy.noise import KeyStream
 from fedhpc.privacy.plan import PrivacyPlan, check_plans, plan_privacy
 from fedhpc.privacy.skellam import calibrate
-from fedhpc.run.evaluation.questions import _about
+from fedhpc.run.evaluation.questions import _about, ask
 from fedhpc.run.start.sum_identities import check_identities, told_noise
 from fedhpc.secagg.masks import SumTerms
 from fedhpc.secagg.messages import HEADER, KEYS, broadcast_of
@@ -32,6 +32,7 @@ from fedhpc.site.evaluation import Evaluator
 from fedhpc.site.failures import Failures
 from fedhpc.site.release import Question
 from fedhpc.site.training.secure_contribution import IntegerGrid, plan_grid
+from fedhpc.transport.base import AloneTransport
 from tests.secagg.test_protocol import signing_sites
 
 ROUNDS, SITES, SIZE, NUMBER = 10, 10, 500, 7
@@ -166,6 +167,27 @@ def test_site_that_is_asked_something_else_takes_no_part() -> None:
             share_all(asked)
 
 
+def test_sum_over_a_site_that_was_given_another_model_is_refused() -> None:
+    """From the question to the sum, as a run asks it."""
+
+    def site(index: int, name: str) -> SimpleNamespace:
+        asked = Evaluator(
+            name, cast(Any, None), cast(SiteContext, SimpleNamespace(config=CONFIG)), Failures(name)
+        ).asked
+        zeros = np.zeros(FIRST.shape, np.int64)
+        answers = SimpleNamespace(asked=asked, may_answer=lambda *_: True, answer=lambda *_: zeros)
+        return SimpleNamespace(index=index, name=name, evaluator=answers)
+
+    sites = [site(index, name) for index, name in enumerate(CONFIG.site_names)]
+    identities = dict(enumerate(signing_sites(SITES)))
+    session: Any = SimpleNamespace(config=CONFIG, transport=AloneTransport(), sites=sites, identities=identities)
+    one, other = np.zeros(3, np.float32), np.ones(3, np.float32)
+    answer = ask(session, lambda _: one, FIRST, 0)
+    assert answer is not None and not answer.total.any()
+    with pytest.raises(PayloadError, match="the signature of its message keys does not fit"):
+        ask(session, lambda name: other if name == "site0" else one, FIRST, 0)
+
+
 def test_question_that_comes_back_gets_the_answer_that_it_got(tmp_path: Path) -> None:
     """A new one would show, beside the sum before, how much of the noise was this site's."""
     site = Site(tmp_path / "site", 0, 1000.0)
@@ -175,4 +197,5 @@ def test_question_that_comes_back_gets_the_answer_that_it_got(tmp_path: Path) ->
     for asked in (site, again):
         np.testing.assert_array_equal(asked.ask(FIRST), first)
         np.testing.assert_array_equal(asked.ask(OTHER), other)
+        assert all(asked.answers.keeps(one, one.digest(np.zeros(1, np.float32))) for one in (FIRST, OTHER))
     assert len(site.charged.charges) == 2

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ import yaml
 from data_prep.shard_writer import write_shard
 from fedhpc.privacy.accountant import Charge
 from fedhpc.privacy.ledger import read_ledger
+from fedhpc.run.start import sum_identities
+from fedhpc.secagg.signatures import Introduction, PublicKey, Signatories, signatories_of
 from fedhpc.site import hospital
 from fedhpc.transport import pki
 from fedhpc.util.rng import generator
@@ -145,10 +147,20 @@ def test_a_site_that_fails_in_training_is_left_out_and_the_run_goes_on(
 ) -> None:
     sets = ("privacy.tolerated_dropouts=1",)
     one, two = secure_cohort / "dropout-one", secure_cohort / "dropout-two"
+    signed: list[bytes] = []
+
+    def recorded(run: bytes, introductions: Sequence[Introduction], keys: Sequence[PublicKey]) -> Signatories:
+        signed.append(run)
+        return signatories_of(run, introductions, keys)
+
     with monkeypatch.context() as patch:
+        patch.setattr(sum_identities, "signatories_of", recorded)
         patch.setattr(hospital, "contribution", hospital.contribution)
         patch.setattr(hospital.Hospital, "contribute", failing(["site3"]))
         assert run_here(arguments(secure_cohort, one, *sets))[0] == 0
+    assert len(signed) == len(SITES) and len(set(signed)) == 1
+    # What a site was told of the noise.
+    assert b"PrivacyPlan(noise_multiplier=" in signed[0] and b"IntegerGrid(" in signed[0]
     status, out, err = mpirun(2, [*FAULTS, "fail-site3", *arguments(secure_cohort, two, *sets)], timeout=240)
     assert status == 0, err
     assert_same_run(one, two)
