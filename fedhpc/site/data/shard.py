@@ -208,9 +208,9 @@ def _refusal(path: Path, site: str | None, problems: list[Problem]) -> ShardErro
 
 
 def _open_file(path: Path, site: str | None) -> h5py.File:
-    if not path.is_file():
-        text = f"{NO_FILE}; allowed: an existing HDF5 shard"
-        raise _refusal(path, site, [Problem(NO_FILE, text)])
+    if unreadable := _unreadable(path):
+        text = f"{unreadable}; allowed: an existing HDF5 shard that this account may read"
+        raise _refusal(path, site, [Problem(unreadable, text)])
     try:
         # Locks are broken on many parallel file systems, and nobody writes to a finished shard.
         return h5py.File(path, "r", locking=False)
@@ -219,13 +219,24 @@ def _open_file(path: Path, site: str | None) -> h5py.File:
         raise _refusal(path, site, [Problem("not a whole HDF5 file", text)]) from error
 
 
-def shard_problem(path: Path) -> str:
-    """Return why a shard cannot even be opened on this node (public), empty where it can. It is not looked into."""
+def _unreadable(path: Path) -> str:
+    """Return why this account cannot read a file (public), empty where it can: importers write for their own alone."""
     try:
         if not path.is_file():
             return NO_FILE
     except OSError as error:  # a folder that this account may not enter, or a name that is too long
         return f"cannot be looked at ({error.strerror})"
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        return f"cannot be read by this account ({error.strerror})"
+    return ""
+
+
+def shard_problem(path: Path) -> str:
+    """Return why a shard cannot even be opened on this node (public), empty where it can. It is not looked into."""
+    if unreadable := _unreadable(path):
+        return unreadable
     try:
         h5py.File(path, "r", locking=False).close()
     except OSError:

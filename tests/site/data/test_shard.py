@@ -1,11 +1,14 @@
 """The shard: what is written is what is read, in both modes, and no damaged file gets as far as training."""
 
+import ctypes
 import hashlib
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import h5py
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 from data_prep.shard_writer import write_shard
 from fedhpc.errors import ShardError
 from fedhpc.site.data import shard_scan
-from fedhpc.site.data.shard import Shard
+from fedhpc.site.data.shard import Shard, shard_problem
 from fedhpc.util import memory
 
 N = 12
@@ -353,6 +356,32 @@ def test_a_refused_shard_is_closed_again(good: Path) -> None:
 def test_missing_file_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"no such file(.|\n)*`python run.py prepare"):
         Shard.open(tmp_path / "none.h5", "site1")
+
+
+@contextmanager
+def as_another_account() -> Iterator[None]:
+    """Look at files as one whom modes stop: root of this thread is nobody meanwhile."""
+    kernel = ctypes.CDLL(None)
+    kernel.setfsuid(65534 if os.geteuid() == 0 else os.geteuid())
+    try:
+        yield
+    finally:
+        kernel.setfsuid(os.geteuid())
+
+
+def test_shard_of_another_account_is_not_called_damaged(good: Path) -> None:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        shard = folder / "site1.h5"
+        shard.write_bytes(good.read_bytes())
+        for closed, told in ((shard, "cannot be read by this account"), (folder, "cannot be looked at")):
+            folder.chmod(0o755)
+            closed.chmod(0)
+            with as_another_account():
+                assert told in shard_problem(shard)
+                with pytest.raises(ShardError, match=rf"{told} \(Permission denied\)"):
+                    Shard.open(shard, "site1")
+        folder.chmod(0o700)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 600, -1])
