@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedhpc.config.schema import Runtime
 from fedhpc.errors import InputError
-from fedhpc.util.files import is_own
+from fedhpc.util.files import is_own, make_own_folder
 from fedhpc.util.memory import keep_freed_memory
 
 
@@ -76,7 +76,7 @@ def _keep_compiled_code_private() -> None:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedhpc" / "compiled"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_own_folder(folder)
         usable = os.access(folder, os.W_OK | os.X_OK) and is_own(folder)
     except OSError:
         usable = False

@@ -15,6 +15,7 @@ from fedhpc.privacy.anchored_chain import AnchoredChain, replace_whole
 from fedhpc.privacy.hash_chain import REMEDY
 from fedhpc.privacy.site_terms import Terms
 from fedhpc.util.clock import now
+from fedhpc.util.files import make_own_folder
 
 SEAL_DIGITS = 16
 """How much of a seal goes into a round's record."""
@@ -45,9 +46,7 @@ def making(folder: Path) -> Iterator[None]:
         PrivacyError: the folder cannot be written, or others than its owner may write to it.
     """
     try:
-        # Whoever may write to a folder above may move the account away, and with it the cap.
-        for missing in [one for one in (folder, *folder.parents) if not one.exists()][::-1]:
-            missing.mkdir(mode=0o700, exist_ok=True)
+        make_own_folder(folder)
         _refuse_open(folder)
         descriptor = os.open(folder / "making.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:

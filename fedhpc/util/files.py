@@ -73,6 +73,15 @@ def make_folder(path: Path, *, parents: bool = True) -> None:
         path.mkdir(parents=parents, exist_ok=True)
 
 
+def make_own_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, for this account alone, whatever its umask. Raises OSError.
+
+    Whoever may write to a folder above may exchange what is below.
+    """
+    for missing in [one for one in (path, *path.parents) if not one.exists()][::-1]:
+        missing.mkdir(mode=0o700, exist_ok=True)
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, mode: int = READABLE) -> Iterator[Callable[[bytes | memoryview], None]]:
     """Give a function that writes to the file that is at `path`, on disk, when the block ends; the folder must exist.

@@ -1,5 +1,6 @@
 """The training loop: the same bits streamed or from memory, pooled rows, mirrored images, cached features."""
 
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,7 +251,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_compiled_code_is_kept_in_the_accounts_own_cache(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in /tmp under the account's name, where anybody may have put code before."""
     runtime = Runtime(device="cpu", threads=1, compile=True)
-    prepare(runtime, 0)
+    before = os.umask(0o002)  # with which its own folders were open to the group, and all was compiled at each start
+    try:
+        prepare(runtime, 0)
+    finally:
+        os.umask(before)
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     assert Path(cache_dir()) == own_cache / "fedhpc" / "compiled"
