@@ -9,7 +9,7 @@ from fedhpc.errors import InputError
 from fedhpc.run.display import Console
 from fedhpc.transport.base import Transport
 from fedhpc.transport.collectives import run_on_all_ranks
-from fedhpc.util.files import make_folder
+from fedhpc.util.files import make_folder, reported
 from fedhpc.util.progress import Beat
 
 REFERENCE_IMAGES = 1000
@@ -41,7 +41,9 @@ def make_phantoms(config: RunConfig, sites: Sequence[str], console: Console) -> 
     # Each site reports on itself as it is drawn; where this process draws several, also on all of them.
     sizes, beat = {name: cohort.sites[name].images for name in missing}, Beat("built-in cohort")
     for number, name in enumerate(missing, 1):
-        write_site(cohort, name, config.data.shard_path(name))
+        path = config.data.shard_path(name)
+        with reported(path, "written"):
+            write_site(cohort, name, path)
         share = sum(sizes[one] for one in missing[:number]) / sum(sizes.values())
         beat.at(share * wanted.images, wanted.images)
 
@@ -60,4 +62,5 @@ def write_phantoms(path: Path, images: int, image_size: int) -> None:
     from data_prep.phantom.public import write_reference
 
     make_folder(path.parent)
-    write_reference(path, images, image_size)
+    with reported(path, "written"):
+        write_reference(path, images, image_size)
