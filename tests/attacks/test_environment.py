@@ -1,4 +1,4 @@
-"""A config that names `$SECRET`: what a hospital's account has in its environment is told to no other rank."""
+"""A config that names `$SECRET`: no other rank learns what the environment of a hospital's account holds."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

@@ -136,7 +136,7 @@ def test_sums_of_kept_and_new_answers_differ_by_one_site_alone(tmp_path: Path) -
 
 
 def test_shares_of_one_site_hide_less_than_two_answers_cost() -> None:
-    """Why that matters: by its own two shares one patient in one bin is told apart with more than 20 times epsilon."""
+    """Why that matters: by its own two shares one patient in one bin shows by more than 20 times epsilon."""
     planned = plan_evaluation(CONFIG)
     assert planned is not None
     weight, epsilon, draws = 1680, planned.stage_epsilon(1), 200_000

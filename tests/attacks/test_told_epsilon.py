@@ -1,4 +1,4 @@
-"""The epsilon that is told with a model covers all that the model was made of: lost sites, and the runs before it."""
+"""The epsilon beside a model covers all that the model was made of: lost sites, and the runs before it."""
 
 import json
 from dataclasses import replace
