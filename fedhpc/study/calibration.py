@@ -3,21 +3,17 @@
 The first training of a cohort also makes the cohort and its features, once: that time is no cell's.
 """
 
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from fedhpc.errors import InputError
 from fedhpc.records.run_directory import RunDirectory, config_text
 from fedhpc.run.display import Console
 from fedhpc.sweep.config import Sweep, Trial
 from fedhpc.sweep.directory import SweepDirectory, with_threads
-from fedhpc.sweep.environment import for_programs
+from fedhpc.sweep.environment import run_quietly
 from fedhpc.sweep.pace import Kind
 from fedhpc.util.files import make_folder, write_text
 from fedhpc.util.progress import at_work
@@ -26,7 +22,6 @@ from fedhpc.util.text import clock
 ROUNDS = 2
 RUNS_OF_SCHEDULE, ROUNDS_OF_SCHEDULE = 3, 80
 """What `bench schedule` trains: runs for each seed, and rounds that it times beside them."""
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -109,17 +104,9 @@ def _timed(directory: SweepDirectory, trial: Trial, cpus: int) -> Measured:
         changes["privacy.site_ledger"] = f"{folder}/accounts/{{site}}"
     config = with_threads(trial.config.replace(changes), cpus)
     write_text(folder / "calibration.yaml", config_text(config, folder))
-    command = [sys.executable, "-m", "fedhpc", "train", str(folder / "calibration.yaml"), "--run-dir", str(folder)]
     begun_s = time.monotonic()
     with at_work(f"timing {trial.name}"):
-        done = subprocess.run(
-            command,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-            env=for_programs(os.environ),
-        )
+        done = run_quietly("train", str(folder / "calibration.yaml"), "--run-dir", str(folder))
     if done.returncode:
         raise InputError(
             f"{trial.name}: a run of {ROUNDS} rounds to time it ended with status {done.returncode}, and so would its "

@@ -6,6 +6,8 @@ whole environment on to the new job: a sweep that is submitted from there would 
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +49,18 @@ def for_programs(environment: Mapping[str, str]) -> dict[str, str]:
     """Return `environment` for `python -m fedhpc...`: it finds this package, and no module of the folder it is in."""
     path = os.pathsep.join(filter(None, [str(CHECKOUT), environment.get("PYTHONPATH")]))
     return {**environment, **SAFE_PATH, "PYTHONPATH": path}
+
+
+def run_quietly(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run `run.py WORDS` in a process of its own, here; return its status and standard error."""
+    return subprocess.run(
+        [sys.executable, "-m", "fedhpc", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=for_programs(os.environ),
+    )
 
 
 def _of_a_job(name: str) -> bool:

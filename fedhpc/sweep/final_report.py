@@ -1,8 +1,5 @@
 """A sweep as its report reads it, and the report at its end."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from fedhpc.errors import InputError
@@ -13,7 +10,7 @@ from fedhpc.report.rows import Label, State, groups_of, row_of
 from fedhpc.report.sources import of_study
 from fedhpc.report.view import view_of
 from fedhpc.sweep.directory import SweepDirectory
-from fedhpc.sweep.environment import for_programs
+from fedhpc.sweep.environment import run_quietly
 from fedhpc.sweep.slurm_queue import look
 from fedhpc.util.clock import now
 
@@ -60,15 +57,7 @@ def write_report(sweep: Path) -> Path:
 
 
 def _write_claims(study: Path) -> None:
-    command = [sys.executable, "-m", "fedhpc", "study", str(study)]
-    done = subprocess.run(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        env=for_programs(os.environ),
-    )
+    done = run_quietly("study", str(study))
     if done.returncode:
         raise InputError(
             f"{study / CLAIMS}: was not written: {done.stderr.strip()}. Try again: run.py study {study}",
